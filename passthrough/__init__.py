@@ -1,0 +1,22 @@
+"""A passthrough FUSE file system over one host directory; it knows nothing of Docker.
+
+Where a request goes, each module importing only those below it:
+
+    __main__.py     serve a directory from the command line, in the foreground
+    worker.py       the worker process of one volume: hand-over, lifetime, report
+    session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
+    filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    handles.py      open files and directory streams
+    inodes.py       identity <-> inode number <-> lookup count
+    credentials.py  acting as the caller
+    cache.py        policy -> timeouts and open flags
+    handover.py     what keeper and worker tell each other
+    mount.py        /dev/fuse, mount(2), umount2(2)
+    mountinfo.py    what is mounted where
+    config.py       Config and its options: the one contract with who serves
+    syscalls.py     the system calls that `os` lacks
+
+The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched
+from the system call to the session, which turns it into the reply's errno. File names are bytes.
+Paths are never joined below the source: a directory descriptor and one name reach everything.
+"""

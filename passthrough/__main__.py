@@ -1,0 +1,89 @@
+"""Serve a directory from the command line, in the foreground, without Docker."""
+
+import errno
+import logging
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from passthrough import mount, mountinfo, worker
+from passthrough.config import Config, OptionError, parse_options
+from passthrough.handover import Handover
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    source: Annotated[Path, typer.Option(help="The directory to serve.")],
+    mountpoint: Annotated[Path, typer.Option(help="Where to mount it: an existing directory.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--option", metavar="KEY=VALUE", help="As for a volume; repeatable."),
+    ] = None,
+) -> None:
+    """Serve SOURCE at MOUNTPOINT until it is unmounted or this process gets SIGINT or SIGTERM."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        _serve(source, mountpoint, _config(option or []))
+    except (OptionError, OSError) as error:
+        typer.echo(f"passthrough: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _config(options: list[str]) -> Config:
+    """The Config of `-o a=b -o c,d=e`, as mount(8) splits it."""
+    given: dict[str, str] = {}
+    for word in (word for option in options for word in option.split(",") if word):
+        name, _, value = word.partition("=")
+        if given.setdefault(name, value) != value:
+            raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
+    return parse_options(given)
+
+
+def _serve(source: Path, mountpoint: Path, config: Config) -> None:
+    source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    target = mountpoint.resolve()
+    _check_apart(source_fd, target)
+    fuse_fd = mount.mount(target, config)
+    is_mounted = _watch(target)
+    try:
+        worker.serve(
+            Handover(volume=str(source), config=config, fuse_fd=fuse_fd, source_fd=source_fd),
+            lambda: typer.echo(f"serving {source} at {mountpoint}"),
+        )
+    finally:
+        if is_mounted():
+            mount.unmount(target)
+
+
+def _watch(target: Path) -> Callable[[], bool]:
+    """Whether what is mounted at *target* now is still there: others may unmount it as well."""
+
+    def uppermost() -> mountinfo.Mount | None:
+        at_target = [m for m in mountinfo.read() if m.target == os.fsencode(target)]
+        return at_target[-1] if at_target else None
+
+    ours = uppermost()
+    return lambda: ours is not None and uppermost() == ours
+
+
+def _check_apart(source_fd: int, target: Path) -> None:
+    """Refuse a mount point inside its own source: the first to walk by it would wait for ever."""
+    target_fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(target_fd).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+        if mountinfo.contains(mountinfo.read(), source_fd, target_fd):
+            raise OptionError("mountpoint", str(target), "a directory outside of the source")
+    finally:
+        os.close(target_fd)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m passthrough")

@@ -1,0 +1,67 @@
+"""Acting as the caller while something is created, so that it belongs to the caller.
+
+Only the creating operations do so (mkdir, mknod, symlink, create); the kernel has checked the
+caller's permissions by then (default_permissions), with all of its groups. What switches is the
+file system uid and gid of the one thread, setfsuid(2). Its capabilities stay (`keep_capabilities`):
+without them the host would check again, with the primary group alone, and refuse who may create
+through a supplementary group.
+"""
+
+import errno
+import logging
+import os
+from typing import Final, NamedTuple
+
+from passthrough import syscalls
+
+log = logging.getLogger(__name__)
+
+# Whoever supervises the worker can tell this end from every other, sysexits(3): EX_NOPERM.
+EXIT_IDENTITY_LOST: Final = 77
+_OWN_ID: Final = 0
+_NO_ID: Final = 0xFFFF_FFFF
+
+
+class Caller(NamedTuple):
+    """Who sent a request: ids in the namespace that mounted."""
+
+    uid: int
+    gid: int
+
+
+def keep_capabilities() -> None:
+    """Let this process's capabilities survive a change of file system uid, capabilities(7).
+
+    To be called once, before threads start; they inherit it.
+
+    Raises:
+        OSError: EPERM without CAP_SETPCAP.
+    """
+    syscalls.set_securebits(syscalls.SECBIT_NO_SETUID_FIXUP)
+
+
+class ActingAs:
+    """A guard: inside it, what this thread creates belongs to *caller*.
+
+    Group first, undone in reverse. The calls report no failure but return the id before them, so
+    that undoing shows whether each switch took place. If one did not, nobody can say who owns what
+    was just created, or whom the next request would act as: the process ends at once.
+    """
+
+    __slots__ = ("_gid", "_uid")
+
+    def __init__(self, caller: Caller) -> None:
+        self._uid, self._gid = caller
+
+    def __enter__(self) -> None:
+        if _NO_ID in {self._uid, self._gid}:
+            raise PermissionError(errno.EPERM, "a caller without an id in this user namespace")
+        syscalls.setfsgid(self._gid)
+        syscalls.setfsuid(self._uid)
+
+    def __exit__(self, *_: object) -> None:
+        uid = syscalls.setfsuid(_OWN_ID)
+        gid = syscalls.setfsgid(_OWN_ID)
+        if (uid, gid) != (self._uid, self._gid):
+            log.critical("acted as %d:%d in place of %d:%d", uid, gid, self._uid, self._gid)
+            os._exit(EXIT_IDENTITY_LOST)

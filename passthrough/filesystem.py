@@ -1,0 +1,381 @@
+"""PassthroughFs: one method per FUSE operation, on one host directory.
+
+Plain and synchronous: a method does its system calls and returns, or raises the OSError that the
+caller of the operation shall see. It knows no transport; a session decodes requests into calls and
+encodes what comes back. Permissions are the kernel's to check before a request is sent
+(default_permissions); what a method adds is the caller's identity on what it creates.
+
+Inode numbers and handle numbers are the ones that earlier replies gave. Every Entry that a method
+returns counts as one lookup, which the session must give back with `forget` if it cannot deliver
+the reply. Names are bytes and single components. Only regular files and directories are ever
+opened for real: opening a device, fifo or socket here would act on the host's (CVE-2020-35517).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from passthrough import syscalls
+from passthrough.cache import Cache
+from passthrough.config import Atime, Config
+from passthrough.credentials import ActingAs, Caller
+from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
+from passthrough.inodes import ROOT, Inode, InodeTable
+
+_LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# Flags of a caller's open(2) that must not reach the host: the file exists, is reached through a
+# link in /proc that has to be followed, and is read into buffers that are not aligned.
+_NOT_FOR_HOST: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT
+_RENAME_FLAGS: Final = (
+    syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
+)
+# Without POSIX_ACL negotiated the kernel would store an ACL and then not honour it.
+_ACL_PREFIX: Final = b"system.posix_acl_"
+
+OMIT: Final = (0, syscalls.UTIME_OMIT)
+
+
+class Attributes:
+    """What GETATTR and SETATTR answer: st_* and how long they stay known, in seconds."""
+
+    __slots__ = ("stat", "timeout")
+
+    def __init__(self, attributes: os.stat_result, timeout: float) -> None:
+        self.stat = attributes
+        self.timeout = timeout
+
+
+class Entry:
+    """A file that a name led to: its inode number, attributes, and how long both stay known."""
+
+    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "stat")
+
+    def __init__(
+        self, inode_number: int, attributes: os.stat_result, timeouts: tuple[float, float]
+    ) -> None:
+        self.inode_number = inode_number
+        self.stat = attributes
+        self.entry_timeout, self.attr_timeout = timeouts
+
+
+class Changes(NamedTuple):
+    """What SETATTR changes; None, and OMIT for times, leave a field alone."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: tuple[int, int] = OMIT
+    """Seconds and nanoseconds, utimensat(2)."""
+    mtime: tuple[int, int] = OMIT
+
+
+class PassthroughFs:
+    """The operations on one source directory. Not for use by several mounts at once."""
+
+    def __init__(self, config: Config, source_fd: int) -> None:
+        """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns."""
+        self.cache = Cache(config)
+        self.inodes = InodeTable(source_fd)
+        self.files: HandleTable[OpenFile] = HandleTable()
+        self.directories: HandleTable[OpenDirectory] = HandleTable()
+        self._open_flags = os.O_CLOEXEC
+        if config.atime is Atime.NOATIME:
+            self._open_flags |= os.O_NOATIME
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        self.files.close()
+        self.directories.close()
+        self.inodes.close()
+
+    # Names
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        """Find *name* in *parent*; a symlink is found itself, never its target."""
+        _check_component(name)
+        fd = os.open(name, _LOOKUP_FLAGS, dir_fd=self.inodes[parent].fd)
+        return self._grant(fd)
+
+    def forget(self, number: int, count: int) -> None:
+        """Give back *count* lookups of inode *number*."""
+        self.inodes.forget(number, count)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
+        _check_component(name)
+        directory = self.inodes[parent]
+        with ActingAs(caller):
+            os.mknod(name, mode, rdev, dir_fd=directory.fd)
+        return self.lookup(parent, name)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Create a directory, with *mode* as the caller's umask left it."""
+        _check_component(name)
+        directory = self.inodes[parent]
+        with ActingAs(caller):
+            os.mkdir(name, mode, dir_fd=directory.fd)
+        return self.lookup(parent, name)
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Create a symlink to *target*, which is stored as it is."""
+        _check_component(name)
+        directory = self.inodes[parent]
+        with ActingAs(caller):
+            os.symlink(target, name, dir_fd=directory.fd)
+        return self.lookup(parent, name)
+
+    def link(self, number: int, parent: int, name: bytes) -> Entry:
+        """Give inode *number*, a symlink itself included, one more name."""
+        _check_component(name)
+        inode = self.inodes[number]
+        os.link(
+            inode.path, name, dst_dir_fd=self.inodes[parent].fd, follow_symlinks=True
+        )  # follows the link in /proc, and no further
+        return self.lookup(parent, name)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Take a name away, unlink(2)."""
+        _check_component(name)
+        os.unlink(name, dir_fd=self.inodes[parent].fd)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory, rmdir(2)."""
+        _check_component(name)
+        os.rmdir(name, dir_fd=self.inodes[parent].fd)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Rename with RENAME_* *flags*, rename(2)."""
+        _check_component(name)
+        _check_component(new_name)
+        if flags & ~_RENAME_FLAGS:
+            raise _error(errno.EINVAL)
+        old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
+        if flags:
+            syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
+        else:
+            os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+
+    def readlink(self, number: int) -> bytes:
+        """The text of a symlink."""
+        return os.readlink(b"", dir_fd=self.inodes[number].fd)
+
+    # Attributes
+
+    def getattr(self, number: int) -> Attributes:
+        """The attributes as the host has them now."""
+        return self._attributes(self.inodes[number])
+
+    def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
+        """Change mode, owner, size and times, in this order: each may undo part of the one before.
+
+        *handle* is the open file through which the caller truncates, if it does. A failure leaves
+        the changes before it done.
+        """
+        inode = self.inodes[number]
+        if changes.mode is not None:
+            os.chmod(inode.path, changes.mode)
+        if changes.uid is not None or changes.gid is not None:
+            os.chown(inode.path, _or_same(changes.uid), _or_same(changes.gid))
+        if changes.size is not None:
+            self._truncate(inode, changes.size, handle)
+        if changes.atime != OMIT or changes.mtime != OMIT:
+            syscalls.utimensat(inode.path, changes.atime, changes.mtime)
+        return self._attributes(inode)
+
+    def access(self, number: int, mask: int, caller: Caller) -> bool:
+        """Whether *caller* may do *mask*, access(2); its supplementary groups are not known here.
+
+        Kernels that check permissions themselves never ask.
+        """
+        attributes = os.fstat(self.inodes[number].fd)
+        mode = attributes.st_mode
+        if caller.uid == 0:
+            executable = stat.S_ISDIR(mode) or mode & 0o111
+            return not mask & os.X_OK or bool(executable)
+        if caller.uid == attributes.st_uid:
+            mode >>= 6
+        elif caller.gid == attributes.st_gid:
+            mode >>= 3
+        return mask & ~mode & 0o7 == 0
+
+    def statfs(self) -> os.statvfs_result:
+        """The host's file system that the source lies on."""
+        return os.statvfs(self.inodes.root.fd)
+
+    # Files
+
+    def open(self, number: int, flags: int) -> int:
+        """Open a regular file; gives a handle number."""
+        inode = self.inodes[number]
+        return self.files.add(OpenFile(number, self._reopen(inode, stat.S_IFREG, flags)))
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Entry, int]:
+        """Create and open a regular file; gives its entry and a handle number.
+
+        The kernel sends CREATE for names that it believes are free. If one is not, somebody was
+        faster, and nobody has checked whether the caller may open that file. The answer then is
+        EEXIST where the caller asked for it, else ESTALE, on which the kernel looks the name up
+        and opens what is there under its own permission check.
+        """
+        _check_component(name)
+        directory = self.inodes[parent]
+        wanted = flags & ~_NOT_FOR_HOST | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | self._open_flags
+        try:
+            with ActingAs(caller):
+                fd = os.open(name, wanted, mode, dir_fd=directory.fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            raise _error(errno.ESTALE) from None
+        try:
+            # Through the descriptor, not the name: that may be another file's by now.
+            entry = self._grant(os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC))
+        except BaseException:
+            os.close(fd)
+            raise
+        return entry, self.files.add(OpenFile(entry.inode_number, fd))
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Read at *offset*; fewer bytes than *size* mean the end of the file."""
+        return os.pread(self.files[handle].fd, size, offset)
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
+        return os.pwrite(self.files[handle].fd, data, offset)
+
+    def flush(self, handle: int) -> None:
+        """A descriptor of the caller was closed: let the host's file system report as on close."""
+        os.close(os.dup(self.files[handle].fd))
+
+    def fsync(self, handle: int, *, datasync: bool) -> None:
+        """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
+        _sync(self.files[handle].fd, datasync=datasync)
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of an open file is closed."""
+        self.files.release(handle)
+
+    # Directories
+
+    def opendir(self, number: int) -> int:
+        """Open a directory stream; gives a handle number."""
+        fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+        return self.directories.add(OpenDirectory(number, fd))
+
+    def readdirplus(self, handle: int, offset: int) -> Iterator[tuple[Record, Entry | None]]:
+        """The names from *offset* on, each with its entry; none for `.` and `..`, which count not.
+
+        Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
+        that vanished meanwhile is left out.
+        """
+        directory = self.directories[handle]
+        for record in directory.read(offset):
+            if record.name in {b".", b".."}:
+                yield self._dot(directory, record), None
+                continue
+            try:
+                entry = self.lookup(directory.inode_number, record.name)
+            except FileNotFoundError:
+                continue
+            yield record, entry
+
+    def fsyncdir(self, handle: int, *, datasync: bool) -> None:
+        """Bring a directory to stable storage."""
+        _sync(self.directories[handle].fd, datasync=datasync)
+
+    def releasedir(self, handle: int) -> None:
+        """The last descriptor of a directory stream is closed."""
+        self.directories.release(handle)
+
+    # Extended attributes, xattr(7)
+
+    def getxattr(self, number: int, name: bytes) -> bytes:
+        """The value of one extended attribute."""
+        _check_xattr(name)
+        return os.getxattr(self.inodes[number].path, name)
+
+    def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
+        _check_xattr(name)
+        os.setxattr(self.inodes[number].path, name, value, flags)
+
+    def listxattr(self, number: int) -> list[bytes]:
+        """The names of all extended attributes."""
+        names = map(os.fsencode, os.listxattr(self.inodes[number].path))
+        return [name for name in names if not name.startswith(_ACL_PREFIX)]
+
+    def removexattr(self, number: int, name: bytes) -> None:
+        """Remove one extended attribute."""
+        _check_xattr(name)
+        os.removexattr(self.inodes[number].path, name)
+
+    # Below the operations
+
+    def _grant(self, fd: int) -> Entry:
+        """An entry for the file behind *fd*, an O_PATH descriptor that this method takes."""
+        try:
+            attributes = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        inode = self.inodes.grant(fd, attributes)
+        return Entry(inode.number, attributes, self.cache.timeouts(attributes.st_mode))
+
+    def _attributes(self, inode: Inode) -> Attributes:
+        attributes = os.fstat(inode.fd)
+        return Attributes(attributes, self.cache.timeouts(attributes.st_mode)[1])
+
+    def _reopen(self, inode: Inode, kind: int, flags: int) -> int:
+        """Open *inode* for real, if it is of *kind*."""
+        if inode.kind != kind:
+            raise _error(errno.EBADF)
+        return os.open(inode.path, flags & ~_NOT_FOR_HOST | self._open_flags)
+
+    def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
+        if handle is not None:
+            os.ftruncate(self.files[handle].fd, size)
+            return
+        fd = self._reopen(inode, stat.S_IFREG, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+    def _dot(self, directory: OpenDirectory, record: Record) -> Record:
+        """`..` of the root is the root: what lies above the source is nobody's business."""
+        if directory.inode_number == ROOT:
+            return record._replace(number=self.inodes.root.host_number)
+        return record
+
+
+def _check_component(name: bytes) -> None:
+    if not name or b"/" in name or name in {b".", b".."}:
+        raise _error(errno.EINVAL)
+
+
+def _check_xattr(name: bytes) -> None:
+    if name.startswith(_ACL_PREFIX):
+        raise _error(errno.EOPNOTSUPP)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _or_same(number: int | None) -> int:
+    """An id as chown(2) takes it: -1 leaves it as it is."""
+    return -1 if number is None else number
+
+
+def _sync(fd: int, *, datasync: bool) -> None:
+    if datasync:
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)

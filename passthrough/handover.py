@@ -1,0 +1,51 @@
+"""What passes between the keeper of a mount and its worker process, one JSON line each way.
+
+The keeper writes a Handover to the worker's standard input and keeps that pipe open for as long as
+the worker shall live; the worker answers with one Report on its standard output.
+"""
+
+import msgspec
+
+from passthrough.config import Config
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker needs to serve: the numbers are descriptors that it inherits and then owns."""
+
+    volume: str
+    """The volume's name, for the log."""
+    config: Config
+    fuse_fd: int
+    """/dev/fuse, on which the mount was made."""
+    source_fd: int
+    """O_PATH descriptor of the directory to serve."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker's one answer: it serves, or why it does not."""
+
+    serving: bool
+    error: str = ""
+
+
+def encode(message: Handover | Report) -> bytes:
+    """One line of JSON, with its newline."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def decode_handover(line: bytes) -> Handover:
+    """Read a Handover.
+
+    Raises:
+        msgspec.DecodeError: *line* is none.
+    """
+    return msgspec.json.decode(line, type=Handover)
+
+
+def decode_report(line: bytes) -> Report:
+    """Read a Report.
+
+    Raises:
+        msgspec.DecodeError: *line* is none.
+    """
+    return msgspec.json.decode(line, type=Report)

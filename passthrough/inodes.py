@@ -1,0 +1,135 @@
+"""Inodes: which host file an inode number of the mount stands for, and for how long.
+
+The kernel names files by the number that we gave it in a reply, and remembers how many such replies
+there were; each counts as one lookup until FORGET gives it back. An inode therefore lives from the
+first `grant` to the `forget` that brings its count to nought, and these two functions are the only
+ones that change a count. In between it holds an O_PATH descriptor: the host cannot reuse the file's
+own inode number, renames do not matter, and no path is ever needed.
+
+A number is the host's st_ino for files on the source's own device, because programs compare the
+numbers of a listing with those of stat(2). Files on other devices below the source carry the number
+of their device above bit 47. Numbers that fit neither (the root's, which FUSE reserves, or a host
+number of 48 bits and more) are counted, with bit 55 set.
+
+Threads: dictionary work happens under one lock, system calls outside of it.
+"""
+
+import errno
+import itertools
+import os
+import stat
+import threading
+from typing import Final
+
+ROOT: Final = 1  # FUSE_ROOT_ID, linux/fuse.h
+
+_HOST_BITS: Final = 47
+_HOST_LIMIT: Final = 1 << _HOST_BITS
+_DEVICE_LIMIT: Final = 1 << 8
+_COUNTED: Final = 1 << 55
+
+type_of = stat.S_IFMT
+
+
+class Inode:
+    """A file that the kernel knows. The table owns *fd*; everyone else borrows it."""
+
+    __slots__ = ("device", "fd", "host_number", "kind", "lookups", "number")
+
+    def __init__(self, number: int, fd: int, attributes: os.stat_result) -> None:
+        self.number = number
+        self.fd = fd
+        self.device = attributes.st_dev
+        self.host_number = attributes.st_ino
+        self.kind = type_of(attributes.st_mode)
+        self.lookups = 0
+
+    @property
+    def path(self) -> bytes:
+        """A path that reaches the very file, symlinks included, for calls that take no O_PATH fd.
+
+        proc_pid_fd(5): following the link opens what the descriptor refers to, by no name.
+        """
+        return b"/proc/self/fd/%d" % self.fd
+
+
+class InodeTable:
+    """All inodes that the kernel knows, by number and by identity on the host."""
+
+    def __init__(self, source_fd: int) -> None:
+        """Make the root of *source_fd*, which the table owns from here on."""
+        attributes = os.fstat(source_fd)
+        self.root = Inode(ROOT, source_fd, attributes)
+        # Never forgotten: the kernel holds the root without having looked it up.
+        self.root.lookups = 1
+        self._lock = threading.Lock()
+        self._by_number: dict[int, Inode] = {ROOT: self.root}
+        self._by_identity = {(attributes.st_ino, attributes.st_dev): self.root}
+        self._devices = {attributes.st_dev: 0}
+        self._counter = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __getitem__(self, number: int) -> Inode:
+        """The inode that the kernel calls *number*.
+
+        Raises:
+            OSError: ESTALE, which makes the kernel look the name up again.
+        """
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def grant(self, fd: int, attributes: os.stat_result) -> Inode:
+        """Count one lookup of the file behind *fd*, an O_PATH descriptor, with its *attributes*.
+
+        Takes *fd*: it becomes the inode's own, or is closed where the file is known already.
+        """
+        identity = (attributes.st_ino, attributes.st_dev)
+        with self._lock:
+            inode = self._by_identity.get(identity)
+            known = inode is not None
+            if inode is None:
+                inode = Inode(self._number(*identity), fd, attributes)
+                self._by_identity[identity] = inode
+                self._by_number[inode.number] = inode
+            inode.lookups += 1
+        if known:
+            os.close(fd)
+        return inode
+
+    def forget(self, number: int, count: int) -> None:
+        """Give *count* lookups of *number* back; what nobody knows any more is closed."""
+        if number == ROOT:
+            return
+        with self._lock:
+            inode = self._by_number.get(number)
+            if inode is None:
+                return
+            inode.lookups -= count
+            if inode.lookups > 0:
+                return
+            del self._by_number[number]
+            del self._by_identity[inode.host_number, inode.device]
+            fd, inode.fd = inode.fd, -1
+        os.close(fd)
+
+    def close(self) -> None:
+        """Close every descriptor; the table is empty afterwards, its root included."""
+        with self._lock:
+            inodes = list(self._by_number.values())
+            self._by_number.clear()
+            self._by_identity.clear()
+        for inode in inodes:
+            fd, inode.fd = inode.fd, -1
+            os.close(fd)
+
+    def _number(self, host_number: int, device: int) -> int:
+        index = self._devices.setdefault(device, len(self._devices))
+        if index < _DEVICE_LIMIT and host_number < _HOST_LIMIT:
+            number = index << _HOST_BITS | host_number
+            if number != ROOT:
+                return number
+        return _COUNTED | next(self._counter)

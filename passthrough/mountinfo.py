@@ -1,0 +1,95 @@
+"""What is mounted where, as this process sees it: /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo. Paths are bytes, with the kernel's octal escapes undone."""
+
+    mount_id: int
+    parent_id: int
+    device: int
+    """As in st_dev."""
+    root: bytes
+    """The directory of the file system that is mounted."""
+    target: bytes
+    """Where it is mounted, as seen from this process's root."""
+    fstype: str
+    source: bytes
+
+
+def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
+    """Every mount that this process can see; of several at one target the uppermost comes last."""
+    with open(path, "rb") as lines:
+        return [_parse(line) for line in lines]
+
+
+def of(mounts: Sequence[Mount], fd: int) -> Mount:
+    """The mount that the file behind *fd* lies on.
+
+    Raises:
+        OSError: *fd* is not open.
+        LookupError: the mount is none of *mounts*: it was detached.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        fields = dict(line.split(b":", 1) for line in lines if b":" in line)
+    mount_id = int(fields[b"mnt_id"])
+    for mount in mounts:
+        if mount.mount_id == mount_id:
+            return mount
+    raise LookupError(mount_id)
+
+
+def contains(mounts: Sequence[Mount], outer_fd: int, inner_fd: int) -> bool:
+    """Whether somebody who walks down from directory *outer_fd* can come upon *inner_fd*.
+
+    Compares places inside file systems, not paths: a bind mount gives one directory two paths.
+
+    Raises:
+        OSError: a descriptor is not open.
+        LookupError: one of the two lies on a detached mount.
+    """
+    outer_path = os.fsencode(os.readlink(f"/proc/self/fd/{outer_fd}"))
+    below = [mount for mount in mounts if is_below(mount.target, outer_path)]
+    areas = [_place(mounts, outer_fd), *((mount.device, mount.root) for mount in below)]
+    device, inner = _place(mounts, inner_fd)
+    return any(device == dev and is_below(inner, root) for dev, root in areas)
+
+
+def is_below(path: bytes, ancestor: bytes) -> bool:
+    """Whether *path* is *ancestor* or lies below it; both absolute and normalised."""
+    return path == ancestor or path.startswith(ancestor.rstrip(b"/") + b"/")
+
+
+def _place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
+    """The device of *fd* and its path from that file system's own root."""
+    mount = of(mounts, fd)
+    path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+    relative = os.path.relpath(path, mount.target)
+    return mount.device, os.path.normpath(os.path.join(mount.root, relative))
+
+
+def _parse(line: bytes) -> Mount:
+    # 36 35 98:0 /root /target rw,noatime shared:1 - ext4 /dev/sda rw   (optional fields before -)
+    before, _, after = line.rstrip(b"\n").partition(b" - ")
+    mount_id, parent_id, device, root, target = before.split(b" ")[:5]
+    fstype, source, _options = after.split(b" ", 2)
+    major, minor = device.split(b":")
+    return Mount(
+        int(mount_id),
+        int(parent_id),
+        os.makedev(int(major), int(minor)),
+        _unescape(root),
+        _unescape(target),
+        fstype.decode(),
+        _unescape(source),
+    )
+
+
+def _unescape(text: bytes) -> bytes:
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text)

@@ -1,0 +1,1 @@
+"""What speaks FUSE with the kernel and calls PassthroughFs: one module per way of doing so."""

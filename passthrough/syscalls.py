@@ -1,0 +1,203 @@
+"""The system calls that `os` lacks, each wrapped once, named as its man page.
+
+The only module that uses ctypes. Every wrapper raises OSError with the kernel's errno. Calls that
+can block let other threads run (`_libc`); calls that never block do not (`_libc_held`), because
+giving up the interpreter lock costs more than they take.
+"""
+
+import ctypes
+import os
+from typing import Final
+
+# mount(2) and umount2(2)
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_NOATIME: Final = 1 << 10
+MS_RELATIME: Final = 1 << 21
+MS_STRICTATIME: Final = 1 << 24
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+# openat2(2)
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+
+# rename(2)
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+
+# utimensat(2): values of tv_nsec that are not a time
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+
+# prctl(2) and capabilities(7)
+PR_SET_SECUREBITS: Final = 28
+SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
+
+_AT_FDCWD: Final = -100
+_SYS_OPENAT2: Final = 437  # the same number on every architecture
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc_held = ctypes.PyDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how, openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class _Timespec(ctypes.Structure):
+    """struct timespec, utimensat(2)."""
+
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+_libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.syscall.restype = ctypes.c_long
+_libc_held.setfsuid.argtypes = (ctypes.c_uint,)
+_libc_held.setfsuid.restype = ctypes.c_uint
+_libc_held.setfsgid.argtypes = (ctypes.c_uint,)
+_libc_held.setfsgid.restype = ctypes.c_uint
+_libc_held.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
+
+
+def _failed(*names: bytes) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), *(os.fsdecode(name) for name in names[:1]))
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """Mount a file system, mount(2).
+
+    Raises:
+        OSError: as the kernel reports it, with *target* as its file name.
+    """
+    if _libc.mount(source, target, fstype, flags, data) < 0:
+        raise _failed(target)
+
+
+def umount2(target: bytes, flags: int) -> None:
+    """Unmount what is mounted at *target*, umount2(2).
+
+    Raises:
+        OSError: EINVAL if *target* is not a mount point.
+    """
+    if _libc.umount2(target, flags) < 0:
+        raise _failed(target)
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open *path* below *dir_fd* under the RESOLVE_* rules of *resolve*, openat2(2).
+
+    Returns:
+        A descriptor that the caller owns, close-on-exec.
+
+    Raises:
+        OSError: as the kernel reports it; EXDEV, ELOOP for what *resolve* forbids.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    fd = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if fd < 0:
+        raise _failed(path)
+    return int(fd)
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """Rename with RENAME_* *flags*, renameat2(2).
+
+    Raises:
+        OSError: as the kernel reports it; EINVAL if the host's file system lacks a flag.
+    """
+    if _libc.renameat2(old_dir, old, new_dir, new, flags) < 0:
+        raise _failed(old)
+
+
+def getdents64(fd: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """Read directory entries of *fd* into *buffer*, getdents64(2).
+
+    Returns:
+        The number of bytes filled; 0 at the end of the directory.
+
+    Raises:
+        OSError: as the kernel reports it.
+    """
+    size: int = _libc.getdents64(fd, buffer, len(buffer))
+    if size < 0:
+        raise _failed()
+    return size
+
+
+def utimensat(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """Set access and modification time of *path*, following symlinks, utimensat(2).
+
+    Each time is (seconds, nanoseconds); nanoseconds may be UTIME_NOW or UTIME_OMIT.
+
+    Raises:
+        OSError: as the kernel reports it.
+    """
+    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
+    if _libc.utimensat(_AT_FDCWD, path, times, 0) < 0:
+        raise _failed(path)
+
+
+def setfsuid(uid: int) -> int:
+    """Set the calling thread's file system uid, setfsuid(2).
+
+    The C library passes this one to the kernel as it is, for the calling thread alone, unlike
+    setresuid(2), which it carries to every thread.
+
+    Returns:
+        The uid before the call. The call reports no failure: only the next call's return value
+        tells whether this one worked.
+    """
+    return int(_libc_held.setfsuid(uid))
+
+
+def setfsgid(gid: int) -> int:
+    """Set the calling thread's file system gid, setfsgid(2), which reports as setfsuid does."""
+    return int(_libc_held.setfsgid(gid))
+
+
+def set_securebits(bits: int) -> None:
+    """Set the calling thread's securebits, prctl(2) PR_SET_SECUREBITS; children inherit them.
+
+    Raises:
+        OSError: EPERM without CAP_SETPCAP.
+    """
+    if _libc_held.prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0:
+        raise _failed()

@@ -1,0 +1,106 @@
+"""The worker process: serves one volume, and lives as long as its keeper or its mount.
+
+`python -m passthrough.worker`, started by the keeper with two inherited descriptors. It reads a
+Handover from standard input, writes one Report to standard output, and logs to standard error.
+It ends when the file system is unmounted everywhere, on SIGTERM, or when standard input ends, of
+which the keeper holds the other end. (setfsuid(2) clears parent-death signals; a pipe stays.)
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import trio
+
+from passthrough import credentials
+from passthrough.filesystem import PassthroughFs
+from passthrough.handover import Handover, Report, decode_handover, encode
+from passthrough.session import libfuse
+
+log = logging.getLogger(__name__)
+
+_STDIN: Final = 0
+_STDOUT: Final = 1
+# The longest hand-over there can be is a few kilobytes: names and numbers.
+_LONGEST_HANDOVER: Final = 64 * 1024
+
+
+def main() -> int:
+    """Serve what standard input says; gives the exit status."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        handover = decode_handover(_read_line(_STDIN))
+    except msgspec.DecodeError as error:
+        return _refuse(f"no usable hand-over: {error}")
+    try:
+        serve(handover, lambda: os.write(_STDOUT, encode(Report(serving=True))), keeper_fd=_STDIN)
+    except OSError as error:
+        log.exception("volume %s", handover.volume)
+        return _refuse(str(error))
+    return 0
+
+
+def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | None = None) -> None:
+    """Serve until unmounted, signalled, or until *keeper_fd*, a pipe, has no writer left.
+
+    Takes the descriptors of *handover*. Calls *serving* once requests are answered.
+
+    Raises:
+        OSError: the process lacks a capability, or the session with the kernel failed.
+    """
+    # The kernel has applied each caller's umask already, and this one is the whole process's.
+    os.umask(0)
+    credentials.keep_capabilities()
+    fs = PassthroughFs(handover.config, handover.source_fd)
+    try:
+        trio.run(_serve, fs, handover.fuse_fd, serving, keeper_fd)
+    finally:
+        fs.close()
+
+
+async def _serve(
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+) -> None:
+    async with trio.open_nursery() as nursery:
+        stop = nursery.cancel_scope.cancel
+        nursery.start_soon(_stop_on_signal, stop)
+        if keeper_fd is not None:
+            nursery.start_soon(_stop_without_keeper, keeper_fd, stop)
+        await libfuse.serve(fs, fuse_fd, serving)
+        stop()
+
+
+async def _stop_on_signal(stop: Callable[[], None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop()
+
+
+async def _stop_without_keeper(keeper_fd: int, stop: Callable[[], None]) -> None:
+    await trio.lowlevel.wait_readable(keeper_fd)
+    log.info("the keeper of this mount has ended; so does its worker")
+    stop()
+
+
+def _read_line(fd: int) -> bytes:
+    """Read up to the first newline, and nothing after it: what follows is the keeper's silence."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LONGEST_HANDOVER:
+        byte = os.read(fd, 1)
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+def _refuse(error: str) -> int:
+    os.write(_STDOUT, encode(Report(serving=False, error=error)))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
