@@ -1,0 +1,87 @@
+"""What holds for every test: root and /dev/fuse are there, and nothing is left behind."""
+
+import gc
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough import mountinfo
+from passthrough.mount import FSTYPE
+
+
+def pytest_sessionstart() -> None:
+    """A run that cannot mount proves nothing: stop it, rather than skip what matters."""
+    if os.geteuid() != 0:
+        pytest.exit("the tests mount file systems and act as several users: run them as root", 2)
+    if not os.path.exists("/dev/fuse"):
+        pytest.exit("the tests need /dev/fuse: load the kernel's fuse module", 2)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_unexpectedly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every WARNING or worse is declared with `@pytest.mark.logs(pattern)`, and comes."""
+    expected = [str(marker.args[0]) for marker in request.node.iter_markers("logs")]
+    handler = _Warnings()
+    logging.getLogger().addHandler(handler)
+    yield
+    logging.getLogger().removeHandler(handler)
+    surprises = [
+        message
+        for message in handler.messages
+        if not any(re.search(pattern, message) for pattern in expected)
+    ]
+    missing = [
+        pattern
+        for pattern in expected
+        if not any(re.search(pattern, message) for message in handler.messages)
+    ]
+
+    assert surprises == []
+    assert missing == []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No descriptor, no passfs mount and no child process outlives a test."""
+    descriptors, mounts, children = _descriptors(), _mounts(), _children()
+    yield
+    gc.collect()
+
+    assert _descriptors() - descriptors == set()
+    assert _mounts() - mounts == set()
+    assert _children() - children == set()
+
+
+def _descriptors() -> set[tuple[int, str]]:
+    """Open descriptors with what they refer to."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    return found
+
+
+def _mounts() -> set[bytes]:
+    return {mount.target for mount in mountinfo.read() if mount.fstype == FSTYPE}
+
+
+def _children() -> set[int]:
+    children: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        children |= {int(pid) for pid in (task / "children").read_text().split()}
+    return children
