@@ -1,0 +1,32 @@
+"""The Docker volume plugin: what dockerd talks to. It knows what a volume is, never what a file is.
+
+The way of a request, which is also the order of imports: a module uses those below it, never one
+above.
+
+    __main__    the `passfs` command
+    server      HTTP on the Unix socket; the one place where an error becomes a reply
+    driver      the nine verbs, and the table from path to verb
+    keeper      keeps mounts alive: mount point, FUSE descriptor, worker process
+    source      opens the host's directory that a volume serves, if it may be served
+    storage     the directories of volumes without a source, and their deletion
+    registry    the volumes on disk
+    volume      a volume: record, state, references
+    options     `-o key=value` and its refusals
+    protocol    the protocol's requests and replies
+    blocking    system calls that may never return
+    settings    the environment
+    log         the two streams of log lines
+    errors      what is refused, with its HTTP status
+
+    engine      what the installer asks of the Docker engine; used by __main__ alone
+
+Only server, driver, keeper and blocking know trio, only server knows HTTP. The rest is synchronous,
+and runs in threads where it may wait.
+
+Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
+and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get
+fails. And each volume has a lock of its own: a source that hangs holds up its volume and no other.
+
+From the package `passthrough` come the contract with a worker (config, handover), the system calls
+around a mount (mount, mountinfo, syscalls), and nothing of the file system itself.
+"""
