@@ -1,0 +1,191 @@
+"""The directories of volumes that have no source of their own; nothing else is ever deleted.
+
+    <data dir>/volumes/<name>   the files of the volume
+    <data dir>/trash/<token>    what is to be deleted: moved there at once, deleted later
+
+Deleting works on the trash alone and cannot leave it. A subdirectory is never walked into: it is
+moved up into the trash, to be emptied in its turn. So the depth of a tree does not matter, no path
+is ever followed, and what is a mount refuses to be moved (rename(2): EBUSY or EXDEV) and stays.
+
+All of it blocks. Every call opens the descriptors that it uses and keeps none, so that one which
+is stuck in a thread of its own can be left behind without harm.
+"""
+
+import errno
+import logging
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from passthrough import mountinfo, syscalls
+from plugin.errors import StorageFailed, VolumeInUse
+from plugin.volume import VolumeName
+
+log = logging.getLogger(__name__)
+
+# Only root looks into the data directory: a volume may hold setuid files of its users.
+PRIVATE_MODE = 0o700
+# As the root of a volume of Docker's local driver; a copy-up or the user may change it.
+VOLUME_MODE = 0o755
+
+# How often one directory in the trash is gone through again because files appeared in it meanwhile:
+# its last user may still be writing. What is left then waits for the next start.
+PURGE_ATTEMPTS = 100
+
+
+class Storage:
+    """The volumes' own directories below *data_dir*, which belongs to this plugin alone."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._volumes = data_dir / "volumes"
+        self._trash = data_dir / "trash"
+
+    def prepare(self) -> None:
+        """Make what is missing of the data directory."""
+        for directory in (self._data_dir, self._volumes, self._trash):
+            directory.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
+
+    def path(self, name: VolumeName) -> Path:
+        """Where the files of *name* lie, whether or not they do."""
+        return self._volumes / name
+
+    def create(self, name: VolumeName) -> None:
+        """Make the directory of a new volume, durably; an empty one left by a crash is taken.
+
+        Raises:
+            StorageFailed: there are files in it already, which would be somebody's data.
+        """
+        with _opened(self._volumes) as volumes:
+            with suppress(FileExistsError):
+                os.mkdir(name, mode=PRIVATE_MODE, dir_fd=volumes)
+            with self._reported(name), _opened_below(volumes, name) as directory:
+                if os.listdir(directory):
+                    raise StorageFailed(
+                        f"{self.path(name)} already exists and is not empty; move it away to create"
+                        f" a new volume {name!r}"
+                    )
+                os.fchmod(directory, VOLUME_MODE)
+            os.fsync(volumes)
+
+    def open(self, name: VolumeName) -> int:
+        """Open the directory of *name*; it is never made again if it is gone.
+
+        Returns:
+            An O_PATH descriptor that the caller owns.
+
+        Raises:
+            StorageFailed: says what is wrong with the directory.
+        """
+        with _opened(self._volumes) as volumes, self._reported(name):
+            return syscalls.openat2(
+                volumes,
+                os.fsencode(name),
+                os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW,
+                syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
+            )
+
+    def discard(self, name: VolumeName) -> str:
+        """Move the directory of *name* into the trash, durably; `purge` deletes it.
+
+        Returns:
+            What `restore` needs to bring it back; empty if there was no directory.
+
+        Raises:
+            VolumeInUse: something is mounted in it.
+        """
+        path = os.fsencode(self.path(name))
+        for mount in mountinfo.read():
+            if mount.target == path or mount.target.startswith(path + b"/"):
+                raise VolumeInUse(
+                    f"volume {name!r} cannot be removed: {os.fsdecode(mount.target)} is a mount"
+                    " point inside it; unmount that first"
+                )
+        token = secrets.token_hex(8)
+        try:
+            self._move(self._volumes, name, self._trash, token)
+        except FileNotFoundError:
+            return ""
+        return token
+
+    def restore(self, name: VolumeName, token: str) -> None:
+        """Undo `discard`."""
+        if token:
+            self._move(self._trash, token, self._volumes, name)
+
+    def purge(self) -> None:
+        """Delete all that is in the trash; what cannot be deleted stays there and is logged.
+
+        Raises:
+            OSError: the trash itself cannot be read.
+        """
+        with _opened(self._trash) as trash:
+            attempts: Counter[str] = Counter()
+            stuck: set[str] = set()
+            while entries := [entry for entry in os.listdir(trash) if entry not in stuck]:
+                for entry in entries:
+                    attempts[entry] += 1
+                    try:
+                        _empty(trash, entry)
+                        os.rmdir(entry, dir_fd=trash)
+                    except OSError as error:
+                        if error.errno == errno.ENOTEMPTY and attempts[entry] < PURGE_ATTEMPTS:
+                            continue
+                        stuck.add(entry)
+                        log.warning("cannot delete all of %s/%s: %s", self._trash, entry, error)
+
+    def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
+        with _opened(old_dir) as source, _opened(new_dir) as target:
+            syscalls.renameat2(
+                source, os.fsencode(old), target, os.fsencode(new), syscalls.RENAME_NOREPLACE
+            )
+            os.fsync(target)
+            os.fsync(source)
+
+    @contextmanager
+    def _reported(self, name: VolumeName) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageFailed(
+                f"cannot use {self.path(name)}, which holds the files of volume {name!r}:"
+                f" {error.strerror}"
+            ) from error
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _opened_below(parent: int, name: str) -> Iterator[int]:
+    """Open the directory *name* in *parent* for reading, unless it is a symlink or a mount."""
+    fd = syscalls.openat2(
+        parent,
+        os.fsencode(name),
+        os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW,
+        syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
+    )
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _empty(trash: int, entry: str) -> None:
+    """Unlink the files in *entry* and move its subdirectories up beside it."""
+    with _opened_below(trash, entry) as directory, os.scandir(directory) as children:
+        for child in children:
+            if child.is_dir(follow_symlinks=False):
+                token = secrets.token_hex(8)
+                os.rename(child.name, token, src_dir_fd=directory, dst_dir_fd=trash)
+            else:
+                os.unlink(child.name, dir_fd=directory)
