@@ -1,0 +1,85 @@
+"""What a user's `-o key=value` pairs mean for a volume; no I/O.
+
+`passthrough.config` owns every option but one: `source`, the directory to serve, is the plugin's.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from passthrough.config import Config, OptionError, canonical, effective, parse_options
+from plugin.errors import InvalidOption
+
+SOURCE = "source"
+SOURCE_ACCEPTED = "the absolute path of an existing directory on the host, without '..'"
+
+
+class VolumeOptions(NamedTuple):
+    """The options of a volume, understood."""
+
+    source: str | None
+    """The host's directory as the user wrote it; None for a directory of the volume's own."""
+    config: Config
+
+    def described(self) -> dict[str, str]:
+        """Every option that applies, as text; equal for options that mean the same."""
+        source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
+        return source | effective(self.config)
+
+
+def parse(given: Mapping[str, str]) -> VolumeOptions:
+    """Understand *given*, as far as that is possible without looking at the machine.
+
+    Raises:
+        InvalidOption: names the option, quotes the value and says what is accepted.
+    """
+    sources = _sources(given)
+    others = {written: text for written, text in given.items() if written not in sources}
+    try:
+        config = parse_options(others, others=(SOURCE,))
+    except OptionError as error:
+        raise InvalidOption(str(error)) from error
+    if len(sources) > 1:
+        *_, (written, text) = sources.items()
+        raise refused_source(text, "is given twice", "it once", written)
+    source = next(iter(sources.values()), None)
+    if source is not None:
+        _check_text(source)
+    return VolumeOptions(source, config)
+
+
+def has_source(given: Mapping[str, str]) -> bool:
+    """Whether *given*, understood or not, name a directory of the user's."""
+    return bool(_sources(given))
+
+
+def refused_source(
+    source: str, reason: str, accepted: str = SOURCE_ACCEPTED, written: str = SOURCE
+) -> InvalidOption:
+    """The refusal of *source*, in the words that every option is refused with."""
+    return InvalidOption(str(OptionError(written, source, accepted, f"{source!r} {reason}")))
+
+
+def difference(have: VolumeOptions, wanted: VolumeOptions) -> str:
+    """In what *wanted* differs from *have*, as a list for a sentence; empty if in nothing."""
+    old, new = have.described(), wanted.described()
+    return ", ".join(
+        f"{name} is {_value(old, name)} and not {_value(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
+def _sources(given: Mapping[str, str]) -> dict[str, str]:
+    return {written: text for written, text in given.items() if canonical(written) == SOURCE}
+
+
+def _value(described: Mapping[str, str], name: str) -> str:
+    return repr(described[name]) if name in described else "not set"
+
+
+def _check_text(source: str) -> None:
+    # '..' would be resolved where the plugin sees the host's tree (plugin.source), against another
+    # parent than the user has in mind.
+    if not source.startswith("/") or ".." in source.split("/") or "\0" in source:
+        raise refused_source(source, "is not accepted")
