@@ -1,0 +1,323 @@
+"""Keeps the mounts of volumes: mount point, descriptor of /dev/fuse, worker process.
+
+A mount is made in steps, each undone if a later one fails: open the source, make the mount point,
+mount(2), start the worker, wait until it says that it serves. It is taken down by detaching it
+(MNT_DETACH): its mount point goes at once, and its worker serves on until the last user is gone,
+then ends by itself.
+
+The keeper holds a duplicate of the descriptor of /dev/fuse. As long as it does, requests of a dead
+worker's users wait. Today nobody succeeds a worker that died, so the keeper lets go of its
+duplicate then: the kernel ends the connection, and users get ENOTCONN instead of waiting for ever.
+The dead mount stays where it is, visibly broken, until the next Mount or Unmount.
+
+Mounts are made and taken down by one caller per volume at a time; the driver's locks see to that.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from passthrough import mountinfo
+from passthrough.config import Config
+from passthrough.handover import Handover
+from passthrough.mount import FSTYPE, mount, unmount
+from plugin import blocking
+from plugin.errors import MountFailed
+from plugin.volume import VolumeName
+from plugin.worker import COMMAND, Worker
+
+log = logging.getLogger(__name__)
+
+# All steps of a mount together. dockerd gives up after 120 s, but an administrator may have it
+# give up after 30 (docker plugin enable --timeout), and our own words say more than "timeout".
+MOUNT_DEADLINE_S = 20.0
+# Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
+UNMOUNT_DEADLINE_S = 4.0
+# At shutdown all mounts go at once, in the first of the seconds that the engine gives us.
+SHUTDOWN_DEADLINE_S = 2.0
+
+# Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount goes.
+KERNEL_THREADS = 64
+
+# No user of the host reaches a volume through its mount point; containers get a mount of their own.
+MOUNT_DIR_MODE = 0o700
+
+
+class Order(NamedTuple):
+    """What to mount."""
+
+    name: VolumeName
+    config: Config
+    origin: str
+    """The source, as a person knows it."""
+    open_source: Callable[[], int]
+    """Returns an O_PATH descriptor that the caller owns; may block for ever."""
+    limiter: trio.CapacityLimiter
+    """For the threads that may hang in *open_source*."""
+    lost: Callable[[str], None]
+    """Called with how it ended when the worker ends though the volume is still mounted."""
+
+
+class Attached(NamedTuple):
+    """What mount(2) has made."""
+
+    fuse_fd: int
+    device: int
+    """As in st_dev, to tell this mount from any other at the same place."""
+
+
+class Mount:
+    """A volume's mount, from mount(2) to umount2(2), and its worker."""
+
+    def __init__(self, target: Path, attached: Attached, worker: Worker) -> None:
+        self.target = target
+        self.worker = worker
+        self.lost = ""
+        """How the worker ended if it did so unasked; the mount is dead then."""
+        self.leaving = False
+        """Whether it is being taken down, so that its worker may end."""
+        self._device = attached.device
+        self._fuse_fd = attached.fuse_fd
+
+    @property
+    def fuse_fd(self) -> int:
+        """The descriptor of /dev/fuse, owned here; -1 once let go."""
+        return self._fuse_fd
+
+    def let_go(self) -> None:
+        """Close the descriptor of /dev/fuse; the connection ends unless the worker has it too."""
+        fd, self._fuse_fd = self._fuse_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def is_whole(self) -> bool:
+        """Whether this and nothing else is mounted at the target, with a live worker."""
+        found = [entry.device for entry in _mounts_at(self.target)]
+        return not self.lost and not self.leaving and found == [self._device]
+
+
+class Keeper:
+    """The mounts of all volumes below one directory; made by `keeping`."""
+
+    def __init__(self, mount_dir: Path, nursery: trio.Nursery, command: Sequence[str]) -> None:
+        self._mount_dir = mount_dir
+        self._nursery = nursery
+        self._command = command
+        self._mounts: dict[VolumeName, Mount] = {}
+        self._threads = trio.CapacityLimiter(KERNEL_THREADS)
+
+    def target(self, name: VolumeName) -> Path:
+        """Where *name* is mounted when it is."""
+        return self._mount_dir / name
+
+    def worker_pid(self, name: VolumeName) -> int:
+        """The process that serves *name*; 0 when there is none."""
+        present = self._mounts.get(name)
+        return 0 if present is None or present.lost else present.worker.pid
+
+    async def mount(self, order: Order) -> None:
+        """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.
+
+        Raises:
+            MountFailed: says what failed or hung; nothing is left of the attempt.
+            PluginError: the source cannot be opened.
+        """
+        deadline = trio.current_time() + MOUNT_DEADLINE_S
+        present = self._mounts.get(order.name)
+        if present is not None:
+            with _step(order.name, "looking at its mount", deadline):
+                whole = await blocking.call(present.is_whole, self._threads, bool)
+            if whole:
+                return
+            log.warning("volume %s: its mount is not whole, making a new one", order.name)
+            await self.unmount(order.name)
+        self._mounts[order.name] = await self._mount_anew(order, deadline)
+        log.info("volume %s: mounted, worker %d", order.name, self.worker_pid(order.name))
+
+    async def unmount(self, name: VolumeName) -> None:
+        """Detach the mount of *name*, if there is one; its worker serves those who still use it.
+
+        Raises:
+            MountFailed: the mount is still there.
+        """
+        present = self._mounts.get(name)
+        if present is not None:
+            await self._take_down(present, UNMOUNT_DEADLINE_S)
+            del self._mounts[name]
+            log.info("volume %s: unmounted", name)
+
+    async def unmount_all(self) -> None:
+        """Detach every mount, as far as that is possible in short time."""
+
+        async def attempt(name: VolumeName, mount: Mount) -> None:
+            try:
+                await self._take_down(mount, SHUTDOWN_DEADLINE_S)
+            except MountFailed as error:
+                log.warning("volume %s: %s", name, error)
+
+        async with trio.open_nursery() as nursery:
+            for name, present in self._mounts.items():
+                nursery.start_soon(attempt, name, present)
+        self._mounts.clear()
+
+    async def _mount_anew(self, order: Order, deadline: float) -> Mount:
+        name, target = order.name, self.target(order.name)
+        with ExitStack() as borrowed:
+            with _step(name, f"opening {order.origin}", deadline):
+                source_fd = await blocking.call(order.open_source, order.limiter, os.close)
+            borrowed.callback(os.close, source_fd)
+            async with AsyncExitStack() as undo:
+                with _step(name, f"mounting at {target}", deadline):
+                    await self._detach(target)
+                    attached = await trio.to_thread.run_sync(_attach, target, order.config)
+                made = Mount(target, attached, Worker(name, self._command))
+                undo.push_async_callback(self._take_down, made, UNMOUNT_DEADLINE_S)
+                handover = Handover(
+                    volume=name,
+                    config=order.config,
+                    fuse_fd=attached.fuse_fd,
+                    source_fd=source_fd,
+                )
+                with _step(name, "starting its worker", deadline, made.worker):
+                    await self._nursery.start(self._serve, order, made, handover)
+                if made.lost:
+                    raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
+                undo.pop_all()
+                return made
+
+    async def _serve(
+        self,
+        order: Order,
+        made: Mount,
+        handover: Handover,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Run the worker of *made*; started once it serves."""
+        ended = await made.worker.run(handover, task_status=task_status)
+        if made.leaving:
+            log.info("volume %s: worker %d %s", order.name, made.worker.pid, ended)
+            return
+        made.lost = ended
+        made.let_go()
+        log.warning(
+            "volume %s: worker %d %s; the volume fails until it is mounted again",
+            order.name,
+            made.worker.pid,
+            ended,
+        )
+        order.lost(f"its worker {ended}")
+
+    async def _take_down(self, mount: Mount, deadline_s: float) -> None:
+        mount.leaving = True
+        with trio.CancelScope(shield=True):
+            try:
+                with trio.move_on_after(deadline_s) as waiting:
+                    await self._detach(mount.target)
+                if waiting.cancelled_caught:
+                    # It is detached; what hangs is the end of its file system, for want of answers.
+                    log.warning("%s: its worker does not answer and is ended", mount.target)
+                    mount.worker.kill()
+                _remove(mount.target)
+            except OSError as error:
+                raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
+            finally:
+                mount.let_go()
+
+    async def _detach(self, target: Path) -> None:
+        """Unmount what is mounted at *target*, if it is ours."""
+        while entries := _mounts_at(target):
+            if (fstype := entries[-1].fstype) != FSTYPE:
+                raise OSError(errno.EBUSY, f"a file system of type {fstype} is mounted on it")
+            await blocking.call(partial(unmount, target), self._threads, lambda _: None)
+
+
+@asynccontextmanager
+async def keeping(mount_dir: Path, command: Sequence[str] = COMMAND) -> AsyncIterator[Keeper]:
+    """A keeper of mounts below *mount_dir*, which is made; none is left there, before and after.
+
+    Workers are ended at the end, whoever still uses what they serve.
+    """
+    resolved = await trio.to_thread.run_sync(_prepare, mount_dir)
+    async with trio.open_nursery() as nursery:
+        keeper = Keeper(resolved, nursery, command)
+        try:
+            yield keeper
+        finally:
+            with trio.CancelScope(shield=True):
+                await keeper.unmount_all()
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _step(
+    volume: VolumeName, what: str, deadline: float, worker: Worker | None = None
+) -> Iterator[None]:
+    """A part of mounting that may hang; at *deadline*, trio's clock, the refusal names it."""
+    try:
+        with trio.fail_at(deadline):
+            yield
+    except trio.TooSlowError as error:
+        last_words = "" if worker is None else worker.last_words
+        raise MountFailed(
+            f"volume {volume!r}: {what} has not come to an end,"
+            f" {MOUNT_DEADLINE_S:g} s after it was to be mounted{last_words}"
+        ) from error
+    except OSError as error:
+        raise MountFailed(f"volume {volume!r}: {what} failed: {error.strerror}") from error
+
+
+def _mounts_at(target: Path) -> list[mountinfo.Mount]:
+    """What is mounted at *target*, the uppermost last."""
+    path = os.fsencode(target)
+    return [entry for entry in mountinfo.read() if entry.target == path]
+
+
+def _attach(target: Path, config: Config) -> Attached:
+    """Mount at *target*, where nothing is mounted."""
+    target.mkdir(mode=MOUNT_DIR_MODE, exist_ok=True)
+    try:
+        return Attached(mount(target, config), _mounts_at(target)[-1].device)
+    except BaseException:
+        _remove(target)
+        raise
+
+
+def _remove(target: Path) -> None:
+    """Remove a mount point; rmdir(2), so that nothing in it can be lost."""
+    try:
+        target.rmdir()
+    except FileNotFoundError:
+        return
+
+
+def _prepare(mount_dir: Path) -> Path:
+    """Make *mount_dir* and take away what a plugin that died has left there.
+
+    Returns:
+        The directory as mountinfo names it.
+    """
+    mount_dir.mkdir(mode=MOUNT_DIR_MODE, parents=True, exist_ok=True)
+    mount_dir = mount_dir.resolve()
+    above = os.fsencode(mount_dir)
+    left = [
+        os.fsdecode(entry.target)
+        for entry in mountinfo.read()
+        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
+    ]
+    for target in reversed(left):
+        log.info("unmounting %s, which an earlier plugin has left", target)
+        unmount(Path(target))
+    for leftover in mount_dir.iterdir():
+        try:
+            leftover.rmdir()
+        except OSError as error:
+            log.warning("cannot remove %s: %s", leftover, error.strerror)
+    return mount_dir

@@ -1,0 +1,175 @@
+"""One worker process, from its start to its end: the hand-over, its log lines, how it ended.
+
+The process ends by itself when its file system has no user any more, and when the pipe to its
+standard input closes, so that it never outlives the plugin.
+"""
+
+import logging
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import trio
+
+from passthrough.handover import Handover, Report, decode_report, encode
+from plugin.errors import MountFailed
+
+log = logging.getLogger(__name__)
+
+# Isolated (-I): neither the working directory nor the environment decides which code runs as root.
+COMMAND = (sys.executable, "-I", "-m", "passthrough.worker")
+
+# A worker that is told to end only has to leave its loop; at shutdown the engine gives us 10 s.
+END_GRACE_S = 2.0
+# SIGKILL waits only for a call that is stuck in the kernel, which may be for ever.
+KILL_GRACE_S = 1.0
+# After its end, for what still lies in the pipe. Only a stranger that inherited it could hold it.
+DRAIN_S = 1.0
+
+# How much of what a worker last said goes into the refusal of a mount.
+LAST_LINES = 5
+LINE_LIMIT_BYTES = 8192
+
+LEVELS = {
+    logging.getLevelName(level): level
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+}
+
+
+class Worker:
+    """The process that serves one mount of *volume*."""
+
+    def __init__(self, volume: str, command: Sequence[str] = COMMAND) -> None:
+        self._volume = volume
+        self._command = command
+        self._process: trio.Process | None = None
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 before it starts."""
+        return 0 if self._process is None else self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """What it last wrote to its log, to be appended to a sentence."""
+        return f"; its last words: {' | '.join(self._last_lines)}" if self._last_lines else ""
+
+    def kill(self) -> None:
+        """End the process at once; `run` notices."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def run(
+        self, handover: Handover, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> str:
+        """Start the process and stay until it has ended; started once it says that it serves.
+
+        The descriptors in *handover* are borrowed until then. Cancellation ends the process.
+
+        Returns:
+            How the process ended.
+
+        Raises:
+            MountFailed: it never served; says why, in its own last words.
+        """
+        process = self._process = await trio.lowlevel.open_process(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(handover.fuse_fd, handover.source_fd),
+            cwd="/",
+            # A Ctrl-C in the plugin's terminal is for the plugin, which ends its workers in order.
+            start_new_session=True,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._forward_log, process.stderr)
+            grace_s = 0.0
+            try:
+                report = await _hand_over(process, handover)
+                if report.serving:
+                    grace_s = END_GRACE_S
+                    task_status.started()
+                    await process.wait()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._end(process, grace_s)
+            nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
+        ended = _how_it_ended(process.returncode)
+        if not report.serving:
+            reason = report.error or f"its worker {ended} before it served"
+            raise MountFailed(
+                f"volume {self._volume!r} cannot be served: {reason}{self.last_words}"
+            )
+        return ended
+
+    async def _end(self, process: trio.Process, grace_s: float) -> None:
+        assert process.stdin is not None  # noqa: S101 - opened as a pipe
+        assert process.stdout is not None  # noqa: S101
+        await process.stdin.aclose()
+        with trio.move_on_after(grace_s):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            with trio.move_on_after(KILL_GRACE_S):
+                await process.wait()
+        if process.returncode is None:
+            log.error(
+                "volume %s: worker %d is stuck in the kernel and does not end",
+                self._volume,
+                process.pid,
+            )
+        await process.stdout.aclose()
+
+    async def _forward_log(self, stderr: trio.abc.ReceiveStream | None) -> None:
+        assert stderr is not None  # noqa: S101 - opened as a pipe
+        level = logging.WARNING  # of what comes before any line of a logger, such as a traceback
+        async with stderr:
+            async for line in _lines(stderr):
+                word, _, rest = line.partition(" ")
+                level = LEVELS.get(word, level)
+                text = rest if word in LEVELS else line
+                self._last_lines.append(text)
+                log.log(level, "volume %s: %s", self._volume, text)
+
+
+async def _hand_over(process: trio.Process, handover: Handover) -> Report:
+    """Tell the worker what to serve and wait for its answer; a worker that dies gives none."""
+    assert process.stdin is not None  # noqa: S101 - opened as pipes
+    assert process.stdout is not None  # noqa: S101
+    try:
+        await process.stdin.send_all(encode(handover))
+    except trio.BrokenResourceError:
+        return Report(serving=False)
+    async for line in _lines(process.stdout):
+        try:
+            return decode_report(line.encode())
+        except msgspec.DecodeError as error:
+            return Report(serving=False, error=f"its worker said {line!r}: {error}")
+    return Report(serving=False)
+
+
+async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:
+    """The lines of *stream* as text; overlong ones are cut into pieces."""
+    rest = b""
+    async for chunk in stream:
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LINE_LIMIT_BYTES:
+            whole.append(rest)
+            rest = b""
+        for line in whole:
+            yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _how_it_ended(returncode: int | None) -> str:
+    if returncode is None:
+        return "does not end"
+    if returncode < 0:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    return f"ended with status {returncode}"
