@@ -1,0 +1,253 @@
+"""HTTP on the plugin's Unix socket, and the one place where an error becomes a reply.
+
+A refusal (`PluginError`) is answered with its own status and sentence. Anything else that is raised
+is a bug: it is answered with 500 and logged with its traceback, and the plugin goes on.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import hypercorn.trio
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.typing import ASGIFramework
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from plugin import log as logs
+from plugin.driver import VERBS, Driver, Verb
+from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
+from plugin.keeper import keeping
+from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
+from plugin.registry import Registry
+from plugin.settings import Settings
+from plugin.source import Host
+from plugin.storage import Storage
+
+log = logging.getLogger(__name__)
+
+# Hundreds of options would not come near it; what is longer is no request of dockerd.
+BODY_LIMIT_BYTES = 1 << 20
+# dockerd sends a request in one piece; this is for a client that stops in the middle.
+BODY_DEADLINE_S = 30.0
+# dockerd keeps idle connections for 30 s and takes it badly when we close one under a request.
+KEEP_ALIVE_S = 75.0
+# At shutdown, for requests under way. The engine kills a plugin after 10 s; mounts need the rest.
+DRAIN_S = 2.0
+# dockerd asks about all of its volumes at once when it starts.
+BACKLOG = 512
+# Pieces of a body that wait to be read. hypercorn itself waits when it is full, and would for ever
+# if we have refused the body meanwhile and read no more; a refused one never comes near this.
+BODY_QUEUE = 4096
+
+# Mode 0660: whoever may talk to the plugin may mount any directory of the host.
+SOCKET_UMASK = 0o117
+# For the answer of whoever listens on our socket already.
+PROBE_S = 1.0
+
+
+def run(settings: Settings) -> None:
+    """Be the plugin until SIGTERM or SIGINT; no mount, worker or socket is left at the end.
+
+    Raises:
+        CannotStart: says what is in the way.
+    """
+    logs.configure(settings.log_level)
+    try:
+        trio.run(_run, settings)
+    except OSError as error:
+        raise CannotStart(f"cannot start: {error}") from error
+
+
+async def _run(settings: Settings) -> None:
+    storage = Storage(settings.data_dir)
+    storage.prepare()
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        # First: what follows clears away what a plugin that is still alive would miss.
+        Registry.open(settings.data_dir) as registry,
+        _listening(settings.socket) as socket_fd,
+    ):
+        async with keeping(settings.mount_dir) as keeper, trio.open_nursery() as background:
+            host = Host(settings.host_root, settings.host_dir, settings.mount_dir)
+            driver = Driver(registry, storage, keeper, host, background)
+            log.info("serving %d volumes on %s", len(registry.records), settings.socket)
+            await serve(driver, socket_fd, partial(_signalled, signals))
+            background.cancel_scope.cancel()
+    log.info("ended")
+
+
+async def _signalled(signals: AsyncIterator[int]) -> None:
+    number = await anext(signals)
+    log.info("ending on %s", signal.Signals(number).name)
+
+
+async def serve(driver: Driver, socket_fd: int, stopped: Callable[[], Awaitable[None]]) -> None:
+    """Answer requests on the listening socket *socket_fd*, taken over, until *stopped* returns."""
+    config = HypercornConfig()
+    config.bind = [f"fd://{socket_fd}"]
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.graceful_timeout = DRAIN_S
+    config.max_app_queue_size = BODY_QUEUE
+    config.errorlog = logging.getLogger("hypercorn")
+    config.errorlog.setLevel(logging.WARNING)  # that it listens we say ourselves
+    # Starlette types its scopes more loosely than hypercorn does.
+    app = cast("ASGIFramework", application(driver))
+    await hypercorn.trio.serve(app, config, shutdown_trigger=stopped)
+
+
+def application(driver: Driver) -> Starlette:
+    """The verbs of *driver* at their paths; whatever else is asked for is refused in JSON."""
+    routes = [
+        Route(path, _endpoint(driver, path, verb), methods=["POST"]) for path, verb in VERBS.items()
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse_route})
+    app.router.redirect_slashes = False
+    return app
+
+
+def _endpoint(driver: Driver, path: str, verb: Verb) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        started = trio.current_time()
+        subject = "-"
+        try:
+            call = verb.request.parse(await _body(request))
+            subject = call.subject
+            response = _response(await _perform(driver, verb, call, request))
+        except ClientDisconnect:
+            response = _response(ErrorReply(err="the request was not complete"), 400)
+        except PluginError as error:
+            response = _response(ErrorReply(err=str(error)), error.status)
+        except Exception:  # the boundary: whatever is left is a bug, and only of this request
+            log.exception("bug in %s %s", path, subject)
+            response = _response(ErrorReply(err="internal error; the plugin's log says more"), 500)
+        duration_ms = 1000 * (trio.current_time() - started)
+        log.debug("%s %s: %d in %.1f ms", path, subject, response.status_code, duration_ms)
+        return response
+
+    return answer
+
+
+async def _body(request: Request) -> bytes:
+    """The body, within bounds of length and time."""
+    body = b""
+    try:
+        with trio.fail_after(BODY_DEADLINE_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_LIMIT_BYTES:
+                    raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+    except trio.TooSlowError as error:
+        raise RequestTimeout(
+            f"the body has not come to an end within {BODY_DEADLINE_S:g} s"
+        ) from error
+    return body
+
+
+async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> Reply:
+    """Have *verb* performed; where it can be undone, undo it if the client has gone meanwhile.
+
+    A verb is never cancelled because its client has gone: it is whole, and then whole once more.
+    """
+    if verb.undo is None:
+        return await verb.perform(driver, call)
+    gone = trio.Event()
+    refusal: PluginError | None = None
+    reply = Reply()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, request, gone)
+        try:
+            reply = await verb.perform(driver, call)
+        except PluginError as error:
+            refusal = error  # raised below, where no nursery wraps it into a group
+        nursery.cancel_scope.cancel()
+    if refusal is not None:
+        raise refusal
+    if gone.is_set():
+        log.info("the client of %s has gone, undoing it: %s", request.url.path, call.subject)
+        await verb.undo(driver, call)
+    return reply
+
+
+async def _watch(request: Request, gone: trio.Event) -> None:
+    """Set *gone* when the client hangs up; hypercorn tells it to who asks for more of the body."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """The answer to a path or a method that the protocol does not have."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    detail = f"{request.method} {quoted(request.url.path)}: {error.detail.lower()}"
+    return _response(ErrorReply(err=detail), error.status_code)
+
+
+def _response(reply: Reply, status: int = 200) -> Response:
+    return Response(reply.encode(), status, media_type=CONTENT_TYPE)
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[int]:
+    """Listen at *path*, and remove it at the end if it is still ours.
+
+    Yields:
+        The listening socket's descriptor, which the caller owns.
+
+    Raises:
+        CannotStart: somebody listens there, or *path* is no socket.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        umask = os.umask(SOCKET_UMASK)
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(umask)
+        # At once, so that no other plugin takes the socket for a stale one.
+        listener.listen(BACKLOG)
+        ours = path.lstat()
+    except BaseException:
+        listener.close()
+        raise
+    try:
+        yield listener.detach()
+    finally:
+        try:
+            if os.path.samestat(ours, path.lstat()):
+                path.unlink()
+        except FileNotFoundError:
+            log.warning("%s has been removed meanwhile", path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on; anything else there is a refusal."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(os.fspath(path))
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            if path.is_socket():
+                path.unlink()
+                return
+            reason = "it is no socket; move it away"
+        except TimeoutError:
+            reason = "another plugin listens on it, though it does not answer; stop it first"
+        else:
+            reason = "another plugin listens on it; stop it first"
+    raise CannotStart(f"cannot use {path}: {reason}")
