@@ -1,0 +1,106 @@
+"""End to end: every test runs on the managed plugin and on `passfs serve`, in a real engine.
+
+Without an engine the tests fail; `make test` starts one.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import docker.errors
+import pytest
+
+from tests.support.driver import BASE_IMAGE, TOOLS_IMAGE, Driver, managed, on_host
+
+HERE = Path(__file__).parent
+# Seconds: the engine itself gives a plugin 120 for Create and Mount.
+ENGINE_TIMEOUT_S = 180
+INSTALLATIONS = {"managed": managed, "host": on_host}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+            # The first test of an installation waits for its image to be built.
+            item.add_marker(pytest.mark.timeout(1200, func_only=False))
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[docker.DockerClient]:
+    try:
+        client = docker.from_env(timeout=ENGINE_TIMEOUT_S)
+        client.ping()
+    except docker.errors.DockerException as error:
+        pytest.fail(f"no Docker engine answers: {error}; `make test` starts one")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def tools(client: docker.DockerClient) -> str:
+    try:
+        client.images.get(BASE_IMAGE)
+    except docker.errors.ImageNotFound:
+        pytest.fail(f"there is no image {BASE_IMAGE}; `make test` makes it")
+    client.images.build(path=str(HERE), tag=TOOLS_IMAGE, rm=True, forcerm=True)
+    return TOOLS_IMAGE
+
+
+@pytest.fixture(scope="session", params=list(INSTALLATIONS))
+def driver(
+    request: pytest.FixtureRequest,
+    client: docker.DockerClient,
+    tools: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Driver]:
+    assert tools
+    # Not where pytest keeps its own: nothing may clear that away while something is mounted in it.
+    directory = Path("/var/tmp") / tmp_path_factory.mktemp(f"passfs-{request.param}").name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o755)
+    with INSTALLATIONS[request.param](client, directory) as driver:
+        yield driver
+        left = [volume.name for volume in client.volumes.list(filters={"driver": driver.name})]
+        assert left == []
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def no_container_left(client: docker.DockerClient) -> Iterator[None]:
+    before = {container.id for container in client.containers.list(all=True)}
+    yield
+
+    assert {container.id for container in client.containers.list(all=True)} - before == set()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory of the host's user that a volume passes through; everyone may enter it."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_mode & 0o005 != 0o005:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    source = tmp_path / "source"
+    source.mkdir(mode=0o755)
+    return source
+
+
+# pytest-docker: a compose project with the driver under test.
+
+
+@pytest.fixture(scope="session")
+def docker_compose_command(driver: Driver) -> str:
+    command = os.environ.get("PASSFS_TEST_COMPOSE", "docker compose")
+    return f"PASSFS_DRIVER={driver.name} {command}"
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    return str(HERE / "compose.yaml")
+
+
+@pytest.fixture(scope="session")
+def docker_compose_project_name(driver: Driver) -> str:
+    return driver.name.removesuffix(":latest")

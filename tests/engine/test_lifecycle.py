@@ -1,0 +1,62 @@
+"""What happens to volumes when workers die, and when the plugin stops, starts and is replaced."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from docker.models.volumes import Volume
+
+from tests.support.driver import Driver, execute, passfs
+
+
+def test_a_dead_worker_is_replaced_by_the_next_mount(driver: Driver) -> None:
+    """Who is inside gets errors and no hang; the next container finds a fresh mount."""
+    with driver.volume() as volume:
+        with driver.container(volume) as container:
+            execute(container, "echo kept > /data/file")
+            _kill_worker(driver, volume)
+            code, output = container.exec_run(["timeout", "20", "cat", "/data/file"])
+            assert code == 1
+            assert b"not connected" in output
+
+            assert driver.run(volume, "cat /data/file") == "kept\n"
+            assert len(driver.mounts(volume)) == 1
+        assert driver.run(volume, "cat /data/file") == "kept\n"
+        assert driver.mounts(volume) == []
+
+
+def test_volumes_outlive_a_restart_of_the_plugin(driver: Driver) -> None:
+    """Disable and enable, or stop and start: volumes, options and data are there again."""
+    with driver.volume(cache="metadata") as volume:
+        driver.run(volume, "echo kept > /data/file")
+        driver.restart()
+
+        assert driver.status(volume)["options"]["cache"] == "metadata"
+        assert driver.run(volume, "cat /data/file") == "kept\n"
+
+
+@pytest.mark.parametrize("driver", ["managed"], indirect=True)
+def test_installing_again_upgrades_in_place(driver: Driver) -> None:
+    with driver.volume(cache="never") as volume:
+        driver.run(volume, "echo kept > /data/file")
+        passfs("install", "--name", driver.name.removesuffix(":latest"))
+
+        assert driver.status(volume)["options"]["cache"] == "never"
+        assert driver.run(volume, "cat /data/file") == "kept\n"
+
+
+def _kill_worker(driver: Driver, volume: Volume) -> None:
+    """Kill the worker; its pid in Status is the one inside the plugin's own pid namespace."""
+    inside = str(driver.status(volume)["worker_pid"])
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = dict(
+                line.split(":", 1) for line in (process / "status").read_text().splitlines()
+            )
+            worker = b"passthrough.worker" in (process / "cmdline").read_bytes()
+            if worker and fields["NSpid"].split()[-1] == inside:
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError(f"no worker has the pid {inside}")

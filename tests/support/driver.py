@@ -1,0 +1,198 @@
+"""The driver under test in a real engine: its two installations, and what tests ask of it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+from docker.models.containers import Container
+from docker.models.volumes import Volume
+
+from passthrough import mountinfo
+from passthrough.mount import FSTYPE
+
+TOOLS_IMAGE = "passfs-test-tools"
+BASE_IMAGE = "debian:trixie-slim"
+# An install builds an image once, and later runs find every layer in the engine's cache.
+INSTALL_S = 900
+START_S = 20
+STOP_S = 10
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@dataclass
+class Driver:
+    """A volume driver that the engine knows, and where it keeps its data on this host."""
+
+    client: docker.DockerClient
+    name: str
+    data_dir: Path
+    restart: Callable[[], None]
+    """Stop the plugin and start it again, as an administrator would."""
+
+    def own_directory(self, volume: Volume) -> Path:
+        """Where the files of a volume without a source lie."""
+        return self.data_dir / "volumes" / str(volume.name)
+
+    @contextlib.contextmanager
+    def volume(self, **options: str) -> Iterator[Volume]:
+        """A volume with a name of its own, removed at the end."""
+        volume = self.client.volumes.create(
+            f"t-{uuid.uuid4().hex[:12]}", driver=self.name, driver_opts=options
+        )
+        try:
+            yield volume
+        finally:
+            with contextlib.suppress(docker.errors.NotFound):
+                self.client.api.remove_volume(volume.name)
+
+    def run(
+        self, volume: Volume, command: str, *, mode: str = "rw", at: str = "/data", **more: Any
+    ) -> str:
+        """What a shell in a fresh container with *volume* prints; raises if it fails."""
+        output = self.client.containers.run(
+            TOOLS_IMAGE,
+            ["sh", "-euc", command],
+            volumes={volume.name: {"bind": at, "mode": mode}},
+            remove=True,
+            stderr=True,
+            network_mode="none",
+            **more,
+        )
+        return bytes(output).decode()
+
+    @contextlib.contextmanager
+    def container(self, volume: Volume, *, at: str = "/data", **more: Any) -> Iterator[Container]:
+        """A container that sleeps with *volume* mounted, removed at the end."""
+        container = self.client.containers.run(
+            TOOLS_IMAGE,
+            ["sleep", "infinity"],
+            volumes={volume.name: {"bind": at, "mode": "rw"}},
+            detach=True,
+            init=True,
+            network_mode="none",
+            **more,
+        )
+        try:
+            yield container
+        finally:
+            container.remove(force=True)
+
+    def status(self, volume: Volume) -> dict[str, Any]:
+        """What `docker volume inspect` shows under Status."""
+        return dict(self.client.api.inspect_volume(volume.name)["Status"])
+
+    def mounts(self, volume: Volume) -> list[mountinfo.Mount]:
+        """The FUSE mounts of *volume* that the host sees."""
+        ending = b"/" + str(volume.name).encode()
+        return [
+            mount
+            for mount in mountinfo.read()
+            if mount.fstype == FSTYPE and mount.target.endswith(ending)
+        ]
+
+
+def execute(container: Container, command: str, **more: Any) -> str:
+    """What a shell in a running container prints; fails with its output."""
+    code, output = container.exec_run(["sh", "-euc", command], **more)
+    text = bytes(output).decode(errors="replace")
+    assert code == 0, text
+    return text
+
+
+def passfs(*arguments: str, timeout_s: float = INSTALL_S) -> str:
+    """Run the `passfs` command as a user would; fails with its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "plugin", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextlib.contextmanager
+def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
+    """The managed plugin, installed by `passfs install` under a name of its own."""
+    name = "passfs-test"
+
+    def restart() -> None:
+        plugin = client.plugins.get(f"{name}:latest")
+        plugin.disable(force=True)
+        plugin.enable()
+
+    trust = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
+    try:
+        passfs("install", "--name", name, "--data-dir", str(directory / "data"), *trust)
+        yield Driver(client, f"{name}:latest", directory / "data", restart)
+    finally:
+        with contextlib.suppress(docker.errors.NotFound):
+            client.plugins.get(f"{name}:latest").remove(force=True)
+
+
+@contextlib.contextmanager
+def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
+    """`passfs serve` on this host, with its socket where the engine looks for plugins."""
+    name = "passfs-host-test"
+    service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
+
+    def restart() -> None:
+        service.stop()
+        service.start()
+
+    service.start()
+    try:
+        yield Driver(client, name, directory / "data", restart)
+    finally:
+        service.stop()
+
+
+class Service:
+    """A `passfs serve` process, as a service manager runs it."""
+
+    def __init__(self, socket: Path, directory: Path) -> None:
+        self._socket = socket
+        self._log = directory / "serve.log"
+        self._environment = os.environ | {
+            "PASSFS_SOCKET": str(socket),
+            "PASSFS_DATA_DIR": str(directory / "data"),
+            "PASSFS_MOUNT_DIR": str(directory / "mounts"),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait for the socket, which is made when requests can be answered."""
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "plugin", "serve"],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+        self._process = process
+        for _ in range(START_S * 20):
+            if self._socket.is_socket():
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+                break
+        raise AssertionError("passfs serve does not listen: " + self._log.read_text())
+
+    def stop(self) -> None:
+        """End it as a service manager does; it must be quick, clean, and take its socket along."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(STOP_S)
+
+        assert status == 0, self._log.read_text()
+        assert not self._socket.exists()

@@ -1,0 +1,34 @@
+"""What the documents say is what the code does."""
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from passthrough.config import ALIASES, OPTIONS, Config, effective
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readme_has_every_option_with_its_default_and_what_it_accepts() -> None:
+    section = (ROOT / "README.md").read_text().split("### Options")[1].split("###")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    documented = {
+        name: (default.strip("`"), accepts, meaning) for name, default, accepts, meaning in rows
+    }
+    documented.pop("source")
+    defaults = effective(Config())
+
+    assert documented == {
+        name: (defaults[name], option.accepts, option.meaning) for name, option in OPTIONS.items()
+    }
+
+
+def test_the_readme_names_every_alias() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    assert [alias for alias in ALIASES if f"`{alias}`" not in readme] == []
+
+
+def test_every_field_of_config_is_an_option() -> None:
+    assert {field.name for field in msgspec.structs.fields(Config)} == set(OPTIONS)
