@@ -184,9 +184,9 @@ def parse_options(given: Mapping[str, str], *, others: tuple[str, ...] = ()) -> 
     for written, text in given.items():
         name, value = _resolve(written, text, others)
         if name in spelled:
-            raise OptionError(
-                written, text, f"one of the two: {spelled[name]} sets the same", "is given twice"
-            )
+            reason = f"is given twice, here as {text!r}"
+            accepted = f"one of the two: {spelled[name]} sets the same"
+            raise OptionError(written, text, accepted, reason)
         spelled[name] = written
         option = OPTIONS[name]
         try:
@@ -205,7 +205,7 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
         known = [*OPTIONS, *ALIASES, *others]
         near = difflib.get_close_matches(name, known, n=1)
         accepted = f"{near[0]}, perhaps" if near else "one of " + ", ".join(sorted(known))
-        raise OptionError(written, text, accepted, "is not known")
+        raise OptionError(written, text, accepted, f"is not known, given here as {text!r}")
     if text.strip().lower() not in {"", "true"}:
         raise OptionError(written, text, "no value")
     return ALIASES[name]
@@ -221,4 +221,7 @@ def _text(value: object) -> str:
         return "from cache"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}s" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        # Down to nanoseconds, as the kernel keeps it, and never in the form 1e+06.
+        return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+    return str(value)
