@@ -79,7 +79,7 @@ class Driver:
         self._keeper = keeper
         self._host = host
         self._nursery = nursery
-        # What Get and List answer from: all that the registry holds, changed after it and never before.
+        # What Get and List answer from; changed after the registry and never before.
         self._volumes = {record.name: Volume(record) for record in registry.records}
         self._turns: dict[str, Turn] = {}
         self._purging = trio.CapacityLimiter(1)

@@ -64,7 +64,7 @@ def difference(have: VolumeOptions, wanted: VolumeOptions) -> str:
     """In what *wanted* differs from *have*, as a list for a sentence; empty if in nothing."""
     old, new = have.described(), wanted.described()
     return ", ".join(
-        f"{name} is {_value(old, name)} and not {_value(new, name)}"
+        f"{name} is {_value(old, name)} and {_value(new, name)} was asked for"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )
@@ -75,7 +75,7 @@ def _sources(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _value(described: Mapping[str, str], name: str) -> str:
-    return repr(described[name]) if name in described else "not set"
+    return repr(described[name]) if name in described else "nothing"
 
 
 def _check_text(source: str) -> None:

@@ -77,6 +77,7 @@ class Registry:
             _refuse_foreign(path)
             connection = owned.enter_context(closing(_connect(path)))
             try:
+                _make_durable(connection)
                 records = _read(connection)
             except (sqlite3.Error, ValueError) as error:
                 raise _refusal(path, f"it is damaged: {error}") from error
@@ -136,6 +137,7 @@ def _create(path: Path) -> None:
     unfinished = path.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
     with closing(_connect(unfinished)) as connection:
+        _make_durable(connection)
         connection.execute("BEGIN")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -151,11 +153,13 @@ def _create(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     # isolation_level None: each statement commits by itself.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+def _make_durable(connection: sqlite3.Connection) -> None:
     # EXTRA is FULL, and syncs the directory as well once the journal is unlinked: without that, a
     # power cut soon after the commit brings the journal back and undoes what we have answered.
     connection.execute("PRAGMA synchronous = EXTRA")
-    return connection
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -33,6 +33,7 @@ from plugin.registry import Registry
 from plugin.settings import Settings
 from plugin.source import Host
 from plugin.storage import Storage
+from plugin.worker import COMMAND
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +71,35 @@ def run(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with prepared(settings) as (driver, socket_fd):
+            await serve(driver, socket_fd, partial(_signalled, signals))
+    log.info("ended")
+
+
+@asynccontextmanager
+async def prepared(
+    settings: Settings, worker: Sequence[str] = COMMAND
+) -> AsyncIterator[tuple[Driver, int]]:
+    """The driver and its listening socket, with all that they stand on; taken down at the end.
+
+    Raises:
+        CannotStart: says what is in the way; nothing has been touched.
+        OSError: a directory cannot be made or read.
+    """
     storage = Storage(settings.data_dir)
     storage.prepare()
     with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         # First: what follows clears away what a plugin that is still alive would miss.
         Registry.open(settings.data_dir) as registry,
         _listening(settings.socket) as socket_fd,
     ):
-        async with keeping(settings.mount_dir) as keeper, trio.open_nursery() as background:
+        async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
             host = Host(settings.host_root, settings.host_dir, settings.mount_dir)
             driver = Driver(registry, storage, keeper, host, background)
             log.info("serving %d volumes on %s", len(registry.records), settings.socket)
-            await serve(driver, socket_fd, partial(_signalled, signals))
+            yield driver, socket_fd
             background.cancel_scope.cancel()
-    log.info("ended")
 
 
 async def _signalled(signals: AsyncIterator[int]) -> None:

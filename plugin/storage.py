@@ -135,7 +135,8 @@ class Storage:
                         if error.errno == errno.ENOTEMPTY and attempts[entry] < PURGE_ATTEMPTS:
                             continue
                         stuck.add(entry)
-                        log.warning("cannot delete all of %s/%s: %s", self._trash, entry, error)
+                        where, why = self._trash / entry, error.strerror
+                        log.warning("cannot delete all of %s: %s", where, why)
 
     def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
         with _opened(old_dir) as source, _opened(new_dir) as target:

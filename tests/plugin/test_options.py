@@ -1,0 +1,87 @@
+"""plugin/options.py: `source`, and how everything else is refused."""
+
+import contextlib
+
+import pytest
+from hypothesis import given, strategies as st
+
+from passthrough.config import CachePolicy
+from plugin import options
+from plugin.errors import InvalidOption
+
+
+def test_without_options_a_volume_has_a_directory_of_its_own() -> None:
+    understood = options.parse({})
+    assert understood.source is None
+    assert understood.config.cache is CachePolicy.AUTO
+
+
+@pytest.mark.parametrize("name", ["source", "Source", " source"])
+def test_source_is_understood_like_every_option(name: str) -> None:
+    given = {name: "/srv/app", "cache": "never"}
+    understood = options.parse(given)
+    assert understood.source == "/srv/app"
+    assert understood.config.cache is CachePolicy.NEVER
+    assert options.has_source(given)
+    assert not options.has_source({"cache": "never"})
+
+
+@pytest.mark.parametrize(
+    "value", ["", "srv", "./srv", "~", "/srv/../etc", "/..", "/srv\0", "C:\\srv"]
+)
+def test_a_source_must_be_an_absolute_path(value: str) -> None:
+    with pytest.raises(InvalidOption) as refusal:
+        options.parse({"source": value})
+    assert str(refusal.value) == (
+        f"option 'source': {value!r} is not accepted; expected the absolute path of an existing"
+        " directory on the host, without '..'"
+    )
+
+
+def test_source_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidOption, match=r"option 'SOURCE': '/b' is given twice"):
+        options.parse({"source": "/a", "SOURCE": "/b"})
+
+
+def test_a_bad_value_is_refused_with_what_is_accepted() -> None:
+    with pytest.raises(InvalidOption) as refusal:
+        options.parse({"cache": "sometimes"})
+    for part in ("option 'cache'", "'sometimes'", "never, metadata, auto or always"):
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("cach", "cache"), ("sorce", "source"), ("read-only", "readonly")]
+)
+def test_an_unknown_option_is_refused_with_the_nearest_known(name: str, near: str) -> None:
+    with pytest.raises(InvalidOption, match=f"option '{name}'.*{near}"):
+        options.parse({name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"cache": "auto"}),
+        ({"ro": ""}, {"readonly": "true"}),
+        ({"entry-timeout": "1s"}, {"entry_timeout": "1000ms"}),
+        ({"source": "/srv/app"}, {"source": "/srv//app/"}),
+    ],
+)
+def test_options_that_mean_the_same_do_not_differ(
+    one: dict[str, str], other: dict[str, str]
+) -> None:
+    assert options.difference(options.parse(one), options.parse(other)) == ""
+
+
+def test_a_difference_is_named_with_both_values() -> None:
+    have = options.parse({"cache": "never", "source": "/srv"})
+    wanted = options.parse({"cache": "always"})
+    assert options.difference(have, wanted) == (
+        "cache is 'never' and 'always' was asked for, source is '/srv' and nothing was asked for"
+    )
+
+
+@given(given=st.dictionaries(st.text() | st.sampled_from(["source", "cache", "ro"]), st.text()))
+def test_any_options_are_understood_or_refused(given: dict[str, str]) -> None:
+    with contextlib.suppress(InvalidOption):
+        assert options.difference(options.parse(given), options.parse(given)) == ""

@@ -1,0 +1,162 @@
+"""plugin/source.py: which directory of the host becomes a volume, and which must not."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough import syscalls
+from passthrough.config import Config
+from passthrough.mount import mount, unmount
+from plugin.errors import InvalidOption
+from plugin.source import Host
+
+MS_BIND = 4096
+EXPECTED = "; expected the absolute path of an existing directory on the host, without '..'"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    (tmp_path / "mounts").mkdir()
+    return Host(Path("/"), Path("/"), tmp_path / "mounts")
+
+
+@pytest.fixture
+def seen_elsewhere(tmp_path: Path) -> Host:
+    """A managed plugin's view: the host's /srv at another place."""
+    (tmp_path / "host" / "app").mkdir(parents=True)
+    (tmp_path / "mounts").mkdir()
+    return Host(tmp_path / "host", Path("/srv"), tmp_path / "mounts")
+
+
+@pytest.fixture
+def own_mount(host: Host) -> Iterator[Path]:
+    """A mount of passfs that nobody serves: looking at its root asks nobody anything."""
+    target = host.mount_dir / "v"
+    target.mkdir()
+    fd = mount(target, Config())
+    yield target
+    unmount(target)
+    os.close(fd)
+
+
+@pytest.fixture
+def bound(tmp_path: Path) -> Iterator[Path]:
+    """A bind mount of all of *tmp_path*, somewhere inside it."""
+    target = tmp_path / "bound"
+    target.mkdir()
+    syscalls.mount(os.fsencode(tmp_path), os.fsencode(target), b"none", MS_BIND, b"")
+    yield target
+    syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
+
+
+def opened(host: Host, source: str | Path) -> os.stat_result:
+    fd = host.open(str(source))
+    try:
+        assert not os.get_inheritable(fd)
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def refusal(host: Host, source: str | Path) -> str:
+    with pytest.raises(InvalidOption) as refused:
+        host.open(str(source))
+    start = f"option 'source': {str(source)!r} "
+    assert str(refused.value).startswith(start)
+    return str(refused.value).removeprefix(start)
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "/{}", "{}/.", "//{}//"])
+def test_a_directory_is_opened_however_it_is_spelled(
+    host: Host, tmp_path: Path, spelling: str
+) -> None:
+    directory = tmp_path / "app"
+    directory.mkdir()
+    found = opened(host, spelling.format(directory))
+    assert os.path.samestat(found, directory.stat())
+
+
+def test_symlinks_on_the_way_are_followed_and_the_last_is_not(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "real" / "app").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    found = opened(host, tmp_path / "link" / "app")
+    assert os.path.samestat(found, (tmp_path / "real" / "app").stat())
+    assert refusal(host, tmp_path / "link") == f"is a symbolic link{EXPECTED}"
+
+
+def test_what_is_no_directory_is_refused(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert refusal(host, tmp_path / "missing") == f"does not exist{EXPECTED}"
+    assert refusal(host, tmp_path / "file") == f"is not a directory{EXPECTED}"
+    assert refusal(host, tmp_path / "file" / "x") == f"is not a directory{EXPECTED}"
+    assert refusal(host, tmp_path / "loop" / "x").startswith("leads through too many symbolic")
+    assert refusal(host, tmp_path / ("x" * 300)).startswith("cannot be opened: File name too long")
+
+
+def test_the_host_s_directory_may_be_seen_elsewhere(seen_elsewhere: Host) -> None:
+    found = opened(seen_elsewhere, "/srv/app")
+    assert os.path.samestat(found, (seen_elsewhere.root / "app").stat())
+    assert os.path.samestat(opened(seen_elsewhere, "/srv"), seen_elsewhere.root.stat())
+
+
+@pytest.mark.parametrize("source", ["/", "/etc", "/srvx", "/sr"])
+def test_outside_of_what_the_plugin_sees_is_refused(seen_elsewhere: Host, source: str) -> None:
+    assert refusal(seen_elsewhere, source) == (
+        "does not lie in /srv, which is all that the plugin sees of the host;"
+        " expected a directory in /srv"
+    )
+
+
+def test_a_symlink_means_what_it_means_on_the_host(seen_elsewhere: Host, tmp_path: Path) -> None:
+    """An absolute one is resolved in the host's tree, and never in the plugin's own."""
+    root = seen_elsewhere.root
+    (root / "inside").symlink_to("/app")
+    (root / "app" / "sub").mkdir()
+    (root / "outside").symlink_to(tmp_path)
+    (root / "up").symlink_to("../../../..")
+    found = opened(seen_elsewhere, "/srv/inside/sub")
+    assert os.path.samestat(found, (root / "app" / "sub").stat())
+    assert refusal(seen_elsewhere, "/srv/outside/mounts").startswith("does not exist")
+    found = opened(seen_elsewhere, "/srv/up/app")
+    assert os.path.samestat(found, (root / "app").stat())
+
+
+def test_links_of_proc_are_not_followed(host: Host) -> None:
+    assert refusal(host, "/proc/self/root/etc").startswith("leads through too many symbolic")
+
+
+def test_a_volume_of_passfs_is_no_source(host: Host, own_mount: Path) -> None:
+    assert refusal(host, own_mount) == f"lies in a volume of passfs itself{EXPECTED}"
+
+
+@pytest.mark.parametrize("above", ["", "..", "../.."])
+def test_what_contains_the_mounts_is_no_source(host: Host, above: str) -> None:
+    """A volume in which its own mount point lies would wait for itself."""
+    source = os.path.normpath(host.mount_dir / above)
+    assert refusal(host, source) == (
+        f"contains {host.mount_dir}, where volumes are mounted; expected a directory that does not"
+    )
+
+
+def test_a_bind_mount_does_not_hide_that_it_contains_the_mounts(host: Host, bound: Path) -> None:
+    assert refusal(host, bound).startswith("contains ")
+    assert refusal(host, bound / "mounts").startswith("contains ")
+
+
+def test_a_mount_below_the_source_does_not_hide_it_either(host: Host, tmp_path: Path) -> None:
+    source = tmp_path / "app"
+    (source / "deep").mkdir(parents=True)
+    opened(host, source)
+    syscalls.mount(os.fsencode(tmp_path), os.fsencode(source / "deep"), b"none", MS_BIND, b"")
+    try:
+        assert refusal(host, source).startswith("contains ")
+    finally:
+        syscalls.umount2(os.fsencode(source / "deep"), syscalls.MNT_DETACH)
+
+
+def test_a_directory_beside_the_mounts_is_fine(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "mounts-of-others").mkdir()
+    opened(host, tmp_path / "mounts-of-others")

@@ -1,0 +1,221 @@
+"""plugin/storage.py: what is deleted, and above all what is not."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from passthrough import syscalls
+from plugin.errors import StorageFailed, VolumeInUse
+from plugin.storage import Storage
+from plugin.volume import VolumeName
+
+NAME = VolumeName("data")
+MS_BIND = 4096
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    storage = Storage(tmp_path / "passfs")
+    storage.prepare()
+    return storage
+
+
+@pytest.fixture
+def trash(storage: Storage) -> Path:
+    return storage.path(NAME).parents[1] / "trash"
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    """Files outside, which must be there at the end of every test."""
+    directory = tmp_path / "precious"
+    directory.mkdir()
+    (directory / "file").write_text("precious")
+    return directory
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """A bind mount, wherever it has been moved to by the end."""
+    target.mkdir(parents=True, exist_ok=True)
+    syscalls.mount(os.fsencode(source), os.fsencode(target), b"none", MS_BIND, b"")
+    fd = os.open(target, os.O_PATH)
+    try:
+        yield
+    finally:
+        where = os.readlink(f"/proc/self/fd/{fd}")
+        os.close(fd)
+        syscalls.umount2(os.fsencode(where), syscalls.MNT_DETACH)
+
+
+def remove(storage: Storage) -> None:
+    assert storage.discard(NAME)
+    storage.purge()
+
+
+def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -> None:
+    umask = os.umask(0o077)
+    try:
+        storage.create(NAME)
+    finally:
+        os.umask(umask)
+    assert storage.path(NAME).stat().st_mode & 0o7777 == 0o755
+    assert storage.path(NAME).parent.stat().st_mode & 0o7777 == 0o700
+
+
+def test_an_opened_directory_is_the_volume_s(storage: Storage) -> None:
+    storage.create(NAME)
+    fd = storage.open(NAME)
+    try:
+        assert os.path.samestat(os.fstat(fd), storage.path(NAME).stat())
+    finally:
+        os.close(fd)
+
+
+def test_an_empty_directory_that_a_crash_has_left_is_taken(storage: Storage) -> None:
+    storage.path(NAME).mkdir()
+    storage.create(NAME)
+    assert storage.path(NAME).stat().st_mode & 0o7777 == 0o755
+
+
+def test_somebody_s_files_are_never_a_new_volume(storage: Storage) -> None:
+    storage.path(NAME).mkdir()
+    (storage.path(NAME) / "file").touch()
+    with pytest.raises(StorageFailed, match="already exists and is not empty; move it away"):
+        storage.create(NAME)
+    assert (storage.path(NAME) / "file").exists()
+
+
+def test_a_missing_directory_is_an_error_and_not_made_again(storage: Storage) -> None:
+    with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: No such file"):
+        storage.open(NAME)
+    assert not storage.path(NAME).exists()
+
+
+def test_a_symlink_in_place_of_the_directory_is_an_error(storage: Storage, precious: Path) -> None:
+    storage.path(NAME).symlink_to(precious)
+    for use in (storage.open, storage.create):
+        with pytest.raises(StorageFailed):
+            use(NAME)
+
+
+def test_discarded_files_are_out_of_the_way_at_once(storage: Storage, trash: Path) -> None:
+    storage.create(NAME)
+    (storage.path(NAME) / "file").touch()
+    token = storage.discard(NAME)
+    assert not storage.path(NAME).exists()
+    assert [path.name for path in (trash / token).iterdir()] == ["file"]
+
+
+def test_a_discard_can_be_undone(storage: Storage) -> None:
+    storage.create(NAME)
+    (storage.path(NAME) / "file").touch()
+    storage.restore(NAME, storage.discard(NAME))
+    assert (storage.path(NAME) / "file").exists()
+
+
+def test_a_directory_that_is_gone_already_is_discarded(storage: Storage) -> None:
+    assert storage.discard(NAME) == ""
+    storage.restore(NAME, "")
+
+
+def test_purge_deletes_files_of_every_kind(storage: Storage, trash: Path) -> None:
+    storage.create(NAME)
+    root = storage.path(NAME)
+    (root / "a" / "b" / "c").mkdir(parents=True)
+    (root / "a" / "file").write_text("x")
+    os.mkfifo(root / "a" / "b" / "fifo")
+    (root / "a" / "b" / "link").symlink_to("../..")
+    (root / os.fsdecode(b"\xff\n")).touch()
+    (root / "a").chmod(0)
+    remove(storage)
+    assert list(trash.iterdir()) == []
+
+
+def test_a_tree_of_any_depth_is_deleted(storage: Storage, trash: Path) -> None:
+    """Neither the recursion limit, nor PATH_MAX, nor the number of descriptors matters."""
+    storage.create(NAME)
+    fd = os.open(storage.path(NAME), os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    remove(storage)
+    assert list(trash.iterdir()) == []
+
+
+def test_what_symlinks_point_to_stays(storage: Storage, precious: Path) -> None:
+    storage.create(NAME)
+    (storage.path(NAME) / "directory").symlink_to(precious)
+    (storage.path(NAME) / "file").symlink_to(precious / "file")
+    remove(storage)
+    assert (precious / "file").read_text() == "precious"
+
+
+def test_a_volume_with_a_mount_inside_is_not_discarded(storage: Storage, precious: Path) -> None:
+    storage.create(NAME)
+    with bound(precious, storage.path(NAME) / "a" / "mounted"):
+        with pytest.raises(VolumeInUse, match=r"data/a/mounted is a mount point inside it"):
+            storage.discard(NAME)
+        assert (storage.path(NAME) / "a" / "mounted" / "file").exists()
+
+
+@pytest.mark.logs("cannot delete all of .*/trash/.*: .*busy")
+def test_a_mount_that_comes_after_the_discard_stops_the_purge(
+    storage: Storage, trash: Path, precious: Path
+) -> None:
+    storage.create(NAME)
+    token = storage.discard(NAME)
+    with bound(precious, trash / token / "a" / "mounted"):
+        storage.purge()
+        assert (precious / "file").read_text() == "precious"
+    storage.purge()
+    assert list(trash.iterdir()) == []
+    assert (precious / "file").read_text() == "precious"
+
+
+@pytest.mark.logs("cannot delete all of .*/trash/mounted: ")
+def test_a_mount_in_the_trash_itself_is_not_entered(
+    storage: Storage, trash: Path, precious: Path
+) -> None:
+    with bound(precious, trash / "mounted"):
+        storage.purge()
+        assert (precious / "file").read_text() == "precious"
+
+
+@pytest.mark.logs("cannot delete all of .*/trash/[0-9a-f]+: Operation not permitted")
+def test_what_cannot_be_deleted_stays_and_the_rest_goes(storage: Storage, trash: Path) -> None:
+    """An immutable file, chattr(1), is refused to root as well."""
+    storage.create(NAME)
+    (storage.path(NAME) / "stuck").mkdir()
+    stuck = storage.path(NAME) / "stuck" / "file"
+    stuck.touch()
+    (storage.path(NAME) / "other").mkdir()
+    with immutable(stuck):
+        remove(storage)
+        assert len(list(trash.iterdir())) == 1
+    storage.purge()
+    assert list(trash.iterdir()) == []
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Make a file immutable, ioctl_iflags(2), wherever it has been moved to by the end."""
+    get, put, flag = 0x80086601, 0x40086602, 0x10
+    fd = os.open(path, os.O_RDONLY)
+    flags = bytearray(8)
+    fcntl.ioctl(fd, get, flags)
+    flags[0] |= flag
+    fcntl.ioctl(fd, put, bytes(flags))
+    try:
+        yield
+    finally:
+        flags[0] &= ~flag
+        fcntl.ioctl(fd, put, bytes(flags))
+        os.close(fd)
