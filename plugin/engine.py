@@ -1,0 +1,318 @@
+"""What we ask of the Docker Engine: to build, create, configure and enable the managed plugin.
+
+The only module that imports docker-py. Without an image registry an upgrade is removal and
+creation, so the order of the steps is the safety: the new plugin is built, exported and, where an
+older one is installed, tried on an empty data directory under a name of its own, before the old one
+is touched. Records and data of volumes lie in the data directory, which no step here ever deletes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+import textwrap
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import docker
+from docker.errors import APIError, DockerException, NotFound
+
+from plugin.installation import (
+    Installation,
+    InstallationError,
+    choose_settings,
+    environment,
+    mount_sources,
+    prepare_directories,
+    read_manifest,
+    write_context,
+)
+
+IMAGE = "passfs-rootfs:latest"
+"""Tag of the image whose root file system becomes the plugin's."""
+
+BUILD = "PASSFS_BUILD"
+"""Name in the plugin's environment that says which build it is; not a setting."""
+
+_TIMEOUT = 180  # seconds; the engine itself gives a plugin 120 for Create and Mount
+_SCRATCH = "/var/tmp"  # noqa: S108  # for some 160 MB; /tmp may be a small tmpfs
+_LINE = 90  # characters of a build step, whose commands may be long
+_CHUNK = 1 << 20  # bytes read from the engine at once
+_REASON_LINES = 15  # of a failed build's output, enough for pip's or apt's own error
+
+
+class Progress(Protocol):
+    """Where the functions here report what they do."""
+
+    def step(self, title: str) -> None:
+        """Begin the next step."""
+
+    def line(self, text: str) -> None:
+        """Say something within the step."""
+
+    def amount(self, done: int, total: int) -> None:
+        """Tell how many bytes of about `total` are done."""
+
+
+def connect() -> docker.APIClient:
+    """A client of the engine that DOCKER_HOST names, else of the local one; the caller closes it.
+
+    Raises:
+        InstallationError: no engine answers.
+    """
+    try:
+        return docker.APIClient(**docker.utils.kwargs_from_env(), version="auto", timeout=_TIMEOUT)
+    except DockerException as error:
+        where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        raise InstallationError(
+            f"no Docker engine answers at {where} ({error}). Is it installed and running, "
+            "and may you use it?"
+        ) from error
+
+
+def install(client: docker.APIClient, wanted: Installation, progress: Progress) -> None:
+    """Build, create and enable the plugin; where it exists, replace it and keep its settings.
+
+    Raises:
+        InstallationError: a step failed. Until the old plugin is removed, that is as it was.
+    """
+    manifest = read_manifest(wanted.tree)
+    former = _inspect(client, wanted.name)
+    settings = choose_settings(manifest, former, wanted)
+    prepare_directories(settings)
+    progress.step(f"Building the image {IMAGE}")
+    image = build(client, wanted.tree, wanted.ca_bundle, progress)
+    stamp = hashlib.sha256(f"{image}{manifest}".encode()).hexdigest()
+    if former is not None and environment(former).get(BUILD) == stamp:
+        _reconfigure(client, former, wanted, settings, progress)
+        return
+    _refuse_while_in_use(client, wanted)
+    with tempfile.TemporaryDirectory(prefix="passfs-plugin-", dir=_SCRATCH) as scratch:
+        directory = Path(scratch)
+        progress.step("Exporting its root file system")
+        export(client, image, directory / "rootfs", progress)
+        manifest["env"].append({"name": BUILD, "description": "What was built", "value": stamp})
+        (directory / "config.json").write_text(json.dumps(manifest), encoding="utf-8")
+        if former is not None:
+            progress.step("Trying the new plugin on an empty data directory")
+            _rehearse(client, wanted.name, directory, settings)
+            _refuse_while_in_use(client, wanted)  # a container may have started meanwhile
+            progress.step(f"Removing the old plugin {wanted.name} (volumes and data stay)")
+            _remove(client, wanted.name)
+        progress.step(f"Creating the plugin {wanted.name}")
+        _create(client, wanted.name, directory, settings)
+    for key, value in settings.items():
+        progress.line(f"{key}={value}")
+    progress.step(f"Enabling {wanted.name}")
+    _enable(client, wanted.name)
+
+
+def uninstall(client: docker.APIClient, wanted: Installation, progress: Progress) -> None:
+    """Disable and remove the plugin; the data directory stays.
+
+    Raises:
+        InstallationError: there is no such plugin, or its volumes are in use, without force.
+    """
+    former = _inspect(client, wanted.name)
+    if former is None:
+        raise InstallationError(
+            f"there is no plugin {wanted.name}; `docker plugin ls` lists those that are installed."
+        )
+    _refuse_while_in_use(client, wanted)
+    progress.step(f"Removing the plugin {wanted.name}")
+    _remove(client, wanted.name)
+    data = mount_sources(former).get("data.source")
+    progress.line(
+        f"volumes and data stay in {data}: `passfs install --data-dir {data}` finds them again"
+    )
+
+
+def build(client: docker.APIClient, tree: Path, ca_bundle: Path | None, progress: Progress) -> str:
+    """Build IMAGE from *tree*, return its id; pip trusts *ca_bundle* (PEM) meanwhile, if given.
+
+    Raises:
+        InstallationError: with the end of the build's output.
+    """
+    last = deque[str](maxlen=_REASON_LINES)
+    image = IMAGE
+    with tempfile.TemporaryFile(dir=_SCRATCH) as context:
+        write_context(context, tree, ca_bundle)
+        try:
+            for event in client.build(
+                fileobj=context, custom_context=True, tag=IMAGE, rm=True, forcerm=True, decode=True
+            ):
+                if "error" in event:
+                    raise InstallationError(_build_failure(client, tree, event["error"], last))
+                # By id, because another installation may move the tag at any time.
+                image = event.get("aux", {}).get("ID", image)
+                text = event.get("stream", "").rstrip()
+                last.extend(text.splitlines())
+                if text.startswith("Step "):
+                    progress.line(textwrap.shorten(text, _LINE, placeholder=" ..."))
+        except (APIError, OSError) as error:
+            raise InstallationError(_build_failure(client, tree, _reason(error), last)) from error
+    return image
+
+
+def export(client: docker.APIClient, image: str, directory: Path, progress: Progress) -> None:
+    """Unpack the root file system of *image* into the new *directory*; as root, with its owners.
+
+    Raises:
+        InstallationError: the engine cannot export it.
+    """
+    total = client.inspect_image(image)["Size"]
+    done = 0
+    with tempfile.TemporaryFile(dir=_SCRATCH) as file:
+        with _container(client, image) as container, _engine("export the image"):
+            for chunk in client.export(container, chunk_size=_CHUNK):
+                done += file.write(chunk)
+                # The archive is a little longer than what the engine calls the image's size.
+                progress.amount(done, max(done, total))
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            # As is: the tree is what our own engine built, and the stricter filters drop setuid
+            # and sticky bits. An attribute, because Debian 12's Python 3.11.2 does not know the
+            # argument `filter`.
+            archive.extraction_filter = lambda member, _: member
+            archive.extractall(directory)  # noqa: S202
+
+
+def _build_failure(client: docker.APIClient, tree: Path, reason: str, last: deque[str]) -> str:
+    bases = re.findall(
+        r"^FROM\s+(\S+)", (tree / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for base in bases:
+        if not client.images(name=base):
+            return (
+                f"the base image {base} is not here and could not be pulled: {reason}. "
+                "Where no registry can be reached, `make up` makes it with debootstrap."
+            )
+    return "\n".join(["the image could not be built:", *last, reason])
+
+
+def _inspect(client: docker.APIClient, name: str) -> dict[str, Any] | None:
+    try:
+        plugin: dict[str, Any] = client.inspect_plugin(name)
+    except NotFound:
+        return None
+    return plugin
+
+
+def _refuse_while_in_use(client: docker.APIClient, wanted: Installation) -> None:
+    name = wanted.name
+    drivers = {name, name if ":" in name.rpartition("/")[2] else f"{name}:latest"}
+    users = [
+        container["Names"][0].lstrip("/")
+        for container in client.containers()
+        if any(mount.get("Driver") in drivers for mount in container["Mounts"])
+    ]
+    if users and not wanted.force:
+        raise InstallationError(
+            f"volumes of {name} are mounted in running containers, which would lose them: "
+            f"{', '.join(sorted(users))}. Stop these first, or use --force and restart them after."
+        )
+
+
+def _reconfigure(
+    client: docker.APIClient,
+    former: Mapping[str, Any],
+    wanted: Installation,
+    settings: Mapping[str, str],
+    progress: Progress,
+) -> None:
+    """Bring the installed plugin, which is the very one wanted, to *settings* and enable it."""
+    if not settings.items() <= (mount_sources(former) | environment(former)).items():
+        progress.step(f"Configuring {wanted.name}")
+        _refuse_while_in_use(client, wanted)
+        _disable(client, former)
+        _configure(client, wanted.name, settings)
+    elif former["Enabled"]:
+        progress.line("the installed plugin is this one and has these settings: nothing to do")
+        return
+    progress.step(f"Enabling {wanted.name}")
+    _enable(client, wanted.name)
+
+
+def _rehearse(
+    client: docker.APIClient, name: str, directory: Path, settings: Mapping[str, str]
+) -> None:
+    """Create, enable and remove the new plugin beside the old, on a data directory of its own."""
+    trial = f"{name.partition(':')[0]}-trial"
+    with tempfile.TemporaryDirectory(prefix="passfs-trial-", dir=_SCRATCH) as data:
+        if _inspect(client, trial) is not None:  # left by a run that was killed
+            _remove(client, trial)
+        try:
+            _create(client, trial, directory, {**settings, "data.source": data})
+            _enable(client, trial)
+        except InstallationError as error:
+            raise InstallationError(
+                f"the new plugin does not start, so {name} was left as it is: {error}"
+            ) from error
+        finally:
+            if _inspect(client, trial) is not None:
+                _remove(client, trial)
+
+
+def _create(
+    client: docker.APIClient, name: str, directory: Path, settings: Mapping[str, str]
+) -> None:
+    with _engine(f"create the plugin {name}"):
+        client.create_plugin(name, str(directory))
+    _configure(client, name, settings)
+
+
+def _configure(client: docker.APIClient, name: str, settings: Mapping[str, str]) -> None:
+    with _engine(f"configure the plugin {name}"):
+        client.configure_plugin(name, dict(settings))
+
+
+def _enable(client: docker.APIClient, name: str) -> None:
+    with _engine(
+        f"enable the plugin {name}",
+        hint="What the plugin itself said is in the engine's log (journalctl -u docker).",
+    ):
+        client.enable_plugin(name, timeout=0)  # 0: the engine's own limits for each call
+
+
+def _disable(client: docker.APIClient, plugin: Mapping[str, Any]) -> None:
+    if plugin["Enabled"]:
+        # By force, because the engine counts every volume that exists as a use, mounted or not.
+        with _engine(f"disable the plugin {plugin['Name']}"):
+            client.disable_plugin(plugin["Name"], force=True)
+
+
+def _remove(client: docker.APIClient, name: str) -> None:
+    with _engine(f"remove the plugin {name}"):
+        _disable(client, client.inspect_plugin(name))
+        client.remove_plugin(name, force=True)
+
+
+@contextmanager
+def _container(client: docker.APIClient, image: str) -> Iterator[str]:
+    """Give a container of *image* that never runs; it is removed in the end."""
+    with _engine("create a container to export"):
+        container: str = client.create_container(image, network_disabled=True)["Id"]
+    try:
+        yield container
+    finally:
+        client.remove_container(container, force=True)
+
+
+@contextmanager
+def _engine(action: str, hint: str = "") -> Iterator[None]:
+    """Turn docker-py's errors into a sentence: what was being done, what the engine answered."""
+    try:
+        yield
+    except (DockerException, OSError) as error:  # OSError: what requests raises is one
+        message = f"the engine could not {action}: {_reason(error)}"
+        raise InstallationError(f"{message}. {hint}".rstrip()) from error
+
+
+def _reason(error: Exception) -> str:
+    explanation = error.explanation if isinstance(error, APIError) else None
+    return str(explanation or error).rstrip(". \n")

@@ -1,0 +1,153 @@
+"""An engine that keeps plugins in memory and refuses what Docker refuses."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from docker.errors import APIError, ImageNotFound, NotFound
+from requests import Response
+
+BASE = "debian:trixie-slim"
+
+
+def api_error(status: int, explanation: str) -> APIError:
+    response = Response()
+    response.status_code = status
+    return APIError("refused", response, explanation)
+
+
+def root_file_system() -> bytes:
+    """An exported image: what an extraction could get wrong is in it."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, mode, owner in (("bin/su", 0o4755, 0), ("srv/mine", 0o640, 1234)):
+            member = tarfile.TarInfo(name)
+            member.mode, member.uid, member.gid, member.size = mode, owner, owner, 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("etc/mtab")
+        link.type, link.linkname = tarfile.SYMTYPE, "/proc/mounts"
+        tar.addfile(link)
+        scratch = tarfile.TarInfo("tmp")
+        scratch.type, scratch.mode = tarfile.DIRTYPE, 0o1777
+        tar.addfile(scratch)
+    return archive.getvalue()
+
+
+class FakeEngine:
+    """The calls of docker.APIClient that the installer uses; `calls` is their order."""
+
+    def __init__(self) -> None:
+        self.plugins: dict[str, dict[str, Any]] = {}
+        self.calls: list[str] = []
+        self.running: list[dict[str, Any]] = []
+        self.local_images = {BASE}
+        self.build_events: list[dict[str, Any]] = [{"stream": "Step 1/1 : FROM debian\n"}]
+        self.image_id = "sha256:1"
+        self.context: dict[str, tarfile.TarInfo] = {}
+        self.exported: dict[str, os.stat_result] = {}
+        self.left_containers: set[str] = set()
+        self.broken: dict[str, str] = {}
+        """Calls ("enable passfs") that fail, with the engine's explanation."""
+
+    def _called(self, verb: str, name: str) -> None:
+        self.calls.append(f"{verb} {name}")
+        if f"{verb} {name}" in self.broken:
+            raise api_error(500, self.broken[f"{verb} {name}"])
+
+    def _plugin(self, name: str) -> dict[str, Any]:
+        if name.removesuffix(":latest") not in self.plugins:
+            raise NotFound("no such plugin")
+        return self.plugins[name.removesuffix(":latest")]
+
+    def build(self, *, fileobj: IO[bytes], **options: object) -> Iterator[dict[str, Any]]:
+        assert options["custom_context"]
+        with tarfile.open(fileobj=fileobj) as tar:
+            self.context = {member.name: member for member in tar}
+        yield from self.build_events
+        yield {"aux": {"ID": self.image_id}}
+
+    def images(self, name: str) -> list[str]:
+        return [image for image in self.local_images if image == name]
+
+    def inspect_image(self, name: str) -> dict[str, Any]:
+        if name != self.image_id:
+            raise ImageNotFound(name)
+        return {"Id": self.image_id, "Size": 100}
+
+    def create_container(self, image: str, **_: object) -> dict[str, str]:
+        assert image == self.image_id
+        self.left_containers.add("c")
+        return {"Id": "c"}
+
+    def export(self, container: str, chunk_size: int) -> Iterator[bytes]:
+        assert container in self.left_containers
+        data = root_file_system()
+        assert chunk_size > 0
+        return (data[start : start + 1000] for start in range(0, len(data), 1000))
+
+    def remove_container(self, container: str, **_: object) -> None:
+        self.left_containers.remove(container)
+
+    def containers(self) -> list[dict[str, Any]]:
+        return self.running
+
+    def inspect_plugin(self, name: str) -> dict[str, Any]:
+        return json.loads(json.dumps(self._plugin(name)))  # type: ignore[no-any-return]
+
+    def create_plugin(self, name: str, directory: str) -> None:
+        self._called("create", name)
+        if name in self.plugins:
+            raise api_error(409, "exists")
+        root = Path(directory) / "rootfs"
+        self.exported = {str(path.relative_to(root)): path.lstat() for path in root.rglob("*")}
+        config = json.loads((Path(directory) / "config.json").read_text())
+        self.plugins[name] = {
+            "Name": f"{name}:latest",
+            "Enabled": False,
+            "Config": {
+                "Env": [{"Name": e["name"], "Value": e["value"]} for e in config["env"]],
+                "Mounts": [{"Name": m["name"], "Source": m["source"]} for m in config["mounts"]],
+            },
+            "Settings": {"Env": [f"{e['name']}={e['value']}" for e in config["env"]]},
+        }
+
+    def configure_plugin(self, name: str, options: dict[str, str]) -> None:
+        self._called("configure", name)
+        plugin = self._plugin(name)
+        assert not plugin["Enabled"], "cannot set on an active plugin"
+        mounts = {f"{mount['Name']}.source": mount for mount in plugin["Config"]["Mounts"]}
+        environment = dict(entry.split("=", 1) for entry in plugin["Settings"]["Env"])
+        for key, value in options.items():
+            if key in mounts:
+                mounts[key]["Source"] = value
+            else:
+                assert key in environment, f"setting {key} not found"
+                environment[key] = value
+        plugin["Settings"]["Env"] = [f"{key}={value}" for key, value in environment.items()]
+
+    def enable_plugin(self, name: str, timeout: int) -> None:
+        assert timeout == 0
+        self._called("enable", name)
+        self._plugin(name)["Enabled"] = True
+
+    def disable_plugin(self, name: str, *, force: bool) -> None:
+        self._called("disable", name.removesuffix(":latest"))
+        if not force:
+            raise api_error(409, "in use")
+        self._plugin(name)["Enabled"] = False
+
+    def remove_plugin(self, name: str, *, force: bool) -> None:
+        assert force
+        self._called("remove", name)
+        assert not self._plugin(name)["Enabled"]
+        del self.plugins[name]
+
+    def settings(self, name: str = "passfs") -> dict[str, str]:
+        """What someone who inspects the plugin would see."""
+        plugin = self.plugins[name]
+        sources = {f"{m['Name']}.source": m["Source"] for m in plugin["Config"]["Mounts"]}
+        return sources | dict(entry.split("=", 1) for entry in plugin["Settings"]["Env"])
