@@ -8,8 +8,8 @@ own inode number, renames do not matter, and no path is ever needed.
 
 A number is the host's st_ino for files on the source's own device, because programs compare the
 numbers of a listing with those of stat(2). Files on other devices below the source carry the number
-of their device above bit 47. Numbers that fit neither (the root's, which FUSE reserves, or a host
-number of 48 bits and more) are counted, with bit 55 set.
+of their device above bit 47. Numbers that fit neither (0 and the root's, which FUSE reserves, or a
+host number of 48 bits and more) are counted, with bit 55 set.
 
 Threads: dictionary work happens under one lock, system calls outside of it.
 """
@@ -130,6 +130,6 @@ class InodeTable:
         index = self._devices.setdefault(device, len(self._devices))
         if index < _DEVICE_LIMIT and host_number < _HOST_LIMIT:
             number = index << _HOST_BITS | host_number
-            if number != ROOT:
+            if number > ROOT:
                 return number
         return _COUNTED | next(self._counter)

@@ -1,0 +1,282 @@
+import errno
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from passthrough.inodes import ROOT, Inode, InodeTable
+
+DEVICE_BIT = 47
+COUNTED = 1 << 55
+LIMIT_S = 30.0
+
+
+def opened(path: Path | str) -> tuple[int, os.stat_result]:
+    """What `grant` takes: an O_PATH descriptor and its attributes."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    return fd, os.fstat(fd)
+
+
+def attributes(number: int, device: int, mode: int = stat.S_IFREG) -> os.stat_result:
+    """What fstat(2) would say of a file with this identity."""
+    return os.stat_result((mode, number, device, 1, 0, 0, 0, 0, 0, 0))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[InodeTable]:
+    table = InodeTable(os.open(tmp_path, os.O_PATH))
+    yield table
+    table.close()
+
+
+class Lookups(RuleBasedStateMachine):
+    """Grants and forgets in any order, beside a model that only counts.
+
+    The kernel never gives back more than it was granted, but a mistake there must not close a
+    descriptor twice: `too_much` is a rule as well.
+    """
+
+    FILES = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.paths = [Path(self.directory.name, str(index)) for index in range(self.FILES)]
+        for path in self.paths:
+            path.touch()
+        self.table = InodeTable(os.open(self.directory.name, os.O_PATH))
+        self.counts: dict[int, int] = {}
+        self.numbers = {path.stat().st_ino: path for path in self.paths}
+
+    @rule(index=st.integers(0, FILES - 1))
+    def grant(self, index: int) -> None:
+        fd, found = opened(self.paths[index])
+        inode = self.table.grant(fd, found)
+        assert inode.number == found.st_ino
+        assert inode.kind == stat.S_IFREG
+        self.counts[inode.number] = self.counts.get(inode.number, 0) + 1
+
+    @rule(old=st.integers(0, FILES - 1), new=st.integers(0, FILES - 1))
+    def rename(self, old: int, new: int) -> None:
+        """Names are nothing to an inode."""
+        spare = Path(self.directory.name, "spare")
+        self.paths[old].rename(spare)
+        if old != new:
+            self.paths[new].rename(self.paths[old])
+        spare.rename(self.paths[new])
+
+    @precondition(lambda self: self.counts)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.counts)))
+        count = data.draw(st.integers(1, self.counts[number]))
+        self.table.forget(number, count)
+        self.counts[number] -= count
+        if not self.counts[number]:
+            del self.counts[number]
+
+    @precondition(lambda self: self.counts)
+    @rule(data=st.data())
+    def too_much(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.counts)))
+        self.table.forget(number, self.counts.pop(number) + 1)
+        self.table.forget(number, 1)
+
+    @rule(count=st.integers(1, 10))
+    def forget_root(self, count: int) -> None:
+        self.table.forget(ROOT, count)
+
+    @invariant()
+    def the_table_holds_what_was_granted(self) -> None:
+        assert len(self.table) == 1 + len(self.counts)
+        assert {n: self.table[n].lookups for n in self.counts} == self.counts
+        assert self.table[ROOT] is self.table.root
+        for number in self.numbers:
+            if number not in self.counts:
+                with pytest.raises(OSError, match="Stale"):
+                    self.table[number]
+
+    @invariant()
+    def one_descriptor_for_each_and_no_other(self) -> None:
+        held = {self.table[number].fd for number in self.counts}
+        assert {os.fstat(fd).st_ino for fd in held} == set(self.counts)
+        assert descriptors_below(self.directory.name) == held | {self.table.root.fd}
+
+    def teardown(self) -> None:
+        self.table.close()
+        assert descriptors_below(self.directory.name) == set()
+        self.directory.cleanup()
+
+
+def descriptors_below(directory: str) -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the listing's own
+            continue
+        if target == directory or target.startswith(directory + "/"):
+            found.add(int(name))
+    return found
+
+
+def test_lookups_are_counted() -> None:
+    run_state_machine_as_test(
+        Lookups, settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
+    )
+
+
+def test_one_file_is_one_inode_by_whatever_name(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    os.link(tmp_path / "a", tmp_path / "b")
+
+    assert table.grant(*opened(tmp_path / "a")) is table.grant(*opened(tmp_path / "b"))
+
+
+def test_the_path_reaches_the_file_behind_the_descriptor(table: InodeTable, tmp_path: Path) -> None:
+    """After a rename, and of a symlink the symlink itself."""
+    (tmp_path / "a").symlink_to("nowhere")
+    inode = table.grant(*opened(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+
+    os.chown(inode.path, 41_001, 41_002)
+
+    assert (tmp_path / "b").lstat().st_uid == 41_001
+    assert inode.kind == stat.S_IFLNK
+
+
+def test_a_forgotten_number_is_stale(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    number = table.grant(*opened(tmp_path / "a")).number
+    table.forget(number, 1)
+
+    with pytest.raises(OSError, match="Stale") as stale:
+        table[number]
+
+    assert stale.value.errno == errno.ESTALE
+
+
+def test_the_source_is_the_root_even_where_it_is_found_by_a_name(
+    table: InodeTable, tmp_path: Path
+) -> None:
+    """Below a bind mount of the source, a lookup comes upon it again."""
+    inode = table.grant(*opened(tmp_path))
+
+    assert inode is table.root
+    assert inode.number == ROOT
+    assert inode.host_number == tmp_path.stat().st_ino
+    table.forget(ROOT, 2)
+    assert table[ROOT].lookups > 0
+
+
+def test_numbers_on_the_sources_device_are_the_hosts(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+
+    assert table.grant(*opened(tmp_path / "a")).number == (tmp_path / "a").stat().st_ino
+
+
+def test_numbers_on_other_devices_carry_the_device(table: InodeTable, tmp_path: Path) -> None:
+    """/dev/shm and /dev are devices of their own; the first that is seen is the first in line."""
+    assert len({os.stat(path).st_dev for path in (tmp_path, "/dev/shm", "/dev")}) == 3
+
+    shm, dev = (table.grant(*opened(path)) for path in ("/dev/shm", "/dev"))
+
+    assert shm.number == 1 << DEVICE_BIT | os.stat("/dev/shm").st_ino
+    assert dev.number == 2 << DEVICE_BIT | os.stat("/dev").st_ino
+
+
+@pytest.mark.parametrize("host_number", [0, ROOT, 1 << DEVICE_BIT, (1 << 64) - 1])
+def test_numbers_that_fit_nowhere_are_counted(
+    table: InodeTable, tmp_path: Path, host_number: int
+) -> None:
+    """0 says `no such name` in a reply, 1 is the root, and the others reach into device bits."""
+    device = table.root.device
+
+    first = table.grant(opened(tmp_path)[0], attributes(host_number, device))
+    again = table.grant(opened(tmp_path)[0], attributes(host_number, device))
+    second = table.grant(opened(tmp_path)[0], attributes((1 << 63) + 1, device))
+
+    assert first is again
+    assert [first.number, second.number] == [COUNTED | 1, COUNTED | 2]
+    assert first.host_number == host_number
+
+
+def test_devices_beyond_the_256th_are_counted(table: InodeTable, tmp_path: Path) -> None:
+    inodes = [
+        table.grant(opened(tmp_path)[0], attributes(5, table.root.device + device))
+        for device in range(258)
+    ]
+
+    numbers = [inode.number for inode in inodes]
+    assert numbers[:256] == [device << DEVICE_BIT | 5 for device in range(256)]
+    assert numbers[256:] == [COUNTED | 1, COUNTED | 2]
+
+
+def test_a_number_means_one_file_whatever_the_hosts_numbers(
+    table: InodeTable, tmp_path: Path
+) -> None:
+    edges = [2, (1 << DEVICE_BIT) - 1, 1 << DEVICE_BIT, COUNTED | 1, COUNTED, (1 << 64) - 1]
+    devices = [table.root.device + offset for offset in range(3)]
+
+    inodes: list[Inode] = [
+        table.grant(opened(tmp_path)[0], attributes(number, device))
+        for number in edges
+        for device in devices
+    ]
+
+    assert len({inode.number for inode in inodes}) == len(edges) * len(devices)
+    assert all(0 < inode.number < 1 << 63 for inode in inodes)
+
+
+def test_counts_balance_with_many_threads(table: InodeTable, tmp_path: Path) -> None:
+    """Threads that grant and forget the same few files at once."""
+    threads, rounds = 4, 200
+    paths = [tmp_path / str(index) for index in range(3)]
+    for path in paths:
+        path.touch()
+    start = threading.Barrier(threads, timeout=LIMIT_S)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(rounds):
+            for path in paths:
+                inode = table.grant(*opened(path))
+                table.forget(inode.number, 1)
+        start.wait()
+        for path in paths:
+            table.grant(*opened(path))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for ended in [pool.submit(work) for _ in range(threads)]:
+            ended.result(LIMIT_S)
+
+    assert [table[path.stat().st_ino].lookups for path in paths] == [threads] * 3
+    assert len(descriptors_below(str(tmp_path))) == 1 + len(paths)
+    for path in paths:
+        table.forget(path.stat().st_ino, threads)
+    assert len(table) == 1
+
+
+def test_close_closes_everything_once(tmp_path: Path) -> None:
+    table = InodeTable(os.open(tmp_path, os.O_PATH))
+    (tmp_path / "a").touch()
+    table.grant(*opened(tmp_path / "a"))
+
+    table.close()
+    table.close()
+
+    assert len(table) == 0
+    assert descriptors_below(str(tmp_path)) == set()
