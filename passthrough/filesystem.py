@@ -38,11 +38,15 @@ OMIT: Final = (0, syscalls.UTIME_OMIT)
 
 
 class Attributes:
-    """What GETATTR and SETATTR answer: st_* and how long they stay known, in seconds."""
+    """What GETATTR and SETATTR answer: st_* and how long they stay known, in seconds.
 
-    __slots__ = ("stat", "timeout")
+    *number* is the st_ino that users see: that of the file's entry, and of the root the host's.
+    """
 
-    def __init__(self, attributes: os.stat_result, timeout: float) -> None:
+    __slots__ = ("number", "stat", "timeout")
+
+    def __init__(self, number: int, attributes: os.stat_result, timeout: float) -> None:
+        self.number = number
         self.stat = attributes
         self.timeout = timeout
 
@@ -330,7 +334,8 @@ class PassthroughFs:
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = os.fstat(inode.fd)
-        return Attributes(attributes, self.cache.timeouts(attributes.st_mode)[1])
+        number = inode.host_number if inode.number == ROOT else inode.number
+        return Attributes(number, attributes, self.cache.timeouts(attributes.st_mode)[1])
 
     def _reopen(self, inode: Inode, kind: int, flags: int) -> int:
         """Open *inode* for real, if it is of *kind*."""

@@ -283,6 +283,7 @@ def _entry(entry: Entry) -> EntryAttributes:
 
 def _attributes(attributes: Attributes) -> EntryAttributes:
     filled = _filled(attributes.stat)
+    filled.st_ino = InodeT(attributes.number)
     filled.attr_timeout = attributes.timeout
     return filled
 
@@ -298,7 +299,6 @@ def _dot(record: Record) -> EntryAttributes:
 
 def _filled(attributes: os.stat_result) -> EntryAttributes:
     filled = EntryAttributes()
-    filled.st_ino = InodeT(attributes.st_ino)
     filled.st_mode = ModeT(attributes.st_mode)
     filled.st_nlink = attributes.st_nlink
     filled.st_uid = attributes.st_uid

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 )
 
 from passthrough.inodes import ROOT, Inode, InodeTable
+from tests.support.direct import descriptors_below
 
 DEVICE_BIT = 47
 COUNTED = 1 << 55
@@ -113,24 +114,12 @@ class Lookups(RuleBasedStateMachine):
     def one_descriptor_for_each_and_no_other(self) -> None:
         held = {self.table[number].fd for number in self.counts}
         assert {os.fstat(fd).st_ino for fd in held} == set(self.counts)
-        assert descriptors_below(self.directory.name) == held | {self.table.root.fd}
+        assert descriptors_below(Path(self.directory.name)) == held | {self.table.root.fd}
 
     def teardown(self) -> None:
         self.table.close()
-        assert descriptors_below(self.directory.name) == set()
+        assert descriptors_below(Path(self.directory.name)) == set()
         self.directory.cleanup()
-
-
-def descriptors_below(directory: str) -> set[int]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # the listing's own
-            continue
-        if target == directory or target.startswith(directory + "/"):
-            found.add(int(name))
-    return found
 
 
 def test_lookups_are_counted() -> None:
@@ -264,7 +253,7 @@ def test_counts_balance_with_many_threads(table: InodeTable, tmp_path: Path) -> 
             ended.result(LIMIT_S)
 
     assert [table[path.stat().st_ino].lookups for path in paths] == [threads] * 3
-    assert len(descriptors_below(str(tmp_path))) == 1 + len(paths)
+    assert len(descriptors_below(tmp_path)) == 1 + len(paths)
     for path in paths:
         table.forget(path.stat().st_ino, threads)
     assert len(table) == 1
@@ -279,4 +268,4 @@ def test_close_closes_everything_once(tmp_path: Path) -> None:
     table.close()
 
     assert len(table) == 0
-    assert descriptors_below(str(tmp_path)) == set()
+    assert descriptors_below(tmp_path) == set()

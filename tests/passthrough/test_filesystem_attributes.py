@@ -1,0 +1,216 @@
+"""The operations on attributes, extended ones included."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from passthrough import syscalls
+from passthrough.credentials import Caller
+from passthrough.filesystem import OMIT, Changes, PassthroughFs
+from passthrough.inodes import ROOT
+from tests.support.direct import fails, listing, number_of
+
+
+def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path) -> None:
+    (source / "file").write_bytes(b"content")
+    number = number_of(fs, b"file")
+    before = (source / "file").stat()
+
+    after = fs.setattr(number, Changes())
+
+    assert after.stat == before == (source / "file").stat()
+    assert after.stat.st_ctime_ns == before.st_ctime_ns
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (Changes(mode=0o4750), {"st_mode": stat.S_IFREG | 0o4750}),
+        (Changes(uid=7), {"st_uid": 7, "st_gid": 2}),
+        (Changes(gid=8), {"st_uid": 1, "st_gid": 8}),
+        (Changes(uid=7, gid=8), {"st_uid": 7, "st_gid": 8}),
+        (Changes(size=3), {"st_size": 3}),
+        (Changes(size=10), {"st_size": 10}),
+        (Changes(atime=(5, 6)), {"st_atime_ns": 5_000_000_006, "st_mtime_ns": 2_000_000_000}),
+        (Changes(mtime=(5, 6)), {"st_mtime_ns": 5_000_000_006, "st_atime_ns": 1_000_000_000}),
+        (Changes(mtime=(-5, 0)), {"st_mtime_ns": -5_000_000_000}),
+        # Truncation moves the times, so these come after; a new owner takes the setuid bit away.
+        (Changes(size=1, mtime=(5, 6)), {"st_size": 1, "st_mtime_ns": 5_000_000_006}),
+        (Changes(mode=0o4755, uid=7), {"st_uid": 7, "st_mode": stat.S_IFREG | 0o755}),
+    ],
+)
+def test_setattr_changes_what_it_is_told(
+    fs: PassthroughFs, source: Path, changes: Changes, expected: dict[str, int]
+) -> None:
+    (source / "file").write_bytes(b"content")
+    os.chown(source / "file", 1, 2)
+    os.utime(source / "file", (1, 2))
+    number = number_of(fs, b"file")
+
+    answer = fs.setattr(number, changes)
+
+    found = (source / "file").stat()
+    assert {field: getattr(found, field) for field in expected} == expected
+    assert answer.stat == found
+    assert OMIT == (0, syscalls.UTIME_OMIT)
+
+
+def test_setattr_of_a_symlink_leaves_its_target_alone(fs: PassthroughFs, source: Path) -> None:
+    (source / "file").touch()
+    (source / "link").symlink_to("file")
+    before = (source / "file").stat()
+    number = number_of(fs, b"link")
+
+    fs.setattr(number, Changes(uid=7, gid=8, atime=(5, 6), mtime=(5, 6)))
+    fails(errno.EOPNOTSUPP, lambda: fs.setattr(number, Changes(mode=0o600)))
+    fails(errno.EBADF, lambda: fs.setattr(number, Changes(size=0)))
+
+    link = (source / "link").lstat()
+    assert (link.st_uid, link.st_gid, link.st_mtime_ns) == (7, 8, 5_000_000_006)
+    assert (source / "file").stat() == before
+
+
+def test_truncation_through_a_handle_needs_no_permission_anew(
+    fs: PassthroughFs, source: Path
+) -> None:
+    """ftruncate(2) on what was opened, also when its name and permissions are gone."""
+    (source / "file").write_bytes(b"content")
+    number = number_of(fs, b"file")
+    handle = fs.open(number, os.O_RDWR)
+    (source / "file").unlink()
+
+    assert fs.setattr(number, Changes(size=3), handle).stat.st_size == 3
+    assert fs.read(handle, 0, 10) == b"con"
+    fs.release(handle)
+
+
+def test_truncation_through_a_handle_for_reading_fails(fs: PassthroughFs, source: Path) -> None:
+    (source / "file").write_bytes(b"content")
+    number = number_of(fs, b"file")
+    handle = fs.open(number, os.O_RDONLY)
+
+    fails(errno.EINVAL, lambda: fs.setattr(number, Changes(size=3), handle))
+    fs.release(handle)
+
+
+def test_the_same_number_in_every_answer(fs: PassthroughFs, source: Path) -> None:
+    """Also of a file on another device below the source: programs compare st_ino."""
+    (source / "other").mkdir()
+    target = os.fsencode(source / "other")
+    syscalls.mount(b"none", target, b"tmpfs", 0, b"")
+    try:
+        (source / "other" / "file").touch()
+        directory = fs.lookup(ROOT, b"other").inode_number
+        entry = fs.lookup(directory, b"file")
+        listed = listing(fs, directory)[b"file"]
+        number = entry.inode_number
+
+        assert listed is not None
+        assert listed.inode_number == number != entry.stat.st_ino
+        assert fs.getattr(number).number == number
+        assert fs.setattr(number, Changes(mode=0o600)).number == number
+        assert fs.getattr(directory).number == directory
+    finally:
+        syscalls.umount2(target, syscalls.MNT_DETACH)
+
+
+def test_the_root_has_the_hosts_number(fs: PassthroughFs, source: Path) -> None:
+    assert fs.getattr(ROOT).number == source.stat().st_ino
+
+
+@pytest.mark.parametrize(
+    ("caller", "mode", "allowed"),
+    [
+        (Caller(0, 0), 0o000, os.R_OK | os.W_OK),
+        (Caller(0, 0), 0o001, os.R_OK | os.W_OK | os.X_OK),
+        (Caller(1, 9), 0o700, os.R_OK | os.W_OK | os.X_OK),
+        (Caller(1, 2), 0o077, 0),
+        (Caller(9, 2), 0o050, os.R_OK | os.X_OK),
+        (Caller(9, 9), 0o774, os.R_OK),
+    ],
+)
+def test_access_looks_at_the_one_class_that_the_caller_is_in(
+    fs: PassthroughFs, source: Path, caller: Caller, mode: int, allowed: int
+) -> None:
+    (source / "file").touch()
+    os.chown(source / "file", 1, 2)
+    (source / "file").chmod(mode)
+    number = number_of(fs, b"file")
+
+    granted = {mask for mask in range(8) if fs.access(number, mask, caller)}
+
+    assert granted == {mask for mask in range(8) if not mask & ~allowed}
+
+
+def test_root_may_search_any_directory(fs: PassthroughFs, source: Path) -> None:
+    (source / "dir").mkdir(mode=0)
+
+    assert fs.access(number_of(fs, b"dir"), os.X_OK, Caller(0, 0))
+
+
+def test_statfs_is_the_hosts(fs: PassthroughFs, source: Path) -> None:
+    ours, hosts = fs.statfs(), os.statvfs(source)
+
+    assert (ours.f_blocks, ours.f_bsize, ours.f_files) == (
+        hosts.f_blocks,
+        hosts.f_bsize,
+        hosts.f_files,
+    )
+
+
+def test_extended_attributes(fs: PassthroughFs, source: Path) -> None:
+    (source / "file").touch()
+    number = number_of(fs, b"file")
+
+    fs.setxattr(number, b"user.one", b"a\0b")
+    fs.setxattr(number, b"trusted.two", b"")
+
+    assert fs.getxattr(number, b"user.one") == b"a\0b"
+    assert sorted(fs.listxattr(number)) == [b"trusted.two", b"user.one"]
+    assert os.getxattr(source / "file", "user.one") == b"a\0b"
+    fs.removexattr(number, b"user.one")
+    assert fs.listxattr(number) == [b"trusted.two"]
+    fails(errno.ENODATA, lambda: fs.getxattr(number, b"user.one"))
+    fails(errno.ENODATA, lambda: fs.removexattr(number, b"user.one"))
+    fails(errno.ENODATA, lambda: fs.setxattr(number, b"user.one", b"", os.XATTR_REPLACE))
+    fails(errno.EEXIST, lambda: fs.setxattr(number, b"trusted.two", b"", os.XATTR_CREATE))
+
+
+def test_extended_attributes_of_a_symlink_are_its_own(fs: PassthroughFs, source: Path) -> None:
+    (source / "file").touch()
+    (source / "link").symlink_to("file")
+    number = number_of(fs, b"link")
+
+    fs.setxattr(number, b"trusted.link", b"1")
+    fails(errno.EPERM, lambda: fs.setxattr(number, b"user.link", b"1"))
+
+    assert os.getxattr(source / "link", "trusted.link", follow_symlinks=False) == b"1"
+    assert os.listxattr(source / "file") == []
+
+
+@pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])
+def test_acls_that_would_not_be_honoured_are_refused_and_hidden(
+    fs: PassthroughFs, source: Path, name: bytes
+) -> None:
+    (source / "dir").mkdir()
+    # acl(5) in its stored form: rwx for the owner, user 7, the group, the mask and the others.
+    entries = [(0x01, 7, -1), (0x02, 7, 7), (0x04, 7, -1), (0x10, 7, -1), (0x20, 7, -1)]
+    value = b"\2\0\0\0" + b"".join(
+        tag.to_bytes(2, "little")
+        + mode.to_bytes(2, "little")
+        + who.to_bytes(4, "little", signed=True)
+        for tag, mode, who in entries
+    )
+    os.setxattr(source / "dir", name, value)
+    assert os.listxattr(source / "dir") == [name.decode()]
+    number = number_of(fs, b"dir")
+
+    assert fs.listxattr(number) == []
+    fails(errno.EOPNOTSUPP, lambda: fs.getxattr(number, name))
+    fails(errno.EOPNOTSUPP, lambda: fs.setxattr(number, name, value))
+    fails(errno.EOPNOTSUPP, lambda: fs.removexattr(number, name))
+
+    assert os.getxattr(source / "dir", name) == value

@@ -1,0 +1,51 @@
+"""What tests need that call PassthroughFs themselves, in a session's place."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from passthrough.credentials import Caller
+from passthrough.filesystem import Entry, PassthroughFs
+from passthrough.inodes import ROOT
+
+CALLER = Caller(41_001, 41_002)
+
+
+def number_of(fs: PassthroughFs, *names: bytes) -> int:
+    """Look *names* up, one below the other; gives the last one's inode number."""
+    number = ROOT
+    for name in names:
+        number = fs.lookup(number, name).inode_number
+    return number
+
+
+def listing(fs: PassthroughFs, number: int = ROOT) -> dict[bytes, Entry | None]:
+    """List a directory in one go: each name with its entry."""
+    handle = fs.opendir(number)
+    try:
+        return {record.name: entry for record, entry in fs.readdirplus(handle, 0)}
+    finally:
+        fs.releasedir(handle)
+
+
+def fails(number: int, operation: Callable[[], object]) -> None:
+    """Expect that *operation* raises OSError with errno *number*."""
+    with pytest.raises(OSError, match=r"\[Errno") as failed:
+        operation()
+    assert errno.errorcode[failed.value.errno or 0] == errno.errorcode[number]
+
+
+def descriptors_below(directory: Path) -> set[int]:
+    """This process's descriptors of *directory* and of what lies below it."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = Path(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:  # the listing's own
+            continue
+        if target.is_relative_to(directory):
+            found.add(int(name))
+    return found
