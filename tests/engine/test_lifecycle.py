@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from docker.models.volumes import Volume
 
-from tests.support.driver import Driver, execute, passfs
+from tests.support.driver import TRUST, Driver, execute, passfs
 
 
 def test_a_dead_worker_is_replaced_by_the_next_mount(driver: Driver) -> None:
@@ -22,9 +22,9 @@ def test_a_dead_worker_is_replaced_by_the_next_mount(driver: Driver) -> None:
             assert b"not connected" in output
 
             assert driver.run(volume, "cat /data/file") == "kept\n"
-            assert len(driver.mounts(volume)) == 1
+            assert len(driver.file_systems(volume)) == 1
         assert driver.run(volume, "cat /data/file") == "kept\n"
-        assert driver.mounts(volume) == []
+        assert driver.file_systems(volume) == set()
 
 
 def test_volumes_outlive_a_restart_of_the_plugin(driver: Driver) -> None:
@@ -41,7 +41,7 @@ def test_volumes_outlive_a_restart_of_the_plugin(driver: Driver) -> None:
 def test_installing_again_upgrades_in_place(driver: Driver) -> None:
     with driver.volume(cache="never") as volume:
         driver.run(volume, "echo kept > /data/file")
-        passfs("install", "--name", driver.name.removesuffix(":latest"))
+        passfs("install", "--name", driver.name.removesuffix(":latest"), *TRUST)
 
         assert driver.status(volume)["options"]["cache"] == "never"
         assert driver.run(volume, "cat /data/file") == "kept\n"

@@ -48,7 +48,8 @@ def test_pip_installs_a_wheel_into_a_volume(driver: Driver, source: Path) -> Non
             volume,
             "cp -r /from /tmp/tiny; cd /tmp/tiny; python3 setup.py -q bdist_wheel >/dev/null 2>&1;"
             "pip install -q --root-user-action=ignore --no-index --target /data/lib dist/*.whl;"
-            "PYTHONPATH=/data/lib python3 -c 'import tiny; print(tiny.ANSWER, tiny.__file__)'",
+            "cd /; export PYTHONPATH=/data/lib;"
+            "python3 -c 'import tiny; print(tiny.ANSWER, tiny.__file__)'",
             mounts=[_bind(source, "/from")],
         )
         assert answer == "42 /data/lib/tiny.py\n"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driver import CA_BUNDLE, Driver
+from tests.support.driver import INSTALL_S, TRUST, Driver
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh( foreground)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -33,16 +34,17 @@ def test_make_has_the_two_targets() -> None:
 def test_commands(driver: Driver, commands: str, source: Path) -> None:
     """Each block runs as one script, and no command in it may fail."""
     script = _here(commands, driver, source)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    names = [volume.name for volume in driver.client.volumes.list({"driver": driver.name})]
-    for name in names:
-        driver.client.api.remove_volume(name)
+    try:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_S,
+            check=False,
+        )
+    finally:
+        for volume in driver.client.volumes.list(filters={"driver": driver.name}):
+            driver.client.api.remove_volume(volume.name)
 
     assert done.returncode == 0, script + done.stdout + done.stderr
 
@@ -67,8 +69,7 @@ def test_foreground_commands_serve_until_interrupted(command: str, tmp_path: Pat
 
 
 def _here(commands: str, driver: Driver, source: Path) -> str:
-    trust = f" --ca-bundle {CA_BUNDLE}" if CA_BUNDLE.exists() else ""
-    install = f"--name {PLUGIN} --data-dir {source.parent / 'data'}{trust}"
+    install = shlex.join(["--name", PLUGIN, "--data-dir", str(source.parent / "data"), *TRUST])
     for printed, used in (
         ("/srv/app", str(source)),
         ("-d passfs", f"-d {driver.name}"),

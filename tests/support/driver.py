@@ -26,6 +26,8 @@ INSTALL_S = 900
 START_S = 20
 STOP_S = 10
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+# What this machine trusts, the build of an image on it may trust.
+TRUST = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
 
 
 @dataclass
@@ -90,14 +92,28 @@ class Driver:
         """What `docker volume inspect` shows under Status."""
         return dict(self.client.api.inspect_volume(volume.name)["Status"])
 
-    def mounts(self, volume: Volume) -> list[mountinfo.Mount]:
-        """The FUSE mounts of *volume* that the host sees."""
+    def file_systems(self, volume: Volume) -> set[int]:
+        """The FUSE file systems that are mounted for *volume* on the host, as st_dev.
+
+        One file system of a managed plugin has two places in mountinfo, one hidden under the
+        other, where the host's root is a shared mount: the engine binds the plugin's directory
+        of mounts to itself, and both ends of that bind receive what is mounted in it.
+        """
         ending = b"/" + str(volume.name).encode()
-        return [
-            mount
+        return {
+            mount.device
             for mount in mountinfo.read()
             if mount.fstype == FSTYPE and mount.target.endswith(ending)
-        ]
+        }
+
+    def mountpoint(self, volume: Volume) -> str:
+        """Where the host sees *volume* mounted."""
+        ending = b"/" + str(volume.name).encode()
+        return next(
+            mount.target.decode()
+            for mount in mountinfo.read()
+            if mount.fstype == FSTYPE and mount.target.endswith(ending)
+        )
 
 
 def execute(container: Container, command: str, **more: Any) -> str:
@@ -131,9 +147,8 @@ def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
         plugin.disable(force=True)
         plugin.enable()
 
-    trust = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
     try:
-        passfs("install", "--name", name, "--data-dir", str(directory / "data"), *trust)
+        passfs("install", "--name", name, "--data-dir", str(directory / "data"), *TRUST)
         yield Driver(client, f"{name}:latest", directory / "data", restart)
     finally:
         with contextlib.suppress(docker.errors.NotFound):
