@@ -8,6 +8,7 @@ which the keeper holds the other end. (setfsuid(2) clears parent-death signals; 
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | No
     Raises:
         OSError: the process lacks a capability, or the session with the kernel failed.
     """
+    _raise_descriptor_limit()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
     credentials.keep_capabilities()
@@ -84,6 +86,15 @@ async def _stop_without_keeper(keeper_fd: int, stop: Callable[[], None]) -> None
     await trio.lowlevel.wait_readable(keeper_fd)
     log.info("the keeper of this mount has ended; so does its worker")
     stop()
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as there may be: each inode that the kernel knows holds one.
+
+    The usual limit of 1,024 is there for programs that use select(2), and for no other reason.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_line(fd: int) -> bytes:
