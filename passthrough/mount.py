@@ -51,8 +51,8 @@ def mount(target: Path, config: Config) -> int:
 def unmount(target: Path, *, abort: bool = False) -> None:
     """Take the uppermost mount at *target* out of the tree; who has files open in it goes on.
 
-    With *abort* the connection ends as well: every waiting and every later request fails with
-    ENOTCONN, which frees processes that wait for a worker that is gone.
+    With *abort* the connection ends as well, which frees processes that wait for a worker that is
+    gone: waiting requests fail with ECONNABORTED, later ones with ENOTCONN.
 
     Raises:
         OSError: EINVAL if nothing is mounted at *target*.

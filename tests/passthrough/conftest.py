@@ -7,9 +7,10 @@ from typing import cast
 
 import pytest
 
-from passthrough import mountinfo, syscalls
+from passthrough import syscalls
 from passthrough.config import Config
 from passthrough.filesystem import Entry, PassthroughFs
+from tests.support.mounts import mounts_at
 
 
 @pytest.fixture
@@ -70,8 +71,3 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     yield path
     for _ in mounts_at(path):
         syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH | syscalls.MNT_FORCE)
-
-
-def mounts_at(path: Path) -> list[mountinfo.Mount]:
-    """What is mounted on *path*, the uppermost last; asks the table, never the file system."""
-    return [mount for mount in mountinfo.read() if mount.target == os.fsencode(path)]

@@ -1,0 +1,19 @@
+"""What the mount table says; no question here goes to a file system, which may not answer."""
+
+import os
+from pathlib import Path
+
+from passthrough import mountinfo
+
+
+def mounts_at(path: Path) -> list[mountinfo.Mount]:
+    """What is mounted on *path*, the uppermost last."""
+    return [mount for mount in mountinfo.read() if mount.target == os.fsencode(path)]
+
+
+def options_at(path: Path) -> set[str]:
+    """The options of the one mount on *path*, the file system's own included."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    (line,) = (line for line in lines if line.split()[4] == str(path))
+    before, _, after = line.partition(" - ")
+    return {*before.split()[5].split(","), *after.split()[2].split(",")}
