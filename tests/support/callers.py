@@ -1,0 +1,182 @@
+"""Somebody else's calls: a function run in a child process under given ids.
+
+A child is forked, not started afresh, so that the function may close over anything the test has
+at hand. Its result, or its exception with errno and traceback, comes back pickled through a pipe.
+"""
+
+import errno
+import os
+import pickle
+import select
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+CALL_LIMIT_S = 60.0  # far beyond the slowest honest call; a child that needs more is stuck
+PIPE_CHUNK_BYTES = 1 << 16
+
+
+class Call(Generic[T]):
+    """A function that runs in a child process; as a context manager it never outlives its block."""
+
+    def __init__(self, function: Callable[[], T], become: Callable[[], None]) -> None:
+        """Fork, let the child call *become* and then *function*."""
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            # Python 3.12 warns when any thread exists, and pytest's faulthandler keeps one. The
+            # child calls nothing that could wait for a lock of that thread.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reader)
+            _answer(writer, function, become)
+        os.close(writer)
+        self._reader = reader
+        self._ended = False
+
+    def result(self, limit_s: float = CALL_LIMIT_S) -> T:
+        """Return what the function returned, or raise what it raised.
+
+        Raises: TimeoutError when nothing came within *limit_s* seconds (the child is killed),
+        ChildProcessError when the child ended without an answer.
+        """
+        try:
+            answer = self._read_all(time.monotonic() + limit_s)
+        finally:
+            status = self._end()
+        if not answer:
+            message = f"the child ended with wait status {status} and no answer"
+            raise ChildProcessError(message)
+        succeeded, value = pickle.loads(answer)  # noqa: S301 - from our own child
+        if not succeeded:
+            raise value
+        result: T = value
+        return result
+
+    def kill(self) -> None:
+        """End the child at once, as a crash would; waits until it is gone."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        """Return the call itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        """End the child if it still runs."""
+        self._end()
+
+    def _read_all(self, deadline: float) -> bytes:
+        answer = b""
+        while True:
+            ready, _, _ = select.select([self._reader], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                message = f"no answer from process {self.pid} in time"
+                raise TimeoutError(message)
+            chunk = os.read(self._reader, PIPE_CHUNK_BYTES)
+            if not chunk:
+                return answer
+            answer += chunk
+
+    def _end(self) -> int:
+        if self._ended:
+            return 0
+        self._ended = True
+        os.close(self._reader)
+        # A child that has answered is a zombie or about to be one: the signal changes nothing.
+        os.kill(self.pid, signal.SIGKILL)
+        return os.waitpid(self.pid, 0)[1]
+
+
+def _answer(writer: int, function: Callable[[], T], become: Callable[[], None]) -> None:
+    """Run in the child: send (succeeded, value) and end without any of the parent's clean-up."""
+    try:
+        try:
+            become()
+            answer = pickle.dumps((True, function()))
+        except BaseException as error:  # noqa: BLE001 - the parent raises it again
+            answer = _pickled_error(error)
+        while answer:
+            answer = answer[os.write(writer, answer) :]
+    finally:
+        os._exit(0)
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    where = f"in a child process:\n{traceback.format_exc()}"
+    error.add_note(where)
+    try:
+        return pickle.dumps((False, error))
+    except (pickle.PicklingError, TypeError, AttributeError):  # pytest's own, among others
+        return pickle.dumps((False, AssertionError(where)))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: user id, group id, supplementary groups. None needs an entry in /etc/passwd."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    def start(self, function: Callable[[], T], *, umask: int = 0o022) -> Call[T]:
+        """Call *function* as this caller in a child process that runs beside the test."""
+        return Call(function, lambda: self._become(umask))
+
+    def run(self, function: Callable[[], T], *, umask: int = 0o022) -> T:
+        """Call *function* as this caller and wait for the result.
+
+        Raises: whatever the function raised, with its errno; TimeoutError.
+        """
+        with self.start(function, umask=umask) as call:
+            return call.result()
+
+    def _become(self, umask: int) -> None:
+        os.umask(umask)
+        if os.geteuid() == self.uid:
+            return
+        os.setgroups(self.groups)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+
+TEAM_GID = 41_100
+
+ROOT = Caller("root", 0, 0)
+USER = Caller("user", 41_001, 41_002)
+OTHER = Caller("other", 41_003, 41_004)
+MEMBER = Caller("member", 41_005, 41_006, groups=(TEAM_GID,))
+
+
+def attempt(caller: Caller, call: Callable[[], object]) -> str:
+    """Return the name of the error that *call* fails with as *caller*, or "allowed"."""
+    try:
+        caller.run(lambda: call() and None)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "allowed"
+
+
+def together(calls: Iterable[Call[T]]) -> list[T]:
+    """Return the results of calls that run at the same time, in their order.
+
+    Raises: the first failure, after all children have ended.
+    """
+    running = list(calls)
+    try:
+        return [call.result() for call in running]
+    finally:
+        for call in running:
+            call.kill()

@@ -1,0 +1,64 @@
+"""Files to try things on: one of each kind, content that does not repeat, and refusals by name."""
+
+import errno
+import os
+import random
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def make_file(path: Path) -> None:
+    """Make an empty regular file; the name must be free."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
+def make_socket(path: Path) -> None:
+    """Make a socket that nobody listens on."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(path))
+
+
+def make_hard_link(path: Path) -> None:
+    """Make a second name of a file."""
+    other = path.with_name("first name")
+    other.touch()
+    os.link(other, path)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "file": make_file,
+    "file by mknod": lambda path: os.mknod(path, stat.S_IFREG | 0o644),
+    "directory": os.mkdir,
+    "symlink": lambda path: path.symlink_to("target"),
+    "fifo": os.mkfifo,
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o644),
+    "hard link": make_hard_link,
+}
+"""What each call that creates makes at a path that must be free."""
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open with the flags as they are; the caller closes."""
+    return os.open(path, flags, 0o644)
+
+
+def owner(path: Path) -> tuple[int, int]:
+    """Return uid and gid of the name itself."""
+    status = path.lstat()
+    return status.st_uid, status.st_gid
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    """Return *size* bytes that do not repeat and are the same every time."""
+    return random.Random(seed).randbytes(size)  # noqa: S311 - data, not a secret
+
+
+def refused(number: int, call: Callable[[], object]) -> None:
+    """Check that *call* fails with the error *number*."""
+    with pytest.raises(OSError) as caught:
+        call()
+    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
