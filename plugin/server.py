@@ -9,20 +9,23 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import hypercorn.trio
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.typing import ASGIFramework
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework, ConnectionState
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from plugin import log as logs
 from plugin.driver import VERBS, Driver, Verb
@@ -72,15 +75,15 @@ def run(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with prepared(settings) as (driver, socket_fd):
-            await serve(driver, socket_fd, partial(_signalled, signals))
+        async with prepared(settings) as (driver, listener):
+            await serve(driver, listener, partial(_signalled, signals))
     log.info("ended")
 
 
 @asynccontextmanager
 async def prepared(
     settings: Settings, worker: Sequence[str] = COMMAND
-) -> AsyncIterator[tuple[Driver, int]]:
+) -> AsyncIterator[tuple[Driver, socket.socket]]:
     """The driver and its listening socket, with all that they stand on; taken down at the end.
 
     Raises:
@@ -92,13 +95,13 @@ async def prepared(
     with (
         # First: what follows clears away what a plugin that is still alive would miss.
         Registry.open(settings.data_dir) as registry,
-        _listening(settings.socket) as socket_fd,
+        _listening(settings.socket) as listener,
     ):
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
             host = Host(settings.host_root, settings.host_dir, settings.mount_dir)
             driver = Driver(registry, storage, keeper, host, background)
             log.info("serving %d volumes on %s", len(registry.records), settings.socket)
-            yield driver, socket_fd
+            yield driver, listener
             background.cancel_scope.cancel()
 
 
@@ -107,19 +110,62 @@ async def _signalled(signals: AsyncIterator[int]) -> None:
     log.info("ending on %s", signal.Signals(number).name)
 
 
-async def serve(driver: Driver, socket_fd: int, stopped: Callable[[], Awaitable[None]]) -> None:
-    """Answer requests on the listening socket *socket_fd*, taken over, until *stopped* returns."""
+async def serve(
+    driver: Driver, listener: socket.socket, stopped: Callable[[], Awaitable[None]]
+) -> None:
+    """Answer requests on *listener*, which is closed in the end, until *stopped* returns.
+
+    This is what hypercorn does itself to serve an application, but for `Connection`.
+    """
     config = HypercornConfig()
-    config.bind = [f"fd://{socket_fd}"]
-    config.backlog = BACKLOG
     config.keep_alive_timeout = KEEP_ALIVE_S
-    config.graceful_timeout = DRAIN_S
     config.max_app_queue_size = BODY_QUEUE
     config.errorlog = logging.getLogger("hypercorn")
-    config.errorlog.setLevel(logging.WARNING)  # that it listens we say ourselves
     # Starlette types its scopes more loosely than hypercorn does.
-    app = cast("ASGIFramework", application(driver))
-    await hypercorn.trio.serve(app, config, shutdown_trigger=stopped)
+    app = ASGIWrapper(cast("ASGIFramework", application(driver)))
+    context = WorkerContext(max_requests=None)
+
+    async def handle(stream: trio.SocketStream) -> None:
+        state = ConnectionState({})
+        # Annotated for TLS alone.
+        await Connection(app, config, context, state, stream).run()  # type: ignore[arg-type]
+
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+            accepting.start_soon(
+                partial(trio.serve_listeners, handle, listeners, handler_nursery=connections)
+            )
+            await stopped()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()  # idle connections end
+        connections.cancel_scope.deadline = trio.current_time() + DRAIN_S
+
+
+class Connection(TCPServer):
+    """hypercorn's side of one connection, which ends with its client and ends nobody else.
+
+    hypercorn keeps a connection whose client has hung up until its keep-alive time is over. And
+    what is raised in one, such as by a client that hangs up at a bad moment, ends all of them.
+    """
+
+    async def run(self) -> None:
+        """Serve the connection to its end."""
+        try:
+            await super().run()
+        except* Exception as errors:
+            log.exception("a connection has failed", exc_info=errors)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
+class NoReply(Response):
+    """What is answered when the client has gone: hypercorn must not be asked to write to it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send nothing."""
 
 
 def application(driver: Driver) -> Starlette:
@@ -141,7 +187,7 @@ def _endpoint(driver: Driver, path: str, verb: Verb) -> Callable[[Request], Awai
             subject = call.subject
             response = _response(await _perform(driver, verb, call, request))
         except ClientDisconnect:
-            response = _response(ErrorReply(err="the request was not complete"), 400)
+            response = NoReply()
         except PluginError as error:
             response = _response(ErrorReply(err=str(error)), error.status)
         except Exception:  # the boundary: whatever is left is a bug, and only of this request
@@ -159,10 +205,11 @@ async def _body(request: Request) -> bytes:
     body = b""
     try:
         with trio.fail_after(BODY_DEADLINE_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > BODY_LIMIT_BYTES:
-                    raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+            async with aclosing(request.stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > BODY_LIMIT_BYTES:
+                        raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
     except trio.TooSlowError as error:
         raise RequestTimeout(
             f"the body has not come to an end within {BODY_DEADLINE_S:g} s"
@@ -187,11 +234,13 @@ async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> 
         except PluginError as error:
             refusal = error  # raised below, where no nursery wraps it into a group
         nursery.cancel_scope.cancel()
+    if gone.is_set():
+        log.info("the client of %s %s has gone", request.url.path, call.subject)
+        if refusal is None:
+            await verb.undo(driver, call)
+        raise ClientDisconnect
     if refusal is not None:
         raise refusal
-    if gone.is_set():
-        log.info("the client of %s has gone, undoing it: %s", request.url.path, call.subject)
-        await verb.undo(driver, call)
     return reply
 
 
@@ -214,19 +263,15 @@ def _response(reply: Reply, status: int = 200) -> Response:
 
 
 @contextmanager
-def _listening(path: Path) -> Iterator[int]:
-    """Listen at *path*, and remove it at the end if it is still ours.
-
-    Yields:
-        The listening socket's descriptor, which the caller owns.
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """Listen at *path*, and at the end remove it if it is still ours.
 
     Raises:
         CannotStart: somebody listens there, or *path* is no socket.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         umask = os.umask(SOCKET_UMASK)
         try:
             listener.bind(os.fspath(path))
@@ -235,17 +280,14 @@ def _listening(path: Path) -> Iterator[int]:
         # At once, so that no other plugin takes the socket for a stale one.
         listener.listen(BACKLOG)
         ours = path.lstat()
-    except BaseException:
-        listener.close()
-        raise
-    try:
-        yield listener.detach()
-    finally:
         try:
-            if os.path.samestat(ours, path.lstat()):
-                path.unlink()
-        except FileNotFoundError:
-            log.warning("%s has been removed meanwhile", path)
+            yield listener
+        finally:
+            try:
+                if os.path.samestat(ours, path.lstat()):
+                    path.unlink()
+            except FileNotFoundError:
+                log.info("%s has been removed meanwhile", path)
 
 
 def _remove_stale(path: Path) -> None:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import msgspec
 import trio
@@ -145,15 +146,17 @@ async def _hand_over(process: trio.Process, handover: Handover) -> Report:
         await process.stdin.send_all(encode(handover))
     except trio.BrokenResourceError:
         return Report(serving=False)
-    async for line in _lines(process.stdout):
-        try:
-            return decode_report(line.encode())
-        except msgspec.DecodeError as error:
-            return Report(serving=False, error=f"its worker said {line!r}: {error}")
-    return Report(serving=False)
+    async with aclosing(_lines(process.stdout)) as lines:
+        line = await anext(lines, None)
+    if line is None:
+        return Report(serving=False)
+    try:
+        return decode_report(line.encode())
+    except msgspec.DecodeError as error:
+        return Report(serving=False, error=f"its worker said {line!r}: {error}")
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:
+async def _lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[str, None]:
     """The lines of *stream* as text; overlong ones are cut into pieces."""
     rest = b""
     async for chunk in stream:
