@@ -3,6 +3,7 @@
 And the plugin to speak to, in this process, for the length of a block.
 """
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -68,11 +69,13 @@ class Connection:
             self._http.start_next_cycle()
         length = ("Content-Length", str(len(body)))
         request = h11.Request(method=method, target=path, headers=[*headers, length])
-        await self.stream.send_all(
+        said = (
             (self._http.send(request) or b"")
             + (self._http.send(h11.Data(data=body)) or b"")
             + (self._http.send(h11.EndOfMessage()) or b"")
         )
+        with contextlib.suppress(trio.BrokenResourceError):  # refused before it was all said
+            await self.stream.send_all(said)
 
     async def answer(self) -> Answer:
         """Wait for the answer to what has been sent."""
@@ -139,8 +142,11 @@ def settings(directory: Path) -> Settings:
 async def plugin(directory: Path, worker: Sequence[str] = COMMAND) -> AsyncIterator[Dockerd]:
     """A plugin in this process, and its engine; what it kept is there for the next one."""
     stop = trio.Event()
-    async with prepared(settings(directory), worker) as (driver, fd), trio.open_nursery() as own:
-        own.start_soon(serve, driver, fd, stop.wait)
+    async with (
+        prepared(settings(directory), worker) as (driver, listener),
+        trio.open_nursery() as own,
+    ):
+        own.start_soon(serve, driver, listener, stop.wait)
         try:
             yield Dockerd(directory / "p.sock")
         finally:

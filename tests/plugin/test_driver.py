@@ -1,0 +1,476 @@
+"""plugin/driver.py: the nine verbs, as an engine sees them."""
+# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+
+import errno
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough import mountinfo
+from passthrough.mount import FSTYPE
+from plugin import driver as driver_module, source as source_module
+from plugin.driver import Driver
+from plugin.errors import PluginError, RegistryFailed
+from plugin.protocol import VolumeRequest
+from plugin.registry import Registry
+from plugin.server import prepared
+from plugin.volume import Record, volume_name
+from tests.support.dockerd import Dockerd, plugin, settings
+from tests.support.fake_worker import command
+
+SERVE = command("serve")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Where the files of volumes without a source lie."""
+    return tmp_path / "data" / "volumes"
+
+
+def mounted(directory: Path) -> list[str]:
+    """The names of the volumes that are mounted, as often as they are."""
+    above = os.fsencode(directory / "mounts")
+    return sorted(
+        os.path.basename(os.fsdecode(entry.target))
+        for entry in mountinfo.read()
+        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
+    )
+
+
+async def references(dockerd: Dockerd, name: str) -> int:
+    count = (await dockerd.volume(name))["Status"]["references"]
+    assert isinstance(count, int)
+    return count
+
+
+# Create and Remove.
+
+
+async def test_a_volume_is_there_after_create_and_after_a_restart(
+    tmp_path: Path, source: Path, own: Path
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="own", Opts={"cache": "never"})
+        await dockerd.do("Create", Name="theirs", Opts={"source": str(source)})
+        before = [await dockerd.volume(name) for name in ("own", "theirs")]
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert [await dockerd.volume(name) for name in ("own", "theirs")] == before
+        assert await dockerd.names() == {"own", "theirs"}
+    assert [path.name for path in own.iterdir()] == ["own"]
+
+
+async def test_create_is_on_disk_before_it_is_answered(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        content = (tmp_path / "data" / "passfs.db").read_bytes()
+        assert not (tmp_path / "data" / "passfs.db-journal").exists()
+    assert b"v{}" in content
+
+
+async def test_the_same_create_again_succeeds(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"cache": "never", "ro": ""})
+        await dockerd.do("Create", Name="v", Opts={"cache": "NEVER", "readonly": "true"})
+        assert await dockerd.names() == {"v"}
+
+
+async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"cache": "never"})
+        before = await dockerd.volume("v")
+        refused = await dockerd.call("Create", Name="v", Opts={"cache": "always"})
+        assert refused.status == 409
+        assert refused.error == (
+            "volume 'v' exists with other options: cache is 'never' and 'always' was asked for"
+        )
+        assert await dockerd.volume("v") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "words"),
+    [
+        ("../v", {}, ["'../v'", "expected 1 to 128"]),
+        ("v", {"cash": "auto"}, ["option 'cash'", "cache"]),
+        ("v", {"cache": "sometimes"}, ["option 'cache'", "'sometimes'", "never, metadata"]),
+        ("v", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
+        ("v", {"source": "/no/such"}, ["option 'source'", "'/no/such'", "does not exist"]),
+        ("v", {"source": "/"}, ["option 'source'", "'/'", "contains", "/mounts"]),
+        ("v", {"source": "/etc/passwd"}, ["'/etc/passwd' is not a directory"]),
+    ],
+)
+async def test_a_refused_create_stores_nothing(
+    tmp_path: Path, own: Path, name: str, opts: dict[str, str], words: list[str]
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        refused = await dockerd.call("Create", Name=name, Opts=opts)
+        assert refused.status == 400
+        for word in words:
+            assert word in refused.error
+        assert await dockerd.names() == set()
+        assert (await dockerd.call("Get", Name=name)).status == 404
+        assert list(own.iterdir()) == []
+
+
+async def test_a_create_that_cannot_be_recorded_leaves_no_directory(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RegistryFailed("the disk is full")
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        monkeypatch.setattr(Registry, "add", fail)
+        assert (await dockerd.call("Create", Name="v")).error == "the disk is full"
+        assert list(own.iterdir()) == []
+        assert await dockerd.names() == set()
+
+
+async def test_remove_deletes_the_files_of_a_volume_of_its_own(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        (own / "v" / "file").touch()
+        await dockerd.do("Remove", Name="v")
+        assert list(own.iterdir()) == []
+        assert await dockerd.names() == set()
+        assert (await dockerd.call("Remove", Name="v")).status == 404
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        assert list((own / "v").iterdir()) == []
+
+
+async def test_what_was_removed_is_deleted_at_the_next_start_at_the_latest(
+    tmp_path: Path,
+) -> None:
+    trash = tmp_path / "data" / "trash"
+    (trash / "left" / "deep").mkdir(parents=True)
+    async with plugin(tmp_path, SERVE):
+        with trio.fail_after(10):
+            while list(trash.iterdir()):
+                await trio.lowlevel.checkpoint()
+
+
+async def test_remove_never_touches_a_source(tmp_path: Path, source: Path) -> None:
+    (source / "file").write_text("theirs")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"source": str(source)})
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Mount", Name="v", ID="a")
+        await dockerd.do("Unmount", Name="v", ID="a")
+        await dockerd.do("Remove", Name="v")
+    assert (source / "file").read_text() == "theirs"
+
+
+async def test_a_mounted_volume_is_not_removed(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        await dockerd.do("Mount", Name="v", ID="a")
+        refused = await dockerd.call("Remove", Name="v")
+        assert refused.status == 409
+        assert refused.error.startswith("volume 'v' cannot be removed: it is mounted")
+        assert (own / "v").is_dir()
+        assert mounted(tmp_path) == ["v"]
+
+
+async def test_a_remove_that_cannot_be_recorded_leaves_the_files(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RegistryFailed("the disk is full")
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        (own / "v" / "file").touch()
+        monkeypatch.setattr(Registry, "remove", fail)
+        assert (await dockerd.call("Remove", Name="v")).error == "the disk is full"
+        assert (own / "v" / "file").exists()
+        assert await dockerd.names() == {"v"}
+
+
+# Mount and Unmount.
+
+
+async def test_a_container_s_file_lies_in_the_volume_s_directory(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="v")
+        target = Path((await dockerd.do("Mount", Name="v", ID="a"))["Mountpoint"])
+        assert target == tmp_path / "mounts" / "v"
+        await trio.to_thread.run_sync((target / "file").write_text, "hello")
+        assert (own / "v" / "file").read_text() == "hello"
+        await dockerd.do("Unmount", Name="v", ID="a")
+
+
+async def test_the_last_unmount_takes_the_mount_down(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        for mount_id in ("a", "b", "a"):
+            await dockerd.do("Mount", Name="v", ID=mount_id)
+        for mount_id, left in (("a", 2), ("b", 1), ("b", 1), ("x", 1)):
+            await dockerd.do("Unmount", Name="v", ID=mount_id)
+            assert await references(dockerd, "v") == left
+            assert mounted(tmp_path) == ["v"]
+        await dockerd.do("Unmount", Name="v", ID="a")
+        assert mounted(tmp_path) == []
+        assert (await dockerd.volume("v"))["Status"]["mounted"] is False
+
+
+async def test_an_id_from_before_a_restart_takes_nobody_s_mount_down(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        await dockerd.do("Mount", Name="v", ID="old")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert mounted(tmp_path) == []
+        await dockerd.do("Mount", Name="v", ID="new")
+        await dockerd.do("Unmount", Name="v", ID="old")
+        assert mounted(tmp_path) == ["v"]
+
+
+@pytest.mark.logs("volume v: cannot be mounted: volume 'v' cannot be served: the kernel is too old")
+async def test_a_mount_that_fails_counts_nothing_and_is_told_by_status(tmp_path: Path) -> None:
+    async with plugin(tmp_path, command("refuse")) as dockerd:
+        await dockerd.do("Create", Name="v")
+        refused = await dockerd.call("Mount", Name="v", ID="a")
+        assert refused.status == 500
+        assert refused.error == "volume 'v' cannot be served: the kernel is too old"
+        status = (await dockerd.volume("v"))["Status"]
+        assert (status["mounted"], status["references"]) == (False, 0)
+        assert status["error"] == refused.error
+        assert mounted(tmp_path) == []
+        await dockerd.do("Remove", Name="v")
+
+
+@pytest.mark.logs("volume v: cannot be mounted: option 'source': '.*' does not exist")
+async def test_a_source_that_has_gone_is_an_error_of_mount_alone(
+    tmp_path: Path, source: Path
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"source": str(source)})
+        source.rmdir()
+        refused = await dockerd.call("Mount", Name="v", ID="a")
+        assert f"option 'source': '{source}' does not exist" in refused.error
+        assert await dockerd.names() == {"v"}
+        assert (await dockerd.volume("v"))["Status"]["error"] == refused.error
+        source.mkdir()
+        await dockerd.do("Mount", Name="v", ID="a")
+        assert "error" not in (await dockerd.volume("v"))["Status"]
+
+
+@pytest.mark.logs("volume v: cannot be mounted: cannot use .*/volumes/v, ")
+async def test_a_missing_directory_of_its_own_is_never_made_again(
+    tmp_path: Path, own: Path
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        (own / "v").rmdir()
+        assert (await dockerd.call("Mount", Name="v", ID="a")).status == 500
+        assert not (own / "v").exists()
+        await dockerd.do("Remove", Name="v")
+
+
+@pytest.mark.logs("volume v: worker [0-9]+ was killed by SIGKILL")
+@pytest.mark.logs("volume v: its mount is not whole, making a new one")
+async def test_a_dead_worker_is_told_by_status_and_healed_by_the_next_mount(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="v")
+        await dockerd.do("Mount", Name="v", ID="a")
+        pidfd = os.pidfd_open(await kill_worker(dockerd, "v"))
+        await trio.lowlevel.wait_readable(pidfd)
+        os.close(pidfd)
+        with trio.fail_after(10):
+            while (status := (await dockerd.volume("v"))["Status"])["mounted"]:
+                await trio.lowlevel.checkpoint()
+        assert status["error"] == "its worker was killed by SIGKILL"
+        assert (status["worker_pid"], status["references"]) == (0, 1)
+
+        target = Path((await dockerd.do("Mount", Name="v", ID="b"))["Mountpoint"])
+        assert await trio.to_thread.run_sync(os.listdir, target) == []
+        assert mounted(tmp_path) == ["v"]
+        assert await references(dockerd, "v") == 2
+        for mount_id in "ab":
+            await dockerd.do("Unmount", Name="v", ID=mount_id)
+        assert mounted(tmp_path) == []
+
+
+async def kill_worker(dockerd: Dockerd, name: str) -> int:
+    pid = (await dockerd.volume(name))["Status"]["worker_pid"]
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGSTOP)  # so that its end can be waited for
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def test_two_volumes_on_one_source_work_at_once(tmp_path: Path, source: Path) -> None:
+    async with plugin(tmp_path) as dockerd:
+        targets = []
+        for name, cache in (("a", "never"), ("b", "always")):
+            await dockerd.do("Create", Name=name, Opts={"source": str(source), "cache": cache})
+            reply = await dockerd.do("Mount", Name=name, ID="i")
+            targets.append(Path(reply["Mountpoint"]))
+        await trio.to_thread.run_sync((targets[0] / "file").write_text, "one")
+        assert await trio.to_thread.run_sync((targets[1] / "file").read_text) == "one"
+
+
+@pytest.mark.parametrize("verb", ["Get", "Path", "Remove"])
+async def test_an_unknown_volume_is_not_found(tmp_path: Path, verb: str) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        refused = await dockerd.call(verb, Name="v")
+        assert (refused.status, refused.error) == (404, "no such volume: 'v'")
+
+
+@pytest.mark.parametrize("verb", ["Mount", "Unmount"])
+async def test_an_unknown_volume_is_not_mounted(tmp_path: Path, verb: str) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert (await dockerd.call(verb, Name="v", ID="a")).status == 404
+
+
+# Get, List, Path.
+
+
+async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"source": str(source), "ro": ""})
+        volume = await dockerd.volume("v")
+        assert "Mountpoint" not in volume
+        assert volume["Status"]["source"] == str(source)
+        assert volume["Status"]["options"]["readonly"] == "true"
+        assert volume["Status"]["options"]["cache"] == "auto"
+        assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": ""}
+
+        await dockerd.do("Mount", Name="v", ID="a")
+        target = str(tmp_path / "mounts" / "v")
+        volume = await dockerd.volume("v")
+        assert volume["Mountpoint"] == target
+        assert volume["Status"]["worker_pid"] > 1
+        assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": target}
+        assert (await dockerd.do("List"))["Volumes"] == [volume]
+
+
+async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:
+    """Whatever Get answers with an error, dockerd forgets."""
+    async with prepared(settings(tmp_path), SERVE) as (driver, _):
+        await insert(driver, "v", {"later": "1"})
+    async with plugin(tmp_path, SERVE) as dockerd:
+        status = (await dockerd.volume("v"))["Status"]
+        assert status["options"] == {"later": "1"}
+        assert "option 'later'" in status["error"]
+        await dockerd.do("Remove", Name="v")
+
+
+async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
+    """Create a volume as a later version might."""
+    record = Record(name=volume_name(name), options=options, created_at=datetime.now(UTC))
+    await trio.to_thread.run_sync(driver._store, record)
+
+
+# What hangs, and what comes at once.
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes opening a source hang, as on a dead network file system, to the end of the test."""
+    alive = threading.Event()
+    dead: set[str] = set()
+    really_open = source_module.Host.open
+
+    def host_open(host: source_module.Host, source: str) -> int:
+        if source in dead:
+            alive.wait()
+            raise OSError(errno.ESTALE, "its server is gone for good")
+        return really_open(host, source)
+
+    monkeypatch.setattr(source_module.Host, "open", host_open)
+    yield dead.add
+    alive.set()
+
+
+@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not come to an end")
+async def test_a_source_that_hangs_holds_up_no_other_volume(
+    tmp_path: Path,
+    source: Path,
+    hanging: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="dead", Opts={"source": str(source)})
+        await dockerd.do("Create", Name="well")
+        hanging(str(source))
+        monkeypatch.setattr("plugin.keeper.MOUNT_DEADLINE_S", 1.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(dockerd.call, "Mount", Name="dead", ID="a"))
+            for _ in range(5):
+                await dockerd.do("Mount", Name="well", ID="b")
+                await dockerd.do("Unmount", Name="well", ID="b")
+                assert await dockerd.names() == {"dead", "well"}
+            assert (await dockerd.volume("dead"))["Status"]["mounted"] is False
+        assert "opening source" in (await dockerd.volume("dead"))["Status"]["error"]
+        await dockerd.do("Unmount", Name="dead", ID="a")
+        await dockerd.do("Remove", Name="dead")
+
+
+async def test_a_create_on_a_source_that_hangs_is_refused(
+    tmp_path: Path,
+    source: Path,
+    hanging: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver_module, "SOURCE_DEADLINE_S", 0.1)
+    hanging(str(source))
+    async with plugin(tmp_path, SERVE) as dockerd:
+        refused = await dockerd.call("Create", Name="v", Opts={"source": str(source)})
+        assert f"'{source}' has not answered within 0.1 s" in refused.error
+        assert await dockerd.names() == set()
+
+
+async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(partial(dockerd.do, "Create", Name="v"))
+
+
+async def test_a_storm_of_mounts_ends_consistent(tmp_path: Path, source: Path) -> None:
+    """100 users of 20 volumes come and go in any order; some stay."""
+    chance = random.Random(2)  # noqa: S311 - repeatable, not secret
+    names = [f"v{number}" for number in range(20)]
+    stay: dict[str, int] = dict.fromkeys(names, 0)
+
+    async def user(name: str, mount_id: str, stays: bool) -> None:
+        await dockerd.do("Mount", Name=name, ID=mount_id)
+        if not stays:
+            await dockerd.do("Unmount", Name=name, ID=mount_id)
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        for name in names:
+            await dockerd.do("Create", Name=name, Opts={"source": str(source)})
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                name = chance.choice(names)
+                stays = chance.random() < 0.2
+                stay[name] += stays
+                nursery.start_soon(user, name, f"id{number}", stays)
+        assert {name: await references(dockerd, name) for name in names} == stay
+        assert mounted(tmp_path) == sorted(name for name, count in stay.items() if count)
+
+
+async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:
+    async with prepared(settings(tmp_path), SERVE) as (driver, _):
+        for number in range(50):
+            with pytest.raises(PluginError):
+                await driver.remove(VolumeRequest(name=f"v{number}"))
+        assert driver._turns == {}

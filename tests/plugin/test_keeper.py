@@ -1,0 +1,411 @@
+"""plugin/keeper.py and plugin/worker.py: a mount is whole, or nothing of it is there."""
+# ruff: noqa: ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from passthrough import mountinfo
+from passthrough.config import CachePolicy, Config
+from passthrough.mount import FSTYPE, mount, unmount
+from plugin import keeper as keeper_module, worker as worker_module
+from plugin.errors import MountFailed
+from plugin.keeper import Keeper, Order, keeping
+from plugin.volume import VolumeName
+from tests.support.fake_worker import command
+
+NAME = VolumeName("data")
+SERVE = command("serve")
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Path:
+    return tmp_path / "mounts"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    directory.mkdir()
+    return directory
+
+
+def order(source: Path, **fields: Any) -> Order:
+    """What to mount: *source* as the volume `data`."""
+    given: dict[str, Any] = {
+        "name": NAME,
+        "config": Config(cache=CachePolicy.NEVER),
+        "origin": f"source '{source}'",
+        "open_source": lambda: os.open(source, os.O_PATH | os.O_DIRECTORY),
+        "limiter": trio.CapacityLimiter(1),
+        "lost": lambda _: None,
+    }
+    return Order(**given | fields)
+
+
+def mounted(mounts: Path) -> list[str]:
+    """The names of what is mounted below *mounts*, as often as it is."""
+    above = os.fsencode(mounts)
+    return sorted(
+        os.path.basename(os.fsdecode(entry.target))
+        for entry in mountinfo.read()
+        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
+    )
+
+
+def children() -> set[int]:
+    pids: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        pids |= {int(pid) for pid in (task / "children").read_text().split()}
+    return pids
+
+
+async def lose_worker(keeper: Keeper, source: Path) -> str:
+    """Mount, kill the worker, and give what the keeper tells of it."""
+    send, receive = trio.open_memory_channel[str](1)
+    await keeper.mount(order(source, lost=send.send_nowait))
+    os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
+    return await receive.receive()
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Use the mount from a thread: its worker is ours to reap, its requests not ours to answer."""
+    with trio.fail_after(10):
+        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+
+
+# A real worker, a real mount.
+
+
+async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        target = keeper.target(NAME)
+        assert target == mounts / "data"
+        await in_thread((target / "file").write_text, "hello")
+        assert (source / "file").read_text() == "hello"
+        assert keeper.worker_pid(NAME) in children()
+        await keeper.unmount(NAME)
+        assert list(mounts.iterdir()) == []
+        assert keeper.worker_pid(NAME) == 0
+
+
+async def test_a_whole_mount_is_kept(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        pid = keeper.worker_pid(NAME)
+        await keeper.mount(order(source))
+        assert keeper.worker_pid(NAME) == pid
+        assert mounted(mounts) == ["data"]
+
+
+async def test_what_is_not_mounted_is_unmounted_already(mounts: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.unmount(NAME)
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts) as keeper:
+        assert await lose_worker(keeper, source) == "its worker was killed by SIGKILL"
+        assert keeper.worker_pid(NAME) == 0
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread(os.listdir, keeper.target(NAME))
+        assert mounted(mounts) == ["data"]
+
+
+@pytest.mark.logs("was killed by SIGKILL")
+@pytest.mark.logs("volume data: its mount is not whole, making a new one")
+async def test_the_next_mount_heals_a_dead_one(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await lose_worker(keeper, source)
+        await keeper.mount(order(source))
+        assert mounted(mounts) == ["data"]
+        assert await in_thread(os.listdir, keeper.target(NAME)) == []
+
+
+@pytest.mark.logs("was killed by SIGKILL")
+async def test_a_dead_mount_can_be_unmounted(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await lose_worker(keeper, source)
+        await keeper.unmount(NAME)
+        assert list(mounts.iterdir()) == []
+
+
+@pytest.mark.logs("its mount is not whole")
+async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) -> None:
+    """There is never more than one mount at a target, whoever put the other there."""
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        os.close(mount(keeper.target(NAME), Config()))
+        assert mounted(mounts) == ["data", "data"]
+        await keeper.mount(order(source))
+        assert mounted(mounts) == ["data"]
+        assert await in_thread(os.listdir, keeper.target(NAME)) == []
+
+
+@pytest.mark.logs("its mount is not whole")
+async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Path) -> None:
+    """A bare directory is never handed out: a file keeps the first worker alive meanwhile."""
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        first = keeper.worker_pid(NAME)
+        (source / "file").touch()
+        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_RDONLY)
+        unmount(keeper.target(NAME))
+        await keeper.mount(order(source))
+        assert mounted(mounts) == ["data"]
+        assert keeper.worker_pid(NAME) != first
+        await in_thread(os.close, fd)
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+async def test_a_worker_whose_mount_was_taken_away_is_noticed(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        send, receive = trio.open_memory_channel[str](1)
+        await keeper.mount(order(source, lost=send.send_nowait))
+        await in_thread(unmount, keeper.target(NAME))
+        assert await receive.receive() == "its worker ended with status 0"
+
+
+async def test_open_files_are_served_after_the_unmount(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
+        worker = keeper.worker_pid(NAME)
+        await keeper.unmount(NAME)
+        assert mounted(mounts) == []
+        await in_thread(os.write, fd, b"after all")
+        assert (source / "file").read_bytes() == b"after all"
+
+        pidfd = os.pidfd_open(worker)
+        await in_thread(os.close, fd)
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(pidfd)  # it ends by itself, and is reaped
+        os.close(pidfd)
+
+
+async def test_a_volume_can_be_mounted_again_while_the_old_mount_is_used(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
+        await keeper.unmount(NAME)
+        await keeper.mount(order(source))
+        await in_thread(os.write, fd, b"old")
+        assert await in_thread((keeper.target(NAME) / "file").read_text) == "old"
+        await in_thread(os.close, fd)
+
+
+# Failures: nothing is left of the attempt.
+
+
+@pytest.mark.parametrize(
+    ("manner", "sentence"),
+    [
+        ("refuse", "volume 'data' cannot be served: the kernel is too old"),
+        pytest.param(
+            "die",
+            "volume 'data' cannot be served: its worker ended with status 3 before it served;"
+            " its last words: fake: out of luck",
+            marks=pytest.mark.logs("volume data: fake: out of luck"),
+        ),
+        ("babble", "volume 'data' cannot be served: its worker said 'hello?': "),
+    ],
+)
+async def test_a_worker_that_does_not_serve_leaves_nothing(
+    mounts: Path, source: Path, manner: str, sentence: str
+) -> None:
+    async with keeping(mounts, command(manner)) as keeper:
+        with pytest.raises(MountFailed) as refusal:
+            await keeper.mount(order(source))
+        assert str(refusal.value).startswith(sentence)
+        assert list(mounts.iterdir()) == []
+        assert children() == set()
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts, command("leave")) as keeper:
+        send, receive = trio.open_memory_channel[str](1)
+        try:
+            await keeper.mount(order(source, lost=send.send_nowait))
+        except MountFailed:
+            assert list(mounts.iterdir()) == []
+        else:
+            await receive.receive()
+            assert keeper.worker_pid(NAME) == 0
+
+
+async def test_a_worker_that_hangs_is_given_up(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "MOUNT_DEADLINE_S", 2.0)
+    async with keeping(mounts, command("hang")) as keeper:
+        with pytest.raises(MountFailed) as refusal:
+            await keeper.mount(order(source))
+        assert str(refusal.value) == (
+            "volume 'data': starting its worker has not come to an end, 2 s after it was to be"
+            " mounted; its last words: fake: thinking"
+        )
+        assert list(mounts.iterdir()) == []
+        assert children() == set()
+
+
+async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "MOUNT_DEADLINE_S", 0.1)
+    alive = threading.Event()
+    opened = []
+
+    def open_source() -> int:
+        alive.wait()
+        opened.append(os.open(source, os.O_PATH))
+        return opened[0]
+
+    limiter = trio.CapacityLimiter(1)
+    async with keeping(mounts, SERVE) as keeper:
+        with pytest.raises(MountFailed, match=r"opening source '.*' has not come to an end"):
+            await keeper.mount(order(source, open_source=open_source, limiter=limiter))
+        assert list(mounts.iterdir()) == []
+        alive.set()
+        async with limiter:  # the thread has ended
+            assert len(opened) == 1
+
+
+async def test_a_source_that_cannot_be_opened_is_reported(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, SERVE) as keeper:
+        source.rmdir()
+        with pytest.raises(MountFailed, match=r"opening source '.*' failed: No such file"):
+            await keeper.mount(order(source))
+        assert list(mounts.iterdir()) == []
+
+
+async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Path) -> None:
+    fifo = mounts.parent / "fifo"
+    os.mkfifo(fifo)
+    async with keeping(mounts, command("wait", fifo)) as keeper:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.mount, order(source))
+            writer = await in_thread(os.open, fifo, os.O_WRONLY)  # the worker waits for a line
+            nursery.cancel_scope.cancel()
+        os.close(writer)
+        assert list(mounts.iterdir()) == []
+        assert children() == set()
+
+
+async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, SERVE) as keeper:
+        keeper.target(NAME).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(NAME)], check=True)
+        try:
+            with pytest.raises(MountFailed, match="a file system of type tmpfs is mounted on it"):
+                await keeper.mount(order(source))
+        finally:
+            subprocess.run(["umount", keeper.target(NAME)], check=True)
+
+
+@pytest.mark.logs("cannot remove .*/mounts/data: Directory not empty")
+async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Path) -> None:
+    """Somebody may have written there while nothing was mounted."""
+    mounts.mkdir()
+    (mounts / "data").mkdir()
+    (mounts / "data" / "file").touch()
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source))
+        with pytest.raises(MountFailed, match=r"cannot unmount .*/data: Directory not empty"):
+            await keeper.unmount(NAME)
+        assert mounted(mounts) == []
+        (mounts / "data" / "file").unlink()
+
+
+# The beginning and the end.
+
+
+async def test_what_a_dead_plugin_has_left_is_cleared_away(mounts: Path) -> None:
+    for name in ("a", "b"):
+        (mounts / name).mkdir(parents=True)
+        for _ in "12":  # as a crash loop of an old version might stack them
+            os.close(mount(mounts / name, Config()))
+    async with keeping(mounts):
+        assert list(mounts.iterdir()) == []
+        assert mounted(mounts) == []
+
+
+async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source: Path) -> None:
+    """Like /var/run: mountinfo knows the place by its real name."""
+    mounts.mkdir()
+    (mounts.parent / "link").symlink_to(mounts)
+    async with keeping(mounts.parent / "link", SERVE) as keeper:
+        await keeper.mount(order(source))
+        pid = keeper.worker_pid(NAME)
+        await keeper.mount(order(source))
+        assert keeper.worker_pid(NAME) == pid
+    assert mounted(mounts) == []
+
+
+async def test_the_end_takes_down_every_mount_and_worker(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        for name in ("a", "b", "c"):
+            await keeper.mount(order(source, name=VolumeName(name)))
+        assert mounted(mounts) == ["a", "b", "c"]
+    assert list(mounts.iterdir()) == []
+    assert children() == set()
+
+
+async def test_the_end_comes_for_a_worker_that_clings(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "END_GRACE_S", 0.1)
+    async with keeping(mounts, command("cling")) as keeper:
+        await keeper.mount(order(source))
+    assert list(mounts.iterdir()) == []
+    assert children() == set()
+
+
+async def test_a_file_in_use_does_not_hold_up_the_end(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
+    assert children() == set()
+    with pytest.raises(OSError, match="not connected"):
+        await in_thread(os.close, fd)  # closed it is, though its flush has failed
+
+
+# The log.
+
+
+@pytest.mark.logs("^plugin.worker: volume data: b: two$")
+@pytest.mark.logs("^plugin.worker: volume data:   a line more$")
+async def test_a_worker_s_log_keeps_its_levels(
+    mounts: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line without a level, as in a traceback, belongs to the one before it."""
+    caplog.set_level(logging.DEBUG)
+    async with keeping(mounts, command("talk")) as keeper:
+        await keeper.mount(order(source))
+    lines = [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name == "plugin.worker"
+    ]
+    assert lines == [
+        ("DEBUG", "volume data: a: one"),
+        ("WARNING", "volume data: b: two"),
+        ("WARNING", "volume data:   a line more"),
+        ("INFO", "volume data: c: three"),
+    ]
