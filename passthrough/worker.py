@@ -60,6 +60,8 @@ def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | No
     fs = PassthroughFs(handover.config, handover.source_fd)
     try:
         trio.run(_serve, fs, handover.fuse_fd, serving, keeper_fd)
+    except ExceptionGroup as group:
+        raise _innermost(group) from group
     finally:
         fs.close()
 
@@ -74,6 +76,13 @@ async def _serve(
             nursery.start_soon(_stop_without_keeper, keeper_fd, stop)
         await libfuse.serve(fs, fuse_fd, serving)
         stop()
+
+
+def _innermost(error: Exception) -> Exception:
+    """What went wrong, out of the groups that each nursery on its way has put around it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _stop_on_signal(stop: Callable[[], None]) -> None:

@@ -53,9 +53,15 @@ async def serve(fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object]) 
     A request that was taken is answered before a cancellation has effect: handlers never wait.
     Takes *fuse_fd*. Calls *serving* when the kernel has been greeted and requests are answered.
     One session per process: libfuse's binding is a module with one global session.
+
+    Raises:
+        OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
-    # A "mount point" of this form makes libfuse take the descriptor and mount nothing itself.
-    pyfuse3.init(LibfuseOperations(fs, serving), f"/dev/fd/{fuse_fd}", set())
+    try:
+        # A "mount point" of this form makes libfuse take the descriptor and mount nothing itself.
+        pyfuse3.init(LibfuseOperations(fs, serving), f"/dev/fd/{fuse_fd}", set())
+    except RuntimeError as error:
+        raise OSError(errno.EBADF, f"libfuse does not take descriptor {fuse_fd}: {error}") from None
     try:
         await pyfuse3.main()
     finally:

@@ -1,0 +1,221 @@
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from passthrough import mount, syscalls
+from tests.support.mounts import mounts_at, options_at
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT_S = 30.0
+MS_BIND = 4096  # mount(2)
+PYTHON = (sys.executable, "-m", "passthrough")
+
+
+def command(source: Path, mountpoint: Path, *options: str) -> list[str]:
+    places = ["--source", str(source), "--mountpoint", str(mountpoint)]
+    return [*PYTHON, *places, *(word for option in options for word in ("-o", option))]
+
+
+@contextmanager
+def serving(source: Path, mountpoint: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command at work, in a block that may end it."""
+    words = command(source, mountpoint, *options)
+    with subprocess.Popen(words, cwd=REPOSITORY, stdout=-1, stderr=-1) as process:
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], LIMIT_S)[0]
+            said = process.stdout.readline()
+            assert said == f"serving {source} at {mountpoint}\n".encode()
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
+    out, err = process.communicate(timeout=LIMIT_S)
+    return process.returncode, out, err
+
+
+def refused(words: Sequence[str]) -> str:
+    """Run a command that must not serve; gives its one sentence."""
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("passthrough: ")
+    return sentence.removeprefix("passthrough: ")
+
+
+def read(path: Path) -> str:
+    """Read a file of a mount in a process that can be killed."""
+    done = subprocess.run(["cat", path], capture_output=True, timeout=LIMIT_S, check=True)
+    return done.stdout.decode()
+
+
+def test_it_serves(source: Path, mountpoint: Path) -> None:
+    (source / "file").write_text("below")
+
+    with serving(source, mountpoint):
+        assert read(mountpoint / "file") == "below"
+
+
+def test_options_are_split_as_mount_splits_them(source: Path, mountpoint: Path) -> None:
+    options = ("ro,noexec", "fsname=server:/data,cache=never", "ro", "")
+    with serving(source, mountpoint, *options):
+        (mounted,) = mounts_at(mountpoint)
+        assert mounted.source == b"server:/data"
+        assert {"ro", "noexec", "nosuid", "nodev"} <= options_at(mountpoint)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_the_mount(
+    source: Path, mountpoint: Path, number: signal.Signals
+) -> None:
+    with serving(source, mountpoint) as process:
+        process.send_signal(number)
+        assert ended(process) == (0, b"", b"")
+
+    assert mounts_at(mountpoint) == []
+    mountpoint.rmdir()
+
+
+def test_an_unmount_ends_it(source: Path, mountpoint: Path) -> None:
+    with serving(source, mountpoint) as process:
+        mount.unmount(mountpoint)
+        assert ended(process) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_somebody_else_mounted_over_it_stays(
+    source: Path, mountpoint: Path, number: signal.Signals
+) -> None:
+    with serving(source, mountpoint) as process:
+        syscalls.mount(b"theirs", os.fsencode(mountpoint), b"tmpfs", 0, b"")
+        process.send_signal(number)
+        assert ended(process) == (0, b"", b"")
+
+    assert mounts_at(mountpoint)[-1].source == b"theirs"
+
+
+def test_a_mountpoint_may_be_named_through_a_symlink(
+    source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(mountpoint)
+
+    with serving(source, tmp_path / "link") as process:
+        assert len(mounts_at(mountpoint)) == 1
+        process.terminate()
+        assert ended(process)[0] == 0
+
+    assert mounts_at(mountpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["cahce=auto"], "option 'cahce': is not known, given here as 'auto'; expected cache"),
+        (["cache=sometimes"], "option 'cache': 'sometimes' is not accepted; expected never,"),
+        (["attr_timeout"], "option 'attr_timeout': '' is not accepted; expected seconds,"),
+        (["ro,rw"], "option 'rw': is given twice, here as ''; expected one of the two: ro"),
+        (["cache=auto", "cache=never"], "option 'cache': 'never' is not accepted; expected one"),
+        (["source=/"], "option 'source': is not known, given here as '/'; expected one of"),
+    ],
+)
+def test_a_bad_option_is_refused(
+    source: Path, mountpoint: Path, options: list[str], sentence: str
+) -> None:
+    assert refused(command(source, mountpoint, *options)).startswith(sentence)
+    assert mounts_at(mountpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("missing", "[Errno 2] No such file or directory"),
+        ("file", "[Errno 20] Not a directory"),
+        ("symlink", "[Errno 20] Not a directory"),
+    ],
+)
+@pytest.mark.parametrize("place", ["source", "mountpoint"])
+def test_what_is_no_directory_is_refused(  # noqa: PLR0917 - two tables, three fixtures
+    source: Path, mountpoint: Path, tmp_path: Path, kind: str, sentence: str, place: str
+) -> None:
+    """A symlink as a source could be turned to somewhere else between two starts."""
+    wrong = tmp_path / kind
+    if kind == "file":
+        wrong.touch()
+    if kind == "symlink":
+        wrong.symlink_to(source if place == "source" else tmp_path / "missing")
+        sentence = sentence if place == "source" else "[Errno 2] No such file or directory"
+    places = {"source": source, "mountpoint": mountpoint, place: wrong}
+
+    said = refused(command(**places))
+
+    assert said.startswith(sentence)
+    assert str(tmp_path) in said
+    assert mounts_at(mountpoint) == []
+
+
+@pytest.mark.parametrize("below", [".", "inside", "inside/deeper"])
+@pytest.mark.parametrize("through", ["path", "symlink", "bind"])
+def test_a_mountpoint_inside_its_source_is_refused(
+    source: Path, mountpoint: Path, tmp_path: Path, below: str, through: str
+) -> None:
+    """Whoever walks down the source would come to the mount, which waits for that very walk."""
+    (source / "inside" / "deeper").mkdir(parents=True)
+    top = source
+    if through == "symlink":
+        top = tmp_path / "link"
+        top.symlink_to(source)
+    if through == "bind":
+        top = mountpoint
+        syscalls.mount(os.fsencode(source), os.fsencode(mountpoint), b"", MS_BIND, b"")
+
+    said = refused(command(source, top / below))
+
+    resolved = str((top / below).resolve())
+    assert said.startswith(f"option 'mountpoint': {resolved!r} is not accepted; expected")
+
+
+def test_a_source_inside_its_mountpoint_is_served(mountpoint: Path) -> None:
+    """It is held by a descriptor, and what is mounted over it covers its path alone."""
+    (mountpoint / "inside").mkdir()
+    (mountpoint / "inside" / "file").write_text("below")
+
+    with serving(mountpoint / "inside", mountpoint):
+        assert read(mountpoint / "file") == "below"
+
+
+def test_where_serving_fails_nothing_stays_mounted(source: Path, mountpoint: Path) -> None:
+    """Without CAP_SETPCAP the worker cannot keep its capabilities; the mount is made by then."""
+    lacking = ["setpriv", "--bounding-set", "-setpcap"]
+
+    said = refused([*lacking, *command(source, mountpoint)])
+
+    assert said.startswith("[Errno 1] Operation not permitted")
+    assert mounts_at(mountpoint) == []
+
+
+@pytest.mark.parametrize("missing", ["--source", "--mountpoint"])
+def test_both_places_must_be_given(source: Path, mountpoint: Path, missing: str) -> None:
+    words = command(source, mountpoint)
+    at = words.index(missing)
+
+    done = subprocess.run(
+        [*words[:at], *words[at + 2 :]],
+        cwd=REPOSITORY,
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert missing.encode() in done.stderr

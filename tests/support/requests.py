@@ -1,0 +1,38 @@
+"""Requests to the adapter over pyfuse3, as pyfuse3 makes them, without a kernel."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from passthrough.cache import Cache
+from passthrough.config import Config
+from passthrough.filesystem import PassthroughFs
+from passthrough.session.libfuse import LibfuseOperations
+from tests.support.direct import CALLER
+
+# In place of pyfuse3.RequestContext, whose fields only pyfuse3 can set.
+CONTEXT = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid, pid=1, umask=0o022)
+
+
+class Recording:
+    """A file system that notes what it is asked and gives one answer."""
+
+    def __init__(self, answer: object = None) -> None:
+        self.answer = answer
+        self.calls: list[tuple[Any, ...]] = []
+        self.cache = Cache(Config())
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def operation(*args: object, **kwargs: object) -> object:
+            self.calls.append((name, *args, *kwargs.values()))
+            return self.answer
+
+        return operation
+
+
+def operations(fs: object) -> LibfuseOperations:
+    return LibfuseOperations(cast("PassthroughFs", fs), lambda: None)
+
+
+async def request(fs: object, name: str, *args: object) -> Any:
+    return await getattr(operations(fs), name)(*args)
