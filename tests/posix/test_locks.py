@@ -1,0 +1,235 @@
+"""Locks between processes: flock(2), fcntl_locking(2), and open file description locks."""
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.callers import Caller, together
+
+LOCK = struct.Struct(
+    "=hhxxxxqqixxxx"
+)  # struct flock on 64-bit Linux: type, whence, start, len, pid
+F_OFD_SETLK = 37
+
+
+def flock(descriptor: int, operation: int) -> None:
+    """Lock the whole file by flock(2), without waiting."""
+    fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+
+
+def lockf(descriptor: int, operation: int) -> None:
+    """Lock the whole file by fcntl(2), without waiting."""
+    # lockf knows "not waiting" for locking only.
+    fcntl.lockf(descriptor, operation | (fcntl.LOCK_NB if operation != fcntl.LOCK_UN else 0))
+
+
+def ofd_lock(descriptor: int, operation: int) -> None:
+    """Lock the whole file for the open file description, without waiting."""
+    kinds = {
+        fcntl.LOCK_SH: fcntl.F_RDLCK,
+        fcntl.LOCK_EX: fcntl.F_WRLCK,
+        fcntl.LOCK_UN: fcntl.F_UNLCK,
+    }
+    fcntl.fcntl(descriptor, F_OFD_SETLK, LOCK.pack(kinds[operation], os.SEEK_SET, 0, 0, 0))
+
+
+Lock = Callable[[int, int], None]
+every_lock = pytest.mark.parametrize("lock", [flock, lockf, ofd_lock], ids=lambda f: f.__name__)
+
+
+@pytest.fixture
+def file(directory: Path, caller: Caller) -> Path:
+    """Return a file to lock, the caller's own."""
+    path = directory / "file"
+    caller.run(lambda: path.write_bytes(bytes(100)))
+    return path
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open to read and write."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def can_lock(path: Path, lock: Lock, operation: int) -> bool:
+    """Return whether the lock is to be had through a descriptor of its own."""
+    with opened(path) as descriptor:
+        try:
+            lock(descriptor, operation)
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.EACCES}:
+                raise
+            return False
+        return True
+
+
+@every_lock
+def test_exclusive_lock_keeps_others_out(file: Path, caller: Caller, lock: Lock) -> None:
+    """Nobody shares an exclusive lock, and anybody has it after it is given back: flock(2)."""
+    with opened(file) as descriptor:
+        lock(descriptor, fcntl.LOCK_EX)
+        assert not caller.run(lambda: can_lock(file, lock, fcntl.LOCK_EX))
+        assert not caller.run(lambda: can_lock(file, lock, fcntl.LOCK_SH))
+        lock(descriptor, fcntl.LOCK_UN)
+
+        assert caller.run(lambda: can_lock(file, lock, fcntl.LOCK_EX))
+
+
+@every_lock
+def test_shared_locks_go_together(file: Path, caller: Caller, lock: Lock) -> None:
+    """Several share, and shut out the exclusive one: flock(2), fcntl_locking(2)."""
+    with opened(file) as descriptor:
+        lock(descriptor, fcntl.LOCK_SH)
+
+        assert caller.run(lambda: can_lock(file, lock, fcntl.LOCK_SH))
+        assert not caller.run(lambda: can_lock(file, lock, fcntl.LOCK_EX))
+
+
+@every_lock
+def test_a_lock_ends_with_its_descriptor(file: Path, caller: Caller, lock: Lock) -> None:
+    """Closing gives a lock back: flock(2), fcntl_locking(2)."""
+    with opened(file) as descriptor:
+        lock(descriptor, fcntl.LOCK_EX)
+
+    assert caller.run(lambda: can_lock(file, lock, fcntl.LOCK_EX))
+
+
+@every_lock
+def test_a_lock_ends_with_its_process(file: Path, caller: Caller, lock: Lock) -> None:
+    """A process that is killed leaves no lock behind: flock(2), fcntl_locking(2)."""
+    ready, said = os.pipe()
+
+    def hold() -> None:
+        with opened(file) as descriptor:
+            lock(descriptor, fcntl.LOCK_EX)
+            os.write(said, b"!")
+            signal.pause()
+
+    with caller.start(hold) as holder:
+        assert os.read(ready, 1) == b"!"
+        assert not can_lock(file, lock, fcntl.LOCK_EX)
+        holder.kill()
+
+        assert can_lock(file, lock, fcntl.LOCK_EX)
+    os.close(ready)
+    os.close(said)
+
+
+@pytest.mark.parametrize("lock", [flock, ofd_lock], ids=lambda f: f.__name__)
+def test_two_descriptors_of_one_process(file: Path, lock: Lock) -> None:
+    """The owner of such a lock is the open file, not the process: flock(2)."""
+    with opened(file) as first:
+        lock(first, fcntl.LOCK_EX)
+        assert not can_lock(file, lock, fcntl.LOCK_EX)
+        with opened(file):
+            pass
+        assert not can_lock(file, lock, fcntl.LOCK_EX)
+
+
+def test_process_locks_are_the_process_s(file: Path, caller: Caller) -> None:
+    """A process does not exclude itself, and closing any descriptor drops all: fcntl_locking(2)."""
+    with opened(file) as first:
+        lockf(first, fcntl.LOCK_EX)
+        assert not caller.run(lambda: can_lock(file, lockf, fcntl.LOCK_EX))
+        with opened(file):
+            pass
+
+        assert caller.run(lambda: can_lock(file, lockf, fcntl.LOCK_EX))
+
+
+def test_ranges(file: Path, caller: Caller) -> None:
+    """Locks on different ranges do not meet, those on the same do: fcntl_locking(2)."""
+
+    def can_lock_range(start: int, length: int) -> bool:
+        with opened(file) as descriptor:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+            except OSError:
+                return False
+            return True
+
+    with opened(file) as descriptor:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX, 10, 20)
+
+        assert caller.run(lambda: can_lock_range(0, 20))
+        assert caller.run(lambda: can_lock_range(30, 10))
+        assert not caller.run(lambda: can_lock_range(29, 1))
+        assert not caller.run(lambda: can_lock_range(0, 0))
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 5, 25)
+        assert caller.run(lambda: can_lock_range(25, 5))
+        assert not caller.run(lambda: can_lock_range(20, 5))
+
+
+def test_who_holds_a_lock(file: Path, caller: Caller) -> None:
+    """F_GETLK tells type, range and process of the lock in the way: fcntl_locking(2)."""
+
+    def ask() -> tuple[int, ...]:
+        with opened(file) as descriptor:
+            wanted = LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))
+
+    with opened(file) as descriptor:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX, 10, 20)
+
+        assert caller.run(ask) == (fcntl.F_WRLCK, os.SEEK_SET, 20, 10, os.getpid())
+    assert caller.run(ask)[0] == fcntl.F_UNLCK
+
+
+@pytest.mark.parametrize("wait", [fcntl.flock, fcntl.lockf], ids=lambda f: f.__name__)
+def test_waiting_for_a_lock(file: Path, caller: Caller, wait: Callable[[int, int], None]) -> None:
+    """Who waits for a lock has it after the holder is done, and not before: flock(2)."""
+
+    def read_when_locked() -> bytes:
+        with opened(file) as descriptor:
+            wait(descriptor, fcntl.LOCK_EX)
+            return os.pread(descriptor, 4, 0)
+
+    with opened(file) as descriptor:
+        wait(descriptor, fcntl.LOCK_EX)
+        with caller.start(read_when_locked) as waiting:
+            os.pwrite(descriptor, b"half", 0)
+            os.pwrite(descriptor, b"done", 0)
+            wait(descriptor, fcntl.LOCK_UN)
+
+            assert waiting.result() == b"done"
+
+
+def test_counting_under_a_lock(file: Path, caller: Caller) -> None:
+    """Processes that add under a lock lose no step, and read what the last one wrote: flock(2)."""
+    processes, steps = 3, 60
+
+    def count() -> None:
+        with opened(file) as descriptor:
+            for _ in range(steps):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                number = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+                os.pwrite(descriptor, (number + 1).to_bytes(8, "little"), 0)
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    together(caller.start(count) for _ in range(processes))
+
+    assert int.from_bytes(file.read_bytes()[:8], "little") == processes * steps
+
+
+def test_lock_needs_the_right_descriptor(file: Path) -> None:
+    """Fcntl's exclusive lock needs a descriptor that writes, EBADF: fcntl_locking(2)."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError) as caught:
+            lockf(descriptor, fcntl.LOCK_EX)
+        lockf(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+    assert caught.value.errno == errno.EBADF

@@ -1,0 +1,256 @@
+"""Who may do what. All tests choose their callers themselves."""
+
+import functools
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from passthrough.syscalls import (
+    RENAME_EXCHANGE,
+    renameat2,
+)
+from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt
+from tests.support.files import owner
+
+pytestmark = pytest.mark.privileged
+
+
+def test_supplementary_group_counts_for_everything(directory: Path) -> None:
+    """The group's permissions hold for who has it among the supplementary ones: credentials(7)."""
+    path = directory / "file"
+    path.write_text("the team's")
+    os.chown(path, ROOT.uid, TEAM_GID)
+    path.chmod(0o660)
+
+    assert MEMBER.run(path.read_text) == "the team's"
+    MEMBER.run(lambda: path.write_text("changed"))
+    assert path.read_text() == "changed"
+    assert attempt(USER, path.read_text) == "EACCES"
+    assert attempt(USER, lambda: path.write_text("x")) == "EACCES"
+
+
+@pytest.mark.parametrize("who", [USER, MEMBER, OTHER, ROOT], ids=lambda caller: caller.name)
+def test_permission_bits(directory: Path, who: Caller) -> None:
+    """One class decides, owner or group or others, for open as for access: path_resolution(7)."""
+    path = directory / "file"
+    path.write_text("content")
+    os.chown(path, USER.uid, TEAM_GID)
+    for mode in (0o000, 0o400, 0o040, 0o004, 0o200, 0o020, 0o002, 0o640, 0o751):
+        path.chmod(mode)
+        bits = mode >> {USER: 6, MEMBER: 3}.get(who, 0) & 0o7
+        if who is ROOT:
+            bits = 0o6 | (0o1 if mode & 0o111 else 0)
+
+        for wanted in (os.R_OK, os.W_OK, os.X_OK, os.R_OK | os.W_OK):
+            allowed = who.run(functools.partial(os.access, path, wanted))
+            assert allowed == (bits & wanted == wanted)
+        reading, writing = attempt(who, path.read_text), attempt(who, lambda: os.truncate(path, 1))
+        assert reading == ("allowed" if bits & os.R_OK else "EACCES")
+        assert writing == ("allowed" if bits & os.W_OK else "EACCES")
+
+
+@pytest.mark.parametrize(
+    ("mode", "listing", "searching", "making"),
+    [
+        (0o700, "EACCES", "EACCES", "EACCES"),
+        (0o704, "allowed", "EACCES", "EACCES"),
+        (0o701, "EACCES", "allowed", "EACCES"),
+        (0o702, "EACCES", "EACCES", "EACCES"),
+        (0o703, "EACCES", "allowed", "allowed"),
+        (0o705, "allowed", "allowed", "EACCES"),
+    ],
+)
+def test_directory_bits(
+    directory: Path, mode: int, listing: str, searching: str, making: str
+) -> None:
+    """Read lists a directory, execute searches it, both with write change it: inode(7)."""
+    inner = directory / "inner"
+    inner.mkdir()
+    (inner / "file").touch()
+    (inner / "file").chmod(0o666)
+    inner.chmod(mode)
+
+    assert attempt(USER, lambda: os.listdir(inner)) == listing
+    assert attempt(USER, (inner / "file").read_text) == searching
+    assert attempt(USER, (inner / "new").mkdir) == making
+    assert attempt(USER, lambda: (inner / "file").rename(inner / "moved")) == making
+
+
+def test_permission_is_checked_when_opening(directory: Path) -> None:
+    """A descriptor keeps what it was opened for when the mode changes: open(2)."""
+    path = directory / "file"
+    path.write_text("content")
+    path.chmod(0o644)
+
+    os.chown(path, USER.uid, USER.gid)
+
+    def read_after_closing_it_off() -> str:
+        with path.open() as file:
+            path.chmod(0o000)
+            return file.read()
+
+    assert USER.run(read_after_closing_it_off) == "content"
+    assert attempt(USER, path.read_text) == "EACCES"
+
+
+OWNERS_CALLS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "chmod": (lambda path: path.chmod(0o777), "EPERM"),
+    "chown": (lambda path: os.chown(path, os.getuid(), os.getgid()), "EPERM"),
+    "set times": (lambda path: os.utime(path, (1, 1)), "EPERM"),
+    "setxattr": (lambda path: os.setxattr(path, "user.x", b"y"), "EACCES"),
+    "truncate": (lambda path: os.truncate(path, 0), "EACCES"),
+    "times now": (os.utime, "EACCES"),
+}
+
+
+@pytest.mark.parametrize(("call", "error"), OWNERS_CALLS.values(), ids=OWNERS_CALLS.keys())
+def test_only_the_owner_changes_attributes(
+    directory: Path, call: Callable[[Path], object], error: str
+) -> None:
+    """Mode, owner and times are the owner's to set: chmod(2), chown(2), utimensat(2)."""
+    path = directory / "file"
+    path.write_text("content")
+    path.chmod(0o644)
+    os.chown(path, USER.uid, USER.gid)
+    before = path.stat()
+    assert attempt(OTHER, lambda: call(path)) == error
+    assert path.stat() == before
+    assert path.read_text() == "content"
+
+    assert attempt(USER, lambda: call(path)) == "allowed"
+
+
+def test_who_may_write_may_set_times_to_now(directory: Path) -> None:
+    """Write permission is enough to set both times to the present, no more: utimensat(2)."""
+    path = directory / "file"
+    path.touch()
+    path.chmod(0o666)
+    os.utime(path, (1, 1))
+
+    assert attempt(USER, lambda: os.utime(path, (2, 2))) == "EPERM"
+    assert path.stat().st_mtime == 1
+    assert attempt(USER, lambda: os.utime(path)) == "allowed"
+    assert path.stat().st_mtime > 2
+
+
+@pytest.mark.parametrize(
+    ("who", "gid", "result"),
+    [(MEMBER, TEAM_GID, "allowed"), (MEMBER, OTHER.gid, "EPERM"), (USER, TEAM_GID, "EPERM")],
+    ids=["own supplementary", "foreign", "supplementary of somebody else"],
+)
+def test_owner_gives_a_file_to_a_group(directory: Path, who: Caller, gid: int, result: str) -> None:
+    """The owner may give a file to a group of its own, and to nobody else: chown(2)."""
+    path = directory / "file"
+    path.touch()
+    os.chown(path, who.uid, who.gid)
+
+    assert attempt(who, lambda: os.chown(path, -1, gid)) == result
+    assert attempt(who, lambda: os.chown(path, OTHER.uid, -1)) == "EPERM"
+    assert owner(path) == (who.uid, gid if result == "allowed" else who.gid)
+
+
+def test_chmod_by_a_stranger_to_the_group_loses_setgid(directory: Path) -> None:
+    """The setgid bit of a file is not for who is not in the file's group: chmod(2)."""
+    path = directory / "file"
+    path.touch()
+    os.chown(path, USER.uid, TEAM_GID)
+    USER.run(lambda: path.chmod(0o2755))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+    os.chown(path, MEMBER.uid, TEAM_GID)
+    MEMBER.run(lambda: path.chmod(0o2755))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o2755
+
+
+def write(path: Path) -> None:
+    """Write one byte, without truncating."""
+    descriptor = os.open(path, os.O_WRONLY)
+    os.write(descriptor, b"x")
+    os.close(descriptor)
+
+
+LOSING: dict[str, Callable[[Path], object]] = {
+    "write": write,
+    "truncate": lambda path: os.truncate(path, 1),
+    "open truncating": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
+}
+
+
+@pytest.mark.parametrize("change", LOSING.values(), ids=LOSING.keys())
+def test_changed_content_clears_suid_and_sgid(
+    directory: Path, change: Callable[[Path], object]
+) -> None:
+    """A program that somebody changed runs as nobody else any more: write(2), truncate(2)."""
+    path = directory / "program"
+    path.write_text("content")
+    os.chown(path, OTHER.uid, OTHER.gid)
+    path.chmod(0o6777)
+    USER.run(lambda: change(path) and None)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777
+
+
+def test_sticky_directory(directory: Path) -> None:
+    """In a sticky directory only a name's owner removes or renames it: unlink(2), rename(2)."""
+    directory.chmod(0o1777)
+    path = directory / "file"
+    path.touch()
+    path.chmod(0o666)
+    os.chown(path, USER.uid, USER.gid)
+    (directory / "mine").touch()
+    os.chown(directory / "mine", OTHER.uid, OTHER.gid)
+
+    refusals = [
+        attempt(OTHER, path.unlink),
+        attempt(OTHER, lambda: path.rename(directory / "new")),
+        attempt(OTHER, lambda: (directory / "mine").rename(path)),
+        attempt(
+            OTHER,
+            lambda: renameat2(-1, bytes(directory / "mine"), -1, bytes(path), RENAME_EXCHANGE),
+        ),
+    ]
+    assert set(refusals) <= {"EPERM", "EACCES"}
+    assert owner(path) == (USER.uid, USER.gid)
+    assert attempt(USER, lambda: path.rename(directory / "new")) == "allowed"
+    assert attempt(USER, (directory / "new").unlink) == "allowed"
+
+
+def test_search_permission_on_the_way(directory: Path) -> None:
+    """Each directory on the way must be searchable, also the moment after a chmod."""
+    (directory / "inner").mkdir()
+    (directory / "inner" / "file").write_text("content")
+    path = directory / "inner" / "file"
+    assert attempt(USER, path.read_text) == "allowed"
+    (directory / "inner").chmod(0o700)
+    assert attempt(USER, path.read_text) == "EACCES"
+    (directory / "inner").chmod(0o755)
+    assert attempt(USER, path.read_text) == "allowed"
+
+
+def test_execution(directory: Path) -> None:
+    """A script runs for who has the execute bit, else EACCES: execve(2)."""
+    path = directory / "script"
+    path.write_text("#!/bin/sh\nexit 7\n")
+    path.chmod(0o754)
+    os.chown(path, ROOT.uid, TEAM_GID)
+
+    def run() -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(path, [str(path)], {}), 0)[1])
+
+    assert ROOT.run(run) == MEMBER.run(run) == 7
+    assert attempt(USER, run) == "EACCES"
+
+
+def test_new_file_takes_its_mode_against_the_creator(directory: Path) -> None:
+    """Who makes a file may write to it at once, even with a mode that forbids it: open(2)."""
+    directory.chmod(0o777)
+
+    def make() -> int:
+        descriptor = os.open(directory / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400)
+        return os.write(descriptor, b"content")
+
+    assert USER.run(make) == len(b"content")
+    assert attempt(USER, lambda: (directory / "file").write_text("again")) == "EACCES"

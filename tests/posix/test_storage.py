@@ -1,0 +1,135 @@
+"""What reaches the disk and how it is laid out: sync, direct access, allocation, holes."""
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.files import noise, open_file
+
+BLOCK_BYTES = 4096  # a multiple of the logical block of any disk in use
+
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.mark.parametrize("sync", [os.fsync, os.fdatasync], ids=["fsync", "fdatasync"])
+def test_sync(directory: Path, beneath: Path, sync: Callable[[int], None]) -> None:
+    """File and directory can be brought to disk; what was written lies beneath: fsync(2)."""
+    descriptor = open_file(directory / "file", os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(descriptor, noise(100_000))
+        sync(descriptor)
+        assert (beneath / "file").read_bytes() == noise(100_000)
+    finally:
+        os.close(descriptor)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC], ids=["sync", "dsync"])
+def test_synchronous_writes(directory: Path, beneath: Path, flag: int) -> None:
+    """With O_SYNC or O_DSYNC the data lies beneath when write returns: open(2)."""
+    descriptor = open_file(directory / "file", os.O_WRONLY | os.O_CREAT | flag)
+    try:
+        os.write(descriptor, b"written")
+        assert (beneath / "file").read_bytes() == b"written"
+    finally:
+        os.close(descriptor)
+
+
+def test_direct_io(directory: Path) -> None:
+    """Aligned reads and writes work with O_DIRECT, and others see the bytes: open(2)."""
+    path = directory / "file"
+    size = 64 * BLOCK_BYTES
+    content = noise(size)
+    with mmap.mmap(-1, size) as aligned:
+        aligned[:] = content
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        try:
+            assert os.pwritev(descriptor, [aligned], BLOCK_BYTES) == size
+            assert path.read_bytes() == bytes(BLOCK_BYTES) + content
+            aligned[:] = bytes(size)
+            assert os.preadv(descriptor, [aligned], BLOCK_BYTES) == size
+            assert aligned[:] == content
+        finally:
+            os.close(descriptor)
+
+
+def test_direct_io_switched_on_later(directory: Path) -> None:
+    """O_DIRECT can be set on an open file: fcntl(2)."""
+    path = directory / "file"
+    path.write_bytes(noise(4 * BLOCK_BYTES))
+    descriptor = open_file(path, os.O_RDWR)
+    try:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        with mmap.mmap(-1, BLOCK_BYTES) as aligned:
+            assert os.preadv(descriptor, [aligned], BLOCK_BYTES) == BLOCK_BYTES
+            assert aligned[:] == noise(4 * BLOCK_BYTES)[BLOCK_BYTES : 2 * BLOCK_BYTES]
+    finally:
+        os.close(descriptor)
+
+
+def test_allocation_for_users(directory: Path) -> None:
+    """Reserving space grows the file and keeps its content: posix_fallocate(3)."""
+    path = directory / "file"
+    path.write_bytes(b"content")
+    descriptor = open_file(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 3, 200_000)
+        status = os.fstat(descriptor)
+        os.posix_fallocate(descriptor, 0, 10)
+    finally:
+        os.close(descriptor)
+
+    assert status.st_size == path.stat().st_size == 200_003
+    assert path.read_bytes() == b"content".ljust(200_003, b"\0")
+
+
+@pytest.mark.known_difference("pyfuse3 has no handler for FUSE_FALLOCATE")
+@pytest.mark.parametrize(
+    ("option", "size", "content"),
+    [
+        ("--keep-size", 8192, b"x" * 8192),
+        ("--punch-hole", 8192, b"x" * 4096 + bytes(4096)),
+    ],
+)
+def test_allocation_modes(directory: Path, option: str, size: int, content: bytes) -> None:
+    """Space is reserved beyond the end, or given back inside, without a new size: fallocate(2)."""
+    path = directory / "file"
+    path.write_bytes(b"x" * 8192)
+    length = "8192" if option == "--keep-size" else "4096"
+    subprocess.run(
+        ["fallocate", option, "--offset", "4096", "--length", length, path], check=True, timeout=60
+    )
+
+    assert path.stat().st_size == size
+    assert path.read_bytes() == content
+
+
+def test_holes_are_found_or_reported_as_data(directory: Path) -> None:
+    """No data is ever reported as a hole, and beyond the end there is neither, ENXIO: lseek(2)."""
+    path = directory / "file"
+    size = 4 * MEBIBYTE
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, b"data", 2 * MEBIBYTE)
+        os.ftruncate(descriptor, size)
+        start = os.lseek(descriptor, 0, os.SEEK_DATA)
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        with pytest.raises(OSError) as caught:
+            os.lseek(descriptor, size, os.SEEK_DATA)
+    finally:
+        os.close(descriptor)
+
+    assert start <= 2 * MEBIBYTE < end <= size
+    assert caught.value.errno == errno.ENXIO
