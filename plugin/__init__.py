@@ -6,7 +6,8 @@ above.
     __main__    the `passfs` command
     server      HTTP on the Unix socket; the one place where an error becomes a reply
     driver      the nine verbs, and the table from path to verb
-    keeper      keeps mounts alive: mount point, FUSE descriptor, worker process
+    keeper      keeps mounts alive: mount point, FUSE descriptor, worker
+    worker      one worker process, from its start to its end
     source      opens the host's directory that a volume serves, if it may be served
     storage     the directories of volumes without a source, and their deletion
     registry    the volumes on disk
@@ -18,10 +19,10 @@ above.
     log         the two streams of log lines
     errors      what is refused, with its HTTP status
 
-    engine      what the installer asks of the Docker engine; used by __main__ alone
+Beside that, for __main__ alone: installation and engine, which install the managed plugin.
 
-Only server, driver, keeper and blocking know trio, only server knows HTTP. The rest is synchronous,
-and runs in threads where it may wait.
+Only server, driver, keeper, worker and blocking know trio, only server knows HTTP. The rest is
+synchronous, and runs in threads where it may wait.
 
 Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
 and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get

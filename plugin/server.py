@@ -87,7 +87,7 @@ async def prepared(
     """The driver and its listening socket, with all that they stand on; taken down at the end.
 
     Raises:
-        CannotStart: says what is in the way; nothing has been touched.
+        CannotStart: says what is in the way.
         OSError: a directory cannot be made or read.
     """
     storage = Storage(settings.data_dir)

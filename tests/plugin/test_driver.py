@@ -6,22 +6,24 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
-from plugin import driver as driver_module, source as source_module
-from plugin.driver import Driver
+from plugin.driver import SOURCE_DEADLINE_S, Driver
 from plugin.errors import PluginError, RegistryFailed
+from plugin.keeper import MOUNT_DEADLINE_S
 from plugin.protocol import VolumeRequest
 from plugin.registry import Registry
 from plugin.server import prepared
+from plugin.source import Host
 from plugin.volume import Record, volume_name
 from tests.support.dockerd import Dockerd, plugin, settings
 from tests.support.fake_worker import command
@@ -382,60 +384,75 @@ async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
 # What hangs, and what comes at once.
 
 
-@pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Makes opening a source hang, as on a dead network file system, to the end of the test."""
-    alive = threading.Event()
-    dead: set[str] = set()
-    really_open = source_module.Host.open
+class DeadServer:
+    """Opening *directory* hangs, as on a network file system whose server is gone."""
 
-    def host_open(host: source_module.Host, source: str) -> int:
-        if source in dead:
-            alive.wait()
-            raise OSError(errno.ESTALE, "its server is gone for good")
+    def __init__(self, directory: Path) -> None:
+        self.directory = str(directory)
+        self.is_dead = False
+        self.gone_for_good = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def open(self, host: Host, source: str) -> int:
+        if self.is_dead and source == self.directory:
+            self.asked.release()
+            self.gone_for_good.wait()
+            raise OSError(errno.ESTALE, "it has been away for too long")
         return really_open(host, source)
 
-    monkeypatch.setattr(source_module.Host, "open", host_open)
-    yield dead.add
-    alive.set()
+
+really_open = Host.open
+
+
+@pytest.fixture
+def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer]:
+    server = DeadServer(source)
+
+    def open_source(host: Host, text: str) -> int:
+        return server.open(host, text)
+
+    monkeypatch.setattr(Host, "open", open_source)
+    yield server
+    server.gone_for_good.set()
 
 
 @pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not come to an end")
 async def test_a_source_that_hangs_holds_up_no_other_volume(
-    tmp_path: Path,
-    source: Path,
-    hanging: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="dead", Opts={"source": str(source)})
         await dockerd.do("Create", Name="well")
-        hanging(str(source))
-        monkeypatch.setattr("plugin.keeper.MOUNT_DEADLINE_S", 1.0)
+        server.is_dead = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(dockerd.call, "Mount", Name="dead", ID="a"))
-            for _ in range(5):
+            await trio.to_thread.run_sync(server.asked.acquire)
+            for _ in range(3):
                 await dockerd.do("Mount", Name="well", ID="b")
                 await dockerd.do("Unmount", Name="well", ID="b")
                 assert await dockerd.names() == {"dead", "well"}
             assert (await dockerd.volume("dead"))["Status"]["mounted"] is False
+            mock_clock.jump(MOUNT_DEADLINE_S)
         assert "opening source" in (await dockerd.volume("dead"))["Status"]["error"]
         await dockerd.do("Unmount", Name="dead", ID="a")
         await dockerd.do("Remove", Name="dead")
 
 
 async def test_a_create_on_a_source_that_hangs_is_refused(
-    tmp_path: Path,
-    source: Path,
-    hanging: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(driver_module, "SOURCE_DEADLINE_S", 0.1)
-    hanging(str(source))
+    server.is_dead = True
     async with plugin(tmp_path, SERVE) as dockerd:
-        refused = await dockerd.call("Create", Name="v", Opts={"source": str(source)})
-        assert f"'{source}' has not answered within 0.1 s" in refused.error
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused_for_silence, dockerd, source)
+            await trio.to_thread.run_sync(server.asked.acquire)
+            mock_clock.jump(SOURCE_DEADLINE_S)
         assert await dockerd.names() == set()
+
+
+async def refused_for_silence(dockerd: Dockerd, source: Path) -> None:
+    refused = await dockerd.call("Create", Name="v", Opts={"source": str(source)})
+    assert f"'{source}' has not answered within 10 s" in refused.error
 
 
 async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """plugin/keeper.py and plugin/worker.py: a mount is whole, or nothing of it is there."""
 # ruff: noqa: ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from passthrough import mountinfo
 from passthrough.config import CachePolicy, Config
 from passthrough.mount import FSTYPE, mount, unmount
-from plugin import keeper as keeper_module, worker as worker_module
+from plugin import worker as worker_module
 from plugin.errors import MountFailed
-from plugin.keeper import Keeper, Order, keeping
+from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.volume import VolumeName
 from tests.support.fake_worker import command
 
@@ -64,7 +66,8 @@ def mounted(mounts: Path) -> list[str]:
 def children() -> set[int]:
     pids: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        pids |= {int(pid) for pid in (task / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            pids |= {int(pid) for pid in (task / "children").read_text().split()}
     return pids
 
 
@@ -251,24 +254,32 @@ async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
 
 
 async def test_a_worker_that_hangs_is_given_up(
-    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    mounts: Path, source: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keeper_module, "MOUNT_DEADLINE_S", 2.0)
+    caplog.set_level(logging.INFO)
     async with keeping(mounts, command("hang")) as keeper:
-        with pytest.raises(MountFailed) as refusal:
-            await keeper.mount(order(source))
-        assert str(refusal.value) == (
-            "volume 'data': starting its worker has not come to an end, 2 s after it was to be"
-            " mounted; its last words: fake: thinking"
-        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused_at_the_deadline, keeper, order(source))
+            while "volume data: fake: thinking" not in caplog.messages:
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(MOUNT_DEADLINE_S)
         assert list(mounts.iterdir()) == []
         assert children() == set()
 
 
+async def refused_at_the_deadline(keeper: Keeper, wanted: Order) -> None:
+    with pytest.raises(MountFailed) as refusal:
+        await keeper.mount(wanted)
+    assert str(refusal.value) == (
+        "volume 'data': starting its worker has not come to an end, 20 s after it was to be"
+        " mounted; its last words: fake: thinking"
+    )
+
+
 async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
-    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    mounts: Path, source: Path, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(keeper_module, "MOUNT_DEADLINE_S", 0.1)
+    del autojump_clock  # jumps to the deadline as soon as nothing else happens
     alive = threading.Event()
     opened = []
 
