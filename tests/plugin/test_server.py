@@ -1,34 +1,24 @@
 """plugin/server.py: whatever comes over the socket gets a clean answer, and the process lives."""
 
-import json
 import logging
 import os
 import re
-import signal
 import socket
 import stat
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from passthrough import mountinfo
-from passthrough.mount import FSTYPE
 from plugin import server
 from plugin.driver import VERBS, Driver
 from plugin.errors import CannotStart
 from plugin.protocol import CONTENT_TYPE
-from plugin.registry import Registry
 from plugin.server import prepared, serve
-from plugin.volume import Record, VolumeName
 from tests.support.dockerd import HEADERS, Answer, Dockerd, plugin, settings
 from tests.support.fake_worker import command
 
@@ -209,42 +199,6 @@ async def test_what_is_no_http_is_refused(tmp_path: Path, said: bytes, status: b
         assert await works(dockerd)
 
 
-FRAGMENTS = st.sampled_from(
-    [
-        b"POST /VolumeDriver.Mount HTTP/1.1\r\n",
-        b"GET / HTTP/1.1\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"Host: x\r\n",
-        b"Content-Length: 2\r\n",
-        b"Transfer-Encoding: chunked\r\n",
-        b"Expect: 100-continue\r\n",
-        b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
-        b"Connection: close\r\n",
-        b"\r\n",
-        b"{}",
-        b"2\r\n{}\r\n0\r\n\r\n",
-    ]
-)
-
-
-@hypothesis_settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(pieces=st.lists(FRAGMENTS | st.binary(max_size=20), max_size=12))
-def test_nothing_that_is_said_ends_the_plugin(service: "Service", pieces: list[bytes]) -> None:
-    with closing(service.connect()) as client:
-        try:
-            for piece in pieces:
-                client.sendall(piece)
-            client.shutdown(socket.SHUT_WR)
-            while client.recv(65536):
-                pass
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has had enough
-    assert service.call("VolumeDriver.List") == {"Volumes": []}
-
-
 async def test_one_connection_serves_many_requests(
     tmp_path: Path, autojump_clock: Callable[[], None]
 ) -> None:
@@ -376,190 +330,3 @@ async def test_a_socket_that_is_another_s_by_now_is_left(tmp_path: Path, *, repl
         if replaced:
             dockerd.socket.write_text("another's")
     assert dockerd.socket.exists() == replaced
-
-
-# The process.
-
-RUN = """
-import os
-from plugin.errors import PluginError
-from plugin.server import run
-from plugin.settings import Settings
-try:
-    run(Settings.from_environment(os.environ))
-except PluginError as error:
-    raise SystemExit(str(error))
-"""
-START_S = 20
-
-
-class Service:
-    """A plugin in a process of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.log = directory / "log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> float:
-        """Start the process; gives the seconds until it answered."""
-        given = settings(self.directory)
-        environment = os.environ | {
-            "PASSFS_SOCKET": str(given.socket),
-            "PASSFS_DATA_DIR": str(given.data_dir),
-            "PASSFS_MOUNT_DIR": str(given.mount_dir),
-        }
-        began = time.monotonic()
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN], env=environment, stdout=log, stderr=log
-            )
-        while time.monotonic() < began + START_S:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                self.call("VolumeDriver.Capabilities")
-            except (FileNotFoundError, ConnectionRefusedError):
-                continue
-            return time.monotonic() - began
-        raise AssertionError(self.log.read_text())
-
-    def end(self, number: signal.Signals) -> tuple[int, float]:
-        """Send a signal; gives the exit status and the seconds that it took."""
-        assert self.process is not None
-        began = time.monotonic()
-        self.process.send_signal(number)
-        status = self.process.wait(START_S)
-        self.process = None
-        return status, time.monotonic() - began
-
-    def connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(START_S)
-        try:
-            client.connect(str(settings(self.directory).socket))
-        except OSError:
-            client.close()
-            raise
-        return client
-
-    def call(self, path: str, **fields: object) -> Any:
-        """One request; gives the JSON of the reply."""
-        body = json.dumps(fields).encode()
-        head = f"POST /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-        with closing(self.connect()) as client:
-            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            received = b"".join(iter(lambda: client.recv(65536), b""))
-        return json.loads(received.partition(b"\r\n\r\n")[2])
-
-    def mounted(self) -> list[str]:
-        above = os.fsencode(self.directory)
-        return [
-            os.path.basename(os.fsdecode(entry.target))
-            for entry in mountinfo.read()
-            if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
-        ]
-
-
-@contextmanager
-def started(directory: Path) -> Iterator[Service]:
-    service = Service(directory)
-    service.start()
-    try:
-        yield service
-    finally:
-        if service.process is not None:
-            service.end(signal.SIGTERM)
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with started(tmp_path) as service:
-        yield service
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> None:
-    """In time for the engine, which kills after 10 s, and whoever is connected."""
-    for name in ("a", "b"):
-        service.call("VolumeDriver.Create", Name=name)
-        service.call("VolumeDriver.Mount", Name=name, ID="i")
-    target = service.directory / "mounts" / "a"
-    (target / "file").write_text("kept")
-    fd = os.open(target / "file", os.O_RDONLY)
-    with closing(service.connect()):
-        status, seconds = service.end(number)
-    with pytest.raises(OSError, match="not connected"):
-        os.close(fd)
-    assert status == 0, service.log.read_text()
-    assert seconds < 8
-    assert service.mounted() == []
-    assert list((service.directory / "mounts").iterdir()) == []
-    assert not settings(service.directory).socket.exists()
-    assert "WARNING" not in service.log.read_text()
-
-
-def test_a_hanging_worker_does_not_hold_up_the_end(service: Service) -> None:
-    service.call("VolumeDriver.Create", Name="v")
-    service.call("VolumeDriver.Mount", Name="v", ID="i")
-    worker = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]["worker_pid"]
-    os.kill(worker, signal.SIGSTOP)
-    status, seconds = service.end(signal.SIGTERM)
-    assert status == 0, service.log.read_text()
-    assert seconds < 8
-    assert service.mounted() == []
-    assert not Path(f"/proc/{worker}").exists()
-
-
-def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> None:
-    """However often it crashes: its workers end with it, and the next start clears away."""
-    service.call("VolumeDriver.Create", Name="v", Opts={"cache": "never"})
-    before = service.call("VolumeDriver.Get", Name="v")
-    for _ in range(3):
-        service.call("VolumeDriver.Mount", Name="v", ID="i")
-        (service.directory / "mounts" / "v" / "file").write_text("kept")
-        assert service.mounted() == ["v"]
-        assert service.end(signal.SIGKILL)[0] == -signal.SIGKILL
-        service.start()
-        assert service.mounted() == []
-        assert service.call("VolumeDriver.Get", Name="v") == before
-    assert (service.directory / "data" / "volumes" / "v" / "file").read_text() == "kept"
-
-
-def test_a_second_plugin_leaves_the_first_alone(service: Service) -> None:
-    service.call("VolumeDriver.Create", Name="v")
-    service.call("VolumeDriver.Mount", Name="v", ID="i")
-    with pytest.raises(CannotStart, match="another passfs uses the data directory"):
-        trio.run(server._run, settings(service.directory))
-    assert service.mounted() == ["v"]
-    assert service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]["mounted"]
-
-
-def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    with Registry.open(tmp_path / "data") as registry:
-        # One transaction for all, where the plugin makes one for each.
-        registry._connection.execute("BEGIN")
-        for number in range(500):
-            registry.add(
-                Record(
-                    name=VolumeName(f"v{number}"),
-                    options={"source": "/srv"},
-                    created_at=datetime.now(UTC),
-                )
-            )
-        registry._connection.execute("COMMIT")
-    service = Service(tmp_path)
-    try:
-        assert service.start() < 3
-        assert len(service.call("VolumeDriver.List")["Volumes"]) == 500
-    finally:
-        service.end(signal.SIGTERM)
-
-
-def test_what_is_in_the_way_is_said_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "passfs.db").write_text("mine")
-    with pytest.raises(CannotStart, match="it is no SQLite database"):
-        trio.run(server._run, settings(tmp_path))
-    assert not (tmp_path / "p.sock").exists()
-    assert (tmp_path / "data" / "passfs.db").read_text() == "mine"

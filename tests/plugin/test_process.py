@@ -1,0 +1,150 @@
+"""`plugin.server.run`: the plugin as a process, from its start to whatever end it finds."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+
+from plugin import server
+from plugin.errors import CannotStart
+from plugin.registry import Registry
+from plugin.volume import Record, VolumeName
+from tests.support.dockerd import settings
+from tests.support.service import Service, started
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with started(tmp_path) as service:
+        yield service
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> None:
+    """In time for the engine, which kills after 10 s, and whoever is connected."""
+    for name in ("a", "b"):
+        service.call("VolumeDriver.Create", Name=name)
+        service.call("VolumeDriver.Mount", Name=name, ID="i")
+    target = service.directory / "mounts" / "a"
+    (target / "file").write_text("kept")
+    fd = os.open(target / "file", os.O_RDONLY)
+    with closing(service.connect()):
+        status, seconds = service.end(number)
+    with pytest.raises(OSError, match="not connected"):
+        os.close(fd)
+    assert status == 0, service.log.read_text()
+    assert seconds < 8
+    assert service.mounted() == []
+    assert list((service.directory / "mounts").iterdir()) == []
+    assert not settings(service.directory).socket.exists()
+    assert "WARNING" not in service.log.read_text()
+
+
+def test_a_hanging_worker_does_not_hold_up_the_end(service: Service) -> None:
+    service.call("VolumeDriver.Create", Name="v")
+    service.call("VolumeDriver.Mount", Name="v", ID="i")
+    worker = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]["worker_pid"]
+    os.kill(worker, signal.SIGSTOP)
+    status, seconds = service.end(signal.SIGTERM)
+    assert status == 0, service.log.read_text()
+    assert seconds < 8
+    assert service.mounted() == []
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> None:
+    """However often it crashes: its workers end with it, and the next start clears away."""
+    service.call("VolumeDriver.Create", Name="v", Opts={"cache": "never"})
+    before = service.call("VolumeDriver.Get", Name="v")
+    for _ in range(3):
+        service.call("VolumeDriver.Mount", Name="v", ID="i")
+        (service.directory / "mounts" / "v" / "file").write_text("kept")
+        assert service.mounted() == ["v"]
+        assert service.end(signal.SIGKILL)[0] == -signal.SIGKILL
+        service.start()
+        assert service.mounted() == []
+        assert service.call("VolumeDriver.Get", Name="v") == before
+    assert (service.directory / "data" / "volumes" / "v" / "file").read_text() == "kept"
+
+
+def test_a_second_plugin_leaves_the_first_alone(service: Service) -> None:
+    service.call("VolumeDriver.Create", Name="v")
+    service.call("VolumeDriver.Mount", Name="v", ID="i")
+    with pytest.raises(CannotStart, match="another passfs uses the data directory"):
+        trio.run(server._run, settings(service.directory))
+    assert service.mounted() == ["v"]
+    assert service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]["mounted"]
+
+
+def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with Registry.open(tmp_path / "data") as registry:
+        # One transaction for all, where the plugin makes one for each.
+        registry._connection.execute("BEGIN")
+        for number in range(500):
+            registry.add(
+                Record(
+                    name=VolumeName(f"v{number}"),
+                    options={"source": "/srv"},
+                    created_at=datetime.now(UTC),
+                )
+            )
+        registry._connection.execute("COMMIT")
+    service = Service(tmp_path)
+    try:
+        assert service.start() < 3
+        assert len(service.call("VolumeDriver.List")["Volumes"]) == 500
+    finally:
+        service.end(signal.SIGTERM)
+
+
+def test_what_is_in_the_way_is_said_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "passfs.db").write_text("mine")
+    with pytest.raises(CannotStart, match="it is no SQLite database"):
+        trio.run(server._run, settings(tmp_path))
+    assert not (tmp_path / "p.sock").exists()
+    assert (tmp_path / "data" / "passfs.db").read_text() == "mine"
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        b"POST /VolumeDriver.Mount HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"Host: x\r\n",
+        b"Content-Length: 2\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        b"Connection: close\r\n",
+        b"\r\n",
+        b"{}",
+        b"2\r\n{}\r\n0\r\n\r\n",
+    ]
+)
+
+
+@hypothesis_settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(pieces=st.lists(FRAGMENTS | st.binary(max_size=20), max_size=12))
+def test_nothing_that_is_said_ends_the_plugin(service: Service, pieces: list[bytes]) -> None:
+    with closing(service.connect()) as client:
+        try:
+            for piece in pieces:
+                client.sendall(piece)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65536):
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has had enough
+    assert service.call("VolumeDriver.List") == {"Volumes": []}

@@ -1,0 +1,110 @@
+"""The plugin in a process of its own, as a service manager runs it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from passthrough import mountinfo
+from passthrough.mount import FSTYPE
+from tests.support.dockerd import settings
+
+RUN = """
+import os
+from plugin.errors import PluginError
+from plugin.server import run
+from plugin.settings import Settings
+try:
+    run(Settings.from_environment(os.environ))
+except PluginError as error:
+    raise SystemExit(str(error))
+"""
+START_S = 20
+
+
+class Service:
+    """A plugin process; it can be started again after its end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> float:
+        """Start the process; gives the seconds until it answered."""
+        given = settings(self.directory)
+        environment = os.environ | {
+            "PASSFS_SOCKET": str(given.socket),
+            "PASSFS_DATA_DIR": str(given.data_dir),
+            "PASSFS_MOUNT_DIR": str(given.mount_dir),
+        }
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN], env=environment, stdout=log, stderr=log
+            )
+        while time.monotonic() < began + START_S:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                self.call("VolumeDriver.Capabilities")
+            except (FileNotFoundError, ConnectionRefusedError):
+                continue
+            return time.monotonic() - began
+        raise AssertionError(self.log.read_text())
+
+    def end(self, number: signal.Signals) -> tuple[int, float]:
+        """Send a signal; gives the exit status and the seconds that it took."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.send_signal(number)
+        status = self.process.wait(START_S)
+        self.process = None
+        return status, time.monotonic() - began
+
+    def connect(self) -> socket.socket:
+        """A connection, which the caller closes."""
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(START_S)
+        try:
+            client.connect(str(settings(self.directory).socket))
+        except OSError:
+            client.close()
+            raise
+        return client
+
+    def call(self, path: str, **fields: object) -> Any:
+        """One request; gives the JSON of the reply."""
+        body = json.dumps(fields).encode()
+        head = f"POST /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        with closing(self.connect()) as client:
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            received = b"".join(iter(lambda: client.recv(65536), b""))
+        return json.loads(received.partition(b"\r\n\r\n")[2])
+
+    def mounted(self) -> list[str]:
+        """The names of the volumes that are mounted, as often as they are."""
+        above = os.fsencode(self.directory)
+        return [
+            os.path.basename(os.fsdecode(entry.target))
+            for entry in mountinfo.read()
+            if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
+        ]
+
+
+@contextmanager
+def started(directory: Path) -> Iterator[Service]:
+    """A plugin process that has all that is its own below *directory*, for a block."""
+    service = Service(directory)
+    service.start()
+    try:
+        yield service
+    finally:
+        if service.process is not None:
+            service.end(signal.SIGTERM)
