@@ -5,6 +5,7 @@ And the plugin to speak to, in this process, for the length of a block.
 
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import h11
 import trio
 
+from passthrough import mountinfo
+from passthrough.mount import FSTYPE
 from plugin.server import prepared, serve
 from plugin.settings import Settings
 from plugin.worker import COMMAND
@@ -126,6 +129,12 @@ class Dockerd:
         """What Get says of the volume *name*."""
         return (await self.do("Get", Name=name))["Volume"]
 
+    async def references(self, name: str) -> int:
+        """How many users the plugin counts for the volume *name*."""
+        count = (await self.volume(name))["Status"]["references"]
+        assert isinstance(count, int)
+        return count
+
     async def names(self) -> set[str]:
         """The volumes that List knows."""
         return {volume["Name"] for volume in (await self.do("List"))["Volumes"]}
@@ -135,6 +144,16 @@ def settings(directory: Path) -> Settings:
     """Settings of a plugin that has all that is its own below *directory*."""
     return Settings(
         socket=directory / "p.sock", data_dir=directory / "data", mount_dir=directory / "mounts"
+    )
+
+
+def mounted(directory: Path) -> list[str]:
+    """The names of the mounts of passfs below *directory*, as often as they are there."""
+    above = os.fsencode(directory)
+    return sorted(
+        os.path.basename(os.fsdecode(entry.target))
+        for entry in mountinfo.read()
+        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
     )
 
 

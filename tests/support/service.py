@@ -12,9 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from passthrough import mountinfo
-from passthrough.mount import FSTYPE
-from tests.support.dockerd import settings
+from tests.support.dockerd import mounted, settings
 
 RUN = """
 import os
@@ -90,12 +88,7 @@ class Service:
 
     def mounted(self) -> list[str]:
         """The names of the volumes that are mounted, as often as they are."""
-        above = os.fsencode(self.directory)
-        return [
-            os.path.basename(os.fsdecode(entry.target))
-            for entry in mountinfo.read()
-            if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
-        ]
+        return mounted(self.directory)
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""plugin/driver.py: what hangs holds up nobody else, and what comes at once ends consistent."""
+
+import errno
+import random
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from plugin.driver import SOURCE_DEADLINE_S
+from plugin.keeper import MOUNT_DEADLINE_S
+from plugin.source import Host
+from tests.support.dockerd import Dockerd, mounted, plugin
+from tests.support.fake_worker import command
+
+SERVE = command("serve")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    directory.mkdir()
+    return directory
+
+
+class DeadServer:
+    """Opening *directory* hangs, as on a network file system whose server is gone."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = str(directory)
+        self.is_dead = False
+        self.gone_for_good = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def open(self, host: Host, source: str) -> int:
+        if self.is_dead and source == self.directory:
+            self.asked.release()
+            self.gone_for_good.wait()
+            raise OSError(errno.ESTALE, "it has been away for too long")
+        return really_open(host, source)
+
+
+really_open = Host.open
+
+
+@pytest.fixture
+def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer]:
+    server = DeadServer(source)
+
+    def open_source(host: Host, text: str) -> int:
+        return server.open(host, text)
+
+    monkeypatch.setattr(Host, "open", open_source)
+    yield server
+    server.gone_for_good.set()
+
+
+@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not come to an end")
+async def test_a_source_that_hangs_holds_up_no_other_volume(
+    tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="dead", Opts={"source": str(source)})
+        await dockerd.do("Create", Name="well")
+        server.is_dead = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(dockerd.call, "Mount", Name="dead", ID="a"))
+            await trio.to_thread.run_sync(server.asked.acquire)
+            for _ in range(3):
+                await dockerd.do("Mount", Name="well", ID="b")
+                await dockerd.do("Unmount", Name="well", ID="b")
+                assert await dockerd.names() == {"dead", "well"}
+            assert (await dockerd.volume("dead"))["Status"]["mounted"] is False
+            mock_clock.jump(MOUNT_DEADLINE_S)
+        assert "opening source" in (await dockerd.volume("dead"))["Status"]["error"]
+        await dockerd.do("Unmount", Name="dead", ID="a")
+        await dockerd.do("Remove", Name="dead")
+
+
+async def test_a_create_on_a_source_that_hangs_is_refused(
+    tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
+) -> None:
+    server.is_dead = True
+    async with plugin(tmp_path, SERVE) as dockerd:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused_for_silence, dockerd, source)
+            await trio.to_thread.run_sync(server.asked.acquire)
+            mock_clock.jump(SOURCE_DEADLINE_S)
+        assert await dockerd.names() == set()
+
+
+async def refused_for_silence(dockerd: Dockerd, source: Path) -> None:
+    refused = await dockerd.call("Create", Name="v", Opts={"source": str(source)})
+    assert f"'{source}' has not answered within 10 s" in refused.error
+
+
+async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(partial(dockerd.do, "Create", Name="v"))
+
+
+async def test_a_storm_of_mounts_ends_consistent(tmp_path: Path, source: Path) -> None:
+    """100 users of 20 volumes come and go in any order; some stay."""
+    chance = random.Random(2)  # noqa: S311 - repeatable, not secret
+    names = [f"v{number}" for number in range(20)]
+    stay: dict[str, int] = dict.fromkeys(names, 0)
+
+    async def user(name: str, mount_id: str, stays: bool) -> None:
+        await dockerd.do("Mount", Name=name, ID=mount_id)
+        if not stays:
+            await dockerd.do("Unmount", Name=name, ID=mount_id)
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        for name in names:
+            await dockerd.do("Create", Name=name, Opts={"source": str(source)})
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                name = chance.choice(names)
+                stays = chance.random() < 0.2
+                stay[name] += stays
+                nursery.start_soon(user, name, f"id{number}", stays)
+        assert {name: await dockerd.references(name) for name in names} == stay
+        assert mounted(tmp_path) == sorted(name for name, count in stay.items() if count)
