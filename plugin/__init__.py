@@ -3,23 +3,25 @@
 The way of a request, which is also the order of imports: a module uses those below it, never one
 above.
 
-    __main__    the `passfs` command
-    server      HTTP on the Unix socket; the one place where an error becomes a reply
-    driver      the nine verbs, and the table from path to verb
-    keeper      keeps mounts alive: mount point, FUSE descriptor, worker
-    worker      one worker process, from its start to its end
-    source      opens the host's directory that a volume serves, if it may be served
-    storage     the directories of volumes without a source, and their deletion
-    registry    the volumes on disk
-    volume      a volume: record, state, references
-    options     `-o key=value` and its refusals
-    protocol    the protocol's requests and replies
-    blocking    system calls that may never return
-    settings    the environment
-    log         the two streams of log lines
-    errors      what is refused, with its HTTP status
+    __main__      the `passfs` command
+    engine        what the installer asks of the Docker engine
+    installation  what makes up a managed plugin and its settings
+    server        HTTP on the Unix socket; the one place where an error becomes a reply
+    driver        the nine verbs, and the table from path to verb
+    keeper        keeps mounts alive: mount point, FUSE descriptor, worker
+    worker        one worker process, from its start to its end
+    source        opens the host's directory that a volume serves, if it may be served
+    storage       the directories of volumes without a source, and their deletion
+    registry      the volumes on disk
+    volume        a volume: record, state, references
+    options       `-o key=value` and its refusals
+    protocol      the protocol's requests and replies
+    blocking      system calls that may never return
+    settings      the environment
+    log           the two streams of log lines
+    errors        what is refused, with its HTTP status
 
-Beside that, for __main__ alone: installation and engine, which install the managed plugin.
+Engine and installation put the managed plugin into an engine; requests never pass them.
 
 Only server, driver, keeper, worker and blocking know trio, only server knows HTTP. The rest is
 synchronous, and runs in threads where it may wait.
