@@ -205,6 +205,20 @@ def test_append_through_two_descriptors(directory: Path) -> None:
     assert path.read_bytes() == b"one two three!"
 
 
+def test_append_after_growth_beneath(directory: Path, beneath: Path) -> None:
+    """O_APPEND finds the end of the file also when it grew beneath, unseen: open(2)."""
+    descriptor = open_file(directory / "file", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(descriptor, b"one ")
+        with (beneath / "file").open("ab") as file:
+            file.write(b"two ")
+        os.write(descriptor, b"three")
+    finally:
+        os.close(descriptor)
+
+    assert (beneath / "file").read_bytes() == b"one two three"
+
+
 def test_append_switched_on_later(directory: Path) -> None:
     """O_APPEND can be set on an open file and holds from then on: fcntl(2)."""
     path = directory / "file"

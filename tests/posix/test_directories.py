@@ -19,12 +19,15 @@ from tests.support.callers import Caller, together
 
 MANY = 10_000
 SOME = 400  # several times what fits one reply to the kernel's smallest request
-RECORD = struct.Struct(
-    "=QqHB"
-)  # struct linux_dirent64 up to the name: d_ino, d_off, d_reclen, d_type
+# struct linux_dirent64 up to the name: d_ino, d_off, d_reclen, d_type
+RECORD = struct.Struct("=QqHB")
 SMALLEST_BUFFER_BYTES = 280  # one record with the longest name, rounded up to 8
 
 DT_FIFO, DT_CHR, DT_DIR, DT_REG, DT_LNK, DT_SOCK = 1, 2, 4, 8, 10, 12
+
+# With the smallest one the kernel asks anew for what did not fit; a page takes a whole reply, so
+# that the next request goes on where the last one ended.
+every_buffer = pytest.mark.parametrize("buffer_bytes", [SMALLEST_BUFFER_BYTES, 4_096])
 
 
 class Entry(NamedTuple):
@@ -100,7 +103,7 @@ def test_many_entries_while_others_change(directory: Path, caller: Caller) -> No
         assert max(count.values()) == 1
 
 
-@pytest.mark.parametrize("buffer_bytes", [SMALLEST_BUFFER_BYTES, 4_096])
+@every_buffer
 def test_entries_removed_while_listing(directory: Path, buffer_bytes: int) -> None:
     """Removing what was just listed skips nothing: this is how `rm -r` works, readdir(3)."""
     names = fill(directory, SOME)
@@ -115,12 +118,13 @@ def test_entries_removed_while_listing(directory: Path, buffer_bytes: int) -> No
     assert os.listdir(directory) == []
 
 
-def test_entries_made_while_listing(directory: Path) -> None:
+@every_buffer
+def test_entries_made_while_listing(directory: Path, buffer_bytes: int) -> None:
     """What comes while a listing goes on shows once or not at all, the rest once: readdir(3)."""
     names = fill(directory, SOME)
     listed: Counter[str] = Counter()
     with listing(directory) as descriptor:
-        for number, entry in enumerate(entries_of(descriptor, SMALLEST_BUFFER_BYTES)):
+        for number, entry in enumerate(entries_of(descriptor, buffer_bytes)):
             listed[entry.name] += 1
             if number < SOME:
                 (directory / f"late {number}").touch()
@@ -129,11 +133,12 @@ def test_entries_made_while_listing(directory: Path) -> None:
     assert max(listed.values()) == 1
 
 
-def test_entries_removed_ahead_of_the_listing(directory: Path) -> None:
+@every_buffer
+def test_entries_removed_ahead_of_the_listing(directory: Path, buffer_bytes: int) -> None:
     """Vanished entries are left out and fail nothing; the lasting ones all come: readdir(3)."""
     names = fill(directory, SOME)
     with listing(directory) as descriptor:
-        entries = entries_of(descriptor, SMALLEST_BUFFER_BYTES)
+        entries = entries_of(descriptor, buffer_bytes)
         first = [next(entries).name for _ in range(20)]
         vanished = set(sorted(names - set(first))[::2])
         for name in vanished:
@@ -185,7 +190,7 @@ def test_many_inode_numbers(directory: Path) -> None:
     assert listed == {path.name: path.lstat().st_ino for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("buffer_bytes", [SMALLEST_BUFFER_BYTES, 4_096])
+@every_buffer
 def test_seeking(directory: Path, buffer_bytes: int) -> None:
     """A listing goes on from any remembered position with what came then: seekdir(3)."""
     fill(directory, 150)
