@@ -1,5 +1,6 @@
 """What holds for every test: root and /dev/fuse are there, and nothing is left behind."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -83,5 +84,6 @@ def _mounts() -> set[bytes]:
 def _children() -> set[int]:
     children: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        children |= {int(pid) for pid in (task / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError):  # a thread may end while we look
+            children |= {int(pid) for pid in (task / "children").read_text().split()}
     return children
