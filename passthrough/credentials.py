@@ -65,3 +65,18 @@ class ActingAs:
         if (uid, gid) != (self._uid, self._gid):
             log.critical("acted as %d:%d in place of %d:%d", uid, gid, self._uid, self._gid)
             os._exit(EXIT_IDENTITY_LOST)
+
+
+class ClearingPrivileges:
+    """A guard: inside it, a file whose content this thread changes loses its suid and sgid bits.
+
+    As it does for everyone without CAP_FSETID, which this process has, capabilities(7).
+    """
+
+    __slots__ = ("_had",)
+
+    def __enter__(self) -> None:
+        self._had = syscalls.effective_capability(syscalls.CAP_FSETID, wanted=False)
+
+    def __exit__(self, *_: object) -> None:
+        syscalls.effective_capability(syscalls.CAP_FSETID, wanted=self._had)

@@ -11,6 +11,7 @@ the reply. Names are bytes and single components. Only regular files and directo
 opened for real: opening a device, fifo or socket here would act on the host's (CVE-2020-35517).
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -20,7 +21,7 @@ from typing import Final, NamedTuple
 from passthrough import syscalls
 from passthrough.cache import Cache
 from passthrough.config import Atime, Config
-from passthrough.credentials import ActingAs, Caller
+from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
 from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
 from passthrough.inodes import ROOT, Inode, InodeTable
 
@@ -213,10 +214,16 @@ class PassthroughFs:
 
     # Files
 
-    def open(self, number: int, flags: int) -> int:
-        """Open a regular file; gives a handle number."""
+    def open(self, number: int, flags: int, *, clear_privileges: bool = False) -> int:
+        """Open a regular file; gives a handle number.
+
+        With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
+        so itself for every other change of content, but leaves O_TRUNC to the one who opens.
+        """
         inode = self.inodes[number]
-        return self.files.add(OpenFile(number, self._reopen(inode, stat.S_IFREG, flags)))
+        with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+            fd = self._reopen(inode, stat.S_IFREG, flags)
+        return self.files.add(OpenFile(number, fd))
 
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
@@ -310,10 +317,14 @@ class PassthroughFs:
         _check_xattr(name)
         os.setxattr(self.inodes[number].path, name, value, flags)
 
-    def listxattr(self, number: int) -> list[bytes]:
-        """The names of all extended attributes."""
+    def listxattr(self, number: int, caller: Caller) -> list[bytes]:
+        """The names of the extended attributes that *caller* may know of.
+
+        The kernel checks who gets and sets `trusted.` ones, but not who lists them.
+        """
+        hidden = (_ACL_PREFIX,) if caller.uid == 0 else (_ACL_PREFIX, b"trusted.")
         names = map(os.fsencode, os.listxattr(self.inodes[number].path))
-        return [name for name in names if not name.startswith(_ACL_PREFIX)]
+        return [name for name in names if not name.startswith(hidden)]
 
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""

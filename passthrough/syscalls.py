@@ -40,8 +40,10 @@ UTIME_OMIT: Final = (1 << 30) - 2
 # prctl(2) and capabilities(7)
 PR_SET_SECUREBITS: Final = 28
 SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
+CAP_FSETID: Final = 4
 
 _AT_FDCWD: Final = -100
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +64,22 @@ class _Timespec(ctypes.Structure):
     """struct timespec, utimensat(2)."""
 
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    """struct __user_cap_header_struct, capset(2)."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    """struct __user_cap_data_struct, capset(2); version 3 takes two, for 64 capabilities."""
+
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
 
 
 _libc.mount.argtypes = (
@@ -87,6 +105,8 @@ _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
 _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsgid.restype = ctypes.c_uint
+_libc_held.capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_libc_held.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _libc_held.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
 
@@ -201,3 +221,25 @@ def set_securebits(bits: int) -> None:
     """
     if _libc_held.prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0:
         raise _failed()
+
+
+def effective_capability(capability: int, *, wanted: bool) -> bool:
+    """Take *capability* (CAP_*) into the calling thread's effective set, or out of it, capset(2).
+
+    Returns:
+        Whether it was in the set before.
+
+    Raises:
+        OSError: EPERM if it is not in the permitted set.
+    """
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapabilityData * 2)()
+    if _libc_held.capget(ctypes.byref(header), data) < 0:
+        raise _failed()
+    index, bit = capability // 32, 1 << capability % 32
+    before = bool(data[index].effective & bit)
+    if before != wanted:
+        data[index].effective ^= bit
+        if _libc_held.capset(ctypes.byref(header), data) < 0:
+            raise _failed()
+    return before

@@ -186,8 +186,11 @@ class LibfuseOperations(pyfuse3.Operations):
         return _entry(self._fs.link(inode, new_parent, new_name))
 
     @_answered
-    def open(self, inode: InodeT, flags: FlagT, _ctx: RequestContext) -> FileInfo:
-        return self._opened(self._fs.open(inode, flags))
+    def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        # libfuse has ATOMIC_O_TRUNC negotiated, and its binding no way to say which opens shall
+        # clear the bits. For root they stay, as with CAP_FSETID.
+        clear = bool(flags & os.O_TRUNC) and ctx.uid != 0
+        return self._opened(self._fs.open(inode, flags, clear_privileges=clear))
 
     @_answered
     def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -252,8 +255,8 @@ class LibfuseOperations(pyfuse3.Operations):
         return self._fs.getxattr(inode, name)
 
     @_answered
-    def listxattr(self, inode: InodeT, _ctx: RequestContext) -> Sequence[XAttrNameT]:
-        return [XAttrNameT(name) for name in self._fs.listxattr(inode)]
+    def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        return [XAttrNameT(name) for name in self._fs.listxattr(inode, _caller(ctx))]
 
     @_answered
     def removexattr(self, inode: InodeT, name: XAttrNameT, _ctx: RequestContext) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.credentials import EXIT_IDENTITY_LOST, ActingAs, Caller, keep_capabilities
+from passthrough.credentials import (
+    EXIT_IDENTITY_LOST,
+    ActingAs,
+    Caller,
+    ClearingPrivileges,
+    keep_capabilities,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CALLER = Caller(41_001, 41_002)
@@ -164,6 +170,24 @@ def test_a_failed_undo_ends_the_process_too() -> None:
     ended = python_without("sys_boot", code)
 
     assert (ended.returncode, ended.stdout) == (EXIT_IDENTITY_LOST, "")
+
+
+def test_changed_content_loses_its_privileges_inside_the_guard_only(tmp_path: Path) -> None:
+    """As for everyone without CAP_FSETID, inode(7); the capability comes back, also on error."""
+    program = tmp_path / "program"
+    program.write_text("old")
+
+    def mode_after_truncation() -> int:
+        program.chmod(0o6777)
+        os.close(os.open(program, os.O_WRONLY | os.O_TRUNC))
+        return program.stat().st_mode & 0o7777
+
+    with ClearingPrivileges():
+        assert mode_after_truncation() == 0o777
+    assert mode_after_truncation() == 0o6777
+    with pytest.raises(KeyError), ClearingPrivileges():
+        raise KeyError
+    assert mode_after_truncation() == 0o6777
 
 
 def python_without(capability: str, code: str) -> subprocess.CompletedProcess[str]:

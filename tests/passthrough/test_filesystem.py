@@ -44,7 +44,7 @@ NUMBERED: dict[str, Callable[[PassthroughFs, int], object]] = {
     "link": lambda fs, number: fs.link(number, ROOT, b"new"),
     "getxattr": lambda fs, number: fs.getxattr(number, b"user.a"),
     "setxattr": lambda fs, number: fs.setxattr(number, b"user.a", b""),
-    "listxattr": lambda fs, number: fs.listxattr(number),
+    "listxattr": lambda fs, number: fs.listxattr(number, CALLER),
     "removexattr": lambda fs, number: fs.removexattr(number, b"user.a"),
 }
 HANDLED: dict[str, Callable[[PassthroughFs, int], object]] = {

@@ -11,7 +11,7 @@ from passthrough import syscalls
 from passthrough.credentials import Caller
 from passthrough.filesystem import OMIT, Changes, PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import fails, listing, number_of
+from tests.support.direct import CALLER, fails, listing, number_of
 
 
 def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path) -> None:
@@ -169,10 +169,11 @@ def test_extended_attributes(fs: PassthroughFs, source: Path) -> None:
     fs.setxattr(number, b"trusted.two", b"")
 
     assert fs.getxattr(number, b"user.one") == b"a\0b"
-    assert sorted(fs.listxattr(number)) == [b"trusted.two", b"user.one"]
+    assert sorted(fs.listxattr(number, Caller(0, 0))) == [b"trusted.two", b"user.one"]
+    assert fs.listxattr(number, CALLER) == [b"user.one"], "xattr(7): trusted is for the privileged"
     assert os.getxattr(source / "file", "user.one") == b"a\0b"
     fs.removexattr(number, b"user.one")
-    assert fs.listxattr(number) == [b"trusted.two"]
+    assert fs.listxattr(number, Caller(0, 0)) == [b"trusted.two"]
     fails(errno.ENODATA, lambda: fs.getxattr(number, b"user.one"))
     fails(errno.ENODATA, lambda: fs.removexattr(number, b"user.one"))
     fails(errno.ENODATA, lambda: fs.setxattr(number, b"user.one", b"", os.XATTR_REPLACE))
@@ -208,7 +209,7 @@ def test_acls_that_would_not_be_honoured_are_refused_and_hidden(
     assert os.listxattr(source / "dir") == [name.decode()]
     number = number_of(fs, b"dir")
 
-    assert fs.listxattr(number) == []
+    assert fs.listxattr(number, Caller(0, 0)) == []
     fails(errno.EOPNOTSUPP, lambda: fs.getxattr(number, name))
     fails(errno.EOPNOTSUPP, lambda: fs.setxattr(number, name, value))
     fails(errno.EOPNOTSUPP, lambda: fs.removexattr(number, name))

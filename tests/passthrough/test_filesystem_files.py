@@ -253,3 +253,16 @@ def test_an_entry_counts_when_it_is_taken_not_when_it_is_read(
 
     assert len(fs.inodes) == 1 + 2
     fs.releasedir(handle)
+
+
+@pytest.mark.parametrize(("clear", "mode"), [(True, 0o777), (False, 0o6777)])
+def test_truncation_on_opening_clears_suid_and_sgid_when_told_to(
+    fs: PassthroughFs, source: Path, clear: bool, mode: int
+) -> None:
+    (source / "file").touch()
+    (source / "file").chmod(0o6777)
+    number = number_of(fs, b"file")
+
+    fs.release(fs.open(number, os.O_WRONLY | os.O_TRUNC, clear_privileges=clear))
+
+    assert stat.S_IMODE(fs.getattr(number).stat.st_mode) == mode
