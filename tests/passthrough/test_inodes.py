@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings, strategies as st
@@ -228,6 +229,40 @@ def test_a_number_means_one_file_whatever_the_hosts_numbers(
 
     assert len({inode.number for inode in inodes}) == len(edges) * len(devices)
     assert all(0 < inode.number < 1 << 63 for inode in inodes)
+
+
+class UnderLock(dict[Any, Inode]):
+    """A dictionary that is changed and asked only by whoever holds the lock of its table."""
+
+    def __init__(self, table: InodeTable, content: dict[Any, Inode]) -> None:
+        super().__init__(content)
+        self.lock = table._lock
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        assert self.lock.locked()
+        return super().get(key, default)
+
+    def __setitem__(self, key: Any, value: Inode) -> None:
+        assert self.lock.locked()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        assert self.lock.locked()
+        super().__delitem__(key)
+
+
+def test_asking_and_changing_are_one_step(table: InodeTable, tmp_path: Path) -> None:
+    """Two threads that find a file unknown would both make its inode, and one be lost."""
+    table._by_identity = UnderLock(table, table._by_identity)
+    table._by_number = UnderLock(table, table._by_number)
+    (tmp_path / "a").touch()
+
+    for _ in range(2):
+        inode = table.grant(*opened(tmp_path / "a"))
+    table.forget(inode.number, 2)
+
+    assert len(table) == 1
+    assert not table._lock.locked()
 
 
 def test_counts_balance_with_many_threads(table: InodeTable, tmp_path: Path) -> None:
