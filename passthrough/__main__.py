@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -50,6 +51,8 @@ def _serve(source: Path, mountpoint: Path, config: Config) -> None:
     source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = mountpoint.resolve()
     _check_apart(source_fd, target)
+    # Until the session has its own handler, a signal unwinds as Ctrl-C does: no dead mount is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     fuse_fd = mount.mount(target, config)
     is_mounted = _watch(target)
     try:
@@ -81,6 +84,10 @@ def _check_apart(source_fd: int, target: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
         if mountinfo.contains(mountinfo.read(), source_fd, target_fd):
             raise OptionError("mountpoint", str(target), "a directory outside of the source")
+    except LookupError:
+        raise OptionError(
+            "source", str(target), "directories on mounted file systems", "one is being unmounted"
+        ) from None
     finally:
         os.close(target_fd)
 
