@@ -142,7 +142,7 @@ def passfs(*arguments: str, timeout_s: float = INSTALL_S) -> str:
 @contextlib.contextmanager
 def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     """The managed plugin, installed by `passfs install` under a name of its own."""
-    name = "passfs-test"
+    name = f"passfs-test-{uuid.uuid4().hex[:8]}"
 
     def restart() -> None:
         plugin = client.plugins.get(f"{name}:latest")
@@ -160,7 +160,7 @@ def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
 @contextlib.contextmanager
 def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     """`passfs serve` on this host, with its socket where the engine looks for plugins."""
-    name = "passfs-host-test"
+    name = f"passfs-host-test-{uuid.uuid4().hex[:8]}"
     service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
 
     def restart() -> None:
