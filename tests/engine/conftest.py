@@ -27,6 +27,8 @@ INSTALLATIONS = {"managed": managed, "host": on_host}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Last: the drivers live as long as the session, and other tests count this process's children.
+    items.sort(key=lambda item: HERE in item.path.parents)
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.engine)
