@@ -13,6 +13,7 @@ opened for real: opening a device, fifo or socket here would act on the host's (
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
 from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
 from passthrough.inodes import ROOT, Inode, InodeTable
 
+log = logging.getLogger(__name__)
+
 _LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 # Flags of a caller's open(2) that must not reach the host: the file exists, is reached through a
 # link in /proc that has to be followed, and is read into buffers that are not aligned.
@@ -32,8 +35,9 @@ _NOT_FOR_HOST: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os
 _RENAME_FLAGS: Final = (
     syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 )
-# Without POSIX_ACL negotiated the kernel would store an ACL and then not honour it.
-_ACL_PREFIX: Final = b"system.posix_acl_"
+# The kernel leaves it to the file system who may touch these (ACLs of POSIX, NFSv4, CIFS, NTFS),
+# and without POSIX_ACL negotiated it would store an ACL and then not honour it.
+_SYSTEM_PREFIX: Final = b"system."
 
 OMIT: Final = (0, syscalls.UTIME_OMIT)
 
@@ -217,10 +221,13 @@ class PassthroughFs:
     def open(self, number: int, flags: int, *, clear_privileges: bool = False) -> int:
         """Open a regular file; gives a handle number.
 
+        A file whose last name the host has taken away answers ESTALE, so that the kernel looks its
+        name up again and opens what it leads to now; who has it open may open it again (/proc).
         With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
         so itself for every other change of content, but leaves O_TRUNC to the one who opens.
         """
         inode = self.inodes[number]
+        self._check_linked(inode)
         with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
             fd = self._reopen(inode, stat.S_IFREG, flags)
         return self.files.add(OpenFile(number, fd))
@@ -284,7 +291,8 @@ class PassthroughFs:
         """The names from *offset* on, each with its entry; none for `.` and `..`, which count not.
 
         Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
-        that vanished meanwhile is left out.
+        that vanished meanwhile is left out, and so is one that cannot be looked at: a dead mount
+        below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
         for record in directory.read(offset):
@@ -294,6 +302,9 @@ class PassthroughFs:
             try:
                 entry = self.lookup(directory.inode_number, record.name)
             except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning("%r is left out of a listing: %s", record.name, error.strerror)
                 continue
             yield record, entry
 
@@ -322,7 +333,7 @@ class PassthroughFs:
 
         The kernel checks who gets and sets `trusted.` ones, but not who lists them.
         """
-        hidden = (_ACL_PREFIX,) if caller.uid == 0 else (_ACL_PREFIX, b"trusted.")
+        hidden = (_SYSTEM_PREFIX,) if caller.uid == 0 else (_SYSTEM_PREFIX, b"trusted.")
         names = map(os.fsencode, os.listxattr(self.inodes[number].path))
         return [name for name in names if not name.startswith(hidden)]
 
@@ -354,6 +365,12 @@ class PassthroughFs:
             raise _error(errno.EBADF)
         return os.open(inode.path, flags & ~_NOT_FOR_HOST | self._open_flags)
 
+    def _check_linked(self, inode: Inode) -> None:
+        if os.fstat(inode.fd).st_nlink == 0 and not any(
+            file.inode_number == inode.number for file in self.files
+        ):
+            raise _error(errno.ESTALE)
+
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:
             os.ftruncate(self.files[handle].fd, size)
@@ -377,7 +394,7 @@ def _check_component(name: bytes) -> None:
 
 
 def _check_xattr(name: bytes) -> None:
-    if name.startswith(_ACL_PREFIX):
+    if name.startswith(_SYSTEM_PREFIX):
         raise _error(errno.EOPNOTSUPP)
 
 
