@@ -6,6 +6,9 @@ Where a request goes, each module importing only those below it:
     worker.py       the worker process of one volume: hand-over, lifetime, report
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    attributes.py   what replies say about a file, and what SETATTR changes
+    xattrs.py       which extended attributes pass
+    opening.py      which flags of open(2) reach the host
     handles.py      open files and directory streams
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
@@ -14,6 +17,7 @@ Where a request goes, each module importing only those below it:
     mount.py        /dev/fuse, mount(2), umount2(2)
     mountinfo.py    what is mounted where
     config.py       Config and its options: the one contract with who serves
+    errors.py       an OSError of our own
     syscalls.py     the system calls that `os` lacks
 
 The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched

@@ -35,8 +35,9 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from passthrough.attributes import OMIT, Attributes, Changes, Entry
 from passthrough.credentials import Caller
-from passthrough.filesystem import OMIT, Attributes, Changes, Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.handles import Record
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from passthrough import syscalls
+from passthrough.attributes import OMIT, Changes
 from passthrough.credentials import Caller
-from passthrough.filesystem import OMIT, Changes, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import CALLER, fails, listing, number_of
 

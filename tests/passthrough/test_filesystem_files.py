@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.attributes import Changes
 from passthrough.config import Atime, Config
 from passthrough.credentials import Caller
-from passthrough.filesystem import Changes, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import CALLER, fails, listing, number_of
 

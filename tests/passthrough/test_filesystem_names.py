@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from passthrough import syscalls
+from passthrough.attributes import Entry
 from passthrough.config import Config
 from passthrough.credentials import Caller
-from passthrough.filesystem import Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import CALLER, fails, number_of
 

@@ -12,8 +12,9 @@ import pyfuse3
 import pytest
 from pyfuse3 import EntryAttributes, FUSEError, InodeT
 
+from passthrough.attributes import Attributes, Entry
 from passthrough.config import CachePolicy, Config
-from passthrough.filesystem import Attributes, Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.handles import Record
 from passthrough.inodes import ROOT
 from tests.support.requests import CONTEXT, Recording, operations, request
