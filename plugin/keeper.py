@@ -201,7 +201,14 @@ class Keeper:
         task_status: trio.TaskStatus[None],
     ) -> None:
         """Run the worker of *made*; started once it serves."""
-        ended = await made.worker.run(handover, task_status=task_status)
+        try:
+            ended = await made.worker.run(handover, task_status=task_status)
+        except Exception:  # a boundary, as the server's: a bug in serving one volume ends no other
+            if not made.worker.serving:
+                raise  # to the Mount that waits for it
+            log.exception("volume %s: bug in watching worker %d", order.name, made.worker.pid)
+            made.worker.kill()
+            ended = "is watched no more, because of a bug; the plugin's log says more"
         if made.leaving:
             log.info("volume %s: worker %d %s", order.name, made.worker.pid, ended)
             return

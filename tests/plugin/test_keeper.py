@@ -117,6 +117,26 @@ async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
         assert mounted(mounts) == ["data"]
 
 
+@pytest.mark.logs("volume data: bug in watching worker [0-9]+")
+@pytest.mark.logs("volume data: worker [0-9]+ is watched no more, because of a bug")
+async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(returncode: int) -> str:
+        raise ZeroDivisionError(returncode)
+
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source, name=VolumeName("well")))
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "_how_it_ended", fail)
+            assert (await lose_worker(keeper, source)).startswith("its worker is watched no more")
+        assert keeper.worker_pid(NAME) == 0
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread(os.listdir, keeper.target(NAME))
+        assert keeper.worker_pid(VolumeName("well")) > 0
+    assert "ZeroDivisionError" in caplog.text
+
+
 @pytest.mark.logs("was killed by SIGKILL")
 @pytest.mark.logs("volume data: its mount is not whole, making a new one")
 async def test_the_next_mount_heals_a_dead_one(mounts: Path, source: Path) -> None:
