@@ -191,11 +191,10 @@ class LibfuseOperations(pyfuse3.Operations):
         # libfuse has ATOMIC_O_TRUNC negotiated, and its binding no way to say which opens shall
         # clear the bits. For root they stay, as with CAP_FSETID.
         clear = bool(flags & os.O_TRUNC) and ctx.uid != 0
-        handle = self._fs.open(inode, flags, clear_privileges=clear)
         if self._fs.cache.refresh_on_open:
             # Of attributes alone: this takes no lock of the kernel that the open may hold.
             pyfuse3.invalidate_inode(inode, attr_only=True)
-        return self._opened(handle)
+        return self._opened(self._fs.open(inode, flags, clear_privileges=clear))
 
     @_answered
     def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

@@ -193,6 +193,17 @@ def test_extended_attributes_of_a_symlink_are_its_own(fs: PassthroughFs, source:
     assert os.listxattr(source / "file") == []
 
 
+@pytest.mark.parametrize("name", [b"system.nfs4_acl", b"system.cifs_acl", b"system."])
+def test_attributes_of_the_system_are_refused(fs: PassthroughFs, name: bytes) -> None:
+    """The kernel asks nobody's permission for them: a caller would set ACLs as root."""
+    for call in (
+        lambda: fs.getxattr(ROOT, name),
+        lambda: fs.setxattr(ROOT, name, b""),
+        lambda: fs.removexattr(ROOT, name),
+    ):
+        fails(errno.EOPNOTSUPP, call)
+
+
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])
 def test_acls_that_would_not_be_honoured_are_refused_and_hidden(
     fs: PassthroughFs, source: Path, name: bytes
