@@ -90,11 +90,6 @@ class Mount:
         self._device = attached.device
         self._fuse_fd = attached.fuse_fd
 
-    @property
-    def fuse_fd(self) -> int:
-        """The descriptor of /dev/fuse, owned here; -1 once let go."""
-        return self._fuse_fd
-
     def let_go(self) -> None:
         """Close the descriptor of /dev/fuse; the connection ends unless the worker has it too."""
         fd, self._fuse_fd = self._fuse_fd, -1
