@@ -12,11 +12,13 @@ Where a request goes, each module importing only those below it:
     handles.py      open files and directory streams
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
+    decisions.py    what applies of what was asked for, and why
     cache.py        policy -> timeouts and open flags
     handover.py     what keeper and worker tell each other
     mount.py        /dev/fuse, mount(2), umount2(2)
     mountinfo.py    what is mounted where
     config.py       Config and its options: the one contract with who serves
+    values.py       the values of options from text, and back
     errors.py       an OSError of our own
     syscalls.py     the system calls that `os` lacks
 

@@ -24,6 +24,7 @@ from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
 from passthrough.config import Config
 from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
+from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
 from passthrough.inodes import ROOT, Inode, InodeTable
@@ -42,6 +43,7 @@ class PassthroughFs:
 
     def __init__(self, config: Config, source_fd: int) -> None:
         """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns."""
+        config = decide(config).config
         self.cache = Cache(config)
         self.inodes = InodeTable(source_fd)
         self.files: HandleTable[OpenFile] = HandleTable()

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from passthrough import credentials
+from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
 from passthrough.session import libfuse
@@ -53,6 +54,8 @@ def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | No
     Raises:
         OSError: the process lacks a capability, or the session with the kernel failed.
     """
+    for note in decide(handover.config).notes:
+        log.warning("%s", note)
     _raise_descriptor_limit()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import trio
 
-from passthrough.config import effective
+from passthrough.config import as_text
+from passthrough.decisions import decide
 from plugin import blocking, options
 from plugin.errors import (
     InvalidOption,
@@ -130,6 +131,8 @@ class Driver:
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
             await trio.to_thread.run_sync(self._store, record)
             self._volumes[name] = Volume(record)
+        for note in decide(wanted.config).notes:
+            log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
         return Reply()
 
@@ -253,7 +256,9 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            status["options"] = effective(understood.config)
+            applies, notes = decide(understood.config)
+            status["options"] = as_text(applies)
+            status["notes"] = [str(note) for note in notes]
             if understood.source is None:
                 # Not its path, because in a managed plugin that need not be the host's.
                 status["data"] = "own directory"

@@ -17,7 +17,7 @@ PACKAGES = ("passthrough", "plugin")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # What `plugin` knows of the file system: the contract with a worker and what surrounds a mount.
-CONTRACT = {"config", "handover", "mount", "mountinfo", "syscalls"}
+CONTRACT = {"config", "decisions", "handover", "mount", "mountinfo", "syscalls"}
 
 # Each foreign library, and the only modules that know it.
 DOORS = {
@@ -43,7 +43,10 @@ FREE = {"msgspec"}
 WITHOUT_IO = {
     "passthrough/cache.py",
     "passthrough/config.py",
+    "passthrough/decisions.py",
     "passthrough/handover.py",
+    "passthrough/opening.py",
+    "passthrough/values.py",
     "plugin/errors.py",
     "plugin/options.py",
     "plugin/protocol.py",
@@ -59,7 +62,7 @@ AT_IMPORT = {
     *("re.compile", "struct.Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
-    *("Path", "Path(__file__).resolve", "msgspec.field"),
+    *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
 }
 
 

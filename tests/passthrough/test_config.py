@@ -6,14 +6,16 @@ from hypothesis import assume, given, strategies as st
 
 from passthrough.config import (
     ALIASES,
+    LACKING,
+    MEANINGLESS,
     OPTIONS,
     Atime,
     CachePolicy,
     Config,
     OptionError,
     Session,
+    as_text,
     canonical,
-    effective,
     parse_options,
 )
 
@@ -41,6 +43,10 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "StrictAtime": Atime.STRICTATIME,
     },
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "no_open": {"false": False},
+    "no_opendir": {"off": False},
+    "killpriv_v2": {"false": False},
+    "posix_acl": {"0": False},
     "fsname": {"server:/data": "server:/data", "a" * 128: "a" * 128},
 }
 DURATIONS_S = {
@@ -83,6 +89,11 @@ REFUSED = [
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
+    (
+        "dax_file_size",
+        "0",
+        f"'0' is refused: {MEANINGLESS['dax_file_size']}; expected it left out",
+    ),
     ("fsname", "", "'' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a,suid", "'a,suid' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a\n", r"'a\n' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
@@ -107,6 +118,10 @@ def test_nothing_given_is_the_default() -> None:
         exec=True,
         atime=Atime.RELATIME,
         session=Session.AUTO,
+        no_open=False,
+        no_opendir=False,
+        killpriv_v2=None,
+        posix_acl=False,
         fsname="passfs",
     )
 
@@ -234,13 +249,30 @@ def parsed_or_refused(texts: dict[str, str]) -> Config | OptionError:
         return refused
 
 
+LEFT_OPEN = {option.left_open for option in OPTIONS.values()}
+
+
+@pytest.mark.parametrize("session", [{}, {"session": "auto"}, {"session": "libfuse"}])
+@pytest.mark.parametrize(("option", "why"), LACKING[Session.LIBFUSE].items())
+def test_what_the_session_cannot_express_is_refused_with_the_reason(
+    option: str, why: str, session: dict[str, str]
+) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse_options({option.upper(): "on", **session})
+
+    named = session.get("session", "auto")
+    assert str(refused.value) == (
+        f"option {option.upper()!r}: 'on' cannot be had with session={named}: {why}; expected false"
+    )
+
+
 @given(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,6})?(ms|s|m|h|d)?", fullmatch=True))
-def test_effective_options_can_be_given_again(timeout: str) -> None:
-    """What inspection shows means the same where it is typed in; the kernel counts nanoseconds."""
+def test_options_as_text_can_be_given_again(timeout: str) -> None:
+    """What is shown means the same where it is typed in; the kernel counts nanoseconds."""
     config = parsed_or_refused({"entry_timeout": timeout, "ro": "", "noatime": "", "fsname": "x"})
     assume(isinstance(config, Config))
     assert isinstance(config, Config)
-    shown = {name: text for name, text in effective(config).items() if text != "from cache"}
+    shown = {name: text for name, text in as_text(config).items() if text not in LEFT_OPEN}
 
     again = parse_options(shown)
 
@@ -252,8 +284,8 @@ def test_effective_options_can_be_given_again(timeout: str) -> None:
     )
 
 
-def test_effective_shows_every_option_as_text() -> None:
-    assert effective(Config(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
+def test_every_option_is_shown_as_text() -> None:
+    assert as_text(Config(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
         "cache": "auto",
         "entry_timeout": "86400s",
         "attr_timeout": "2.5s",
@@ -265,6 +297,10 @@ def test_effective_shows_every_option_as_text() -> None:
         "exec": "true",
         "atime": "relatime",
         "session": "auto",
+        "no_open": "false",
+        "no_opendir": "false",
+        "killpriv_v2": "where offered",
+        "posix_acl": "false",
         "fsname": "passfs",
     }
 

@@ -85,6 +85,7 @@ async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
         ("../v", {}, ["'../v'", "expected 1 to 128"]),
         ("v", {"cash": "auto"}, ["option 'cash'", "cache"]),
         ("v", {"cache": "sometimes"}, ["option 'cache'", "'sometimes'", "never, metadata"]),
+        ("v", {"posix_acl": ""}, ["option 'posix_acl'", "session=auto", "DONT_MASK"]),
         ("v", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
         ("v", {"source": "/no/such"}, ["option 'source'", "'/no/such'", "does not exist"]),
         ("v", {"source": "/"}, ["option 'source'", "'/'", "contains", "/mounts"]),
@@ -328,6 +329,9 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert "data" not in volume["Status"]
         assert volume["Status"]["options"]["readonly"] == "true"
         assert volume["Status"]["options"]["cache"] == "auto"
+        assert volume["Status"]["options"]["attr_timeout"] == "1s"
+        assert volume["Status"]["options"]["session"] == "libfuse"
+        assert volume["Status"]["notes"] == []
         assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": ""}
 
         await dockerd.do("Mount", Name="v", ID="a")

@@ -1,0 +1,79 @@
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from passthrough.config import CachePolicy, Config, Session, as_text, parse_options
+from passthrough.decisions import RULES, Note, decide
+
+# A wish that cannot be had, beside what overrules it.
+CONFLICTS = {
+    "no_open without cache=always": (
+        Config(no_open=True, cache=CachePolicy.METADATA),
+        Note(
+            "no_open",
+            "false",
+            "a file that is not opened keeps its cached pages, which cache=always alone allows",
+        ),
+    ),
+}
+AGREEMENTS = {
+    "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),
+    "nothing": Config(),
+}
+
+
+@pytest.mark.parametrize(("config", "note"), CONFLICTS.values(), ids=CONFLICTS)
+def test_a_wish_that_another_option_overrules_is_turned_off_with_the_reason(
+    config: Config, note: Note
+) -> None:
+    applies, notes = decide(config)
+
+    assert notes == (note,)
+    assert as_text(applies)[note.option] == note.effective
+    assert getattr(config, note.option) != getattr(applies, note.option)
+
+
+@pytest.mark.parametrize("config", AGREEMENTS.values(), ids=AGREEMENTS)
+def test_wishes_that_agree_apply(config: Config) -> None:
+    applies, notes = decide(config)
+
+    assert notes == ()
+    assert applies.no_open == config.no_open
+
+
+def test_every_rule_is_tried_above() -> None:
+    assert {rule.option for rule in RULES} == {note.option for _, note in CONFLICTS.values()}
+
+
+def test_a_note_is_a_sentence() -> None:
+    assert str(Note("no_open", "false", "because")) == "no_open is false: because"
+
+
+def test_what_was_left_open_is_answered() -> None:
+    applies, _ = decide(Config(cache=CachePolicy.NEVER, attr_timeout=2.0))
+
+    assert applies.session is Session.LIBFUSE
+    assert applies.killpriv_v2 is False
+    assert applies.entry_timeout == applies.dir_entry_timeout == 0
+    assert applies.attr_timeout == applies.dir_attr_timeout == 2
+    assert None not in msgspec.structs.astuple(applies)
+
+
+@given(
+    st.builds(
+        Config,
+        cache=st.sampled_from(CachePolicy),
+        entry_timeout=st.none() | st.floats(0, 100),
+        no_open=st.booleans(),
+    )
+)
+def test_what_is_decided_stays_decided(config: Config) -> None:
+    applies, _ = decide(config)
+
+    assert decide(applies) == (applies, ())
+
+
+def test_what_applies_can_be_given_as_options() -> None:
+    applies, _ = decide(Config())
+
+    assert decide(parse_options(as_text(applies))) == (applies, ())
