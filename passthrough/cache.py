@@ -24,6 +24,7 @@ class Timeouts(NamedTuple):
     attr_timeout: float
     dir_entry_timeout: float
     dir_attr_timeout: float
+    negative_timeout: float
 
 
 def timeouts(config: Config) -> Timeouts:
@@ -36,13 +37,14 @@ def timeouts(config: Config) -> Timeouts:
         attr_timeout=attr_s,
         dir_entry_timeout=entry_s if config.dir_entry_timeout is None else config.dir_entry_timeout,
         dir_attr_timeout=attr_s if config.dir_attr_timeout is None else config.dir_attr_timeout,
+        negative_timeout=policy_s if config.negative_timeout is None else config.negative_timeout,
     )
 
 
 class Cache:
     """The timeouts of one volume, in seconds, and what its opens allow."""
 
-    __slots__ = ("_directory", "_other", "keep_pages", "refresh_on_open")
+    __slots__ = ("_directory", "_other", "absent", "keep_pages", "refresh_on_open")
 
     def __init__(self, config: Config) -> None:
         apply = timeouts(config)
@@ -53,6 +55,8 @@ class Cache:
         self.refresh_on_open = config.cache is CachePolicy.METADATA
         """Whether an open makes the kernel forget the file's attributes: its pages are read anew,
         and with a size from the day before it would stop reading too early."""
+        self.absent = apply.negative_timeout
+        """How long it stays known that there is no such name; 0 for not at all."""
 
     def timeouts(self, mode: int) -> tuple[float, float]:
         """How long the entry and the attributes of a file with st_mode *mode* stay known."""

@@ -50,6 +50,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     attr_timeout: float | None = None
     dir_entry_timeout: float | None = None
     dir_attr_timeout: float | None = None
+    negative_timeout: float | None = None
+    writeback: bool = False
+    no_readdir: bool = False
+    xattr: bool = True
+    seal_size: bool = False
+    allow_direct_io: bool = True
     readonly: bool = False
     suid: bool = False
     dev: bool = False
@@ -98,6 +104,26 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
+    "negative_timeout": Option(
+        values.seconds, _TIME, "how long it stays known that a name is free"
+    ),
+    "writeback": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "let the kernel collect writes; others see them later, and theirs are not expected",
+    ),
+    "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
+    "xattr": Option(
+        values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
+    ),
+    "seal_size": Option(
+        values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
+    ),
+    "allow_direct_io": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "let O_DIRECT reach the host; off leaves it out and uses the host's cache",
+    ),
     "readonly": Option(values.boolean, _TRUE_FALSE, "refuse every change, with EROFS"),
     "suid": Option(values.boolean, _TRUE_FALSE, "let setuid and setgid programs take effect"),
     "dev": Option(values.boolean, _TRUE_FALSE, "let device nodes be opened"),

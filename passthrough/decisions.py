@@ -43,6 +43,22 @@ class Rule(NamedTuple):
 
 RULES: Final = (
     Rule(
+        "writeback",
+        lambda config: config.cache is CachePolicy.NEVER,
+        "with cache=never no data may wait in the kernel",
+    ),
+    Rule(
+        "writeback",
+        lambda config: config.seal_size,
+        "seal_size refuses what would make a file longer, and must be asked before it is cached",
+    ),
+    Rule(
+        "allow_direct_io",
+        lambda config: config.writeback,
+        "with writeback the kernel writes its cached pages through any descriptor, and O_DIRECT"
+        " would refuse those that are not aligned",
+    ),
+    Rule(
         "no_open",
         lambda config: config.cache is not CachePolicy.ALWAYS,
         "a file that is not opened keeps its cached pages, which cache=always alone allows",

@@ -13,20 +13,21 @@ opened for real: opening a device, fifo or socket here would act on the host's (
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from passthrough import syscalls, xattrs
+from passthrough import opening, syscalls, xattrs
 from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
 from passthrough.config import Config
 from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
 from passthrough.decisions import decide
 from passthrough.errors import os_error
-from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
+from passthrough.handles import DirectFile, HandleTable, OpenDirectory, OpenFile, Record
 from passthrough.inodes import ROOT, Inode, InodeTable
 from passthrough.opening import OpenFlags
 
@@ -38,17 +39,35 @@ _RENAME_FLAGS: Final = (
 )
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _changing(
+    operation: "Callable[Concatenate[PassthroughFs, P], R]",
+) -> "Callable[Concatenate[PassthroughFs, P], R]":
+    """Refuse *operation* on a read-only volume, also if somebody has remounted it writable."""
+
+    @functools.wraps(operation)
+    def checked(self: "PassthroughFs", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.config.readonly:
+            raise os_error(errno.EROFS)
+        return operation(self, *args, **kwargs)
+
+    return checked
+
+
 class PassthroughFs:
     """The operations on one source directory. Not for use by several mounts at once."""
 
     def __init__(self, config: Config, source_fd: int) -> None:
         """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns."""
-        config = decide(config).config
-        self.cache = Cache(config)
+        self.config = decide(config).config
+        self.cache = Cache(self.config)
         self.inodes = InodeTable(source_fd)
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
-        self._flags = OpenFlags(config)
+        self._flags = OpenFlags(self.config)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -68,6 +87,7 @@ class PassthroughFs:
         """Give back *count* lookups of inode *number*."""
         self.inodes.forget(number, count)
 
+    @_changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
         _check_component(name)
@@ -76,6 +96,7 @@ class PassthroughFs:
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
+    @_changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Create a directory, with *mode* as the caller's umask left it."""
         _check_component(name)
@@ -84,6 +105,7 @@ class PassthroughFs:
             os.mkdir(name, mode, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
+    @_changing
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Create a symlink to *target*, which is stored as it is."""
         _check_component(name)
@@ -92,6 +114,7 @@ class PassthroughFs:
             os.symlink(target, name, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
+    @_changing
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
         _check_component(name)
@@ -101,16 +124,19 @@ class PassthroughFs:
         )  # follows the link in /proc, and no further
         return self.lookup(parent, name)
 
+    @_changing
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
         _check_component(name)
         os.unlink(name, dir_fd=self.inodes[parent].fd)
 
+    @_changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
         _check_component(name)
         os.rmdir(name, dir_fd=self.inodes[parent].fd)
 
+    @_changing
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
@@ -135,12 +161,15 @@ class PassthroughFs:
         """The attributes as the host has them now."""
         return self._attributes(self.inodes[number])
 
+    @_changing
     def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
         *handle* is the open file through which the caller truncates, if it does. A failure leaves
         the changes before it done.
         """
+        if changes.size is not None:
+            self._check_sealed()
         inode = self.inodes[number]
         if changes.mode is not None:
             os.chmod(inode.path, changes.mode)
@@ -173,12 +202,17 @@ class PassthroughFs:
         With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
         so itself for every other change of content, but leaves O_TRUNC to the one who opens.
         """
+        if self.config.readonly and opening.changes(flags):
+            raise os_error(errno.EROFS)
+        if flags & os.O_TRUNC:
+            self._check_sealed()
         inode = self.inodes[number]
         self._check_linked(inode)
         with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
             fd = self._reopen(inode, stat.S_IFREG, flags)
-        return self.files.add(OpenFile(number, fd))
+        return self._keep(number, fd, flags)
 
+    @_changing
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, int]:
@@ -190,6 +224,8 @@ class PassthroughFs:
         and opens what is there under its own permission check.
         """
         _check_component(name)
+        if flags & os.O_TRUNC:
+            self._check_sealed()
         directory = self.inodes[parent]
         try:
             with ActingAs(caller):
@@ -204,15 +240,20 @@ class PassthroughFs:
         except BaseException:
             os.close(fd)
             raise
-        return entry, self.files.add(OpenFile(entry.inode_number, fd))
+        return entry, self._keep(entry.inode_number, fd, flags)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file."""
-        return os.pread(self.files[handle].fd, size, offset)
+        return self.files[handle].read(offset, size)
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
-        return os.pwrite(self.files[handle].fd, data, offset)
+        file = self.files[handle]
+        if self.config.seal_size and (
+            file.appends or offset + len(data) > os.fstat(file.fd).st_size
+        ):
+            raise os_error(errno.EPERM)
+        return file.write(offset, data)
 
     def flush(self, handle: int) -> None:
         """A descriptor of the caller was closed: let the host's file system report as on close."""
@@ -241,6 +282,8 @@ class PassthroughFs:
         below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
+        if self.config.no_readdir:
+            return
         for record in directory.read(offset):
             if record.name in {b".", b".."}:
                 yield self._dot(directory, record), None
@@ -266,25 +309,24 @@ class PassthroughFs:
 
     def getxattr(self, number: int, name: bytes) -> bytes:
         """The value of one extended attribute."""
-        xattrs.check(name)
-        return os.getxattr(self.inodes[number].path, name)
+        return os.getxattr(self._with_xattr(number, name).path, name)
 
+    @_changing
     def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
-        xattrs.check(name)
-        os.setxattr(self.inodes[number].path, name, value, flags)
+        os.setxattr(self._with_xattr(number, name).path, name, value, flags)
 
     def listxattr(self, number: int, caller: Caller) -> list[bytes]:
         """The names of the extended attributes that *caller* may know of.
 
         The kernel checks who gets and sets `trusted.` ones, but not who lists them.
         """
-        return xattrs.visible(os.listxattr(self.inodes[number].path), caller)
+        return xattrs.visible(os.listxattr(self._with_xattr(number).path), caller)
 
+    @_changing
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
-        xattrs.check(name)
-        os.removexattr(self.inodes[number].path, name)
+        os.removexattr(self._with_xattr(number, name).path, name)
 
     # Below the operations
 
@@ -314,6 +356,22 @@ class PassthroughFs:
             file.inode_number == inode.number for file in self.files
         ):
             raise os_error(errno.ESTALE)
+
+    def _keep(self, number: int, fd: int, flags: int) -> int:
+        """Give *fd*, opened for a caller's *flags*, a handle number."""
+        kind = DirectFile if self._flags.existing(flags) & os.O_DIRECT else OpenFile
+        return self.files.add(kind(number, fd))
+
+    def _check_sealed(self) -> None:
+        if self.config.seal_size:
+            raise os_error(errno.EPERM)
+
+    def _with_xattr(self, number: int, name: bytes = b"") -> Inode:
+        """Inode *number*, if there are extended attributes, and *name* is one that may pass."""
+        if not self.config.xattr:
+            raise os_error(errno.ENOSYS)  # which the kernel remembers, and never asks again
+        xattrs.check(name)
+        return self.inodes[number]
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:

@@ -58,9 +58,11 @@ async def serve(fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object]) 
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
+    operations = LibfuseOperations(fs, serving)
+    operations.enable_writeback_cache = fs.config.writeback
     try:
         # A "mount point" of this form makes libfuse take the descriptor and mount nothing itself.
-        pyfuse3.init(LibfuseOperations(fs, serving), f"/dev/fd/{fuse_fd}", set())
+        pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
     except RuntimeError as error:
         raise OSError(errno.EBADF, f"libfuse does not take descriptor {fuse_fd}: {error}") from None
     try:
@@ -105,7 +107,12 @@ class LibfuseOperations(pyfuse3.Operations):
 
     @_answered
     def lookup(self, parent: InodeT, name: FileNameT, _ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._fs.lookup(parent, name))
+        try:
+            return _entry(self._fs.lookup(parent, name))
+        except FileNotFoundError:
+            if not self._fs.cache.absent:
+                raise
+            return _absent(self._fs.cache.absent)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """FORGET has no reply, and pyfuse3 catches nothing around it."""
@@ -291,6 +298,15 @@ def _entry(entry: Entry) -> EntryAttributes:
     filled.st_ino = InodeT(entry.inode_number)
     filled.entry_timeout = entry.entry_timeout
     filled.attr_timeout = entry.attr_timeout
+    return filled
+
+
+def _absent(timeout: float) -> EntryAttributes:
+    """That there is no such name, to be known for *timeout* seconds: an entry without inode."""
+    filled = EntryAttributes()
+    filled.st_ino = InodeT(0)
+    filled.entry_timeout = timeout
+    filled.attr_timeout = 0
     return filled
 
 

@@ -7,6 +7,28 @@ from passthrough.decisions import RULES, Note, decide
 
 # A wish that cannot be had, beside what overrules it.
 CONFLICTS = {
+    "writeback with cache=never": (
+        Config(writeback=True, cache=CachePolicy.NEVER),
+        Note("writeback", "false", "with cache=never no data may wait in the kernel"),
+    ),
+    "writeback with seal_size": (
+        Config(writeback=True, seal_size=True),
+        Note(
+            "writeback",
+            "false",
+            "seal_size refuses what would make a file longer, and must be asked before it is"
+            " cached",
+        ),
+    ),
+    "direct I/O with writeback": (
+        Config(writeback=True),
+        Note(
+            "allow_direct_io",
+            "false",
+            "with writeback the kernel writes its cached pages through any descriptor, and"
+            " O_DIRECT would refuse those that are not aligned",
+        ),
+    ),
     "no_open without cache=always": (
         Config(no_open=True, cache=CachePolicy.METADATA),
         Note(
@@ -18,6 +40,8 @@ CONFLICTS = {
 }
 AGREEMENTS = {
     "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),
+    "writeback without direct I/O": Config(writeback=True, allow_direct_io=False),
+    "seal_size": Config(seal_size=True),
     "nothing": Config(),
 }
 
@@ -38,11 +62,19 @@ def test_wishes_that_agree_apply(config: Config) -> None:
     applies, notes = decide(config)
 
     assert notes == ()
-    assert applies.no_open == config.no_open
+    for rule in RULES:
+        assert getattr(applies, rule.option) == getattr(config, rule.option)
 
 
 def test_every_rule_is_tried_above() -> None:
-    assert {rule.option for rule in RULES} == {note.option for _, note in CONFLICTS.values()}
+    assert {rule.reason for rule in RULES} == {note.reason for _, note in CONFLICTS.values()}
+
+
+def test_what_is_turned_off_turns_nothing_else_off() -> None:
+    applies, notes = decide(Config(writeback=True, cache=CachePolicy.NEVER, seal_size=True))
+
+    assert [note.option for note in notes] == ["writeback"]
+    assert applies.allow_direct_io
 
 
 def test_a_note_is_a_sentence() -> None:
@@ -65,6 +97,9 @@ def test_what_was_left_open_is_answered() -> None:
         cache=st.sampled_from(CachePolicy),
         entry_timeout=st.none() | st.floats(0, 100),
         no_open=st.booleans(),
+        writeback=st.booleans(),
+        seal_size=st.booleans(),
+        allow_direct_io=st.booleans(),
     )
 )
 def test_what_is_decided_stays_decided(config: Config) -> None:

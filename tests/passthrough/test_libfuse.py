@@ -272,6 +272,6 @@ async def test_a_descriptor_that_is_not_open_is_an_oserror() -> None:
     os.close(fd)
 
     with pytest.raises(OSError, match=f"descriptor {fd}") as failed:
-        await libfuse.serve(cast("PassthroughFs", None), fd, lambda: None)
+        await libfuse.serve(cast("PassthroughFs", Recording()), fd, lambda: None)
 
     assert failed.value.errno == errno.EBADF

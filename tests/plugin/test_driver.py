@@ -352,6 +352,20 @@ async def test_status_names_no_path_of_the_plugin_s_own(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(status)
 
 
+@pytest.mark.logs(r"volume v: writeback is false: with cache=never no data may wait")
+async def test_what_another_option_overrules_is_said_when_the_volume_is_made_and_in_its_status(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"writeback": "", "cache": "never"})
+        status = (await dockerd.volume("v"))["Status"]
+
+    assert status["options"]["writeback"] == "false"
+    assert status["notes"] == [
+        "writeback is false: with cache=never no data may wait in the kernel"
+    ]
+
+
 async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:
     """Whatever Get answers with an error, dockerd forgets."""
     async with prepared(settings(tmp_path), SERVE) as (driver, _):
