@@ -6,12 +6,14 @@ Where a request goes, each module importing only those below it:
     worker.py       the worker process of one volume: hand-over, lifetime, report
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
     handles.py      open files and directory streams
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
+    idmap.py        whose ids are whose, squashing
     decisions.py    what applies of what was asked for, and why
     cache.py        policy -> timeouts and open flags
     handover.py     what keeper and worker tell each other

@@ -39,6 +39,14 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Squash(enum.StrEnum):
+    """Whose ids are replaced by the anonymous ones, exports(5)."""
+
+    NONE = "none"
+    ROOT = "root"
+    ALL = "all"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one source is served, as asked for; decisions.py says what applies.
 
@@ -62,6 +70,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exec: bool = True
     atime: Atime = Atime.RELATIME
     session: Session = Session.AUTO
+    map_uid: tuple[values.Range, ...] = ()
+    map_gid: tuple[values.Range, ...] = ()
+    squash: Squash = Squash.NONE
+    anon_uid: int = 65534
+    anon_gid: int = 65534
     no_open: bool = False
     no_opendir: bool = False
     killpriv_v2: bool | None = None
@@ -91,6 +104,8 @@ class Option(NamedTuple):
     """What decides where the value is None."""
 
 
+_ID: Final = "a number from 0 to 4294967294"
+_RANGES: Final = "container:host:count, several joined by , or +, without overlap; or none"
 _TRUE_FALSE: Final = "true or false"
 _TIME: Final = "seconds, or a number with ms, s, m, h or d, up to ten years"
 
@@ -138,6 +153,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "auto or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
     ),
+    "map_uid": Option(
+        values.ranges, _RANGES, "which users of the containers are which users of the host"
+    ),
+    "map_gid": Option(values.ranges, _RANGES, "the same for groups"),
+    "squash": Option(
+        values.word(Squash), "none, root or all", "whose ids are replaced by anon_uid and anon_gid"
+    ),
+    "anon_uid": Option(values.identifier, _ID, "the user on the host that squashed ones act as"),
+    "anon_gid": Option(values.identifier, _ID, "the same for groups"),
     "no_open": Option(
         values.boolean, _TRUE_FALSE, "let the kernel open files by itself; with cache=always only"
     ),

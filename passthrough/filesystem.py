@@ -24,12 +24,16 @@ from passthrough import opening, syscalls, xattrs
 from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
 from passthrough.config import Config
-from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
+from passthrough.credentials import ClearingPrivileges
 from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.handles import DirectFile, HandleTable, OpenDirectory, OpenFile, Record
+from passthrough.idmap import (
+    Caller,
+)
 from passthrough.inodes import ROOT, Inode, InodeTable
 from passthrough.opening import OpenFlags
+from passthrough.ownership import Ownership
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,7 @@ class PassthroughFs:
         self.inodes = InodeTable(source_fd)
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
+        self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
 
     def close(self) -> None:
@@ -92,7 +97,7 @@ class PassthroughFs:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
         _check_component(name)
         directory = self.inodes[parent]
-        with ActingAs(caller):
+        with self.ownership.acting_as(caller):
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
@@ -101,7 +106,7 @@ class PassthroughFs:
         """Create a directory, with *mode* as the caller's umask left it."""
         _check_component(name)
         directory = self.inodes[parent]
-        with ActingAs(caller):
+        with self.ownership.acting_as(caller):
             os.mkdir(name, mode, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
@@ -110,7 +115,7 @@ class PassthroughFs:
         """Create a symlink to *target*, which is stored as it is."""
         _check_component(name)
         directory = self.inodes[parent]
-        with ActingAs(caller):
+        with self.ownership.acting_as(caller):
             os.symlink(target, name, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
@@ -174,7 +179,7 @@ class PassthroughFs:
         if changes.mode is not None:
             os.chmod(inode.path, changes.mode)
         if changes.uid is not None or changes.gid is not None:
-            os.chown(inode.path, _or_same(changes.uid), _or_same(changes.gid))
+            self.ownership.give(inode.path, changes.uid, changes.gid)
         if changes.size is not None:
             self._truncate(inode, changes.size, handle)
         if changes.atime != OMIT or changes.mtime != OMIT:
@@ -186,7 +191,8 @@ class PassthroughFs:
 
         Kernels that check permissions themselves never ask.
         """
-        return allows(os.fstat(self.inodes[number].fd), mask, caller)
+        attributes = os.fstat(self.inodes[number].fd)
+        return allows(attributes, self.ownership.shown(attributes), mask, caller)
 
     def statfs(self) -> os.statvfs_result:
         """The host's file system that the source lies on."""
@@ -228,7 +234,7 @@ class PassthroughFs:
             self._check_sealed()
         directory = self.inodes[parent]
         try:
-            with ActingAs(caller):
+            with self.ownership.acting_as(caller):
                 fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory.fd)
         except FileExistsError:
             if flags & os.O_EXCL:
@@ -257,11 +263,11 @@ class PassthroughFs:
 
     def flush(self, handle: int) -> None:
         """A descriptor of the caller was closed: let the host's file system report as on close."""
-        os.close(os.dup(self.files[handle].fd))
+        self.files[handle].flush()
 
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
-        _sync(self.files[handle].fd, datasync=datasync)
+        self.files[handle].sync(datasync=datasync)
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is closed."""
@@ -299,7 +305,7 @@ class PassthroughFs:
 
     def fsyncdir(self, handle: int, *, datasync: bool) -> None:
         """Bring a directory to stable storage."""
-        _sync(self.directories[handle].fd, datasync=datasync)
+        self.directories[handle].sync(datasync=datasync)
 
     def releasedir(self, handle: int) -> None:
         """The last descriptor of a directory stream is closed."""
@@ -338,12 +344,14 @@ class PassthroughFs:
             os.close(fd)
             raise
         inode = self.inodes.grant(fd, attributes)
-        return Entry(inode.number, attributes, self.cache.timeouts(attributes.st_mode))
+        timeouts = self.cache.timeouts(attributes.st_mode)
+        return Entry(inode.number, attributes, timeouts, self.ownership.shown(attributes))
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = os.fstat(inode.fd)
         number = inode.host_number if inode.number == ROOT else inode.number
-        return Attributes(number, attributes, self.cache.timeouts(attributes.st_mode)[1])
+        _, timeout = self.cache.timeouts(attributes.st_mode)
+        return Attributes(number, attributes, timeout, self.ownership.shown(attributes))
 
     def _reopen(self, inode: Inode, kind: int, flags: int) -> int:
         """Open *inode* for real, if it is of *kind*."""
@@ -393,15 +401,3 @@ class PassthroughFs:
 def _check_component(name: bytes) -> None:
     if not name or b"/" in name or name in {b".", b".."}:
         raise os_error(errno.EINVAL)
-
-
-def _or_same(number: int | None) -> int:
-    """An id as chown(2) takes it: -1 leaves it as it is."""
-    return -1 if number is None else number
-
-
-def _sync(fd: int, *, datasync: bool) -> None:
-    if datasync:
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)

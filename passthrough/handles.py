@@ -45,6 +45,14 @@ class OpenFile:
         """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
         return os.pwrite(self._fd, data, offset)
 
+    def flush(self) -> None:
+        """Let the host's file system report what it does on close(2)."""
+        os.close(os.dup(self._fd))
+
+    def sync(self, *, datasync: bool) -> None:
+        """Bring it to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
+        _sync(self._fd, datasync=datasync)
+
     def close(self) -> None:
         """Close the descriptor.
 
@@ -136,6 +144,10 @@ class OpenDirectory:
             self._next += 1
             yield self._records[self._next - 1]
 
+    def sync(self, *, datasync: bool) -> None:
+        """Bring it to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
+        _sync(self._fd, datasync=datasync)
+
     def close(self) -> None:
         """Close the descriptor.
 
@@ -163,6 +175,13 @@ class OpenDirectory:
         if self._records:
             self._end = self._records[-1].end
         return bool(self._records)
+
+
+def _sync(fd: int, *, datasync: bool) -> None:
+    if datasync:
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
 
 
 def _records(data: bytes, start: int) -> Iterator[Record]:

@@ -3,7 +3,9 @@
 import enum
 import re
 from collections.abc import Callable
-from typing import Final
+from itertools import pairwise
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 # A timeout that the kernel keeps as 64-bit seconds; ten years are for ever in the life of a mount.
 _LONGEST_S: Final = 10 * 365 * 86_400.0
@@ -22,6 +24,19 @@ _BOOLEANS: Final = {
 }
 # What mount(8) shows as the device: no separators of mount options, /proc/mounts or the terminal.
 _FSNAME: Final = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
+
+# The highest uid and gid: the one above stands for none, chown(2).
+_LAST_ID: Final = (1 << 32) - 2
+_NOTHING: Final = "none"
+
+
+class Range(NamedTuple):
+    """Ids that follow one another: *length* from *container* on are those from *host* on."""
+
+    container: int
+    host: int
+    length: int
+
 
 # Each of these turns a text into a value, or raises ValueError.
 
@@ -58,6 +73,41 @@ def fsname(text: str) -> str:
     return text
 
 
+def number(text: str) -> int:
+    """A decimal number, of digits alone."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
+
+
+def identifier(text: str) -> int:
+    """A uid or gid."""
+    value = number(text.strip())
+    if value > _LAST_ID:
+        raise ValueError(text)
+    return value
+
+
+def ranges(text: str) -> tuple[Range, ...]:
+    """Ranges of ids, of which no two overlap, on neither side; in the order of the containers'.
+
+    `+` stands between them as well as `,`, at which mount(8) would split its options.
+    """
+    if text.strip().lower() == _NOTHING:
+        return ()
+    found = []
+    for part in text.replace("+", ",").split(","):
+        container, host, count = (number(word) for word in part.strip().split(":"))
+        if not 1 <= count <= _LAST_ID + 1 - max(container, host):
+            raise ValueError(text)
+        found.append(Range(container, host, count))
+    for start in (Range._fields.index("container"), Range._fields.index("host")):
+        for lower, upper in pairwise(sorted(found, key=itemgetter(start))):
+            if lower[start] + lower.length > upper[start]:
+                raise ValueError(text)
+    return tuple(sorted(found))
+
+
 def as_text(value: object) -> str:
     """A value in a form that its parser takes; the caller knows what None stands for."""
     if isinstance(value, bool):
@@ -65,4 +115,6 @@ def as_text(value: object) -> str:
     if isinstance(value, float):
         # Down to nanoseconds, as the kernel keeps it, and never in the form 1e+06.
         return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+    if isinstance(value, tuple):
+        return ",".join(":".join(map(str, part)) for part in value) or _NOTHING
     return str(value)

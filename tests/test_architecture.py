@@ -45,6 +45,7 @@ WITHOUT_IO = {
     "passthrough/config.py",
     "passthrough/decisions.py",
     "passthrough/handover.py",
+    "passthrough/idmap.py",
     "passthrough/opening.py",
     "passthrough/values.py",
     "plugin/errors.py",

@@ -36,9 +36,9 @@ from pyfuse3 import (
 )
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
 from passthrough.handles import Record
+from passthrough.idmap import Caller, ContainerId, ContainerIds
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,8 @@ class LibfuseOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         changes = Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
+            uid=ContainerId(attr.st_uid) if fields.update_uid else None,
+            gid=ContainerId(attr.st_gid) if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
             atime=divmod(attr.st_atime_ns, _NS_PER_S) if fields.update_atime else OMIT,
             mtime=divmod(attr.st_mtime_ns, _NS_PER_S) if fields.update_mtime else OMIT,
@@ -289,11 +289,11 @@ class LibfuseOperations(pyfuse3.Operations):
 
 
 def _caller(ctx: RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid)
+    return Caller(ContainerId(ctx.uid), ContainerId(ctx.gid))
 
 
 def _entry(entry: Entry) -> EntryAttributes:
-    filled = _filled(entry.stat)
+    filled = _filled(entry.stat, entry.owner)
     # pyfuse3 has one field for both: the number that names the inode is the st_ino that users see.
     filled.st_ino = InodeT(entry.inode_number)
     filled.entry_timeout = entry.entry_timeout
@@ -311,7 +311,7 @@ def _absent(timeout: float) -> EntryAttributes:
 
 
 def _attributes(attributes: Attributes) -> EntryAttributes:
-    filled = _filled(attributes.stat)
+    filled = _filled(attributes.stat, attributes.owner)
     filled.st_ino = InodeT(attributes.number)
     filled.attr_timeout = attributes.timeout
     return filled
@@ -326,12 +326,15 @@ def _dot(record: Record) -> EntryAttributes:
     return filled
 
 
-def _filled(attributes: os.stat_result) -> EntryAttributes:
+def _filled(attributes: os.stat_result, owner: ContainerIds | None) -> EntryAttributes:
     filled = EntryAttributes()
     filled.st_mode = ModeT(attributes.st_mode)
     filled.st_nlink = attributes.st_nlink
-    filled.st_uid = attributes.st_uid
-    filled.st_gid = attributes.st_gid
+    if owner is None:
+        filled.st_uid = attributes.st_uid
+        filled.st_gid = attributes.st_gid
+    else:
+        filled.st_uid, filled.st_gid = owner
     filled.st_rdev = attributes.st_rdev
     filled.st_size = attributes.st_size
     filled.st_blksize = attributes.st_blksize

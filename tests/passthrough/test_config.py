@@ -14,10 +14,12 @@ from passthrough.config import (
     Config,
     OptionError,
     Session,
+    Squash,
     as_text,
     canonical,
     parse_options,
 )
+from passthrough.values import Range
 
 SOURCE = ("source",)
 TEN_YEARS_S = 315_360_000.0
@@ -49,6 +51,15 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "StrictAtime": Atime.STRICTATIME,
     },
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "map_uid": {
+        "0:100000:65536": (Range(0, 100_000, 65_536),),
+        "none": (),
+        " 1000:1000:1,0:5:10 ": (Range(0, 5, 10), Range(1000, 1000, 1)),
+    },
+    "map_gid": {"7:8:1+9:10:1": (Range(7, 8, 1), Range(9, 10, 1))},
+    "squash": {"none": Squash.NONE, "root": Squash.ROOT, "All": Squash.ALL},
+    "anon_uid": {"0": 0, " 4294967294 ": 4_294_967_294},
+    "anon_gid": {"99": 99},
     "no_open": {"false": False},
     "no_opendir": {"off": False},
     "killpriv_v2": {"false": False},
@@ -81,6 +92,12 @@ ALIASED = {
     "noatime": ("atime", Atime.NOATIME),
     "strictatime": ("atime", Atime.STRICTATIME),
 }
+NO_RANGES = [
+    *("", "0", "0:1", "0:1:2:3", "a:0:1", "0:0:0", "0:-1:5", "0x0:0:1", "0: 1:1", "0:1:1,", "+"),
+    *("4294967294:0:2", "0:4294967295:1", "0:0:4294967296", "\u0661:0:1"),
+    *("0:0:10,9:20:1", "0:0:10+20:9:1", "5:100:1,5:200:1", "1:2:3;9:9:9"),
+]
+NO_IDS = ["", "-1", "4294967295", "1e3", "root", "0x10", "1.0", "\u0661"]
 TIME = "seconds, or a number with ms, s, m, h or d, up to ten years"
 REFUSED = [
     ("cache", "sometimes", "'sometimes' is not accepted; expected never, metadata, auto or always"),
@@ -130,6 +147,11 @@ def test_nothing_given_is_the_default() -> None:
         exec=True,
         atime=Atime.RELATIME,
         session=Session.AUTO,
+        map_uid=(),
+        map_gid=(),
+        squash=Squash.NONE,
+        anon_uid=65_534,
+        anon_gid=65_534,
         no_open=False,
         no_opendir=False,
         killpriv_v2=None,
@@ -168,6 +190,32 @@ def test_no_durations(text: str) -> None:
         parse_options({"attr_timeout": text})
 
     assert str(refused.value) == f"option 'attr_timeout': {text!r} is not accepted; expected {TIME}"
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *(("map_uid", text) for text in NO_RANGES),
+        *(("map_gid", text) for text in NO_RANGES),
+        *(("anon_uid", text) for text in NO_IDS),
+        *(("anon_gid", text) for text in NO_IDS),
+    ],
+)
+def test_no_ids_and_no_ranges(option: str, text: str) -> None:
+    """Ranges that overlap, on either side, say of one id two things."""
+    with pytest.raises(OptionError) as refused:
+        parse_options({option: text})
+
+    assert str(refused.value) == (
+        f"option {option!r}: {text!r} is not accepted; expected {OPTIONS[option].accepts}"
+    )
+
+
+def test_ranges_are_shown_as_they_can_be_given() -> None:
+    config = parse_options({"map_uid": "1000:1000:1+0:100000:1000"})
+
+    assert as_text(config)["map_uid"] == "0:100000:1000,1000:1000:1"
+    assert parse_options({"map_uid": as_text(config)["map_uid"]}) == config
 
 
 @pytest.mark.parametrize("text", ["", "true", " TRUE "])
@@ -315,6 +363,11 @@ def test_every_option_is_shown_as_text() -> None:
         "exec": "true",
         "atime": "relatime",
         "session": "auto",
+        "map_uid": "none",
+        "map_gid": "none",
+        "squash": "none",
+        "anon_uid": "65534",
+        "anon_gid": "65534",
         "no_open": "false",
         "no_opendir": "false",
         "killpriv_v2": "where offered",

@@ -11,10 +11,9 @@ import pytest
 
 from passthrough.attributes import Changes
 from passthrough.config import Atime, Config
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, fails, listing, number_of
+from tests.support.direct import CALLER, caller, fails, listing, number_of
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_noatime_leaves_the_hosts_access_times_alone(
     try:
         handles = [
             fs.files[fs.open(number_of(fs, b"file"), os.O_RDONLY)].fd,
-            fs.files[fs.create(ROOT, b"new", 0o600, os.O_RDWR, Caller(0, 0))[1]].fd,
+            fs.files[fs.create(ROOT, b"new", 0o600, os.O_RDWR, caller(0, 0))[1]].fd,
             fs.directories[fs.opendir(ROOT)].fd,
         ]
         assert [has_noatime(fd) for fd in handles] == [expected] * 3

@@ -11,10 +11,9 @@ import pytest
 from passthrough import mount, syscalls
 from passthrough.attributes import Entry
 from passthrough.config import Config
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, fails, number_of
+from tests.support.direct import CALLER, caller, fails, number_of
 
 
 def test_lookup_tells_what_the_host_says_and_for_how_long(source: Path) -> None:
@@ -131,7 +130,7 @@ def test_create_opens_what_it_created(fs: PassthroughFs, source: Path) -> None:
     ],
 )
 def test_mknod_makes_every_kind(fs: PassthroughFs, source: Path, kind: int, rdev: int) -> None:
-    fs.mknod(ROOT, b"node", kind | 0o640, rdev, Caller(0, 0))
+    fs.mknod(ROOT, b"node", kind | 0o640, rdev, caller(0, 0))
 
     found = (source / "node").lstat()
     assert (stat.S_IFMT(found.st_mode), found.st_rdev) == (kind, rdev)

@@ -64,7 +64,8 @@ def files(source: Path) -> Path:
 
 def state(directory: Path) -> object:
     """Everything about *directory* that an operation could have changed."""
-    file = (directory / "file").stat()
+    found = (directory / "file").stat()
+    file = (found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_mtime_ns)
     value = os.getxattr(directory / "file", "user.a")
     return sorted(os.listdir(directory)), file, (directory / "file").read_bytes(), value
 
