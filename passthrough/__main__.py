@@ -44,7 +44,7 @@ def _config(options: list[str]) -> Config:
         name, _, value = word.partition("=")
         if given.setdefault(name, value) != value:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
-    return parse_options(given)
+    return parse_options(given, has_source=True)
 
 
 def _serve(source: Path, mountpoint: Path, config: Config) -> None:

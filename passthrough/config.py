@@ -7,7 +7,7 @@ typed Config only. `source` is not here: finding a directory is the business of 
 
 import difflib
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -79,6 +79,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_opendir: bool = False
     killpriv_v2: bool | None = None
     posix_acl: bool = False
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
     fsname: str = "passfs"
 
 
@@ -102,6 +105,8 @@ class Option(NamedTuple):
     meaning: str
     left_open: str = "from cache"
     """What decides where the value is None."""
+    show: Callable[[object], str] = values.as_text
+    """Value to a text that *parse* takes."""
 
 
 _ID: Final = "a number from 0 to 4294967294"
@@ -173,6 +178,20 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "where offered",
     ),
     "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "mode": Option(
+        values.optional_mode,
+        "three or four octal digits, or none",
+        "the mode of the volume's own directory when it is made",
+        "none",
+        values.mode_as_text,
+    ),
+    "uid": Option(
+        values.optional_identifier,
+        f"{_ID}, or none",
+        "the user on the host that the volume's own directory is made for",
+        "none",
+    ),
+    "gid": Option(values.optional_identifier, f"{_ID}, or none", "the same for the group", "none"),
     "fsname": Option(
         values.fsname,
         "1 to 128 letters, digits or _.:/@+-",
@@ -191,6 +210,9 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
         " where a default ACL should stand in its place",
     },
 }
+
+# What is given to a directory that is made, and to none that is there already.
+FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
 
 # Options of the same file system elsewhere that can have no meaning here, and why.
 MEANINGLESS: Final[Mapping[str, str]] = {
@@ -215,14 +237,17 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
-def parse_options(given: Mapping[str, str], *, others: tuple[str, ...] = ()) -> Config:
+def parse_options(
+    given: Mapping[str, str], *, others: tuple[str, ...] = (), has_source: bool = False
+) -> Config:
     """Turn option texts into a Config.
 
-    *others* are names that the caller takes care of itself, for the list of known names only.
+    *others* are names that the caller takes care of itself, for the list of known names only. With
+    *has_source* the directory to serve is there already.
 
     Raises:
         OptionError: an unknown option, a value that is not accepted, an option given twice, or one
-            that the session cannot express.
+            that the session cannot express or that does not go with a source.
     """
     parsed: dict[str, object] = {}
     spelled: dict[str, str] = {}
@@ -239,12 +264,22 @@ def parse_options(given: Mapping[str, str], *, others: tuple[str, ...] = ()) -> 
         except ValueError:
             raise OptionError(written, text, option.accepts) from None
     config = msgspec.convert(parsed, Config)
+    for name, accepted, reason in _refusals(config, has_source=has_source):
+        written = spelled[name]
+        raise OptionError(written, given[written], accepted, f"{given[written]!r} {reason}")
+    return config
+
+
+def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
+    """Each option that cannot be had though its value is a good one, what would do, and why."""
     for name, why in LACKING[session_of(config)].items():
         if getattr(config, name):
-            written = spelled[name]
-            reason = f"{given[written]!r} cannot be had with session={config.session}: {why}"
-            raise OptionError(written, given[written], "false", reason)
-    return config
+            reason = f"cannot be had with session={config.session}: {why}"
+            yield name, "false", reason
+    for name in FOR_A_NEW_DIRECTORY:
+        if has_source and getattr(config, name) is not None:
+            reason = "is for a directory that is made, and source is there already"
+            yield name, "it left out", reason
 
 
 def session_of(config: Config) -> Session:
@@ -274,5 +309,5 @@ def as_text(config: Config) -> dict[str, str]:
     texts = {}
     for name, option in OPTIONS.items():
         value = getattr(config, name)
-        texts[name] = option.left_open if value is None else values.as_text(value)
+        texts[name] = option.left_open if value is None else option.show(value)
     return texts

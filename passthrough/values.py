@@ -27,6 +27,7 @@ _FSNAME: Final = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
 
 # The highest uid and gid: the one above stands for none, chown(2).
 _LAST_ID: Final = (1 << 32) - 2
+_MODE: Final = re.compile(r"[0-7]{3,4}", re.ASCII)
 _NOTHING: Final = "none"
 
 
@@ -86,6 +87,26 @@ def identifier(text: str) -> int:
     if value > _LAST_ID:
         raise ValueError(text)
     return value
+
+
+def optional_identifier(text: str) -> int | None:
+    """A uid or gid, or none."""
+    return None if text.strip().lower() == _NOTHING else identifier(text)
+
+
+def optional_mode(text: str) -> int | None:
+    """Permission bits in octal digits, chmod(1), or none."""
+    word = text.strip().lower()
+    if word == _NOTHING:
+        return None
+    if _MODE.fullmatch(word) is None:
+        raise ValueError(text)
+    return int(word, 8)
+
+
+def mode_as_text(mode: object) -> str:
+    """The octal digits of a mode, as chmod(1) takes them."""
+    return f"{mode:04o}"
 
 
 def ranges(text: str) -> tuple[Range, ...]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from passthrough.config import as_text
+from passthrough.config import Config, as_text
 from passthrough.decisions import decide
 from plugin import blocking, options
 from plugin.errors import (
@@ -129,7 +129,7 @@ class Driver:
             if wanted.source is not None:
                 await self._look_at(wanted.source, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
-            await trio.to_thread.run_sync(self._store, record)
+            await trio.to_thread.run_sync(self._store, record, wanted.config)
             self._volumes[name] = Volume(record)
         for note in decide(wanted.config).notes:
             log.warning("volume %s: %s", name, note)
@@ -322,11 +322,11 @@ class Driver:
     # Both run in a thread and whole, whoever goes away meanwhile: a record without its directory
     # could not be mounted, a directory without its record would be in the way of a new volume.
 
-    def _store(self, record: Record) -> None:
+    def _store(self, record: Record, config: Config) -> None:
         if options.has_source(record.options):
             self._registry.add(record)
             return
-        self._storage.create(record.name)
+        self._storage.create(record.name, config.mode, config.uid, config.gid)
         try:
             self._registry.add(record)
         except PluginError:

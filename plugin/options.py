@@ -36,7 +36,7 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     sources = _sources(given)
     others = {written: text for written, text in given.items() if written not in sources}
     try:
-        config = parse_options(others, others=(SOURCE,))
+        config = parse_options(others, others=(SOURCE,), has_source=bool(sources))
     except OptionError as error:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:

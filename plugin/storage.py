@@ -54,8 +54,16 @@ class Storage:
         """Where the files of *name* lie, whether or not they do."""
         return self._volumes / name
 
-    def create(self, name: VolumeName) -> None:
+    def create(
+        self,
+        name: VolumeName,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
         """Make the directory of a new volume, durably; an empty one left by a crash is taken.
+
+        It belongs to root, with VOLUME_MODE, unless something else is given.
 
         Raises:
             StorageFailed: it cannot be made, or there are files in it already, which would be
@@ -70,7 +78,9 @@ class Storage:
                         f"{self.path(name)} already exists and is not empty; move it away to create"
                         f" a new volume {name!r}"
                     )
-                os.fchmod(directory, VOLUME_MODE)
+                os.fchown(directory, uid or 0, gid or 0)
+                # After the owner, whose change would take the suid and sgid bits away.
+                os.fchmod(directory, VOLUME_MODE if mode is None else mode)
             os.fsync(volumes)
 
     def open(self, name: VolumeName) -> int:

@@ -64,6 +64,9 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "no_opendir": {"off": False},
     "killpriv_v2": {"false": False},
     "posix_acl": {"0": False},
+    "mode": {"0770": 0o770, "755": 0o755, "7777": 0o7777, "none": None},
+    "uid": {"0": 0, "None": None},
+    "gid": {"4294967294": 4_294_967_294, "none": None},
     "fsname": {"server:/data": "server:/data", "a" * 128: "a" * 128},
 }
 DURATIONS_S = {
@@ -98,6 +101,7 @@ NO_RANGES = [
     *("0:0:10,9:20:1", "0:0:10+20:9:1", "5:100:1,5:200:1", "1:2:3;9:9:9"),
 ]
 NO_IDS = ["", "-1", "4294967295", "1e3", "root", "0x10", "1.0", "\u0661"]
+NO_MODES = ["", "0", "77", "00755", "0o755", "888", "u+rwx", "-755", "\u0667\u0667\u0667"]
 TIME = "seconds, or a number with ms, s, m, h or d, up to ten years"
 REFUSED = [
     ("cache", "sometimes", "'sometimes' is not accepted; expected never, metadata, auto or always"),
@@ -156,6 +160,9 @@ def test_nothing_given_is_the_default() -> None:
         no_opendir=False,
         killpriv_v2=None,
         posix_acl=False,
+        mode=None,
+        uid=None,
+        gid=None,
         fsname="passfs",
     )
 
@@ -199,6 +206,9 @@ def test_no_durations(text: str) -> None:
         *(("map_gid", text) for text in NO_RANGES),
         *(("anon_uid", text) for text in NO_IDS),
         *(("anon_gid", text) for text in NO_IDS),
+        *(("uid", text) for text in NO_IDS),
+        *(("gid", text) for text in NO_IDS),
+        *(("mode", text) for text in NO_MODES),
     ],
 )
 def test_no_ids_and_no_ranges(option: str, text: str) -> None:
@@ -208,6 +218,20 @@ def test_no_ids_and_no_ranges(option: str, text: str) -> None:
 
     assert str(refused.value) == (
         f"option {option!r}: {text!r} is not accepted; expected {OPTIONS[option].accepts}"
+    )
+
+
+@pytest.mark.parametrize(("option", "text"), [("mode", "0700"), ("uid", "0"), ("gid", "7")])
+def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, text: str) -> None:
+    assert as_text(parse_options({option: text}))[option] == text
+    parse_options({option: "none"}, has_source=True)
+
+    with pytest.raises(OptionError) as refused:
+        parse_options({option.upper(): text}, has_source=True)
+
+    assert str(refused.value) == (
+        f"option {option.upper()!r}: {text!r} is for a directory that is made, and source is there"
+        " already; expected it left out"
     )
 
 
@@ -372,6 +396,9 @@ def test_every_option_is_shown_as_text() -> None:
         "no_opendir": "false",
         "killpriv_v2": "where offered",
         "posix_acl": "false",
+        "mode": "none",
+        "uid": "none",
+        "gid": "none",
         "fsname": "passfs",
     }
 

@@ -2,7 +2,14 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.config import CachePolicy, Config, Session, as_text, parse_options
+from passthrough.config import (
+    FOR_A_NEW_DIRECTORY,
+    CachePolicy,
+    Config,
+    Session,
+    as_text,
+    parse_options,
+)
 from passthrough.decisions import RULES, Note, decide
 
 # A wish that cannot be had, beside what overrules it.
@@ -88,7 +95,8 @@ def test_what_was_left_open_is_answered() -> None:
     assert applies.killpriv_v2 is False
     assert applies.entry_timeout == applies.dir_entry_timeout == 0
     assert applies.attr_timeout == applies.dir_attr_timeout == 2
-    assert None not in msgspec.structs.astuple(applies)
+    open_still = {name for name, value in msgspec.structs.asdict(applies).items() if value is None}
+    assert open_still == set(FOR_A_NEW_DIRECTORY)
 
 
 @given(

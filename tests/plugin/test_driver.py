@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from passthrough.config import Config
 from plugin.driver import Driver
 from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
@@ -86,6 +87,8 @@ async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
         ("v", {"cash": "auto"}, ["option 'cash'", "cache"]),
         ("v", {"cache": "sometimes"}, ["option 'cache'", "'sometimes'", "never, metadata"]),
         ("v", {"posix_acl": ""}, ["option 'posix_acl'", "session=auto", "DONT_MASK"]),
+        ("v", {"mode": "999"}, ["option 'mode'", "'999'", "octal digits"]),
+        ("v", {"source": "/srv", "uid": "5"}, ["option 'uid'", "source is there already"]),
         ("v", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
         ("v", {"source": "/no/such"}, ["option 'source'", "'/no/such'", "does not exist"]),
         ("v", {"source": "/"}, ["option 'source'", "'/'", "contains", "/mounts"]),
@@ -317,6 +320,20 @@ async def test_an_unknown_volume_is_not_mounted(tmp_path: Path, verb: str) -> No
         assert (await dockerd.call(verb, Name="v", ID="a")).status == 404
 
 
+async def test_the_directory_of_a_volume_gets_its_mode_and_owner(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"mode": "2770", "uid": "41001", "gid": "41002"})
+        status = (await dockerd.volume("v"))["Status"]
+
+    made = (own / "v").stat()
+    assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == (0o2770, 41_001, 41_002)
+    assert {name: status["options"][name] for name in ("mode", "uid", "gid")} == {
+        "mode": "2770",
+        "uid": "41001",
+        "gid": "41002",
+    }
+
+
 # Get, List, Path.
 
 
@@ -380,7 +397,7 @@ async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -
 async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
     """Create a volume as a later version might."""
     record = Record(name=volume_name(name), options=options, created_at=datetime.now(UTC))
-    await trio.to_thread.run_sync(driver._store, record)
+    await trio.to_thread.run_sync(driver._store, record, Config())
 
 
 async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:

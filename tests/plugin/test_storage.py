@@ -67,6 +67,28 @@ def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -
     assert storage.path(NAME).parent.stat().st_mode & 0o7777 == 0o700
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0o755, 0, 0)),
+        ({"mode": 0o6711}, (0o6711, 0, 0)),
+        ({"mode": 0o6711, "uid": 7}, (0o6711, 7, 0)),
+        ({"gid": 8}, (0o755, 0, 8)),
+        ({"mode": 0}, (0, 0, 0)),
+    ],
+)
+def test_a_directory_gets_the_mode_and_owner_asked_for(
+    storage: Storage, given: dict[str, int], expected: tuple[int, int, int]
+) -> None:
+    storage.path(NAME).mkdir()
+    os.chown(storage.path(NAME), 5, 5)  # left by a crash, of a volume that wanted something else
+
+    storage.create(NAME, **given)
+
+    made = storage.path(NAME).stat()
+    assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == expected
+
+
 def test_an_opened_directory_is_the_volume_s(storage: Storage) -> None:
     storage.create(NAME)
     fd = storage.open(NAME)
