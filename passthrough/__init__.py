@@ -8,6 +8,7 @@ Where a request goes, each module importing only those below it:
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
+    names.py        which names are components, where `..` leads
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
     handles.py      open files and directory streams
@@ -26,5 +27,6 @@ Where a request goes, each module importing only those below it:
 
 The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched
 from the system call to the session, which turns it into the reply's errno. File names are bytes.
-Paths are never joined below the source: a directory descriptor and one name reach everything.
+Paths are never joined below the source: a directory descriptor and one name reach everything but
+`..`, which names.py looks for from the source downwards.
 """

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from passthrough import opening, syscalls, xattrs
+from passthrough import names, opening, syscalls, xattrs
 from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
 from passthrough.config import Config
@@ -83,8 +83,16 @@ class PassthroughFs:
     # Names
 
     def lookup(self, parent: int, name: bytes) -> Entry:
-        """Find *name* in *parent*; a symlink is found itself, never its target."""
-        _check_component(name)
+        """Find *name* in *parent*; a symlink is found itself, never its target.
+
+        `.` finds *parent* itself. `..` of the root is the root, and leads nowhere above it.
+
+        Raises:
+            OSError: ESTALE for `..` of a directory that the host has moved out of the source.
+        """
+        if name in {names.DOT, names.DOT_DOT}:
+            return self._grant(self._open_dot(self.inodes[parent], name))
+        names.check(name)
         fd = os.open(name, _LOOKUP_FLAGS, dir_fd=self.inodes[parent].fd)
         return self._grant(fd)
 
@@ -95,7 +103,7 @@ class PassthroughFs:
     @_changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
-        _check_component(name)
+        names.check(name)
         directory = self.inodes[parent]
         with self.ownership.acting_as(caller):
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
@@ -104,7 +112,7 @@ class PassthroughFs:
     @_changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Create a directory, with *mode* as the caller's umask left it."""
-        _check_component(name)
+        names.check(name)
         directory = self.inodes[parent]
         with self.ownership.acting_as(caller):
             os.mkdir(name, mode, dir_fd=directory.fd)
@@ -113,7 +121,7 @@ class PassthroughFs:
     @_changing
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Create a symlink to *target*, which is stored as it is."""
-        _check_component(name)
+        names.check(name)
         directory = self.inodes[parent]
         with self.ownership.acting_as(caller):
             os.symlink(target, name, dir_fd=directory.fd)
@@ -122,7 +130,7 @@ class PassthroughFs:
     @_changing
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
-        _check_component(name)
+        names.check(name)
         inode = self.inodes[number]
         os.link(
             inode.path, name, dst_dir_fd=self.inodes[parent].fd, follow_symlinks=True
@@ -132,13 +140,13 @@ class PassthroughFs:
     @_changing
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
-        _check_component(name)
+        names.check(name)
         os.unlink(name, dir_fd=self.inodes[parent].fd)
 
     @_changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
-        _check_component(name)
+        names.check(name)
         os.rmdir(name, dir_fd=self.inodes[parent].fd)
 
     @_changing
@@ -146,8 +154,8 @@ class PassthroughFs:
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
         """Rename with RENAME_* *flags*, rename(2)."""
-        _check_component(name)
-        _check_component(new_name)
+        names.check(name)
+        names.check(new_name)
         if flags & ~_RENAME_FLAGS:
             raise os_error(errno.EINVAL)
         old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
@@ -229,7 +237,7 @@ class PassthroughFs:
         EEXIST where the caller asked for it, else ESTALE, on which the kernel looks the name up
         and opens what is there under its own permission check.
         """
-        _check_component(name)
+        names.check(name)
         if flags & os.O_TRUNC:
             self._check_sealed()
         directory = self.inodes[parent]
@@ -291,7 +299,7 @@ class PassthroughFs:
         if self.config.no_readdir:
             return
         for record in directory.read(offset):
-            if record.name in {b".", b".."}:
+            if record.name in {names.DOT, names.DOT_DOT}:
                 yield self._dot(directory, record), None
                 continue
             try:
@@ -391,13 +399,16 @@ class PassthroughFs:
         finally:
             os.close(fd)
 
+    def _open_dot(self, inode: Inode, name: bytes) -> int:
+        """An O_PATH descriptor of what `.` or `..` is in a directory."""
+        if name == names.DOT or inode.number == ROOT:
+            return os.dup(inode.fd)
+        if inode.kind != stat.S_IFDIR:
+            raise os_error(errno.ENOTDIR)
+        return names.open_parent(self.inodes.root.fd, inode.fd)
+
     def _dot(self, directory: OpenDirectory, record: Record) -> Record:
         """`..` of the root is the root: what lies above the source is nobody's business."""
         if directory.inode_number == ROOT:
             return record._replace(number=self.inodes.root.host_number)
         return record
-
-
-def _check_component(name: bytes) -> None:
-    if not name or b"/" in name or name in {b".", b".."}:
-        raise os_error(errno.EINVAL)

@@ -95,7 +95,8 @@ class InodeTable:
                 inode = Inode(self._number(*identity), fd, attributes)
                 self._by_identity[identity] = inode
                 self._by_number[inode.number] = inode
-            inode.lookups += 1
+            if inode.number != ROOT:  # never forgotten, and so not counted either
+                inode.lookups += 1
         if known:
             os.close(fd)
         return inode

@@ -279,3 +279,78 @@ def test_a_dead_mount_does_not_hide_its_neighbours(fs: PassthroughFs, source: Pa
         mount.unmount(source / "dead")
 
     assert sorted(names) == [b".", b"..", b"alive"]
+
+
+def test_dot_is_the_inode_itself(fs: PassthroughFs, source: Path) -> None:
+    """Also of a file: who exports the mount looks `.` up to find a file by its number alone."""
+    (source / "dir").mkdir()
+    (source / "file").touch()
+    for names in ((), (b"dir",), (b"file",)):
+        number = number_of(fs, *names)
+        assert fs.lookup(number, b".").inode_number == number
+
+
+def test_dot_dot_of_the_root_is_the_root(fs: PassthroughFs) -> None:
+    assert fs.lookup(ROOT, b"..").inode_number == ROOT
+
+
+def test_dot_dot_is_the_parent(fs: PassthroughFs, source: Path) -> None:
+    (source / "one" / "two").mkdir(parents=True)
+    (source / "file").touch()
+
+    assert fs.lookup(number_of(fs, b"one"), b"..").inode_number == ROOT
+    assert fs.lookup(number_of(fs, b"one", b"two"), b"..").inode_number == number_of(fs, b"one")
+    fails(errno.ENOTDIR, lambda: fs.lookup(number_of(fs, b"file"), b".."))
+
+
+def test_dot_dot_follows_a_directory_that_is_moved_inside(fs: PassthroughFs, source: Path) -> None:
+    (source / "one" / "two").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two")
+    (source / "one" / "two").rename(source / "moved")
+
+    assert fs.lookup(number, b"..").inode_number == ROOT
+
+
+@pytest.mark.parametrize("beside", ["outside", "source and more"])
+def test_dot_dot_does_not_leave_the_source_with_a_directory(
+    fs: PassthroughFs, source: Path, beside: str
+) -> None:
+    """Whoever holds a directory that the host has moved away must not climb about up there."""
+    outside = source.parent / beside
+    outside.mkdir()
+    (source / "one" / "two").mkdir(parents=True)
+    one, two = number_of(fs, b"one"), number_of(fs, b"one", b"two")
+    (source / "one").rename(outside / "one")
+
+    fails(errno.ESTALE, lambda: fs.lookup(one, b".."))
+    fails(errno.ESTALE, lambda: fs.lookup(two, b".."))
+    assert len(fs.inodes) == 3
+
+
+def test_dot_dot_of_a_directory_that_is_gone_is_stale(fs: PassthroughFs, source: Path) -> None:
+    (source / "one" / "two").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two")
+    (source / "one" / "two").rmdir()
+
+    fails(errno.ESTALE, lambda: fs.lookup(number, b".."))
+    (source / "one" / "two (deleted)").mkdir()  # as proc_pid_fd(5) shows it
+    fails(errno.ESTALE, lambda: fs.lookup(number, b".."))
+
+
+def test_dot_dot_never_goes_through_a_symlink(fs: PassthroughFs, source: Path) -> None:
+    """The way to a directory may be swapped between two looks at it."""
+    (source / "one" / "two").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two")
+    place = source / "one"
+    real = os.readlink
+
+    def swapped(path: bytes, **kwargs: int) -> bytes:
+        found = real(path, **kwargs)
+        if found.endswith(b"/two"):
+            place.rename(source.parent / "outside")
+            place.symlink_to(source.parent / "outside")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "readlink", swapped)
+        fails(errno.ESTALE, lambda: fs.lookup(number, b".."))
