@@ -62,6 +62,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     writeback: bool = False
     no_readdir: bool = False
     xattr: bool = True
+    use_host_ino: bool = False
     seal_size: bool = False
     allow_direct_io: bool = True
     readonly: bool = False
@@ -135,6 +136,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
     "xattr": Option(
         values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
+    ),
+    "use_host_ino": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "number every file by the host's number and a number for its device, the source's included",
     ),
     "seal_size": Option(
         values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"

@@ -68,7 +68,7 @@ class PassthroughFs:
         """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns."""
         self.config = decide(config).config
         self.cache = Cache(self.config)
-        self.inodes = InodeTable(source_fd)
+        self.inodes = InodeTable(source_fd, packed=self.config.use_host_ino)
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.ownership = Ownership(self.config)
@@ -357,7 +357,7 @@ class PassthroughFs:
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = os.fstat(inode.fd)
-        number = inode.host_number if inode.number == ROOT else inode.number
+        number = self.inodes.shown_number(inode)
         _, timeout = self.cache.timeouts(attributes.st_mode)
         return Attributes(number, attributes, timeout, self.ownership.shown(attributes))
 
@@ -408,7 +408,8 @@ class PassthroughFs:
         return names.open_parent(self.inodes.root.fd, inode.fd)
 
     def _dot(self, directory: OpenDirectory, record: Record) -> Record:
-        """`..` of the root is the root: what lies above the source is nobody's business."""
-        if directory.inode_number == ROOT:
-            return record._replace(number=self.inodes.root.host_number)
-        return record
+        """`.` and `..` with the numbers that users know; the parent of the root is the root."""
+        inode = self.inodes[directory.inode_number]
+        if inode.number == ROOT or record.name == names.DOT:
+            return record._replace(number=self.inodes.shown_number(inode))
+        return record._replace(number=self.inodes.shown_neighbour(inode, record.number))

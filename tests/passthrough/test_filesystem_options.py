@@ -122,6 +122,31 @@ def test_with_no_readdir_every_directory_is_empty_and_its_names_are_still_found(
         assert fs.getattr(number_of(fs, b"file")).stat.st_size == len(CONTENT)
 
 
+@pytest.mark.parametrize(("packed", "place"), [(False, 0), (True, 1)])
+def test_a_file_has_one_number_wherever_it_is_seen(files: Path, packed: bool, place: int) -> None:
+    """In its entry, its attributes, and in listings, the dots included."""
+    (files / "dir" / "sub").mkdir()
+    expected = {
+        path: place << 47 | (files / path).stat().st_ino for path in ("", "file", "dir", "dir/sub")
+    }
+    with serving(files, Config(use_host_ino=packed)) as fs:
+        directory = number_of(fs, b"dir")
+        handles = {"": fs.opendir(ROOT), "dir": fs.opendir(directory)}
+        dots = {
+            path: {r.name: r.number for r, entry in fs.readdirplus(handle, 0) if entry is None}
+            for path, handle in handles.items()
+        }
+
+        assert directory == expected["dir"]
+        assert number_of(fs, b"file") == expected["file"]
+        assert fs.getattr(ROOT).number == expected[""]
+        assert fs.getattr(directory).number == expected["dir"]
+        assert dots == {
+            "": {b".": expected[""], b"..": expected[""]},
+            "dir": {b".": expected["dir"], b"..": expected[""]},
+        }
+
+
 SIZE_CHANGES: dict[str, Callable[[PassthroughFs, int], object]] = {
     "truncate": lambda fs, file: fs.setattr(file, Changes(size=1)),
     "extend": lambda fs, file: fs.setattr(file, Changes(size=100)),

@@ -98,6 +98,20 @@ def test_with_no_readdir_a_directory_lists_as_empty(tmp_path: Path) -> None:
         assert (served.mountpoint / "file").exists()
 
 
+@pytest.mark.parametrize(("options", "place"), [({}, 0), ({"use_host_ino": ""}, 1)])
+def test_numbers_are_the_hosts_or_made_of_them(
+    tmp_path: Path, options: dict[str, str], place: int
+) -> None:
+    with volume(tmp_path, **options) as served:
+        (served.source / "dir").mkdir()
+        (served.source / "dir" / "file").touch()
+        for path in ("", "dir", "dir/file"):
+            expected = place << 47 | (served.source / path).stat().st_ino
+            assert (served.mountpoint / path).stat().st_ino == expected
+        listed = {entry.name: entry.inode() for entry in os.scandir(served.mountpoint)}
+        assert listed == {"dir": (served.mountpoint / "dir").stat().st_ino}
+
+
 def test_a_sealed_file_keeps_its_size(tmp_path: Path) -> None:
     with volume(tmp_path, seal_size="") as served:
         (served.source / "file").write_bytes(b"0123456789")
