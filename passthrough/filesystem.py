@@ -167,7 +167,7 @@ class PassthroughFs:
         old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
         if flags:
             creating = flags & syscalls.RENAME_WHITEOUT
-            with ActingAs(caller) if creating else contextlib.nullcontext():
+            with self.ownership.acting_as(caller) if creating else contextlib.nullcontext():
                 syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
         else:
             os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)

@@ -23,7 +23,7 @@ CHANGING: dict[str, Callable[[PassthroughFs, int], object]] = {
     "link": lambda fs, file: fs.link(file, ROOT, b"new"),
     "unlink": lambda fs, _: fs.unlink(ROOT, b"file"),
     "rmdir": lambda fs, _: fs.rmdir(ROOT, b"dir"),
-    "rename": lambda fs, _: fs.rename(ROOT, b"file", ROOT, b"new", 0),
+    "rename": lambda fs, _: fs.rename(ROOT, b"file", ROOT, b"new", 0, CALLER),
     "chmod": lambda fs, file: fs.setattr(file, Changes(mode=0o600)),
     "truncate": lambda fs, file: fs.setattr(file, Changes(size=0)),
     "utimens": lambda fs, file: fs.setattr(file, Changes(mtime=(1, 0))),
