@@ -341,14 +341,14 @@ def test_dot_dot_of_a_directory_that_is_gone_is_stale(fs: PassthroughFs, source:
 
 def test_dot_dot_never_goes_through_a_symlink(fs: PassthroughFs, source: Path) -> None:
     """The way to a directory may be swapped between two looks at it."""
-    (source / "one" / "two").mkdir(parents=True)
-    number = number_of(fs, b"one", b"two")
+    (source / "one" / "two" / "three").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two", b"three")
     place = source / "one"
     real = os.readlink
 
     def swapped(path: bytes, **kwargs: int) -> bytes:
         found = real(path, **kwargs)
-        if found.endswith(b"/two"):
+        if found.endswith(b"/three"):
             place.rename(source.parent / "outside")
             place.symlink_to(source.parent / "outside")
         return found
