@@ -6,6 +6,7 @@ Where a request goes, each module importing only those below it:
     worker.py       the worker process of one volume: hand-over, lifetime, report
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    readonly.py     what a read-only volume refuses
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
     names.py        which names are components, where `..` leads

@@ -13,12 +13,11 @@ opened for real: opening a device, fifo or socket here would act on the host's (
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from collections.abc import Iterator
+from typing import Final
 
 from passthrough import names, opening, syscalls, xattrs
 from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
@@ -28,37 +27,17 @@ from passthrough.credentials import ClearingPrivileges
 from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.handles import DirectFile, HandleTable, OpenDirectory, OpenFile, Record
-from passthrough.idmap import (
-    Caller,
-)
+from passthrough.idmap import Caller
 from passthrough.inodes import ROOT, Inode, InodeTable
 from passthrough.opening import OpenFlags
 from passthrough.ownership import Ownership
+from passthrough.readonly import changing
 
 log = logging.getLogger(__name__)
 
 _LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_RENAME_FLAGS: Final = (
-    syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
-)
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _changing(
-    operation: "Callable[Concatenate[PassthroughFs, P], R]",
-) -> "Callable[Concatenate[PassthroughFs, P], R]":
-    """Refuse *operation* on a read-only volume, also if somebody has remounted it writable."""
-
-    @functools.wraps(operation)
-    def checked(self: "PassthroughFs", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.config.readonly:
-            raise os_error(errno.EROFS)
-        return operation(self, *args, **kwargs)
-
-    return checked
+_NO_OVERWRITING: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
+_RENAME_FLAGS: Final = _NO_OVERWRITING | syscalls.RENAME_WHITEOUT
 
 
 class PassthroughFs:
@@ -100,7 +79,7 @@ class PassthroughFs:
         """Give back *count* lookups of inode *number*."""
         self.inodes.forget(number, count)
 
-    @_changing
+    @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
         names.check(name)
@@ -109,7 +88,7 @@ class PassthroughFs:
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
-    @_changing
+    @changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Create a directory, with *mode* as the caller's umask left it."""
         names.check(name)
@@ -118,7 +97,7 @@ class PassthroughFs:
             os.mkdir(name, mode, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
-    @_changing
+    @changing
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Create a symlink to *target*, which is stored as it is."""
         names.check(name)
@@ -127,29 +106,28 @@ class PassthroughFs:
             os.symlink(target, name, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
-    @_changing
+    @changing
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
         names.check(name)
-        inode = self.inodes[number]
-        os.link(
-            inode.path, name, dst_dir_fd=self.inodes[parent].fd, follow_symlinks=True
-        )  # follows the link in /proc, and no further
+        old, new_dir = self.inodes[number].path, self.inodes[parent].fd
+        # It follows the link in /proc, and no further.
+        os.link(old, name, dst_dir_fd=new_dir, follow_symlinks=True)
         return self.lookup(parent, name)
 
-    @_changing
+    @changing
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
         names.check(name)
         os.unlink(name, dir_fd=self.inodes[parent].fd)
 
-    @_changing
+    @changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
         names.check(name)
         os.rmdir(name, dir_fd=self.inodes[parent].fd)
 
-    @_changing
+    @changing
     def rename(  # noqa: PLR0917 - what the request carries
         self,
         parent: int,
@@ -182,7 +160,7 @@ class PassthroughFs:
         """The attributes as the host has them now."""
         return self._attributes(self.inodes[number])
 
-    @_changing
+    @changing
     def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
@@ -234,7 +212,7 @@ class PassthroughFs:
             fd = self._reopen(inode, stat.S_IFREG, flags)
         return self._keep(number, fd, flags)
 
-    @_changing
+    @changing
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, int]:
@@ -304,9 +282,8 @@ class PassthroughFs:
         below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
-        if self.config.no_readdir:
-            return
-        for record in directory.read(offset):
+        records = () if self.config.no_readdir else directory.read(offset)
+        for record in records:
             if record.name in {names.DOT, names.DOT_DOT}:
                 yield self._dot(directory, record), None
                 continue
@@ -333,7 +310,7 @@ class PassthroughFs:
         """The value of one extended attribute."""
         return os.getxattr(self._with_xattr(number, name).path, name)
 
-    @_changing
+    @changing
     def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
         os.setxattr(self._with_xattr(number, name).path, name, value, flags)
@@ -345,7 +322,7 @@ class PassthroughFs:
         """
         return xattrs.visible(os.listxattr(self._with_xattr(number).path), caller)
 
-    @_changing
+    @changing
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
         os.removexattr(self._with_xattr(number, name).path, name)
