@@ -38,6 +38,13 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Sandbox(enum.StrEnum):
+    """What the process that serves a volume can see and do; sandbox.py."""
+
+    NAMESPACE = "namespace"
+    NONE = "none"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one source is served. Timeouts are in seconds; None leaves them to the cache policy."""
 
@@ -52,6 +59,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exec: bool = True
     atime: Atime = Atime.RELATIME
     session: Session = Session.AUTO
+    sandbox: Sandbox = Sandbox.NAMESPACE
     fsname: str = "passfs"
 
 
@@ -145,6 +153,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "session": Option(
         _word(Session), "auto or libfuse", "what speaks FUSE with the kernel; auto takes the best"
+    ),
+    "sandbox": Option(
+        _word(Sandbox),
+        "namespace or none",
+        "namespace confines the serving process to the source; none, for debugging, does not",
     ),
     "fsname": Option(
         _fsname,

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from passthrough import syscalls
+from passthrough import fdpath, syscalls
 from passthrough.cache import Cache
 from passthrough.config import Atime, Config
 from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
@@ -247,7 +247,7 @@ class PassthroughFs:
             raise _error(errno.ESTALE) from None
         try:
             # Through the descriptor, not the name: that may be another file's by now.
-            entry = self._grant(os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC))
+            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
         except BaseException:
             os.close(fd)
             raise
