@@ -64,8 +64,11 @@ _libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 class _MountAttributes(ctypes.Structure):
     """struct mount_attr, mount_setattr(2)."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
     )
 
 

@@ -91,17 +91,19 @@ def enter(source_fd: int) -> int:
         The O_PATH descriptor of the directory inside the sandbox, owned by the caller.
 
     Raises:
+        OSError: *source_fd* is no descriptor.
         SandboxError: the sandbox is not whole.
     """
-    _check()
+    os.fstat(source_fd)
     try:
+        _check()
         _load()
         links_fd, root_fd = _enter_namespaces(source_fd)
         fdpath.work_in(links_fd)
         _give_up_privileges()
     except OSError as error:
         what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        raise SandboxError(f"{what}{error.strerror}") from error
+        raise SandboxError(f"{what}{error.strerror or error}") from error
     return root_fd
 
 
