@@ -136,7 +136,9 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
     privileges.change_tree(root_fd, _INERT, privileges.MS_SLAVE)
     os.close(source_fd)
     privileges.unshare(_NAMESPACES)
-    syscalls.mount(b"none", b"/", b"", privileges.MS_REC | privileges.MS_PRIVATE, b"")
+    old_root_fd = os.open("/", _DIRECTORY)
+    privileges.change_tree(old_root_fd, 0, privileges.MS_PRIVATE)
+    os.close(old_root_fd)
     privileges.attach_tree(root_fd, b"/")
     os.fchdir(root_fd)
     # The old root lands on top of the new one, pivot_root(2), and goes with all that it carries.

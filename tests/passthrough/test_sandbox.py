@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import mountinfo, privileges, sandbox, syscalls
+from passthrough import callfilter, mountinfo, privileges, sandbox, syscalls
 from passthrough.config import Config, Sandbox
 from passthrough.handover import encode
 from passthrough.mount import FSTYPE
@@ -330,13 +330,13 @@ def test_a_process_of_several_threads_is_refused() -> None:
 
 
 def test_an_unknown_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox.callfilter, "MACHINES", {})
+    monkeypatch.setattr(callfilter, "MACHINES", {})
 
     assert refusal(lambda: None).startswith(f"{OPTION}the numbers of the system calls of ")
 
 
 def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
-    """pivot_root(2) wants a mount as the root that it replaces, which chroot(2) does not make."""
+    """What chroot(2) made the root of a process is no mount that another could replace."""
     (tmp_path / "proc").mkdir()
 
     def become() -> None:
@@ -345,7 +345,7 @@ def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
         privileges.load_unwinder()
         os.chroot(tmp_path)
 
-    assert refusal(become).startswith(f"{OPTION}pivot_root(2): Invalid argument; sandbox=none")
+    assert refusal(become).startswith(f"{OPTION}mount_setattr(2): Invalid argument; sandbox=none")
 
 
 def test_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -
 
 
 def test_the_command_serves_from_a_sandbox_and_unmounts(source: Path, mountpoint: Path) -> None:
-    words = [sys.executable, "-m", "passthrough", "--source", source, "--mountpoint", mountpoint]
+    words = [sys.executable, "-m", "passthrough", f"--source={source}", f"--mountpoint={mountpoint}"]
     with subprocess.Popen(words, cwd=REPOSITORY, stdout=-1) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"serving")
