@@ -7,6 +7,9 @@ Where a request goes, each module importing only those below it:
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    attributes.py   what replies say about a file, and what SETATTR changes
+    xattrs.py       which extended attributes pass
+    opening.py      which flags of open(2) reach the host
     handles.py      open files and directory streams
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
@@ -18,6 +21,7 @@ Where a request goes, each module importing only those below it:
     config.py       Config and its options: the one contract with who serves
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do
+    errors.py       an OSError of our own
     syscalls.py     the system calls that `os` lacks
 
 The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched

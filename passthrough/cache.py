@@ -20,7 +20,7 @@ _TIMEOUT_S: Final = {
 class Cache:
     """The timeouts of one volume, in seconds, and what its opens allow."""
 
-    __slots__ = ("_directory", "_other", "keep_pages")
+    __slots__ = ("_directory", "_other", "keep_pages", "refresh_on_open")
 
     def __init__(self, config: Config) -> None:
         policy_s = _TIMEOUT_S[config.cache]
@@ -33,6 +33,9 @@ class Cache:
         )
         self.keep_pages = config.cache is CachePolicy.ALWAYS
         """Whether the pages of a file survive its next open (FOPEN_KEEP_CACHE)."""
+        self.refresh_on_open = config.cache is CachePolicy.METADATA
+        """Whether an open makes the kernel forget the file's attributes: its pages are read anew,
+        and with a size from the day before it would stop reading too early."""
 
     def timeouts(self, mode: int) -> tuple[float, float]:
         """How long the entry and the attributes of a file with st_mode *mode* stay known."""

@@ -13,68 +13,28 @@ opened for real: opening a device, fifo or socket here would act on the host's (
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
-from passthrough import fdpath, syscalls
+from passthrough import fdpath, syscalls, xattrs
+from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
-from passthrough.config import Atime, Config
+from passthrough.config import Config
 from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
+from passthrough.errors import os_error
 from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
 from passthrough.inodes import ROOT, Inode, InodeTable
+from passthrough.opening import OpenFlags
+
+log = logging.getLogger(__name__)
 
 _LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-# Flags of a caller's open(2) that must not reach the host: the file exists, is reached through a
-# link in /proc that has to be followed, and is read into buffers that are not aligned.
-_NOT_FOR_HOST: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT
 _RENAME_FLAGS: Final = (
     syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 )
-# Without POSIX_ACL negotiated the kernel would store an ACL and then not honour it.
-_ACL_PREFIX: Final = b"system.posix_acl_"
-
-OMIT: Final = (0, syscalls.UTIME_OMIT)
-
-
-class Attributes:
-    """What GETATTR and SETATTR answer: st_* and how long they stay known, in seconds.
-
-    *number* is the st_ino that users see: that of the file's entry, and of the root the host's.
-    """
-
-    __slots__ = ("number", "stat", "timeout")
-
-    def __init__(self, number: int, attributes: os.stat_result, timeout: float) -> None:
-        self.number = number
-        self.stat = attributes
-        self.timeout = timeout
-
-
-class Entry:
-    """A file that a name led to: its inode number, attributes, and how long both stay known."""
-
-    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "stat")
-
-    def __init__(
-        self, inode_number: int, attributes: os.stat_result, timeouts: tuple[float, float]
-    ) -> None:
-        self.inode_number = inode_number
-        self.stat = attributes
-        self.entry_timeout, self.attr_timeout = timeouts
-
-
-class Changes(NamedTuple):
-    """What SETATTR changes; None, and OMIT for times, leave a field alone."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    atime: tuple[int, int] = OMIT
-    """Seconds and nanoseconds, utimensat(2)."""
-    mtime: tuple[int, int] = OMIT
 
 
 class PassthroughFs:
@@ -86,9 +46,7 @@ class PassthroughFs:
         self.inodes = InodeTable(source_fd)
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
-        self._open_flags = os.O_CLOEXEC
-        if config.atime is Atime.NOATIME:
-            self._open_flags |= os.O_NOATIME
+        self._flags = OpenFlags(config)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -158,7 +116,7 @@ class PassthroughFs:
         _check_component(name)
         _check_component(new_name)
         if flags & ~_RENAME_FLAGS:
-            raise _error(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
         if flags:
             syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
@@ -197,16 +155,7 @@ class PassthroughFs:
 
         Kernels that check permissions themselves never ask.
         """
-        attributes = os.fstat(self.inodes[number].fd)
-        mode = attributes.st_mode
-        if caller.uid == 0:
-            executable = stat.S_ISDIR(mode) or mode & 0o111
-            return not mask & os.X_OK or bool(executable)
-        if caller.uid == attributes.st_uid:
-            mode >>= 6
-        elif caller.gid == attributes.st_gid:
-            mode >>= 3
-        return mask & ~mode & 0o7 == 0
+        return allows(os.fstat(self.inodes[number].fd), mask, caller)
 
     def statfs(self) -> os.statvfs_result:
         """The host's file system that the source lies on."""
@@ -217,10 +166,13 @@ class PassthroughFs:
     def open(self, number: int, flags: int, *, clear_privileges: bool = False) -> int:
         """Open a regular file; gives a handle number.
 
+        A file whose last name the host has taken away answers ESTALE, so that the kernel looks its
+        name up again and opens what it leads to now; who has it open may open it again (/proc).
         With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
         so itself for every other change of content, but leaves O_TRUNC to the one who opens.
         """
         inode = self.inodes[number]
+        self._check_linked(inode)
         with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
             fd = self._reopen(inode, stat.S_IFREG, flags)
         return self.files.add(OpenFile(number, fd))
@@ -237,14 +189,13 @@ class PassthroughFs:
         """
         _check_component(name)
         directory = self.inodes[parent]
-        wanted = flags & ~_NOT_FOR_HOST | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | self._open_flags
         try:
             with ActingAs(caller):
-                fd = os.open(name, wanted, mode, dir_fd=directory.fd)
+                fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory.fd)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            raise _error(errno.ESTALE) from None
+            raise os_error(errno.ESTALE) from None
         try:
             # Through the descriptor, not the name: that may be another file's by now.
             entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
@@ -284,7 +235,8 @@ class PassthroughFs:
         """The names from *offset* on, each with its entry; none for `.` and `..`, which count not.
 
         Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
-        that vanished meanwhile is left out.
+        that vanished meanwhile is left out, and so is one that cannot be looked at: a dead mount
+        below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
         for record in directory.read(offset):
@@ -294,6 +246,9 @@ class PassthroughFs:
             try:
                 entry = self.lookup(directory.inode_number, record.name)
             except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning("%r is left out of a listing: %s", record.name, error.strerror)
                 continue
             yield record, entry
 
@@ -309,12 +264,12 @@ class PassthroughFs:
 
     def getxattr(self, number: int, name: bytes) -> bytes:
         """The value of one extended attribute."""
-        _check_xattr(name)
+        xattrs.check(name)
         return os.getxattr(self.inodes[number].path, name)
 
     def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
-        _check_xattr(name)
+        xattrs.check(name)
         os.setxattr(self.inodes[number].path, name, value, flags)
 
     def listxattr(self, number: int, caller: Caller) -> list[bytes]:
@@ -322,13 +277,11 @@ class PassthroughFs:
 
         The kernel checks who gets and sets `trusted.` ones, but not who lists them.
         """
-        hidden = (_ACL_PREFIX,) if caller.uid == 0 else (_ACL_PREFIX, b"trusted.")
-        names = map(os.fsencode, os.listxattr(self.inodes[number].path))
-        return [name for name in names if not name.startswith(hidden)]
+        return xattrs.visible(os.listxattr(self.inodes[number].path), caller)
 
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
-        _check_xattr(name)
+        xattrs.check(name)
         os.removexattr(self.inodes[number].path, name)
 
     # Below the operations
@@ -351,8 +304,14 @@ class PassthroughFs:
     def _reopen(self, inode: Inode, kind: int, flags: int) -> int:
         """Open *inode* for real, if it is of *kind*."""
         if inode.kind != kind:
-            raise _error(errno.EBADF)
-        return os.open(inode.path, flags & ~_NOT_FOR_HOST | self._open_flags)
+            raise os_error(errno.EBADF)
+        return os.open(inode.path, self._flags.existing(flags))
+
+    def _check_linked(self, inode: Inode) -> None:
+        if os.fstat(inode.fd).st_nlink == 0 and not any(
+            file.inode_number == inode.number for file in self.files
+        ):
+            raise os_error(errno.ESTALE)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:
@@ -373,16 +332,7 @@ class PassthroughFs:
 
 def _check_component(name: bytes) -> None:
     if not name or b"/" in name or name in {b".", b".."}:
-        raise _error(errno.EINVAL)
-
-
-def _check_xattr(name: bytes) -> None:
-    if name.startswith(_ACL_PREFIX):
-        raise _error(errno.EOPNOTSUPP)
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
+        raise os_error(errno.EINVAL)
 
 
 def _or_same(number: int | None) -> int:

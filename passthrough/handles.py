@@ -140,6 +140,9 @@ class HandleTable(Generic[Handle]):
     def __len__(self) -> int:
         return len(self._handles)
 
+    def __iter__(self) -> Iterator[Handle]:
+        return iter(list(self._handles.values()))
+
     def __getitem__(self, number: int) -> Handle:
         """The handle called *number*.
 

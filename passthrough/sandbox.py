@@ -63,10 +63,11 @@ _INERT: Final = (
 )
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
-# Imported by the standard library when it is about to need them, in Python 3.11 to 3.14.
+# Imported by the standard library when it is about to need them, in Python 3.11 to 3.14: by the
+# ways to a traceback, above all. What it can do without, such as tracemalloc, is not among them.
 _IMPORTED_LATE: Final = (
-    *("ast", "tokenize", "unicodedata", "errno", "signal", "tracemalloc", "warnings"),
-    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "concurrent.futures.thread"),
+    *("ast", "tokenize", "unicodedata", "errno", "signal", "warnings"),
+    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8"),
     *("_colorize", "_suggestions"),
 )
 

@@ -135,7 +135,7 @@ def umount2(target: bytes, flags: int) -> None:
         raise _failed(target)
 
 
-def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     """Open *path* below *dir_fd* under the RESOLVE_* rules of *resolve*, openat2(2).
 
     Returns:
@@ -144,7 +144,7 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -
     Raises:
         OSError: as the kernel reports it; EXDEV, ELOOP for what *resolve* forbids.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     fd = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2),
         ctypes.c_int(dir_fd),

@@ -285,7 +285,10 @@ class Driver:
             raise
 
     async def _purge(self) -> None:
-        """Delete what is in the trash; left behind at shutdown, and taken up at the next start."""
+        """Delete what is in the trash; left behind at shutdown, and taken up at the next start.
+
+        What could not be deleted is tried again after the next Remove.
+        """
         try:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:

@@ -98,7 +98,9 @@ async def prepared(
         _listening(settings.socket) as listener,
     ):
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
-            host = Host(settings.host_root, settings.host_dir, settings.mount_dir)
+            host = Host(
+                settings.host_root, settings.host_dir, settings.mount_dir, settings.data_dir
+            )
             driver = Driver(registry, storage, keeper, host, background)
             log.info("serving %d volumes on %s", len(registry.records), settings.socket)
             yield driver, listener

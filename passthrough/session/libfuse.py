@@ -35,8 +35,9 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from passthrough.attributes import OMIT, Attributes, Changes, Entry
 from passthrough.credentials import Caller
-from passthrough.filesystem import OMIT, Attributes, Changes, Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.handles import Record
 
 log = logging.getLogger(__name__)
@@ -190,6 +191,9 @@ class LibfuseOperations(pyfuse3.Operations):
         # libfuse has ATOMIC_O_TRUNC negotiated, and its binding no way to say which opens shall
         # clear the bits. For root they stay, as with CAP_FSETID.
         clear = bool(flags & os.O_TRUNC) and ctx.uid != 0
+        if self._fs.cache.refresh_on_open:
+            # Of attributes alone: this takes no lock of the kernel that the open may hold.
+            pyfuse3.invalidate_inode(inode, attr_only=True)
         return self._opened(self._fs.open(inode, flags, clear_privileges=clear))
 
     @_answered

@@ -6,6 +6,7 @@ Without an engine the tests fail; `make test` starts one.
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ INSTALLATIONS = {"managed": managed, "host": on_host}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Last: the drivers live as long as the session, and other tests count this process's children.
+    items.sort(key=lambda item: HERE in item.path.parents)
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.engine)
@@ -56,16 +59,11 @@ def tools(client: docker.DockerClient) -> str:
 
 @pytest.fixture(scope="session", params=list(INSTALLATIONS))
 def driver(
-    request: pytest.FixtureRequest,
-    client: docker.DockerClient,
-    tools: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, client: docker.DockerClient, tools: str
 ) -> Iterator[Driver]:
     assert tools
     # Not where pytest keeps its own: nothing may clear that away while something is mounted in it.
-    directory = Path("/var/tmp") / tmp_path_factory.mktemp(f"passfs-{request.param}").name
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o755)
+    directory = Path(tempfile.mkdtemp(prefix="passfs-test-", dir="/var/tmp"))
     with INSTALLATIONS[request.param](client, directory) as driver:
         yield driver
         left = [volume.name for volume in client.volumes.list(filters={"driver": driver.name})]

@@ -8,8 +8,9 @@ from typing import cast
 import pytest
 
 from passthrough import syscalls
+from passthrough.attributes import Entry
 from passthrough.config import Config
-from passthrough.filesystem import Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from tests.support.mounts import mounts_at
 
 

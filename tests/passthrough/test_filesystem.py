@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.attributes import Changes
 from passthrough.config import CachePolicy, Config
-from passthrough.filesystem import Changes, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import CALLER, descriptors_below, fails, number_of
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from passthrough import syscalls
+from passthrough.attributes import OMIT, Changes
 from passthrough.credentials import Caller
-from passthrough.filesystem import OMIT, Changes, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import CALLER, fails, listing, number_of
 
@@ -190,6 +191,17 @@ def test_extended_attributes_of_a_symlink_are_its_own(fs: PassthroughFs, source:
 
     assert os.getxattr(source / "link", "trusted.link", follow_symlinks=False) == b"1"
     assert os.listxattr(source / "file") == []
+
+
+@pytest.mark.parametrize("name", [b"system.nfs4_acl", b"system.cifs_acl", b"system."])
+def test_attributes_of_the_system_are_refused(fs: PassthroughFs, name: bytes) -> None:
+    """The kernel asks nobody's permission for them: a caller would set ACLs as root."""
+    for call in (
+        lambda: fs.getxattr(ROOT, name),
+        lambda: fs.setxattr(ROOT, name, b""),
+        lambda: fs.removexattr(ROOT, name),
+    ):
+        fails(errno.EOPNOTSUPP, call)
 
 
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.attributes import Changes
 from passthrough.config import Atime, Config
 from passthrough.credentials import Caller
-from passthrough.filesystem import Changes, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import CALLER, fails, listing, number_of
 
@@ -51,13 +52,30 @@ def test_a_directory_is_no_file_and_the_other_way_round(fs: PassthroughFs) -> No
 def test_a_file_replaced_by_a_device_is_not_opened(fs: PassthroughFs, source: Path) -> None:
     """What is opened is the inode that was looked up, whatever has its name by now."""
     number = number_of(fs, b"file")
-    (source / "file").unlink()
+    (source / "file").rename(source / "other")
     (source / "device").rename(source / "file")
 
     handle = fs.open(number, os.O_RDONLY)
 
     assert fs.read(handle, 0, 10) == b"kept"
     fs.release(handle)
+
+
+def test_a_file_without_a_name_is_opened_again_only_while_it_is_open(
+    fs: PassthroughFs, source: Path
+) -> None:
+    """ESTALE makes the kernel look up what the name leads to now; /proc/PID/fd leads here."""
+    (source / "file").write_bytes(b"kept")
+    number = number_of(fs, b"file")
+    first = fs.open(number, os.O_RDONLY)
+    (source / "file").unlink()
+
+    second = fs.open(number, os.O_RDONLY)
+    assert fs.read(second, 0, 10) == b"kept"
+
+    fs.release(first)
+    fs.release(second)
+    fails(errno.ESTALE, lambda: fs.open(number, os.O_RDONLY))
 
 
 @pytest.mark.parametrize(

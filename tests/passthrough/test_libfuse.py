@@ -13,8 +13,9 @@ import pyfuse3
 import pytest
 from pyfuse3 import EntryAttributes, FUSEError, InodeT
 
+from passthrough.attributes import OMIT, Attributes, Changes, Entry
 from passthrough.credentials import Caller
-from passthrough.filesystem import OMIT, Attributes, Changes, Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.session import libfuse
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.direct import CALLER

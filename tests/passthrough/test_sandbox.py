@@ -1,5 +1,6 @@
 """passthrough/sandbox.py: what a worker still is, can see and can do."""
 
+import json
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ from passthrough.config import Config, Sandbox
 from passthrough.handover import encode
 from passthrough.mount import FSTYPE
 from tests.support.callers import ROOT
+from tests.support.driver import unit
 from tests.support.inside import probe
 from tests.support.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
 from tests.support.mounts import mounts_at
@@ -27,6 +29,13 @@ CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2
 MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
+KEPT = sum(1 << number for number, _ in sandbox.KEPT.values())
+# What the engine gives every container and plugin, unasked.
+DOCKERS_OWN = (
+    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
+    *("CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE"),
+    *("CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"),
+)
 MAY_BE_USED = {
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID"),
     *("CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_SETFCAP"),
@@ -75,7 +84,7 @@ def test_the_kernel_says_that_the_worker_keeps_what_is_listed_and_nothing_else(
 ) -> None:
     pid = keeper.serve().pid
     on_mount("ls", str(mountpoint))
-    kept = f"{sum(1 << number for number, _ in sandbox.KEPT.values()):016x}"
+    kept = f"{KEPT:016x}"
 
     for thread in status(pid):
         assert {name: thread[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {
@@ -287,6 +296,18 @@ def test_nothing_is_imported_or_read_from_the_volume(
     assert keeper.processes[0].poll() is None
 
 
+@pytest.mark.parametrize("place", ["managed plugin", "service"])
+def test_what_the_plugin_is_given_suffices(keeper: Keeper, mountpoint: Path, place: str) -> None:
+    asked = json.loads((REPOSITORY / "config.json").read_text())["linux"]["capabilities"]
+    given = [*DOCKERS_OWN, *asked] if place == "managed plugin" else unit("CapabilityBoundingSet")
+    words = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in given)
+
+    pid = keeper.serve(within=("setpriv", "--bounding-set", f"-all,{words}")).pid
+
+    assert status(pid)[0]["CapEff"] == f"{KEPT:016x}"
+    assert probe(mountpoint, "list", "/") == []
+
+
 @pytest.mark.parametrize("capability", ["sys_admin", "setpcap"])
 def test_without_the_privilege_nothing_is_served_and_the_sentence_names_it(
     source: Path, mountpoint: Path, tmp_path: Path, capability: str
@@ -363,7 +384,13 @@ def test_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -
 
 
 def test_the_command_serves_from_a_sandbox_and_unmounts(source: Path, mountpoint: Path) -> None:
-    words = [sys.executable, "-m", "passthrough", f"--source={source}", f"--mountpoint={mountpoint}"]
+    words = [
+        sys.executable,
+        "-m",
+        "passthrough",
+        f"--source={source}",
+        f"--mountpoint={mountpoint}",
+    ]
     with subprocess.Popen(words, cwd=REPOSITORY, stdout=-1) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"serving")
@@ -374,3 +401,10 @@ def test_the_command_serves_from_a_sandbox_and_unmounts(source: Path, mountpoint
 
     assert targets == [b"/"]
     assert mounts_at(mountpoint) == []
+
+
+def test_the_capabilities_are_documented_with_their_reasons() -> None:
+    table = (REPOSITORY / "docs" / "install.md").read_text().partition("| Capability |")[2]
+    rows = re.findall(r"^\| `(CAP_\w+)` \| (.*) \|$", table, re.MULTILINE)
+
+    assert dict(rows) == {name: reason for name, (_, reason) in sandbox.KEPT.items()}

@@ -145,12 +145,6 @@ def test_openat2_in_root_finds_what_lies_below(directory: int, tmp_path: Path) -
         os.close(fd)
 
 
-def test_openat2_creates_with_a_mode(directory: int, tmp_path: Path) -> None:
-    os.close(syscalls.openat2(directory, b"new", os.O_CREAT | os.O_WRONLY, 0, mode=0o400))
-
-    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o400
-
-
 @pytest.fixture
 def two_files(tmp_path: Path) -> tuple[Path, Path]:
     one, other = tmp_path / "one", tmp_path / "other"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.attributes import Entry
 from passthrough.credentials import Caller
-from passthrough.filesystem import Entry, PassthroughFs
+from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 
 CALLER = Caller(41_001, 41_002)

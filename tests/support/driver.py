@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ BASE_IMAGE = "debian:trixie-slim"
 INSTALL_S = 900
 START_S = 20
 STOP_S = 10
+UNIT = Path(__file__).parents[2] / "packaging" / "passfs.service"
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What this machine trusts, the build of an image on it may trust.
 TRUST = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
@@ -140,7 +142,7 @@ def passfs(*arguments: str, timeout_s: float = INSTALL_S) -> str:
 @contextlib.contextmanager
 def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     """The managed plugin, installed by `passfs install` under a name of its own."""
-    name = "passfs-test"
+    name = f"passfs-test-{uuid.uuid4().hex[:8]}"
 
     def restart() -> None:
         plugin = client.plugins.get(f"{name}:latest")
@@ -158,7 +160,7 @@ def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
 @contextlib.contextmanager
 def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     """`passfs serve` on this host, with its socket where the engine looks for plugins."""
-    name = "passfs-host-test"
+    name = f"passfs-host-test-{uuid.uuid4().hex[:8]}"
     service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
 
     def restart() -> None:
@@ -172,8 +174,14 @@ def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
         service.stop()
 
 
+def unit(setting: str) -> list[str]:
+    """The words of one setting of the systemd unit."""
+    values = re.findall(rf"^{setting}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return [word for value in values for word in value.split()]
+
+
 class Service:
-    """A `passfs serve` process, as a service manager runs it."""
+    """A `passfs serve` process, as systemd runs it: with the unit's capabilities and no others."""
 
     def __init__(self, socket: Path, directory: Path) -> None:
         self._socket = socket
@@ -187,9 +195,12 @@ class Service:
 
     def start(self) -> None:
         """Start, and wait for the socket, which is made when requests can be answered."""
+        names = [name.removeprefix("CAP_").lower() for name in unit("CapabilityBoundingSet")]
+        bounding_set = ",".join(["-all", *(f"+{name}" for name in names)])
+        restricted = ["setpriv", "--no-new-privs", f"--bounding-set={bounding_set}"]
         with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "plugin", "serve"],
+                [*restricted, sys.executable, "-m", "plugin", "serve"],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

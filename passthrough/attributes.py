@@ -1,0 +1,62 @@
+"""What replies say about a file, what SETATTR changes, and what its mode allows."""
+
+import os
+import stat
+from typing import Final, NamedTuple
+
+from passthrough import syscalls
+from passthrough.credentials import Caller
+
+OMIT: Final = (0, syscalls.UTIME_OMIT)
+
+
+class Attributes:
+    """What GETATTR and SETATTR answer: st_* and how long they stay known, in seconds.
+
+    *number* is the st_ino that users see: that of the file's entry, and of the root the host's.
+    """
+
+    __slots__ = ("number", "stat", "timeout")
+
+    def __init__(self, number: int, attributes: os.stat_result, timeout: float) -> None:
+        self.number = number
+        self.stat = attributes
+        self.timeout = timeout
+
+
+class Entry:
+    """A file that a name led to: its inode number, attributes, and how long both stay known."""
+
+    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "stat")
+
+    def __init__(
+        self, inode_number: int, attributes: os.stat_result, timeouts: tuple[float, float]
+    ) -> None:
+        self.inode_number = inode_number
+        self.stat = attributes
+        self.entry_timeout, self.attr_timeout = timeouts
+
+
+class Changes(NamedTuple):
+    """What SETATTR changes; None, and OMIT for times, leave a field alone."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: tuple[int, int] = OMIT
+    """Seconds and nanoseconds, utimensat(2)."""
+    mtime: tuple[int, int] = OMIT
+
+
+def allows(attributes: os.stat_result, mask: int, caller: Caller) -> bool:
+    """Whether a file with *attributes* lets *caller* do *mask*, access(2), by its primary group."""
+    mode = attributes.st_mode
+    if caller.uid == 0:
+        executable = stat.S_ISDIR(mode) or mode & 0o111
+        return not mask & os.X_OK or bool(executable)
+    if caller.uid == attributes.st_uid:
+        mode >>= 6
+    elif caller.gid == attributes.st_gid:
+        mode >>= 3
+    return mask & ~mode & 0o7 == 0
