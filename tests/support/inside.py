@@ -6,33 +6,44 @@ the mount runs the probe of that name in the process that serves, and gives what
 
 import ctypes
 import errno
+import functools
 import json
 import logging
 import os
 import resource
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from passthrough import privileges, syscalls, worker
+from passthrough import mount, privileges, syscalls, worker
 from passthrough.filesystem import PassthroughFs
 from tests.support.callers import ROOT
 
 PREFIX = b"user.inside."
+PROBE_LIMIT_S = 10.0
 HIGHEST = 256  # more descriptors than a worker of a test has
 PR_GET_DUMPABLE = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def probe(path: Path, name: str, argument: str = "") -> object:
-    """Run a probe inside the worker that serves the file at *path*.
+def probe(mountpoint: Path, name: str, argument: str = "") -> object:
+    """Run a probe inside the worker that serves *mountpoint*.
 
-    In a child, which can be killed if the worker never answers.
+    A worker that does not answer fails the call: a request that it has taken outlives even the
+    death of who sent it, so this one mount is aborted when the limit passes.
     """
     attribute = f"{PREFIX.decode()}{name}:{argument}"
-    return json.loads(ROOT.run(lambda: os.getxattr(path, attribute)))
+    abort = functools.partial(mount.unmount, mountpoint, abort=True)
+    watchdog = threading.Timer(PROBE_LIMIT_S, abort)
+    watchdog.start()
+    try:
+        return json.loads(ROOT.run(lambda: os.getxattr(mountpoint, attribute)))
+    finally:
+        watchdog.cancel()
+        watchdog.join()
 
 
 def _tried(attempt: Callable[[], object]) -> str:
