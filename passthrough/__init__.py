@@ -4,6 +4,7 @@ Where a request goes, each module importing only those below it:
 
     __main__.py     serve a directory from the command line, in the foreground
     worker.py       the worker process of one volume: hand-over, lifetime, report
+    sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
     readonly.py     what a read-only volume refuses
@@ -21,8 +22,11 @@ Where a request goes, each module importing only those below it:
     handover.py     what keeper and worker tell each other
     mount.py        /dev/fuse, mount(2), umount2(2)
     mountinfo.py    what is mounted where
+    fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
     values.py       the values of options from text, and back
+    callfilter.py   the system calls that a worker may not make
+    privileges.py   the system calls by which a process gives up what it can do
     errors.py       an OSError of our own
     syscalls.py     the system calls that `os` lacks
 

@@ -47,6 +47,13 @@ class Squash(enum.StrEnum):
     ALL = "all"
 
 
+class Sandbox(enum.StrEnum):
+    """What the process that serves a volume can see and do; sandbox.py."""
+
+    NAMESPACE = "namespace"
+    NONE = "none"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one source is served, as asked for; decisions.py says what applies.
 
@@ -83,6 +90,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
+    sandbox: Sandbox = Sandbox.NAMESPACE
     fsname: str = "passfs"
 
 
@@ -198,6 +206,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "none",
     ),
     "gid": Option(values.optional_identifier, f"{_ID}, or none", "the same for the group", "none"),
+    "sandbox": Option(
+        values.word(Sandbox),
+        "namespace or none",
+        "namespace confines the serving process to the source; none, for debugging, does not",
+    ),
     "fsname": Option(
         values.fsname,
         "1 to 128 letters, digits or _.:/@+-",

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from passthrough import names, opening, syscalls, xattrs
+from passthrough import fdpath, names, opening, syscalls, xattrs
 from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
 from passthrough.config import Config
@@ -236,7 +236,7 @@ class PassthroughFs:
             raise os_error(errno.ESTALE) from None
         try:
             # Through the descriptor, not the name: that may be another file's by now.
-            entry = self._grant(os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC))
+            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
         except BaseException:
             os.close(fd)
             raise

@@ -22,6 +22,8 @@ import stat
 import threading
 from typing import Final
 
+from passthrough import fdpath
+
 ROOT: Final = 1  # FUSE_ROOT_ID, linux/fuse.h
 
 _HOST_BITS: Final = 47
@@ -47,11 +49,8 @@ class Inode:
 
     @property
     def path(self) -> bytes:
-        """A path that reaches the very file, symlinks included, for calls that take no O_PATH fd.
-
-        proc_pid_fd(5): following the link opens what the descriptor refers to, by no name.
-        """
-        return b"/proc/self/fd/%d" % self.fd
+        """A path to the very file, symlinks included, for calls that take no O_PATH fd."""
+        return fdpath.of(self.fd)
 
 
 class InodeTable:

@@ -4,7 +4,7 @@ import errno
 import os
 from typing import Final
 
-from passthrough import syscalls
+from passthrough import fdpath, syscalls
 from passthrough.errors import os_error
 
 DOT: Final = b"."
@@ -37,8 +37,8 @@ def open_parent(root_fd: int, fd: int) -> int:
     Raises:
         OSError: ESTALE, it is not beneath *root_fd*, or is being moved.
     """
-    top = os.readlink(b"/proc/self/fd/%d" % root_fd).rstrip(b"/") + b"/"
-    place = os.readlink(b"/proc/self/fd/%d" % fd)
+    top = os.readlink(fdpath.of(root_fd)).rstrip(b"/") + b"/"
+    place = os.readlink(fdpath.of(fd))
     if not place.startswith(top):
         raise os_error(errno.ESTALE)
     above, _, name = place.removeprefix(top).rpartition(b"/")

@@ -23,7 +23,11 @@ CONTRACT = {"config", "decisions", "handover", "mount", "mountinfo", "syscalls"}
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
     # handles.py makes the buffer that getdents64(2) fills, and calls nothing.
-    "ctypes": {"passthrough/syscalls.py", "passthrough/handles.py"},
+    "ctypes": {
+        "passthrough/syscalls.py",
+        "passthrough/privileges.py",
+        "passthrough/handles.py",
+    },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},
     "starlette": {"plugin/server.py"},
