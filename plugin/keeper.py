@@ -36,11 +36,12 @@ from plugin.worker import COMMAND, Worker
 
 log = logging.getLogger(__name__)
 
-# All steps of a mount together. dockerd gives up after 120 s, but an administrator may have it
-# give up after 30 (docker plugin enable --timeout), and our own words say more than "timeout".
+# All steps of a mount together, and the waiting for its turn. dockerd gives up after 120 s, but an
+# administrator may have it give up after 30 (docker plugin enable --timeout), and our own words say
+# more than "timeout". Ending the worker and unmounting, after a failure, come on top.
 MOUNT_DEADLINE_S = 20.0
 # Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
-UNMOUNT_DEADLINE_S = 4.0
+UNMOUNT_DEADLINE_S = 3.0
 # At shutdown all mounts go at once, in the first of the seconds that the engine gives us.
 SHUTDOWN_DEADLINE_S = 2.0
 
@@ -62,6 +63,8 @@ class Order(NamedTuple):
     """Returns an O_PATH descriptor that the caller owns; may block for ever."""
     limiter: trio.CapacityLimiter
     """For the threads that may hang in *open_source*."""
+    deadline: float
+    """When the attempt is given up, by trio's clock; `MOUNT_DEADLINE_S` after the request."""
     lost: Callable[[str], None]
     """Called with how it ended when the worker ends though the volume is still mounted."""
 
@@ -86,11 +89,6 @@ class Mount:
         """Whether it is being taken down, so that its worker may end."""
         self._device = attached.device
         self._fuse_fd = attached.fuse_fd
-
-    @property
-    def fuse_fd(self) -> int:
-        """The descriptor of /dev/fuse, owned here; -1 once let go."""
-        return self._fuse_fd
 
     def let_go(self) -> None:
         """Close the descriptor of /dev/fuse; the connection ends unless the worker has it too."""
@@ -130,16 +128,15 @@ class Keeper:
             MountFailed: says what failed or hung; nothing is left of the attempt.
             PluginError: the source cannot be opened.
         """
-        deadline = trio.current_time() + MOUNT_DEADLINE_S
         present = self._mounts.get(order.name)
         if present is not None:
-            with _step(order.name, "looking at its mount", deadline):
+            with _step(order.name, "looking at its mount", order.deadline):
                 whole = await blocking.call(present.is_whole, self._threads, bool)
             if whole:
                 return
             log.warning("volume %s: its mount is not whole, making a new one", order.name)
             await self.unmount(order.name)
-        self._mounts[order.name] = await self._mount_anew(order, deadline)
+        self._mounts[order.name] = await self._mount_anew(order)
         log.info("volume %s: mounted, worker %d", order.name, self.worker_pid(order.name))
 
     async def unmount(self, name: VolumeName) -> None:
@@ -168,8 +165,8 @@ class Keeper:
                 nursery.start_soon(attempt, name, present)
         self._mounts.clear()
 
-    async def _mount_anew(self, order: Order, deadline: float) -> Mount:
-        name, target = order.name, self.target(order.name)
+    async def _mount_anew(self, order: Order) -> Mount:
+        name, target, deadline = order.name, self.target(order.name), order.deadline
         with ExitStack() as borrowed:
             with _step(name, f"opening {order.origin}", deadline):
                 source_fd = await blocking.call(order.open_source, order.limiter, os.close)

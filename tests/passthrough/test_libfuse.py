@@ -14,6 +14,8 @@ import pytest
 from pyfuse3 import EntryAttributes, FUSEError, InodeT
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
+from passthrough.cache import Cache
+from passthrough.config import Config
 from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import libfuse
@@ -61,6 +63,7 @@ class Failing:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+        self.cache = Cache(Config())
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         def operation(*_: object, **__: object) -> object:

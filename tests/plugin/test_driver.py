@@ -325,6 +325,7 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         volume = await dockerd.volume("v")
         assert "Mountpoint" not in volume
         assert volume["Status"]["source"] == str(source)
+        assert "data" not in volume["Status"]
         assert volume["Status"]["options"]["readonly"] == "true"
         assert volume["Status"]["options"]["cache"] == "auto"
         assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": ""}
@@ -336,6 +337,15 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert volume["Status"]["worker_pid"] > 1
         assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": target}
         assert (await dockerd.do("List"))["Volumes"] == [volume]
+
+
+async def test_status_names_no_path_of_the_plugin_s_own(tmp_path: Path) -> None:
+    """In a managed plugin it is another on the host, or none."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        status = (await dockerd.volume("v"))["Status"]
+        assert status["data"] == "own directory"
+        assert str(tmp_path) not in str(status)
 
 
 async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:

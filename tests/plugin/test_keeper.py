@@ -51,6 +51,7 @@ def order(source: Path, **fields: Any) -> Order:
         "open_source": lambda: os.open(source, os.O_PATH | os.O_DIRECTORY),
         "limiter": trio.CapacityLimiter(1),
         "lost": lambda _: None,
+        "deadline": trio.current_time() + MOUNT_DEADLINE_S,
     }
     return Order(**given | fields)
 
