@@ -11,6 +11,7 @@ from passthrough.config import (
     CachePolicy,
     Config,
     OptionError,
+    Sandbox,
     Session,
     canonical,
     effective,
@@ -41,6 +42,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "StrictAtime": Atime.STRICTATIME,
     },
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "sandbox": {"namespace": Sandbox.NAMESPACE, "none": Sandbox.NONE},
     "fsname": {"server:/data": "server:/data", "a" * 128: "a" * 128},
 }
 DURATIONS_S = {
@@ -82,6 +84,7 @@ REFUSED = [
     ("dev", "tru", "'tru' is not accepted; expected true or false"),
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
+    ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
     ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
     ("fsname", "", "'' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a,suid", "'a,suid' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
@@ -107,6 +110,7 @@ def test_nothing_given_is_the_default() -> None:
         exec=True,
         atime=Atime.RELATIME,
         session=Session.AUTO,
+        sandbox=Sandbox.NAMESPACE,
         fsname="passfs",
     )
 
@@ -265,6 +269,7 @@ def test_effective_shows_every_option_as_text() -> None:
         "exec": "true",
         "atime": "relatime",
         "session": "auto",
+        "sandbox": "namespace",
         "fsname": "passfs",
     }
 
