@@ -13,6 +13,7 @@ from passthrough.config import (
     CachePolicy,
     Config,
     OptionError,
+    Sandbox,
     Session,
     Squash,
     as_text,
@@ -68,6 +69,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "mode": {"0770": 0o770, "755": 0o755, "7777": 0o7777, "none": None},
     "uid": {"0": 0, "None": None},
     "gid": {"4294967294": 4_294_967_294, "none": None},
+    "sandbox": {"namespace": Sandbox.NAMESPACE, "none": Sandbox.NONE},
     "fsname": {"server:/data": "server:/data", "a" * 128: "a" * 128},
 }
 DURATIONS_S = {
@@ -116,6 +118,7 @@ REFUSED = [
     ("dev", "tru", "'tru' is not accepted; expected true or false"),
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
+    ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
     ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
     (
         "dax_file_size",
@@ -165,6 +168,7 @@ def test_nothing_given_is_the_default() -> None:
         mode=None,
         uid=None,
         gid=None,
+        sandbox=Sandbox.NAMESPACE,
         fsname="passfs",
     )
 
@@ -402,6 +406,7 @@ def test_every_option_is_shown_as_text() -> None:
         "mode": "none",
         "uid": "none",
         "gid": "none",
+        "sandbox": "namespace",
         "fsname": "passfs",
     }
 
