@@ -26,6 +26,7 @@ DOORS = {
     # handles.py makes the buffer that getdents64(2) fills, and calls nothing.
     "ctypes": {
         "passthrough/syscalls.py",
+        "passthrough/filecalls.py",
         "passthrough/privileges.py",
         "passthrough/handles.py",
     },

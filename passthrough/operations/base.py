@@ -10,8 +10,10 @@ from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.handles import HandleTable, OpenDirectory, OpenFile
 from passthrough.inodes import Inode, InodeTable
+from passthrough.locks import LockTable
 from passthrough.opening import OpenFlags
 from passthrough.ownership import Ownership
+from passthrough.waiting import Waits
 
 
 class Operations:
@@ -24,11 +26,14 @@ class Operations:
         self.inodes = InodeTable(source_fd, packed=self.config.use_host_ino)
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
+        self.locks = LockTable()
+        self.waits = Waits()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
 
     def close(self) -> None:
         """Close every descriptor."""
+        self.locks.close()
         self.files.close()
         self.directories.close()
         self.inodes.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 
@@ -12,6 +13,7 @@ from passthrough.errors import os_error
 from passthrough.handles import DirectFile, OpenFile
 from passthrough.idmap import Caller
 from passthrough.inodes import Inode
+from passthrough.locks import Target
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
@@ -59,37 +61,66 @@ class FileOperations(Operations):
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
-        try:
-            # Through the descriptor, not the name: that may be another file's by now.
-            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
-        except BaseException:
-            os.close(fd)
-            raise
-        return entry, self._keep(entry.inode_number, fd, flags)
+        return self._created(fd, flags)
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Read at *offset*; fewer bytes than *size* mean the end of the file."""
-        return self.files[handle].read(offset, size)
+    @changing
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
+        """Create and open a regular file without a name in *parent*, O_TMPFILE of open(2).
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
+        Gives its entry and a handle number. `link` may give it a name later.
+        """
+        directory = self.inodes[parent]
+        with self.ownership.acting_as(caller):
+            fd = os.open(names.DOT, self._flags.unnamed(flags), mode, dir_fd=directory.fd)
+        return self._created(fd, flags)
+
+    def read(self, handle: int, offset: int, size: int, flags: int | None = None) -> bytes:
+        """Read at *offset*; fewer bytes than *size* mean the end of the file.
+
+        *flags* are those that the file has by now, open(2); None if it has those that it was
+        opened with.
+        """
         file = self.files[handle]
+        if flags is not None and (flags := self._flags.of_request(flags)) != file.flags:
+            file = file.following(flags)
+        return file.read(offset, size)
+
+    def write(self, handle: int, offset: int, data: bytes, flags: int | None = None) -> int:
+        """Write at *offset*, pwrite(2), or at the end with O_APPEND; *flags* as for `read`."""
+        file = self.files[handle]
+        flags = file.flags if flags is None else self._flags.of_request(flags)
         if self.config.seal_size and (
-            file.appends or offset + len(data) > os.fstat(file.fd).st_size
+            flags & os.O_APPEND or offset + len(data) > os.fstat(file.fd).st_size
         ):
             raise os_error(errno.EPERM)
-        return file.write(offset, data)
+        return file.following(flags).write(offset, data, flags)
 
-    def flush(self, handle: int) -> None:
-        """A descriptor of the caller was closed: let the host's file system report as on close."""
-        self.files[handle].flush()
+    def flush(self, handle: int, owner: int | None = None) -> None:
+        """A descriptor of the caller was closed: let the host's file system report as on close.
+
+        *owner* is whose locks on the file end with that, whatever is reported.
+        """
+        file = self.files[handle]
+        try:
+            file.flush()
+        finally:
+            if owner is not None:
+                self.locks.closed(file.inode_number, owner)
 
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
         self.files[handle].sync(datasync=datasync)
 
-    def release(self, handle: int) -> None:
-        """The last descriptor of an open file is closed."""
+    def release(self, handle: int, *, unlock: bool = False) -> None:
+        """The last descriptor of an open file is closed; with *unlock* it may have an flock.
+
+        That would end with the host's descriptor, unless the kernel has made this file the one that
+        all who have it open read and write through.
+        """
+        file = self.files[handle]
+        if unlock:
+            self.locks.flock(Target(file.inode_number, handle, file.fd), fcntl.F_UNLCK)
+        self.locks.released(file.inode_number, handle)
         self.files.release(handle)
 
     def _check_linked(self, inode: Inode) -> None:
@@ -98,7 +129,18 @@ class FileOperations(Operations):
         ):
             raise os_error(errno.ESTALE)
 
+    def _created(self, fd: int, flags: int) -> tuple[Entry, int]:
+        """The entry and the handle number of the file that *fd*, which this takes, has made."""
+        try:
+            # Through the descriptor, not the name: that may be another file's by now.
+            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
+        except BaseException:
+            os.close(fd)
+            raise
+        return entry, self._keep(entry.inode_number, fd, flags)
+
     def _keep(self, number: int, fd: int, flags: int) -> int:
         """Give *fd*, opened for a caller's *flags*, a handle number."""
-        kind = DirectFile if self._flags.existing(flags) & os.O_DIRECT else OpenFile
-        return self.files.add(kind(number, fd))
+        flags = self._flags.of_request(flags)
+        kind = DirectFile if flags & os.O_DIRECT else OpenFile
+        return self.files.add(kind(number, fd, flags))

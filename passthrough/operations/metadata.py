@@ -3,7 +3,7 @@
 import os
 import stat
 
-from passthrough import syscalls
+from passthrough import filecalls, syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.idmap import Caller
 from passthrough.inodes import Inode
@@ -17,6 +17,22 @@ class MetadataOperations(Operations):
     def getattr(self, number: int) -> Attributes:
         """The attributes as the host has them now."""
         return self._attributes(self.inodes[number])
+
+    def statx(self, number: int) -> tuple[Attributes, tuple[int, int] | None]:
+        """The attributes as `getattr`, and the time of birth in seconds and nanoseconds, statx(2).
+
+        None where the host's file system does not know it.
+        """
+        inode = self.inodes[number]
+        return self._attributes(inode), filecalls.birth_time(inode.fd)
+
+    def syncfs(self, number: int) -> None:
+        """Bring the host's file system that a directory lies on to stable storage, syncfs(2)."""
+        fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            filecalls.syncfs(fd)
+        finally:
+            os.close(fd)
 
     @changing
     def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
