@@ -14,7 +14,8 @@ Where a request goes, each module importing only those below it:
     names.py        which names are components, where `..` leads
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
-    handles.py      open files and directory streams
+    handles.py      open files and directory streams, by number
+    listing.py      a directory's entries, from any offset
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
     idmap.py        whose ids are whose, squashing

@@ -23,11 +23,11 @@ CONTRACT = {"config", "decisions", "handover", "mount", "mountinfo", "syscalls"}
 # Each foreign library, and the only modules that know it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
-    # handles.py makes the buffer that getdents64(2) fills, and calls nothing.
+    # listing.py makes the buffer that getdents64(2) fills, and calls nothing.
     "ctypes": {
         "passthrough/syscalls.py",
         "passthrough/privileges.py",
-        "passthrough/handles.py",
+        "passthrough/listing.py",
     },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},
