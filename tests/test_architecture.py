@@ -67,6 +67,7 @@ IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subproce
 AT_IMPORT = {
     *("re.compile", "struct.Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
+    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import callfilter, mountinfo, privileges, sandbox, syscalls
+from passthrough import callfilter, mount, mountinfo, privileges, sandbox, syscalls
 from passthrough.config import Config, Sandbox
 from passthrough.handover import encode
 from passthrough.mount import FSTYPE
@@ -233,6 +233,28 @@ def test_what_is_mounted_below_the_source_comes_and_goes_with_the_host(
             syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH)
         assert [mount.target for mount in mounts_of(pid)] == [b"/"]
     finally:
+        keeper.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_volume_that_is_bound_below_its_own_source_later_is_not_entered(
+    shared_source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    """The worker would wait for an answer of its own."""
+    loop = shared_source / "loop"
+    loop.mkdir()
+    keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
+    try:
+        pid = keeper.serve().pid
+        syscalls.mount(os.fsencode(mountpoint), os.fsencode(loop), b"", MS_BIND, b"")
+        assert [mount.fstype for mount in mounts_of(pid)][1:] == [FSTYPE]
+        assert on_mount("find", str(mountpoint)) == f"{mountpoint}\n"
+        with pytest.raises(subprocess.CalledProcessError):
+            on_mount("stat", f"{mountpoint}/loop")
+        syscalls.umount2(os.fsencode(loop), 0)
+        assert on_mount("stat", "--format=%F", f"{mountpoint}/loop") == "directory\n"
+    finally:
+        mount.unmount(mountpoint, abort=True)
         keeper.close()
 
 
