@@ -34,7 +34,10 @@ DOORS = {
     "starlette": {"plugin/server.py"},
     "trio": {
         "passthrough/worker.py",
-        *(f"plugin/{name}.py" for name in ("server", "driver", "keeper", "worker", "blocking")),
+        *(
+            f"plugin/{name}.py"
+            for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
+        ),
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py"},
     "rich": {"plugin/__main__.py"},
@@ -227,7 +230,7 @@ def test_only_what_starts_a_process_configures_logging(module: Path) -> None:
         if re.search(r"basicConfig|dictConfig|addHandler|setLevel", name)
     }
 
-    allowed = name_in(module) in {"__main__", "worker", "log"}
+    allowed = name_in(module) in {"__main__", "worker", "forkserver", "log"}
     assert allowed or configuring == set()
 
 
