@@ -171,6 +171,19 @@ def test_a_foreign_library_has_one_door(module: Path) -> None:
     assert foreign - sys.stdlib_module_names <= {*DOORS, *FREE}
 
 
+@named
+def test_nothing_waits_below_the_session(module: Path) -> None:
+    """No request comes between a system call and the identity or the count that belongs to it."""
+    above = {"session", "worker", "__main__", "forkserver"}
+    waiting = {
+        type(node).__name__
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith)
+    }
+
+    assert module.parts[0] != "passthrough" or name_in(module) in above or waiting == set()
+
+
 def test_every_door_is_used() -> None:
     used = {(name.split(".")[0], str(module)) for module in modules() for name in imports(module)}
 
