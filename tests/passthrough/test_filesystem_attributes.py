@@ -203,6 +203,7 @@ def test_the_root_has_the_hosts_number(fs: PassthroughFs, source: Path) -> None:
         (caller(1, 9), 0o700, os.R_OK | os.W_OK | os.X_OK),
         (caller(1, 2), 0o077, 0),
         (caller(9, 2), 0o050, os.R_OK | os.X_OK),
+        (caller(9, 2), 0o707, 0),
         (caller(9, 9), 0o774, os.R_OK),
     ],
 )
