@@ -3,17 +3,17 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from passthrough import mount, syscalls
+from passthrough import syscalls
 from passthrough.attributes import Entry
 from passthrough.config import Config
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, caller, descriptors_below, fails, listing, number_of
+from tests.support.direct import CALLER, caller, fails, number_of
 
 
 def test_lookup_tells_what_the_host_says_and_for_how_long(source: Path) -> None:
@@ -265,64 +265,6 @@ def test_rename_with_a_flag_that_is_not_known(
     monkeypatch.delattr(syscalls, "renameat2")
 
     fails(errno.EINVAL, lambda: fs.rename(ROOT, b"one", ROOT, b"other", flags, CALLER))
-
-
-@pytest.mark.logs("'dead' is left out of a listing")
-def test_a_dead_mount_does_not_hide_its_neighbours(fs: PassthroughFs, source: Path) -> None:
-    """Nobody can look at it, but the directory around it is as usable as before."""
-    (source / "alive").touch()
-    (source / "dead").mkdir()
-    fuse_fd = os.open("/dev/fuse", os.O_RDWR)
-    data = f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0"
-    syscalls.mount(b"dead", os.fsencode(source / "dead"), b"fuse.other", 0, data.encode())
-    os.close(fuse_fd)
-    try:
-        handle = fs.opendir(ROOT)
-        names = [record.name for record, _ in fs.readdirplus(handle, 0)]
-        fs.releasedir(handle)
-    finally:
-        mount.unmount(source / "dead")
-
-    assert sorted(names) == [b".", b"..", b"alive"]
-
-
-@pytest.fixture
-def unanswered(source: Path) -> Iterator[Path]:
-    """A mount of passfs below the source that answers nothing, as a worker's own would not."""
-    (source / "own").mkdir()
-    fuse_fd = mount.mount(source / "own", Config())
-    yield source / "own"
-    mount.unmount(source / "own", abort=True)
-    os.close(fuse_fd)
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.logs("'own' is left out of a listing")
-def test_a_mount_of_passfs_below_the_source_is_not_entered(
-    fs: PassthroughFs, source: Path, unanswered: Path
-) -> None:
-    """It may lead to this very process, which would wait for itself."""
-    (source / "beside").touch()
-
-    fails(errno.ELOOP, lambda: fs.lookup(ROOT, os.fsencode(unanswered.name)))
-    assert set(listing(fs)) == {b".", b"..", b"beside"}
-    assert descriptors_below(unanswered) == set()
-
-
-def test_a_mount_that_is_gone_by_the_time_it_is_looked_at_is_stale(
-    fs: PassthroughFs, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (source / "disk").mkdir()
-    syscalls.mount(b"disk", os.fsencode(source / "disk"), b"tmpfs", 0, b"")
-    real = syscalls.mount_id
-
-    def unmounted(fd: int) -> int:
-        syscalls.umount2(os.fsencode(source / "disk"), syscalls.MNT_DETACH)
-        return real(fd)
-
-    monkeypatch.setattr(syscalls, "mount_id", unmounted)
-
-    fails(errno.ESTALE, lambda: fs.lookup(ROOT, b"disk"))
 
 
 def test_dot_is_the_inode_itself(fs: PassthroughFs, source: Path) -> None:
