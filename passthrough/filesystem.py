@@ -109,17 +109,25 @@ class PassthroughFs:
         _check_component(name)
         os.rmdir(name, dir_fd=self.inodes[parent].fd)
 
-    def rename(
-        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    def rename(  # noqa: PLR0917 - what the request carries
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
     ) -> None:
-        """Rename with RENAME_* *flags*, rename(2)."""
+        """Rename with RENAME_* *flags*, rename(2); a whiteout is created, and the caller's."""
         _check_component(name)
         _check_component(new_name)
         if flags & ~_RENAME_FLAGS:
             raise os_error(errno.EINVAL)
         old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
         if flags:
-            syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
+            creating = flags & syscalls.RENAME_WHITEOUT
+            with ActingAs(caller) if creating else contextlib.nullcontext():
+                syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
         else:
             os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
 

@@ -169,16 +169,16 @@ class LibfuseOperations(pyfuse3.Operations):
         return _entry(self._fs.symlink(parent, name, target, _caller(ctx)))
 
     @_answered
-    def rename(
+    def rename(  # noqa: PLR0917 - pyfuse3 calls it so
         self,
         parent_old: InodeT,
         name_old: FileNameT,
         parent_new: InodeT,
         name_new: FileNameT,
         flags: FlagT,
-        _ctx: RequestContext,
+        ctx: RequestContext,
     ) -> None:
-        self._fs.rename(parent_old, name_old, parent_new, name_new, flags)
+        self._fs.rename(parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
 
     @_answered
     def link(

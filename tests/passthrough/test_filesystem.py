@@ -31,8 +31,8 @@ NAMING: dict[str, Callable[[PassthroughFs, int, bytes], object]] = {
     "link": lambda fs, parent, name: fs.link(number_of(fs, b"file"), parent, name),
     "unlink": lambda fs, parent, name: fs.unlink(parent, name),
     "rmdir": lambda fs, parent, name: fs.rmdir(parent, name),
-    "rename from": lambda fs, parent, name: fs.rename(parent, name, ROOT, b"new", 0),
-    "rename to": lambda fs, parent, name: fs.rename(ROOT, b"file", parent, name, 0),
+    "rename from": lambda fs, parent, name: fs.rename(parent, name, ROOT, b"new", 0, CALLER),
+    "rename to": lambda fs, parent, name: fs.rename(ROOT, b"file", parent, name, 0, CALLER),
     "create": lambda fs, parent, name: fs.create(parent, name, 0o600, os.O_RDWR, CALLER),
 }
 NUMBERED: dict[str, Callable[[PassthroughFs, int], object]] = {

@@ -213,7 +213,7 @@ def two_files(source: Path) -> tuple[Path, Path]:
 def test_rename_replaces(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
     number = number_of(fs, b"one")
 
-    fs.rename(ROOT, b"one", ROOT, b"other", 0)
+    fs.rename(ROOT, b"one", ROOT, b"other", 0, CALLER)
 
     assert two_files[1].read_bytes() == b"one"
     assert not two_files[0].exists()
@@ -225,7 +225,7 @@ def test_rename_into_another_directory(
 ) -> None:
     (source / "dir").mkdir()
 
-    fs.rename(ROOT, b"one", number_of(fs, b"dir"), b"moved", 0)
+    fs.rename(ROOT, b"one", number_of(fs, b"dir"), b"moved", 0, CALLER)
 
     assert (source / "dir" / "moved").read_bytes() == b"one"
     assert not two_files[0].exists()
@@ -234,24 +234,26 @@ def test_rename_into_another_directory(
 def test_rename_noreplace(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
     fails(
         errno.EEXIST,
-        lambda: fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_NOREPLACE),
+        lambda: fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_NOREPLACE, CALLER),
     )
-    fs.rename(ROOT, b"one", ROOT, b"new", syscalls.RENAME_NOREPLACE)
+    fs.rename(ROOT, b"one", ROOT, b"new", syscalls.RENAME_NOREPLACE, CALLER)
 
     assert two_files[1].read_bytes() == b"other"
     assert (two_files[0].parent / "new").read_bytes() == b"one"
 
 
 def test_rename_exchange(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
-    fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_EXCHANGE)
+    fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_EXCHANGE, CALLER)
 
     assert [path.read_bytes() for path in two_files] == [b"other", b"one"]
 
 
 def test_rename_whiteout(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
-    fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_WHITEOUT)
+    fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_WHITEOUT, CALLER)
 
-    assert stat.S_ISCHR(two_files[0].lstat().st_mode)
+    left = two_files[0].lstat()
+    assert stat.S_ISCHR(left.st_mode)
+    assert (left.st_uid, left.st_gid) == CALLER
     assert two_files[1].read_bytes() == b"one"
 
 
@@ -263,4 +265,4 @@ def test_rename_with_a_flag_that_is_not_known(
     """Refused without asking the host, whose kernel may know more flags than this program."""
     monkeypatch.delattr(syscalls, "renameat2")
 
-    fails(errno.EINVAL, lambda: fs.rename(ROOT, b"one", ROOT, b"other", flags))
+    fails(errno.EINVAL, lambda: fs.rename(ROOT, b"one", ROOT, b"other", flags, CALLER))

@@ -160,7 +160,7 @@ def test_the_session_asks_for_no_feature_that_the_operations_do_not_have() -> No
 PASSED_ON: dict[str, tuple[Any, ...]] = {
     "unlink": (1, b"name"),
     "rmdir": (1, b"name"),
-    "rename": (1, b"name", 1, b"new", 0),
+    "rename": (1, b"name", 1, b"new", 0, CALLER),
     "read": (1, 0, 10),
     "write": (1, 0, b"x"),
     "flush": (1,),

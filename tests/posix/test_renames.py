@@ -13,6 +13,7 @@ from passthrough.syscalls import (
     RENAME_WHITEOUT,
     renameat2,
 )
+from tests.support.callers import Caller
 from tests.support.files import refused
 
 
@@ -111,12 +112,13 @@ def test_rename_exchange(directory: Path) -> None:
 
 
 @pytest.mark.privileged
-def test_rename_whiteout(directory: Path) -> None:
-    """RENAME_WHITEOUT leaves a character device 0:0 under the old name: rename(2)."""
+def test_rename_whiteout(directory: Path, caller: Caller) -> None:
+    """RENAME_WHITEOUT leaves a device 0:0 of the caller's under the old name: rename(2)."""
     (directory / "old").write_text("moved")
     rename_with(RENAME_WHITEOUT, directory / "old", directory / "new")
 
     left = (directory / "old").stat()
     assert stat.S_ISCHR(left.st_mode)
     assert left.st_rdev == 0
+    assert (left.st_uid, left.st_gid) == (caller.uid, caller.gid)
     assert (directory / "new").read_text() == "moved"

@@ -1,0 +1,257 @@
+"""Two directories that must stay alike: a bare one, and one that is a passthrough mount.
+
+A program is a list of steps, each a caller's name, an operation of hands.py and its arguments.
+Each step is done on both sides, and the outcomes are compared; so are the trees when asked for.
+What differs is raised with the program, as text that can be run again.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.fuzz import tree
+from tests.fuzz.actor import Actor, acting
+from tests.fuzz.hands import Outcome
+from tests.fuzz.known import DIFFERENCES, Difference
+from tests.support.callers import MEMBER, ROOT, TEAM_GID, USER
+from tests.support.mounted import Mounted, mounted
+
+Step = tuple[object, ...]
+Options = Mapping[str, str]
+
+STEP_LIMIT_S = 20.0
+SHORT_BYTES = 40
+AT_ONCE_S = 0.001
+CALLERS = {caller.name: caller for caller in (ROOT, USER, MEMBER)}
+ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
+
+# The mount's flags as the host's: what suid programs and device nodes do is compared, too.
+ALWAYS = {"suid": "true", "dev": "true"}
+
+# What each program finds, so that short ones already do something: a team's directory, one with a
+# sticky bit, a file and a directory of the user's, and a second name of the file.
+SETTING: Sequence[Step] = (
+    ("root", "mkdir", b"t", 0),
+    ("root", "chown", b"t", 0, TEAM_GID, True),
+    ("root", "chmod", b"t", 0o2775),
+    ("root", "mkdir", b"s", 0),
+    ("root", "chmod", b"s", 0o1777),
+    ("user", "mkdir", b"d", 0o755),
+    ("user", "open", 0, b"a", 0o102, 0o666),  # O_CREAT | O_RDWR
+    ("user", "write", 0, 1, 5_000),
+    ("user", "close", 0),
+    ("user", "link", b"a", b"d/b", False),
+    ("user", "symlink", b"d/b", b"l"),
+)
+
+
+class DifferenceError(AssertionError):
+    """The two sides are not alike after *program*; the text says where, and has the program."""
+
+    def __init__(self, text: str, program: Sequence[Step]) -> None:
+        super().__init__(text)
+        self.program = tuple(program)
+
+
+class MountLostError(BaseException):
+    """The mount hung or ended.
+
+    Not an Exception: nothing can be tried again on this mount to find a shorter program.
+    """
+
+
+@dataclass(slots=True)
+class Ground:
+    """Both sides, and who acts there; *program* is what has been done since `begin`."""
+
+    options: Options
+    bare: Path
+    mount: Mounted
+    actors: dict[str, tuple[Actor, Actor]] = field(default_factory=dict)
+    program: list[Step] = field(default_factory=list)
+    known: Sequence[Difference] = DIFFERENCES
+    begun: int = 0
+    logged: int = 0
+
+    def begin(self) -> None:
+        """Start a new program in an empty directory of both sides that everybody may write to."""
+        self.begun += 1
+        name = b"/%d" % self.begun
+        self._both("root", "make_room", name)
+        for caller in self.actors:
+            self._both(caller, "begin", name)
+        self.program.clear()
+        for step in SETTING:
+            self._done(step)
+
+    def do(self, *step: object) -> Outcome:
+        """Do one step on both sides; gives the outcome.
+
+        Raises: DifferenceError when they do not agree, MountLostError when the mount is gone.
+        """
+        self.program.append(step)
+        return self._done(step)
+
+    def compare(self) -> None:
+        """Compare the trees, the mount's with the bare one's and with its own source.
+
+        Raises: DifferenceError, MountLostError.
+        """
+        bare, seen = self._trees()
+        beneath = tree.read(bytes(self.mount.source))
+        self._check("mount / bare", tree.differences_in_kind(seen, bare))
+        self._check("mount / its source", tree.differences(seen, beneath))
+
+    def end(self) -> None:
+        """Compare a last time, close what is open, and empty both sides.
+
+        Raises: DifferenceError, MountLostError.
+        """
+        try:
+            self.compare()
+        finally:
+            for caller in self.actors:
+                self._both(caller, "end")
+            self._both("root", "empty")
+        self._check("left in the source", [str(path) for path in self.mount.source.iterdir()])
+        log = self.mount.logged(self.logged)
+        self.logged += len(log.encode())
+        self._check("logged by the mount", [log] if ALARMING.search(log) else [])
+
+    def _done(self, step: Step) -> Outcome:
+        caller, operation, *arguments = step
+        if operation == "compare":
+            self.compare()
+            return "ok", None
+        bare, seen = self._both(str(caller), str(operation), *arguments)
+        if bare != seen and not any(entry.explains(step, seen) for entry in self.known):
+            raise self._differs(f"mount {seen} / bare {bare}")
+        return bare
+
+    def _trees(self) -> tuple[tree.Tree, tree.Tree]:
+        (_, bare), (_, seen) = self._both("root", "tree")
+        assert isinstance(bare, dict)
+        assert isinstance(seen, dict)
+        return bare, seen
+
+    def _both(self, caller: str, operation: str, *arguments: object) -> tuple[Outcome, Outcome]:
+        on_bare, on_mount = self.actors[caller]
+        on_bare.ask(operation, *arguments)
+        on_mount.ask(operation, *arguments)
+        what = f"{caller}: {operation}{arguments}"
+        bare = on_bare.answer(STEP_LIMIT_S)
+        seen = self._answer_of_mount(on_mount, what)
+        if self.mount.process.poll() is not None or seen[0] in {"ENOTCONN", "ECONNABORTED"}:
+            raise MountLostError(self._lost("is gone", what))
+        return bare, seen
+
+    def _answer_of_mount(self, actor: Actor, what: str) -> Outcome:
+        try:
+            return actor.answer(STEP_LIMIT_S)
+        except TimeoutError:
+            with self.mount.limited(AT_ONCE_S), contextlib.suppress(TimeoutError, EOFError):
+                actor.answer(STEP_LIMIT_S)
+            raise MountLostError(self._lost("hung", what)) from None
+        except EOFError:
+            raise MountLostError(self._lost("ended its caller", what)) from None
+
+    def _lost(self, how: str, what: str) -> str:
+        return self._text(f"the mount {how}: {what}; its stderr:\n{self.mount.logged()}")
+
+    def _check(self, what: str, lines: Sequence[str]) -> None:
+        if lines:
+            raise self._differs("\n".join([f"{what}:", *lines]))
+
+    def _differs(self, how: str) -> DifferenceError:
+        return DifferenceError(self._text(how), self.program)
+
+    def _text(self, sentence: str) -> str:
+        steps = "\n".join(f"    ({', '.join(map(literal, step))})," for step in self.program)
+        return f"{sentence}\nTo see it again:\n\n{PROGRAM.format(dict(self.options), steps)}"
+
+
+def literal(argument: object) -> str:
+    """Return an argument as the source of a program, long names short."""
+    if isinstance(argument, bytes) and len(argument) > SHORT_BYTES:
+        unit = argument[: (argument + argument).index(argument, 1)]
+        return f"{unit!r} * {len(argument) // len(unit)}" if unit != argument else repr(argument)
+    return repr(argument)
+
+
+PROGRAM = """\
+from tests.fuzz.differential import replay
+
+replay({}, [
+{}
+])
+"""
+
+
+@contextlib.contextmanager
+def ground(options: Options) -> Iterator[Ground]:
+    """Mount with *options*, start everybody's processes; all is gone when the block ends."""
+    with contextlib.ExitStack() as stack:
+        # Not pytest's own temporary directory: that one is closed to other users.
+        base = Path(stack.enter_context(TemporaryDirectory(prefix="passfs-fuzz-")))
+        base.chmod(0o755)
+        bare = base / "bare"
+        bare.mkdir()
+        served = stack.enter_context(mounted(base, {**ALWAYS, **options}))
+        sides = Ground(options, bare, served)
+        for name, caller in CALLERS.items():
+            sides.actors[name] = (
+                stack.enter_context(acting(caller, bare)),
+                stack.enter_context(acting(caller, served.mountpoint)),
+            )
+        yield sides
+
+
+def replay(options: Options, program: Sequence[Step]) -> None:
+    """Run a program; gives nothing if the sides stay alike.
+
+    Raises: DifferenceError, MountLostError.
+    """
+    with ground(options) as sides:
+        run(sides, program)
+
+
+def run(sides: Ground, program: Sequence[Step]) -> None:
+    """Run a program from the beginning to the comparison at its end.
+
+    Raises: DifferenceError, MountLostError.
+    """
+    sides.begin()
+    try:
+        for step in program:
+            sides.do(*step)
+    finally:
+        sides.end()
+
+
+def shortest(sides: Ground, found: DifferenceError, limit_s: float) -> DifferenceError:
+    """Leave out of the program that led to *found* what can be; gives what that one leads to.
+
+    Not hypothesis's own search, which thinks in choices, not in steps, and may take minutes.
+    """
+    deadline = time.monotonic() + limit_s
+    size = len(found.program) // 2
+    while size and time.monotonic() < deadline:
+        kept = found
+        for start in range(len(found.program) - size, -1, -size):
+            program = kept.program[:start] + kept.program[start + size :]
+            kept = _failure(sides, program) or kept
+        size = size // 2 if kept is found or size > 1 else 1
+        found = kept
+    return found
+
+
+def _failure(sides: Ground, program: Sequence[Step]) -> DifferenceError | None:
+    try:
+        run(sides, program)
+    except DifferenceError as error:
+        return error
+    return None

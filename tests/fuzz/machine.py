@@ -1,0 +1,228 @@
+"""Random programs: which operations there are for hypothesis to choose from, with what.
+
+The tables say what each operation takes; a rule is made of each line. Names are few, so that the
+operations meet; what they name may be a file, a directory, a link or nothing at that time.
+"""
+
+import os
+import stat
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    multiple,
+    precondition,
+    rule,
+)
+
+from tests.fuzz import calls
+from tests.fuzz.differential import CALLERS, Ground
+from tests.support.callers import MEMBER, TEAM_GID, USER
+
+Strategy = st.SearchStrategy[Any]
+Handle = tuple[str, int]
+"""Who opened it, and its number."""
+
+LONGEST = b"n" * 255
+NOT_UTF8 = b"\xff\xfe"
+COMPARE_EACH = 8  # reading whole trees takes as long as dozens of steps
+NAMES = [b"a", b"b", b"c", b"d", b"l", b"s", b"t"]
+RARE_NAMES = [NOT_UTF8, "ü".encode(), LONGEST, LONGEST + b"n", b".", b"..", b"a/", b"d/", b"/", b""]
+
+name = st.sampled_from(NAMES * 3 + RARE_NAMES)
+path = st.one_of(
+    name, name, st.builds(b"%s/%s".__mod__, st.tuples(st.sampled_from([b"d", b"s", b"t"]), name))
+)
+directory = st.sampled_from([b".", b"d", b"s", b"t", b"b", b"l", b"d/d"])
+mode = st.sampled_from([0o644, 0o666, 0o600, 0o755, 0o777, 0, 0o444]) | st.integers(0, 0o7777)
+uid = st.sampled_from([-1, 0, USER.uid, MEMBER.uid])
+gid = st.sampled_from([-1, 0, USER.gid, MEMBER.gid, TEAM_GID])
+size = st.sampled_from([0, 1, 100, 4_095, 4_096, 4_097, 70_000, 150_000])
+offset = st.sampled_from([0, 1, 10, 4_095, 4_096, 5_000, 70_000])
+seed = st.integers(0, 200)
+follow = st.booleans()
+moments = st.sampled_from(
+    [
+        *(calls.UTIME_OMIT, calls.UTIME_NOW, 0, 1, -2 * calls.NS_PER_S + 5),
+        *(1_000_000_000_123_456_789, 4_102_444_800 * calls.NS_PER_S + 1),
+    ]
+)
+attribute = st.sampled_from(
+    [b"user.a", b"user.a", b"user.b", b"user." + NOT_UTF8, b"user." + LONGEST[:250], b"user."]
+    + [b"trusted.t", b"security.s", b"nonsense"]
+)
+value = st.sampled_from([b"", b"v", b"\0\xff", b"w" * 200, b"x" * 3_000])
+attribute_flags = st.sampled_from([0, os.XATTR_CREATE, os.XATTR_REPLACE])
+open_flags = st.builds(
+    lambda access, others: access | sum(others),
+    st.sampled_from([os.O_RDWR, os.O_RDWR, os.O_WRONLY, os.O_RDONLY]),
+    st.sets(
+        st.sampled_from(
+            [
+                *(os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_NOFOLLOW, os.O_DIRECTORY),
+                *(os.O_SYNC, os.O_NOATIME, os.O_PATH),
+            ]
+        ),
+        max_size=3,
+    ),
+)
+rename_flags = st.sampled_from([0, 0, 0, 1, 2, 4, 5, 6, 8])
+nodes = st.sampled_from([stat.S_IFREG, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR])
+target = st.sampled_from(
+    [b"a", b"d", b"d/b", b"../a", b"l", b"nowhere", b"/", b"..", LONGEST, b"long/" * 200]
+)
+
+ON_PATHS: dict[str, tuple[Strategy, ...]] = {
+    "mkdir": (path, mode),
+    "rmdir": (path,),
+    "unlink": (path,),
+    "rename": (path, path, rename_flags),
+    "link": (path, path, follow),
+    "symlink": (target, path),
+    "readlink": (path,),
+    "mknod": (path, st.builds(int.__or__, nodes, mode), st.sampled_from([0, 0x103])),
+    "chmod": (path, mode),
+    "chown": (path, uid, gid, follow),
+    "truncate": (path, size),
+    "utimens": (path, moments, moments, follow),
+    "stat": (path,),
+    "lstat": (path,),
+    "access": (path, st.integers(0, 7), follow),
+    "listdir": (path,),
+    "setxattr": (path, attribute, value, attribute_flags, follow),
+    "getxattr": (path, attribute, follow),
+    "listxattr": (path, follow),
+    "removexattr": (path, attribute, follow),
+    "tmpfile": (directory,),
+    "umask": (st.sampled_from([0, 0o022, 0o027, 0o077]),),
+}
+
+ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
+    "read": (size,),
+    "pread": (size, offset),
+    "write": (seed, size),
+    "pwrite": (seed, size, offset),
+    "lseek": (st.integers(-10, 5_000), st.sampled_from([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END])),
+    "ftruncate": (size,),
+    "fsync": (),
+    "fdatasync": (),
+    "fstat": (),
+    "fchmod": (mode,),
+    "fchown": (uid, gid),
+    "futimens": (moments, moments),
+    "fsetxattr": (attribute, value, attribute_flags),
+    "fgetxattr": (attribute,),
+    "flags": (),
+    "set_append": (),
+    "mapped_write": (seed, st.sampled_from([1, 100, 4_097]), offset),
+    "mapped_read": (),
+    "fallocate": (offset, st.sampled_from([1, 4_096])),
+    "seek_data": (offset,),
+    "ioctl": (),
+    "relist": (),
+    "end_listing": (),
+}
+
+
+class Programs(RuleBasedStateMachine):
+    """One program on the ground that the test has made ready."""
+
+    sides: ClassVar[Ground]
+    handles: Bundle[Handle] = Bundle("handles")
+    callers: ClassVar[Strategy] = st.sampled_from(list(CALLERS))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = 0
+        self.filled = 0
+
+    @initialize()
+    def begin(self) -> None:
+        """Both sides are as `Ground.begin` makes them."""
+        self.sides.begin()
+
+    @rule(target=handles, caller=callers, path=path, flags=open_flags, mode=mode)
+    def open(self, caller: str, path: bytes, flags: int, mode: int) -> MultipleResults[Handle]:
+        """Open a path, and perhaps create a file there."""
+        return self._open(caller, "open", path, flags, mode)
+
+    @rule(target=handles, caller=callers, path=directory)
+    def open_directory(self, caller: str, path: bytes) -> MultipleResults[Handle]:
+        """Open what may well be a directory."""
+        return self._open(caller, "open", path, os.O_RDONLY | os.O_DIRECTORY, 0)
+
+    @rule(target=handles, directory=handles, name=name, flags=open_flags, mode=mode)
+    def open_at(
+        self, directory: Handle, name: bytes, flags: int, mode: int
+    ) -> MultipleResults[Handle]:
+        """Open below what may be an open directory, and may have lost its name."""
+        return self._open(directory[0], "open_at", directory[1], name, flags, mode)
+
+    @rule(target=handles, other=handles)
+    def dup(self, other: Handle) -> MultipleResults[Handle]:
+        """Duplicate a descriptor: position and flags are shared."""
+        return self._open(other[0], "dup", other[1])
+
+    @rule(handle=consumes(handles))
+    def close(self, handle: Handle) -> None:
+        """Close a descriptor."""
+        self.sides.do(handle[0], "close", handle[1])
+
+    @rule(source=handles, to=handles, size=size)
+    def copy_range(self, source: Handle, to: Handle, size: int) -> None:
+        """Copy within the kernel, between two files that the same caller has open."""
+        if source[0] == to[0]:
+            self.sides.do(source[0], "copy_range", source[1], to[1], size)
+
+    @rule(caller=callers, path=directory, count=st.sampled_from([5, 60]))
+    def fill(self, caller: str, path: bytes, count: int) -> None:
+        """Make files that last, for listings longer than one reply."""
+        self.filled += 1
+        self.sides.do(caller, "fill", path, self.filled, count)
+
+    @rule(handle=handles, size=st.sampled_from([300, 1_000, 4_096]))
+    def begin_listing(self, handle: Handle, size: int) -> None:
+        """Begin a listing, to go on with when the directory may have changed."""
+        self.sides.do(handle[0], "begin_listing", handle[1], size, self.filled)
+
+    @precondition(lambda self: len(self.sides.program) % COMPARE_EACH == 0)
+    @rule()
+    def compare(self) -> None:
+        """Compare the trees before the end, which also fills the mount's caches."""
+        self.sides.do("root", "compare")
+
+    def teardown(self) -> None:
+        """Compare the trees at the end."""
+        self.sides.end()
+
+    def _open(self, caller: str, operation: str, *arguments: object) -> MultipleResults[Handle]:
+        self.opened += 1
+        outcome, _ = self.sides.do(caller, operation, self.opened, *arguments)
+        return multiple((caller, self.opened)) if outcome == "ok" else multiple()
+
+
+def _on_path(operation: str, arguments: tuple[Strategy, ...]) -> object:
+    @rule(caller=Programs.callers, arguments=st.tuples(*arguments))
+    def act(self: Programs, caller: str, arguments: tuple[object, ...]) -> None:
+        self.sides.do(caller, operation, *arguments)
+
+    return act
+
+
+def _on_handle(operation: str, arguments: tuple[Strategy, ...]) -> object:
+    @rule(handle=Programs.handles, arguments=st.tuples(*arguments))
+    def act(self: Programs, handle: Handle, arguments: tuple[object, ...]) -> None:
+        self.sides.do(handle[0], operation, handle[1], *arguments)
+
+    return act
+
+
+for operation, arguments in ON_PATHS.items():
+    setattr(Programs, operation, _on_path(operation, arguments))
+for operation, arguments in ON_HANDLES.items():
+    setattr(Programs, operation, _on_handle(operation, arguments))

@@ -1,0 +1,115 @@
+"""The whole tree below a directory as plain data, and where two of them differ."""
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.fuzz.hands import attributes
+
+
+class Node(NamedTuple):
+    """One name in a tree."""
+
+    inode: int
+    mtime_ns: int
+    attributes: tuple[object, ...]
+    """What two file systems agree upon, hands.attributes."""
+    content: bytes | str
+    """The hash of a file, or the target of a symlink."""
+    xattrs: tuple[tuple[str, bytes], ...]
+
+
+Tree = dict[bytes, Node]
+
+
+def read(directory: bytes) -> Tree:
+    """Return path -> node for *directory* itself and all below it, as root sees it."""
+    before = os.open(".", os.O_PATH)
+    try:
+        os.chdir(directory)
+        return {b".": _node(b".", os.lstat(b".")), **dict(_below(b""))}
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def _below(prefix: bytes) -> Iterator[tuple[bytes, Node]]:
+    """Walk the working directory: single names only, so that no path grows too long."""
+    for name in sorted(os.listdir(b".")):
+        status = os.lstat(name)
+        yield prefix + name, _node(name, status)
+        if stat.S_ISDIR(status.st_mode):
+            os.chdir(name)
+            yield from _below(prefix + name + b"/")
+            os.chdir(b"..")
+
+
+def _node(name: bytes, status: os.stat_result) -> Node:
+    names = sorted(os.listxattr(name, follow_symlinks=False))
+    xattrs = tuple((ascii(key), os.getxattr(name, key, follow_symlinks=False)) for key in names)
+    content: bytes | str = ""
+    if stat.S_ISLNK(status.st_mode):
+        content = os.readlink(name)
+    elif stat.S_ISREG(status.st_mode):
+        content = _digest(name)
+    return Node(status.st_ino, status.st_mtime_ns, attributes(status), content, xattrs)
+
+
+def _digest(name: bytes) -> str:
+    with open(name, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def make_room(name: bytes) -> None:
+    """Make *name* for everybody in an empty root directory that is as if nobody had changed it."""
+    os.chown(b"/", 0, 0)
+    os.chmod(b"/", 0o755)
+    for attribute in os.listxattr(b"/"):
+        os.removexattr(b"/", attribute)
+    os.mkdir(name)
+    os.chmod(name, 0o777)
+
+
+def empty(directory: bytes) -> None:
+    """Remove all below *directory*."""
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
+def comparable(tree: Tree) -> dict[bytes, tuple[object, ...]]:
+    """Return what another file system has alike: for the inode number, its first name in order.
+
+    Of the attributes, the modification time is in there where it was set explicitly.
+    """
+    first: dict[int, bytes] = {}
+    return {
+        path: (first.setdefault(node.inode, path), *node[2:]) for path, node in sorted(tree.items())
+    }
+
+
+def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
+    """Return a line for each name that differs, comparing inode numbers and times as they are."""
+    return _lines(one, other)  # type: ignore[arg-type]
+
+
+def differences_in_kind(one: Tree, other: Tree) -> list[str]:
+    """Return a line for each name that differs between two file systems."""
+    return _lines(comparable(one), comparable(other))
+
+
+def _lines(
+    one: dict[bytes, tuple[object, ...]], other: dict[bytes, tuple[object, ...]]
+) -> list[str]:
+    paths = sorted(one.keys() | other.keys())
+    return [
+        f"{path!r}: {one.get(path)} / {other.get(path)}"
+        for path in paths
+        if one.get(path) != other.get(path)
+    ]
