@@ -88,11 +88,15 @@ def _answer(hands: Hands, operation: str, arguments: Sequence[object]) -> Outcom
     """Do one operation, or what belongs to no caller: begin a program, read or empty the tree."""
     match operation:
         case "make_room":
-            return "ok", tree.make_room(*arguments)  # type: ignore[arg-type]
+            tree.make_room(*arguments)  # type: ignore[arg-type]
+            return "ok", None
         case "tree":
             return "ok", tree.read(b"/")
+        case "attributes_of":
+            return "ok", tree.attributes_of(*arguments)  # type: ignore[arg-type]
         case "empty":
-            return "ok", tree.empty(b"/")
+            tree.empty(b"/")
+            return "ok", None
     return hands.act(operation, arguments)
 
 

@@ -101,8 +101,13 @@ class Ground:
 
         Raises: DifferenceError, MountLostError.
         """
-        bare, seen = self._trees()
         beneath = tree.read(bytes(self.mount.source))
+        told = self._both("root", "attributes_of", [b"/" + path for path in beneath])
+        bare_has, mount_has = (attributes for _, attributes in told)
+        assert isinstance(bare_has, dict)
+        assert isinstance(mount_has, dict)
+        self._check("mount / bare, without a listing", tree.lines(mount_has, bare_has))
+        bare, seen = self._trees()
         self._check("mount / bare", tree.differences_in_kind(seen, bare))
         self._check("mount / its source", tree.differences(seen, beneath))
 

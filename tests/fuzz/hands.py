@@ -32,7 +32,7 @@ FS_IOC_GETFLAGS = 0x8008_6601
 
 
 def content(seed: int, size: int) -> bytes:
-    """Return *size* bytes whose every part tells where it is from: a prime number of them repeats."""
+    """Return *size* bytes whose parts tell where they are from: 251 is a prime number."""
     block = bytes((seed * 37 + index) % 251 for index in range(251))
     return (block * (size // 251 + 1))[:size]
 

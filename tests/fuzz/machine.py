@@ -53,8 +53,10 @@ moments = st.sampled_from(
     ]
 )
 attribute = st.sampled_from(
-    [b"user.a", b"user.a", b"user.b", b"user." + NOT_UTF8, b"user." + LONGEST[:250], b"user."]
-    + [b"trusted.t", b"security.s", b"nonsense"]
+    [
+        *(b"user.a", b"user.a", b"user.b", b"user." + NOT_UTF8, b"user." + LONGEST[:250], b"user."),
+        *(b"trusted.t", b"security.s", b"nonsense"),
+    ]
 )
 value = st.sampled_from([b"", b"v", b"\0\xff", b"w" * 200, b"x" * 3_000])
 attribute_flags = st.sampled_from([0, os.XATTR_CREATE, os.XATTR_REPLACE])

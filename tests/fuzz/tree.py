@@ -1,10 +1,11 @@
 """The whole tree below a directory as plain data, and where two of them differ."""
 
+import errno
 import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tests.fuzz.hands import attributes
@@ -60,7 +61,18 @@ def _node(name: bytes, status: os.stat_result) -> Node:
 
 def _digest(name: bytes) -> str:
     with open(name, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def attributes_of(paths: Sequence[bytes]) -> dict[bytes, object]:
+    """Return what each path has, unlisted: a listing would refresh what a mount has cached."""
+    found: dict[bytes, object] = {}
+    for path in paths:
+        try:
+            found[path] = attributes(os.lstat(path))
+        except OSError as error:
+            found[path] = errno.errorcode[error.errno or 0]
+    return found
 
 
 def make_room(name: bytes) -> None:
@@ -96,17 +108,16 @@ def comparable(tree: Tree) -> dict[bytes, tuple[object, ...]]:
 
 def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
     """Return a line for each name that differs, comparing inode numbers and times as they are."""
-    return _lines(one, other)  # type: ignore[arg-type]
+    return lines(one, other)
 
 
 def differences_in_kind(one: Tree, other: Tree) -> list[str]:
     """Return a line for each name that differs between two file systems."""
-    return _lines(comparable(one), comparable(other))
+    return lines(comparable(one), comparable(other))
 
 
-def _lines(
-    one: dict[bytes, tuple[object, ...]], other: dict[bytes, tuple[object, ...]]
-) -> list[str]:
+def lines(one: Mapping[bytes, object], other: Mapping[bytes, object]) -> list[str]:
+    """Return a line for each path that does not have the same in both."""
     paths = sorted(one.keys() | other.keys())
     return [
         f"{path!r}: {one.get(path)} / {other.get(path)}"
