@@ -10,7 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
@@ -20,6 +20,12 @@ from tests.support.callers import Caller
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 20.0
+STAGE: dict[str, Callable[..., object]] = {
+    "make_room": tree.make_room,
+    "tree": lambda: tree.read(b"/"),
+    "attributes_of": tree.attributes_of,
+    "empty": lambda: tree.empty(b"/"),
+}
 
 
 class Actor:
@@ -85,19 +91,13 @@ def _enter(side: str, uid: int, gid: int, groups: Sequence[int]) -> None:
 
 
 def _answer(hands: Hands, operation: str, arguments: Sequence[object]) -> Outcome:
-    """Do one operation, or what belongs to no caller: begin a program, read or empty the tree."""
-    match operation:
-        case "make_room":
-            tree.make_room(*arguments)  # type: ignore[arg-type]
-            return "ok", None
-        case "tree":
-            return "ok", tree.read(b"/")
-        case "attributes_of":
-            return "ok", tree.attributes_of(*arguments)  # type: ignore[arg-type]
-        case "empty":
-            tree.empty(b"/")
-            return "ok", None
-    return hands.act(operation, arguments)
+    """Do one operation, or what belongs to no caller: to make room, read the tree, empty it."""
+    if operation not in STAGE:
+        return hands.act(operation, arguments)
+    try:
+        return "ok", STAGE[operation](*arguments)
+    except OSError as error:
+        return f"{operation} failed: {error}", None
 
 
 def main() -> None:

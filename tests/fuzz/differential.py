@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.fuzz import tree
 from tests.fuzz.actor import Actor, acting
-from tests.fuzz.hands import Outcome
+from tests.fuzz.hands import Hands, Outcome
 from tests.fuzz.known import DIFFERENCES, Difference
 from tests.support.callers import MEMBER, ROOT, TEAM_GID, USER
 from tests.support.mounted import Mounted, mounted
@@ -26,6 +27,7 @@ Options = Mapping[str, str]
 STEP_LIMIT_S = 20.0
 SHORT_BYTES = 40
 AT_ONCE_S = 0.001
+HOST = "host"
 CALLERS = {caller.name: caller for caller in (ROOT, USER, MEMBER)}
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 
@@ -81,9 +83,9 @@ class Ground:
         """Start a new program in an empty directory of both sides that everybody may write to."""
         self.begun += 1
         name = b"/%d" % self.begun
-        self._both("root", "make_room", name)
+        self._succeed("root", "make_room", name)
         for caller in self.actors:
-            self._both(caller, "begin", name)
+            self._succeed(caller, "begin", name)
         self.program.clear()
         for step in SETTING:
             self._done(step)
@@ -102,12 +104,10 @@ class Ground:
         Raises: DifferenceError, MountLostError.
         """
         beneath = tree.read(bytes(self.mount.source))
-        told = self._both("root", "attributes_of", [b"/" + path for path in beneath])
-        bare_has, mount_has = (attributes for _, attributes in told)
-        assert isinstance(bare_has, dict)
-        assert isinstance(mount_has, dict)
-        self._check("mount / bare, without a listing", tree.lines(mount_has, bare_has))
-        bare, seen = self._trees()
+        paths = [b"/" + path for path in beneath]
+        has, remembered = self._succeed("root", "attributes_of", paths)
+        self._check("mount / bare, without a listing", tree.lines(remembered, has))
+        bare, seen = self._succeed("root", "tree")
         self._check("mount / bare", tree.differences_in_kind(seen, bare))
         self._check("mount / its source", tree.differences(seen, beneath))
 
@@ -120,8 +120,8 @@ class Ground:
             self.compare()
         finally:
             for caller in self.actors:
-                self._both(caller, "end")
-            self._both("root", "empty")
+                self._succeed(caller, "end")
+            self._succeed("root", "empty")
         self._check("left in the source", [str(path) for path in self.mount.source.iterdir()])
         log = self.mount.logged(self.logged)
         self.logged += len(log.encode())
@@ -132,16 +132,30 @@ class Ground:
         if operation == "compare":
             self.compare()
             return "ok", None
+        if caller == HOST:
+            return self._done_by_host(str(operation), *arguments)
         bare, seen = self._both(str(caller), str(operation), *arguments)
         if bare != seen and not any(entry.explains(step, seen) for entry in self.known):
             raise self._differs(f"mount {seen} / bare {bare}")
         return bare
 
-    def _trees(self) -> tuple[tree.Tree, tree.Tree]:
-        (_, bare), (_, seen) = self._both("root", "tree")
-        assert isinstance(bare, dict)
-        assert isinstance(seen, dict)
-        return bare, seen
+    def _done_by_host(self, operation: str, name: object, *arguments: object) -> Outcome:
+        """Do what a process of the host does, in the source: the mount is not asked."""
+        assert isinstance(name, bytes)
+        outcomes = []
+        for side in (self.bare, self.mount.source):
+            path = bytes(side / str(self.begun)) + b"/" + name
+            outcomes.append(Hands().act(operation, (path, *arguments)))
+        if outcomes[0] != outcomes[1]:
+            raise self._differs(f"source {outcomes[1]} / bare {outcomes[0]}")
+        return outcomes[0]
+
+    def _succeed(self, caller: str, operation: str, *arguments: object) -> tuple[Any, Any]:
+        """Do on both sides what is no step of the program; gives both results."""
+        bare, seen = self._both(caller, operation, *arguments)
+        if (bare[0], seen[0]) != ("ok", "ok"):
+            raise self._differs(f"mount {seen[0]} / bare {bare[0]}")
+        return bare[1], seen[1]
 
     def _both(self, caller: str, operation: str, *arguments: object) -> tuple[Outcome, Outcome]:
         on_bare, on_mount = self.actors[caller]

@@ -52,4 +52,17 @@ DIFFERENCES = (
         "ENOTTY",
         [_OPEN, ("user", "ioctl", 0)],
     ),
+    Difference(
+        "mapped_write_appending",
+        "the host's file is open to append, for the sake of others that append on the host, and "
+        "pyfuse3 does not say which write is of a mapped page",
+        "ok",
+        [("user", "mapped_write_appending", b"a")],
+    ),
+    Difference(
+        "write_unappended",
+        "as above: nor does pyfuse3 say that O_APPEND has been taken off since the file was opened",
+        "ok",
+        [("user", "open", 0, b"a", 0o2002, 0), ("user", "write_unappended", 0, 9)],
+    ),
 )

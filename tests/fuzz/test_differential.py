@@ -15,7 +15,7 @@ from tests.fuzz.machine import Programs
 SECONDS = float(os.environ.get("PASSFS_FUZZ_SECONDS", "60"))
 SHORTENING_S = 40.0
 SLACK_S = 120.0
-PROGRAMS_AT_A_TIME = 25
+PROGRAMS_AT_A_TIME = 8
 STEPS = 60
 
 MOUNTS: dict[str, Options] = {

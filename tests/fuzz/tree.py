@@ -54,7 +54,7 @@ def _node(name: bytes, status: os.stat_result) -> Node:
     content: bytes | str = ""
     if stat.S_ISLNK(status.st_mode):
         content = os.readlink(name)
-    elif stat.S_ISREG(status.st_mode):
+    elif stat.S_ISREG(status.st_mode) and status.st_size:
         content = _digest(name)
     return Node(status.st_ino, status.st_mtime_ns, attributes(status), content, xattrs)
 
