@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz import calls, differential, tree
 from tests.fuzz.differential import DifferenceError, Ground, MountLostError, ground, replay
-from tests.fuzz.known import DIFFERENCES, Difference
+from tests.fuzz.known import AVOIDED, DIFFERENCES, Difference
 
 OPTIONS = {"cache": "auto"}
 
@@ -30,7 +30,7 @@ def sides(shared: Ground) -> Iterator[Ground]:
 
 @pytest.fixture
 def mortal() -> Iterator[Ground]:
-    """Sides of the test's own, whose mount it may end."""
+    """Sides of the test's own: it may leave them different, or end the mount."""
     with ground(OPTIONS) as both:
         both.begin()
         yield both
@@ -48,6 +48,14 @@ def test_a_known_difference_is_there(sides: Ground, entry: Difference) -> None:
 
     sides.known = DIFFERENCES
     sides.do(*last)
+
+
+@pytest.mark.parametrize("what", AVOIDED)
+def test_what_is_avoided_makes_a_difference(mortal: Ground, what: str) -> None:
+    for step in AVOIDED[what].program:
+        mortal.do(*step)
+    with pytest.raises(DifferenceError):
+        mortal.compare()
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
