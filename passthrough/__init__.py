@@ -4,23 +4,34 @@ Where a request goes, each module importing only those below it:
 
     __main__.py     serve a directory from the command line, in the foreground
     worker.py       the worker process of one volume: hand-over, lifetime, report
+    sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    readonly.py     what a read-only volume refuses
+    ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
+    names.py        which names are components, where `..` leads
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
     handles.py      open files and directory streams
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
+    idmap.py        whose ids are whose, squashing
+    decisions.py    what applies of what was asked for, and why
     cache.py        policy -> timeouts and open flags
     handover.py     what keeper and worker tell each other
     mount.py        /dev/fuse, mount(2), umount2(2)
     mountinfo.py    what is mounted where
+    fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
+    values.py       the values of options from text, and back
+    callfilter.py   the system calls that a worker may not make
+    privileges.py   the system calls by which a process gives up what it can do
     errors.py       an OSError of our own
     syscalls.py     the system calls that `os` lacks
 
 The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched
 from the system call to the session, which turns it into the reply's errno. File names are bytes.
-Paths are never joined below the source: a directory descriptor and one name reach everything.
+Paths are never joined below the source: a directory descriptor and one name reach everything but
+`..`, which names.py looks for from the source downwards.
 """

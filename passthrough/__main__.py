@@ -15,7 +15,9 @@ import typer
 from passthrough import mount, mountinfo, worker
 from passthrough.config import Config, OptionError, parse_options
 from passthrough.handover import Handover
+from passthrough.sandbox import SandboxError
 
+log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -31,10 +33,10 @@ def main(
     """Serve SOURCE at MOUNTPOINT until it is unmounted or this process gets SIGINT or SIGTERM."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
-        _serve(source, mountpoint, _config(option or []))
+        status = _serve(source, mountpoint, _config(option or []))
     except (OptionError, OSError) as error:
-        typer.echo(f"passthrough: {error}", err=True)
-        raise typer.Exit(1) from None
+        status = _refuse(error)
+    raise typer.Exit(status)
 
 
 def _config(options: list[str]) -> Config:
@@ -44,10 +46,16 @@ def _config(options: list[str]) -> Config:
         name, _, value = word.partition("=")
         if given.setdefault(name, value) != value:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
-    return parse_options(given)
+    return parse_options(given, has_source=True)
 
 
-def _serve(source: Path, mountpoint: Path, config: Config) -> None:
+def _refuse(error: Exception) -> int:
+    typer.echo(f"passthrough: {error}", err=True)
+    return 1
+
+
+def _serve(source: Path, mountpoint: Path, config: Config) -> int:
+    """Mount, have a child process serve, unmount; gives the exit status."""
     source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = mountpoint.resolve()
     _check_apart(source_fd, target)
@@ -55,14 +63,59 @@ def _serve(source: Path, mountpoint: Path, config: Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fuse_fd = mount.mount(target, config)
     is_mounted = _watch(target)
+    handover = Handover(volume=str(source), config=config, fuse_fd=fuse_fd, source_fd=source_fd)
     try:
-        worker.serve(
-            Handover(volume=str(source), config=config, fuse_fd=fuse_fd, source_fd=source_fd),
-            lambda: typer.echo(f"serving {source} at {mountpoint}"),
-        )
+        return _serve_in_child(handover, lambda: typer.echo(f"serving {source} at {mountpoint}"))
     finally:
         if is_mounted():
             mount.unmount(target)
+
+
+def _serve_in_child(handover: Handover, serving: Callable[[], object]) -> int:
+    """Have a child serve until it ends or this process is signalled; gives the exit status.
+
+    It is the child that the sandbox holds, for good: somebody must remain who can unmount.
+    """
+    childs_end, our_end = os.pipe()
+    to_close = [our_end]
+
+    def stop(*_: object) -> None:
+        while to_close:
+            os.close(to_close.pop())
+
+    _on_signal(stop)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            # A terminal signals the child too; the pipe's end reaches it in any case.
+            _on_signal(signal.SIG_IGN)
+            stop()
+            status = _child(handover, serving, childs_end)
+        finally:
+            os._exit(status)
+    for fd in (childs_end, handover.fuse_fd, handover.source_fd):
+        os.close(fd)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return _refuse(ChildProcessError(f"killed by {signal.Signals(os.WTERMSIG(status)).name}"))
+    return os.waitstatus_to_exitcode(status)
+
+
+def _on_signal(handler: signal.Handlers | Callable[..., object]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _child(handover: Handover, serving: Callable[[], object], parent_fd: int) -> int:
+    try:
+        worker.serve(handover, serving, parent_fd)
+    except (OSError, SandboxError) as error:
+        return _refuse(error)
+    except Exception:
+        log.exception("volume %s", handover.volume)
+        return 1
+    return 0
 
 
 def _watch(target: Path) -> Callable[[], bool]:

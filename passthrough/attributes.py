@@ -5,7 +5,7 @@ import stat
 from typing import Final, NamedTuple
 
 from passthrough import syscalls
-from passthrough.credentials import Caller
+from passthrough.idmap import Caller, ContainerId, ContainerIds
 
 OMIT: Final = (0, syscalls.UTIME_OMIT)
 
@@ -14,26 +14,42 @@ class Attributes:
     """What GETATTR and SETATTR answer: st_* and how long they stay known, in seconds.
 
     *number* is the st_ino that users see: that of the file's entry, and of the root the host's.
+    *owner* is whom the file is shown to belong to; None for whom it belongs to on the host.
     """
 
-    __slots__ = ("number", "stat", "timeout")
+    __slots__ = ("number", "owner", "stat", "timeout")
 
-    def __init__(self, number: int, attributes: os.stat_result, timeout: float) -> None:
+    def __init__(
+        self,
+        number: int,
+        attributes: os.stat_result,
+        timeout: float,
+        owner: ContainerIds | None = None,
+    ) -> None:
         self.number = number
         self.stat = attributes
+        self.owner = owner
         self.timeout = timeout
 
 
 class Entry:
-    """A file that a name led to: its inode number, attributes, and how long both stay known."""
+    """A file that a name led to: its inode number, attributes, and how long both stay known.
 
-    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "stat")
+    *owner* as in Attributes.
+    """
+
+    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "owner", "stat")
 
     def __init__(
-        self, inode_number: int, attributes: os.stat_result, timeouts: tuple[float, float]
+        self,
+        inode_number: int,
+        attributes: os.stat_result,
+        timeouts: tuple[float, float],
+        owner: ContainerIds | None = None,
     ) -> None:
         self.inode_number = inode_number
         self.stat = attributes
+        self.owner = owner
         self.entry_timeout, self.attr_timeout = timeouts
 
 
@@ -41,22 +57,25 @@ class Changes(NamedTuple):
     """What SETATTR changes; None, and OMIT for times, leave a field alone."""
 
     mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
+    uid: ContainerId | None = None
+    gid: ContainerId | None = None
     size: int | None = None
     atime: tuple[int, int] = OMIT
     """Seconds and nanoseconds, utimensat(2)."""
     mtime: tuple[int, int] = OMIT
 
 
-def allows(attributes: os.stat_result, mask: int, caller: Caller) -> bool:
-    """Whether a file with *attributes* lets *caller* do *mask*, access(2), by its primary group."""
+def allows(
+    attributes: os.stat_result, owner: ContainerIds | None, mask: int, caller: Caller
+) -> bool:
+    """Whether a file lets *caller* do *mask*, access(2), by its primary group; *owner* as above."""
     mode = attributes.st_mode
+    uid, gid = owner or (attributes.st_uid, attributes.st_gid)
     if caller.uid == 0:
         executable = stat.S_ISDIR(mode) or mode & 0o111
         return not mask & os.X_OK or bool(executable)
-    if caller.uid == attributes.st_uid:
+    if caller.uid == uid:
         mode >>= 6
-    elif caller.gid == attributes.st_gid:
+    elif caller.gid == gid:
         mode >>= 3
     return mask & ~mode & 0o7 == 0

@@ -1,17 +1,18 @@
 """Config: how a volume is served, and the one contract between the plugin and the file system.
 
 Owns every option's name, meaning, default and refusal. Text comes in through `parse_options`, from
-`docker volume create -o` and from `python -m passthrough -o` alike; everything below works with
-the typed Config only. `source` is not here: finding a directory is the business of who serves it.
+`docker volume create -o` and from `python -m passthrough -o` alike; everything else works with the
+typed Config only. `source` is not here: finding a directory is the business of who serves it.
 """
 
 import difflib
 import enum
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
+
+from passthrough import values
 
 
 class CachePolicy(enum.StrEnum):
@@ -38,20 +39,58 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Squash(enum.StrEnum):
+    """Whose ids are replaced by the anonymous ones, exports(5)."""
+
+    NONE = "none"
+    ROOT = "root"
+    ALL = "all"
+
+
+class Sandbox(enum.StrEnum):
+    """What the process that serves a volume can see and do; sandbox.py."""
+
+    NAMESPACE = "namespace"
+    NONE = "none"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one source is served. Timeouts are in seconds; None leaves them to the cache policy."""
+    """How one source is served, as asked for; decisions.py says what applies.
+
+    Timeouts are in seconds; None leaves them to the cache policy.
+    """
 
     cache: CachePolicy = CachePolicy.AUTO
     entry_timeout: float | None = None
     attr_timeout: float | None = None
     dir_entry_timeout: float | None = None
     dir_attr_timeout: float | None = None
+    negative_timeout: float | None = None
+    writeback: bool = False
+    no_readdir: bool = False
+    xattr: bool = True
+    use_host_ino: bool = False
+    seal_size: bool = False
+    allow_direct_io: bool = True
     readonly: bool = False
     suid: bool = False
     dev: bool = False
     exec: bool = True
     atime: Atime = Atime.RELATIME
     session: Session = Session.AUTO
+    map_uid: tuple[values.Range, ...] = ()
+    map_gid: tuple[values.Range, ...] = ()
+    squash: Squash = Squash.NONE
+    anon_uid: int = 65534
+    anon_gid: int = 65534
+    no_open: bool = False
+    no_opendir: bool = False
+    killpriv_v2: bool | None = None
+    posix_acl: bool = False
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    sandbox: Sandbox = Sandbox.NAMESPACE
     fsname: str = "passfs"
 
 
@@ -73,84 +112,130 @@ class Option(NamedTuple):
     """Text to value; raises ValueError."""
     accepts: str
     meaning: str
+    left_open: str = "from cache"
+    """What decides where the value is None."""
+    show: Callable[[object], str] = values.as_text
+    """Value to a text that *parse* takes."""
 
 
-# A timeout that the kernel keeps as 64-bit seconds; ten years are for ever in the life of a mount.
-_LONGEST_S: Final = 10 * 365 * 86_400.0
-_UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", re.ASCII)
-_BOOLEANS: Final = {
-    "": True,  # a bare `-o readonly` arrives as an empty value
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
-# What mount(8) shows as the device: no separators of mount options, /proc/mounts or the terminal.
-_FSNAME: Final = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
-
-
-def _boolean(text: str) -> bool:
-    try:
-        return _BOOLEANS[text.strip().lower()]
-    except KeyError:
-        raise ValueError(text) from None
-
-
-def _seconds(text: str) -> float:
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None or (seconds := float(match[1]) * _UNITS_S[match[2]]) > _LONGEST_S:
-        raise ValueError(text)
-    return seconds
-
-
-def _word(words: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
-    def parse(text: str) -> enum.StrEnum:
-        return words(text.strip().lower())
-
-    return parse
-
-
-def _fsname(text: str) -> str:
-    if _FSNAME.fullmatch(text) is None:
-        raise ValueError(text)
-    return text
-
-
+_ID: Final = "a number from 0 to 4294967294"
+_RANGES: Final = "container:host:count, several joined by , or +, without overlap; or none"
 _TRUE_FALSE: Final = "true or false"
 _TIME: Final = "seconds, or a number with ms, s, m, h or d, up to ten years"
 
 OPTIONS: Final[Mapping[str, Option]] = {
     "cache": Option(
-        _word(CachePolicy),
+        values.word(CachePolicy),
         "never, metadata, auto or always",
         "what the kernel may answer from its own memory, and the timeouts below unless given",
     ),
-    "entry_timeout": Option(_seconds, _TIME, "how long a name stays known"),
-    "attr_timeout": Option(_seconds, _TIME, "how long attributes stay known"),
-    "dir_entry_timeout": Option(_seconds, _TIME, "entry_timeout for directories"),
-    "dir_attr_timeout": Option(_seconds, _TIME, "attr_timeout for directories"),
-    "readonly": Option(_boolean, _TRUE_FALSE, "refuse every change, with EROFS"),
-    "suid": Option(_boolean, _TRUE_FALSE, "let setuid and setgid programs take effect"),
-    "dev": Option(_boolean, _TRUE_FALSE, "let device nodes be opened"),
-    "exec": Option(_boolean, _TRUE_FALSE, "let programs be executed"),
+    "entry_timeout": Option(values.seconds, _TIME, "how long a name stays known"),
+    "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
+    "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
+    "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
+    "negative_timeout": Option(
+        values.seconds, _TIME, "how long it stays known that a name is free"
+    ),
+    "writeback": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "let the kernel collect writes; others see them later, and theirs are not expected",
+    ),
+    "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
+    "xattr": Option(
+        values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
+    ),
+    "use_host_ino": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "number every file by the host's number and a number for its device, the source's included",
+    ),
+    "seal_size": Option(
+        values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
+    ),
+    "allow_direct_io": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "let O_DIRECT reach the host; off leaves it out and uses the host's cache",
+    ),
+    "readonly": Option(values.boolean, _TRUE_FALSE, "refuse every change, with EROFS"),
+    "suid": Option(values.boolean, _TRUE_FALSE, "let setuid and setgid programs take effect"),
+    "dev": Option(values.boolean, _TRUE_FALSE, "let device nodes be opened"),
+    "exec": Option(values.boolean, _TRUE_FALSE, "let programs be executed"),
     "atime": Option(
-        _word(Atime),
+        values.word(Atime),
         "relatime, noatime or strictatime",
         "noatime leaves access times alone; otherwise the host's file system decides",
     ),
     "session": Option(
-        _word(Session), "auto or libfuse", "what speaks FUSE with the kernel; auto takes the best"
+        values.word(Session),
+        "auto or libfuse",
+        "what speaks FUSE with the kernel; auto takes the best",
+    ),
+    "map_uid": Option(
+        values.ranges, _RANGES, "which users of the containers are which users of the host"
+    ),
+    "map_gid": Option(values.ranges, _RANGES, "the same for groups"),
+    "squash": Option(
+        values.word(Squash), "none, root or all", "whose ids are replaced by anon_uid and anon_gid"
+    ),
+    "anon_uid": Option(values.identifier, _ID, "the user on the host that squashed ones act as"),
+    "anon_gid": Option(values.identifier, _ID, "the same for groups"),
+    "no_open": Option(
+        values.boolean, _TRUE_FALSE, "let the kernel open files by itself; with cache=always only"
+    ),
+    "no_opendir": Option(values.boolean, _TRUE_FALSE, "let the kernel open directories by itself"),
+    "killpriv_v2": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "clear suid and sgid bits here, which saves the kernel a question before each write",
+        "where offered",
+    ),
+    "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "mode": Option(
+        values.optional_mode,
+        "three or four octal digits, or none",
+        "the mode of the volume's own directory when it is made",
+        "none",
+        values.mode_as_text,
+    ),
+    "uid": Option(
+        values.optional_identifier,
+        f"{_ID}, or none",
+        "the user on the host that the volume's own directory is made for",
+        "none",
+    ),
+    "gid": Option(values.optional_identifier, f"{_ID}, or none", "the same for the group", "none"),
+    "sandbox": Option(
+        values.word(Sandbox),
+        "namespace or none",
+        "namespace confines the serving process to the source; none, for debugging, does not",
     ),
     "fsname": Option(
-        _fsname,
+        values.fsname,
         "1 to 128 letters, digits or _.:/@+-",
         "what df and mount show as the file system's name",
     ),
+}
+
+# What a session cannot do, and why; whoever asks for it is told so before there is a volume.
+LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
+    Session.LIBFUSE: {
+        "no_open": "pyfuse3 gives reads and writes no inode number, only that of an open file",
+        "no_opendir": "pyfuse3 gives listings no inode number, only that of an open directory",
+        "killpriv_v2": "pyfuse3 does not negotiate HANDLE_KILLPRIV_V2, so that the kernel clears"
+        " the bits itself",
+        "posix_acl": "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask"
+        " where a default ACL should stand in its place",
+    },
+}
+
+# What is given to a directory that is made, and to none that is there already.
+FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
+
+# Options of the same file system elsewhere that can have no meaning here, and why.
+MEANINGLESS: Final[Mapping[str, str]] = {
+    "dax_file_size": "per-file DAX is for virtiofs guests and has no meaning on /dev/fuse",
 }
 
 # The words of mount(8) for the same options: each stands alone and sets one option to one value.
@@ -171,15 +256,19 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
-def parse_options(given: Mapping[str, str], *, others: tuple[str, ...] = ()) -> Config:
+def parse_options(
+    given: Mapping[str, str], *, others: tuple[str, ...] = (), has_source: bool = False
+) -> Config:
     """Turn option texts into a Config.
 
-    *others* are names that the caller takes care of itself, for the list of known names only.
+    *others* are names that the caller takes care of itself, for the list of known names only. With
+    *has_source* the directory to serve is there already.
 
     Raises:
-        OptionError: an unknown option, a value that is not accepted, or an option given twice.
+        OptionError: an unknown option, a value that is not accepted, an option given twice, or one
+            that the session cannot express or that does not go with a source.
     """
-    values: dict[str, object] = {}
+    parsed: dict[str, object] = {}
     spelled: dict[str, str] = {}
     for written, text in given.items():
         name, value = _resolve(written, text, others)
@@ -190,10 +279,31 @@ def parse_options(given: Mapping[str, str], *, others: tuple[str, ...] = ()) -> 
         spelled[name] = written
         option = OPTIONS[name]
         try:
-            values[name] = option.parse(value)
+            parsed[name] = option.parse(value)
         except ValueError:
             raise OptionError(written, text, option.accepts) from None
-    return msgspec.convert(values, Config)
+    config = msgspec.convert(parsed, Config)
+    for name, accepted, reason in _refusals(config, has_source=has_source):
+        written = spelled[name]
+        raise OptionError(written, given[written], accepted, f"{given[written]!r} {reason}")
+    return config
+
+
+def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
+    """Each option that cannot be had though its value is a good one, what would do, and why."""
+    for name, why in LACKING[session_of(config)].items():
+        if getattr(config, name):
+            reason = f"cannot be had with session={config.session}: {why}"
+            yield name, "false", reason
+    for name in FOR_A_NEW_DIRECTORY:
+        if has_source and getattr(config, name) is not None:
+            reason = "is for a directory that is made, and source is there already"
+            yield name, "it left out", reason
+
+
+def session_of(config: Config) -> Session:
+    """The session that will serve: what `auto` stands for."""
+    return Session.LIBFUSE if config.session is Session.AUTO else config.session
 
 
 def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str]:
@@ -201,6 +311,8 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
     name = canonical(written)
     if name in OPTIONS:
         return name, text
+    if name in MEANINGLESS:
+        raise OptionError(written, text, "it left out", f"{text!r} is refused: {MEANINGLESS[name]}")
     if name not in ALIASES:
         known = [*OPTIONS, *ALIASES, *others]
         near = difflib.get_close_matches(name, known, n=1)
@@ -211,17 +323,10 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
     return ALIASES[name]
 
 
-def effective(config: Config) -> dict[str, str]:
-    """Every option with the value that applies, as text, for `docker volume inspect`."""
-    return {name: _text(getattr(config, name)) for name in OPTIONS}
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "from cache"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        # Down to nanoseconds, as the kernel keeps it, and never in the form 1e+06.
-        return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
-    return str(value)
+def as_text(config: Config) -> dict[str, str]:
+    """Every option as text; of one that was left open, what decides it."""
+    texts = {}
+    for name, option in OPTIONS.items():
+        value = getattr(config, name)
+        texts[name] = option.left_open if value is None else option.show(value)
+    return texts

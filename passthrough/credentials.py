@@ -10,9 +10,10 @@ through a supplementary group.
 import errno
 import logging
 import os
-from typing import Final, NamedTuple
+from typing import Final
 
 from passthrough import syscalls
+from passthrough.idmap import HostIds
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +21,6 @@ log = logging.getLogger(__name__)
 EXIT_IDENTITY_LOST: Final = 77
 _OWN_ID: Final = 0
 _NO_ID: Final = 0xFFFF_FFFF
-
-
-class Caller(NamedTuple):
-    """Who sent a request: ids in the namespace that mounted."""
-
-    uid: int
-    gid: int
 
 
 def keep_capabilities() -> None:
@@ -41,7 +35,7 @@ def keep_capabilities() -> None:
 
 
 class ActingAs:
-    """A guard: inside it, what this thread creates belongs to *caller*.
+    """A guard: inside it, what this thread creates belongs to *ids*.
 
     Group first, undone in reverse. The calls report no failure but return the id before them, so
     that undoing shows whether each switch took place. If one did not, nobody can say who owns what
@@ -50,8 +44,8 @@ class ActingAs:
 
     __slots__ = ("_gid", "_uid")
 
-    def __init__(self, caller: Caller) -> None:
-        self._uid, self._gid = caller
+    def __init__(self, ids: HostIds) -> None:
+        self._uid, self._gid = ids
 
     def __enter__(self) -> None:
         if _NO_ID in {self._uid, self._gid}:

@@ -19,22 +19,25 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from passthrough import syscalls, xattrs
+from passthrough import fdpath, names, opening, syscalls, xattrs
 from passthrough.attributes import OMIT, Attributes, Changes, Entry, allows
 from passthrough.cache import Cache
 from passthrough.config import Config
-from passthrough.credentials import ActingAs, Caller, ClearingPrivileges
+from passthrough.credentials import ClearingPrivileges
+from passthrough.decisions import decide
 from passthrough.errors import os_error
-from passthrough.handles import HandleTable, OpenDirectory, OpenFile, Record
+from passthrough.handles import DirectFile, HandleTable, OpenDirectory, OpenFile, Record
+from passthrough.idmap import Caller
 from passthrough.inodes import ROOT, Inode, InodeTable
 from passthrough.opening import OpenFlags
+from passthrough.ownership import Ownership
+from passthrough.readonly import changing
 
 log = logging.getLogger(__name__)
 
 _LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_RENAME_FLAGS: Final = (
-    syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
-)
+_NO_OVERWRITING: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
+_RENAME_FLAGS: Final = _NO_OVERWRITING | syscalls.RENAME_WHITEOUT
 
 
 class PassthroughFs:
@@ -42,11 +45,13 @@ class PassthroughFs:
 
     def __init__(self, config: Config, source_fd: int) -> None:
         """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns."""
-        self.cache = Cache(config)
-        self.inodes = InodeTable(source_fd)
+        self.config = decide(config).config
+        self.cache = Cache(self.config)
+        self.inodes = InodeTable(source_fd, packed=self.config.use_host_ino)
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
-        self._flags = OpenFlags(config)
+        self.ownership = Ownership(self.config)
+        self._flags = OpenFlags(self.config)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -57,8 +62,16 @@ class PassthroughFs:
     # Names
 
     def lookup(self, parent: int, name: bytes) -> Entry:
-        """Find *name* in *parent*; a symlink is found itself, never its target."""
-        _check_component(name)
+        """Find *name* in *parent*; a symlink is found itself, never its target.
+
+        `.` finds *parent* itself. `..` of the root is the root, and leads nowhere above it.
+
+        Raises:
+            OSError: ESTALE for `..` of a directory that the host has moved out of the source.
+        """
+        if name in {names.DOT, names.DOT_DOT}:
+            return self._grant(self._open_dot(self.inodes[parent], name))
+        names.check(name)
         fd = os.open(name, _LOOKUP_FLAGS, dir_fd=self.inodes[parent].fd)
         return self._grant(fd)
 
@@ -66,49 +79,55 @@ class PassthroughFs:
         """Give back *count* lookups of inode *number*."""
         self.inodes.forget(number, count)
 
+    @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
-        _check_component(name)
+        names.check(name)
         directory = self.inodes[parent]
-        with ActingAs(caller):
+        with self.ownership.acting_as(caller):
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
+    @changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Create a directory, with *mode* as the caller's umask left it."""
-        _check_component(name)
+        names.check(name)
         directory = self.inodes[parent]
-        with ActingAs(caller):
+        with self.ownership.acting_as(caller):
             os.mkdir(name, mode, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
+    @changing
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Create a symlink to *target*, which is stored as it is."""
-        _check_component(name)
+        names.check(name)
         directory = self.inodes[parent]
-        with ActingAs(caller):
+        with self.ownership.acting_as(caller):
             os.symlink(target, name, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
+    @changing
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
-        _check_component(name)
-        inode = self.inodes[number]
-        os.link(
-            inode.path, name, dst_dir_fd=self.inodes[parent].fd, follow_symlinks=True
-        )  # follows the link in /proc, and no further
+        names.check(name)
+        old, new_dir = self.inodes[number].path, self.inodes[parent].fd
+        # It follows the link in /proc, and no further.
+        os.link(old, name, dst_dir_fd=new_dir, follow_symlinks=True)
         return self.lookup(parent, name)
 
+    @changing
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
-        _check_component(name)
+        names.check(name)
         os.unlink(name, dir_fd=self.inodes[parent].fd)
 
+    @changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
-        _check_component(name)
+        names.check(name)
         os.rmdir(name, dir_fd=self.inodes[parent].fd)
 
+    @changing
     def rename(  # noqa: PLR0917 - what the request carries
         self,
         parent: int,
@@ -119,14 +138,14 @@ class PassthroughFs:
         caller: Caller,
     ) -> None:
         """Rename with RENAME_* *flags*, rename(2); a whiteout is created, and the caller's."""
-        _check_component(name)
-        _check_component(new_name)
+        names.check(name)
+        names.check(new_name)
         if flags & ~_RENAME_FLAGS:
             raise os_error(errno.EINVAL)
         old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
         if flags:
             creating = flags & syscalls.RENAME_WHITEOUT
-            with ActingAs(caller) if creating else contextlib.nullcontext():
+            with self.ownership.acting_as(caller) if creating else contextlib.nullcontext():
                 syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
         else:
             os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
@@ -141,17 +160,20 @@ class PassthroughFs:
         """The attributes as the host has them now."""
         return self._attributes(self.inodes[number])
 
+    @changing
     def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
         *handle* is the open file through which the caller truncates, if it does. A failure leaves
         the changes before it done.
         """
+        if changes.size is not None:
+            self._check_sealed()
         inode = self.inodes[number]
         if changes.mode is not None:
             os.chmod(inode.path, changes.mode)
         if changes.uid is not None or changes.gid is not None:
-            os.chown(inode.path, _or_same(changes.uid), _or_same(changes.gid))
+            self.ownership.give(inode.path, changes.uid, changes.gid)
         if changes.size is not None:
             self._truncate(inode, changes.size, handle)
         if changes.atime != OMIT or changes.mtime != OMIT:
@@ -163,7 +185,8 @@ class PassthroughFs:
 
         Kernels that check permissions themselves never ask.
         """
-        return allows(os.fstat(self.inodes[number].fd), mask, caller)
+        attributes = os.fstat(self.inodes[number].fd)
+        return allows(attributes, self.ownership.shown(attributes), mask, caller)
 
     def statfs(self) -> os.statvfs_result:
         """The host's file system that the source lies on."""
@@ -179,12 +202,17 @@ class PassthroughFs:
         With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
         so itself for every other change of content, but leaves O_TRUNC to the one who opens.
         """
+        if self.config.readonly and opening.changes(flags):
+            raise os_error(errno.EROFS)
+        if flags & os.O_TRUNC:
+            self._check_sealed()
         inode = self.inodes[number]
         self._check_linked(inode)
         with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
             fd = self._reopen(inode, stat.S_IFREG, flags)
-        return self.files.add(OpenFile(number, fd))
+        return self._keep(number, fd, flags)
 
+    @changing
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Entry, int]:
@@ -195,10 +223,12 @@ class PassthroughFs:
         EEXIST where the caller asked for it, else ESTALE, on which the kernel looks the name up
         and opens what is there under its own permission check.
         """
-        _check_component(name)
+        names.check(name)
+        if flags & os.O_TRUNC:
+            self._check_sealed()
         directory = self.inodes[parent]
         try:
-            with ActingAs(caller):
+            with self.ownership.acting_as(caller):
                 fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory.fd)
         except FileExistsError:
             if flags & os.O_EXCL:
@@ -206,27 +236,32 @@ class PassthroughFs:
             raise os_error(errno.ESTALE) from None
         try:
             # Through the descriptor, not the name: that may be another file's by now.
-            entry = self._grant(os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC))
+            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
         except BaseException:
             os.close(fd)
             raise
-        return entry, self.files.add(OpenFile(entry.inode_number, fd))
+        return entry, self._keep(entry.inode_number, fd, flags)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file."""
-        return os.pread(self.files[handle].fd, size, offset)
+        return self.files[handle].read(offset, size)
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
-        return os.pwrite(self.files[handle].fd, data, offset)
+        file = self.files[handle]
+        if self.config.seal_size and (
+            file.appends or offset + len(data) > os.fstat(file.fd).st_size
+        ):
+            raise os_error(errno.EPERM)
+        return file.write(offset, data)
 
     def flush(self, handle: int) -> None:
         """A descriptor of the caller was closed: let the host's file system report as on close."""
-        os.close(os.dup(self.files[handle].fd))
+        self.files[handle].flush()
 
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
-        _sync(self.files[handle].fd, datasync=datasync)
+        self.files[handle].sync(datasync=datasync)
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is closed."""
@@ -247,8 +282,9 @@ class PassthroughFs:
         below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
-        for record in directory.read(offset):
-            if record.name in {b".", b".."}:
+        records = () if self.config.no_readdir else directory.read(offset)
+        for record in records:
+            if record.name in {names.DOT, names.DOT_DOT}:
                 yield self._dot(directory, record), None
                 continue
             try:
@@ -262,7 +298,7 @@ class PassthroughFs:
 
     def fsyncdir(self, handle: int, *, datasync: bool) -> None:
         """Bring a directory to stable storage."""
-        _sync(self.directories[handle].fd, datasync=datasync)
+        self.directories[handle].sync(datasync=datasync)
 
     def releasedir(self, handle: int) -> None:
         """The last descriptor of a directory stream is closed."""
@@ -272,25 +308,24 @@ class PassthroughFs:
 
     def getxattr(self, number: int, name: bytes) -> bytes:
         """The value of one extended attribute."""
-        xattrs.check(name)
-        return os.getxattr(self.inodes[number].path, name)
+        return os.getxattr(self._with_xattr(number, name).path, name)
 
+    @changing
     def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
-        xattrs.check(name)
-        os.setxattr(self.inodes[number].path, name, value, flags)
+        os.setxattr(self._with_xattr(number, name).path, name, value, flags)
 
     def listxattr(self, number: int, caller: Caller) -> list[bytes]:
         """The names of the extended attributes that *caller* may know of.
 
         The kernel checks who gets and sets `trusted.` ones, but not who lists them.
         """
-        return xattrs.visible(os.listxattr(self.inodes[number].path), caller)
+        return xattrs.visible(os.listxattr(self._with_xattr(number).path), caller)
 
+    @changing
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
-        xattrs.check(name)
-        os.removexattr(self.inodes[number].path, name)
+        os.removexattr(self._with_xattr(number, name).path, name)
 
     # Below the operations
 
@@ -302,12 +337,14 @@ class PassthroughFs:
             os.close(fd)
             raise
         inode = self.inodes.grant(fd, attributes)
-        return Entry(inode.number, attributes, self.cache.timeouts(attributes.st_mode))
+        timeouts = self.cache.timeouts(attributes.st_mode)
+        return Entry(inode.number, attributes, timeouts, self.ownership.shown(attributes))
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = os.fstat(inode.fd)
-        number = inode.host_number if inode.number == ROOT else inode.number
-        return Attributes(number, attributes, self.cache.timeouts(attributes.st_mode)[1])
+        number = self.inodes.shown_number(inode)
+        _, timeout = self.cache.timeouts(attributes.st_mode)
+        return Attributes(number, attributes, timeout, self.ownership.shown(attributes))
 
     def _reopen(self, inode: Inode, kind: int, flags: int) -> int:
         """Open *inode* for real, if it is of *kind*."""
@@ -321,6 +358,22 @@ class PassthroughFs:
         ):
             raise os_error(errno.ESTALE)
 
+    def _keep(self, number: int, fd: int, flags: int) -> int:
+        """Give *fd*, opened for a caller's *flags*, a handle number."""
+        kind = DirectFile if self._flags.existing(flags) & os.O_DIRECT else OpenFile
+        return self.files.add(kind(number, fd))
+
+    def _check_sealed(self) -> None:
+        if self.config.seal_size:
+            raise os_error(errno.EPERM)
+
+    def _with_xattr(self, number: int, name: bytes = b"") -> Inode:
+        """Inode *number*, if there are extended attributes, and *name* is one that may pass."""
+        if not self.config.xattr:
+            raise os_error(errno.ENOSYS)  # which the kernel remembers, and never asks again
+        xattrs.check(name)
+        return self.inodes[number]
+
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:
             os.ftruncate(self.files[handle].fd, size)
@@ -331,25 +384,17 @@ class PassthroughFs:
         finally:
             os.close(fd)
 
+    def _open_dot(self, inode: Inode, name: bytes) -> int:
+        """An O_PATH descriptor of what `.` or `..` is in a directory."""
+        if name == names.DOT or inode.number == ROOT:
+            return os.dup(inode.fd)
+        if inode.kind != stat.S_IFDIR:
+            raise os_error(errno.ENOTDIR)
+        return names.open_parent(self.inodes.root.fd, inode.fd)
+
     def _dot(self, directory: OpenDirectory, record: Record) -> Record:
-        """`..` of the root is the root: what lies above the source is nobody's business."""
-        if directory.inode_number == ROOT:
-            return record._replace(number=self.inodes.root.host_number)
-        return record
-
-
-def _check_component(name: bytes) -> None:
-    if not name or b"/" in name or name in {b".", b".."}:
-        raise os_error(errno.EINVAL)
-
-
-def _or_same(number: int | None) -> int:
-    """An id as chown(2) takes it: -1 leaves it as it is."""
-    return -1 if number is None else number
-
-
-def _sync(fd: int, *, datasync: bool) -> None:
-    if datasync:
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)
+        """`.` and `..` with the numbers that users know; the parent of the root is the root."""
+        inode = self.inodes[directory.inode_number]
+        if inode.number == ROOT or record.name == names.DOT:
+            return record._replace(number=self.inodes.shown_number(inode))
+        return record._replace(number=self.inodes.shown_neighbour(inode, record.number))

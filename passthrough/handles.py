@@ -2,7 +2,9 @@
 
 import ctypes
 import errno
+import fcntl
 import itertools
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -30,6 +32,27 @@ class OpenFile:
         """The descriptor, borrowed."""
         return self._fd
 
+    @property
+    def appends(self) -> bool:
+        """Whether every write goes to the end."""
+        return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_APPEND)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read at *offset*; fewer bytes than *size* mean the end of the file, pread(2)."""
+        return os.pread(self._fd, size, offset)
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
+        return os.pwrite(self._fd, data, offset)
+
+    def flush(self) -> None:
+        """Let the host's file system report what it does on close(2)."""
+        os.close(os.dup(self._fd))
+
+    def sync(self, *, datasync: bool) -> None:
+        """Bring it to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
+        _sync(self._fd, datasync=datasync)
+
     def close(self) -> None:
         """Close the descriptor.
 
@@ -38,6 +61,41 @@ class OpenFile:
         """
         fd, self._fd = self._fd, -1
         os.close(fd)
+
+
+class DirectFile(OpenFile):
+    """A file whose descriptor has O_DIRECT: its buffers begin at a page, as open(2) wants it.
+
+    Offset and size are the caller's, who is told of the host's requirements by the host's EINVAL.
+    """
+
+    __slots__ = ()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read past the host's page cache, preadv(2)."""
+        with mmap.mmap(-1, max(size, 1)) as buffer, memoryview(buffer)[:size] as view:
+            return bytes(view[: os.preadv(self._fd, [view], offset)])
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write past the host's page cache, pwritev(2).
+
+        What the kernel writes back of a mapped file ends where the file does, at a place that
+        suits no device; that goes through the host's cache.
+        """
+        with mmap.mmap(-1, max(len(data), 1)) as buffer, memoryview(buffer)[: len(data)] as view:
+            view[:] = data
+            try:
+                return os.pwritev(self._fd, [view], offset)
+            except OSError as error:
+                ends_with_file = offset + len(data) == os.fstat(self._fd).st_size
+                if error.errno != errno.EINVAL or not ends_with_file:
+                    raise
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        try:
+            return os.pwrite(self._fd, data, offset)
+        finally:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags)
 
 
 class Record(NamedTuple):
@@ -86,6 +144,10 @@ class OpenDirectory:
             self._next += 1
             yield self._records[self._next - 1]
 
+    def sync(self, *, datasync: bool) -> None:
+        """Bring it to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
+        _sync(self._fd, datasync=datasync)
+
     def close(self) -> None:
         """Close the descriptor.
 
@@ -113,6 +175,13 @@ class OpenDirectory:
         if self._records:
             self._end = self._records[-1].end
         return bool(self._records)
+
+
+def _sync(fd: int, *, datasync: bool) -> None:
+    if datasync:
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
 
 
 def _records(data: bytes, start: int) -> Iterator[Record]:

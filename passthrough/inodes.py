@@ -9,7 +9,8 @@ own inode number, renames do not matter, and no path is ever needed.
 A number is the host's st_ino for files on the source's own device, because programs compare the
 numbers of a listing with those of stat(2). Files on other devices below the source carry the number
 of their device above bit 47. Numbers that fit neither (0 and the root's, which FUSE reserves, or a
-host number of 48 bits and more) are counted, with bit 55 set.
+host number of 48 bits and more) are counted, with bit 55 set. In a *packed* table
+the source's own device has a number too: devices count from 1, and every file has the same form.
 
 Threads: dictionary work happens under one lock, system calls outside of it.
 """
@@ -20,6 +21,8 @@ import os
 import stat
 import threading
 from typing import Final
+
+from passthrough import fdpath
 
 ROOT: Final = 1  # FUSE_ROOT_ID, linux/fuse.h
 
@@ -46,17 +49,14 @@ class Inode:
 
     @property
     def path(self) -> bytes:
-        """A path that reaches the very file, symlinks included, for calls that take no O_PATH fd.
-
-        proc_pid_fd(5): following the link opens what the descriptor refers to, by no name.
-        """
-        return b"/proc/self/fd/%d" % self.fd
+        """A path to the very file, symlinks included, for calls that take no O_PATH fd."""
+        return fdpath.of(self.fd)
 
 
 class InodeTable:
     """All inodes that the kernel knows, by number and by identity on the host."""
 
-    def __init__(self, source_fd: int) -> None:
+    def __init__(self, source_fd: int, *, packed: bool = False) -> None:
         """Make the root of *source_fd*, which the table owns from here on."""
         attributes = os.fstat(source_fd)
         self.root = Inode(ROOT, source_fd, attributes)
@@ -65,7 +65,8 @@ class InodeTable:
         self._lock = threading.Lock()
         self._by_number: dict[int, Inode] = {ROOT: self.root}
         self._by_identity = {(attributes.st_ino, attributes.st_dev): self.root}
-        self._devices = {attributes.st_dev: 0}
+        self._first_device = 1 if packed else 0
+        self._devices = {attributes.st_dev: self._first_device}
         self._counter = itertools.count(1)
 
     def __len__(self) -> int:
@@ -95,7 +96,8 @@ class InodeTable:
                 inode = Inode(self._number(*identity), fd, attributes)
                 self._by_identity[identity] = inode
                 self._by_number[inode.number] = inode
-            inode.lookups += 1
+            if inode.number != ROOT:  # never forgotten, and so not counted either
+                inode.lookups += 1
         if known:
             os.close(fd)
         return inode
@@ -126,8 +128,23 @@ class InodeTable:
             fd, inode.fd = inode.fd, -1
             os.close(fd)
 
+    def shown_number(self, inode: Inode) -> int:
+        """The st_ino of *inode* for users: its number, and of the root what that would else be."""
+        if inode.number == ROOT:
+            return self._first_device << _HOST_BITS | inode.host_number
+        return inode.number
+
+    def shown_neighbour(self, inode: Inode, host_number: int) -> int:
+        """The st_ino for users of a file beside *inode*, on the same device, by its host's number.
+
+        For `..` in a listing, whose entry is not looked up.
+        """
+        if inode.number & _COUNTED:
+            return host_number
+        return self.shown_number(inode) - inode.host_number + host_number
+
     def _number(self, host_number: int, device: int) -> int:
-        index = self._devices.setdefault(device, len(self._devices))
+        index = self._devices.setdefault(device, len(self._devices) + self._first_device)
         if index < _DEVICE_LIMIT and host_number < _HOST_LIMIT:
             number = index << _HOST_BITS | host_number
             if number > ROOT:

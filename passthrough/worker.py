@@ -17,9 +17,12 @@ from typing import Final
 import msgspec
 import trio
 
-from passthrough import credentials
+from passthrough import credentials, sandbox
+from passthrough.config import Sandbox
+from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
+from passthrough.sandbox import SandboxError
 from passthrough.session import libfuse
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ def main() -> int:
         return _refuse(f"no usable hand-over: {error}")
     try:
         serve(handover, lambda: os.write(_STDOUT, encode(Report(serving=True))), keeper_fd=_STDIN)
+    except SandboxError as error:
+        return _refuse(str(error))
     except OSError as error:
         log.exception("volume %s", handover.volume)
         return _refuse(str(error))
@@ -48,22 +53,33 @@ def main() -> int:
 def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | None = None) -> None:
     """Serve until unmounted, signalled, or until *keeper_fd*, a pipe, has no writer left.
 
-    Takes the descriptors of *handover*. Calls *serving* once requests are answered.
+    Takes the descriptors of *handover*. Calls *serving* once requests are answered. Whatever the
+    outcome, a sandboxed process is good for nothing else afterwards.
 
     Raises:
         OSError: the process lacks a capability, or the session with the kernel failed.
+        SandboxError: the sandbox that the volume asks for cannot be had here.
     """
+    for note in decide(handover.config).notes:
+        log.warning("%s", note)
     _raise_descriptor_limit()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
-    credentials.keep_capabilities()
-    fs = PassthroughFs(handover.config, handover.source_fd)
+    fs = PassthroughFs(handover.config, _confine(handover))
     try:
         trio.run(_serve, fs, handover.fuse_fd, serving, keeper_fd)
     except ExceptionGroup as group:
         raise _innermost(group) from group
     finally:
         fs.close()
+
+
+def _confine(handover: Handover) -> int:
+    """Take from this process what it does not need; gives the source as seen from then on."""
+    if handover.config.sandbox is Sandbox.NAMESPACE:
+        return sandbox.enter(handover.source_fd)
+    credentials.keep_capabilities()
+    return handover.source_fd
 
 
 async def _serve(
@@ -100,10 +116,16 @@ async def _stop_without_keeper(keeper_fd: int, stop: Callable[[], None]) -> None
 def _raise_descriptor_limit() -> None:
     """Allow as many descriptors as there may be: each inode that the kernel knows holds one.
 
-    The usual limit of 1,024 is there for programs that use select(2), and for no other reason.
+    The usual limit of 1,024 is there for programs that use select(2), and for no other reason. The
+    hard limit is in the way of who lacks CAP_SYS_RESOURCE only.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with open("/proc/sys/fs/nr_open", "rb") as file:
+        most = int(file.read())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except ValueError:  # which is what Python makes of EPERM here
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_line(fd: int) -> bytes:

@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from passthrough.credentials import Caller
 from passthrough.errors import os_error
+from passthrough.idmap import Caller
 
 # The kernel leaves it to the file system who may touch these (ACLs of POSIX, NFSv4, CIFS, NTFS),
 # and without POSIX_ACL negotiated it would have an ACL stored and then not honour it.

@@ -6,18 +6,27 @@ Path take no lock and look at memory alone: dockerd forgets a volume whose Get f
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
 import trio
 
-from passthrough.config import effective
+from passthrough.config import Config, as_text
+from passthrough.decisions import decide
 from plugin import blocking, options
-from plugin.errors import InvalidOption, NoSuchVolume, PluginError, VolumeExists
-from plugin.keeper import Keeper, Order
+from plugin.errors import (
+    InvalidOption,
+    NoSuchVolume,
+    PluginError,
+    VolumeBusy,
+    VolumeExists,
+    quoted,
+)
+from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order
 from plugin.options import VolumeOptions
 from plugin.protocol import (
     ActivateReply,
@@ -43,15 +52,28 @@ log = logging.getLogger(__name__)
 # Looking at a source takes milliseconds, or for ever on a dead network file system. dockerd would
 # give Create 120 s; here a person waits.
 SOURCE_DEADLINE_S = 10.0
+# Longer than all Mounts that came before may take, so that what they have counted can go again.
+RELEASE_DEADLINE_S = 30.0
+
+# From the request on, and so with the waiting for those that came before.
+DEADLINES_S = {
+    "Create": SOURCE_DEADLINE_S,
+    "Mount": MOUNT_DEADLINE_S,
+    "Unmount": RELEASE_DEADLINE_S,
+    "Remove": RELEASE_DEADLINE_S,
+}
 
 
 class Turn:
     """What the requests for one volume share: they run one at a time, and so do their threads."""
 
-    __slots__ = ("limiter", "lock")
+    __slots__ = ("deadline", "limiter", "lock", "verb")
 
     def __init__(self) -> None:
         self.lock = trio.Lock()
+        # Of the request that holds the lock.
+        self.verb = ""
+        self.deadline = 0.0
         # For opening the source. A thread that hangs there holds the limiter, so that the next
         # request waits for that same thread and there is never a second one.
         self.limiter = trio.CapacityLimiter(1)
@@ -82,6 +104,8 @@ class Driver:
         # What Get and List answer from; changed after the registry and never before.
         self._volumes = {record.name: Volume(record) for record in registry.records}
         self._turns: dict[str, Turn] = {}
+        # The (volume, id) pairs whose Mount has not been answered.
+        self._arriving: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
         nursery.start_soon(self._purge)
 
@@ -97,16 +121,18 @@ class Driver:
         """
         name = volume_name(request.name)
         wanted = options.parse(request.options)
-        async with self._turn(name) as turn:
+        async with self._turn(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
                 _refuse_difference(present, wanted)
                 return Reply()
             if wanted.source is not None:
-                await self._look_at(wanted.source, turn.limiter)
+                await self._look_at(wanted.source, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
-            await trio.to_thread.run_sync(self._store, record)
+            await trio.to_thread.run_sync(self._store, record, wanted.config)
             self._volumes[name] = Volume(record)
+        for note in decide(wanted.config).notes:
+            log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
         return Reply()
 
@@ -117,7 +143,7 @@ class Driver:
             VolumeInUse: it is mounted.
             PluginError: it is still there.
         """
-        async with self._turn(request.name):
+        async with self._turn(request.name, "Remove"):
             volume = self._volume(request.name)
             await self._release(volume)
             volume.check(Event.REMOVE)
@@ -134,10 +160,14 @@ class Driver:
         Raises:
             PluginError: it is not mounted, and nothing has been counted.
         """
-        async with self._turn(request.name) as turn:
+        with self._arrival(request):
+            return await self._mount(request)
+
+    async def _mount(self, request: MountRequest) -> Reply:
+        async with self._turn(request.name, "Mount") as turn:
             volume = self._volume(request.name)
             try:
-                await self._keeper.mount(self._order(volume, turn.limiter))
+                await self._keeper.mount(self._order(volume, turn))
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))
@@ -152,8 +182,12 @@ class Driver:
 
         Raises:
             MountFailed: the user is gone, the mount is not.
+            VolumeBusy: the user is still counted.
         """
-        async with self._turn(request.name):
+        user = (request.name, request.id)
+        if not self._volume(request.name).references[request.id] and user not in self._arriving:
+            return Reply()  # at once: what others wait for here is no matter of this user
+        async with self._turn(request.name, "Unmount"):
             volume = self._volume(request.name)
             if volume.drop_reference(request.id):
                 await self._release(volume)
@@ -182,15 +216,34 @@ class Driver:
         return volume
 
     @asynccontextmanager
-    async def _turn(self, name: str) -> AsyncIterator[Turn]:
-        """Wait until no other request changes *name*."""
+    async def _turn(self, name: str, verb: str) -> AsyncIterator[Turn]:
+        """Wait until no other request changes *name*, and no longer than *verb* may take.
+
+        Raises:
+            VolumeBusy: says what it has waited for.
+        """
+        deadline = trio.current_time() + DEADLINES_S[verb]
         turn = self._turns.setdefault(name, Turn())
         try:
-            async with turn.lock:
+            await _wait_for(turn, name, verb, deadline)
+            turn.verb, turn.deadline = verb, deadline
+            try:
                 yield turn
+            finally:
+                turn.lock.release()
         finally:
             if turn.idle:
                 self._turns.pop(name, None)
+
+    @contextmanager
+    def _arrival(self, request: MountRequest) -> Iterator[None]:
+        """Let Unmount know that the user may be counted soon."""
+        user = (request.name, request.id)
+        self._arriving[user] += 1
+        try:
+            yield
+        finally:
+            self._arriving -= Counter([user])
 
     def _describe(self, volume: Volume) -> VolumeInfo:
         status: dict[str, object] = {
@@ -203,8 +256,14 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            source = understood.source or str(self._storage.path(volume.name))
-            status |= {"options": effective(understood.config), "source": source}
+            applies, notes = decide(understood.config)
+            status["options"] = as_text(applies)
+            status["notes"] = [str(note) for note in notes]
+            if understood.source is None:
+                # Not its path, because in a managed plugin that need not be the host's.
+                status["data"] = "own directory"
+            else:
+                status["source"] = understood.source
         if volume.last_error:
             status["error"] = volume.last_error
         return VolumeInfo(
@@ -217,7 +276,7 @@ class Driver:
     def _mountpoint(self, volume: Volume) -> str:
         return "" if volume.state is State.IDLE else str(self._keeper.target(volume.name))
 
-    def _order(self, volume: Volume, limiter: trio.CapacityLimiter) -> Order:
+    def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
         understood = options.parse(volume.record.options)
         if understood.source is None:
@@ -231,7 +290,8 @@ class Driver:
             config=understood.config,
             origin=origin,
             open_source=open_source,
-            limiter=limiter,
+            limiter=turn.limiter,
+            deadline=turn.deadline,
             lost=partial(self._note_loss, volume),
         )
 
@@ -248,11 +308,12 @@ class Driver:
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
 
-    async def _look_at(self, source: str, limiter: trio.CapacityLimiter) -> None:
+    async def _look_at(self, source: str, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
+        look = partial(self._host.open, source)
         try:
-            with trio.fail_after(SOURCE_DEADLINE_S):
-                os.close(await blocking.call(partial(self._host.open, source), limiter, os.close))
+            with trio.fail_at(turn.deadline):
+                os.close(await blocking.call(look, turn.limiter, os.close))
         except trio.TooSlowError as error:
             raise options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
@@ -261,11 +322,11 @@ class Driver:
     # Both run in a thread and whole, whoever goes away meanwhile: a record without its directory
     # could not be mounted, a directory without its record would be in the way of a new volume.
 
-    def _store(self, record: Record) -> None:
+    def _store(self, record: Record, config: Config) -> None:
         if options.has_source(record.options):
             self._registry.add(record)
             return
-        self._storage.create(record.name)
+        self._storage.create(record.name, config.mode, config.uid, config.gid)
         try:
             self._registry.add(record)
         except PluginError:
@@ -285,11 +346,26 @@ class Driver:
             raise
 
     async def _purge(self) -> None:
-        """Delete what is in the trash; left behind at shutdown, and taken up at the next start."""
+        """Delete what is in the trash; left behind at shutdown, and taken up at the next start.
+
+        What could not be deleted is tried again after the next Remove.
+        """
         try:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete what was removed: %s", error)
+
+
+async def _wait_for(turn: Turn, name: str, verb: str, deadline: float) -> None:
+    """Take the lock of *turn*, which the caller releases."""
+    try:
+        with trio.fail_at(deadline):
+            await turn.lock.acquire()
+    except trio.TooSlowError as error:
+        raise VolumeBusy(
+            f"volume {quoted(name)}: {verb} has waited {DEADLINES_S[verb]:g} s for another request"
+            f" on the volume, {turn.verb}, which has not come to an end"
+        ) from error
 
 
 def _refuse_difference(present: Volume, wanted: VolumeOptions) -> None:
@@ -298,12 +374,15 @@ def _refuse_difference(present: Volume, wanted: VolumeOptions) -> None:
         raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
 
+Perform = Callable[[Driver, Any], Awaitable[Reply]]
+
+
 class Verb(NamedTuple):
     """How one path of the protocol is answered."""
 
     request: type[Request]
-    perform: Callable[[Driver, Any], Awaitable[Reply]]
-    undo: Callable[[Driver, Any], Awaitable[Reply]] | None = None
+    perform: Perform
+    undo: Perform | None = None
     """Takes the effect back if the client has gone before it could be told. dockerd sends no
     Unmount after a Mount that failed for it; what the others do it asks for again."""
 

@@ -70,6 +70,12 @@ class VolumeInUse(PluginError):
     status = 409
 
 
+class VolumeBusy(PluginError):
+    """Another request for the volume has not come to an end in time; nothing has been done."""
+
+    status = 503
+
+
 class MountFailed(PluginError):
     """A volume could not be mounted or unmounted; whatever had been set up is undone again."""
 

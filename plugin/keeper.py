@@ -14,6 +14,7 @@ Mounts are made and taken down by one caller per volume at a time; the driver's 
 """
 
 import errno
+import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -29,17 +30,18 @@ from passthrough.config import Config
 from passthrough.handover import Handover
 from passthrough.mount import FSTYPE, mount, unmount
 from plugin import blocking
-from plugin.errors import MountFailed
+from plugin.errors import CannotStart, MountFailed
 from plugin.volume import VolumeName
 from plugin.worker import COMMAND, Worker
 
 log = logging.getLogger(__name__)
 
-# All steps of a mount together. dockerd gives up after 120 s, but an administrator may have it
-# give up after 30 (docker plugin enable --timeout), and our own words say more than "timeout".
+# All steps of a mount together, and the waiting for its turn. dockerd gives up after 120 s, but an
+# administrator may have it give up after 30 (docker plugin enable --timeout), and our own words say
+# more than "timeout". Ending the worker and unmounting, after a failure, come on top.
 MOUNT_DEADLINE_S = 20.0
 # Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
-UNMOUNT_DEADLINE_S = 4.0
+UNMOUNT_DEADLINE_S = 3.0
 # At shutdown all mounts go at once, in the first of the seconds that the engine gives us.
 SHUTDOWN_DEADLINE_S = 2.0
 
@@ -61,6 +63,8 @@ class Order(NamedTuple):
     """Returns an O_PATH descriptor that the caller owns; may block for ever."""
     limiter: trio.CapacityLimiter
     """For the threads that may hang in *open_source*."""
+    deadline: float
+    """When the attempt is given up, by trio's clock; `MOUNT_DEADLINE_S` after the request."""
     lost: Callable[[str], None]
     """Called with how it ended when the worker ends though the volume is still mounted."""
 
@@ -85,11 +89,6 @@ class Mount:
         """Whether it is being taken down, so that its worker may end."""
         self._device = attached.device
         self._fuse_fd = attached.fuse_fd
-
-    @property
-    def fuse_fd(self) -> int:
-        """The descriptor of /dev/fuse, owned here; -1 once let go."""
-        return self._fuse_fd
 
     def let_go(self) -> None:
         """Close the descriptor of /dev/fuse; the connection ends unless the worker has it too."""
@@ -129,16 +128,15 @@ class Keeper:
             MountFailed: says what failed or hung; nothing is left of the attempt.
             PluginError: the source cannot be opened.
         """
-        deadline = trio.current_time() + MOUNT_DEADLINE_S
         present = self._mounts.get(order.name)
         if present is not None:
-            with _step(order.name, "looking at its mount", deadline):
+            with _step(order.name, "looking at its mount", order.deadline):
                 whole = await blocking.call(present.is_whole, self._threads, bool)
             if whole:
                 return
             log.warning("volume %s: its mount is not whole, making a new one", order.name)
             await self.unmount(order.name)
-        self._mounts[order.name] = await self._mount_anew(order, deadline)
+        self._mounts[order.name] = await self._mount_anew(order)
         log.info("volume %s: mounted, worker %d", order.name, self.worker_pid(order.name))
 
     async def unmount(self, name: VolumeName) -> None:
@@ -167,8 +165,8 @@ class Keeper:
                 nursery.start_soon(attempt, name, present)
         self._mounts.clear()
 
-    async def _mount_anew(self, order: Order, deadline: float) -> Mount:
-        name, target = order.name, self.target(order.name)
+    async def _mount_anew(self, order: Order) -> Mount:
+        name, target, deadline = order.name, self.target(order.name), order.deadline
         with ExitStack() as borrowed:
             with _step(name, f"opening {order.origin}", deadline):
                 source_fd = await blocking.call(order.open_source, order.limiter, os.close)
@@ -201,7 +199,14 @@ class Keeper:
         task_status: trio.TaskStatus[None],
     ) -> None:
         """Run the worker of *made*; started once it serves."""
-        ended = await made.worker.run(handover, task_status=task_status)
+        try:
+            ended = await made.worker.run(handover, task_status=task_status)
+        except Exception:  # a boundary, as the server's: a bug in serving one volume ends no other
+            if not made.worker.serving:
+                raise  # to the Mount that waits for it
+            log.exception("volume %s: bug in watching worker %d", order.name, made.worker.pid)
+            made.worker.kill()
+            ended = "is watched no more, because of a bug; the plugin's log says more"
         if made.leaving:
             log.info("volume %s: worker %d %s", order.name, made.worker.pid, ended)
             return
@@ -225,11 +230,11 @@ class Keeper:
                     # It is detached; what hangs is the end of its file system, for want of answers.
                     log.warning("%s: its worker does not answer and is ended", mount.target)
                     mount.worker.kill()
-                _remove(mount.target)
             except OSError as error:
                 raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
             finally:
                 mount.let_go()
+            _remove(mount.target)
 
     async def _detach(self, target: Path) -> None:
         """Unmount what is mounted at *target*, if it is ours."""
@@ -244,16 +249,21 @@ async def keeping(mount_dir: Path, command: Sequence[str] = COMMAND) -> AsyncIte
     """A keeper of mounts below *mount_dir*, which is made; none is left there, before and after.
 
     Workers are ended at the end, whoever still uses what they serve.
+
+    Raises:
+        CannotStart: another plugin mounts volumes there.
+        OSError: the directory cannot be made or read.
     """
-    resolved = await trio.to_thread.run_sync(_prepare, mount_dir)
-    async with trio.open_nursery() as nursery:
-        keeper = Keeper(resolved, nursery, command)
-        try:
-            yield keeper
-        finally:
-            with trio.CancelScope(shield=True):
-                await keeper.unmount_all()
-            nursery.cancel_scope.cancel()
+    with _claimed(mount_dir) as claimed:
+        await trio.to_thread.run_sync(_clear, claimed)
+        async with trio.open_nursery() as nursery:
+            keeper = Keeper(claimed, nursery, command)
+            try:
+                yield keeper
+            finally:
+                with trio.CancelScope(shield=True):
+                    await keeper.unmount_all()
+                nursery.cancel_scope.cancel()
 
 
 @contextmanager
@@ -283,29 +293,49 @@ def _mounts_at(target: Path) -> list[mountinfo.Mount]:
 def _attach(target: Path, config: Config) -> Attached:
     """Mount at *target*, where nothing is mounted."""
     target.mkdir(mode=MOUNT_DIR_MODE, exist_ok=True)
-    try:
-        return Attached(mount(target, config), _mounts_at(target)[-1].device)
-    except BaseException:
-        _remove(target)
-        raise
+    with ExitStack() as undo:
+        undo.callback(_remove, target)
+        fuse_fd = mount(target, config)
+        undo.callback(unmount, target)
+        undo.callback(os.close, fuse_fd)
+        attached = Attached(fuse_fd, _mounts_at(target)[-1].device)
+        undo.pop_all()
+        return attached
 
 
 def _remove(target: Path) -> None:
-    """Remove a mount point; rmdir(2), so that nothing in it can be lost."""
+    """Remove a mount point; rmdir(2), so that nothing in it can be lost. One may stay, logged."""
     try:
         target.rmdir()
     except FileNotFoundError:
         return
+    except OSError as error:
+        log.warning("cannot remove %s: %s", target, error.strerror)
 
 
-def _prepare(mount_dir: Path) -> Path:
-    """Make *mount_dir* and take away what a plugin that died has left there.
+@contextmanager
+def _claimed(mount_dir: Path) -> Iterator[Path]:
+    """Make *mount_dir* and hold it against other plugins, which would clear away what is ours.
 
-    Returns:
-        The directory as mountinfo names it.
+    Gives the directory as mountinfo names it. The kernel lets go when this process dies, flock(2).
     """
     mount_dir.mkdir(mode=MOUNT_DIR_MODE, parents=True, exist_ok=True)
-    mount_dir = mount_dir.resolve()
+    fd = os.open(mount_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotStart(
+                f"another passfs mounts its volumes in {mount_dir}; stop it first, or give this one"
+                " another PASSFS_MOUNT_DIR"
+            ) from error
+        yield mount_dir.resolve()
+    finally:
+        os.close(fd)
+
+
+def _clear(mount_dir: Path) -> None:
+    """Take away what a plugin that died has left in *mount_dir*."""
     above = os.fsencode(mount_dir)
     left = [
         os.fsdecode(entry.target)
@@ -316,8 +346,4 @@ def _prepare(mount_dir: Path) -> Path:
         log.info("unmounting %s, which an earlier plugin has left", target)
         unmount(Path(target))
     for leftover in mount_dir.iterdir():
-        try:
-            leftover.rmdir()
-        except OSError as error:
-            log.warning("cannot remove %s: %s", leftover, error.strerror)
-    return mount_dir
+        _remove(leftover)

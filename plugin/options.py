@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from passthrough.config import Config, OptionError, canonical, effective, parse_options
+from passthrough.config import Config, OptionError, as_text, canonical, parse_options
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
@@ -22,9 +22,9 @@ class VolumeOptions(NamedTuple):
     config: Config
 
     def described(self) -> dict[str, str]:
-        """Every option that applies, as text; equal for options that mean the same."""
+        """Every option as text; equal for options that mean the same."""
         source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
-        return source | effective(self.config)
+        return source | as_text(self.config)
 
 
 def parse(given: Mapping[str, str]) -> VolumeOptions:
@@ -36,7 +36,7 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     sources = _sources(given)
     others = {written: text for written, text in given.items() if written not in sources}
     try:
-        config = parse_options(others, others=(SOURCE,))
+        config = parse_options(others, others=(SOURCE,), has_source=bool(sources))
     except OptionError as error:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from plugin import log as logs
-from plugin.driver import VERBS, Driver, Verb
+from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.keeper import keeping
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
@@ -98,7 +98,9 @@ async def prepared(
         _listening(settings.socket) as listener,
     ):
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
-            host = Host(settings.host_root, settings.host_dir, settings.mount_dir)
+            host = Host(
+                settings.host_root, settings.host_dir, settings.mount_dir, settings.data_dir
+            )
             driver = Driver(registry, storage, keeper, host, background)
             log.info("serving %d volumes on %s", len(registry.records), settings.socket)
             yield driver, listener
@@ -237,11 +239,19 @@ async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> 
     if gone.is_set():
         log.info("the client of %s %s has gone", request.url.path, call.subject)
         if refusal is None:
-            await verb.undo(driver, call)
+            await _undo(driver, verb.undo, call)
         raise ClientDisconnect
     if refusal is not None:
         raise refusal
     return reply
+
+
+async def _undo(driver: Driver, undo: Perform, call: Call) -> None:
+    """Take back what nobody was told of; a refusal can only be logged, for want of a client."""
+    try:
+        await undo(driver, call)
+    except PluginError as error:
+        log.warning("%s: cannot be undone: %s", call.subject, error)
 
 
 async def _watch(request: Request, gone: trio.Event) -> None:

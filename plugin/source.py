@@ -8,6 +8,8 @@ a dead network file system, so callers run it in a thread that they can leave be
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +24,8 @@ REASONS = {
     errno.ELOOP: "leads through too many symbolic links",
 }
 
-# The plugin sees the host's tree at host_root: a symlink there means what it means on the host, so
-# it is resolved against that root. What /proc holds as links (fd, cwd, root) would lead out of it.
-RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+# What /proc holds as links (fd, cwd, root) leads out of the tree that the plugin sees.
+RESOLVE = syscalls.RESOLVE_NO_MAGICLINKS
 
 
 class Host(NamedTuple):
@@ -36,6 +37,8 @@ class Host(NamedTuple):
     """The directory of the host that sources lie in, as users name it."""
     mount_dir: Path
     """Where the plugin mounts volumes; no volume may have it inside."""
+    data_dir: Path
+    """Where the plugin keeps its data; no volume may have it inside, or lie in it."""
 
     def open(self, source: str) -> int:
         """Open the directory that users know as *source*.
@@ -50,9 +53,9 @@ class Host(NamedTuple):
         root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             # O_DIRECTORY on purpose: with O_PATH, only that sets off an automount at the last name.
-            fd = syscalls.openat2(root, path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, RESOLVE)
+            fd = self._opened(root, path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
-            raise _explained(root, path, source, error) from error
+            raise self._explained(root, path, source, error) from error
         finally:
             os.close(root)
         try:
@@ -74,39 +77,62 @@ class Host(NamedTuple):
             )
         return "/".join(names[len(above) :]) or "."
 
-    def _check(self, source: str, fd: int) -> None:
-        """Refuse what would make the file system wait for itself."""
-        mount_dir = os.open(self.mount_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _opened(self, root: int, path: bytes, flags: int) -> int:
+        """Open *path* below *root*, with symlinks as they are on the host, or not at all.
+
+        Where the plugin sees all of the host's tree, they are resolved against its root. Where it
+        sees a part, one that leads out of it would lead to some other place inside.
+        """
+        sees_all = not self.directory.parts[1:]
+        within = syscalls.RESOLVE_IN_ROOT if sees_all else syscalls.RESOLVE_BENEATH
+        return syscalls.openat2(root, path, flags, RESOLVE | within)
+
+    def _explained(self, root: int, path: bytes, source: str, error: OSError) -> InvalidOption:
+        """The refusal for what openat2(2) reported."""
+        if error.errno == errno.EXDEV:
+            return refused_source(
+                source,
+                f"leads out of {self.directory} through a symbolic link, as all absolute ones do",
+                f"a path in {self.directory} that does not",
+            )
+        if error.errno == errno.ENOTDIR and self._is_symlink(root, path):
+            return refused_source(source, "is a symbolic link")
+        reason = REASONS.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+        return refused_source(source, reason)
+
+    def _is_symlink(self, root: int, path: bytes) -> bool:
         try:
-            mounts = mountinfo.read()
-            if mountinfo.of(mounts, fd).fstype == FSTYPE:
-                raise refused_source(source, "lies in a volume of passfs itself")
-            if mountinfo.contains(mounts, fd, mount_dir):
-                raise refused_source(
-                    source,
-                    f"contains {self.mount_dir}, where volumes are mounted",
-                    "a directory that does not",
-                )
-        except LookupError as error:
-            raise refused_source(source, "lies on a file system that is being unmounted") from error
+            fd = self._opened(root, path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISLNK(os.fstat(fd).st_mode)
         finally:
-            os.close(mount_dir)
+            os.close(fd)
+
+    def _check(self, source: str, fd: int) -> None:
+        """Refuse what the plugin itself changes, or would make the file system wait for itself."""
+        with _place(self.mount_dir) as mount_dir, _place(self.data_dir) as data_dir:
+            try:
+                mounts = mountinfo.read()
+                if mountinfo.of(mounts, fd).fstype == FSTYPE:
+                    raise refused_source(source, "lies in a volume of passfs itself")
+                for outer, inner, reason in (
+                    (fd, mount_dir, f"contains {self.mount_dir}, where volumes are mounted"),
+                    (fd, data_dir, f"contains {self.data_dir}, where passfs keeps its data"),
+                    (data_dir, fd, f"lies in {self.data_dir}, where passfs keeps its data"),
+                ):
+                    if mountinfo.contains(mounts, outer, inner):
+                        raise refused_source(source, reason, "a directory that does not")
+            except LookupError as error:
+                reason = "lies on a file system that is being unmounted"
+                raise refused_source(source, reason) from error
 
 
-def _explained(root: int, path: bytes, source: str, error: OSError) -> InvalidOption:
-    """The refusal for what openat2(2) reported."""
-    if error.errno == errno.ENOTDIR and _is_symlink(root, path):
-        return refused_source(source, "is a symbolic link")
-    reason = REASONS.get(error.errno or 0, f"cannot be opened: {error.strerror}")
-    return refused_source(source, reason)
-
-
-def _is_symlink(root: int, path: bytes) -> bool:
+@contextmanager
+def _place(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fd = syscalls.openat2(root, path, os.O_PATH | os.O_NOFOLLOW, RESOLVE)
-    except OSError:
-        return False
-    try:
-        return stat.S_ISLNK(os.fstat(fd).st_mode)
+        yield fd
     finally:
         os.close(fd)

@@ -31,9 +31,10 @@ PRIVATE_MODE = 0o700
 # As the root of a volume of Docker's local driver; a copy-up or the user may change it.
 VOLUME_MODE = 0o755
 
-# How often one directory in the trash is gone through again because files appeared in it meanwhile:
-# its last user may still be writing. What is left then waits for the next start.
+# How often one directory in the trash is gone through again because files appeared in it or went
+# meanwhile: its last user may still be at work. What is left then waits for the next purge.
 PURGE_ATTEMPTS = 100
+CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT)
 
 
 class Storage:
@@ -53,22 +54,33 @@ class Storage:
         """Where the files of *name* lie, whether or not they do."""
         return self._volumes / name
 
-    def create(self, name: VolumeName) -> None:
+    def create(
+        self,
+        name: VolumeName,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
         """Make the directory of a new volume, durably; an empty one left by a crash is taken.
 
+        It belongs to root, with VOLUME_MODE, unless something else is given.
+
         Raises:
-            StorageFailed: there are files in it already, which would be somebody's data.
+            StorageFailed: it cannot be made, or there are files in it already, which would be
+                somebody's data.
         """
-        with _opened(self._volumes) as volumes:
+        with self._reported(name), _opened(self._volumes) as volumes:
             with suppress(FileExistsError):
                 os.mkdir(name, mode=PRIVATE_MODE, dir_fd=volumes)
-            with self._reported(name), _opened_below(volumes, name) as directory:
+            with _opened_below(volumes, name) as directory:
                 if os.listdir(directory):
                     raise StorageFailed(
                         f"{self.path(name)} already exists and is not empty; move it away to create"
                         f" a new volume {name!r}"
                     )
-                os.fchmod(directory, VOLUME_MODE)
+                os.fchown(directory, uid or 0, gid or 0)
+                # After the owner, whose change would take the suid and sgid bits away.
+                os.fchmod(directory, VOLUME_MODE if mode is None else mode)
             os.fsync(volumes)
 
     def open(self, name: VolumeName) -> int:
@@ -80,7 +92,7 @@ class Storage:
         Raises:
             StorageFailed: says what is wrong with the directory.
         """
-        with _opened(self._volumes) as volumes, self._reported(name):
+        with self._reported(name), _opened(self._volumes) as volumes:
             return syscalls.openat2(
                 volumes,
                 os.fsencode(name),
@@ -96,25 +108,26 @@ class Storage:
 
         Raises:
             VolumeInUse: something is mounted in it.
+            StorageFailed: it cannot be moved.
         """
-        path = os.fsencode(self.path(name))
-        for mount in mountinfo.read():
-            if mount.target == path or mount.target.startswith(path + b"/"):
-                raise VolumeInUse(
-                    f"volume {name!r} cannot be removed: {os.fsdecode(mount.target)} is a mount"
-                    " point inside it; unmount that first"
-                )
-        token = secrets.token_hex(8)
-        try:
-            self._move(self._volumes, name, self._trash, token)
-        except FileNotFoundError:
-            return ""
-        return token
+        with self._reported(name):
+            self._refuse_mounts(name)
+            token = secrets.token_hex(8)
+            try:
+                self._move(self._volumes, name, self._trash, token)
+            except FileNotFoundError:
+                return ""
+            return token
 
     def restore(self, name: VolumeName, token: str) -> None:
-        """Undo `discard`."""
+        """Undo `discard`.
+
+        Raises:
+            StorageFailed: it stays in the trash.
+        """
         if token:
-            self._move(self._trash, token, self._volumes, name)
+            with self._reported(name):
+                self._move(self._trash, token, self._volumes, name)
 
     def purge(self) -> None:
         """Delete all that is in the trash; what cannot be deleted stays there and is logged.
@@ -132,11 +145,21 @@ class Storage:
                         _empty(trash, entry)
                         os.rmdir(entry, dir_fd=trash)
                     except OSError as error:
-                        if error.errno == errno.ENOTEMPTY and attempts[entry] < PURGE_ATTEMPTS:
+                        if error.errno in CHANGED_MEANWHILE and attempts[entry] < PURGE_ATTEMPTS:
                             continue
                         stuck.add(entry)
                         where, why = self._trash / entry, error.strerror
                         log.warning("cannot delete all of %s: %s", where, why)
+
+    def _refuse_mounts(self, name: VolumeName) -> None:
+        # mountinfo has no symlinks in its paths, and the data directory may be behind one.
+        path = os.fsencode(self._volumes.resolve() / name)
+        for mount in mountinfo.read():
+            if mountinfo.is_below(mount.target, path):
+                raise VolumeInUse(
+                    f"volume {name!r} cannot be removed: {os.fsdecode(mount.target)} is a mount"
+                    " point inside it; unmount that first"
+                )
 
     def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
         with _opened(old_dir) as source, _opened(new_dir) as target:
@@ -185,8 +208,9 @@ def _empty(trash: int, entry: str) -> None:
     """Unlink the files in *entry* and move its subdirectories up beside it."""
     with _opened_below(trash, entry) as directory, os.scandir(directory) as children:
         for child in children:
-            if child.is_dir(follow_symlinks=False):
-                token = secrets.token_hex(8)
-                os.rename(child.name, token, src_dir_fd=directory, dst_dir_fd=trash)
-            else:
-                os.unlink(child.name, dir_fd=directory)
+            with suppress(FileNotFoundError):  # its last user may delete as well
+                if child.is_dir(follow_symlinks=False):
+                    token = secrets.token_hex(8)
+                    os.rename(child.name, token, src_dir_fd=directory, dst_dir_fd=trash)
+                else:
+                    os.unlink(child.name, dir_fd=directory)

@@ -46,6 +46,8 @@ class Worker:
     def __init__(self, volume: str, command: Sequence[str] = COMMAND) -> None:
         self._volume = volume
         self._command = command
+        self.serving = False
+        """Whether it has said that it serves, from when on nobody waits for `run` any more."""
         self._process: trio.Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -94,6 +96,7 @@ class Worker:
                 report = await _hand_over(process, handover)
                 if report.serving:
                     grace_s = END_GRACE_S
+                    self.serving = True
                     task_status.started()
                     await process.wait()
             finally:
@@ -174,5 +177,12 @@ def _how_it_ended(returncode: int | None) -> str:
     if returncode is None:
         return "does not end"
     if returncode < 0:
-        return f"was killed by {signal.Signals(-returncode).name}"
+        return f"was killed by {_signal_name(-returncode)}"
     return f"ended with status {returncode}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none, signal(7)
+        return f"signal {number}"

@@ -17,13 +17,17 @@ PACKAGES = ("passthrough", "plugin")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # What `plugin` knows of the file system: the contract with a worker and what surrounds a mount.
-CONTRACT = {"config", "handover", "mount", "mountinfo", "syscalls"}
+CONTRACT = {"config", "decisions", "handover", "mount", "mountinfo", "syscalls"}
 
 # Each foreign library, and the only modules that know it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
     # handles.py makes the buffer that getdents64(2) fills, and calls nothing.
-    "ctypes": {"passthrough/syscalls.py", "passthrough/handles.py"},
+    "ctypes": {
+        "passthrough/syscalls.py",
+        "passthrough/privileges.py",
+        "passthrough/handles.py",
+    },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},
     "starlette": {"plugin/server.py"},
@@ -43,7 +47,11 @@ FREE = {"msgspec"}
 WITHOUT_IO = {
     "passthrough/cache.py",
     "passthrough/config.py",
+    "passthrough/decisions.py",
     "passthrough/handover.py",
+    "passthrough/idmap.py",
+    "passthrough/opening.py",
+    "passthrough/values.py",
     "plugin/errors.py",
     "plugin/options.py",
     "plugin/protocol.py",
@@ -59,7 +67,7 @@ AT_IMPORT = {
     *("re.compile", "struct.Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
-    *("Path", "Path(__file__).resolve", "msgspec.field"),
+    *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
 }
 
 

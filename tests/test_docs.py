@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from passthrough.config import ALIASES, OPTIONS, Config, effective
+from passthrough.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,7 +17,7 @@ def test_the_readme_has_every_option_with_its_default_and_what_it_accepts() -> N
         name: (default.strip("`"), accepts, meaning) for name, default, accepts, meaning in rows
     }
     documented.pop("source")
-    defaults = effective(Config())
+    defaults = as_text(Config())
 
     assert documented == {
         name: (defaults[name], option.accepts, option.meaning) for name, option in OPTIONS.items()
@@ -32,3 +32,16 @@ def test_the_readme_names_every_alias() -> None:
 
 def test_every_field_of_config_is_an_option() -> None:
     assert {field.name for field in msgspec.structs.fields(Config)} == set(OPTIONS)
+
+
+def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
+    text = (ROOT / "docs" / "sessions.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+?) \|$", text, re.MULTILINE)
+    meaningless = re.findall(r"^\| `(\w+)` \| ([^`].+?) \|$", text, re.MULTILINE)
+
+    assert rows == [
+        (option, session, why)
+        for session, lacks in LACKING.items()
+        for option, why in lacks.items()
+    ]
+    assert dict(meaningless) == MEANINGLESS

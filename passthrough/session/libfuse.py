@@ -36,9 +36,9 @@ from pyfuse3 import (
 )
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
 from passthrough.handles import Record
+from passthrough.idmap import Caller, ContainerId, ContainerIds
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,11 @@ async def serve(fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object]) 
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
+    operations = LibfuseOperations(fs, serving)
+    operations.enable_writeback_cache = fs.config.writeback
     try:
         # A "mount point" of this form makes libfuse take the descriptor and mount nothing itself.
-        pyfuse3.init(LibfuseOperations(fs, serving), f"/dev/fd/{fuse_fd}", set())
+        pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
     except RuntimeError as error:
         raise OSError(errno.EBADF, f"libfuse does not take descriptor {fuse_fd}: {error}") from None
     try:
@@ -105,7 +107,12 @@ class LibfuseOperations(pyfuse3.Operations):
 
     @_answered
     def lookup(self, parent: InodeT, name: FileNameT, _ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._fs.lookup(parent, name))
+        try:
+            return _entry(self._fs.lookup(parent, name))
+        except FileNotFoundError:
+            if not self._fs.cache.absent:
+                raise
+            return _absent(self._fs.cache.absent)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """FORGET has no reply, and pyfuse3 catches nothing around it."""
@@ -130,8 +137,8 @@ class LibfuseOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         changes = Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
+            uid=ContainerId(attr.st_uid) if fields.update_uid else None,
+            gid=ContainerId(attr.st_gid) if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
             atime=divmod(attr.st_atime_ns, _NS_PER_S) if fields.update_atime else OMIT,
             mtime=divmod(attr.st_mtime_ns, _NS_PER_S) if fields.update_mtime else OMIT,
@@ -191,11 +198,10 @@ class LibfuseOperations(pyfuse3.Operations):
         # libfuse has ATOMIC_O_TRUNC negotiated, and its binding no way to say which opens shall
         # clear the bits. For root they stay, as with CAP_FSETID.
         clear = bool(flags & os.O_TRUNC) and ctx.uid != 0
-        handle = self._fs.open(inode, flags, clear_privileges=clear)
         if self._fs.cache.refresh_on_open:
             # Of attributes alone: this takes no lock of the kernel that the open may hold.
             pyfuse3.invalidate_inode(inode, attr_only=True)
-        return self._opened(handle)
+        return self._opened(self._fs.open(inode, flags, clear_privileges=clear))
 
     @_answered
     def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -283,11 +289,11 @@ class LibfuseOperations(pyfuse3.Operations):
 
 
 def _caller(ctx: RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid)
+    return Caller(ContainerId(ctx.uid), ContainerId(ctx.gid))
 
 
 def _entry(entry: Entry) -> EntryAttributes:
-    filled = _filled(entry.stat)
+    filled = _filled(entry.stat, entry.owner)
     # pyfuse3 has one field for both: the number that names the inode is the st_ino that users see.
     filled.st_ino = InodeT(entry.inode_number)
     filled.entry_timeout = entry.entry_timeout
@@ -295,8 +301,17 @@ def _entry(entry: Entry) -> EntryAttributes:
     return filled
 
 
+def _absent(timeout: float) -> EntryAttributes:
+    """That there is no such name, to be known for *timeout* seconds: an entry without inode."""
+    filled = EntryAttributes()
+    filled.st_ino = InodeT(0)
+    filled.entry_timeout = timeout
+    filled.attr_timeout = 0
+    return filled
+
+
 def _attributes(attributes: Attributes) -> EntryAttributes:
-    filled = _filled(attributes.stat)
+    filled = _filled(attributes.stat, attributes.owner)
     filled.st_ino = InodeT(attributes.number)
     filled.attr_timeout = attributes.timeout
     return filled
@@ -311,12 +326,15 @@ def _dot(record: Record) -> EntryAttributes:
     return filled
 
 
-def _filled(attributes: os.stat_result) -> EntryAttributes:
+def _filled(attributes: os.stat_result, owner: ContainerIds | None) -> EntryAttributes:
     filled = EntryAttributes()
     filled.st_mode = ModeT(attributes.st_mode)
     filled.st_nlink = attributes.st_nlink
-    filled.st_uid = attributes.st_uid
-    filled.st_gid = attributes.st_gid
+    if owner is None:
+        filled.st_uid = attributes.st_uid
+        filled.st_gid = attributes.st_gid
+    else:
+        filled.st_uid, filled.st_gid = owner
     filled.st_rdev = attributes.st_rdev
     filled.st_size = attributes.st_size
     filled.st_blksize = attributes.st_blksize

@@ -24,6 +24,7 @@ def test_the_policy_sets_timeouts_in_seconds_and_whether_pages_stay(
 
     assert cache.timeouts(FILE) == (timeout_s, timeout_s)
     assert cache.timeouts(DIRECTORY) == (timeout_s, timeout_s)
+    assert cache.absent == timeout_s
     assert cache.keep_pages is keep_pages
 
 
@@ -58,3 +59,15 @@ def test_a_timeout_given_wins_over_the_policy(
     assert cache.timeouts(FILE) == tuple(policy_s if s is None else s for s in file)
     assert cache.timeouts(SYMLINK) == cache.timeouts(FILE)
     assert cache.timeouts(DIRECTORY) == tuple(policy_s if s is None else s for s in directory)
+
+
+@pytest.mark.parametrize("policy", CachePolicy)
+@pytest.mark.parametrize("seconds", [0.0, 9.0])
+def test_how_long_a_name_is_known_to_be_free_is_a_timeout_of_its_own(
+    policy: CachePolicy, seconds: float
+) -> None:
+    policy_s, _ = POLICIES[policy]
+    cache = Cache(Config(cache=policy, negative_timeout=seconds))
+
+    assert cache.absent == seconds
+    assert cache.timeouts(FILE) == cache.timeouts(DIRECTORY) == (policy_s, policy_s)

@@ -6,16 +6,21 @@ from hypothesis import assume, given, strategies as st
 
 from passthrough.config import (
     ALIASES,
+    LACKING,
+    MEANINGLESS,
     OPTIONS,
     Atime,
     CachePolicy,
     Config,
     OptionError,
+    Sandbox,
     Session,
+    Squash,
+    as_text,
     canonical,
-    effective,
     parse_options,
 )
+from passthrough.values import Range
 
 SOURCE = ("source",)
 TEN_YEARS_S = 315_360_000.0
@@ -31,6 +36,13 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "attr_timeout": {"2.5": 2.5},
     "dir_entry_timeout": {"1h": 3600.0},
     "dir_attr_timeout": {"250ms": 0.25},
+    "negative_timeout": {"1m": 60.0},
+    "writeback": {"on": True, "off": False},
+    "no_readdir": {"": True},
+    "xattr": {"off": False},
+    "use_host_ino": {"on": True},
+    "seal_size": {"true": True},
+    "allow_direct_io": {"no": False},
     "readonly": {"true": True, "": True, "no": False},
     "suid": {"yes": True, "off": False},
     "dev": {"on": True, "0": False},
@@ -41,6 +53,23 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "StrictAtime": Atime.STRICTATIME,
     },
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "map_uid": {
+        "0:100000:65536": (Range(0, 100_000, 65_536),),
+        "none": (),
+        " 1000:1000:1,0:5:10 ": (Range(0, 5, 10), Range(1000, 1000, 1)),
+    },
+    "map_gid": {"7:8:1+9:10:1": (Range(7, 8, 1), Range(9, 10, 1))},
+    "squash": {"none": Squash.NONE, "root": Squash.ROOT, "All": Squash.ALL},
+    "anon_uid": {"0": 0, " 4294967294 ": 4_294_967_294},
+    "anon_gid": {"99": 99},
+    "no_open": {"false": False},
+    "no_opendir": {"off": False},
+    "killpriv_v2": {"false": False},
+    "posix_acl": {"0": False},
+    "mode": {"0770": 0o770, "755": 0o755, "7777": 0o7777, "none": None},
+    "uid": {"0": 0, "None": None},
+    "gid": {"4294967294": 4_294_967_294, "none": None},
+    "sandbox": {"namespace": Sandbox.NAMESPACE, "none": Sandbox.NONE},
     "fsname": {"server:/data": "server:/data", "a" * 128: "a" * 128},
 }
 DURATIONS_S = {
@@ -69,6 +98,13 @@ ALIASED = {
     "noatime": ("atime", Atime.NOATIME),
     "strictatime": ("atime", Atime.STRICTATIME),
 }
+NO_RANGES = [
+    *("", "0", "0:1", "0:1:2:3", "a:0:1", "0:0:0", "0:-1:5", "0x0:0:1", "0: 1:1", "0:1:1,", "+"),
+    *("4294967294:0:2", "0:4294967295:1", "0:0:4294967296", "\u0661:0:1"),
+    *("0:0:10,9:20:1", "0:0:10+20:9:1", "5:100:1,5:200:1", "1:2:3;9:9:9"),
+]
+NO_IDS = ["", "-1", "4294967295", "1e3", "root", "0x10", "1.0", "\u0661"]
+NO_MODES = ["", "0", "77", "00755", "0o755", "888", "u+rwx", "-755", "\u0667\u0667\u0667"]
 TIME = "seconds, or a number with ms, s, m, h or d, up to ten years"
 REFUSED = [
     ("cache", "sometimes", "'sometimes' is not accepted; expected never, metadata, auto or always"),
@@ -82,7 +118,13 @@ REFUSED = [
     ("dev", "tru", "'tru' is not accepted; expected true or false"),
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
+    ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
     ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
+    (
+        "dax_file_size",
+        "0",
+        f"'0' is refused: {MEANINGLESS['dax_file_size']}; expected it left out",
+    ),
     ("fsname", "", "'' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a,suid", "'a,suid' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a\n", r"'a\n' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
@@ -101,12 +143,32 @@ def test_nothing_given_is_the_default() -> None:
         attr_timeout=None,
         dir_entry_timeout=None,
         dir_attr_timeout=None,
+        negative_timeout=None,
+        writeback=False,
+        no_readdir=False,
+        xattr=True,
+        use_host_ino=False,
+        seal_size=False,
+        allow_direct_io=True,
         readonly=False,
         suid=False,
         dev=False,
         exec=True,
         atime=Atime.RELATIME,
         session=Session.AUTO,
+        map_uid=(),
+        map_gid=(),
+        squash=Squash.NONE,
+        anon_uid=65_534,
+        anon_gid=65_534,
+        no_open=False,
+        no_opendir=False,
+        killpriv_v2=None,
+        posix_acl=False,
+        mode=None,
+        uid=None,
+        gid=None,
+        sandbox=Sandbox.NAMESPACE,
         fsname="passfs",
     )
 
@@ -141,6 +203,49 @@ def test_no_durations(text: str) -> None:
         parse_options({"attr_timeout": text})
 
     assert str(refused.value) == f"option 'attr_timeout': {text!r} is not accepted; expected {TIME}"
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *(("map_uid", text) for text in NO_RANGES),
+        *(("map_gid", text) for text in NO_RANGES),
+        *(("anon_uid", text) for text in NO_IDS),
+        *(("anon_gid", text) for text in NO_IDS),
+        *(("uid", text) for text in NO_IDS),
+        *(("gid", text) for text in NO_IDS),
+        *(("mode", text) for text in NO_MODES),
+    ],
+)
+def test_no_ids_and_no_ranges(option: str, text: str) -> None:
+    """Ranges that overlap, on either side, say of one id two things."""
+    with pytest.raises(OptionError) as refused:
+        parse_options({option: text})
+
+    assert str(refused.value) == (
+        f"option {option!r}: {text!r} is not accepted; expected {OPTIONS[option].accepts}"
+    )
+
+
+@pytest.mark.parametrize(("option", "text"), [("mode", "0700"), ("uid", "0"), ("gid", "7")])
+def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, text: str) -> None:
+    assert as_text(parse_options({option: text}))[option] == text
+    parse_options({option: "none"}, has_source=True)
+
+    with pytest.raises(OptionError) as refused:
+        parse_options({option.upper(): text}, has_source=True)
+
+    assert str(refused.value) == (
+        f"option {option.upper()!r}: {text!r} is for a directory that is made, and source is there"
+        " already; expected it left out"
+    )
+
+
+def test_ranges_are_shown_as_they_can_be_given() -> None:
+    config = parse_options({"map_uid": "1000:1000:1+0:100000:1000"})
+
+    assert as_text(config)["map_uid"] == "0:100000:1000,1000:1000:1"
+    assert parse_options({"map_uid": as_text(config)["map_uid"]}) == config
 
 
 @pytest.mark.parametrize("text", ["", "true", " TRUE "])
@@ -234,13 +339,30 @@ def parsed_or_refused(texts: dict[str, str]) -> Config | OptionError:
         return refused
 
 
+LEFT_OPEN = {option.left_open for option in OPTIONS.values()}
+
+
+@pytest.mark.parametrize("session", [{}, {"session": "auto"}, {"session": "libfuse"}])
+@pytest.mark.parametrize(("option", "why"), LACKING[Session.LIBFUSE].items())
+def test_what_the_session_cannot_express_is_refused_with_the_reason(
+    option: str, why: str, session: dict[str, str]
+) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse_options({option.upper(): "on", **session})
+
+    named = session.get("session", "auto")
+    assert str(refused.value) == (
+        f"option {option.upper()!r}: 'on' cannot be had with session={named}: {why}; expected false"
+    )
+
+
 @given(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,6})?(ms|s|m|h|d)?", fullmatch=True))
-def test_effective_options_can_be_given_again(timeout: str) -> None:
-    """What inspection shows means the same where it is typed in; the kernel counts nanoseconds."""
+def test_options_as_text_can_be_given_again(timeout: str) -> None:
+    """What is shown means the same where it is typed in; the kernel counts nanoseconds."""
     config = parsed_or_refused({"entry_timeout": timeout, "ro": "", "noatime": "", "fsname": "x"})
     assume(isinstance(config, Config))
     assert isinstance(config, Config)
-    shown = {name: text for name, text in effective(config).items() if text != "from cache"}
+    shown = {name: text for name, text in as_text(config).items() if text not in LEFT_OPEN}
 
     again = parse_options(shown)
 
@@ -252,19 +374,39 @@ def test_effective_options_can_be_given_again(timeout: str) -> None:
     )
 
 
-def test_effective_shows_every_option_as_text() -> None:
-    assert effective(Config(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
+def test_every_option_is_shown_as_text() -> None:
+    assert as_text(Config(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
         "cache": "auto",
         "entry_timeout": "86400s",
         "attr_timeout": "2.5s",
         "dir_entry_timeout": "from cache",
         "dir_attr_timeout": "0s",
+        "negative_timeout": "from cache",
+        "writeback": "false",
+        "no_readdir": "false",
+        "xattr": "true",
+        "use_host_ino": "false",
+        "seal_size": "false",
+        "allow_direct_io": "true",
         "readonly": "false",
         "suid": "false",
         "dev": "false",
         "exec": "true",
         "atime": "relatime",
         "session": "auto",
+        "map_uid": "none",
+        "map_gid": "none",
+        "squash": "none",
+        "anon_uid": "65534",
+        "anon_gid": "65534",
+        "no_open": "false",
+        "no_opendir": "false",
+        "killpriv_v2": "where offered",
+        "posix_acl": "false",
+        "mode": "none",
+        "uid": "none",
+        "gid": "none",
+        "sandbox": "namespace",
         "fsname": "passfs",
     }
 

@@ -12,14 +12,21 @@ import pytest
 from passthrough.credentials import (
     EXIT_IDENTITY_LOST,
     ActingAs,
-    Caller,
     ClearingPrivileges,
     keep_capabilities,
 )
+from passthrough.idmap import HostId, HostIds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CALLER = Caller(41_001, 41_002)
-OTHER = Caller(41_003, 41_004)
+
+
+def ids(uid: int, gid: int) -> HostIds:
+    """Make a user and a group of the host of plain numbers."""
+    return HostIds(HostId(uid), HostId(gid))
+
+
+CALLER = ids(41_001, 41_002)
+OTHER = ids(41_003, 41_004)
 LIMIT_S = 30.0
 
 
@@ -38,9 +45,9 @@ def in_thread(function: Callable[[], object]) -> object:
         return pool.submit(function).result(LIMIT_S)
 
 
-def owner(name: str, directory: int) -> Caller:
+def owner(name: str, directory: int) -> HostIds:
     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    return Caller(found.st_uid, found.st_gid)
+    return ids(found.st_uid, found.st_gid)
 
 
 CREATIONS: dict[str, Callable[[str, int], object]] = {
@@ -73,8 +80,8 @@ def test_an_error_inside_is_passed_on_and_the_identity_undone(directory: int) ->
     assert owner("ours", directory) == (0, 0)
 
 
-@pytest.mark.parametrize("caller", [Caller(0xFFFF_FFFF, 0), Caller(0, 0xFFFF_FFFF)])
-def test_a_caller_without_an_id_creates_nothing(caller: Caller, directory: int) -> None:
+@pytest.mark.parametrize("caller", [ids(0xFFFF_FFFF, 0), ids(0, 0xFFFF_FFFF)])
+def test_a_caller_without_an_id_creates_nothing(caller: HostIds, directory: int) -> None:
     """setfsuid(-1) would be a question, not a switch: root would create in the caller's place."""
     with pytest.raises(PermissionError) as refused, ActingAs(caller):
         os.mkdir("theirs", dir_fd=directory)
@@ -88,7 +95,7 @@ def test_two_threads_never_mix(directory: int) -> None:
     rounds = 100
     meeting = threading.Barrier(2, timeout=LIMIT_S)
 
-    def act(caller: Caller) -> None:
+    def act(caller: HostIds) -> None:
         for number in range(rounds):
             meeting.wait()
             with ActingAs(caller):
@@ -144,7 +151,7 @@ def test_a_switch_that_did_not_take_place_ends_the_process(capability: str, acte
     """Whose files the next request would create is not known: better nobody's."""
     code = (
         "from passthrough.credentials import *\n"
-        f"with ActingAs(Caller({CALLER.uid}, {CALLER.gid})): print('acted', flush=True)\n"
+        f"with ActingAs(({CALLER.uid}, {CALLER.gid})): print('acted', flush=True)\n"
         "print('went on', flush=True)\n"
     )
 
@@ -162,8 +169,8 @@ def test_a_failed_undo_ends_the_process_too() -> None:
         "from passthrough.credentials import *\n"
         "os.setresgid(7, 7, 7)\n"
         "os.setresuid(7, 7, 7)\n"
-        "with ActingAs(Caller(7, 7)): pass\n"
-        "with ActingAs(Caller(8, 8)): pass\n"
+        "with ActingAs((7, 7)): pass\n"
+        "with ActingAs((8, 8)): pass\n"
         "print('went on')\n"
     )
 

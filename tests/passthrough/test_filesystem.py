@@ -70,6 +70,8 @@ def test_a_name_is_one_component(
     name: bytes,
 ) -> None:
     """Whatever sends requests: no name leads out of its directory."""
+    if operation is NAMING["lookup"] and name in {b".", b".."}:
+        return  # which it finds; test_filesystem_names.py
     (source / "file").touch()
 
     fails(errno.EINVAL, lambda: operation(fs, ROOT, name))

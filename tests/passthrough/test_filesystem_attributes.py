@@ -9,10 +9,10 @@ import pytest
 
 from passthrough import syscalls
 from passthrough.attributes import OMIT, Changes
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
+from passthrough.idmap import Caller, ContainerId
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, fails, listing, number_of
+from tests.support.direct import CALLER, caller, fails, listing, number_of
 
 
 def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path) -> None:
@@ -30,9 +30,9 @@ def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path
     ("changes", "expected"),
     [
         (Changes(mode=0o4750), {"st_mode": stat.S_IFREG | 0o4750}),
-        (Changes(uid=7), {"st_uid": 7, "st_gid": 2}),
-        (Changes(gid=8), {"st_uid": 1, "st_gid": 8}),
-        (Changes(uid=7, gid=8), {"st_uid": 7, "st_gid": 8}),
+        (Changes(uid=ContainerId(7)), {"st_uid": 7, "st_gid": 2}),
+        (Changes(gid=ContainerId(8)), {"st_uid": 1, "st_gid": 8}),
+        (Changes(uid=ContainerId(7), gid=ContainerId(8)), {"st_uid": 7, "st_gid": 8}),
         (Changes(size=3), {"st_size": 3}),
         (Changes(size=10), {"st_size": 10}),
         (Changes(atime=(5, 6)), {"st_atime_ns": 5_000_000_006, "st_mtime_ns": 2_000_000_000}),
@@ -40,7 +40,7 @@ def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path
         (Changes(mtime=(-5, 0)), {"st_mtime_ns": -5_000_000_000}),
         # Truncation moves the times, so these come after; a new owner takes the setuid bit away.
         (Changes(size=1, mtime=(5, 6)), {"st_size": 1, "st_mtime_ns": 5_000_000_006}),
-        (Changes(mode=0o4755, uid=7), {"st_uid": 7, "st_mode": stat.S_IFREG | 0o755}),
+        (Changes(mode=0o4755, uid=ContainerId(7)), {"st_uid": 7, "st_mode": stat.S_IFREG | 0o755}),
     ],
 )
 def test_setattr_changes_what_it_is_told(
@@ -65,7 +65,7 @@ def test_setattr_of_a_symlink_leaves_its_target_alone(fs: PassthroughFs, source:
     before = (source / "file").stat()
     number = number_of(fs, b"link")
 
-    fs.setattr(number, Changes(uid=7, gid=8, atime=(5, 6), mtime=(5, 6)))
+    fs.setattr(number, Changes(uid=ContainerId(7), gid=ContainerId(8), atime=(5, 6), mtime=(5, 6)))
     fails(errno.EOPNOTSUPP, lambda: fs.setattr(number, Changes(mode=0o600)))
     fails(errno.EBADF, lambda: fs.setattr(number, Changes(size=0)))
 
@@ -125,12 +125,12 @@ def test_the_root_has_the_hosts_number(fs: PassthroughFs, source: Path) -> None:
 @pytest.mark.parametrize(
     ("caller", "mode", "allowed"),
     [
-        (Caller(0, 0), 0o000, os.R_OK | os.W_OK),
-        (Caller(0, 0), 0o001, os.R_OK | os.W_OK | os.X_OK),
-        (Caller(1, 9), 0o700, os.R_OK | os.W_OK | os.X_OK),
-        (Caller(1, 2), 0o077, 0),
-        (Caller(9, 2), 0o050, os.R_OK | os.X_OK),
-        (Caller(9, 9), 0o774, os.R_OK),
+        (caller(0, 0), 0o000, os.R_OK | os.W_OK),
+        (caller(0, 0), 0o001, os.R_OK | os.W_OK | os.X_OK),
+        (caller(1, 9), 0o700, os.R_OK | os.W_OK | os.X_OK),
+        (caller(1, 2), 0o077, 0),
+        (caller(9, 2), 0o050, os.R_OK | os.X_OK),
+        (caller(9, 9), 0o774, os.R_OK),
     ],
 )
 def test_access_looks_at_the_one_class_that_the_caller_is_in(
@@ -149,7 +149,7 @@ def test_access_looks_at_the_one_class_that_the_caller_is_in(
 def test_root_may_search_any_directory(fs: PassthroughFs, source: Path) -> None:
     (source / "dir").mkdir(mode=0)
 
-    assert fs.access(number_of(fs, b"dir"), os.X_OK, Caller(0, 0))
+    assert fs.access(number_of(fs, b"dir"), os.X_OK, caller(0, 0))
 
 
 def test_statfs_is_the_hosts(fs: PassthroughFs, source: Path) -> None:
@@ -170,11 +170,11 @@ def test_extended_attributes(fs: PassthroughFs, source: Path) -> None:
     fs.setxattr(number, b"trusted.two", b"")
 
     assert fs.getxattr(number, b"user.one") == b"a\0b"
-    assert sorted(fs.listxattr(number, Caller(0, 0))) == [b"trusted.two", b"user.one"]
+    assert sorted(fs.listxattr(number, caller(0, 0))) == [b"trusted.two", b"user.one"]
     assert fs.listxattr(number, CALLER) == [b"user.one"], "xattr(7): trusted is for the privileged"
     assert os.getxattr(source / "file", "user.one") == b"a\0b"
     fs.removexattr(number, b"user.one")
-    assert fs.listxattr(number, Caller(0, 0)) == [b"trusted.two"]
+    assert fs.listxattr(number, caller(0, 0)) == [b"trusted.two"]
     fails(errno.ENODATA, lambda: fs.getxattr(number, b"user.one"))
     fails(errno.ENODATA, lambda: fs.removexattr(number, b"user.one"))
     fails(errno.ENODATA, lambda: fs.setxattr(number, b"user.one", b"", os.XATTR_REPLACE))
@@ -191,6 +191,17 @@ def test_extended_attributes_of_a_symlink_are_its_own(fs: PassthroughFs, source:
 
     assert os.getxattr(source / "link", "trusted.link", follow_symlinks=False) == b"1"
     assert os.listxattr(source / "file") == []
+
+
+@pytest.mark.parametrize("name", [b"system.nfs4_acl", b"system.cifs_acl", b"system."])
+def test_attributes_of_the_system_are_refused(fs: PassthroughFs, name: bytes) -> None:
+    """The kernel asks nobody's permission for them: a caller would set ACLs as root."""
+    for call in (
+        lambda: fs.getxattr(ROOT, name),
+        lambda: fs.setxattr(ROOT, name, b""),
+        lambda: fs.removexattr(ROOT, name),
+    ):
+        fails(errno.EOPNOTSUPP, call)
 
 
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])
@@ -210,7 +221,7 @@ def test_acls_that_would_not_be_honoured_are_refused_and_hidden(
     assert os.listxattr(source / "dir") == [name.decode()]
     number = number_of(fs, b"dir")
 
-    assert fs.listxattr(number, Caller(0, 0)) == []
+    assert fs.listxattr(number, caller(0, 0)) == []
     fails(errno.EOPNOTSUPP, lambda: fs.getxattr(number, name))
     fails(errno.EOPNOTSUPP, lambda: fs.setxattr(number, name, value))
     fails(errno.EOPNOTSUPP, lambda: fs.removexattr(number, name))

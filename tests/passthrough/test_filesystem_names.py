@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import syscalls
+from passthrough import mount, syscalls
 from passthrough.attributes import Entry
 from passthrough.config import Config
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, fails, number_of
+from tests.support.direct import CALLER, caller, fails, number_of
 
 
 def test_lookup_tells_what_the_host_says_and_for_how_long(source: Path) -> None:
@@ -131,7 +130,7 @@ def test_create_opens_what_it_created(fs: PassthroughFs, source: Path) -> None:
     ],
 )
 def test_mknod_makes_every_kind(fs: PassthroughFs, source: Path, kind: int, rdev: int) -> None:
-    fs.mknod(ROOT, b"node", kind | 0o640, rdev, Caller(0, 0))
+    fs.mknod(ROOT, b"node", kind | 0o640, rdev, caller(0, 0))
 
     found = (source / "node").lstat()
     assert (stat.S_IFMT(found.st_mode), found.st_rdev) == (kind, rdev)
@@ -266,3 +265,94 @@ def test_rename_with_a_flag_that_is_not_known(
     monkeypatch.delattr(syscalls, "renameat2")
 
     fails(errno.EINVAL, lambda: fs.rename(ROOT, b"one", ROOT, b"other", flags, CALLER))
+
+
+@pytest.mark.logs("'dead' is left out of a listing")
+def test_a_dead_mount_does_not_hide_its_neighbours(fs: PassthroughFs, source: Path) -> None:
+    """Nobody can look at it, but the directory around it is as usable as before."""
+    (source / "alive").touch()
+    (source / "dead").mkdir()
+    os.close(mount.mount(source / "dead", Config()))
+    try:
+        handle = fs.opendir(ROOT)
+        names = [record.name for record, _ in fs.readdirplus(handle, 0)]
+        fs.releasedir(handle)
+    finally:
+        mount.unmount(source / "dead")
+
+    assert sorted(names) == [b".", b"..", b"alive"]
+
+
+def test_dot_is_the_inode_itself(fs: PassthroughFs, source: Path) -> None:
+    """Also of a file: who exports the mount looks `.` up to find a file by its number alone."""
+    (source / "dir").mkdir()
+    (source / "file").touch()
+    for names in ((), (b"dir",), (b"file",)):
+        number = number_of(fs, *names)
+        assert fs.lookup(number, b".").inode_number == number
+
+
+def test_dot_dot_of_the_root_is_the_root(fs: PassthroughFs) -> None:
+    assert fs.lookup(ROOT, b"..").inode_number == ROOT
+
+
+def test_dot_dot_is_the_parent(fs: PassthroughFs, source: Path) -> None:
+    (source / "one" / "two").mkdir(parents=True)
+    (source / "file").touch()
+
+    assert fs.lookup(number_of(fs, b"one"), b"..").inode_number == ROOT
+    assert fs.lookup(number_of(fs, b"one", b"two"), b"..").inode_number == number_of(fs, b"one")
+    fails(errno.ENOTDIR, lambda: fs.lookup(number_of(fs, b"file"), b".."))
+
+
+def test_dot_dot_follows_a_directory_that_is_moved_inside(fs: PassthroughFs, source: Path) -> None:
+    (source / "one" / "two").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two")
+    (source / "one" / "two").rename(source / "moved")
+
+    assert fs.lookup(number, b"..").inode_number == ROOT
+
+
+@pytest.mark.parametrize("beside", ["outside", "source and more"])
+def test_dot_dot_does_not_leave_the_source_with_a_directory(
+    fs: PassthroughFs, source: Path, beside: str
+) -> None:
+    """Whoever holds a directory that the host has moved away must not climb about up there."""
+    outside = source.parent / beside
+    outside.mkdir()
+    (source / "one" / "two").mkdir(parents=True)
+    one, two = number_of(fs, b"one"), number_of(fs, b"one", b"two")
+    (source / "one").rename(outside / "one")
+
+    fails(errno.ESTALE, lambda: fs.lookup(one, b".."))
+    fails(errno.ESTALE, lambda: fs.lookup(two, b".."))
+    assert len(fs.inodes) == 3
+
+
+def test_dot_dot_of_a_directory_that_is_gone_is_stale(fs: PassthroughFs, source: Path) -> None:
+    (source / "one" / "two").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two")
+    (source / "one" / "two").rmdir()
+
+    fails(errno.ESTALE, lambda: fs.lookup(number, b".."))
+    (source / "one" / "two (deleted)").mkdir()  # as proc_pid_fd(5) shows it
+    fails(errno.ESTALE, lambda: fs.lookup(number, b".."))
+
+
+def test_dot_dot_never_goes_through_a_symlink(fs: PassthroughFs, source: Path) -> None:
+    """The way to a directory may be swapped between two looks at it."""
+    (source / "one" / "two" / "three").mkdir(parents=True)
+    number = number_of(fs, b"one", b"two", b"three")
+    place = source / "one"
+    real = os.readlink
+
+    def swapped(path: bytes, **kwargs: int) -> bytes:
+        found = real(path, **kwargs)
+        if found.endswith(b"/three"):
+            place.rename(source.parent / "outside")
+            place.symlink_to(source.parent / "outside")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "readlink", swapped)
+        fails(errno.ESTALE, lambda: fs.lookup(number, b".."))

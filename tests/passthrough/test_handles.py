@@ -1,5 +1,7 @@
 import errno
+import fcntl
 import itertools
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from passthrough import syscalls
-from passthrough.handles import HandleTable, OpenDirectory, OpenFile
+from passthrough.handles import DirectFile, HandleTable, OpenDirectory, OpenFile
 
 MANY = 10_000
 FILE_SYSTEMS = ["/var/tmp", "/dev/shm"]  # the disk's, and tmpfs, whose offsets are positions
@@ -304,3 +306,65 @@ def test_close_closes_every_handle(tmp_path: Path) -> None:
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+
+BLOCK_BYTES = 4096
+
+
+@pytest.fixture
+def direct(tmp_path: Path) -> Iterator[DirectFile]:
+    """A file that is open with O_DIRECT: two blocks and ten bytes."""
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * BLOCK_BYTES + b"b" * BLOCK_BYTES + b"0123456789")
+    file = DirectFile(1, os.open(path, os.O_RDWR | os.O_DIRECT))
+    yield file
+    file.close()
+
+
+def bare(call: Callable[[int], int], fd: int) -> int:
+    """The errno that the host's own file system gives, 0 for none."""
+    try:
+        call(fd)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def test_direct_reads_and_writes_have_aligned_buffers(direct: DirectFile) -> None:
+    """Plain bytes never lie at a page, and the host would refuse them."""
+    data = b"c" * BLOCK_BYTES
+
+    assert direct.write(BLOCK_BYTES, data) == BLOCK_BYTES
+    assert direct.read(0, 2 * BLOCK_BYTES) == b"a" * BLOCK_BYTES + data
+    assert direct.read(2 * BLOCK_BYTES, BLOCK_BYTES) == b"0123456789"
+    assert direct.read(3 * BLOCK_BYTES, BLOCK_BYTES) == b""
+
+
+@pytest.mark.parametrize(("offset", "size"), [(1, BLOCK_BYTES), (0, 7), (3, 5)])
+def test_what_is_not_aligned_is_answered_as_the_host_does(
+    direct: DirectFile, offset: int, size: int
+) -> None:
+    buffer = mmap.mmap(-1, 2 * BLOCK_BYTES)
+    view = memoryview(buffer)[:size]
+    reading = bare(lambda fd: os.preadv(fd, [view], offset), direct.fd)
+    writing = bare(lambda fd: os.pwritev(fd, [view], offset), direct.fd)
+
+    assert bare(lambda _: len(direct.read(offset, size)), direct.fd) == reading
+    assert bare(lambda _: direct.write(offset, bytes(size)), direct.fd) == writing
+    view.release()
+    buffer.close()
+
+
+def test_the_rest_of_a_mapped_file_is_written_wherever_it_ends(direct: DirectFile) -> None:
+    """And the file is as direct afterwards as before."""
+    assert direct.write(2 * BLOCK_BYTES, b"9876543210") == 10
+    assert direct.read(2 * BLOCK_BYTES, BLOCK_BYTES) == b"9876543210"
+    assert fcntl.fcntl(direct.fd, fcntl.F_GETFL) & os.O_DIRECT
+
+
+def test_a_file_knows_whether_it_appends(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for flags, appends in ((os.O_WRONLY, False), (os.O_WRONLY | os.O_APPEND, True)):
+        file = OpenFile(1, os.open(tmp_path / "file", flags))
+        assert file.appends is appends
+        file.close()

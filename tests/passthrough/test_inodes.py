@@ -188,6 +188,24 @@ def test_numbers_on_other_devices_carry_the_device(table: InodeTable, tmp_path: 
     assert dev.number == 2 << DEVICE_BIT | os.stat("/dev").st_ino
 
 
+def test_packed_numbers_carry_a_device_from_1_on_and_the_sources_too(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    table = InodeTable(os.open(tmp_path, os.O_PATH), packed=True)
+    try:
+        inodes = [table.grant(*opened(path)) for path in (tmp_path / "a", "/dev/shm", "/dev")]
+        far = table.grant(opened(tmp_path)[0], attributes(1 << DEVICE_BIT, table.root.device))
+
+        assert [inode.number for inode in inodes] == [
+            device << DEVICE_BIT | inode.host_number for device, inode in enumerate(inodes, 1)
+        ]
+        assert far.number == COUNTED | 1
+        assert table.root.number == ROOT
+        assert table.shown_number(table.root) == 1 << DEVICE_BIT | tmp_path.stat().st_ino
+        assert table.shown_neighbour(far, 5) == 5
+    finally:
+        table.close()
+
+
 @pytest.mark.parametrize("host_number", [0, ROOT, 1 << DEVICE_BIT, (1 << 64) - 1])
 def test_numbers_that_fit_nowhere_are_counted(
     table: InodeTable, tmp_path: Path, host_number: int

@@ -14,8 +14,10 @@ import pytest
 from pyfuse3 import EntryAttributes, FUSEError, InodeT
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
-from passthrough.credentials import Caller
+from passthrough.cache import Cache
+from passthrough.config import Config
 from passthrough.filesystem import PassthroughFs
+from passthrough.idmap import ContainerId, ContainerIds
 from passthrough.session import libfuse
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.direct import CALLER
@@ -61,6 +63,7 @@ class Failing:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+        self.cache = Cache(Config())
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         def operation(*_: object, **__: object) -> object:
@@ -205,7 +208,7 @@ async def test_creation_is_passed_on_with_the_caller(
     await request(fs, name, *REQUESTS[name])
 
     assert fs.calls == [(name, *expected)]
-    assert isinstance(fs.calls[0][-1], Caller)
+    assert isinstance(fs.calls[0][-1], ContainerIds)
 
 
 @pytest.mark.parametrize("name", ["mkdir", "create"])
@@ -234,12 +237,15 @@ def changed(**values: int) -> EntryAttributes:
     [
         ((), Changes()),
         (("mode",), Changes(mode=0o4640)),
-        (("uid",), Changes(uid=7)),
-        (("gid",), Changes(gid=8)),
+        (("uid",), Changes(uid=ContainerId(7))),
+        (("gid",), Changes(gid=ContainerId(8))),
         (("size",), Changes(size=9)),
         (("atime",), Changes(atime=(1, 500_000_000))),
         (("mtime",), Changes(mtime=(-2, 999_999_999))),
-        (FIELDS, Changes(0o4640, 7, 8, 9, (1, 500_000_000), (-2, 999_999_999))),
+        (
+            FIELDS,
+            Changes(0o4640, ContainerId(7), ContainerId(8), 9, (1, 500_000_000), (-2, 999_999_999)),
+        ),
     ],
 )
 async def test_setattr_carries_what_is_to_change_and_nothing_else(
@@ -269,6 +275,6 @@ async def test_a_descriptor_that_is_not_open_is_an_oserror() -> None:
     os.close(fd)
 
     with pytest.raises(OSError, match=f"descriptor {fd}") as failed:
-        await libfuse.serve(cast("PassthroughFs", None), fd, lambda: None)
+        await libfuse.serve(cast("PassthroughFs", Recording()), fd, lambda: None)
 
     assert failed.value.errno == errno.EBADF

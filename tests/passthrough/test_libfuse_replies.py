@@ -83,8 +83,15 @@ async def test_statfs_carries_every_number() -> None:
 
 @pytest.mark.parametrize("policy", CachePolicy)
 async def test_pages_survive_an_open_where_the_policy_says_so(
-    policy: CachePolicy, source: Path
+    policy: CachePolicy, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And with `metadata`, where they do not, the size is forgotten along with them."""
+    forgotten: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        pyfuse3,
+        "invalidate_inode",
+        lambda number, attr_only: forgotten.append((number, attr_only)),
+    )
     (source / "file").touch()
     fs = PassthroughFs(Config(cache=policy), os.open(source, os.O_PATH))
     try:
@@ -98,6 +105,7 @@ async def test_pages_survive_an_open_where_the_policy_says_so(
     assert [info.keep_cache for info in (opened, created)] == [keep, keep]
     assert [info.direct_io for info in (opened, created)] == [False, False]
     assert opened.fh != created.fh
+    assert forgotten == ([(number, True)] if policy is CachePolicy.METADATA else [])
 
 
 async def test_names_of_extended_attributes_stay_bytes(fs: PassthroughFs, source: Path) -> None:

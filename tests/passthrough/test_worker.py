@@ -1,91 +1,19 @@
 import os
-import select
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from passthrough import mount, worker
-from passthrough.config import Config
-from passthrough.handover import Handover, Report, decode_report, encode
+from passthrough.config import Config, Sandbox
+from passthrough.handover import Handover, encode
 from tests.support.callers import ROOT as ROOT_USER
 from tests.support.direct import descriptors_below
+from tests.support.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
 from tests.support.mounts import mounts_at
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_S = 30.0
-
-
-class Keeper:
-    """What the plugin is to a worker: it mounts, starts the process and holds the other ends."""
-
-    def __init__(self, source: Path, mountpoint: Path, log: Path) -> None:
-        self.mountpoint = mountpoint
-        self.log = log
-        self.fuse_fd = mount.mount(mountpoint, Config())
-        self.source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    @property
-    def handover(self) -> Handover:
-        return Handover(
-            volume="demo", config=Config(), fuse_fd=self.fuse_fd, source_fd=self.source_fd
-        )
-
-    def start(self, line: bytes, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "passthrough.worker"],
-                cwd=REPOSITORY,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=pass_fds,
-                bufsize=0,
-            )
-        self.processes.append(process)
-        assert process.stdin is not None
-        process.stdin.write(line)
-        return process
-
-    def serve(self) -> subprocess.Popen[bytes]:
-        """Start a worker; it has said that it serves when this returns."""
-        process = self.start(encode(self.handover), (self.fuse_fd, self.source_fd))
-        assert report_of(process) == Report(serving=True)
-        return process
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                pipe.close()
-        os.close(self.fuse_fd)
-        os.close(self.source_fd)
-
-
-def report_of(process: subprocess.Popen[bytes]) -> Report:
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], LIMIT_S)[0]
-    return decode_report(process.stdout.readline())
-
-
-def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
-    """The exit status, and what was still written to standard output."""
-    assert process.stdout is not None
-    status = process.wait(LIMIT_S)
-    return status, process.stdout.read()
-
-
-def on_mount(*words: str) -> str:
-    """Run a program that looks at a mount: it can be killed where this process could not."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    return done.stdout
 
 
 @pytest.fixture
@@ -243,7 +171,8 @@ def test_nothing_stays_open_and_the_process_is_prepared(source: Path, mountpoint
         source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
         fuse_fd = mount.mount(mountpoint, Config())
         keeper_fd, keepers_end = os.pipe()
-        handover = Handover(volume="v", config=Config(), fuse_fd=fuse_fd, source_fd=source_fd)
+        config = Config(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
+        handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
         worker.serve(handover, lambda: os.close(keepers_end), keeper_fd)
         opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()]
         return descriptors_below(source), opened, os.umask(0)

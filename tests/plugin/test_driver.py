@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from passthrough.config import Config
 from plugin.driver import Driver
 from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
@@ -85,6 +86,9 @@ async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
         ("../v", {}, ["'../v'", "expected 1 to 128"]),
         ("v", {"cash": "auto"}, ["option 'cash'", "cache"]),
         ("v", {"cache": "sometimes"}, ["option 'cache'", "'sometimes'", "never, metadata"]),
+        ("v", {"posix_acl": ""}, ["option 'posix_acl'", "session=auto", "DONT_MASK"]),
+        ("v", {"mode": "999"}, ["option 'mode'", "'999'", "octal digits"]),
+        ("v", {"source": "/srv", "uid": "5"}, ["option 'uid'", "source is there already"]),
         ("v", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
         ("v", {"source": "/no/such"}, ["option 'source'", "'/no/such'", "does not exist"]),
         ("v", {"source": "/"}, ["option 'source'", "'/'", "contains", "/mounts"]),
@@ -316,6 +320,20 @@ async def test_an_unknown_volume_is_not_mounted(tmp_path: Path, verb: str) -> No
         assert (await dockerd.call(verb, Name="v", ID="a")).status == 404
 
 
+async def test_the_directory_of_a_volume_gets_its_mode_and_owner(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"mode": "2770", "uid": "41001", "gid": "41002"})
+        status = (await dockerd.volume("v"))["Status"]
+
+    made = (own / "v").stat()
+    assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == (0o2770, 41_001, 41_002)
+    assert {name: status["options"][name] for name in ("mode", "uid", "gid")} == {
+        "mode": "2770",
+        "uid": "41001",
+        "gid": "41002",
+    }
+
+
 # Get, List, Path.
 
 
@@ -325,8 +343,12 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         volume = await dockerd.volume("v")
         assert "Mountpoint" not in volume
         assert volume["Status"]["source"] == str(source)
+        assert "data" not in volume["Status"]
         assert volume["Status"]["options"]["readonly"] == "true"
         assert volume["Status"]["options"]["cache"] == "auto"
+        assert volume["Status"]["options"]["attr_timeout"] == "1s"
+        assert volume["Status"]["options"]["session"] == "libfuse"
+        assert volume["Status"]["notes"] == []
         assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": ""}
 
         await dockerd.do("Mount", Name="v", ID="a")
@@ -336,6 +358,29 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert volume["Status"]["worker_pid"] > 1
         assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": target}
         assert (await dockerd.do("List"))["Volumes"] == [volume]
+
+
+async def test_status_names_no_path_of_the_plugin_s_own(tmp_path: Path) -> None:
+    """In a managed plugin it is another on the host, or none."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        status = (await dockerd.volume("v"))["Status"]
+        assert status["data"] == "own directory"
+        assert str(tmp_path) not in str(status)
+
+
+@pytest.mark.logs(r"volume v: writeback is false: with cache=never no data may wait")
+async def test_what_another_option_overrules_is_said_when_the_volume_is_made_and_in_its_status(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts={"writeback": "", "cache": "never"})
+        status = (await dockerd.volume("v"))["Status"]
+
+    assert status["options"]["writeback"] == "false"
+    assert status["notes"] == [
+        "writeback is false: with cache=never no data may wait in the kernel"
+    ]
 
 
 async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:
@@ -352,7 +397,7 @@ async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -
 async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
     """Create a volume as a later version might."""
     record = Record(name=volume_name(name), options=options, created_at=datetime.now(UTC))
-    await trio.to_thread.run_sync(driver._store, record)
+    await trio.to_thread.run_sync(driver._store, record, Config())
 
 
 async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """plugin/driver.py: what hangs holds up nobody else, and what comes at once ends consistent."""
 
 import errno
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from plugin.driver import SOURCE_DEADLINE_S
 from plugin.keeper import MOUNT_DEADLINE_S
@@ -81,6 +82,55 @@ async def test_a_source_that_hangs_holds_up_no_other_volume(
         await dockerd.do("Remove", Name="dead")
 
 
+@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not come to an end")
+async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
+    tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
+) -> None:
+    """The time of a request begins with the request, however many came before it."""
+    answers: dict[str, str] = {}
+
+    async def refused(verb: str, mount_id: str) -> None:
+        answers[verb + mount_id] = (await dockerd.call(verb, Name="dead", ID=mount_id)).error
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="dead", Opts={"source": str(source)})
+        server.is_dead = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused, "Mount", "a")
+            await trio.to_thread.run_sync(server.asked.acquire)
+            for verb, mount_id in (("Mount", "b"), ("Mount", "c"), ("Create", "")):
+                nursery.start_soon(refused, verb, mount_id)
+            await wait_all_tasks_blocked(0.1)
+            mock_clock.jump(MOUNT_DEADLINE_S)
+        assert await dockerd.references("dead") == 0
+    begun = answers.pop("Mounta")
+    assert "opening source" in begun
+    behind = "for another request on the volume, Mount, which has not come to an end"
+    assert answers == {
+        "Mountb": f"volume 'dead': Mount has waited 20 s {behind}",
+        "Mountc": f"volume 'dead': Mount has waited 20 s {behind}",
+        "Create": f"volume 'dead': Create has waited 10 s {behind}",
+    }
+
+
+async def test_an_unmount_waits_for_nobody_else_s_mount(tmp_path: Path) -> None:
+    """But it does for that of its own id, which would be counted for ever after it."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+        await dockerd.do("Create", Name="v")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(dockerd.do, "Mount", Name="v", ID="a"))
+            writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # it is starting
+            nursery.start_soon(partial(dockerd.do, "Unmount", Name="v", ID="a"))
+            await wait_all_tasks_blocked(0.1)
+            with trio.fail_after(10):
+                await dockerd.do("Unmount", Name="v", ID="b")
+            os.close(writer)
+        assert await dockerd.references("v") == 0
+        assert mounted(tmp_path) == []
+
+
 async def test_a_create_on_a_source_that_hangs_is_refused(
     tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
@@ -102,6 +152,9 @@ async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) ->
     async with plugin(tmp_path, SERVE) as dockerd, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(partial(dockerd.do, "Create", Name="v"))
+    assert [path.name for path in (tmp_path / "data" / "volumes").iterdir()] == ["v"]
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert [volume["Name"] for volume in (await dockerd.do("List"))["Volumes"]] == ["v"]
 
 
 async def test_a_storm_of_mounts_ends_consistent(tmp_path: Path, source: Path) -> None:

@@ -2,6 +2,7 @@
 # ruff: noqa: ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -15,10 +16,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from passthrough import mountinfo
 from passthrough.config import CachePolicy, Config
 from passthrough.mount import mount, unmount
-from plugin import worker as worker_module
-from plugin.errors import MountFailed
+from plugin import keeper as keeper_module, worker as worker_module
+from plugin.errors import CannotStart, MountFailed
 from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.volume import VolumeName
 from tests.support.dockerd import mounted
@@ -49,6 +51,7 @@ def order(source: Path, **fields: Any) -> Order:
         "open_source": lambda: os.open(source, os.O_PATH | os.O_DIRECTORY),
         "limiter": trio.CapacityLimiter(1),
         "lost": lambda _: None,
+        "deadline": trio.current_time() + MOUNT_DEADLINE_S,
     }
     return Order(**given | fields)
 
@@ -115,6 +118,26 @@ async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
         with pytest.raises(OSError, match="not connected"):
             await in_thread(os.listdir, keeper.target(NAME))
         assert mounted(mounts) == ["data"]
+
+
+@pytest.mark.logs("volume data: bug in watching worker [0-9]+")
+@pytest.mark.logs("volume data: worker [0-9]+ is watched no more, because of a bug")
+async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(returncode: int) -> str:
+        raise ZeroDivisionError(returncode)
+
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source, name=VolumeName("well")))
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "_how_it_ended", fail)
+            assert (await lose_worker(keeper, source)).startswith("its worker is watched no more")
+        assert keeper.worker_pid(NAME) == 0
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread(os.listdir, keeper.target(NAME))
+        assert keeper.worker_pid(VolumeName("well")) > 0
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.logs("was killed by SIGKILL")
@@ -293,6 +316,27 @@ async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Pa
         assert children() == set()
 
 
+async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mount_and_fail(target: Path, config: Config) -> int:
+        fd = mount(target, config)
+        patch.setattr(mountinfo, "read", no_descriptors)
+        return fd
+
+    def no_descriptors() -> list[mountinfo.Mount]:
+        patch.undo()  # the undoing may read it again
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with keeping(mounts, SERVE) as keeper:
+        with monkeypatch.context() as patch:
+            patch.setattr(keeper_module, "mount", mount_and_fail)
+            with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
+                await keeper.mount(order(source))
+        assert mounted(mounts) == []
+        assert list(mounts.iterdir()) == []
+
+
 async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source: Path) -> None:
     async with keeping(mounts, SERVE) as keeper:
         keeper.target(NAME).mkdir()
@@ -312,10 +356,11 @@ async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Pa
     (mounts / "data" / "file").touch()
     async with keeping(mounts, SERVE) as keeper:
         await keeper.mount(order(source))
-        with pytest.raises(MountFailed, match=r"cannot unmount .*/data: Directory not empty"):
-            await keeper.unmount(NAME)
+        await keeper.unmount(NAME)
         assert mounted(mounts) == []
-        (mounts / "data" / "file").unlink()
+        assert (mounts / "data" / "file").exists()
+        await keeper.mount(order(source))  # over it, as before
+        assert mounted(mounts) == ["data"]
 
 
 # The beginning and the end.
@@ -329,6 +374,18 @@ async def test_what_a_dead_plugin_has_left_is_cleared_away(mounts: Path) -> None
     async with keeping(mounts):
         assert list(mounts.iterdir()) == []
         assert mounted(mounts) == []
+
+
+async def test_a_mount_directory_has_one_plugin(mounts: Path, source: Path) -> None:
+    """Another would take its mounts for those of a plugin that died."""
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source))
+        with pytest.raises(CannotStart, match=r"mounts its volumes in .*PASSFS_MOUNT_DIR"):
+            async with keeping(mounts, SERVE):
+                pass
+        assert mounted(mounts) == ["data"]
+    async with keeping(mounts, SERVE):
+        pass
 
 
 async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source: Path) -> None:

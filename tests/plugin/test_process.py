@@ -99,7 +99,8 @@ def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
         registry._connection.execute("COMMIT")
     service = Service(tmp_path)
     try:
-        assert service.start() < 3
+        service.start()
+        assert service.cpu_seconds() < 3
         assert len(service.call("VolumeDriver.List")["Volumes"]) == 500
     finally:
         service.end(signal.SIGTERM)

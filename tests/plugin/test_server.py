@@ -16,7 +16,8 @@ import trio
 
 from plugin import server
 from plugin.driver import VERBS, Driver
-from plugin.errors import CannotStart
+from plugin.errors import CannotStart, MountFailed
+from plugin.keeper import Keeper
 from plugin.protocol import CONTENT_TYPE
 from plugin.server import prepared, serve
 from tests.support.dockerd import HEADERS, Answer, Dockerd, plugin, settings
@@ -283,6 +284,31 @@ async def test_a_mount_whose_client_has_gone_is_undone(
                 await trio.lowlevel.checkpoint()
         assert (await dockerd.volume("v"))["Status"]["references"] == 0
         await dockerd.do("Remove", Name="v")
+
+
+@pytest.mark.logs("^plugin.server: v id=a: cannot be undone: the mount is busy$")
+async def test_a_mount_that_cannot_be_undone_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal, not a bug, and there is nobody to answer."""
+
+    async def fail(*_: object) -> None:
+        raise MountFailed("the mount is busy")
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+        await dockerd.do("Create", Name="v")
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "unmount", fail)
+            async with dockerd.connection() as connection:
+                await connection.send("/VolumeDriver.Mount", b'{"Name": "v", "ID": "a"}')
+                writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
+            os.close(writer)
+            with trio.fail_after(10):
+                while "v id=a: cannot be undone: the mount is busy" not in caplog.messages:
+                    await trio.lowlevel.checkpoint()
+        assert await works_beside(dockerd)
 
 
 async def works_beside(dockerd: Dockerd) -> bool:

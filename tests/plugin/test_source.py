@@ -18,16 +18,20 @@ EXPECTED = "; expected the absolute path of an existing directory on the host, w
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    (tmp_path / "mounts").mkdir()
-    return Host(Path("/"), Path("/"), tmp_path / "mounts")
+    return seen_at(tmp_path, Path("/"), Path("/"))
+
+
+def seen_at(tmp_path: Path, root: Path, directory: Path) -> Host:
+    for own in ("mounts", "data"):
+        (tmp_path / own).mkdir()
+    return Host(root, directory, tmp_path / "mounts", tmp_path / "data")
 
 
 @pytest.fixture
 def seen_elsewhere(tmp_path: Path) -> Host:
     """A managed plugin's view: the host's /srv at another place."""
     (tmp_path / "host" / "app").mkdir(parents=True)
-    (tmp_path / "mounts").mkdir()
-    return Host(tmp_path / "host", Path("/srv"), tmp_path / "mounts")
+    return seen_at(tmp_path, tmp_path / "host", Path("/srv"))
 
 
 @pytest.fixture
@@ -110,18 +114,41 @@ def test_outside_of_what_the_plugin_sees_is_refused(seen_elsewhere: Host, source
     )
 
 
-def test_a_symlink_means_what_it_means_on_the_host(seen_elsewhere: Host, tmp_path: Path) -> None:
+def test_a_symlink_means_what_it_means_on_the_host(tmp_path: Path) -> None:
     """An absolute one is resolved in the host's tree, and never in the plugin's own."""
-    root = seen_elsewhere.root
+    root = tmp_path / "host"
+    (root / "app" / "sub").mkdir(parents=True)
+    host = seen_at(tmp_path, root, Path("/"))
     (root / "inside").symlink_to("/app")
-    (root / "app" / "sub").mkdir()
     (root / "outside").symlink_to(tmp_path)
     (root / "up").symlink_to("../../../..")
-    found = opened(seen_elsewhere, "/srv/inside/sub")
+    found = opened(host, "/inside/sub")
     assert os.path.samestat(found, (root / "app" / "sub").stat())
-    assert refusal(seen_elsewhere, "/srv/outside/mounts").startswith("does not exist")
-    found = opened(seen_elsewhere, "/srv/up/app")
+    assert refusal(host, "/outside/mounts").startswith("does not exist")
+    found = opened(host, "/up/app")
     assert os.path.samestat(found, (root / "app").stat())
+
+
+@pytest.mark.parametrize("link", ["/srv/app", "/app", "../app", "app/../../srv/app"])
+def test_a_symlink_out_of_what_the_plugin_sees_is_refused(seen_elsewhere: Host, link: str) -> None:
+    """It must not lead to a directory that happens to have the same name in /srv."""
+    root = seen_elsewhere.root
+    for place in ("app/sub", "srv/app/sub"):
+        (root / place).mkdir(parents=True)
+    (root / "link").symlink_to(link)
+    assert refusal(seen_elsewhere, "/srv/link/sub") == (
+        "leads out of /srv through a symbolic link, as all absolute ones do;"
+        " expected a path in /srv that does not"
+    )
+    assert refusal(seen_elsewhere, "/srv/link") == f"is a symbolic link{EXPECTED}"
+
+
+def test_a_symlink_within_what_the_plugin_sees_is_followed(seen_elsewhere: Host) -> None:
+    root = seen_elsewhere.root
+    (root / "app" / "sub").mkdir()
+    (root / "app" / "link").symlink_to("../app")
+    found = opened(seen_elsewhere, "/srv/app/link/sub")
+    assert os.path.samestat(found, (root / "app" / "sub").stat())
 
 
 def test_links_of_proc_are_not_followed(host: Host) -> None:
@@ -157,6 +184,28 @@ def test_a_mount_below_the_source_does_not_hide_it_either(host: Host, tmp_path: 
         syscalls.umount2(os.fsencode(source / "deep"), syscalls.MNT_DETACH)
 
 
-def test_a_directory_beside_the_mounts_is_fine(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "mounts-of-others").mkdir()
-    opened(host, tmp_path / "mounts-of-others")
+@pytest.mark.parametrize("inside", ["", "volumes/other", "trash"])
+def test_what_lies_in_the_data_directory_is_no_source(host: Host, bound: Path, inside: str) -> None:
+    """The managed plugin sees its data directory twice, in the host's tree and as a mount."""
+    (host.data_dir / inside).mkdir(parents=True, exist_ok=True)
+    for source in (host.data_dir / inside, bound / "data" / inside):
+        relation = "lies in" if inside else "contains"
+        assert refusal(host, source) == (
+            f"{relation} {host.data_dir}, where passfs keeps its data;"
+            " expected a directory that does not"
+        )
+
+
+def test_what_contains_the_data_directory_is_no_source(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "above" / "data").mkdir(parents=True)
+    beside = host._replace(data_dir=tmp_path / "above" / "data")
+    assert refusal(beside, tmp_path / "above") == (
+        f"contains {beside.data_dir}, where passfs keeps its data;"
+        " expected a directory that does not"
+    )
+
+
+def test_a_directory_beside_the_plugin_s_own_is_fine(host: Host, tmp_path: Path) -> None:
+    for beside in ("mounts-of-others", "data-of-others"):
+        (tmp_path / beside).mkdir()
+        opened(host, tmp_path / beside)

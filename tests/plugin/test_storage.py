@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,28 @@ def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -
         os.umask(umask)
     assert storage.path(NAME).stat().st_mode & 0o7777 == 0o755
     assert storage.path(NAME).parent.stat().st_mode & 0o7777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0o755, 0, 0)),
+        ({"mode": 0o6711}, (0o6711, 0, 0)),
+        ({"mode": 0o6711, "uid": 7}, (0o6711, 7, 0)),
+        ({"gid": 8}, (0o755, 0, 8)),
+        ({"mode": 0}, (0, 0, 0)),
+    ],
+)
+def test_a_directory_gets_the_mode_and_owner_asked_for(
+    storage: Storage, given: dict[str, int], expected: tuple[int, int, int]
+) -> None:
+    storage.path(NAME).mkdir()
+    os.chown(storage.path(NAME), 5, 5)  # left by a crash, of a volume that wanted something else
+
+    storage.create(NAME, **given)
+
+    made = storage.path(NAME).stat()
+    assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == expected
 
 
 def test_an_opened_directory_is_the_volume_s(storage: Storage) -> None:
@@ -164,6 +186,83 @@ def test_a_volume_with_a_mount_inside_is_not_discarded(storage: Storage, preciou
         with pytest.raises(VolumeInUse, match=r"data/a/mounted is a mount point inside it"):
             storage.discard(NAME)
         assert (storage.path(NAME) / "a" / "mounted" / "file").exists()
+
+
+def test_a_symlink_to_the_data_directory_hides_no_mount(tmp_path: Path, precious: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    storage = Storage(tmp_path / "link")
+    storage.prepare()
+    storage.create(NAME)
+    refusal = pytest.raises(VolumeInUse, match=r"real/volumes/data/mounted is a mount point")
+    with bound(precious, storage.path(NAME) / "mounted"), refusal:
+        storage.discard(NAME)
+
+
+@pytest.mark.parametrize("use", [Storage.create, Storage.open])
+def test_a_data_directory_that_is_gone_is_told_in_a_sentence(
+    storage: Storage, use: Callable[[Storage, VolumeName], object]
+) -> None:
+    storage.path(NAME).parent.rmdir()
+    with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: No such file"):
+        use(storage, NAME)
+
+
+def test_a_full_disk_is_told_in_a_sentence(storage: Storage) -> None:
+    volumes = storage.path(NAME).parent
+    with small(volumes), pytest.raises(StorageFailed, match=r"cannot use .*: No space left on"):
+        storage.create(NAME)
+
+
+def test_what_cannot_be_moved_is_told_in_a_sentence(storage: Storage) -> None:
+    storage.create(NAME)
+    token = storage.discard(NAME)
+    storage.create(NAME)
+    with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: File exists"):
+        storage.restore(NAME, token)
+    refusal = pytest.raises(StorageFailed, match=r"cannot use .*: Operation not permitted")
+    with immutable(storage.path(NAME)), refusal:
+        storage.discard(NAME)
+
+
+@contextmanager
+def small(directory: Path) -> Iterator[None]:
+    """A file system that has room for nothing but its root."""
+    syscalls.mount(b"none", os.fsencode(directory), b"tmpfs", 0, b"nr_inodes=1")
+    try:
+        yield
+    finally:
+        syscalls.umount2(os.fsencode(directory), syscalls.MNT_DETACH)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_its_last_user_deletes_meanwhile_is_gone(
+    storage: Storage, trash: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.create(NAME)
+    for number in range(5):
+        (storage.path(NAME) / f"file{number}").touch()
+        (storage.path(NAME) / f"directory{number}").mkdir()
+    unlink, rename = os.unlink, os.rename
+    done: list[str] = []
+
+    def unlink_as_second(name: str, *, dir_fd: int) -> None:
+        if kind == "file" and not done:
+            unlink(name, dir_fd=dir_fd)
+            done.append(name)
+        unlink(name, dir_fd=dir_fd)
+
+    def rename_as_second(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        if kind == "directory" and not done:
+            os.rmdir(old, dir_fd=src_dir_fd)
+            done.append(old)
+        rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink_as_second)
+    monkeypatch.setattr(os, "rename", rename_as_second)
+    remove(storage)
+    assert len(done) == 1
+    assert list(trash.iterdir()) == []
 
 
 @pytest.mark.logs("cannot delete all of .*/trash/.*: .*busy")

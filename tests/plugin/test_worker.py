@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,11 @@ async def test_a_worker_that_does_not_serve_says_why(
     assert str(refusal.value).startswith(sentence)
 
 
-async def test_how_it_ended_is_told(handover: Handover) -> None:
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGKILL, "SIGKILL"), (40, "signal 40"), (signal.SIGRTMAX, "SIGRTMAX")],
+)
+async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) -> None:
     worker = Worker("data", command("serve"))
     ended: list[str] = []
 
@@ -55,8 +60,8 @@ async def test_how_it_ended_is_told(handover: Handover) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(run)
         assert Path(f"/proc/{worker.pid}/comm").exists()  # noqa: ASYNC240 - not a real file
-        worker.kill()
-    assert ended == ["was killed by SIGKILL"]
+        os.kill(worker.pid, number)
+    assert ended == [f"was killed by {name}"]
 
 
 async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:

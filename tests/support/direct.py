@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 
 from passthrough.attributes import Entry
-from passthrough.credentials import Caller
 from passthrough.filesystem import PassthroughFs
+from passthrough.idmap import Caller, ContainerId
 from passthrough.inodes import ROOT
 
-CALLER = Caller(41_001, 41_002)
+
+def caller(uid: int, gid: int) -> Caller:
+    """Make a caller of plain numbers."""
+    return Caller(ContainerId(uid), ContainerId(gid))
+
+
+CALLER = caller(41_001, 41_002)
 
 
 def number_of(fs: PassthroughFs, *names: bytes) -> int:

@@ -160,7 +160,9 @@ def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
 @contextlib.contextmanager
 def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     """`passfs serve` on this host, with its socket where the engine looks for plugins."""
-    name = f"passfs-host-test-{uuid.uuid4().hex[:8]}"
+    # The same in each run: the engine remembers every name whose socket it has ever found, and
+    # asks each of them for 15 s whenever it lists volumes.
+    name = "passfs-host-test"
     service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
 
     def restart() -> None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from passthrough.cache import Cache
 from passthrough.config import Config
+from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.direct import CALLER
@@ -20,7 +21,8 @@ class Recording:
     def __init__(self, answer: object = None) -> None:
         self.answer = answer
         self.calls: list[tuple[Any, ...]] = []
-        self.cache = Cache(Config())
+        self.config = decide(Config()).config
+        self.cache = Cache(self.config)
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         def operation(*args: object, **kwargs: object) -> object:

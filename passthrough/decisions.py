@@ -1,0 +1,84 @@
+"""What applies of what was asked for: conflicts between options are decided here, and only here.
+
+`decide` takes a Config as it was given and makes one with an answer in every field, and with a note
+for each wish that another option overrules. Notes are for people: they stand in the log where a
+volume is made or served, and in its status.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from passthrough import cache, values
+from passthrough.config import CachePolicy, Config, session_of
+
+
+class Note(NamedTuple):
+    """An option that was asked for and does not apply."""
+
+    option: str
+    effective: str
+    """The value that applies, as text."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.option} is {self.effective}: {self.reason}"
+
+
+class Decided(NamedTuple):
+    """The values that apply, and why some are not those that were asked for."""
+
+    config: Config
+    notes: tuple[Note, ...]
+
+
+class Rule(NamedTuple):
+    """One conflict: where *conflicts* holds, *option* is turned off."""
+
+    option: str
+    conflicts: Callable[[Config], bool]
+    reason: str
+
+
+RULES: Final = (
+    Rule(
+        "writeback",
+        lambda config: config.cache is CachePolicy.NEVER,
+        "with cache=never no data may wait in the kernel",
+    ),
+    Rule(
+        "writeback",
+        lambda config: config.seal_size,
+        "seal_size refuses what would make a file longer, and must be asked before it is cached",
+    ),
+    Rule(
+        "allow_direct_io",
+        lambda config: config.writeback,
+        "with writeback the kernel writes its cached pages through any descriptor, and O_DIRECT"
+        " would refuse those that are not aligned",
+    ),
+    Rule(
+        "no_open",
+        lambda config: config.cache is not CachePolicy.ALWAYS,
+        "a file that is not opened keeps its cached pages, which cache=always alone allows",
+    ),
+)
+
+
+def decide(config: Config) -> Decided:
+    """What applies where *config* was asked for; of what is decided already, the same again."""
+    notes = []
+    for option, conflicts, reason in RULES:
+        if getattr(config, option) and conflicts(config):
+            off = False
+            config = msgspec.structs.replace(config, **{option: off})
+            notes.append(Note(option, values.as_text(off), reason))
+    config = msgspec.structs.replace(
+        config,
+        **cache.timeouts(config)._asdict(),
+        session=session_of(config),
+        # No session offers it so far.
+        killpriv_v2=bool(config.killpriv_v2),
+    )
+    return Decided(config, tuple(notes))

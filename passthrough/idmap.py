@@ -1,0 +1,128 @@
+"""Whose ids are whose: those of the volume's users, and those that files have on the host.
+
+A map has ranges, container:host:count. What its users do is mapped in, whose a file is is mapped
+out; an id in no range has no counterpart: nothing is created for it, and it is shown as the
+overflow id, user_namespaces(7). Squashing comes before the ranges, as exports(5) has it: the ids
+that it takes act as one id of the host's.
+
+The two kinds of number are different types, so that one cannot be taken for the other by mistake.
+"""
+
+import errno
+from typing import Final, NamedTuple, NewType
+
+from passthrough.config import Config, Squash
+from passthrough.values import Range
+
+ContainerId = NewType("ContainerId", int)
+HostId = NewType("HostId", int)
+
+# What Linux shows for an id that cannot be shown, /proc/sys/kernel/overflowuid.
+OVERFLOW: Final[int] = 65534
+_ROOT: Final = 0
+
+
+class ContainerIds(NamedTuple):
+    """A user and a group as the volume's users know them."""
+
+    uid: ContainerId
+    gid: ContainerId
+
+
+class HostIds(NamedTuple):
+    """A user and a group of the host's files."""
+
+    uid: HostId
+    gid: HostId
+
+
+# Who sent a request.
+Caller = ContainerIds
+
+
+class UnmappedError(PermissionError):
+    """An id that has no counterpart on the host, by the map that lacks it."""
+
+    def __init__(self, option: str, number: int) -> None:
+        self.option = option
+        self.number = number
+        super().__init__(errno.EPERM, f"id {number} is in no range of {option}")
+
+
+class IdMap:
+    """One kind of ids, users' or groups', there and back."""
+
+    __slots__ = ("_anonymous", "_option", "_ranges", "_squash")
+
+    def __init__(
+        self, option: str, ranges: tuple[Range, ...], squash: Squash, anonymous: int
+    ) -> None:
+        self._option = option
+        self._ranges = ranges
+        self._squash = squash
+        self._anonymous = HostId(anonymous)
+
+    def to_host(self, number: ContainerId) -> HostId:
+        """Whom *number* acts as.
+
+        Raises:
+            UnmappedError: nobody; errno is EPERM.
+        """
+        if self._squash is Squash.ALL or (self._squash is Squash.ROOT and number == _ROOT):
+            return self._anonymous
+        if not self._ranges:
+            return HostId(number)
+        for container, host, count in self._ranges:
+            if 0 <= number - container < count:
+                return HostId(host + number - container)
+        raise UnmappedError(self._option, number)
+
+    def to_container(self, number: HostId) -> ContainerId:
+        """How *number* is shown."""
+        if not self._ranges:
+            return ContainerId(number)
+        for container, host, count in self._ranges:
+            if 0 <= number - host < count:
+                return ContainerId(container + number - host)
+        return ContainerId(OVERFLOW)
+
+
+class IdMaps:
+    """The maps of one volume, for users and for groups."""
+
+    __slots__ = ("_gid", "_uid")
+
+    def __init__(self, config: Config) -> None:
+        self._uid = IdMap("map_uid", config.map_uid, config.squash, config.anon_uid)
+        self._gid = IdMap("map_gid", config.map_gid, config.squash, config.anon_gid)
+
+    def to_host(self, ids: ContainerIds) -> HostIds:
+        """Whom *ids* act as.
+
+        Raises:
+            UnmappedError: one of them as nobody.
+        """
+        return HostIds(self._uid.to_host(ids.uid), self._gid.to_host(ids.gid))
+
+    def to_container(self, ids: HostIds) -> ContainerIds:
+        """How *ids* are shown."""
+        return ContainerIds(self._uid.to_container(ids.uid), self._gid.to_container(ids.gid))
+
+    def new_owner(
+        self, uid: ContainerId | None, gid: ContainerId | None
+    ) -> tuple[HostId | None, HostId | None]:
+        """To whom chown(2) gives a file; None leaves it where it is.
+
+        Raises:
+            UnmappedError: to nobody.
+        """
+        return (
+            None if uid is None else self._uid.to_host(uid),
+            None if gid is None else self._gid.to_host(gid),
+        )
+
+
+def maps(config: Config) -> IdMaps | None:
+    """The maps that *config* asks for; None where both sides' ids are the same."""
+    used = config.map_uid or config.map_gid or config.squash is not Squash.NONE
+    return IdMaps(config) if used else None

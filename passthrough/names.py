@@ -1,0 +1,56 @@
+"""Names in requests: which are a component of a path, and where `..` leads."""
+
+import errno
+import os
+from typing import Final
+
+from passthrough import fdpath, syscalls
+from passthrough.errors import os_error
+
+DOT: Final = b"."
+DOT_DOT: Final = b".."
+
+_CONFINED: Final = (
+    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+)
+
+
+def check(name: bytes) -> None:
+    """Refuse what would lead out of its directory, or name the directory itself.
+
+    Raises:
+        OSError: EINVAL.
+    """
+    if not name or b"/" in name or name in {DOT, DOT_DOT}:
+        raise os_error(errno.EINVAL)
+
+
+def open_parent(root_fd: int, fd: int) -> int:
+    """Open the directory that *fd*, a directory too, lies in, if that is beneath *root_fd*.
+
+    To ask the host for `..` would lead out of the source as soon as somebody has moved the
+    directory out. So its place is looked up from the source downwards, and must be where it is.
+
+    Returns:
+        An O_PATH descriptor that the caller owns.
+
+    Raises:
+        OSError: ESTALE, it is not beneath *root_fd*, or is being moved.
+    """
+    top = os.readlink(fdpath.of(root_fd)).rstrip(b"/") + b"/"
+    place = os.readlink(fdpath.of(fd))
+    if not place.startswith(top):
+        raise os_error(errno.ESTALE)
+    above, _, name = place.removeprefix(top).rpartition(b"/")
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        parent = syscalls.openat2(root_fd, above or DOT, flags, _CONFINED)
+    except OSError:
+        raise os_error(errno.ESTALE) from None
+    try:
+        if os.path.samestat(os.lstat(name, dir_fd=parent), os.fstat(fd)):
+            return parent
+    except OSError:
+        pass  # no such name, any more
+    os.close(parent)
+    raise os_error(errno.ESTALE)

@@ -1,0 +1,141 @@
+"""The values of options: from the text that a user writes, and back to text."""
+
+import enum
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from operator import itemgetter
+from typing import Final, NamedTuple
+
+# A timeout that the kernel keeps as 64-bit seconds; ten years are for ever in the life of a mount.
+_LONGEST_S: Final = 10 * 365 * 86_400.0
+_UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", re.ASCII)
+_BOOLEANS: Final = {
+    "": True,  # a bare `-o readonly` arrives as an empty value
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+# What mount(8) shows as the device: no separators of mount options, /proc/mounts or the terminal.
+_FSNAME: Final = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
+
+# The highest uid and gid: the one above stands for none, chown(2).
+_LAST_ID: Final = (1 << 32) - 2
+_MODE: Final = re.compile(r"[0-7]{3,4}", re.ASCII)
+_NOTHING: Final = "none"
+
+
+class Range(NamedTuple):
+    """Ids that follow one another: *length* from *container* on are those from *host* on."""
+
+    container: int
+    host: int
+    length: int
+
+
+# Each of these turns a text into a value, or raises ValueError.
+
+
+def boolean(text: str) -> bool:
+    """A switch; nothing at all means on."""
+    try:
+        return _BOOLEANS[text.strip().lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def seconds(text: str) -> float:
+    """A duration with or without a unit, in seconds."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or (value := float(match[1]) * _UNITS_S[match[2]]) > _LONGEST_S:
+        raise ValueError(text)
+    return value
+
+
+def word(words: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
+    """One of *words*."""
+
+    def parse(text: str) -> enum.StrEnum:
+        return words(text.strip().lower())
+
+    return parse
+
+
+def fsname(text: str) -> str:
+    """What df and mount show as the device."""
+    if _FSNAME.fullmatch(text) is None:
+        raise ValueError(text)
+    return text
+
+
+def number(text: str) -> int:
+    """A decimal number, of digits alone."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
+
+
+def identifier(text: str) -> int:
+    """A uid or gid."""
+    value = number(text.strip())
+    if value > _LAST_ID:
+        raise ValueError(text)
+    return value
+
+
+def optional_identifier(text: str) -> int | None:
+    """A uid or gid, or none."""
+    return None if text.strip().lower() == _NOTHING else identifier(text)
+
+
+def optional_mode(text: str) -> int | None:
+    """Permission bits in octal digits, chmod(1), or none."""
+    word = text.strip().lower()
+    if word == _NOTHING:
+        return None
+    if _MODE.fullmatch(word) is None:
+        raise ValueError(text)
+    return int(word, 8)
+
+
+def mode_as_text(mode: object) -> str:
+    """The octal digits of a mode, as chmod(1) takes them."""
+    return f"{mode:04o}"
+
+
+def ranges(text: str) -> tuple[Range, ...]:
+    """Ranges of ids, of which no two overlap, on neither side; in the order of the containers'.
+
+    `+` stands between them as well as `,`, at which mount(8) would split its options.
+    """
+    if text.strip().lower() == _NOTHING:
+        return ()
+    found = []
+    for part in text.replace("+", ",").split(","):
+        container, host, count = (number(word) for word in part.strip().split(":"))
+        if not 1 <= count <= _LAST_ID + 1 - max(container, host):
+            raise ValueError(text)
+        found.append(Range(container, host, count))
+    for start in (Range._fields.index("container"), Range._fields.index("host")):
+        for lower, upper in pairwise(sorted(found, key=itemgetter(start))):
+            if lower[start] + lower.length > upper[start]:
+                raise ValueError(text)
+    return tuple(sorted(found))
+
+
+def as_text(value: object) -> str:
+    """A value in a form that its parser takes; the caller knows what None stands for."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        # Down to nanoseconds, as the kernel keeps it, and never in the form 1e+06.
+        return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+    if isinstance(value, tuple):
+        return ",".join(":".join(map(str, part)) for part in value) or _NOTHING
+    return str(value)

@@ -1,0 +1,122 @@
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from passthrough.config import (
+    FOR_A_NEW_DIRECTORY,
+    CachePolicy,
+    Config,
+    Session,
+    as_text,
+    parse_options,
+)
+from passthrough.decisions import RULES, Note, decide
+
+# A wish that cannot be had, beside what overrules it.
+CONFLICTS = {
+    "writeback with cache=never": (
+        Config(writeback=True, cache=CachePolicy.NEVER),
+        Note("writeback", "false", "with cache=never no data may wait in the kernel"),
+    ),
+    "writeback with seal_size": (
+        Config(writeback=True, seal_size=True),
+        Note(
+            "writeback",
+            "false",
+            "seal_size refuses what would make a file longer, and must be asked before it is"
+            " cached",
+        ),
+    ),
+    "direct I/O with writeback": (
+        Config(writeback=True),
+        Note(
+            "allow_direct_io",
+            "false",
+            "with writeback the kernel writes its cached pages through any descriptor, and"
+            " O_DIRECT would refuse those that are not aligned",
+        ),
+    ),
+    "no_open without cache=always": (
+        Config(no_open=True, cache=CachePolicy.METADATA),
+        Note(
+            "no_open",
+            "false",
+            "a file that is not opened keeps its cached pages, which cache=always alone allows",
+        ),
+    ),
+}
+AGREEMENTS = {
+    "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),
+    "writeback without direct I/O": Config(writeback=True, allow_direct_io=False),
+    "seal_size": Config(seal_size=True),
+    "nothing": Config(),
+}
+
+
+@pytest.mark.parametrize(("config", "note"), CONFLICTS.values(), ids=CONFLICTS)
+def test_a_wish_that_another_option_overrules_is_turned_off_with_the_reason(
+    config: Config, note: Note
+) -> None:
+    applies, notes = decide(config)
+
+    assert notes == (note,)
+    assert as_text(applies)[note.option] == note.effective
+    assert getattr(config, note.option) != getattr(applies, note.option)
+
+
+@pytest.mark.parametrize("config", AGREEMENTS.values(), ids=AGREEMENTS)
+def test_wishes_that_agree_apply(config: Config) -> None:
+    applies, notes = decide(config)
+
+    assert notes == ()
+    for rule in RULES:
+        assert getattr(applies, rule.option) == getattr(config, rule.option)
+
+
+def test_every_rule_is_tried_above() -> None:
+    assert {rule.reason for rule in RULES} == {note.reason for _, note in CONFLICTS.values()}
+
+
+def test_what_is_turned_off_turns_nothing_else_off() -> None:
+    applies, notes = decide(Config(writeback=True, cache=CachePolicy.NEVER, seal_size=True))
+
+    assert [note.option for note in notes] == ["writeback"]
+    assert applies.allow_direct_io
+
+
+def test_a_note_is_a_sentence() -> None:
+    assert str(Note("no_open", "false", "because")) == "no_open is false: because"
+
+
+def test_what_was_left_open_is_answered() -> None:
+    applies, _ = decide(Config(cache=CachePolicy.NEVER, attr_timeout=2.0))
+
+    assert applies.session is Session.LIBFUSE
+    assert applies.killpriv_v2 is False
+    assert applies.entry_timeout == applies.dir_entry_timeout == 0
+    assert applies.attr_timeout == applies.dir_attr_timeout == 2
+    open_still = {name for name, value in msgspec.structs.asdict(applies).items() if value is None}
+    assert open_still == set(FOR_A_NEW_DIRECTORY)
+
+
+@given(
+    st.builds(
+        Config,
+        cache=st.sampled_from(CachePolicy),
+        entry_timeout=st.none() | st.floats(0, 100),
+        no_open=st.booleans(),
+        writeback=st.booleans(),
+        seal_size=st.booleans(),
+        allow_direct_io=st.booleans(),
+    )
+)
+def test_what_is_decided_stays_decided(config: Config) -> None:
+    applies, _ = decide(config)
+
+    assert decide(applies) == (applies, ())
+
+
+def test_what_applies_can_be_given_as_options() -> None:
+    applies, _ = decide(Config())
+
+    assert decide(parse_options(as_text(applies))) == (applies, ())

@@ -1,0 +1,151 @@
+"""A worker that does what a test asks for inside its own process, as code that got in would.
+
+The real worker, with one addition: reading the attribute `user.inside.PROBE:ARGUMENT` of a file of
+the mount runs the probe of that name in the process that serves, and gives what it returned.
+"""
+
+import ctypes
+import errno
+import functools
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from passthrough import mount, privileges, syscalls, worker
+from passthrough.filesystem import PassthroughFs
+from tests.support.callers import ROOT
+
+PREFIX = b"user.inside."
+PROBE_LIMIT_S = 10.0
+HIGHEST = 256  # more descriptors than a worker of a test has
+PR_GET_DUMPABLE = 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def probe(mountpoint: Path, name: str, argument: str = "") -> object:
+    """Run a probe inside the worker that serves *mountpoint*.
+
+    A worker that does not answer fails the call: a request that it has taken outlives even the
+    death of who sent it, so this one mount is aborted when the limit passes.
+    """
+    attribute = f"{PREFIX.decode()}{name}:{argument}"
+    abort = functools.partial(mount.unmount, mountpoint, abort=True)
+    watchdog = threading.Timer(PROBE_LIMIT_S, abort)
+    watchdog.start()
+    try:
+        return json.loads(ROOT.run(lambda: os.getxattr(mountpoint, attribute)))
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+
+
+def _tried(attempt: Callable[[], object]) -> str:
+    """The name of the error, or nothing when the attempt succeeded."""
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def _open(path: str) -> str:
+    flags = os.O_RDONLY | os.O_NONBLOCK
+    return _tried(lambda: os.close(os.open(path, flags)))
+
+
+def _above(_: str) -> list[list[str]]:
+    """What is at the top of the tree of each directory that the process has in its hands."""
+    found = []
+    hands = [*range(HIGHEST), os.open(".", os.O_PATH), os.open("/", os.O_PATH)]
+    for hand in hands:
+        try:
+            at = os.open("..", os.O_PATH | os.O_DIRECTORY, dir_fd=hand)
+        except OSError:
+            continue
+        for _step in range(64):
+            above = os.open("..", os.O_PATH | os.O_DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = above
+        top = os.open(".", os.O_RDONLY, dir_fd=at)
+        found.append(sorted(os.listdir(top)))
+        os.close(top)
+        os.close(at)
+    for hand in hands[HIGHEST:]:
+        os.close(hand)
+    return found
+
+
+def _connect(port: str) -> str:
+    with socket.socket() as client:
+        return _tried(lambda: client.connect(("127.0.0.1", int(port))))
+
+
+def _import(name: str) -> str:
+    try:
+        __import__(name)
+    except ImportError as error:
+        return type(error).__name__
+    return ""
+
+
+def _execute(path: str) -> str:
+    return _tried(lambda: os.execv(path, [path]))  # noqa: S606
+
+
+def _regain(capability: str) -> str:
+    return _tried(lambda: syscalls.effective_capability(int(capability), wanted=True))
+
+
+def _fail(_: str) -> object:
+    return 1 / 0
+
+
+def _undecodable(_: str) -> object:
+    logging.getLogger("tests.inside").warning("a name of no known %s", os.fsdecode(b"\xff"))
+    return "\N{SNOWMAN}".encode("ascii", "backslashreplace").decode("latin-1")
+
+
+PROBES: dict[str, Callable[[str], object]] = {
+    "open": _open,
+    "list": lambda path: sorted(os.listdir(path)),
+    "above": _above,
+    "interfaces": lambda _: [name for _, name in socket.if_nameindex()],
+    "connect": _connect,
+    "import": _import,
+    "execute": _execute,
+    "regain": _regain,
+    "fail": _fail,
+    "text": _undecodable,
+    "dumpable": lambda _: _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0),
+    "descriptors": lambda _: resource.getrlimit(resource.RLIMIT_NOFILE),
+    "mount": lambda _: _tried(lambda: syscalls.mount(b"none", b"/", b"tmpfs", 0, b"")),
+    "umount": lambda _: _tried(lambda: syscalls.umount2(b"/", syscalls.MNT_DETACH)),
+    "pivot_root": lambda _: _tried(lambda: privileges.pivot_root(b"/", b"/")),
+    "clone_tree": lambda _: _tried(
+        lambda: os.close(privileges.clone_tree(privileges.AT_FDCWD, b"/", recursive=True))
+    ),
+    "chroot": lambda _: _tried(lambda: os.chroot("/")),
+    "unshare": lambda flags: _tried(lambda: privileges.unshare(int(flags))),
+}
+
+
+def _answering(original: Callable[..., bytes]) -> Callable[..., bytes]:
+    def getxattr(fs: PassthroughFs, number: int, name: bytes) -> bytes:
+        if not name.startswith(PREFIX):
+            return original(fs, number, name)
+        probe, _, argument = os.fsdecode(name.removeprefix(PREFIX)).partition(":")
+        return json.dumps(PROBES[probe](argument)).encode()
+
+    return getxattr
+
+
+if __name__ == "__main__":
+    setattr(PassthroughFs, "getxattr", _answering(PassthroughFs.getxattr))  # noqa: B010 - a method
+    sys.exit(worker.main())

@@ -1,0 +1,98 @@
+"""What the plugin is to a worker: it mounts, starts the process and holds the other ends."""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from passthrough import mount
+from passthrough.config import Config
+from passthrough.handover import Handover, Report, decode_report, encode
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT_S = 30.0
+
+
+class Keeper:
+    """A mount of *source*, to be served by workers: processes that run *module*."""
+
+    def __init__(
+        self,
+        source: Path,
+        mountpoint: Path,
+        log: Path,
+        config: Config | None = None,
+        module: str = "passthrough.worker",
+    ) -> None:
+        self.mountpoint = mountpoint
+        self.log = log
+        self.config = config or Config()
+        self.module = module
+        self.fuse_fd = mount.mount(mountpoint, self.config)
+        self.source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def handover(self) -> Handover:
+        """What a worker is told."""
+        return Handover(
+            volume="demo", config=self.config, fuse_fd=self.fuse_fd, source_fd=self.source_fd
+        )
+
+    def start(
+        self, line: bytes, pass_fds: Sequence[int], within: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker, by the program *within* if given, and tell it *line*."""
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                [*within, sys.executable, "-m", self.module],
+                cwd=REPOSITORY,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=pass_fds,
+                bufsize=0,
+            )
+        self.processes.append(process)
+        assert process.stdin is not None
+        process.stdin.write(line)
+        return process
+
+    def serve(self, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start a worker; it has said that it serves when this returns."""
+        process = self.start(encode(self.handover), (self.fuse_fd, self.source_fd), within)
+        assert report_of(process) == Report(serving=True), self.log.read_text()
+        return process
+
+    def close(self) -> None:
+        """End the workers, and let go of the mount."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+        os.close(self.fuse_fd)
+        os.close(self.source_fd)
+
+
+def report_of(process: subprocess.Popen[bytes]) -> Report:
+    """What a worker has to say."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], LIMIT_S)[0]
+    return decode_report(process.stdout.readline())
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+    """The exit status, and what was still written to standard output."""
+    assert process.stdout is not None
+    status = process.wait(LIMIT_S)
+    return status, process.stdout.read()
+
+
+def on_mount(*words: str) -> str:
+    """Run a program that looks at a mount: it can be killed where this process could not."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    return done.stdout
