@@ -35,7 +35,7 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 ALWAYS = {"suid": "true", "dev": "true"}
 
 # What each program finds, so that short ones already do something: a team's directory, one with a
-# sticky bit, a file and a directory of the user's, and a second name of the file.
+# sticky bit, a directory of the user's, and a setuid file of two names that all may write to.
 SETTING: Sequence[Step] = (
     ("root", "mkdir", b"t", 0),
     ("root", "chown", b"t", 0, TEAM_GID, True),
@@ -46,6 +46,8 @@ SETTING: Sequence[Step] = (
     ("user", "open", 0, b"a", 0o102, 0o666),  # O_CREAT | O_RDWR
     ("user", "write", 0, 1, 5_000),
     ("user", "close", 0),
+    ("user", "chmod", b"a", 0o6777),
+    ("root", "setxattr", b"a", b"trusted.t", b"v", 0, True),
     ("user", "link", b"a", b"d/b", False),
     ("user", "symlink", b"d/b", b"l"),
 )

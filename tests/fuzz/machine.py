@@ -78,6 +78,9 @@ open_flags = st.builds(
         max_size=3,
     ),
 )
+file = st.sampled_from([b"a", b"b", b"c", b"d/b", b"t/c"])
+file_flags = st.sampled_from([0, os.O_CREAT, os.O_CREAT | os.O_TRUNC, os.O_TRUNC, os.O_APPEND])
+file_flags = file_flags.map(lambda flags: os.O_RDWR | flags)
 rename_flags = st.sampled_from([0, 0, 0, 1, 2, 4, 5, 6, 8])
 nodes = st.sampled_from([stat.S_IFREG, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR])
 target = st.sampled_from(
@@ -110,13 +113,18 @@ ON_PATHS: dict[str, tuple[Strategy, ...]] = {
     "umask": (st.sampled_from([0, 0o022, 0o027, 0o077]),),
 }
 
-ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
+ON_FILES: dict[str, tuple[Strategy, ...]] = {
     "read": (size,),
     "pread": (size, offset),
     "write": (seed, size),
     "pwrite": (seed, size, offset),
     "lseek": (st.integers(-10, 5_000), st.sampled_from([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END])),
     "ftruncate": (size,),
+    "mapped_read": (),
+    "set_append": (),
+}
+
+ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
     "fsync": (),
     "fdatasync": (),
     "fstat": (),
@@ -126,8 +134,6 @@ ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
     "fsetxattr": (attribute, value, attribute_flags),
     "fgetxattr": (attribute,),
     "flags": (),
-    "set_append": (),
-    "mapped_read": (),
     "seek_data": (offset,),
     "ioctl": (),
     "relist": (),
@@ -140,6 +146,8 @@ class Programs(RuleBasedStateMachine):
 
     sides: ClassVar[Ground]
     handles: Bundle[Handle] = Bundle("handles")
+    files: Bundle[Handle] = Bundle("files")
+    """Those that are most likely files, open to read and write."""
     callers: ClassVar[Strategy] = st.sampled_from(list(CALLERS))
 
     def __init__(self) -> None:
@@ -158,6 +166,12 @@ class Programs(RuleBasedStateMachine):
         """Open a path, and perhaps create a file there."""
         self.appending |= bool(flags & os.O_APPEND)
         return self._open(caller, "open", path, flags, mode)
+
+    @rule(target=files, caller=callers, path=file, flags=file_flags)
+    def open_file(self, caller: str, path: bytes, flags: int) -> MultipleResults[Handle]:
+        """Open what is most likely a file, or make one."""
+        self.appending |= bool(flags & os.O_APPEND)
+        return self._open(caller, "open", path, flags, 0o666)
 
     @rule(target=handles, caller=callers, path=directory)
     def open_directory(self, caller: str, path: bytes) -> MultipleResults[Handle]:
@@ -182,14 +196,14 @@ class Programs(RuleBasedStateMachine):
         """Close a descriptor."""
         self.sides.do(handle[0], "close", handle[1])
 
-    @rule(source=handles, to=handles, size=size)
+    @rule(source=files, to=files, size=size)
     def copy_range(self, source: Handle, to: Handle, size: int) -> None:
         """Copy within the kernel, between two files that the same caller has open."""
         if source[0] == to[0]:
             self.sides.do(source[0], "copy_range", source[1], to[1], size)
 
     @precondition(lambda self: self.filled < MOST_FILLED)
-    @rule(caller=callers, path=directory, count=st.sampled_from([5, 40]))
+    @rule(caller=callers, path=directory, count=st.sampled_from([5, 80]))
     def fill(self, caller: str, path: bytes, count: int) -> None:
         """Make files that last, for listings longer than one reply."""
         self.filled += 1
@@ -201,7 +215,7 @@ class Programs(RuleBasedStateMachine):
         self.sides.do(handle[0], "begin_listing", handle[1], size, self.filled)
 
     @precondition(lambda self: not self.appending)  # known.py has why
-    @rule(handle=handles, seed=seed, size=st.sampled_from([1, 100, 4_097]), offset=offset)
+    @rule(handle=files, seed=seed, size=st.sampled_from([1, 100, 4_097]), offset=offset)
     def mapped_write(self, handle: Handle, seed: int, size: int, offset: int) -> None:
         """Store into a shared mapping."""
         self.sides.do(handle[0], "mapped_write", handle[1], seed, size, offset)
@@ -245,8 +259,8 @@ def _on_path(operation: str, arguments: tuple[Strategy, ...]) -> object:
     return act
 
 
-def _on_handle(operation: str, arguments: tuple[Strategy, ...]) -> object:
-    @rule(handle=Programs.handles, arguments=st.tuples(*arguments))
+def _on_handle(operation: str, handles: Strategy, arguments: tuple[Strategy, ...]) -> object:
+    @rule(handle=handles, arguments=st.tuples(*arguments))
     def act(self: Programs, handle: Handle, arguments: tuple[object, ...]) -> None:
         self.sides.do(handle[0], operation, handle[1], *arguments)
 
@@ -256,4 +270,7 @@ def _on_handle(operation: str, arguments: tuple[Strategy, ...]) -> object:
 for operation, arguments in ON_PATHS.items():
     setattr(Programs, operation, _on_path(operation, arguments))
 for operation, arguments in ON_HANDLES.items():
-    setattr(Programs, operation, _on_handle(operation, arguments))
+    setattr(Programs, operation, _on_handle(operation, Programs.handles, arguments))
+for operation, arguments in ON_FILES.items():
+    either = st.one_of(Programs.files, Programs.handles)
+    setattr(Programs, operation, _on_handle(operation, either, arguments))
