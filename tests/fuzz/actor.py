@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-from tests.fuzz import tree
+from tests.fuzz import calls, tree
 from tests.fuzz.hands import Hands, Outcome
 from tests.support.callers import Caller
 
@@ -25,6 +25,7 @@ STAGE: dict[str, Callable[..., object]] = {
     "tree": lambda: tree.read(b"/"),
     "attributes_of": tree.attributes_of,
     "empty": lambda: tree.empty(b"/"),
+    "write_back": lambda: calls.syncfs(b"/"),
 }
 
 
@@ -91,7 +92,7 @@ def _enter(side: str, uid: int, gid: int, groups: Sequence[int]) -> None:
 
 
 def _answer(hands: Hands, operation: str, arguments: Sequence[object]) -> Outcome:
-    """Do one operation, or what belongs to no caller: to make room, read the tree, empty it."""
+    """Do one operation, or what belongs to no caller: make room, read the tree and so on."""
     if operation not in STAGE:
         return hands.act(operation, arguments)
     try:

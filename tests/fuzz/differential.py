@@ -7,8 +7,9 @@ What differs is raised with the program, as text that can be run again.
 
 import contextlib
 import re
+import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +19,11 @@ from tests.fuzz import tree
 from tests.fuzz.actor import Actor, acting
 from tests.fuzz.hands import Hands, Outcome
 from tests.fuzz.known import DIFFERENCES, Difference
+from tests.fuzz.mounts import Ways
 from tests.support.callers import MEMBER, ROOT, TEAM_GID, USER
 from tests.support.mounted import Mounted, mounted
 
 Step = tuple[object, ...]
-Options = Mapping[str, str]
 
 STEP_LIMIT_S = 20.0
 SHORT_BYTES = 40
@@ -30,9 +31,6 @@ AT_ONCE_S = 0.001
 HOST = "host"
 CALLERS = {caller.name: caller for caller in (ROOT, USER, MEMBER)}
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
-
-# The mount's flags as the host's: what suid programs and device nodes do is compared, too.
-ALWAYS = {"suid": "true", "dev": "true"}
 
 # What each program finds, so that short ones already do something: a team's directory, one with a
 # sticky bit, a directory of the user's, and a setuid file of two names that all may write to.
@@ -53,8 +51,11 @@ SETTING: Sequence[Step] = (
 )
 
 
-class DifferenceError(AssertionError):
-    """The two sides are not alike after *program*; the text says where, and has the program."""
+class DifferenceError(BaseException):
+    """The two sides are not alike after *program*; the text says where, and has the program.
+
+    Not an Exception, because hypothesis would run that program again to see whether it fails.
+    """
 
     def __init__(self, text: str, program: Sequence[Step]) -> None:
         super().__init__(text)
@@ -72,7 +73,7 @@ class MountLostError(BaseException):
 class Ground:
     """Both sides, and who acts there; *program* is what has been done since `begin`."""
 
-    options: Options
+    ways: Ways
     bare: Path
     mount: Mounted
     actors: dict[str, tuple[Actor, Actor]] = field(default_factory=dict)
@@ -109,8 +110,13 @@ class Ground:
         paths = [b"/" + path for path in beneath]
         has, remembered = self._succeed("root", "attributes_of", paths)
         self._check("mount / bare, without a listing", tree.lines(remembered, has))
+        if "writeback" in self.ways.options:
+            self._write_back()
+            beneath = tree.read(bytes(self.mount.source))
         bare, seen = self._succeed("root", "tree")
         self._check("mount / bare", tree.differences_in_kind(seen, bare))
+        if "use_host_ino" in self.ways.options:
+            seen = tree.with_numbers_of_host(seen)
         self._check("mount / its source", tree.differences(seen, beneath))
 
     def end(self) -> None:
@@ -137,7 +143,8 @@ class Ground:
         if caller == HOST:
             return self._done_by_host(str(operation), *arguments)
         bare, seen = self._both(str(caller), str(operation), *arguments)
-        if bare != seen and not any(entry.explains(step, seen) for entry in self.known):
+        known = [entry for entry in self.known if entry.applies(self.ways.options)]
+        if bare != seen and not any(entry.explains(step, seen) for entry in known):
             raise self._differs(f"mount {seen} / bare {bare}")
         return bare
 
@@ -158,6 +165,13 @@ class Ground:
         if (bare[0], seen[0]) != ("ok", "ok"):
             raise self._differs(f"mount {seen[0]} / bare {bare[0]}")
         return bare[1], seen[1]
+
+    def _write_back(self) -> None:
+        """Let the kernel write what it holds back; only then has the source all of it."""
+        _, on_mount = self.actors["root"]
+        on_mount.ask("write_back")
+        outcome, _ = self._answer_of_mount(on_mount, "write_back")
+        self._check("write back", [] if outcome == "ok" else [outcome])
 
     def _both(self, caller: str, operation: str, *arguments: object) -> tuple[Outcome, Outcome]:
         on_bare, on_mount = self.actors[caller]
@@ -192,7 +206,7 @@ class Ground:
 
     def _text(self, sentence: str) -> str:
         steps = "\n".join(f"    ({', '.join(map(literal, step))})," for step in self.program)
-        return f"{sentence}\nTo see it again:\n\n{PROGRAM.format(dict(self.options), steps)}"
+        return f"{sentence}\nTo see it again:\n\n{PROGRAM.format(self.ways, steps)}"
 
 
 def literal(argument: object) -> str:
@@ -205,6 +219,7 @@ def literal(argument: object) -> str:
 
 PROGRAM = """\
 from tests.fuzz.differential import replay
+from tests.fuzz.mounts import Ways
 
 replay({}, [
 {}
@@ -213,16 +228,19 @@ replay({}, [
 
 
 @contextlib.contextmanager
-def ground(options: Options) -> Iterator[Ground]:
-    """Mount with *options*, start everybody's processes; all is gone when the block ends."""
+def ground(ways: Ways) -> Iterator[Ground]:
+    """Mount as *ways* say, start everybody's processes; all is gone when the block ends."""
     with contextlib.ExitStack() as stack:
         # Not pytest's own temporary directory: that one is closed to other users.
         base = Path(stack.enter_context(TemporaryDirectory(prefix="passfs-fuzz-")))
+        if ways.host:
+            stack.enter_context(_file_system(ways.host, base))
         base.chmod(0o755)
         bare = base / "bare"
         bare.mkdir()
-        served = stack.enter_context(mounted(base, {**ALWAYS, **options}))
-        sides = Ground(options, bare, served)
+        served = stack.enter_context(mounted(base, ways.options))
+        # What it says at its start is about options, and every mount with these says it.
+        sides = Ground(ways, bare, served, logged=len(served.logged().encode()))
         for name, caller in CALLERS.items():
             sides.actors[name] = (
                 stack.enter_context(acting(caller, bare)),
@@ -231,12 +249,22 @@ def ground(options: Options) -> Iterator[Ground]:
         yield sides
 
 
-def replay(options: Options, program: Sequence[Step]) -> None:
+@contextlib.contextmanager
+def _file_system(kind: str, where: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", kind, "passfs-fuzz", str(where)], check=True)
+    try:
+        yield
+    finally:
+        # Lazily: what still holds it is a mount that hung, and that has its own report.
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def replay(ways: Ways, program: Sequence[Step]) -> None:
     """Run a program; gives nothing if the sides stay alike.
 
     Raises: DifferenceError, MountLostError.
     """
-    with ground(options) as sides:
+    with ground(ways) as sides:
         run(sides, program)
 
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tests.fuzz.hands import Outcome
+from tests.fuzz.mounts import Options, Ways
+
+_LIBFUSE = Ways({"session": "libfuse"})
+_NO_XATTR = Ways({"xattr": "false"}, "ramfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,12 @@ class Difference:
     outcome: str
     """What comes back from the mount: the name of an error, or "ok"."""
     program: Sequence[tuple[object, ...]]
+    ways: Ways = _LIBFUSE
+    """Where: mounts with these options, whatever else they have."""
+
+    def applies(self, options: Options) -> bool:
+        """Whether a mount with *options* may differ so."""
+        return self.ways.options.items() <= options.items()
 
     def explains(self, step: tuple[object, ...], outcome: Outcome) -> bool:
         """Whether this is why *step* had another outcome on the mount."""
@@ -53,6 +63,13 @@ DIFFERENCES = (
         "ENOTTY",
         [_OPEN, ("user", "ioctl", 0)],
     ),
+    Difference(
+        "listxattr",
+        "the kernel answers for a FUSE mount without attributes, and gives no empty list",
+        "ENOTSUP",
+        [("user", "listxattr", b"a", True)],
+        _NO_XATTR,
+    ),
 )
 
 
@@ -75,6 +92,16 @@ AVOIDED = {
             ("user", "open", 0, b"a", 0o2002, 0),
             ("user", "clear_append", 0),
             ("user", "pwrite", 0, 9, 1, 0),
+        ],
+    ),
+    "copy of what the host has just appended": Avoided(
+        "copy_file_range(2) never asks a FUSE file system for the size: the kernel goes by the one "
+        "that it knows",
+        [
+            ("user", "open", 0, b"a", 0, 0),
+            ("user", "open", 1, b"b", 0o102, 0o666),
+            ("host", "append", b"a", 1, 1_000),
+            ("user", "copy_range", 0, 1, 6_000),
         ],
     ),
     "setgid of a file that its group may not execute": Avoided(

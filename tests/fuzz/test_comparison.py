@@ -10,13 +10,14 @@ import pytest
 from tests.fuzz import calls, differential, tree
 from tests.fuzz.differential import DifferenceError, Ground, MountLostError, ground, replay
 from tests.fuzz.known import AVOIDED, DIFFERENCES, Difference
+from tests.fuzz.mounts import Ways
 
-OPTIONS = {"cache": "auto"}
+WAYS = Ways({"session": "libfuse", "cache": "auto"})
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Ground]:
-    with ground(OPTIONS) as both:
+    with ground(WAYS) as both:
         yield both
 
 
@@ -31,31 +32,39 @@ def sides(shared: Ground) -> Iterator[Ground]:
 @pytest.fixture
 def mortal() -> Iterator[Ground]:
     """Sides of the test's own: it may leave them different, or end the mount."""
-    with ground(OPTIONS) as both:
+    with ground(WAYS) as both:
         both.begin()
         yield both
 
 
 @pytest.mark.parametrize("entry", DIFFERENCES, ids=lambda entry: entry.operation)
-def test_a_known_difference_is_there(sides: Ground, entry: Difference) -> None:
+def test_a_known_difference_is_there(entry: Difference) -> None:
     """An entry that nothing shows any more has to go."""
     *before, last = entry.program
-    sides.known = ()
-    for step in before:
-        sides.do(*step)
-    with pytest.raises(DifferenceError):
-        sides.do(*last)
+    with ground(entry.ways) as sides:
+        sides.begin()
+        sides.known = ()
+        for step in before:
+            sides.do(*step)
+        with pytest.raises(DifferenceError):
+            sides.do(*last)
 
-    sides.known = DIFFERENCES
-    sides.do(*last)
+        sides.known = DIFFERENCES
+        sides.do(*last)
 
 
 @pytest.mark.parametrize("what", AVOIDED)
 def test_what_is_avoided_makes_a_difference(mortal: Ground, what: str) -> None:
-    for step in AVOIDED[what].program:
+    *before, last = AVOIDED[what].program
+    for step in before:
         mortal.do(*step)
     with pytest.raises(DifferenceError):
-        mortal.compare()
+        do_and_compare(mortal, last)
+
+
+def do_and_compare(sides: Ground, step: tuple[object, ...]) -> None:
+    sides.do(*step)
+    sides.compare()
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -102,7 +111,7 @@ def test_each_part_of_a_tree_is_compared(tmp_path: Path, what: str) -> None:
 
 def test_what_a_mount_remembers_is_compared() -> None:
     """Changed on both sides, but for the mount behind its back, with attributes kept for a day."""
-    with ground({"cache": "always"}) as sides:
+    with ground(Ways({"cache": "always"})) as sides:
         sides.begin()
         for top in (sides.bare, sides.mount.source):
             os.chown(top / "1/l", 1, 1, follow_symlinks=False)
@@ -134,14 +143,14 @@ def test_a_difference_comes_with_a_short_program(sides: Ground) -> None:
     program = text[text.index("from tests") :]
     asked: list[object] = []
     exec(  # noqa: S102 - the program that we printed
-        program.replace("from tests.fuzz.differential import replay", ""),
+        program.replace("from tests.fuzz.differential import replay\n", ""),
         {"replay": lambda *arguments: asked.extend(arguments)},
     )
-    assert asked == [OPTIONS, expected]
+    assert asked == [WAYS, expected]
 
 
 def test_a_program_that_finds_nothing_just_ends() -> None:
-    replay(OPTIONS, [("member", "mkdir", b"\xff", 0o777), ("member", "compare")])
+    replay(WAYS, [("member", "mkdir", b"\xff", 0o777), ("member", "compare")])
 
 
 @pytest.mark.parametrize(
@@ -156,12 +165,14 @@ def test_a_mount_that_hangs_fails_with_the_operation(
     mortal: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(differential, "STEP_LIMIT_S", 1.0)
-    mortal.mount.process.send_signal(signal.SIGSTOP)
+    parent = mortal.mount.process.pid
+    serving = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
+    os.kill(serving, signal.SIGSTOP)
     try:
         with pytest.raises(MountLostError, match=r"hung: user: mkdir\(b'new', 511\)"):
             mortal.do("user", "mkdir", b"new", 0o777)
     finally:
-        mortal.mount.process.send_signal(signal.SIGCONT)
+        os.kill(serving, signal.SIGCONT)
         mortal.mount.process.wait(20)
 
 

@@ -1,5 +1,6 @@
 """Random programs, done on a bare directory and on a mount: nobody can tell the two apart."""
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -9,27 +10,22 @@ import pytest
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.fuzz.differential import DifferenceError, MountLostError, Options, ground, shortest
+from tests.fuzz.differential import DifferenceError, MountLostError, ground, shortest
 from tests.fuzz.machine import Programs
+from tests.fuzz.mounts import WAYS
 
 SECONDS = float(os.environ.get("PASSFS_FUZZ_SECONDS", "60"))
+SEED = os.environ.get("PASSFS_FUZZ_SEED", "0")
+"""The same programs each time, as far as the time goes; another word gives others."""
 SHORTENING_S = 40.0
 SLACK_S = 120.0
 PROGRAMS_AT_A_TIME = 8
 STEPS = 60
 
-MOUNTS: dict[str, Options] = {
-    "never": {"cache": "never"},
-    "auto": {"cache": "auto"},
-    "metadata": {"cache": "metadata"},
-    "always": {"cache": "always"},
-}
-"""What is compared with a bare directory; each gets an equal part of the time."""
-
 
 @pytest.mark.timeout(SECONDS + SHORTENING_S + SLACK_S)
-@pytest.mark.parametrize("mount", MOUNTS)
-def test_a_mount_is_like_a_bare_directory(mount: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ways", WAYS)
+def test_a_mount_is_like_a_bare_directory(ways: str, tmp_path: Path) -> None:
     settings = hypothesis.settings(
         deadline=None,
         max_examples=PROGRAMS_AT_A_TIME,
@@ -39,16 +35,19 @@ def test_a_mount_is_like_a_bare_directory(mount: str, tmp_path: Path) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
-    end = time.monotonic() + SECONDS / len(MOUNTS)
-    with ground(MOUNTS[mount]) as sides:
+    end = time.monotonic() + SECONDS / len(WAYS)
+    with ground(WAYS[ways]) as sides:
         Programs.sides = sides
         failure: BaseException | None = None
+        rounds = itertools.count()
         while time.monotonic() < end and failure is None:
+            hypothesis.seed(f"{ways} {SEED} {next(rounds)}")(Programs)
             try:
                 run_state_machine_as_test(Programs, settings=settings)
             except DifferenceError as found:
                 failure = shortest(sides, found, SHORTENING_S)
             except MountLostError as lost:
                 failure = lost
+    print(f"{sides.begun} programs")  # noqa: T201 - for who asks, -s or -rP
     if failure is not None:
         pytest.fail(str(failure), pytrace=False)

@@ -49,7 +49,7 @@ def _below(prefix: bytes) -> Iterator[tuple[bytes, Node]]:
 
 
 def _node(name: bytes, status: os.stat_result) -> Node:
-    names = sorted(os.listxattr(name, follow_symlinks=False))
+    names = sorted(_listxattr(name))
     xattrs = tuple((ascii(key), os.getxattr(name, key, follow_symlinks=False)) for key in names)
     content: bytes | str = ""
     if stat.S_ISLNK(status.st_mode):
@@ -57,6 +57,16 @@ def _node(name: bytes, status: os.stat_result) -> Node:
     elif stat.S_ISREG(status.st_mode) and status.st_size:
         content = _digest(name)
     return Node(status.st_ino, status.st_mtime_ns, attributes(status), content, xattrs)
+
+
+def _listxattr(name: bytes) -> list[str]:
+    """Return the names, or none where there is no such thing: known.py."""
+    try:
+        return os.listxattr(name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []
 
 
 def _digest(name: bytes) -> str:
@@ -79,7 +89,7 @@ def make_room(name: bytes) -> None:
     """Make *name* for everybody in an empty root directory that is as if nobody had changed it."""
     os.chown(b"/", 0, 0)
     os.chmod(b"/", 0o755)
-    for attribute in os.listxattr(b"/"):
+    for attribute in _listxattr(b"/"):
         os.removexattr(b"/", attribute)
     os.mkdir(name)
     os.chmod(name, 0o777)
@@ -93,6 +103,11 @@ def empty(directory: bytes) -> None:
                 shutil.rmtree(entry.path)
             else:
                 os.unlink(entry.path)
+
+
+def with_numbers_of_host(seen: Tree) -> Tree:
+    """Return the tree without what `use_host_ino` puts before the host's inode numbers."""
+    return {path: node._replace(inode=node.inode % (1 << 47)) for path, node in seen.items()}
 
 
 def comparable(tree: Tree) -> dict[bytes, tuple[object, ...]]:
