@@ -25,7 +25,7 @@ from tests.support.mounted import Mounted, mounted
 
 Step = tuple[object, ...]
 
-STEP_LIMIT_S = 20.0
+STEP_LIMIT_S = 60.0  # a disk that others keep busy may take long to sync
 SHORT_BYTES = 40
 AT_ONCE_S = 0.001
 HOST = "host"
@@ -81,6 +81,8 @@ class Ground:
     known: Sequence[Difference] = DIFFERENCES
     begun: int = 0
     logged: int = 0
+    failure: DifferenceError | MountLostError | None = None
+    """The first that was raised, whatever became of it."""
 
     def begin(self) -> None:
         """Start a new program in an empty directory of both sides that everybody may write to."""
@@ -181,7 +183,7 @@ class Ground:
         bare = on_bare.answer(STEP_LIMIT_S)
         seen = self._answer_of_mount(on_mount, what)
         if self.mount.process.poll() is not None or seen[0] in {"ENOTCONN", "ECONNABORTED"}:
-            raise MountLostError(self._lost("is gone", what))
+            raise self._lost("is gone", what)
         return bare, seen
 
     def _answer_of_mount(self, actor: Actor, what: str) -> Outcome:
@@ -190,19 +192,24 @@ class Ground:
         except TimeoutError:
             with self.mount.limited(AT_ONCE_S), contextlib.suppress(TimeoutError, EOFError):
                 actor.answer(STEP_LIMIT_S)
-            raise MountLostError(self._lost("hung", what)) from None
+            raise self._lost("hung", what) from None
         except EOFError:
-            raise MountLostError(self._lost("ended its caller", what)) from None
+            raise self._lost("ended its caller", what) from None
 
-    def _lost(self, how: str, what: str) -> str:
-        return self._text(f"the mount {how}: {what}; its stderr:\n{self.mount.logged()}")
+    def _lost(self, how: str, what: str) -> MountLostError:
+        log = self.mount.logged()
+        lost = MountLostError(self._text(f"the mount {how}: {what}; its stderr:\n{log}"))
+        self.failure = self.failure or lost
+        return lost
 
     def _check(self, what: str, lines: Sequence[str]) -> None:
         if lines:
             raise self._differs("\n".join([f"{what}:", *lines]))
 
     def _differs(self, how: str) -> DifferenceError:
-        return DifferenceError(self._text(how), self.program)
+        difference = DifferenceError(self._text(how), self.program)
+        self.failure = self.failure or difference
+        return difference
 
     def _text(self, sentence: str) -> str:
         steps = "\n".join(f"    ({', '.join(map(literal, step))})," for step in self.program)
