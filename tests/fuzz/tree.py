@@ -110,6 +110,15 @@ def with_numbers_of_host(seen: Tree) -> Tree:
     return {path: node._replace(inode=node.inode % (1 << 47)) for path, node in seen.items()}
 
 
+def without_now(seen: Tree) -> Tree:
+    """Return the tree without modification times that nobody has set explicitly.
+
+    With write-back they are the kernel's own: the host's is when it came to write back, unless the
+    kernel tells the host afterwards, which it does in no certain order.
+    """
+    return {path: node._replace(mtime_ns=0) for path, node in seen.items()}
+
+
 def comparable(tree: Tree) -> dict[bytes, tuple[object, ...]]:
     """Return what another file system has alike: for the inode number, its first name in order.
 
