@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-from tests.fuzz import calls, tree
+from tests.fuzz import tree
 from tests.fuzz.hands import Hands, Outcome
 from tests.support.callers import Caller
 
@@ -25,7 +25,6 @@ STAGE: dict[str, Callable[..., object]] = {
     "tree": lambda: tree.read(b"/"),
     "attributes_of": tree.attributes_of,
     "empty": lambda: tree.empty(b"/"),
-    "write_back": lambda: calls.syncfs(b"/"),
 }
 
 

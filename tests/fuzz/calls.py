@@ -53,15 +53,6 @@ def fallocate(fd: int, mode: int, offset: int, size: int) -> None:
     _checked(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(size)))
 
 
-def syncfs(path: bytes) -> None:
-    """Write back all that the file system of a directory holds, syncfs(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _checked(_libc.syncfs(fd))
-    finally:
-        os.close(fd)
-
-
 def getdents64(fd: int, size: int) -> list[tuple[bytes, int]]:
     """Read as many names as fit *size* bytes, with their DT_* type, getdents64(2)."""
     buffer = ctypes.create_string_buffer(size)

@@ -155,6 +155,7 @@ class Programs(RuleBasedStateMachine):
         self.opened = 0
         self.filled = 0
         self.appending = False
+        self.writeback = "writeback" in self.sides.ways.options
 
     @initialize()
     def begin(self) -> None:
@@ -214,11 +215,17 @@ class Programs(RuleBasedStateMachine):
         """Begin a listing, to go on with when the directory may have changed."""
         self.sides.do(handle[0], "begin_listing", handle[1], size, self.filled)
 
-    @precondition(lambda self: not self.appending)  # known.py has why
+    @precondition(lambda self: self.writeback or not self.appending)  # known.py has why
     @rule(handle=files, seed=seed, size=st.sampled_from([1, 100, 4_097]), offset=offset)
     def mapped_write(self, handle: Handle, seed: int, size: int, offset: int) -> None:
         """Store into a shared mapping."""
         self.sides.do(handle[0], "mapped_write", handle[1], seed, size, offset)
+
+    @precondition(lambda self: self.writeback)  # known.py has why
+    @rule(handle=files)
+    def clear_append(self, handle: Handle) -> None:
+        """Take O_APPEND off an open file."""
+        self.sides.do(handle[0], "clear_append", handle[1])
 
     @precondition(lambda self: self.sides.ways.options["cache"] == "never")
     @rule(caller=callers, name=st.sampled_from([b"a", b"b", b"c"]), seed=seed)

@@ -113,8 +113,8 @@ def with_numbers_of_host(seen: Tree) -> Tree:
 def without_now(seen: Tree) -> Tree:
     """Return the tree without modification times that nobody has set explicitly.
 
-    With write-back they are the kernel's own: the host's is when it came to write back, unless the
-    kernel tells the host afterwards, which it does in no certain order.
+    With write-back the mount's is when the kernel took the data, and the host's may be when the
+    kernel gave it on, a little later.
     """
     return {path: node._replace(mtime_ns=0) for path, node in seen.items()}
 
