@@ -4,8 +4,10 @@ The tables say what each operation takes; a rule is made of each line. Names are
 operations meet; what they name may be a file, a directory, a link or nothing at that time.
 """
 
+import math
 import os
 import stat
+import time
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -141,6 +143,10 @@ ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
 }
 
 
+class TimeIsUpError(BaseException):
+    """The next program would begin too late. Not an Exception: hypothesis has to end."""
+
+
 class Programs(RuleBasedStateMachine):
     """One program on the ground that the test has made ready."""
 
@@ -148,6 +154,8 @@ class Programs(RuleBasedStateMachine):
     handles: Bundle[Handle] = Bundle("handles")
     files: Bundle[Handle] = Bundle("files")
     """Those that are most likely files, open to read and write."""
+    until: ClassVar[float] = math.inf
+    """When to begin no more programs, by time.monotonic()."""
     callers: ClassVar[Strategy] = st.sampled_from(list(CALLERS))
 
     def __init__(self) -> None:
@@ -160,6 +168,8 @@ class Programs(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """Both sides are as `Ground.begin` makes them."""
+        if time.monotonic() > self.until:
+            raise TimeIsUpError
         self.sides.begin()
 
     @rule(target=handles, caller=callers, path=path, flags=open_flags, mode=mode)
