@@ -83,17 +83,21 @@ async def test_statfs_carries_every_number() -> None:
     assert {field: getattr(answer, field) for field in host} == host
 
 
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Which inodes the kernel is told to forget, and whether their attributes alone."""
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        pyfuse3, "invalidate_inode", lambda number, attr_only: told.append((number, attr_only))
+    )
+    return told
+
+
 @pytest.mark.parametrize("policy", CachePolicy)
 async def test_pages_survive_an_open_where_the_policy_says_so(
-    policy: CachePolicy, source: Path, monkeypatch: pytest.MonkeyPatch
+    policy: CachePolicy, source: Path, forgotten: list[tuple[int, bool]]
 ) -> None:
     """And with `metadata`, where they do not, the size is forgotten along with them."""
-    forgotten: list[tuple[int, bool]] = []
-    monkeypatch.setattr(
-        pyfuse3,
-        "invalidate_inode",
-        lambda number, attr_only: forgotten.append((number, attr_only)),
-    )
     (source / "file").touch()
     fs = PassthroughFs(Config(cache=policy), os.open(source, os.O_PATH))
     try:
@@ -115,15 +119,9 @@ async def test_pages_survive_an_open_where_the_policy_says_so(
     [(RENAME_WHITEOUT, b"full", True), (RENAME_WHITEOUT, b"free", False), (0, b"full", False)],
 )
 async def test_a_refused_whiteout_makes_the_kernel_forget_both_directories(
-    source: Path, monkeypatch: pytest.MonkeyPatch, flags: int, target: bytes, forgets: bool
+    source: Path, forgotten: list[tuple[int, bool]], flags: int, target: bytes, forgets: bool
 ) -> None:
     """The host may have changed them; after a success the kernel forgets by itself."""
-    forgotten: list[tuple[int, bool]] = []
-    monkeypatch.setattr(
-        pyfuse3,
-        "invalidate_inode",
-        lambda number, attr_only: forgotten.append((number, attr_only)),
-    )
     for name in ("old", "top/full/child"):
         (source / name).mkdir(parents=True)
     for directory in (source, source / "old", source / "top"):
