@@ -39,6 +39,13 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Locks(enum.StrEnum):
+    """Where the locks of fcntl(2) and flock(2) are taken."""
+
+    HOST = "host"
+    LOCAL = "local"
+
+
 class Squash(enum.StrEnum):
     """Whose ids are replaced by the anonymous ones, exports(5)."""
 
@@ -87,6 +94,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_opendir: bool = False
     killpriv_v2: bool | None = None
     posix_acl: bool = False
+    locks: Locks | None = None
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
@@ -192,6 +200,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "where offered",
     ),
     "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "locks": Option(
+        values.word(Locks),
+        "host or local",
+        "host locks the host's files, which all who use them see; local holds in this volume only",
+        "host where offered",
+    ),
     "mode": Option(
         values.optional_mode,
         "three or four octal digits, or none",

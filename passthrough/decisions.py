@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from passthrough import cache, values
-from passthrough.config import CachePolicy, Config, session_of
+from passthrough.config import CachePolicy, Config, Locks, Session, session_of
 
 
 class Note(NamedTuple):
@@ -66,6 +66,19 @@ RULES: Final = (
 )
 
 
+# What leaves locks to the kernel, which keeps them among the users of the volume, and why.
+LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
+    (
+        lambda config: session_of(config) is Session.LIBFUSE,
+        "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users",
+    ),
+    (
+        lambda config: config.no_open,
+        "nobody hears of the close of a file that was opened without a request",
+    ),
+)
+
+
 def decide(config: Config) -> Decided:
     """What applies where *config* was asked for; of what is decided already, the same again."""
     notes = []
@@ -74,9 +87,13 @@ def decide(config: Config) -> Decided:
             off = False
             config = msgspec.structs.replace(config, **{option: off})
             notes.append(Note(option, values.as_text(off), reason))
+    local = [reason for leaves, reason in LOCAL_LOCKS if leaves(config)][:1]
+    if config.locks is Locks.HOST:
+        notes.extend(Note("locks", "local", reason) for reason in local)
     config = msgspec.structs.replace(
         config,
         **cache.timeouts(config)._asdict(),
+        locks=Locks.LOCAL if local or config.locks is Locks.LOCAL else Locks.HOST,
         session=session_of(config),
         # No session offers it so far.
         killpriv_v2=bool(config.killpriv_v2),

@@ -6,11 +6,12 @@ from passthrough.config import (
     FOR_A_NEW_DIRECTORY,
     CachePolicy,
     Config,
+    Locks,
     Session,
     as_text,
     parse_options,
 )
-from passthrough.decisions import RULES, Note, decide
+from passthrough.decisions import LOCAL_LOCKS, RULES, Note, decide
 
 # A wish that cannot be had, beside what overrules it.
 CONFLICTS = {
@@ -86,6 +87,27 @@ def test_what_is_turned_off_turns_nothing_else_off() -> None:
 
 def test_a_note_is_a_sentence() -> None:
     assert str(Note("no_open", "false", "because")) == "no_open is false: because"
+
+
+def test_locks_stay_local_where_the_session_cannot_take_them_to_the_host() -> None:
+    """Said to who asked for it; who did not gets what there is."""
+    wanted, notes = decide(Config(locks=Locks.HOST))
+    left_open, no_notes = decide(Config())
+
+    assert wanted.locks is left_open.locks is Locks.LOCAL
+    (note,) = notes
+    reason = "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users"
+    assert str(note) == f"locks is local: {reason}"
+    assert no_notes == decide(Config(locks=Locks.LOCAL)).notes == ()
+
+
+def test_what_leaves_locks_to_the_kernel() -> None:
+    opened_unasked = Config(no_open=True, cache=CachePolicy.ALWAYS)
+    (session, _), (no_open, _) = LOCAL_LOCKS
+
+    assert session(Config())
+    assert no_open(opened_unasked)
+    assert not no_open(Config())
 
 
 def test_what_was_left_open_is_answered() -> None:
