@@ -9,7 +9,9 @@ from passthrough.errors import os_error
 
 DOT: Final = b"."
 DOT_DOT: Final = b".."
+DOTS: Final = frozenset((DOT, DOT_DOT))
 
+_NO_COMPONENTS: Final = DOTS | {b""}
 _CONFINED: Final = (
     syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 )
@@ -21,7 +23,7 @@ def check(name: bytes) -> None:
     Raises:
         OSError: EINVAL.
     """
-    if not name or b"/" in name or name in {DOT, DOT_DOT}:
+    if b"/" in name or name in _NO_COMPONENTS:
         raise os_error(errno.EINVAL)
 
 

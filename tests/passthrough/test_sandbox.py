@@ -29,7 +29,7 @@ CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2
 MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
-KEPT = sum(1 << number for number, _ in sandbox.KEPT.values())
+KEPT = sandbox.kept(by_handle=True)
 # What the engine gives every container and plugin, unasked.
 DOCKERS_OWN = (
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
@@ -332,7 +332,7 @@ def refusal(become: Callable[[], object]) -> str:
     def entering() -> str:
         become()
         try:
-            sandbox.enter(os.open("/", os.O_PATH))
+            sandbox.enter(os.open("/", os.O_PATH), by_handle=True)
         except sandbox.SandboxError as error:
             return str(error)
         return ""

@@ -173,7 +173,7 @@ def test_nothing_stays_open_and_the_process_is_prepared(source: Path, mountpoint
         keeper_fd, keepers_end = os.pipe()
         config = Config(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
-        worker.serve(handover, lambda: os.close(keepers_end), keeper_fd)
+        worker.serve(handover, lambda _: os.close(keepers_end), keeper_fd)
         opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()]
         return descriptors_below(source), opened, os.umask(0)
 
