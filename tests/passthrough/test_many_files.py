@@ -81,14 +81,12 @@ def test_a_walk_over_more_files_than_descriptors(base: Path) -> None:
             assert find(served.mountpoint / "many") == FILES
 
         assert descriptors(served) < DESCRIPTORS
-        print(before, memory(served), descriptors(served))
         assert memory(served) > before + FILES * 100  # they were known
         deadline = time.monotonic() + LIMIT_S
         while memory(served) > before * 1.1 and time.monotonic() < deadline:
             forget_all()
             time.sleep(POLL_S)  # FORGET has no answer to wait for
             find(served.mountpoint / "few")  # a worker that sleeps gives nothing back
-        print(memory(served), memory(served)/before)
         assert memory(served) <= before * 1.1
 
 
