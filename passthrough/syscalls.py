@@ -301,6 +301,8 @@ def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
 def mount_id(fd: int) -> int:
     """The id of the mount that the file behind *fd* lies on, as in mountinfo, statx(2).
 
+    The file system itself is not asked, which may not answer.
+
     Raises:
         OSError: as the kernel reports it.
     """

@@ -9,9 +9,10 @@ from passthrough.cache import Cache
 from passthrough.config import Config
 from passthrough.decisions import decide
 from passthrough.errors import os_error
-from passthrough.handles import HandleTable, OpenDirectory, OpenFile
+from passthrough.handles import HandleTable, OpenFile
 from passthrough.inode_file import Inode
 from passthrough.inodes import InodeTable
+from passthrough.listing import OpenDirectory
 from passthrough.opening import OpenFlags
 from passthrough.ownership import Ownership
 from passthrough.places import Place

@@ -15,7 +15,6 @@ from passthrough.inodes import ROOT
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
-_LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_OVERWRITING: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 _RENAME_FLAGS: Final = _NO_OVERWRITING | syscalls.RENAME_WHITEOUT
 
@@ -29,7 +28,8 @@ class EntryOperations(Operations):
         `.` finds *parent* itself. `..` of the root is the root, and leads nowhere above it.
 
         Raises:
-            OSError: ESTALE for `..` of a directory that the host has moved out of the source.
+            OSError: ESTALE for `..` of a directory that the host has moved out of the source;
+                ELOOP for a mount of passfs.
         """
         inode = self.inodes[parent]
         if name in names.DOTS:
@@ -132,7 +132,7 @@ class EntryOperations(Operations):
 
     def _grant_across(self, directory_fd: int, name: bytes) -> Entry:
         """Find *name*, which something is mounted on; the mount may be gone by now."""
-        return self._grant(os.open(name, _LOOKUP_FLAGS, dir_fd=directory_fd), None)
+        return self._grant(names.open_across(directory_fd, name), None)
 
     def _open_dot(self, inode: Inode, name: bytes) -> int:
         """An O_PATH descriptor of what `.` or `..` is in a directory."""
