@@ -21,6 +21,8 @@ Where a request goes, each module importing only those below it:
     handles.py      open files and directory streams, by number
     listing.py      a directory's entries, from any offset
     inodes.py       identity <-> inode number <-> lookup count
+    inode_file.py   how an inode is held: O_PATH descriptor or kernel file handle
+    places.py       which mount and device a file lies on
     credentials.py  acting as the caller
     idmap.py        whose ids are whose, squashing
     decisions.py    what applies of what was asked for, and why
@@ -28,6 +30,7 @@ Where a request goes, each module importing only those below it:
     handover.py     what keeper and worker tell each other
     mount.py        /dev/fuse, mount(2), umount2(2)
     mountinfo.py    what is mounted where
+    filehandles.py  whether files can be held by kernel file handles
     fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
     values.py       the values of options from text, and back

@@ -11,7 +11,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from passthrough import cache, values
-from passthrough.config import CachePolicy, Config, Locks, Session, session_of
+from passthrough.config import (
+    CachePolicy,
+    Config,
+    InodeFileHandles,
+    Locks,
+    OptionError,
+    Session,
+    session_of,
+)
 
 
 class Note(NamedTuple):
@@ -79,9 +87,22 @@ LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
 )
 
 
-def decide(config: Config) -> Decided:
-    """What applies where *config* was asked for; of what is decided already, the same again."""
+def decide(config: Config, without_handles: str = "") -> Decided:
+    """What applies where *config* was asked for; of what is decided already, the same again.
+
+    *without_handles* is why files of the source cannot be held by handle, empty as long as they can
+    for all that is known.
+
+    Raises:
+        OptionError: they must be.
+    """
     notes = []
+    if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
+        if config.inode_file_handles is InodeFileHandles.MANDATORY:
+            reason = f"'mandatory' cannot be had: {without_handles}"
+            raise OptionError("inode_file_handles", "mandatory", "prefer or never", reason)
+        config = msgspec.structs.replace(config, inode_file_handles=InodeFileHandles.NEVER)
+        notes.append(Note("inode_file_handles", "never", without_handles))
     for option, conflicts, reason in RULES:
         if getattr(config, option) and conflicts(config):
             off = False

@@ -10,7 +10,9 @@ from passthrough.mount import FSTYPE
 
 DOT: Final = b"."
 DOT_DOT: Final = b".."
+DOTS: Final = frozenset((DOT, DOT_DOT))
 
+_NO_COMPONENTS: Final = DOTS | {b""}
 _CONFINED: Final = (
     syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 )
@@ -22,7 +24,7 @@ def check(name: bytes) -> None:
     Raises:
         OSError: EINVAL.
     """
-    if not name or b"/" in name or name in {DOT, DOT_DOT}:
+    if b"/" in name or name in _NO_COMPONENTS:
         raise os_error(errno.EINVAL)
 
 

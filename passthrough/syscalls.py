@@ -53,6 +53,9 @@ _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_MNT_ID: Final = 0x1000
 _STATX_SIZE: Final = 256
 _STX_MNT_ID: Final = struct.Struct("=144xQ")
+# name_to_handle_at(2): struct file_handle is its length without this head, its type, its bytes
+_HANDLE_HEAD: Final = 8
+_LONGEST_HANDLE: Final = 128  # MAX_HANDLE_SZ
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
@@ -81,6 +84,17 @@ class _Timespec(ctypes.Structure):
     """struct timespec, utimensat(2)."""
 
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _HandleAnswer(ctypes.Structure):
+    """struct file_handle with all the room there may be, and the mount id, name_to_handle_at(2)."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint),
+        ("type", ctypes.c_int),
+        ("bytes", ctypes.c_ubyte * _LONGEST_HANDLE),
+        ("mount", ctypes.c_int),
+    )
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -117,6 +131,7 @@ _libc.renameat2.argtypes = (
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
 _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
@@ -124,6 +139,13 @@ _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsgid.restype = ctypes.c_uint
 _libc_held.capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _libc_held.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_libc_held.name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+)
 _libc_held.statx.argtypes = (
     ctypes.c_int,
     ctypes.c_char_p,
@@ -240,6 +262,42 @@ def utimensat(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> No
         raise _failed(path)
 
 
+def name_to_handle_at(fd: int) -> tuple[int, bytes]:
+    """The id of the mount that the file behind *fd* lies on, and its handle, name_to_handle_at(2).
+
+    The handle is the whole struct file_handle, as `open_by_handle_at` takes it; two of one mount
+    are equal if and only if they name the same file, a reused inode number included.
+
+    Raises:
+        OSError: EOPNOTSUPP if the file system has no handles that can be opened.
+    """
+    answer = _HandleAnswer()
+    answer.length = _LONGEST_HANDLE
+    where = ctypes.addressof(answer)
+    mount_at = where + _HandleAnswer.mount.offset
+    if _libc_held.name_to_handle_at(fd, b"", where, mount_at, _AT_EMPTY_PATH) < 0:
+        raise _failed()
+    size = _HANDLE_HEAD + answer.length
+    return answer.mount, ctypes.string_at(where, size)
+
+
+def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open the file that *handle* names, open_by_handle_at(2).
+
+    *mount_fd* is any descriptor but an O_PATH one on the handle's mount.
+
+    Returns:
+        A descriptor that the caller owns, close-on-exec.
+
+    Raises:
+        OSError: ESTALE if the file is gone; EPERM without CAP_DAC_READ_SEARCH.
+    """
+    fd: int = _libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise _failed()
+    return fd
+
+
 def mount_id(fd: int) -> int:
     """The id of the mount that the file behind *fd* lies on, as in mountinfo, statx(2).
 
@@ -304,3 +362,9 @@ def effective_capability(capability: int, *, wanted: bool) -> bool:
         if _libc_held.capset(ctypes.byref(header), data) < 0:
             raise _failed()
     return before
+
+
+def malloc_trim() -> None:
+    """Give free memory back to the kernel, malloc_trim(3), where the C library can."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)

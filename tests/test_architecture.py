@@ -18,7 +18,7 @@ PACKAGES = ("passthrough", "plugin")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # What `plugin` knows of the file system: the contract with a worker and what surrounds a mount.
-CONTRACT = {"config", "decisions", "handover", "mount", "mountinfo", "syscalls"}
+CONTRACT = {"config", "decisions", "filehandles", "handover", "mount", "mountinfo", "syscalls"}
 
 # Each foreign library, and the only modules that know it.
 DOORS = {
@@ -70,6 +70,7 @@ IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subproce
 # a value, a type or a logger, loads the C library, or asks where the package lies.
 AT_IMPORT = {
     *("re.compile", "struct.Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
+    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),

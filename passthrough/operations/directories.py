@@ -5,11 +5,12 @@ import os
 import stat
 from collections.abc import Iterator
 
-from passthrough import names
+from passthrough import names, syscalls
 from passthrough.attributes import Entry
 from passthrough.inodes import ROOT
 from passthrough.listing import OpenDirectory, Record
 from passthrough.operations.entries import EntryOperations
+from passthrough.places import Place
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,14 @@ class DirectoryOperations(EntryOperations):
         below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
+        place = self.inodes[directory.inode_number].place
         records = () if self.config.no_readdir else directory.read(offset)
         for record in records:
-            if record.name in {names.DOT, names.DOT_DOT}:
+            if record.name in names.DOTS:
                 yield self._dot(directory, record), None
                 continue
             try:
-                entry = self.lookup(directory.inode_number, record.name)
+                entry = self._entry(directory.fd, place, record.name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -51,6 +53,13 @@ class DirectoryOperations(EntryOperations):
     def releasedir(self, handle: int) -> None:
         """The last descriptor of a directory stream is closed."""
         self.directories.release(handle)
+
+    def _entry(self, directory_fd: int, place: Place, name: bytes) -> Entry:
+        """Look *name* up beneath a stream's own descriptor: its inode may have to be opened."""
+        fd = syscalls.open_beside(directory_fd, name)
+        if fd == syscalls.ACROSS:
+            return self._grant_across(directory_fd, name)
+        return self._grant(fd, place)
 
     def _dot(self, directory: OpenDirectory, record: Record) -> Record:
         """`.` and `..` with the numbers that users know; the parent of the root is the root."""

@@ -12,9 +12,10 @@ from passthrough.credentials import ClearingPrivileges
 from passthrough.errors import os_error
 from passthrough.handles import DirectFile, OpenFile
 from passthrough.idmap import Caller
-from passthrough.inodes import Inode
+from passthrough.inode_file import Inode
 from passthrough.locks import Target
 from passthrough.operations.base import Operations
+from passthrough.places import Place
 from passthrough.readonly import changing
 
 
@@ -53,15 +54,15 @@ class FileOperations(Operations):
         names.check(name)
         if flags & os.O_TRUNC:
             self._check_sealed()
-        directory = self.inodes[parent]
+        inode = self.inodes[parent]
         try:
-            with self.ownership.acting_as(caller):
-                fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory.fd)
+            with inode.opened() as directory, self.ownership.acting_as(caller):
+                fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
-        return self._created(fd, flags)
+        return self._created(fd, flags, inode.place)
 
     @changing
     def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
@@ -69,10 +70,12 @@ class FileOperations(Operations):
 
         Gives its entry and a handle number. `link` may give it a name later.
         """
-        directory = self.inodes[parent]
-        with self.ownership.acting_as(caller):
-            fd = os.open(names.DOT, self._flags.unnamed(flags), mode, dir_fd=directory.fd)
-        return self._created(fd, flags)
+        inode = self.inodes[parent]
+        with inode.opened() as directory, self.ownership.acting_as(caller):
+            fd = os.open(names.DOT, self._flags.unnamed(flags), mode, dir_fd=directory)
+        entry, handle = self._created(fd, flags, inode.place)
+        self.inodes.pin(os.dup(fd), inode.place)
+        return entry, handle
 
     def read(self, handle: int, offset: int, size: int, flags: int | None = None) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file.
@@ -124,16 +127,21 @@ class FileOperations(Operations):
         self.files.release(handle)
 
     def _check_linked(self, inode: Inode) -> None:
-        if os.fstat(inode.fd).st_nlink == 0 and not any(
+        if inode.stat().st_nlink == 0 and not any(
             file.inode_number == inode.number for file in self.files
         ):
             raise os_error(errno.ESTALE)
 
-    def _created(self, fd: int, flags: int) -> tuple[Entry, int]:
-        """The entry and the handle number of the file that *fd*, which this takes, has made."""
+    def _created(self, fd: int, flags: int, place: Place) -> tuple[Entry, int]:
+        """The entry and the handle number of the file that *fd*, which this takes, has made.
+
+        *place* is that of the directory in which it was made.
+        """
         try:
             # Through the descriptor, not the name: that may be another file's by now.
-            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
+            held = os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC)
+            # What is new has nothing mounted on it.
+            entry = self._grant(held, place)
         except BaseException:
             os.close(fd)
             raise

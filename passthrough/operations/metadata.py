@@ -3,10 +3,11 @@
 import os
 import stat
 
-from passthrough import filecalls, syscalls
+from passthrough import fdpath, filecalls, syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.idmap import Caller
-from passthrough.inodes import Inode
+from passthrough.inode_file import Inode
+from passthrough.inodes import ROOT
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
@@ -24,7 +25,8 @@ class MetadataOperations(Operations):
         None where the host's file system does not know it.
         """
         inode = self.inodes[number]
-        return self._attributes(inode), filecalls.birth_time(inode.fd)
+        with inode.opened() as fd:
+            return self._attributes(inode), filecalls.birth_time(fd)
 
     def syncfs(self, number: int) -> None:
         """Bring the host's file system that a directory lies on to stable storage, syncfs(2)."""
@@ -44,14 +46,16 @@ class MetadataOperations(Operations):
         if changes.size is not None:
             self._check_sealed()
         inode = self.inodes[number]
-        if changes.mode is not None:
-            os.chmod(inode.path, changes.mode)
-        if changes.uid is not None or changes.gid is not None:
-            self.ownership.give(inode.path, changes.uid, changes.gid)
-        if changes.size is not None:
-            self._truncate(inode, changes.size, handle)
-        if changes.atime != OMIT or changes.mtime != OMIT:
-            syscalls.utimensat(inode.path, changes.atime, changes.mtime)
+        with inode.opened() as fd:
+            path = fdpath.of(fd)
+            if changes.mode is not None:
+                os.chmod(path, changes.mode)
+            if changes.uid is not None or changes.gid is not None:
+                self.ownership.give(path, changes.uid, changes.gid)
+            if changes.size is not None:
+                self._truncate(inode, changes.size, handle)
+            if changes.atime != OMIT or changes.mtime != OMIT:
+                syscalls.utimensat(path, changes.atime, changes.mtime)
         return self._attributes(inode)
 
     def access(self, number: int, mask: int, caller: Caller) -> bool:
@@ -59,12 +63,13 @@ class MetadataOperations(Operations):
 
         Kernels that check permissions themselves never ask.
         """
-        attributes = os.fstat(self.inodes[number].fd)
+        attributes = self.inodes[number].stat()
         return allows(attributes, self.ownership.shown(attributes), mask, caller)
 
     def statfs(self) -> os.statvfs_result:
         """The host's file system that the source lies on."""
-        return os.statvfs(self.inodes.root.fd)
+        with self.inodes.opened(ROOT) as fd:
+            return os.statvfs(fd)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:

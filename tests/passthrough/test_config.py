@@ -12,6 +12,7 @@ from passthrough.config import (
     Atime,
     CachePolicy,
     Config,
+    InodeFileHandles,
     Locks,
     OptionError,
     Sandbox,
@@ -52,6 +53,11 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "relatime": Atime.RELATIME,
         "noatime": Atime.NOATIME,
         "StrictAtime": Atime.STRICTATIME,
+    },
+    "inode_file_handles": {
+        "never": InodeFileHandles.NEVER,
+        "Prefer": InodeFileHandles.PREFER,
+        " mandatory": InodeFileHandles.MANDATORY,
     },
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
     "map_uid": {
@@ -121,6 +127,7 @@ REFUSED = [
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
+    ("inode_file_handles", "on", "'on' is not accepted; expected never, prefer or mandatory"),
     ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
     (
         "dax_file_size",
@@ -396,6 +403,7 @@ def test_every_option_is_shown_as_text() -> None:
         "dev": "false",
         "exec": "true",
         "atime": "relatime",
+        "inode_file_handles": "prefer",
         "session": "auto",
         "map_uid": "none",
         "map_gid": "none",

@@ -13,7 +13,7 @@ from passthrough.attributes import Changes
 from passthrough.config import Atime, Config
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, caller, fails, listing, number_of
+from tests.support.direct import CALLER, caller, descriptor_of, fails, listing, number_of
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_descriptors_are_not_inherited(fs: PassthroughFs, source: Path) -> None:
     opened, directory = fs.open(number, os.O_RDONLY), fs.opendir(ROOT)
 
     fds = [fs.files[created].fd, fs.files[opened].fd, fs.directories[directory].fd]
-    fds.append(fs.inodes[number].fd)
+    fds.append(descriptor_of(fs.inodes[number]))
 
     assert [os.get_inheritable(fd) for fd in fds] == [False] * 4
     fs.release(created)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from passthrough import filecalls
-from passthrough.config import Config
+from passthrough.config import Config, InodeFileHandles
 from passthrough.filecalls import (
     FALLOC_FL_COLLAPSE_RANGE,
     FALLOC_FL_INSERT_RANGE,
@@ -209,6 +209,18 @@ def test_a_file_without_a_name_goes_with_its_last_user(fs: PassthroughFs, source
     assert list(source.iterdir()) == []
 
 
+def test_a_file_without_a_name_that_is_held_by_handle_keeps_its_number(source: Path) -> None:
+    """The host would give it to the next file, before the kernel has forgotten this one."""
+    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+    with serving(source, config) as fs:
+        entry, handle = fs.tmpfile(ROOT, 0o600, os.O_RDWR, CALLER)
+        fs.release(handle)
+        others = [fs.create(ROOT, b"%d" % at, 0o600, os.O_RDWR, CALLER)[0] for at in range(20)]
+
+        assert entry.stat.st_ino not in {other.stat.st_ino for other in others}
+        assert fs.getattr(entry.inode_number).stat.st_nlink == 0
+
+
 def test_a_file_that_was_to_have_no_name_gets_none(fs: PassthroughFs) -> None:
     entry, handle = fs.tmpfile(ROOT, 0o600, os.O_RDWR | os.O_EXCL, CALLER)
 
@@ -228,7 +240,8 @@ def test_the_birth_time_stands_beside_the_attributes(fs: PassthroughFs, blocks: 
 
 
 def test_where_nobody_knows_the_birth_time_there_is_none() -> None:
-    with serving(Path("/proc/self"), Config()) as fs:
+    config = Config(inode_file_handles=InodeFileHandles.NEVER)
+    with serving(Path("/proc/self"), config) as fs:
         found, birth = fs.statx(ROOT)
 
     assert birth is None

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from passthrough import callfilter, mountinfo, privileges, sandbox, syscalls
-from passthrough.config import Config, Sandbox
+from passthrough.config import Config, InodeFileHandles, Sandbox
 from passthrough.handover import encode
 from tests.support.callers import ROOT
 from tests.support.driver import unit
-from tests.support.inside import probe
+from tests.support.inside import PROBES, probe
 from tests.support.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
-from tests.support.mounts import mounts_at
+from tests.support.mounts import mounted_on, mounts_at
 
 INSIDE = "tests.support.inside"
 CAP_SYS_PTRACE = 19  # capabilities(7)
@@ -28,7 +28,7 @@ CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2
 MS_BIND = 1 << 12  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
-KEPT = sum(1 << number for number, _ in sandbox.KEPT.values())
+KEPT = sandbox.kept(by_handle=True)
 # What the engine gives every container and plugin, unasked.
 DOCKERS_OWN = (
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
@@ -94,6 +94,49 @@ def test_the_kernel_says_that_the_worker_keeps_what_is_listed_and_nothing_else(
         assert int(thread["CapInh"], 16) == int(thread["CapAmb"], 16) == 0
         assert thread["NoNewPrivs"] == "1"
         assert thread["Seccomp"] == "2"
+
+
+@pytest.mark.parametrize(("handles", "error"), [("never", "EPERM"), ("prefer", "")])
+def test_who_holds_nothing_by_handle_can_open_nothing_by_handle(
+    source: Path, mountpoint: Path, tmp_path: Path, handles: str, error: str
+) -> None:
+    config = Config(inode_file_handles=InodeFileHandles(handles))
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr", config, INSIDE)
+    keeper.serve()
+    opened = probe(mountpoint, "by_handle")
+    keeper.close()
+
+    assert opened == error
+
+
+def test_where_the_source_has_no_handles_the_capability_goes_as_well(
+    source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    with mounted_on(source, "ramfs"):
+        keeper = Keeper(source, mountpoint, tmp_path / "stderr", module=INSIDE)
+        process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd))
+        report = report_of(process)
+        kept = {thread["CapEff"] for thread in status(process.pid)}
+        on_mount("touch", f"{mountpoint}/file")
+        keeper.close()
+
+    assert report.serving
+    assert report.without_handles.startswith("the file system has no file handles")
+    assert kept == {f"{sandbox.kept(by_handle=False):016x}"}
+    assert sandbox.kept(by_handle=True) - sandbox.kept(by_handle=False) == 1 << 2
+    assert "inode_file_handles is never: the file system has no" in keeper.log.read_text()
+
+
+@pytest.mark.parametrize(("held", "error"), [(False, "EPERM"), (True, "")])
+def test_the_filter_alone_decides_on_opening_by_handle(*, held: bool, error: str) -> None:
+    """Whatever a kernel asks of the capability for."""
+
+    def opening() -> str:
+        rules = callfilter.program(os.uname().machine, by_handle=held)
+        privileges.filter_calls(rules)
+        return str(PROBES["by_handle"](""))
+
+    assert ROOT.run(opening) == error
 
 
 def test_what_is_given_up_does_not_come_back(ask: Callable[..., object]) -> None:
@@ -249,7 +292,7 @@ def refusal(become: Callable[[], object]) -> str:
     def entering() -> str:
         become()
         try:
-            sandbox.enter(os.open("/", os.O_PATH))
+            sandbox.enter(os.open("/", os.O_PATH), by_handle=True)
         except sandbox.SandboxError as error:
             return str(error)
         return ""

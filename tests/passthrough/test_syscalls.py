@@ -349,3 +349,46 @@ def test_a_capability_is_taken_out_of_the_threads_effective_set_and_back() -> No
     assert syscalls.effective_capability(syscalls.CAP_FSETID, wanted=False) is False
     assert syscalls.effective_capability(syscalls.CAP_FSETID, wanted=True) is False
     assert effective() == before
+
+
+def test_a_handle_names_one_file_for_good(tmp_path: Path) -> None:
+    """By any link, after a rename, and not the next file with its number."""
+    (tmp_path / "a").touch()
+    os.link(tmp_path / "a", tmp_path / "b")
+    fds = [os.open(tmp_path / name, os.O_PATH) for name in ("a", "b")]
+    directory = os.open(tmp_path, os.O_RDONLY)
+
+    names = [syscalls.name_to_handle_at(fd) for fd in fds]
+    (tmp_path / "a").rename(tmp_path / "c")
+    found = syscalls.open_by_handle_at(directory, names[0][1], os.O_PATH)
+
+    assert names[0] == names[1] == (syscalls.mount_id(directory), names[0][1])
+    assert os.fstat(found).st_ino == (tmp_path / "c").stat().st_ino
+    assert not os.get_inheritable(found)
+    for fd in (*fds, found):
+        os.close(fd)
+    (tmp_path / "b").unlink()
+    (tmp_path / "c").unlink()
+    with pytest.raises(OSError, match="Stale"):
+        syscalls.open_by_handle_at(directory, names[0][1], os.O_PATH)
+    os.close(directory)
+
+
+def test_a_file_system_without_handles_says_so() -> None:
+    fd = os.open("/proc/version", os.O_PATH)
+    with pytest.raises(OSError, match="not supported"):
+        syscalls.name_to_handle_at(fd)
+    os.close(fd)
+
+
+def test_the_mount_id_is_that_of_the_mount_table(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/proc")):
+        fd = os.open(path, os.O_PATH)
+        assert syscalls.mount_id(fd) == mountinfo.of(mountinfo.read(), fd).mount_id
+        os.close(fd)
+    with pytest.raises(OSError, match="Bad file"):
+        syscalls.mount_id(-1)
+
+
+def test_memory_is_given_back_without_complaint() -> None:
+    syscalls.malloc_trim()

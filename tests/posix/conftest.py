@@ -1,4 +1,4 @@
-"""Where the battery runs: a bare directory, and a mount for each cache policy.
+"""Where the battery runs: a bare directory, a mount for each cache policy, and one by file handles.
 
 The bare directory is the oracle: a test that fails on `control` is a wrong test. Most tests run
 as root, as another user and as a member of a supplementary group, each the owner of *directory*.
@@ -30,16 +30,22 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One column of the battery: a cache policy, or none for the bare directory, and a caller."""
+    """One column of the battery: a cache policy, or none for the bare directory, and a caller.
+
+    *handles* is the option inode_file_handles.
+    """
 
     policy: str | None
     caller: Caller
     large: bool = True
+    handles: str = "prefer"
 
     @property
     def id(self) -> str:
         """The name in the test's id."""
         where = "control" if self.policy is None else f"mounted-{self.policy}"
+        if self.handles != "prefer":
+            where += f"-handles-{self.handles}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
@@ -53,6 +59,7 @@ PLACES = [
     Place("always", ROOT),
     Place("never", ROOT, large=False),
     Place("metadata", ROOT, large=False),
+    Place("auto", ROOT, large=False, handles="mandatory"),
 ]
 
 
@@ -135,7 +142,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
         if wanted.policy is None:
             yield Ground(wanted, base, base)
         else:
-            with mounted(base, {"cache": wanted.policy}) as served:
+            options = {"cache": wanted.policy, "inode_file_handles": wanted.handles}
+            with mounted(base, options) as served:
                 yield Ground(wanted, served.mountpoint, served.source, served)
     finally:
         shutil.rmtree(base)
