@@ -41,7 +41,7 @@ class OpenFile:
         """Read at *offset*; fewer bytes than *size* mean the end of the file, pread(2)."""
         return os.pread(self._fd, size, offset)
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
         return os.pwrite(self._fd, data, offset)
 
@@ -76,7 +76,7 @@ class DirectFile(OpenFile):
         with mmap.mmap(-1, max(size, 1)) as buffer, memoryview(buffer)[:size] as view:
             return bytes(view[: os.preadv(self._fd, [view], offset)])
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write past the host's page cache, pwritev(2).
 
         What the kernel writes back of a mapped file ends where the file does, at a place that
@@ -107,6 +107,8 @@ class Record(NamedTuple):
     """The offset of the entry after it."""
     number: int
     """d_ino: the host's inode number."""
+    kind: int
+    """d_type: DT_*, 0 where the host's file system does not say."""
     name: bytes
 
 
@@ -187,10 +189,10 @@ def _sync(fd: int, *, datasync: bool) -> None:
 def _records(data: bytes, start: int) -> Iterator[Record]:
     position = 0
     while position < len(data):
-        number, end, length, _kind = _RECORD.unpack_from(data, position)
+        number, end, length, kind = _RECORD.unpack_from(data, position)
         # The name is padded with NULs up to the record's length.
         name_end = data.index(b"\0", position + _RECORD.size)
-        yield Record(start, end, number, data[position + _RECORD.size : name_end])
+        yield Record(start, end, number, kind, data[position + _RECORD.size : name_end])
         start = end
         position += length
 

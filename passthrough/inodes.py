@@ -72,6 +72,9 @@ class InodeTable:
     def __len__(self) -> int:
         return len(self._by_number)
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
     def __getitem__(self, number: int) -> Inode:
         """The inode that the kernel calls *number*.
 

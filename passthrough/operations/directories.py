@@ -44,6 +44,23 @@ class DirectoryOperations(EntryOperations):
                 continue
             yield record, entry
 
+    def readdir(self, handle: int, offset: int) -> Iterator[Record]:
+        """The names from *offset* on, with the numbers that users know; nothing is looked up.
+
+        The number is that of what the directory itself has by this name: where something is mounted
+        on it, of what lies beneath, as on any file system.
+        """
+        directory = self.directories[handle]
+        if self.config.no_readdir:
+            return
+        inode = self.inodes[directory.inode_number]
+        for record in directory.read(offset):
+            if record.name in {names.DOT, names.DOT_DOT}:
+                yield self._dot(directory, record)
+            else:
+                number = self.inodes.shown_neighbour(inode, record.number)
+                yield record._replace(number=number)
+
     def fsyncdir(self, handle: int, *, datasync: bool) -> None:
         """Bring a directory to stable storage."""
         self.directories[handle].sync(datasync=datasync)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+from typing import Final
 
 from passthrough import fdpath, names, opening
 from passthrough.attributes import Entry
@@ -14,6 +15,8 @@ from passthrough.idmap import Caller
 from passthrough.inodes import Inode
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
+
+_PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class FileOperations(Operations):
@@ -71,13 +74,28 @@ class FileOperations(Operations):
         """Read at *offset*; fewer bytes than *size* mean the end of the file."""
         return self.files[handle].read(offset, size)
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
+    def write(
+        self,
+        handle: int,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        clear_privileges: bool = False,
+    ) -> int:
+        """Write at *offset*, or at the end if the file was opened to append, pwrite(2).
+
+        With *clear_privileges*, the file loses its suid and sgid bits, as it does for a caller
+        without CAP_FSETID.
+        """
         file = self.files[handle]
         if self.config.seal_size and (
             file.appends or offset + len(data) > os.fstat(file.fd).st_size
         ):
             raise os_error(errno.EPERM)
+        # Looked at first, because it is cheaper than two changes of capabilities.
+        if clear_privileges and os.fstat(file.fd).st_mode & _PRIVILEGES:
+            with ClearingPrivileges():
+                return file.write(offset, data)
         return file.write(offset, data)
 
     def flush(self, handle: int) -> None:
@@ -87,6 +105,28 @@ class FileOperations(Operations):
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
         self.files[handle].sync(datasync=datasync)
+
+    def unopened(self, number: int) -> int:
+        """The handle of inode *number* for who never opened it (`no_open`), until it is forgotten.
+
+        Whether its user may write, the kernel has checked; here it is opened for all that the host
+        allows.
+        """
+        handle = self._unopened.get(number)
+        if handle is None:
+            inode = self.inodes[number]
+            try:
+                fd = self._reopen(inode, stat.S_IFREG, os.O_RDWR)
+            except OSError as error:
+                if error.errno not in {errno.EROFS, errno.ETXTBSY, errno.EACCES, errno.EPERM}:
+                    raise
+                fd = self._reopen(inode, stat.S_IFREG, os.O_RDONLY)
+            handle = self._keep(number, fd, os.O_RDWR)
+            first = self._unopened.setdefault(number, handle)
+            if first != handle:  # another thread was faster
+                self.files.release(handle)
+                handle = first
+        return handle
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is closed."""

@@ -1,10 +1,12 @@
 """What a file is: its attributes, and the file system that it lies on."""
 
+import contextlib
 import os
 import stat
 
 from passthrough import syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
+from passthrough.credentials import ClearingPrivileges
 from passthrough.idmap import Caller
 from passthrough.inodes import Inode
 from passthrough.operations.base import Operations
@@ -19,11 +21,19 @@ class MetadataOperations(Operations):
         return self._attributes(self.inodes[number])
 
     @changing
-    def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
+    def setattr(
+        self,
+        number: int,
+        changes: Changes,
+        handle: int | None = None,
+        *,
+        clear_privileges: bool = False,
+    ) -> Attributes:
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
-        *handle* is the open file through which the caller truncates, if it does. A failure leaves
-        the changes before it done.
+        *handle* is the open file through which the caller truncates, if it does; with
+        *clear_privileges* that takes suid and sgid bits away. A failure leaves the changes before
+        it done.
         """
         if changes.size is not None:
             self._check_sealed()
@@ -33,7 +43,8 @@ class MetadataOperations(Operations):
         if changes.uid is not None or changes.gid is not None:
             self.ownership.give(inode.path, changes.uid, changes.gid)
         if changes.size is not None:
-            self._truncate(inode, changes.size, handle)
+            with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+                self._truncate(inode, changes.size, handle)
         if changes.atime != OMIT or changes.mtime != OMIT:
             syscalls.utimensat(inode.path, changes.atime, changes.mtime)
         return self._attributes(inode)

@@ -119,7 +119,7 @@ REFUSED = [
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
-    ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
+    ("session", "uring", "'uring' is not accepted; expected auto, kernel or libfuse"),
     (
         "dax_file_size",
         "0",

@@ -7,10 +7,12 @@ from passthrough.config import (
     CachePolicy,
     Config,
     Session,
+    Squash,
     as_text,
     parse_options,
 )
 from passthrough.decisions import RULES, Note, decide
+from passthrough.values import Range
 
 # A wish that cannot be had, beside what overrules it.
 CONFLICTS = {
@@ -45,7 +47,23 @@ CONFLICTS = {
         ),
     ),
 }
+CONFLICTS |= {
+    f"ACLs with {name}": (
+        msgspec.structs.replace(config, session=Session.KERNEL, posix_acl=True),
+        Note(
+            "posix_acl",
+            "false",
+            "an ACL names users and groups by the host's numbers, to which no map is applied",
+        ),
+    )
+    for name, config in {
+        "map_uid": Config(map_uid=(Range(0, 1000, 1),)),
+        "map_gid": Config(map_gid=(Range(0, 1000, 1),)),
+        "squash": Config(squash=Squash.ROOT),
+    }.items()
+}
 AGREEMENTS = {
+    "ACLs": Config(session=Session.KERNEL, posix_acl=True),
     "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),
     "writeback without direct I/O": Config(writeback=True, allow_direct_io=False),
     "seal_size": Config(seal_size=True),
@@ -93,6 +111,7 @@ def test_what_was_left_open_is_answered() -> None:
 
     assert applies.session is Session.LIBFUSE
     assert applies.killpriv_v2 is False
+    assert decide(Config(session=Session.KERNEL)).config.killpriv_v2 is True
     assert applies.entry_timeout == applies.dir_entry_timeout == 0
     assert applies.attr_timeout == applies.dir_attr_timeout == 2
     open_still = {name for name, value in msgspec.structs.asdict(applies).items() if value is None}

@@ -204,7 +204,7 @@ async def test_a_listing_that_fails_keeps_what_was_delivered(
 
     def readdirplus(_handle: int, _offset: int) -> Iterator[tuple[Record, None]]:
         for index in range(before):
-            yield Record(index, index + 1, 5, b".."), None
+            yield Record(index, index + 1, 5, 4, b".."), None
         raise OSError(errno.EIO, "bad disk")
 
     filled = reply(100)

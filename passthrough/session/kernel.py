@@ -1,0 +1,113 @@
+"""The `kernel` session: the kernel's own FUSE protocol on /dev/fuse, in a few threads.
+
+channel.py          bytes from the kernel and back
+request.py, wire.py requests taken apart, replies put together
+negotiation.py      which features are in use, and why
+session.py          what handlers share; the one error boundary
+handlers/           one function per opcode, and the table of them
+notifications.py    what the kernel is told unasked
+crew.py             the threads
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from passthrough.filesystem import PassthroughFs
+from passthrough.session.channel import DeviceChannel
+from passthrough.session.crew import Crew
+from passthrough.session.handlers.table import HANDLERS
+from passthrough.session.session import Session
+
+log = logging.getLogger(__name__)
+
+# How long requests in hand may take when the session is to end. What takes longer hangs.
+_PATIENCE_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 0.005
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+) -> None:
+    """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
+
+    Requests in hand are answered first. Takes *fuse_fd*. Calls *serving* when the kernel has been
+    greeted. The keeper has ended when *keeper_fd*, a pipe, has no writer left. To be called by the
+    main thread, which does nothing but wait.
+
+    Raises:
+        OSError: *fuse_fd* is no descriptor of a FUSE mount, the kernel speaks another protocol, or
+            the connection broke.
+    """
+    channel = DeviceChannel(fuse_fd)
+    session = Session(fs, channel, HANDLERS)
+    try:
+        _greet(session, channel, fuse_fd)
+        serving()
+        with _woken() as (woken_fd, wake):
+            crew = Crew(session, channel, wake)
+            crew.start()
+            _wait_for_end(woken_fd, keeper_fd)
+            crew.stop()
+        _wait_for_requests(crew)
+        if crew.error is not None:
+            raise crew.error
+    finally:
+        os.close(fuse_fd)
+
+
+def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
+    """Answer INIT, which the kernel sends before anything else."""
+    request = channel.open_request()
+    try:
+        while session.agreed is None:
+            if not channel.receive(request):
+                raise OSError(errno.EBADF, f"no FUSE mount speaks through descriptor {fuse_fd}")
+            session.answer(request)
+            if session.broken is not None:
+                raise session.broken
+    finally:
+        request.close()
+
+
+@contextlib.contextmanager
+def _woken() -> Iterator[tuple[int, Callable[[], object]]]:
+    """A descriptor that becomes readable on SIGTERM and SIGINT, and when the function is called."""
+    woken_fd, waking_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    # Python's own handlers do nothing: what counts is the byte that comes before they run.
+    previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    signal.set_wakeup_fd(waking_fd, warn_on_full_buffer=False)
+    try:
+        yield woken_fd, lambda: os.write(waking_fd, b"\0")
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.close(woken_fd)
+        os.close(waking_fd)
+
+
+def _wait_for_end(woken_fd: int, keeper_fd: int | None) -> None:
+    poll = select.poll()
+    poll.register(woken_fd, select.POLLIN)
+    if keeper_fd is not None:
+        poll.register(keeper_fd, select.POLLIN)
+    ready = [fd for fd, _ in poll.poll()]
+    if keeper_fd in ready:
+        log.info("the keeper of this mount has ended; so does its worker")
+
+
+def _wait_for_requests(crew: Crew) -> None:
+    """Give what is in hand time to be answered; it takes no longer, unless the host hangs."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while crew.at_work() and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_S)
+    if left := crew.at_work():
+        log.warning("%d requests hang in the host's file system and are left unanswered", left)
