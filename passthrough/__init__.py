@@ -3,6 +3,7 @@
 Where a request goes, each module importing only those below it:
 
     __main__.py     serve a directory from the command line, in the foreground
+    forkserver.py   forks worker processes, which share what it has loaded
     worker.py       the worker process of one volume: hand-over, lifetime, report
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: kernel.py on /dev/fuse itself, libfuse.py over pyfuse3

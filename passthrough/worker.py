@@ -50,6 +50,11 @@ _RUNNERS: Final[Mapping[Session, str]] = {
 }
 
 
+def load(session: Session) -> Runner:
+    """Load what *session* runs on, and nothing of the others."""
+    return cast("Runner", importlib.import_module(_RUNNERS[session]))
+
+
 def main() -> int:
     """Serve what standard input says; gives the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
@@ -82,9 +87,8 @@ def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | No
     _raise_descriptor_limit()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
-    # Loaded before the sandbox is entered, after which nothing is; and one of the two only, because
-    # the other one's libraries take more memory than the whole worker.
-    session = cast("Runner", importlib.import_module(_RUNNERS[session_of(handover.config)]))
+    # Before the sandbox is entered, after which nothing is loaded.
+    session = load(session_of(handover.config))
     fs = PassthroughFs(handover.config, _confine(handover))
     try:
         session.run(fs, handover.fuse_fd, serving, keeper_fd)
