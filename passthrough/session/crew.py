@@ -75,18 +75,15 @@ class Crew:
     def _serve(self, me: int) -> None:
         receive, answer, waiting = self._channel.receive, self._session.answer, self._waiting
         request = self._channel.open_request()
-        try:
+        waiting.add(me)
+        while receive(request):
+            waiting.discard(me)
+            if self._stopped:
+                return
+            if not waiting and len(self._members) < _MOST:
+                self.start()
+            answer(request)
+            if len(waiting) >= _SPARE:
+                return
             waiting.add(me)
-            while receive(request):
-                waiting.discard(me)
-                if self._stopped:
-                    return
-                if not waiting and len(self._members) < _MOST:
-                    self.start()
-                answer(request)
-                if len(waiting) >= _SPARE:
-                    return
-                waiting.add(me)
-            self.ended = True
-        finally:
-            request.close()
+        self.ended = True

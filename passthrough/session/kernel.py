@@ -66,15 +66,12 @@ def run(
 def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
     """Answer INIT, which the kernel sends before anything else."""
     request = channel.open_request()
-    try:
-        while session.agreed is None:
-            if not channel.receive(request):
-                raise OSError(errno.EBADF, f"no FUSE mount speaks through descriptor {fuse_fd}")
-            session.answer(request)
-            if session.broken is not None:
-                raise session.broken
-    finally:
-        request.close()
+    while session.agreed is None:
+        if not channel.receive(request):
+            raise OSError(errno.EBADF, f"no FUSE mount speaks through descriptor {fuse_fd}")
+        session.answer(request)
+        if session.broken is not None:
+            raise session.broken
 
 
 @contextlib.contextmanager

@@ -36,7 +36,10 @@ class Request:
     )
 
     def __init__(self, buffer: mmap.mmap, start: int) -> None:
-        """Take requests that lie in *buffer*, which this object then owns, from *start* on."""
+        """Take requests that lie in *buffer* from byte *start* on.
+
+        Its memory goes with the last view of it: a traceback may hold one.
+        """
         self._buffer = buffer
         self._view = memoryview(buffer)
         self.into = (self._view[start:],)
@@ -110,9 +113,3 @@ class Request:
     def caller(self) -> Caller:
         """Who asks, as the volume's users are known."""
         return Caller(ContainerId(self.uid), ContainerId(self.gid))
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.into[0].release()
-        self._view.release()
-        self._buffer.close()

@@ -70,19 +70,17 @@ class Session:
                 return
             body = handler(self, request)
         except OSError as error:
-            self._fail(request, error)
+            if request.opcode in WITHOUT_ANSWER:
+                log.warning("%s: %s", _named(request.opcode), error)
+            else:
+                self._channel.fail(request.unique, error.errno or errno.EIO)
         except Exception:
             log.exception("%s failed by a mistake of this program", _named(request.opcode))
-            self._channel.fail(request.unique, errno.EIO)
+            if request.opcode not in WITHOUT_ANSWER:
+                self._channel.fail(request.unique, errno.EIO)
         else:
             if body is not None:
                 self._channel.reply(request.unique, body)
-
-    def _fail(self, request: Request, error: OSError) -> None:
-        if request.opcode in WITHOUT_ANSWER:
-            log.error("%s: %s", _named(request.opcode), error)
-        else:
-            self._channel.fail(request.unique, error.errno or errno.EIO)
 
 
 # To answer these would be a mistake: the kernel knows no request of such a number.
