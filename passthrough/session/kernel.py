@@ -21,7 +21,7 @@ from typing import Final
 
 from passthrough.filesystem import PassthroughFs
 from passthrough.session.channel import DeviceChannel
-from passthrough.session.crew import Crew
+from passthrough.session.crew import LOOK_S, Crew
 from passthrough.session.handlers.table import HANDLERS
 from passthrough.session.session import Session
 
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # How long requests in hand may take when the session is to end. What takes longer hangs.
 _PATIENCE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.005
+_MS_PER_S: Final = 1000
+_WAKE: Final = b"\0"
+_MANY: Final = 4096
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -54,7 +57,7 @@ def run(
         with _woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()
-            _wait_for_end(woken_fd, keeper_fd)
+            _wait_for_end(crew, woken_fd, keeper_fd)
             crew.stop()
         _wait_for_requests(crew)
         if crew.error is not None:
@@ -76,13 +79,13 @@ def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
 
 @contextlib.contextmanager
 def _woken() -> Iterator[tuple[int, Callable[[], object]]]:
-    """A descriptor that becomes readable on SIGTERM and SIGINT, and when the function is called."""
+    """A descriptor to read from: _WAKE for each call of the function, the numbers of signals."""
     woken_fd, waking_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # Python's own handlers do nothing: what counts is the byte that comes before they run.
     previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     signal.set_wakeup_fd(waking_fd, warn_on_full_buffer=False)
     try:
-        yield woken_fd, lambda: os.write(waking_fd, b"\0")
+        yield woken_fd, lambda: os.write(waking_fd, _WAKE)
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in previous.items():
@@ -91,14 +94,20 @@ def _woken() -> Iterator[tuple[int, Callable[[], object]]]:
         os.close(waking_fd)
 
 
-def _wait_for_end(woken_fd: int, keeper_fd: int | None) -> None:
+def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
+    """Look after the crew until there is nothing to serve, or somebody wants it to end."""
     poll = select.poll()
     poll.register(woken_fd, select.POLLIN)
     if keeper_fd is not None:
         poll.register(keeper_fd, select.POLLIN)
-    ready = [fd for fd, _ in poll.poll()]
-    if keeper_fd in ready:
-        log.info("the keeper of this mount has ended; so does its worker")
+    while not crew.ended:
+        ready = [fd for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S)]
+        if keeper_fd in ready:
+            log.info("the keeper of this mount has ended; so does its worker")
+            return
+        if woken_fd in ready and os.read(woken_fd, _MANY).strip(_WAKE):
+            return  # a signal: its number is what was written
+        crew.look()
 
 
 def _wait_for_requests(crew: Crew) -> None:

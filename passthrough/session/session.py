@@ -26,7 +26,10 @@ Handler = Callable[["Session", Request], "bytes | None"]
 class Session:
     """What handlers have at hand. Threads share it."""
 
-    __slots__ = ("_channel", "_handlers", "agreed", "broken", "fs", "notifier", "umask")
+    __slots__ = (
+        *("_channel", "_handlers"),
+        *("about_to_block", "agreed", "broken", "fs", "notifier", "umask"),
+    )
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class Session:
         """Why INIT could not be answered."""
         self.umask = ThreadUmask() if fs.config.posix_acl else None
         """The umask of the caller, if it is this side that applies it."""
+        self.about_to_block: Callable[[], None] = _nothing
+        """To be called before what is known to wait for the host's disk, or for somebody else."""
         self._channel = channel
         self._handlers = handlers
 
@@ -81,6 +86,10 @@ class Session:
         else:
             if body is not None:
                 self._channel.reply(request.unique, body)
+
+
+def _nothing() -> None:
+    pass
 
 
 # To answer these would be a mistake: the kernel knows no request of such a number.

@@ -87,6 +87,7 @@ def fsyncdir(session: Session, request: Request) -> bytes:
     """Bring a directory to stable storage."""
     handle, flags = request.fields(wire.FSYNC_IN)
     datasync = bool(flags & abi.FSYNC_FDATASYNC)
+    session.about_to_block()
     with _stream(session, request, handle) as stream:
         session.fs.fsyncdir(stream, datasync=datasync)
     return b""

@@ -72,6 +72,7 @@ def fsync(session: Session, request: Request) -> bytes:
     handle, flags = request.fields(wire.FSYNC_IN)
     fs = session.fs
     datasync = bool(flags & abi.FSYNC_FDATASYNC)
+    session.about_to_block()
     fs.fsync(handle or fs.unopened(request.nodeid), datasync=datasync)
     return b""
 
