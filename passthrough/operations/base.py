@@ -35,8 +35,11 @@ class Operations:
         self.directories.close()
         self.inodes.close()
 
-    def _grant(self, fd: int) -> Entry:
-        """An entry for the file behind *fd*, an O_PATH descriptor that this method takes."""
+    def _grant(self, fd: int, directory: Inode | None = None) -> Entry:
+        """An entry for the file behind *fd*, an O_PATH descriptor that this method takes.
+
+        *directory* is where it was found, if that is above it.
+        """
         try:
             attributes = os.fstat(fd)
         except BaseException:
@@ -44,7 +47,9 @@ class Operations:
             raise
         inode = self.inodes.grant(fd, attributes)
         timeouts = self.cache.timeouts(attributes.st_mode)
-        return Entry(inode.number, attributes, timeouts, self.ownership.shown(attributes))
+        submount = directory is not None and inode.device != directory.device
+        shown = self.ownership.shown(attributes)
+        return Entry(inode.number, attributes, timeouts, shown, submount=submount)
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = os.fstat(inode.fd)

@@ -33,8 +33,8 @@ class EntryOperations(Operations):
         if name in {names.DOT, names.DOT_DOT}:
             return self._grant(self._open_dot(self.inodes[parent], name))
         names.check(name)
-        fd = os.open(name, _LOOKUP_FLAGS, dir_fd=self.inodes[parent].fd)
-        return self._grant(fd)
+        directory = self.inodes[parent]
+        return self._grant(os.open(name, _LOOKUP_FLAGS, dir_fd=directory.fd), directory)
 
     def forget(self, number: int, count: int) -> None:
         """Give back *count* lookups of inode *number*."""

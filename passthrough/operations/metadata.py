@@ -8,7 +8,7 @@ from passthrough import syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.credentials import ClearingPrivileges
 from passthrough.idmap import Caller
-from passthrough.inodes import Inode
+from passthrough.inodes import ROOT, Inode
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
@@ -57,9 +57,9 @@ class MetadataOperations(Operations):
         attributes = os.fstat(self.inodes[number].fd)
         return allows(attributes, self.ownership.shown(attributes), mask, caller)
 
-    def statfs(self) -> os.statvfs_result:
-        """The host's file system that the source lies on."""
-        return os.statvfs(self.inodes.root.fd)
+    def statfs(self, number: int = ROOT) -> os.statvfs_result:
+        """The host's file system that inode *number* lies on."""
+        return os.statvfs(self.inodes[number].fd)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:

@@ -127,6 +127,7 @@ FEATURES: Final = (
         lambda config: config.writeback,
         "writes that are collected in the kernel, with writeback",
     ),
+    # Up to 6.18 Linux offers it to virtiofs alone.
     Feature(Init.SUBMOUNTS, _always, "a device number of its own for each mount below the source"),
     Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again, and not dropped"),
     Feature(Init.HAS_RESEND, _always, "requests that come again when a worker has died with them"),

@@ -14,7 +14,7 @@ from typing import Final
 
 from passthrough.attributes import Attributes, Entry
 from passthrough.errors import os_error
-from passthrough.session.abi import Opcode
+from passthrough.session.abi import ATTR_SUBMOUNT, Opcode
 
 # len, opcode, unique, nodeid, uid, gid, pid, total_extlen in units of 8 bytes
 IN_HEADER: Final = Struct("=IIQQIIIHxx")
@@ -159,8 +159,8 @@ def _valid(timeout: float) -> tuple[int, int]:
     return int(timeout), int(timeout % 1 * _NS)
 
 
-def entry(found: Entry, flags: int = 0) -> bytes:
-    """What a name led to; *flags* are ATTR_*."""
+def entry(found: Entry) -> bytes:
+    """What a name led to."""
     st = found.stat
     mode, _, _, nlink, uid, gid, size, atime, mtime, ctime = st
     if found.owner is not None:
@@ -172,7 +172,8 @@ def entry(found: Entry, flags: int = 0) -> bytes:
         *(number, 0, entry_s, attr_s, entry_ns, attr_ns),
         *(number, size, st.st_blocks, atime, mtime, ctime),
         *(st.st_atime_ns % _NS, st.st_mtime_ns % _NS, st.st_ctime_ns % _NS),
-        *(mode, nlink, uid, gid, st.st_rdev & _WORD_BITS, st.st_blksize, flags),
+        *(mode, nlink, uid, gid, st.st_rdev & _WORD_BITS, st.st_blksize),
+        ATTR_SUBMOUNT if found.submount else 0,
     )
 
 

@@ -58,9 +58,9 @@ def access(session: Session, request: Request) -> bytes:
     return b""
 
 
-def statfs(session: Session, _request: Request) -> bytes:
-    """The file system that the source lies on."""
-    return wire.statfs(session.fs.statfs())
+def statfs(session: Session, request: Request) -> bytes:
+    """The file system that an inode lies on."""
+    return wire.statfs(session.fs.statfs(request.nodeid))
 
 
 HANDLERS: Final[Mapping[int, Handler]] = {

@@ -110,7 +110,7 @@ def status(tmp_path: Path) -> os.stat_result:
 def test_an_entry_carries_what_stat_says(
     status: os.stat_result, owner: ContainerIds | None
 ) -> None:
-    found = entry(wire.entry(Entry(77, status, (1.5, 86_400.0), owner), flags=1))
+    found = entry(wire.entry(Entry(77, status, (1.5, 86_400.0), owner, submount=True)))
 
     assert found["nodeid"] == found["ino"] == 77
     assert (found["entry_valid"], found["entry_valid_nsec"]) == (1, 500_000_000)
