@@ -21,11 +21,13 @@ _RECORD: Final = struct.Struct("=QqHB")
 class OpenFile:
     """A regular file that is open for reading or writing; owns its descriptor."""
 
-    __slots__ = ("_fd", "inode_number")
+    __slots__ = ("_fd", "inode_number", "status")
 
-    def __init__(self, inode_number: int, fd: int) -> None:
+    def __init__(self, inode_number: int, fd: int, status: int = 0) -> None:
         self.inode_number = inode_number
         self._fd = fd
+        self.status = status
+        """Those of O_APPEND and O_DIRECT that the descriptor has."""
 
     @property
     def fd(self) -> int:
@@ -36,6 +38,12 @@ class OpenFile:
     def appends(self) -> bool:
         """Whether every write goes to the end."""
         return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_APPEND)
+
+    def change_status(self, status: int) -> None:
+        """Give the descriptor these of O_APPEND and O_DIRECT, and no others, fcntl(2)."""
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~(os.O_APPEND | os.O_DIRECT)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | status)
+        self.status = status
 
     def read(self, offset: int, size: int) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file, pread(2)."""
@@ -231,14 +239,19 @@ class HandleTable(Generic[Handle]):
         self._handles[number] = handle
         return number
 
+    def replace(self, number: int, handle: Handle) -> None:
+        """Keep *handle* as what is called *number*, which goes on to own the descriptor."""
+        self._handles[number] = handle
+
     def release(self, number: int) -> None:
         """Close the handle called *number*, and forget it.
 
         Raises:
             OSError: EBADF if there is none; what the host's file system reports on close.
         """
-        handle = self[number]
-        del self._handles[number]
+        handle = self._handles.pop(number, None)
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         handle.close()
 
     def close(self) -> None:

@@ -105,21 +105,26 @@ class InodeTable:
             os.close(fd)
         return inode
 
-    def forget(self, number: int, count: int) -> None:
-        """Give *count* lookups of *number* back; what nobody knows any more is closed."""
+    def forget(self, number: int, count: int) -> Inode | None:
+        """Give *count* lookups of *number* back; what nobody knows any more is closed.
+
+        Returns:
+            The inode that has gone with them, if it has.
+        """
         if number == ROOT:
-            return
+            return None
         with self._lock:
             inode = self._by_number.get(number)
             if inode is None:
-                return
+                return None
             inode.lookups -= count
             if inode.lookups > 0:
-                return
+                return None
             del self._by_number[number]
             del self._by_identity[inode.host_number, inode.device]
             fd, inode.fd = inode.fd, -1
         os.close(fd)
+        return inode
 
     def close(self) -> None:
         """Close every descriptor; the table is empty afterwards, its root included."""

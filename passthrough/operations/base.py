@@ -26,8 +26,8 @@ class Operations:
         self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
-        # The handles of files that nobody opened, by inode number.
-        self._unopened: dict[int, int] = {}
+        # The handles of files that nobody opened. Not by number: it may be another file's next.
+        self._unopened: dict[Inode, int] = {}
 
     def close(self) -> None:
         """Close every descriptor."""

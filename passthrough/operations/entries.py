@@ -38,9 +38,9 @@ class EntryOperations(Operations):
 
     def forget(self, number: int, count: int) -> None:
         """Give back *count* lookups of inode *number*."""
-        self.inodes.forget(number, count)
-        if self._unopened and number in self._unopened and number not in self.inodes:
-            self.files.release(self._unopened.pop(number))
+        gone = self.inodes.forget(number, count)
+        if gone is not None and gone in self._unopened:
+            self.files.release(self._unopened.pop(gone))
 
     @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:

@@ -70,24 +70,28 @@ class FileOperations(Operations):
             raise
         return entry, self._keep(entry.inode_number, fd, flags)
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Read at *offset*; fewer bytes than *size* mean the end of the file."""
-        return self.files[handle].read(offset, size)
+    def read(self, handle: int, offset: int, size: int, flags: int | None = None) -> bytes:
+        """Read at *offset*; fewer bytes than *size* mean the end of the file.
+
+        *flags* are the caller's of this moment: fcntl(2) may have changed them since the opening.
+        """
+        return self._following(handle, flags).read(offset, size)
 
     def write(
         self,
         handle: int,
         offset: int,
         data: bytes | memoryview,
+        flags: int | None = None,
         *,
         clear_privileges: bool = False,
     ) -> int:
-        """Write at *offset*, or at the end if the file was opened to append, pwrite(2).
+        """Write at *offset*, or at the end if the file is open to append, pwrite(2).
 
-        With *clear_privileges*, the file loses its suid and sgid bits, as it does for a caller
-        without CAP_FSETID.
+        *flags* as for reading. With *clear_privileges*, the file loses its suid and sgid bits, as
+        it does for a caller without CAP_FSETID.
         """
-        file = self.files[handle]
+        file = self._following(handle, flags)
         if self.config.seal_size and (
             file.appends or offset + len(data) > os.fstat(file.fd).st_size
         ):
@@ -112,9 +116,9 @@ class FileOperations(Operations):
         Whether its user may write, the kernel has checked; here it is opened for all that the host
         allows.
         """
-        handle = self._unopened.get(number)
+        inode = self.inodes[number]
+        handle = self._unopened.get(inode)
         if handle is None:
-            inode = self.inodes[number]
             try:
                 fd = self._reopen(inode, stat.S_IFREG, os.O_RDWR)
             except OSError as error:
@@ -122,7 +126,7 @@ class FileOperations(Operations):
                     raise
                 fd = self._reopen(inode, stat.S_IFREG, os.O_RDONLY)
             handle = self._keep(number, fd, os.O_RDWR)
-            first = self._unopened.setdefault(number, handle)
+            first = self._unopened.setdefault(inode, handle)
             if first != handle:  # another thread was faster
                 self.files.release(handle)
                 handle = first
@@ -140,5 +144,17 @@ class FileOperations(Operations):
 
     def _keep(self, number: int, fd: int, flags: int) -> int:
         """Give *fd*, opened for a caller's *flags*, a handle number."""
-        kind = DirectFile if self._flags.existing(flags) & os.O_DIRECT else OpenFile
-        return self.files.add(kind(number, fd))
+        return self.files.add(self._file(number, fd, flags & self._flags.status))
+
+    def _following(self, handle: int, flags: int | None) -> OpenFile:
+        """The open file called *handle*, whose descriptor has what *flags* say of its status."""
+        file = self.files[handle]
+        if flags is not None and flags & self._flags.status != file.status:
+            file.change_status(flags & self._flags.status)
+            file = self._file(file.inode_number, file.fd, file.status)
+            self.files.replace(handle, file)
+        return file
+
+    @staticmethod
+    def _file(number: int, fd: int, status: int) -> OpenFile:
+        return (DirectFile if status & os.O_DIRECT else OpenFile)(number, fd, status)

@@ -40,21 +40,24 @@ def create(session: Session, request: Request) -> bytes:
 
 def read(session: Session, request: Request) -> bytes:
     """Read at an offset."""
-    handle, offset, size, _more, _owner, _flags = request.fields(wire.READ_IN)
+    handle, offset, size, _more, _owner, flags = request.fields(wire.READ_IN)
     fs = session.fs
-    return fs.read(handle or fs.unopened(request.nodeid), offset, size)
+    if not handle:
+        return fs.read(fs.unopened(request.nodeid), offset, size)
+    return fs.read(handle, offset, size, flags)
 
 
 def write(session: Session, request: Request) -> bytes:
     """Write at an offset, straight from where the request lies."""
-    handle, offset, size, more, _owner, _flags = request.fields(wire.WRITE_IN)
-    fs = session.fs
-    written = fs.write(
-        handle or fs.unopened(request.nodeid),
-        offset,
-        request.data(size),
-        clear_privileges=bool(more & abi.WRITE_KILL_SUIDGID),
-    )
+    handle, offset, size, more, _owner, flags = request.fields(wire.WRITE_IN)
+    fs, data = session.fs, request.data(size)
+    clear = bool(more & abi.WRITE_KILL_SUIDGID)
+    if handle:
+        written = fs.write(handle, offset, data, flags, clear_privileges=clear)
+    else:
+        # Many share this one: the kernel has found the end for those who append.
+        own = fs.unopened(request.nodeid)
+        written = fs.write(own, offset, data, clear_privileges=clear)
     return wire.WRITE_OUT.pack(written)
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -243,3 +245,27 @@ def test_a_mount_below_the_source_is_another_file_system(base: Path, submount: P
         refused(errno.EXDEV, lambda: os.rename(below / "file", served.mountpoint / "file"))
         assert os.statvfs(below).f_blocks == os.statvfs(submount).f_blocks
         assert os.listdir(below) == ["file"]
+
+
+def test_what_fcntl_changes_reaches_the_host(base: Path) -> None:
+    with volume(base) as served:
+        path, beneath = served.mountpoint / "file", served.source / "file"
+        fd = os.open(path, os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"begin ")
+        with beneath.open("ab") as file:
+            file.write(b"host ")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        os.write(fd, b"end")
+        assert beneath.read_bytes() == b"begin host end"
+
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        os.pwrite(fd, b"BEGIN", 0)
+        assert beneath.read_bytes() == b"BEGIN host end"
+
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            page.write(noise(mmap.PAGESIZE))
+            assert os.pwritev(fd, [page], 0) == mmap.PAGESIZE
+            assert os.preadv(fd, [page], 0) == mmap.PAGESIZE
+        assert beneath.read_bytes() == noise(mmap.PAGESIZE)
+        os.close(fd)
