@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from passthrough import cache, values
-from passthrough.config import CachePolicy, Config, Session, Squash, session_of
+from passthrough.config import CachePolicy, Config, Session, Squash, as_text, automatic, session_of
 
 
 class Note(NamedTuple):
@@ -87,3 +87,14 @@ def decide(config: Config) -> Decided:
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )
     return Decided(config, tuple(notes))
+
+
+def described(config: Config) -> dict[str, object]:
+    """What applies of *config*, and why, for people: options, notes, and who serves."""
+    applies, notes = decide(config)
+    why = automatic().reason if config.session is Session.AUTO else "as asked for"
+    return {
+        "options": as_text(applies),
+        "notes": [str(note) for note in notes],
+        "session": f"{applies.session}: {why}",
+    }
