@@ -12,11 +12,14 @@ Where a request goes, each module importing only those below it:
     readonly.py     what a read-only volume refuses
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
-    names.py        which names are components, where `..` leads
+    names.py        which names are components, where `..` and mount points lead
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
-    handles.py      open files and directory streams
+    handles.py      open files and directory streams, by number
+    listing.py      a directory's entries, from any offset
     inodes.py       identity <-> inode number <-> lookup count
+    inode_file.py   how an inode is held: O_PATH descriptor or kernel file handle
+    places.py       which mount and device a file lies on
     credentials.py  acting as the caller
     idmap.py        whose ids are whose, squashing
     decisions.py    what applies of what was asked for, and why
@@ -24,6 +27,7 @@ Where a request goes, each module importing only those below it:
     handover.py     what keeper and worker tell each other
     mount.py        /dev/fuse, mount(2), umount2(2)
     mountinfo.py    what is mounted where
+    filehandles.py  whether files can be held by kernel file handles
     fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
     running.py      which Linux this is

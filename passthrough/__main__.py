@@ -14,7 +14,7 @@ import typer
 
 from passthrough import mount, mountinfo, worker
 from passthrough.config import Config, OptionError, parse_options
-from passthrough.handover import Handover
+from passthrough.handover import Handover, Report
 from passthrough.sandbox import SandboxError
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,13 @@ def _serve(source: Path, mountpoint: Path, config: Config) -> int:
     is_mounted = _watch(target)
     handover = Handover(volume=str(source), config=config, fuse_fd=fuse_fd, source_fd=source_fd)
     try:
-        return _serve_in_child(handover, lambda: typer.echo(f"serving {source} at {mountpoint}"))
+        return _serve_in_child(handover, lambda _: typer.echo(f"serving {source} at {mountpoint}"))
     finally:
         if is_mounted():
             mount.unmount(target)
 
 
-def _serve_in_child(handover: Handover, serving: Callable[[], object]) -> int:
+def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> int:
     """Have a child serve until it ends or this process is signalled; gives the exit status.
 
     It is the child that the sandbox holds, for good: somebody must remain who can unmount.
@@ -107,10 +107,10 @@ def _on_signal(handler: signal.Handlers | Callable[..., object]) -> None:
         signal.signal(number, handler)
 
 
-def _child(handover: Handover, serving: Callable[[], object], parent_fd: int) -> int:
+def _child(handover: Handover, serving: Callable[[Report], object], parent_fd: int) -> int:
     try:
         worker.serve(handover, serving, parent_fd)
-    except (OSError, SandboxError) as error:
+    except (OSError, OptionError, SandboxError) as error:
         return _refuse(error)
     except Exception:
         log.exception("volume %s", handover.volume)

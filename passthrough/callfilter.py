@@ -58,6 +58,8 @@ REFUSED: Final = {
     "perf_event_open": (298, 241),
     "setns": (308, 268),
 }
+# Files by handle, which know no root directory: for workers that hold none.
+BY_HANDLE: Final = {"open_by_handle_at": (304, 265)}
 # Allowed for one purpose only: a thread's own working directory and umask.
 _UNSHARE: Final = (272, 97)
 _CLONE_FS: Final = 0x200
@@ -72,14 +74,17 @@ _EPERM: Final = 0x0005_0001
 _NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
 
 
-def program(machine: str) -> bytes:
+def program(machine: str, *, by_handle: bool) -> bytes:
     """The filter for *machine*, as uname(2) names it: struct sock_filter each.
+
+    Files may be opened *by_handle*, or not.
 
     Raises:
         KeyError: *machine* is none of `MACHINES`.
     """
     audit_arch, column = MACHINES[machine]
-    refused = sorted(numbers[column] for numbers in REFUSED.values())
+    table = REFUSED if by_handle else REFUSED | BY_HANDLE
+    refused = sorted(numbers[column] for numbers in table.values())
     # (code, value, whether a match refuses, whether a mismatch refuses)
     tests: list[tuple[int, int, bool, bool]] = [
         (_LOAD, _ARCH_AT, False, False),

@@ -32,6 +32,14 @@ class Atime(enum.StrEnum):
     STRICTATIME = "strictatime"
 
 
+class InodeFileHandles(enum.StrEnum):
+    """Whether inodes are held by kernel file handles, in place of a descriptor each."""
+
+    NEVER = "never"
+    PREFER = "prefer"
+    MANDATORY = "mandatory"
+
+
 class Session(enum.StrEnum):
     """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
 
@@ -78,6 +86,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dev: bool = False
     exec: bool = True
     atime: Atime = Atime.RELATIME
+    inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     session: Session = Session.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
@@ -167,6 +176,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         values.word(Atime),
         "relatime, noatime or strictatime",
         "noatime leaves access times alone; otherwise the host's file system decides",
+    ),
+    "inode_file_handles": Option(
+        values.word(InodeFileHandles),
+        "never, prefer or mandatory",
+        "hold files by kernel file handles in place of descriptors:"
+        " prefer does so when descriptors run short",
     ),
     "session": Option(
         values.word(Session),

@@ -11,7 +11,17 @@ from typing import Final, NamedTuple
 import msgspec
 
 from passthrough import cache, values
-from passthrough.config import CachePolicy, Config, Session, Squash, as_text, automatic, session_of
+from passthrough.config import (
+    CachePolicy,
+    Config,
+    InodeFileHandles,
+    OptionError,
+    Session,
+    Squash,
+    as_text,
+    automatic,
+    session_of,
+)
 
 
 class Note(NamedTuple):
@@ -71,9 +81,22 @@ RULES: Final = (
 )
 
 
-def decide(config: Config) -> Decided:
-    """What applies where *config* was asked for; of what is decided already, the same again."""
+def decide(config: Config, without_handles: str = "") -> Decided:
+    """What applies where *config* was asked for; of what is decided already, the same again.
+
+    *without_handles* is why files of the source cannot be held by handle, empty as long as they can
+    for all that is known.
+
+    Raises:
+        OptionError: they must be.
+    """
     notes = []
+    if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
+        if config.inode_file_handles is InodeFileHandles.MANDATORY:
+            reason = f"'mandatory' cannot be had: {without_handles}"
+            raise OptionError("inode_file_handles", "mandatory", "prefer or never", reason)
+        config = msgspec.structs.replace(config, inode_file_handles=InodeFileHandles.NEVER)
+        notes.append(Note("inode_file_handles", "never", without_handles))
     for option, conflicts, reason in RULES:
         if getattr(config, option) and conflicts(config):
             off = False
@@ -89,9 +112,9 @@ def decide(config: Config) -> Decided:
     return Decided(config, tuple(notes))
 
 
-def described(config: Config) -> dict[str, object]:
+def described(config: Config, without_handles: str = "") -> dict[str, object]:
     """What applies of *config*, and why, for people: options, notes, and who serves."""
-    applies, notes = decide(config)
+    applies, notes = decide(config, without_handles)
     why = automatic().reason if config.session is Session.AUTO else "as asked for"
     return {
         "options": as_text(applies),

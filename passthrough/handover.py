@@ -26,6 +26,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     serving: bool
     error: str = ""
+    without_handles: str = ""
+    """Why files of the source are not held by handle, although that was wished for."""
 
 
 def encode(message: Handover | Report) -> bytes:

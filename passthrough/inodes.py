@@ -3,71 +3,85 @@
 The kernel names files by the number that we gave it in a reply, and remembers how many such replies
 there were; each counts as one lookup until FORGET gives it back. An inode therefore lives from the
 first `grant` to the `forget` that brings its count to nought, and these two functions are the only
-ones that change a count. In between it holds an O_PATH descriptor: the host cannot reuse the file's
-own inode number, renames do not matter, and no path is ever needed.
+ones that change a count. In between it is held by inode_file.py, so that renames do not
+matter and no path is ever needed.
 
-A number is the host's st_ino for files on the source's own device, because programs compare the
-numbers of a listing with those of stat(2). Files on other devices below the source carry the number
-of their device above bit 47. Numbers that fit neither (0 and the root's, which FUSE reserves, or a
-host number of 48 bits and more) are counted, with bit 55 set. In a *packed* table
-the source's own device has a number too: devices count from 1, and every file has the same form.
+Two names lead to one inode if st_ino, device and mount are the same. While the inode is held by a
+descriptor that is all, because the host cannot give the number to another file. While it is held by
+a file handle, the handles decide: a file that got a reused number is an inode of its own, even as
+long as the kernel still knows the old one.
 
-Threads: dictionary work happens under one lock, system calls outside of it.
+A number is the host's st_ino for files on the source's own device and mount, because programs
+compare the numbers of a listing with those of stat(2). Files elsewhere below the source carry the
+number of their place (places.py) above bit 47. What fits neither (0 and the root's, which FUSE
+reserves, a host number of 48 bits and more, or one that an inode still has) is counted, with bit 55
+set. In a *packed* table the source's own place has a number too: places count from 1, and every
+file has the same form.
+
+Threads: dictionary work happens under one lock, system calls outside of it. The kernel forgets no
+directory in which it looks a name up, and no file that it asks something of.
 """
 
+import contextlib
 import errno
+import gc
 import itertools
 import os
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Final
 
-from passthrough import fdpath
+from passthrough import syscalls
+from passthrough.config import InodeFileHandles
+from passthrough.inode_file import ByDescriptor, ByHandle, Holding, Inode
+from passthrough.places import Mount, Place, Places
 
 ROOT: Final = 1  # FUSE_ROOT_ID, linux/fuse.h
 
 _HOST_BITS: Final = 47
 _HOST_LIMIT: Final = 1 << _HOST_BITS
-_DEVICE_LIMIT: Final = 1 << 8
+_PLACE_LIMIT: Final = 1 << 8
 _COUNTED: Final = 1 << 55
-
-type_of = stat.S_IFMT
-
-
-class Inode:
-    """A file that the kernel knows. The table owns *fd*; everyone else borrows it."""
-
-    __slots__ = ("device", "fd", "host_number", "kind", "lookups", "number")
-
-    def __init__(self, number: int, fd: int, attributes: os.stat_result) -> None:
-        self.number = number
-        self.fd = fd
-        self.device = attributes.st_dev
-        self.host_number = attributes.st_ino
-        self.kind = type_of(attributes.st_mode)
-        self.lookups = 0
-
-    @property
-    def path(self) -> bytes:
-        """A path to the very file, symlinks included, for calls that take no O_PATH fd."""
-        return fdpath.of(self.fd)
+# A table that once held more than this shrinks when it is down to one part in so many.
+_LARGE: Final = 10_000
+_SHRINK: Final = 8
 
 
 class InodeTable:
     """All inodes that the kernel knows, by number and by identity on the host."""
 
-    def __init__(self, source_fd: int, *, packed: bool = False) -> None:
-        """Make the root of *source_fd*, which the table owns from here on."""
-        attributes = os.fstat(source_fd)
-        self.root = Inode(ROOT, source_fd, attributes)
-        # Never forgotten: the kernel holds the root without having looked it up.
-        self.root.lookups = 1
+    def __init__(
+        self,
+        source_fd: int,
+        handles: InodeFileHandles = InodeFileHandles.PREFER,
+        *,
+        packed: bool = False,
+    ) -> None:
+        """Make the root of *source_fd*, which the table owns from here on.
+
+        Raises:
+            OSError: as statx(2) reports it.
+        """
+        self.holding = Holding(handles)
         self._lock = threading.Lock()
-        self._by_number: dict[int, Inode] = {ROOT: self.root}
-        self._by_identity = {(attributes.st_ino, attributes.st_dev): self.root}
-        self._first_device = 1 if packed else 0
-        self._devices = {attributes.st_dev: self._first_device}
+        self._first_place = 1 if packed else 0
         self._counter = itertools.count(1)
+        try:
+            attributes = os.fstat(source_fd)
+            wanted = handles is not InodeFileHandles.NEVER
+            self._places = Places(source_fd, self._lock, handles=wanted)
+        except BaseException:
+            os.close(source_fd)
+            raise
+        # Its one lookup is never forgotten: the kernel holds the root without having looked it up.
+        self.root = ByDescriptor(ROOT, self._places.source, attributes, source_fd)
+        self._by_number: dict[int, Inode] = {ROOT: self.root}
+        self._by_identity: dict[int, Inode] = {attributes.st_ino: self.root}  # of place 0
+        self._descriptors = 0  # without the root's
+        self._most = _LARGE
+        self._shrink_below = 0
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -86,23 +100,79 @@ class InodeTable:
         except KeyError:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
-    def grant(self, fd: int, attributes: os.stat_result) -> Inode:
+    def opened(self, number: int) -> AbstractContextManager[int]:
+        """A guard that lends a descriptor of inode *number*, which may be an O_PATH one.
+
+        Raises:
+            OSError: ESTALE, which makes the kernel look the name up again.
+        """
+        return self[number].opened()
+
+    def grant(self, fd: int, attributes: os.stat_result, place: Place | None = None) -> Inode:
         """Count one lookup of the file behind *fd*, an O_PATH descriptor, with its *attributes*.
 
-        Takes *fd*: it becomes the inode's own, or is closed where the file is known already.
+        *place* is that of the directory in which the file was found without crossing a mount point,
+        None if one was crossed, or may have been. Takes *fd*: it becomes the inode's own, or is
+        closed.
+
+        Raises:
+            OSError: the file's mount or its handle cannot be found out.
         """
-        identity = (attributes.st_ino, attributes.st_dev)
+        if place is None:
+            return self._grant_across(fd, attributes)
         with self._lock:
-            inode = self._by_identity.get(identity)
-            known = inode is not None
+            if attributes.st_dev != place.device:
+                place = self._places.on(place.mount, attributes.st_dev)
+            inode = self._by_identity.get(place.base | attributes.st_ino)
             if inode is None:
-                inode = Inode(self._number(*identity), fd, attributes)
-                self._by_identity[identity] = inode
-                self._by_number[inode.number] = inode
-            if inode.number != ROOT:  # never forgotten, and so not counted either
-                inode.lookups += 1
-        if known:
+                if self._descriptors < self.holding.budget:
+                    return self._add(ByDescriptor(0, place, attributes, fd))
+            elif not inode.handle:
+                if inode.number != ROOT:  # never forgotten, and so not counted either
+                    inode.lookups += 1
+            else:
+                inode = None  # or not: the handles decide
+        if inode is None:
+            return self._grant_by_handle(fd, attributes, place)
+        os.close(fd)
+        return inode
+
+    def _grant_across(self, fd: int, attributes: os.stat_result) -> Inode:
+        """Grant what was found behind a mount point."""
+        try:
+            directory = stat.S_ISDIR(attributes.st_mode)
+            mount = self._places.enter(fd, directory=directory)
+        except BaseException:
             os.close(fd)
+            raise
+        with self._lock:
+            place = self._places.on(mount, attributes.st_dev)
+        try:
+            return self.grant(fd, attributes, place)
+        finally:
+            with self._lock:
+                last = self._places.leave(mount)
+            if last:
+                mount.close()
+
+    def _grant_by_handle(self, fd: int, attributes: os.stat_result, place: Place) -> Inode:
+        try:
+            handle = self.holding.handle(fd, place.mount)
+        except BaseException:
+            os.close(fd)
+            raise
+        with self._lock:
+            inode = self._by_identity.get(place.base | attributes.st_ino)
+            if inode is not None and (not inode.handle or inode.handle == handle):
+                inode.lookups += inode.number != ROOT
+            elif not handle:
+                return self._add(ByDescriptor(0, place, attributes, fd))
+            else:
+                made = self.holding.by_handle(0, place, attributes, handle)
+                inode = self._add(made)
+                if made.keep_open(fd):  # under the lock: nobody has forgotten it yet
+                    return inode
+        os.close(fd)
         return inode
 
     def forget(self, number: int, count: int) -> Inode | None:
@@ -120,11 +190,61 @@ class InodeTable:
             inode.lookups -= count
             if inode.lookups > 0:
                 return None
-            del self._by_number[number]
-            del self._by_identity[inode.host_number, inode.device]
-            fd, inode.fd = inode.fd, -1
-        os.close(fd)
+            left = self._remove(inode)
+            shrunk = self._shrink()
+        inode.close()
+        if left is not None:
+            left.close()
+        if shrunk:
+            # The interpreter keeps freed tuples and the like for later, and each one keeps a
+            # megabyte of its allocator: a full collection lets them go. The C library keeps pages.
+            gc.collect()
+            syscalls.malloc_trim()
         return inode
+
+    def removing(
+        self, place: Place, directory_fd: int, name: bytes
+    ) -> AbstractContextManager[None]:
+        """A guard around the removal of *name*: its file keeps its number until it is forgotten.
+
+        Without it, an inode that is held by handle would lose its number to the next file that is
+        created, before FORGET comes: that file would have to get another number than the host's.
+        """
+        if self._descriptors == len(self._by_number) - 1:
+            return contextlib.nullcontext()
+        return self._keeping_number(place, directory_fd, name)
+
+    @contextlib.contextmanager
+    def _keeping_number(self, place: Place, directory_fd: int, name: bytes) -> Iterator[None]:
+        try:
+            fd = syscalls.open_beside(directory_fd, name)
+        except OSError:
+            fd = syscalls.ACROSS
+        if fd == syscalls.ACROSS:  # which the removal will report, as it will any error
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            os.close(fd)
+            raise
+        self._pin(fd, place)
+
+    def _pin(self, fd: int, place: Place) -> None:
+        try:
+            attributes = os.fstat(fd)
+            if attributes.st_nlink:
+                return
+            handle = self.holding.handle(fd, place.mount)
+            with self._lock:
+                place = self._places.on(place.mount, attributes.st_dev)
+                inode = self._by_identity.get(place.base | attributes.st_ino)
+                if isinstance(inode, ByHandle) and inode.handle == handle:
+                    inode.pin(fd)
+                    fd = -1
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def close(self) -> None:
         """Close every descriptor; the table is empty afterwards, its root included."""
@@ -133,17 +253,17 @@ class InodeTable:
             self._by_number.clear()
             self._by_identity.clear()
         for inode in inodes:
-            fd, inode.fd = inode.fd, -1
-            os.close(fd)
+            inode.close()
+        self._places.close()
 
     def shown_number(self, inode: Inode) -> int:
         """The st_ino of *inode* for users: its number, and of the root what that would else be."""
         if inode.number == ROOT:
-            return self._first_device << _HOST_BITS | inode.host_number
+            return self._first_place << _HOST_BITS | inode.host_number
         return inode.number
 
     def shown_neighbour(self, inode: Inode, host_number: int) -> int:
-        """The st_ino for users of a file beside *inode*, on the same device, by its host's number.
+        """The st_ino for users of a file beside *inode*, in its place, by its host's number.
 
         For `..` in a listing, whose entry is not looked up.
         """
@@ -151,10 +271,51 @@ class InodeTable:
             return host_number
         return self.shown_number(inode) - inode.host_number + host_number
 
-    def _number(self, host_number: int, device: int) -> int:
-        index = self._devices.setdefault(device, len(self._devices) + self._first_device)
-        if index < _DEVICE_LIMIT and host_number < _HOST_LIMIT:
+    # Under the lock
+
+    def _add(self, inode: Inode) -> Inode:
+        """Give *inode* its number."""
+        place, host_number = inode.place, inode.host_number
+        inode.number = self._number(place, host_number)
+        self._by_number[inode.number] = inode
+        self._by_identity[place.base | host_number] = inode
+        self._descriptors += not inode.handle
+        place.mount.users += 1
+        return inode
+
+    def _remove(self, inode: Inode) -> Mount | None:
+        """Take *inode* out; gives its mount if it was the last one there, to be closed then."""
+        del self._by_number[inode.number]
+        identity = inode.place.base | inode.host_number
+        # A file that got the number of one that is gone has taken its place there.
+        if self._by_identity.get(identity) is inode:
+            del self._by_identity[identity]
+        self._descriptors -= not inode.handle
+        mount = inode.place.mount
+        return mount if self._places.leave(mount) else None
+
+    def _shrink(self) -> bool:
+        """Make the dictionaries anew when most of what they once held is gone: they never shrink.
+
+        Again at each fraction of that size, so that little is left in the end and a single forget
+        costs next to nothing; and not once more before the table has grown large.
+        """
+        size = len(self._by_number)
+        if size >= self._shrink_below:
+            if size > self._most:
+                self._most = size
+                self._shrink_below = size // _SHRINK
+            return False
+        self._by_number = dict(self._by_number)
+        self._by_identity = dict(self._by_identity)
+        self._most = _LARGE
+        self._shrink_below = size // _SHRINK
+        return True
+
+    def _number(self, place: Place, host_number: int) -> int:
+        index = place.index + self._first_place
+        if index < _PLACE_LIMIT and host_number < _HOST_LIMIT:
             number = index << _HOST_BITS | host_number
-            if number > ROOT:
+            if number > ROOT and number not in self._by_number:
                 return number
         return _COUNTED | next(self._counter)

@@ -6,15 +6,17 @@
   source on the host, now or later, is there as well, and leaves when it leaves the host (the mounts
   are slaves of the host's); nothing travels the other way. No mount of passfs is among them: a copy
   of the worker's own would keep it alive after its unmount, and a walk into it would wait for ever.
+  One that comes later is not entered (names.py); for that the table of mounts stays open.
   In these mounts no symlink is followed, no device opened, no program executed.
 - /proc/self/fd alone of /proc, as its working directory. It is a mount of its own with nothing
   above it, so that `..` does not lead from it to the rest of /proc and the host's settings.
 - network, IPC and UTS namespaces of its own, the first without any interface that is up.
-- the capabilities of `KEPT`, for ever, and no way to new privileges; no dumps of its memory; no
+- the capabilities of `kept`, for ever, and no way to new privileges; no dumps of its memory; no
   system call of callfilter.py, which would make more of CAP_SYS_ADMIN than it is kept for.
 
-It cannot keep code that has been loaded into the process from opening by file handle what lies on
-the source's own file system: open_by_handle_at(2) knows no root, and is needed.
+A worker that holds files by handle (inode_file_handles) keeps what opens them as well, and no other
+does: open_by_handle_at(2) knows no root directory, so that code which got into the process could
+open whatever lies on the source's own file system.
 
 Python loads code late, and the C library too: a root directory that a volume's user writes to must
 never be where they look. So what may be needed later is loaded first, and the search is ended.
@@ -38,7 +40,10 @@ log = logging.getLogger(__name__)
 KEPT: Final = {
     "CAP_CHOWN": (0, "chown of any file, as the kernel has allowed the caller to"),
     "CAP_DAC_OVERRIDE": (1, "reach every file: whether the caller may, the kernel has decided"),
-    "CAP_DAC_READ_SEARCH": (2, "open_by_handle_at(2): a file that is held by no descriptor"),
+    "CAP_DAC_READ_SEARCH": (
+        2,
+        "open_by_handle_at(2), if inode_file_handles is not never",
+    ),
     "CAP_FOWNER": (3, "chmod, utimensat, user.* attributes and O_NOATIME on anybody's files"),
     "CAP_FSETID": (4, "keep suid and sgid bits where the caller may set them"),
     "CAP_SETGID": (6, "setfsgid(2): what is created belongs to the caller's group"),
@@ -47,6 +52,7 @@ KEPT: Final = {
     "CAP_MKNOD": (27, "device nodes; nobody can open one by the worker's mounts"),
     "CAP_SETFCAP": (31, "security.capability attributes, which are file capabilities"),
 }
+_FOR_HANDLES: Final = "CAP_DAC_READ_SEARCH"
 # What the way in needs, and `enter` then drops or not.
 _NEEDED: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
 
@@ -83,8 +89,16 @@ class SandboxError(Exception):
         )
 
 
-def enter(source_fd: int) -> int:
+def kept(*, by_handle: bool) -> int:
+    """The capabilities that a worker keeps, bit 1 << CAP_* each; *by_handle* it opens files."""
+    wanted = (name for name in KEPT if by_handle or name != _FOR_HANDLES)
+    return sum(1 << KEPT[name][0] for name in wanted)
+
+
+def enter(source_fd: int, *, by_handle: bool) -> int:
     """Confine this process to the directory *source_fd*, a descriptor that is taken.
+
+    It may open files *by_handle* afterwards, or not.
 
     For a process of one thread that has nothing else open that leads to the host. After a failure
     it is confined in part and must end.
@@ -102,7 +116,7 @@ def enter(source_fd: int) -> int:
         _look_no_further(load())
         links_fd, root_fd = _enter_namespaces(source_fd)
         fdpath.work_in(links_fd)
-        _give_up_privileges()
+        _give_up_privileges(by_handle=by_handle)
     except OSError as error:
         what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         raise SandboxError(f"{what}{error.strerror or error}") from error
@@ -149,6 +163,7 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
     os.fchdir(proc_fd)
     os.close(proc_fd)
     _detach_own_kind()
+    mountinfo.keep("mountinfo")
     return links_fd, root_fd
 
 
@@ -164,11 +179,11 @@ def _detach_own_kind() -> None:
         before = found
 
 
-def _give_up_privileges() -> None:
+def _give_up_privileges(*, by_handle: bool) -> None:
     privileges.forbid_new_privileges()
     privileges.forbid_dumps()
-    privileges.limit_capabilities(sum(1 << number for number, _ in KEPT.values()))
-    privileges.filter_calls(callfilter.program(os.uname().machine))
+    privileges.limit_capabilities(kept(by_handle=by_handle))
+    privileges.filter_calls(callfilter.program(os.uname().machine, by_handle=by_handle))
 
 
 @functools.cache

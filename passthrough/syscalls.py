@@ -6,7 +6,9 @@ giving up the interpreter lock costs more than they take.
 """
 
 import ctypes
+import errno
 import os
+import struct
 from typing import Final
 
 # mount(2) and umount2(2)
@@ -27,6 +29,8 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
+ACROSS: Final = -1
+"""In the place of a descriptor: a mount point would have to be crossed to it."""
 
 # rename(2)
 RENAME_NOREPLACE: Final = 1
@@ -43,6 +47,15 @@ SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
 CAP_FSETID: Final = 4
 
 _AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
+# statx(2): what is asked for, and where struct statx has it
+_STATX_MNT_ID: Final = 0x1000
+_STATX_SIZE: Final = 256
+_STX_MNT_ID: Final = struct.Struct("=144xQ")
+# name_to_handle_at(2): struct file_handle is its length without this head, its type, its bytes
+_HANDLE_HEAD: Final = 8
+_LONGEST_HANDLE: Final = 128  # MAX_HANDLE_SZ
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
@@ -60,10 +73,28 @@ class _OpenHow(ctypes.Structure):
     )
 
 
+# What `open_beside` asks for.
+_OPENAT2_WORD: Final = ctypes.c_long(_SYS_OPENAT2)
+_BESIDE_HOW: Final = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_NO_XDEV)
+_BESIDE: Final = ctypes.byref(_BESIDE_HOW)
+_BESIDE_SIZE: Final = ctypes.c_size_t(ctypes.sizeof(_BESIDE_HOW))
+
+
 class _Timespec(ctypes.Structure):
     """struct timespec, utimensat(2)."""
 
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _HandleAnswer(ctypes.Structure):
+    """struct file_handle with all the room there may be, and the mount id, name_to_handle_at(2)."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint),
+        ("type", ctypes.c_int),
+        ("bytes", ctypes.c_ubyte * _LONGEST_HANDLE),
+        ("mount", ctypes.c_int),
+    )
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -100,6 +131,7 @@ _libc.renameat2.argtypes = (
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
 _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
@@ -107,6 +139,20 @@ _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsgid.restype = ctypes.c_uint
 _libc_held.capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _libc_held.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_libc_held.name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+)
+_libc_held.statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
 _libc_held.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
 
@@ -157,6 +203,27 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     return int(fd)
 
 
+def open_beside(dir_fd: int, name: bytes) -> int:
+    """An O_PATH descriptor of *name* in *dir_fd*, on the same mount, openat2(2).
+
+    A symlink is opened itself. This is the call of every lookup, so nothing is made for it anew:
+    the C library's variadic syscall(2) takes its words as they are, in less time than os.open.
+
+    Returns:
+        A descriptor that the caller owns, close-on-exec; `ACROSS` if something is mounted there.
+
+    Raises:
+        OSError: as the kernel reports it, without the name.
+    """
+    fd: int = _libc.syscall(_OPENAT2_WORD, dir_fd, name, _BESIDE, _BESIDE_SIZE)
+    if fd >= 0:
+        return fd
+    number = ctypes.get_errno()
+    if number == errno.EXDEV:
+        return ACROSS
+    raise OSError(number, os.strerror(number))
+
+
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
     """Rename with RENAME_* *flags*, renameat2(2).
 
@@ -193,6 +260,58 @@ def utimensat(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> No
     times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
     if _libc.utimensat(_AT_FDCWD, path, times, 0) < 0:
         raise _failed(path)
+
+
+def name_to_handle_at(fd: int) -> tuple[int, bytes]:
+    """The id of the mount that the file behind *fd* lies on, and its handle, name_to_handle_at(2).
+
+    The handle is the whole struct file_handle, as `open_by_handle_at` takes it; two of one mount
+    are equal if and only if they name the same file, a reused inode number included.
+
+    Raises:
+        OSError: EOPNOTSUPP if the file system has no handles that can be opened.
+    """
+    answer = _HandleAnswer()
+    answer.length = _LONGEST_HANDLE
+    where = ctypes.addressof(answer)
+    mount_at = where + _HandleAnswer.mount.offset
+    if _libc_held.name_to_handle_at(fd, b"", where, mount_at, _AT_EMPTY_PATH) < 0:
+        raise _failed()
+    size = _HANDLE_HEAD + answer.length
+    return answer.mount, ctypes.string_at(where, size)
+
+
+def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open the file that *handle* names, open_by_handle_at(2).
+
+    *mount_fd* is any descriptor but an O_PATH one on the handle's mount.
+
+    Returns:
+        A descriptor that the caller owns, close-on-exec.
+
+    Raises:
+        OSError: ESTALE if the file is gone; EPERM without CAP_DAC_READ_SEARCH.
+    """
+    fd: int = _libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise _failed()
+    return fd
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that the file behind *fd* lies on, as in mountinfo, statx(2).
+
+    The file system itself is not asked, which may not answer.
+
+    Raises:
+        OSError: as the kernel reports it.
+    """
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    if _libc_held.statx(fd, b"", flags, _STATX_MNT_ID, answer) < 0:
+        raise _failed()
+    number: int = _STX_MNT_ID.unpack_from(answer)[0]
+    return number
 
 
 def setfsuid(uid: int) -> int:
@@ -243,3 +362,9 @@ def effective_capability(capability: int, *, wanted: bool) -> bool:
         if _libc_held.capset(ctypes.byref(header), data) < 0:
             raise _failed()
     return before
+
+
+def malloc_trim() -> None:
+    """Give free memory back to the kernel, malloc_trim(3), where the C library can."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)

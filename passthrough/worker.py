@@ -12,12 +12,20 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Protocol, cast
 
 import msgspec
 
-from passthrough import credentials, sandbox
-from passthrough.config import Sandbox, Session, session_of
+from passthrough import credentials, filehandles, sandbox
+from passthrough.config import (
+    Config,
+    InodeFileHandles,
+    OptionError,
+    Sandbox,
+    Session,
+    session_of,
+)
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
@@ -63,8 +71,8 @@ def main() -> int:
     except msgspec.DecodeError as error:
         return _refuse(f"no usable hand-over: {error}")
     try:
-        serve(handover, lambda: os.write(_STDOUT, encode(Report(serving=True))), keeper_fd=_STDIN)
-    except SandboxError as error:
+        serve(handover, lambda report: os.write(_STDOUT, encode(report)), keeper_fd=_STDIN)
+    except (OptionError, SandboxError) as error:
         return _refuse(str(error))
     except OSError as error:
         log.exception("volume %s", handover.volume)
@@ -72,7 +80,9 @@ def main() -> int:
     return 0
 
 
-def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | None = None) -> None:
+def serve(
+    handover: Handover, serving: Callable[[Report], object], keeper_fd: int | None = None
+) -> None:
     """Serve until unmounted, signalled, or until *keeper_fd*, a pipe, has no writer left.
 
     Takes the descriptors of *handover*. Calls *serving* once requests are answered. Whatever the
@@ -80,28 +90,35 @@ def serve(handover: Handover, serving: Callable[[], object], keeper_fd: int | No
 
     Raises:
         OSError: the process lacks a capability, or the session with the kernel failed.
+        OptionError: the source has not what the volume asks for.
         SandboxError: the sandbox that the volume asks for cannot be had here.
     """
-    for note in decide(handover.config).notes:
+    without_handles = ""
+    if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
+        without_handles = filehandles.without_handles(handover.source_fd)
+    config, notes = decide(handover.config, without_handles)
+    for note in notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
     # Before the sandbox is entered, after which nothing is loaded.
-    session = load(session_of(handover.config))
-    fs = PassthroughFs(handover.config, _confine(handover))
+    session = load(session_of(config))
+    fs = PassthroughFs(config, _confine(config, handover.source_fd))
+    report = Report(serving=True, without_handles=without_handles)
     try:
-        session.run(fs, handover.fuse_fd, serving, keeper_fd)
+        session.run(fs, handover.fuse_fd, partial(serving, report), keeper_fd)
     finally:
         fs.close()
 
 
-def _confine(handover: Handover) -> int:
+def _confine(config: Config, source_fd: int) -> int:
     """Take from this process what it does not need; gives the source as seen from then on."""
-    if handover.config.sandbox is Sandbox.NAMESPACE:
-        return sandbox.enter(handover.source_fd)
+    if config.sandbox is Sandbox.NAMESPACE:
+        by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
+        return sandbox.enter(source_fd, by_handle=by_handle)
     credentials.keep_capabilities()
-    return handover.source_fd
+    return source_fd
 
 
 def _raise_descriptor_limit() -> None:

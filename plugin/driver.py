@@ -5,7 +5,6 @@ Path take no lock and look at memory alone: dockerd forgets a volume whose Get f
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -127,7 +126,7 @@ class Driver:
                 _refuse_difference(present, wanted)
                 return Reply()
             if wanted.source is not None:
-                await self._look_at(wanted.source, turn)
+                await self._look_at(wanted.source, wanted.config, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
             await trio.to_thread.run_sync(self._store, record, wanted.config)
             self._volumes[name] = Volume(record)
@@ -256,7 +255,7 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            status |= described(understood.config)
+            status |= described(understood.config, self._keeper.without_handles(volume.name))
             if understood.source is None:
                 # Not its path, because in a managed plugin that need not be the host's.
                 status["data"] = "own directory"
@@ -306,12 +305,12 @@ class Driver:
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
 
-    async def _look_at(self, source: str, turn: Turn) -> None:
+    async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
-        look = partial(self._host.open, source)
+        look = partial(self._host.look_at, source, config)
         try:
             with trio.fail_at(turn.deadline):
-                os.close(await blocking.call(look, turn.limiter, os.close))
+                await blocking.call(look, turn.limiter, lambda _: None)
         except trio.TooSlowError as error:
             raise options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"

@@ -122,6 +122,11 @@ class Keeper:
         present = self._mounts.get(name)
         return 0 if present is None or present.lost else present.worker.pid
 
+    def without_handles(self, name: VolumeName) -> str:
+        """Why files of *name* are not held by handle; empty when it is not mounted."""
+        present = self._mounts.get(name)
+        return "" if present is None else present.worker.without_handles
+
     async def mount(self, order: Order) -> None:
         """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.
 

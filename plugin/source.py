@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from passthrough import mountinfo, syscalls
+from passthrough import filehandles, mountinfo, syscalls
+from passthrough.config import Config, InodeFileHandles, OptionError
+from passthrough.decisions import decide
 from passthrough.mount import FSTYPE
 from plugin.errors import InvalidOption
 from plugin.options import refused_source
@@ -64,6 +66,21 @@ class Host(NamedTuple):
             os.close(fd)
             raise
         return fd
+
+    def look_at(self, source: str, config: Config) -> None:
+        """Refuse what `open` would, and a source that cannot be served as *config* demands.
+
+        Raises:
+            InvalidOption: says what is in the way.
+        """
+        fd = self.open(source)
+        try:
+            if config.inode_file_handles is InodeFileHandles.MANDATORY:
+                decide(config, filehandles.without_handles(fd))
+        except OptionError as error:
+            raise InvalidOption(str(error)) from error
+        finally:
+            os.close(fd)
 
     def _below_root(self, source: str) -> str:
         """*source* as a path relative to the root."""

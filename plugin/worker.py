@@ -38,6 +38,8 @@ class Worker:
         self._start = start
         self.serving = False
         """Whether it has said that it serves, from when on nobody waits for `run` any more."""
+        self.without_handles = ""
+        """Why it does not hold files by handle, if it serves and was wished to."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -81,6 +83,7 @@ class Worker:
                 if report.serving:
                     grace_s = END_GRACE_S
                     self.serving = True
+                    self.without_handles = report.without_handles
                     task_status.started()
                     await process.wait()
             finally:

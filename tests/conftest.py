@@ -12,7 +12,7 @@ import pytest
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
-from tests.support.processes import children, is_named
+from tests.support.processes import children
 
 PR_SET_CHILD_SUBREAPER = 36
 ORPHANS_END_S = 5.0
@@ -74,18 +74,16 @@ def nothing_left_behind() -> Iterator[None]:
         gc.collect()  # too slow to do after each of thousands of tests
 
     assert _descriptors() - descriptors == set()
-    _reap_orphans()
+    _reap_orphans(processes)
     assert _mounts() - mounts == set()
     assert children() - processes == set()
 
 
-def _reap_orphans() -> None:
-    """Wait for what a plugin or a fork server that was killed has left to us: it ends by itself."""
-    for pid in children():
-        limit = time.monotonic() + ORPHANS_END_S
-        while is_named(pid) and time.monotonic() < limit:
-            if os.waitpid(pid, os.WNOHANG) != (0, 0):
-                break
+def _reap_orphans(before: set[int]) -> None:
+    """Wait for what a process that was killed has left to us, if it is about to end."""
+    limit = time.monotonic() + ORPHANS_END_S
+    for pid in children() - before:
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < limit:
             time.sleep(0.01)
 
 

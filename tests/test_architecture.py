@@ -18,16 +18,16 @@ PACKAGES = ("passthrough", "plugin")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # What `plugin` knows of the file system: the contract with a worker and what surrounds a mount.
-CONTRACT = {"config", "decisions", "handover", "mount", "mountinfo", "syscalls"}
+CONTRACT = {"config", "decisions", "filehandles", "handover", "mount", "mountinfo", "syscalls"}
 
 # Each foreign library, and the only modules that know it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
-    # handles.py makes the buffer that getdents64(2) fills, and calls nothing.
+    # listing.py makes the buffer that getdents64(2) fills, and calls nothing.
     "ctypes": {
         "passthrough/syscalls.py",
         "passthrough/privileges.py",
-        "passthrough/handles.py",
+        "passthrough/listing.py",
     },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},
@@ -69,7 +69,9 @@ IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subproce
 # a value, a type or a logger, loads the C library, or asks where the package lies.
 AT_IMPORT = {
     *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
+    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
+    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
 }
@@ -168,6 +170,19 @@ def test_a_foreign_library_has_one_door(module: Path) -> None:
 
     assert {name for name in foreign if name in DOORS and str(module) not in DOORS[name]} == set()
     assert foreign - sys.stdlib_module_names <= {*DOORS, *FREE}
+
+
+@named
+def test_nothing_waits_below_the_session(module: Path) -> None:
+    """No request comes between a system call and the identity or the count that belongs to it."""
+    above = {"session", "worker", "__main__", "forkserver"}
+    waiting = {
+        type(node).__name__
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith)
+    }
+
+    assert module.parts[0] != "passthrough" or name_in(module) in above or waiting == set()
 
 
 def test_every_door_is_used() -> None:

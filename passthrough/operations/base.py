@@ -2,32 +2,44 @@
 
 import errno
 import os
+import threading
 
+from passthrough import fdpath
 from passthrough.attributes import Attributes, Entry
 from passthrough.cache import Cache
 from passthrough.config import Config
 from passthrough.decisions import decide
 from passthrough.errors import os_error
-from passthrough.handles import HandleTable, OpenDirectory, OpenFile
-from passthrough.inodes import Inode, InodeTable
+from passthrough.handles import HandleTable, OpenFile
+from passthrough.inode_file import Inode
+from passthrough.inodes import InodeTable
+from passthrough.listing import OpenDirectory
 from passthrough.opening import OpenFlags
 from passthrough.ownership import Ownership
+from passthrough.places import Place
 
 
 class Operations:
     """The state of one served volume, and the ways from it to a reply that several groups share."""
 
     def __init__(self, config: Config, source_fd: int) -> None:
-        """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns."""
+        """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns.
+
+        Raises:
+            OSError: the directory cannot be looked at.
+        """
         self.config = decide(config).config
         self.cache = Cache(self.config)
-        self.inodes = InodeTable(source_fd, packed=self.config.use_host_ino)
+        self.inodes = InodeTable(
+            source_fd, self.config.inode_file_handles, packed=self.config.use_host_ino
+        )
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
-        # The handles of files that nobody opened. Not by number: it may be another file's next.
+        # What is open for users who opened nothing. Not by number: it may be another file's next.
         self._unopened: dict[Inode, int] = {}
+        self._streams: dict[Inode, tuple[int, threading.Lock]] = {}
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -35,24 +47,22 @@ class Operations:
         self.directories.close()
         self.inodes.close()
 
-    def _grant(self, fd: int, directory: Inode | None = None) -> Entry:
+    def _grant(self, fd: int, place: Place | None) -> Entry:
         """An entry for the file behind *fd*, an O_PATH descriptor that this method takes.
 
-        *directory* is where it was found, if that is above it.
+        *place* as for InodeTable.grant.
         """
         try:
             attributes = os.fstat(fd)
         except BaseException:
             os.close(fd)
             raise
-        inode = self.inodes.grant(fd, attributes)
+        inode = self.inodes.grant(fd, attributes, place)
         timeouts = self.cache.timeouts(attributes.st_mode)
-        submount = directory is not None and inode.device != directory.device
-        shown = self.ownership.shown(attributes)
-        return Entry(inode.number, attributes, timeouts, shown, submount=submount)
+        return Entry(inode.number, attributes, timeouts, self.ownership.shown(attributes))
 
     def _attributes(self, inode: Inode) -> Attributes:
-        attributes = os.fstat(inode.fd)
+        attributes = inode.stat()
         number = self.inodes.shown_number(inode)
         _, timeout = self.cache.timeouts(attributes.st_mode)
         return Attributes(number, attributes, timeout, self.ownership.shown(attributes))
@@ -61,7 +71,8 @@ class Operations:
         """Open *inode* for real, if it is of *kind*."""
         if inode.kind != kind:
             raise os_error(errno.EBADF)
-        return os.open(inode.path, self._flags.existing(flags))
+        with inode.opened() as fd:
+            return os.open(fdpath.of(fd), self._flags.existing(flags))
 
     def _check_sealed(self) -> None:
         if self.config.seal_size:

@@ -1,15 +1,18 @@
 """Directory streams: opened, read, brought to stable storage."""
 
+import contextlib
 import logging
 import os
 import stat
+import threading
 from collections.abc import Iterator
 
-from passthrough import names
+from passthrough import names, syscalls
 from passthrough.attributes import Entry
-from passthrough.handles import OpenDirectory, Record
 from passthrough.inodes import ROOT
+from passthrough.listing import OpenDirectory, Record
 from passthrough.operations.entries import EntryOperations
+from passthrough.places import Place
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +33,14 @@ class DirectoryOperations(EntryOperations):
         below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
+        place = self.inodes[directory.inode_number].place
         records = () if self.config.no_readdir else directory.read(offset)
         for record in records:
-            if record.name in {names.DOT, names.DOT_DOT}:
+            if record.name in names.DOTS:
                 yield self._dot(directory, record), None
                 continue
             try:
-                entry = self.lookup(directory.inode_number, record.name)
+                entry = self._entry(directory.fd, place, record.name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -55,11 +59,31 @@ class DirectoryOperations(EntryOperations):
             return
         inode = self.inodes[directory.inode_number]
         for record in directory.read(offset):
-            if record.name in {names.DOT, names.DOT_DOT}:
+            if record.name in names.DOTS:
                 yield self._dot(directory, record)
             else:
                 number = self.inodes.shown_neighbour(inode, record.number)
                 yield record._replace(number=number)
+
+    @contextlib.contextmanager
+    def unopened_stream(self, number: int) -> Iterator[int]:
+        """A guard that lends the handle of directory *number* to who never opened it.
+
+        It stays open until the directory is forgotten (`no_opendir`), and is lent to one at a time:
+        offsets that are its own have no meaning elsewhere.
+        """
+        inode = self.inodes[number]
+        stream = self._streams.get(inode)
+        if stream is None:
+            fd = self._reopen(inode, stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+            handle = self.directories.add(OpenDirectory(number, fd, shared=True))
+            own = (handle, threading.Lock())
+            stream = self._streams.setdefault(inode, own)
+            if stream is not own:  # another thread was faster
+                self.directories.release(handle)
+        handle, lock = stream
+        with lock:
+            yield handle
 
     def fsyncdir(self, handle: int, *, datasync: bool) -> None:
         """Bring a directory to stable storage."""
@@ -68,6 +92,13 @@ class DirectoryOperations(EntryOperations):
     def releasedir(self, handle: int) -> None:
         """The last descriptor of a directory stream is closed."""
         self.directories.release(handle)
+
+    def _entry(self, directory_fd: int, place: Place, name: bytes) -> Entry:
+        """Look *name* up beneath a stream's own descriptor: its inode may have to be opened."""
+        fd = syscalls.open_beside(directory_fd, name)
+        if fd == syscalls.ACROSS:
+            return self._grant_across(directory_fd, name)
+        return self._grant(fd, place)
 
     def _dot(self, directory: OpenDirectory, record: Record) -> Record:
         """`.` and `..` with the numbers that users know; the parent of the root is the root."""

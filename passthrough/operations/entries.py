@@ -6,15 +6,15 @@ import os
 import stat
 from typing import Final
 
-from passthrough import names, syscalls
+from passthrough import fdpath, names, syscalls
 from passthrough.attributes import Entry
 from passthrough.errors import os_error
 from passthrough.idmap import Caller
-from passthrough.inodes import ROOT, Inode
+from passthrough.inode_file import Inode
+from passthrough.inodes import ROOT
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
-_LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_OVERWRITING: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 _RENAME_FLAGS: Final = _NO_OVERWRITING | syscalls.RENAME_WHITEOUT
 
@@ -28,67 +28,83 @@ class EntryOperations(Operations):
         `.` finds *parent* itself. `..` of the root is the root, and leads nowhere above it.
 
         Raises:
-            OSError: ESTALE for `..` of a directory that the host has moved out of the source.
+            OSError: ESTALE for `..` of a directory that the host has moved out of the source;
+                ELOOP for a mount of passfs.
         """
-        if name in {names.DOT, names.DOT_DOT}:
-            return self._grant(self._open_dot(self.inodes[parent], name))
+        inode = self.inodes[parent]
+        if name in names.DOTS:
+            return self._grant(self._open_dot(inode, name), None)
         names.check(name)
-        directory = self.inodes[parent]
-        return self._grant(os.open(name, _LOOKUP_FLAGS, dir_fd=directory.fd), directory)
+        fd = inode.find(name)
+        if fd == syscalls.ACROSS:
+            with inode.opened() as directory:
+                return self._grant_across(directory, name)
+        return self._grant(fd, inode.place)
 
     def forget(self, number: int, count: int) -> None:
         """Give back *count* lookups of inode *number*."""
         gone = self.inodes.forget(number, count)
-        if gone is not None and gone in self._unopened:
+        if gone is None:
+            return
+        if gone in self._unopened:
             self.files.release(self._unopened.pop(gone))
+        if gone in self._streams:
+            self.directories.release(self._streams.pop(gone)[0])
 
     @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
         names.check(name)
-        directory = self.inodes[parent]
-        with self.ownership.acting_as(caller):
-            os.mknod(name, mode, rdev, dir_fd=directory.fd)
+        with self.inodes.opened(parent) as directory, self.ownership.acting_as(caller):
+            os.mknod(name, mode, rdev, dir_fd=directory)
         return self.lookup(parent, name)
 
     @changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Create a directory, with *mode* as the caller's umask left it."""
         names.check(name)
-        directory = self.inodes[parent]
-        with self.ownership.acting_as(caller):
-            os.mkdir(name, mode, dir_fd=directory.fd)
+        with self.inodes.opened(parent) as directory, self.ownership.acting_as(caller):
+            os.mkdir(name, mode, dir_fd=directory)
         return self.lookup(parent, name)
 
     @changing
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Create a symlink to *target*, which is stored as it is."""
         names.check(name)
-        directory = self.inodes[parent]
-        with self.ownership.acting_as(caller):
-            os.symlink(target, name, dir_fd=directory.fd)
+        with self.inodes.opened(parent) as directory, self.ownership.acting_as(caller):
+            os.symlink(target, name, dir_fd=directory)
         return self.lookup(parent, name)
 
     @changing
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
         names.check(name)
-        old, new_dir = self.inodes[number].path, self.inodes[parent].fd
-        # It follows the link in /proc, and no further.
-        os.link(old, name, dst_dir_fd=new_dir, follow_symlinks=True)
+        with self.inodes.opened(number) as fd, self.inodes.opened(parent) as directory:
+            # It follows the link in /proc, and no further.
+            os.link(fdpath.of(fd), name, dst_dir_fd=directory, follow_symlinks=True)
         return self.lookup(parent, name)
 
     @changing
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
         names.check(name)
-        os.unlink(name, dir_fd=self.inodes[parent].fd)
+        inode = self.inodes[parent]
+        with (
+            inode.opened() as directory,
+            self.inodes.removing(inode.place, directory, name),
+        ):
+            os.unlink(name, dir_fd=directory)
 
     @changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
         names.check(name)
-        os.rmdir(name, dir_fd=self.inodes[parent].fd)
+        inode = self.inodes[parent]
+        with (
+            inode.opened() as directory,
+            self.inodes.removing(inode.place, directory, name),
+        ):
+            os.rmdir(name, dir_fd=directory)
 
     @changing
     def rename(  # noqa: PLR0917 - what the request carries
@@ -105,22 +121,33 @@ class EntryOperations(Operations):
         names.check(new_name)
         if flags & ~_RENAME_FLAGS:
             raise os_error(errno.EINVAL)
-        old_fd, new_fd = self.inodes[parent].fd, self.inodes[new_parent].fd
-        if flags:
-            creating = flags & syscalls.RENAME_WHITEOUT
-            with self.ownership.acting_as(caller) if creating else contextlib.nullcontext():
-                syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
-        else:
-            os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        new_inode = self.inodes[new_parent]
+        with self.inodes.opened(parent) as old, new_inode.opened() as new:
+            if flags:
+                creating = flags & syscalls.RENAME_WHITEOUT
+                with self.ownership.acting_as(caller) if creating else contextlib.nullcontext():
+                    syscalls.renameat2(old, name, new, new_name, flags)
+                return
+            with self.inodes.removing(new_inode.place, new, new_name):
+                os.rename(name, new_name, src_dir_fd=old, dst_dir_fd=new)
 
     def readlink(self, number: int) -> bytes:
         """The text of a symlink."""
-        return os.readlink(b"", dir_fd=self.inodes[number].fd)
+        with self.inodes.opened(number) as fd:
+            return os.readlink(b"", dir_fd=fd)
+
+    def _grant_across(self, directory_fd: int, name: bytes) -> Entry:
+        """Find *name*, which something is mounted on; the mount may be gone by now."""
+        entry = self._grant(names.open_across(directory_fd, name), None)
+        entry.submount = True
+        return entry
 
     def _open_dot(self, inode: Inode, name: bytes) -> int:
         """An O_PATH descriptor of what `.` or `..` is in a directory."""
-        if name == names.DOT or inode.number == ROOT:
-            return os.dup(inode.fd)
-        if inode.kind != stat.S_IFDIR:
-            raise os_error(errno.ENOTDIR)
-        return names.open_parent(self.inodes.root.fd, inode.fd)
+        with inode.opened() as fd:
+            if name == names.DOT or inode.number == ROOT:
+                return os.dup(fd)
+            if inode.kind != stat.S_IFDIR:
+                raise os_error(errno.ENOTDIR)
+            with self.inodes.opened(ROOT) as root:
+                return names.open_parent(root, fd)

@@ -12,7 +12,7 @@ from passthrough.credentials import ClearingPrivileges
 from passthrough.errors import os_error
 from passthrough.handles import DirectFile, OpenFile
 from passthrough.idmap import Caller
-from passthrough.inodes import Inode
+from passthrough.inode_file import Inode
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
@@ -54,17 +54,19 @@ class FileOperations(Operations):
         names.check(name)
         if flags & os.O_TRUNC:
             self._check_sealed()
-        directory = self.inodes[parent]
+        inode = self.inodes[parent]
         try:
-            with self.ownership.acting_as(caller):
-                fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory.fd)
+            with inode.opened() as directory, self.ownership.acting_as(caller):
+                fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
         try:
             # Through the descriptor, not the name: that may be another file's by now.
-            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
+            held = os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC)
+            # A new name has nothing mounted on it.
+            entry = self._grant(held, inode.place)
         except BaseException:
             os.close(fd)
             raise
@@ -137,7 +139,7 @@ class FileOperations(Operations):
         self.files.release(handle)
 
     def _check_linked(self, inode: Inode) -> None:
-        if os.fstat(inode.fd).st_nlink == 0 and not any(
+        if inode.stat().st_nlink == 0 and not any(
             file.inode_number == inode.number for file in self.files
         ):
             raise os_error(errno.ESTALE)

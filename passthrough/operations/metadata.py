@@ -4,11 +4,12 @@ import contextlib
 import os
 import stat
 
-from passthrough import syscalls
+from passthrough import fdpath, syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.credentials import ClearingPrivileges
 from passthrough.idmap import Caller
-from passthrough.inodes import ROOT, Inode
+from passthrough.inode_file import Inode
+from passthrough.inodes import ROOT
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
@@ -38,15 +39,17 @@ class MetadataOperations(Operations):
         if changes.size is not None:
             self._check_sealed()
         inode = self.inodes[number]
-        if changes.mode is not None:
-            os.chmod(inode.path, changes.mode)
-        if changes.uid is not None or changes.gid is not None:
-            self.ownership.give(inode.path, changes.uid, changes.gid)
-        if changes.size is not None:
-            with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
-                self._truncate(inode, changes.size, handle)
-        if changes.atime != OMIT or changes.mtime != OMIT:
-            syscalls.utimensat(inode.path, changes.atime, changes.mtime)
+        with inode.opened() as fd:
+            path = fdpath.of(fd)
+            if changes.mode is not None:
+                os.chmod(path, changes.mode)
+            if changes.uid is not None or changes.gid is not None:
+                self.ownership.give(path, changes.uid, changes.gid)
+            if changes.size is not None:
+                with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+                    self._truncate(inode, changes.size, handle)
+            if changes.atime != OMIT or changes.mtime != OMIT:
+                syscalls.utimensat(path, changes.atime, changes.mtime)
         return self._attributes(inode)
 
     def access(self, number: int, mask: int, caller: Caller) -> bool:
@@ -54,12 +57,13 @@ class MetadataOperations(Operations):
 
         Kernels that check permissions themselves never ask.
         """
-        attributes = os.fstat(self.inodes[number].fd)
+        attributes = self.inodes[number].stat()
         return allows(attributes, self.ownership.shown(attributes), mask, caller)
 
     def statfs(self, number: int = ROOT) -> os.statvfs_result:
         """The host's file system that inode *number* lies on."""
-        return os.statvfs(self.inodes[number].fd)
+        with self.inodes.opened(number) as fd:
+            return os.statvfs(fd)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:

@@ -37,8 +37,9 @@ from pyfuse3 import (
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
 from passthrough.filesystem import PassthroughFs
-from passthrough.handles import Record
 from passthrough.idmap import Caller, ContainerId, ContainerIds
+from passthrough.listing import Record
+from passthrough.syscalls import RENAME_WHITEOUT
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,15 @@ class LibfuseOperations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        self._fs.rename(parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
+        try:
+            self._fs.rename(parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
+        except OSError:
+            if flags & RENAME_WHITEOUT:
+                # ext4 enters the whiteout first and takes it out again when the rename is refused:
+                # the times of the directories change, and the kernel forgets them on success only.
+                for parent in (parent_old, parent_new):
+                    pyfuse3.invalidate_inode(parent, attr_only=True)
+            raise
 
     @_answered
     def link(

@@ -12,6 +12,7 @@ from passthrough.config import (
     Atime,
     CachePolicy,
     Config,
+    InodeFileHandles,
     OptionError,
     Sandbox,
     Session,
@@ -51,6 +52,11 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "relatime": Atime.RELATIME,
         "noatime": Atime.NOATIME,
         "StrictAtime": Atime.STRICTATIME,
+    },
+    "inode_file_handles": {
+        "never": InodeFileHandles.NEVER,
+        "Prefer": InodeFileHandles.PREFER,
+        " mandatory": InodeFileHandles.MANDATORY,
     },
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
     "map_uid": {
@@ -120,6 +126,7 @@ REFUSED = [
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
     ("session", "uring", "'uring' is not accepted; expected auto, kernel or libfuse"),
+    ("inode_file_handles", "on", "'on' is not accepted; expected never, prefer or mandatory"),
     (
         "dax_file_size",
         "0",
@@ -393,6 +400,7 @@ def test_every_option_is_shown_as_text() -> None:
         "dev": "false",
         "exec": "true",
         "atime": "relatime",
+        "inode_file_handles": "prefer",
         "session": "auto",
         "map_uid": "none",
         "map_gid": "none",

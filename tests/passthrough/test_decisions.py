@@ -10,6 +10,8 @@ from passthrough.config import (
     FOR_A_NEW_DIRECTORY,
     CachePolicy,
     Config,
+    InodeFileHandles,
+    OptionError,
     Session,
     Squash,
     as_text,
@@ -187,3 +189,24 @@ def test_the_release_is_read(
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=text))
 
     assert running.linux_release() == release
+
+
+def test_handles_that_the_source_has_not_are_not_preferred() -> None:
+    applies, notes = decide(Config(), "there are none")
+
+    assert applies.inode_file_handles is InodeFileHandles.NEVER
+    assert notes == (Note("inode_file_handles", "never", "there are none"),)
+    assert decide(applies, "there are none").notes == ()
+
+
+def test_handles_that_the_source_has_not_cannot_be_mandatory() -> None:
+    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+
+    with pytest.raises(OptionError) as refused:
+        decide(config, "there are none")
+
+    assert str(refused.value) == (
+        "option 'inode_file_handles': 'mandatory' cannot be had: there are none;"
+        " expected prefer or never"
+    )
+    assert decide(config).config.inode_file_handles is InodeFileHandles.MANDATORY

@@ -13,7 +13,7 @@ from passthrough.attributes import Changes
 from passthrough.config import Atime, Config
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
-from tests.support.direct import CALLER, caller, fails, listing, number_of
+from tests.support.direct import CALLER, caller, descriptor_of, fails, listing, number_of
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_descriptors_are_not_inherited(fs: PassthroughFs, source: Path) -> None:
     opened, directory = fs.open(number, os.O_RDONLY), fs.opendir(ROOT)
 
     fds = [fs.files[created].fd, fs.files[opened].fd, fs.directories[directory].fd]
-    fds.append(fs.inodes[number].fd)
+    fds.append(descriptor_of(fs.inodes[number]))
 
     assert [os.get_inheritable(fd) for fd in fds] == [False] * 4
     fs.release(created)
@@ -201,6 +201,29 @@ def test_flush_leaves_the_file_open(fs: PassthroughFs, source: Path) -> None:
     assert fs.write(handle, 0, b"x") == 1
     fs.release(handle)
     fails(errno.EBADF, lambda: fs.flush(handle))
+
+
+def test_flush_reports_what_the_host_reports_on_close(
+    fs: PassthroughFs, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and quotas speak up on close(2), and the caller's own is the only one that it sees."""
+    (source / "file").touch()
+    handle = fs.open(number_of(fs, b"file"), os.O_RDWR)
+    ours, real = fs.files[handle].fd, os.close
+    closed: list[int] = []
+
+    def close(fd: int) -> None:
+        real(fd)
+        closed.append(fd)
+        raise OSError(errno.EDQUOT, "no room on the server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        fails(errno.EDQUOT, lambda: fs.flush(handle))
+
+    assert closed not in ([], [ours])
+    assert fs.write(handle, 0, b"x") == 1
+    fs.release(handle)
 
 
 def test_a_listing_has_an_entry_for_each_name_and_none_for_the_dots(

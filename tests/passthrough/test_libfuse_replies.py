@@ -1,5 +1,6 @@
 """What the adapter answers: attributes, open flags, and listings."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -15,8 +16,9 @@ from pyfuse3 import EntryAttributes, FUSEError, InodeT
 from passthrough.attributes import Attributes, Entry
 from passthrough.config import CachePolicy, Config
 from passthrough.filesystem import PassthroughFs
-from passthrough.handles import Record
 from passthrough.inodes import ROOT
+from passthrough.listing import Record
+from passthrough.syscalls import RENAME_WHITEOUT
 from tests.support.requests import CONTEXT, Recording, operations, request
 
 
@@ -81,17 +83,21 @@ async def test_statfs_carries_every_number() -> None:
     assert {field: getattr(answer, field) for field in host} == host
 
 
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Which inodes the kernel is told to forget, and whether their attributes alone."""
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        pyfuse3, "invalidate_inode", lambda number, attr_only: told.append((number, attr_only))
+    )
+    return told
+
+
 @pytest.mark.parametrize("policy", CachePolicy)
 async def test_pages_survive_an_open_where_the_policy_says_so(
-    policy: CachePolicy, source: Path, monkeypatch: pytest.MonkeyPatch
+    policy: CachePolicy, source: Path, forgotten: list[tuple[int, bool]]
 ) -> None:
     """And with `metadata`, where they do not, the size is forgotten along with them."""
-    forgotten: list[tuple[int, bool]] = []
-    monkeypatch.setattr(
-        pyfuse3,
-        "invalidate_inode",
-        lambda number, attr_only: forgotten.append((number, attr_only)),
-    )
     (source / "file").touch()
     fs = PassthroughFs(Config(cache=policy), os.open(source, os.O_PATH))
     try:
@@ -106,6 +112,30 @@ async def test_pages_survive_an_open_where_the_policy_says_so(
     assert [info.direct_io for info in (opened, created)] == [False, False]
     assert opened.fh != created.fh
     assert forgotten == ([(number, True)] if policy is CachePolicy.METADATA else [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "target", "forgets"),
+    [(RENAME_WHITEOUT, b"full", True), (RENAME_WHITEOUT, b"free", False), (0, b"full", False)],
+)
+async def test_a_refused_whiteout_makes_the_kernel_forget_both_directories(
+    source: Path, forgotten: list[tuple[int, bool]], flags: int, target: bytes, forgets: bool
+) -> None:
+    """The host may have changed them; after a success the kernel forgets by itself."""
+    for name in ("old", "top/full/child"):
+        (source / name).mkdir(parents=True)
+    for directory in (source, source / "old", source / "top"):
+        directory.chmod(0o777)
+    fs = PassthroughFs(Config(), os.open(source, os.O_PATH))
+    try:
+        top = fs.lookup(ROOT, b"top").inode_number
+        refused = pytest.raises(FUSEError) if target == b"full" else contextlib.nullcontext()
+        with refused:
+            await request(fs, "rename", ROOT, b"old", top, target, flags, CONTEXT)
+    finally:
+        fs.close()
+
+    assert forgotten == ([(ROOT, True), (top, True)] if forgets else [])
 
 
 async def test_names_of_extended_attributes_stay_bytes(fs: PassthroughFs, source: Path) -> None:
@@ -204,7 +234,7 @@ async def test_a_listing_that_fails_keeps_what_was_delivered(
 
     def readdirplus(_handle: int, _offset: int) -> Iterator[tuple[Record, None]]:
         for index in range(before):
-            yield Record(index, index + 1, 5, 4, b".."), None
+            yield Record(index, index + 1, 5, b".."), None
         raise OSError(errno.EIO, "bad disk")
 
     filled = reply(100)

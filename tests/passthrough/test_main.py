@@ -35,7 +35,12 @@ def serving(source: Path, mountpoint: Path, *options: str) -> Iterator[subproces
             assert said == f"serving {source} at {mountpoint}\n".encode()
             yield process
         finally:
-            process.kill()
+            # In order, so that the child that serves ends with it and not some time after.
+            process.terminate()
+            try:
+                process.wait(LIMIT_S)
+            finally:
+                process.kill()
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:

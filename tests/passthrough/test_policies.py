@@ -1,10 +1,12 @@
 """What a cache policy promises, seen through a mount while the host changes what lies beneath."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from passthrough.syscalls import RENAME_WHITEOUT, renameat2
 from tests.support.mounted import Mounted, mounted
 
 LIMIT_S = 30
@@ -91,6 +93,23 @@ def test_changes_through_the_mount_are_seen_at_once(served: Mounted) -> None:
         seen.write_text(text)
         assert (seen.read_text(), seen.stat().st_size) == (text, len(text))
         assert (served.source / "file").read_text() == text
+
+
+@policies("auto", "metadata", "always")
+def test_a_refused_whiteout_leaves_no_old_times(served: Mounted) -> None:
+    """Some hosts, ext4 for one, have changed the directories by the time that they refuse."""
+    for name in ("old", "top/full/child"):
+        (served.mountpoint / name).mkdir(parents=True)
+    seen = [served.mountpoint, served.mountpoint / "top"]
+    for directory in seen:
+        os.utime(directory, ns=(0, 0))
+
+    old, new = (os.fsencode(one) for one in (seen[0] / "old", seen[1] / "full"))
+    with pytest.raises(OSError, match="not empty"):
+        renameat2(-1, old, -1, new, RENAME_WHITEOUT)
+
+    beneath = [served.source, served.source / "top"]
+    assert [one.stat().st_mtime_ns for one in seen] == [one.stat().st_mtime_ns for one in beneath]
 
 
 @policies("auto", "metadata", "always")

@@ -145,6 +145,35 @@ def test_openat2_in_root_finds_what_lies_below(directory: int, tmp_path: Path) -
         os.close(fd)
 
 
+def test_open_beside_crosses_no_mount_point(directory: int, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "disk").mkdir()
+    for name in (b"file", b"link"):
+        fd = syscalls.open_beside(directory, name)
+        found, inheritable = os.fstat(fd), os.get_inheritable(fd)
+        os.close(fd)
+        assert os.path.samestat(found, os.lstat(name, dir_fd=directory))
+        assert not inheritable
+    with pytest.raises(FileNotFoundError):
+        syscalls.open_beside(directory, b"missing")
+    syscalls.mount(b"disk", os.fsencode(tmp_path / "disk"), b"tmpfs", 0, b"")
+
+    found_across = syscalls.open_beside(directory, b"disk")
+    syscalls.umount2(os.fsencode(tmp_path / "disk"), 0)
+
+    assert found_across == syscalls.ACROSS
+
+
+def test_mount_id_is_that_of_mountinfo(directory: int) -> None:
+    lines = Path(f"/proc/self/fdinfo/{directory}").read_text().splitlines()
+    (expected,) = (line.split()[1] for line in lines if line.startswith("mnt_id:"))
+
+    assert syscalls.mount_id(directory) == int(expected)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        syscalls.mount_id(-1)
+
+
 @pytest.fixture
 def two_files(tmp_path: Path) -> tuple[Path, Path]:
     one, other = tmp_path / "one", tmp_path / "other"
@@ -320,3 +349,46 @@ def test_a_capability_is_taken_out_of_the_threads_effective_set_and_back() -> No
     assert syscalls.effective_capability(syscalls.CAP_FSETID, wanted=False) is False
     assert syscalls.effective_capability(syscalls.CAP_FSETID, wanted=True) is False
     assert effective() == before
+
+
+def test_a_handle_names_one_file_for_good(tmp_path: Path) -> None:
+    """By any link, after a rename, and not the next file with its number."""
+    (tmp_path / "a").touch()
+    os.link(tmp_path / "a", tmp_path / "b")
+    fds = [os.open(tmp_path / name, os.O_PATH) for name in ("a", "b")]
+    directory = os.open(tmp_path, os.O_RDONLY)
+
+    names = [syscalls.name_to_handle_at(fd) for fd in fds]
+    (tmp_path / "a").rename(tmp_path / "c")
+    found = syscalls.open_by_handle_at(directory, names[0][1], os.O_PATH)
+
+    assert names[0] == names[1] == (syscalls.mount_id(directory), names[0][1])
+    assert os.fstat(found).st_ino == (tmp_path / "c").stat().st_ino
+    assert not os.get_inheritable(found)
+    for fd in (*fds, found):
+        os.close(fd)
+    (tmp_path / "b").unlink()
+    (tmp_path / "c").unlink()
+    with pytest.raises(OSError, match="Stale"):
+        syscalls.open_by_handle_at(directory, names[0][1], os.O_PATH)
+    os.close(directory)
+
+
+def test_a_file_system_without_handles_says_so() -> None:
+    fd = os.open("/proc/version", os.O_PATH)
+    with pytest.raises(OSError, match="not supported"):
+        syscalls.name_to_handle_at(fd)
+    os.close(fd)
+
+
+def test_the_mount_id_is_that_of_the_mount_table(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/proc")):
+        fd = os.open(path, os.O_PATH)
+        assert syscalls.mount_id(fd) == mountinfo.of(mountinfo.read(), fd).mount_id
+        os.close(fd)
+    with pytest.raises(OSError, match="Bad file"):
+        syscalls.mount_id(-1)
+
+
+def test_memory_is_given_back_without_complaint() -> None:
+    syscalls.malloc_trim()

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from passthrough import mount, worker
-from passthrough.config import Config, Sandbox, Session
+from passthrough.config import Config, InodeFileHandles, Sandbox, Session
 from passthrough.handover import Handover, encode
 from tests.support.callers import ROOT as ROOT_USER
 from tests.support.direct import descriptors_below
 from tests.support.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
-from tests.support.mounts import mounts_at
+from tests.support.mounts import mounted_on, mounts_at
 
 
 @pytest.fixture(params=[Session.KERNEL, Session.LIBFUSE])
@@ -113,6 +113,21 @@ def test_a_mount_outlives_its_worker_and_takes_no_harm(keeper: Keeper, mountpoin
     assert b"not connected" in asked.stderr
 
 
+def test_a_source_that_cannot_be_served_as_demanded_is_reported(
+    source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+    with mounted_on(source, "ramfs"):
+        keeper = Keeper(source, mountpoint, tmp_path / "stderr", config)
+        process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd))
+        report, end = report_of(process), ended(process)
+        keeper.close()
+
+    assert not report.serving
+    assert report.error.startswith("option 'inode_file_handles': 'mandatory' cannot be had: the")
+    assert end == (1, b"")
+
+
 @pytest.mark.parametrize(
     "line",
     [b"\n", b"nonsense\n", b'{"serving":true}\n', b"x" * (64 * 1024)],
@@ -175,7 +190,7 @@ def test_nothing_stays_open_and_the_process_is_prepared(source: Path, mountpoint
         keeper_fd, keepers_end = os.pipe()
         config = Config(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
-        worker.serve(handover, lambda: os.close(keepers_end), keeper_fd)
+        worker.serve(handover, lambda _: os.close(keepers_end), keeper_fd)
         opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()]
         return descriptors_below(source), opened, os.umask(0)
 

@@ -18,6 +18,7 @@ from plugin.server import prepared
 from plugin.volume import Record, volume_name
 from tests.support.dockerd import Dockerd, mounted, plugin, settings
 from tests.support.fake_worker import command
+from tests.support.mounts import mounted_on
 
 SERVE = command("serve")
 
@@ -381,6 +382,38 @@ async def test_what_another_option_overrules_is_said_when_the_volume_is_made_and
     assert status["notes"] == [
         "writeback is false: with cache=never no data may wait in the kernel"
     ]
+
+
+async def test_what_the_source_cannot_do_is_in_the_status_as_long_as_it_is_mounted(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, command("serve without handles")) as dockerd:
+        await dockerd.do("Create", Name="v")
+        before = (await dockerd.volume("v"))["Status"]
+        await dockerd.do("Mount", Name="v", ID="a")
+        while_mounted = (await dockerd.volume("v"))["Status"]
+        await dockerd.do("Unmount", Name="v", ID="a")
+        after = (await dockerd.volume("v"))["Status"]
+
+    for status in (before, after):
+        assert (status["options"]["inode_file_handles"], status["notes"]) == ("prefer", [])
+    assert while_mounted["options"]["inode_file_handles"] == "never"
+    assert while_mounted["notes"] == ["inode_file_handles is never: there are none"]
+
+
+async def test_handles_are_demanded_of_a_source_when_the_volume_is_made(
+    tmp_path: Path, source: Path
+) -> None:
+    wanted = {"source": str(source), "inode-file-handles": "mandatory"}
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with mounted_on(source, "ramfs"):
+            refusal = (await dockerd.call("Create", Name="v", Opts=wanted)).error
+        assert (await dockerd.do("List"))["Volumes"] == []
+        await dockerd.do("Create", Name="v", Opts=wanted)
+    assert refusal.startswith(
+        "option 'inode_file_handles': 'mandatory' cannot be had: the file system has no file"
+    )
+    assert refusal.endswith("; expected prefer or never")
 
 
 async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:

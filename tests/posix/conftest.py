@@ -1,4 +1,4 @@
-"""Where the battery runs: a bare directory, and mounts by each session with each cache policy.
+"""Where the battery runs: a bare directory, and mounts by each session in several ways.
 
 The bare directory is the oracle: a test that fails on `control` is a wrong test. Most tests run
 as root, as another user and as a member of a supplementary group, each the owner of *directory*.
@@ -31,17 +31,23 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One column of the battery: a session with a cache policy, or a bare directory; a caller."""
+    """One column of the battery: a session with a cache policy, or a bare directory; a caller.
+
+    *handles* is the option inode_file_handles.
+    """
 
     session: str | None
     policy: str
     caller: Caller
     large: bool = True
+    handles: str = "prefer"
 
     @property
     def id(self) -> str:
         """The name in the test's id."""
         where = "control" if self.session is None else f"{self.session}-{self.policy}"
+        if self.handles != "prefer":
+            where += f"-handles-{self.handles}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
@@ -59,6 +65,7 @@ PLACES = [
             Place(session, "always", ROOT),
             Place(session, "never", ROOT, large=False),
             Place(session, "metadata", ROOT, large=False),
+            Place(session, "auto", ROOT, large=False, handles="mandatory"),
         )
     ),
 ]
@@ -145,7 +152,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
         if wanted.session is None:
             yield Ground(wanted, base, base)
         else:
-            options = {"session": wanted.session, "cache": wanted.policy}
+            options = {
+                "session": wanted.session,
+                "cache": wanted.policy,
+                "inode_file_handles": wanted.handles,
+            }
             with mounted(base, options) as served:
                 yield Ground(wanted, served.mountpoint, served.source, served)
     finally:

@@ -10,6 +10,7 @@ import pytest
 from passthrough.attributes import Entry
 from passthrough.filesystem import PassthroughFs
 from passthrough.idmap import Caller, ContainerId
+from passthrough.inode_file import Inode
 from passthrough.inodes import ROOT
 
 
@@ -36,6 +37,12 @@ def listing(fs: PassthroughFs, number: int = ROOT) -> dict[bytes, Entry | None]:
         return {record.name: entry for record, entry in fs.readdirplus(handle, 0)}
     finally:
         fs.releasedir(handle)
+
+
+def descriptor_of(inode: Inode) -> int:
+    """The descriptor that holds *inode*; of one that is held by handle, a number of the past."""
+    with inode.opened() as fd:
+        return fd
 
 
 def fails(number: int, operation: Callable[[], object]) -> None:

@@ -43,6 +43,11 @@ def _serve(handover: Handover) -> None:
     _stay(handover)
 
 
+def _serve_without_handles(handover: Handover) -> None:
+    _report(Report(serving=True, without_handles="there are none"))
+    _stay(handover)
+
+
 def _refuse(_: Handover) -> int:
     _report(Report(serving=False, error="the kernel is too old"))
     return 1
@@ -108,6 +113,7 @@ BARE: dict[str, Callable[[], int]] = {"sleep": _sleep, "bug": _bug, "unforked": 
 
 MANNERS: dict[str, Callable[[Handover], int | None]] = {
     "serve": _serve,
+    "serve without handles": _serve_without_handles,
     "refuse": _refuse,
     "die": _die,
     "babble": _babble,

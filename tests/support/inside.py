@@ -103,6 +103,16 @@ def _regain(capability: str) -> str:
     return _tried(lambda: syscalls.effective_capability(int(capability), wanted=True))
 
 
+def _by_handle(_: str) -> str:
+    """Open the root directory, and with it its whole file system, by its file handle."""
+    root = os.open("/", os.O_RDONLY)
+    try:
+        handle = syscalls.name_to_handle_at(root)[1]
+        return _tried(lambda: os.close(syscalls.open_by_handle_at(root, handle, os.O_PATH)))
+    finally:
+        os.close(root)
+
+
 def _fail(_: str) -> object:
     return 1 / 0
 
@@ -132,6 +142,7 @@ PROBES: dict[str, Callable[[str], object]] = {
         lambda: os.close(privileges.clone_tree(privileges.AT_FDCWD, b"/", recursive=True))
     ),
     "chroot": lambda _: _tried(lambda: os.chroot("/")),
+    "by_handle": _by_handle,
     "unshare": lambda flags: _tried(lambda: privileges.unshare(int(flags))),
 }
 

@@ -57,6 +57,13 @@ class Mounted:
         """Return what the process has written to stderr from byte *offset* on."""
         return self.log.read_bytes()[offset:].decode(errors="replace")
 
+    @property
+    def worker_pid(self) -> int:
+        """The process that serves: the command's child."""
+        command = self.process.pid
+        (child,) = Path(f"/proc/{command}/task/{command}/children").read_text().split()
+        return int(child)
+
     def _tell_guard(self, line: str) -> None:
         assert self.guard.stdin is not None
         self.guard.stdin.write(line.encode())
@@ -64,8 +71,12 @@ class Mounted:
 
 
 @contextlib.contextmanager
-def mounted(base: Path, options: Mapping[str, str]) -> Iterator[Mounted]:
+def mounted(
+    base: Path, options: Mapping[str, str], descriptors: int | None = None
+) -> Iterator[Mounted]:
     """Serve `base/source` at `base/mount` (both are made here) until the block ends.
+
+    The process may have as many *descriptors* as that, and not raise the limit.
 
     Raises: MountFailedError when the mount does not come up or does not go away on SIGTERM.
     """
@@ -74,7 +85,7 @@ def mounted(base: Path, options: Mapping[str, str]) -> Iterator[Mounted]:
     mountpoint.mkdir()
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            command(source, mountpoint, options),
+            [*limited_to(descriptors), *command(source, mountpoint, options)],
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stderr=stderr,
@@ -103,6 +114,14 @@ def command(source: Path, mountpoint: Path, options: Mapping[str, str]) -> list[
     places = ["--source", str(source), "--mountpoint", str(mountpoint)]
     pairs = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     return [sys.executable, "-m", "passthrough", *places, *pairs]
+
+
+def limited_to(descriptors: int | None) -> list[str]:
+    """Return the words before a command line that give it a limit of open descriptors."""
+    if descriptors is None:
+        return []
+    limit = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    return [*limit, "setpriv", "--bounding-set", "-sys_resource"]
 
 
 def device_of(mountpoint: Path) -> str | None:

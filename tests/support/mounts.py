@@ -1,9 +1,11 @@
 """What the mount table says; no question here goes to a file system, which may not answer."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from passthrough import mountinfo
+from passthrough import mountinfo, syscalls
 
 
 def mounts_at(path: Path) -> list[mountinfo.Mount]:
@@ -17,3 +19,13 @@ def options_at(path: Path) -> set[str]:
     (line,) = (line for line in lines if line.split()[4] == str(path))
     before, _, after = line.partition(" - ")
     return {*before.split()[5].split(","), *after.split()[2].split(",")}
+
+
+@contextlib.contextmanager
+def mounted_on(target: Path, fstype: str) -> Iterator[Path]:
+    """Mount an empty file system on *target*; ramfs is one without file handles."""
+    syscalls.mount(b"none", os.fsencode(target), fstype.encode(), 0, b"")
+    try:
+        yield target
+    finally:
+        syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)

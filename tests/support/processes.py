@@ -17,11 +17,3 @@ def children(pid: int | str = "self") -> set[int]:
 def workers() -> set[int]:
     """What our fork servers have forked."""
     return {worker for child in children() for worker in children(child)}
-
-
-def is_named(pid: int) -> bool:
-    """Whether a process has a name such as a fork server gives itself and its workers."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().startswith("passfs")
-    except FileNotFoundError:
-        return False

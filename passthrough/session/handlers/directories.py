@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Final
 
 from passthrough.attributes import Entry
 from passthrough.errors import os_error
-from passthrough.handles import Record
+from passthrough.listing import Record
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
@@ -70,17 +71,11 @@ def _plus(record: Record, entry: Entry | None) -> bytes:
     return wire.entry(entry) + wire.dirent(entry.inode_number, record.end, kind, record.name)
 
 
-@contextlib.contextmanager
-def _stream(session: Session, request: Request, handle: int) -> Iterator[int]:
-    """The handle of a stream, opened for this one request where the kernel has opened none."""
+def _stream(session: Session, request: Request, handle: int) -> AbstractContextManager[int]:
+    """A guard that lends the handle of a stream, also where the kernel has opened none."""
     if handle:
-        yield handle
-        return
-    own = session.fs.opendir(request.nodeid)
-    try:
-        yield own
-    finally:
-        session.fs.releasedir(own)
+        return contextlib.nullcontext(handle)
+    return session.fs.unopened_stream(request.nodeid)
 
 
 def fsyncdir(session: Session, request: Request) -> bytes:

@@ -80,6 +80,10 @@ def test_directories_that_are_never_opened_are_listed_whole(base: Path) -> None:
 
         assert set(os.listdir(directory)) == names
         assert {entry.name for entry in os.scandir(directory) if entry.stat().st_size == 0} == names
+        with os.scandir(directory) as first, os.scandir(directory) as second:
+            taken = {next(first).name for _ in range(1500)}
+            assert {entry.name for entry in second} == names
+            assert taken | {entry.name for entry in first} == names
         fd = os.open(directory, os.O_RDONLY)
         os.fsync(fd)
         os.close(fd)

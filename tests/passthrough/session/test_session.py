@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from passthrough.cache import Cache
 from passthrough.config import CachePolicy, Config, Sandbox, Session as SessionName
@@ -153,10 +153,9 @@ class _Quiet(logging.Handler):
             self.mistakes.append(logging.Formatter().format(record))
 
 
-@pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kernel, _Quiet]]:
+@pytest.fixture
+def fuzzed(source: Path) -> Iterator[tuple[Kernel, _Quiet]]:
     """A kernel of nonsense before a directory that it may do what it likes with."""
-    source = tmp_path_factory.mktemp("fuzzed")
     config = Config(sandbox=Sandbox.NONE, session=SessionName.KERNEL)
     fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
     logger, quiet = logging.getLogger("passthrough"), _Quiet()
@@ -168,19 +167,21 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kernel, _
     fs.close()
 
 
+# One file system takes all the nonsense of a test, as it would in service.
+SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 numbers = st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(
     0, 2**64 - 1
 )
 opcodes = st.sampled_from(sorted(HANDLERS)) | st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(SHARED, max_examples=400)
 @given(raw=st.binary(max_size=300))
 def test_arbitrary_bytes_harm_nothing(fuzzed: tuple[Kernel, _Quiet], raw: bytes) -> None:
     survives(fuzzed, raw)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(SHARED, max_examples=600)
 @given(opcode=opcodes, nodeid=numbers, body=st.binary(max_size=200), extensions=st.integers(0, 30))
 def test_arbitrary_bodies_harm_nothing(
     fuzzed: tuple[Kernel, _Quiet], opcode: int, nodeid: int, body: bytes, extensions: int
@@ -188,7 +189,7 @@ def test_arbitrary_bodies_harm_nothing(
     survives(fuzzed, message(opcode, body, nodeid, 2, extensions))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(SHARED, max_examples=600)
 @given(data=st.data(), name=st.sampled_from(sorted(BODIES)), nodeid=numbers)
 def test_good_requests_with_some_bytes_changed_harm_nothing(
     fuzzed: tuple[Kernel, _Quiet], data: st.DataObject, name: str, nodeid: int

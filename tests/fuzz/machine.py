@@ -1,0 +1,294 @@
+"""Random programs: which operations there are for hypothesis to choose from, with what.
+
+The tables say what each operation takes; a rule is made of each line. Names are few, so that the
+operations meet; what they name may be a file, a directory, a link or nothing at that time.
+"""
+
+import math
+import os
+import stat
+import time
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    multiple,
+    precondition,
+    rule,
+)
+
+from tests.fuzz import calls
+from tests.fuzz.differential import CALLERS, HOST, Ground
+from tests.support.callers import MEMBER, TEAM_GID, USER
+
+Strategy = st.SearchStrategy[Any]
+Handle = tuple[str, int]
+"""Who opened it, and its number."""
+
+LONGEST = b"n" * 255
+NOT_UTF8 = b"\xff\xfe"
+COMPARE_EACH = 8  # reading whole trees takes as long as dozens of steps
+MOST_FILLED = 2
+NAMES = [b"a", b"a", b"b", b"c", b"d", b"l", b"s", b"t"]
+RARE_NAMES = [NOT_UTF8, "ü".encode(), LONGEST, LONGEST + b"n", b".", b"..", b"a/", b"d/", b"/", b""]
+
+name = st.sampled_from(NAMES * 3 + RARE_NAMES)
+path = st.one_of(
+    name, name, st.builds(b"%s/%s".__mod__, st.tuples(st.sampled_from([b"d", b"s", b"t"]), name))
+)
+directory = st.sampled_from([b".", b"d", b"s", b"t", b"b", b"l", b"d/d"])
+# Setgid comes with execution by the group only: known.py has why, and the umask may take that away.
+modes = st.sampled_from([0o644, 0o666, 0o755, 0o777, 0, 0o444, 0o6777, 0o4766])
+modes |= st.integers(0, 0o7777)
+mode = modes.map(lambda bits: bits & ~stat.S_ISGID)
+changed_mode = modes.map(lambda bits: bits | (stat.S_IXGRP if bits & stat.S_ISGID else 0))
+uid = st.sampled_from([-1, 0, USER.uid, MEMBER.uid])
+gid = st.sampled_from([-1, 0, USER.gid, MEMBER.gid, TEAM_GID])
+size = st.sampled_from([0, 1, 100, 4_095, 4_096, 4_097, 70_000, 150_000])
+offset = st.sampled_from([0, 1, 10, 4_095, 4_096, 5_000, 70_000])
+seed = st.integers(0, 200)
+follow = st.booleans()
+moments = st.sampled_from(
+    [
+        *(calls.UTIME_OMIT, calls.UTIME_NOW, 0, 1, -2 * calls.NS_PER_S + 5),
+        *(1_000_000_000_123_456_789, 4_102_444_800 * calls.NS_PER_S + 1),
+    ]
+)
+attribute = st.sampled_from(
+    [
+        *(b"user.a", b"user.a", b"user.b", b"user." + NOT_UTF8, b"user." + LONGEST[:250], b"user."),
+        *(b"trusted.t", b"security.s", b"nonsense"),
+    ]
+)
+value = st.sampled_from([b"", b"v", b"\0\xff", b"w" * 200, b"x" * 3_000])
+attribute_flags = st.sampled_from([0, os.XATTR_CREATE, os.XATTR_REPLACE])
+open_flags = st.builds(
+    lambda access, others: access | sum(others),
+    st.sampled_from([os.O_RDWR, os.O_RDWR, os.O_WRONLY, os.O_RDONLY]),
+    st.sets(
+        st.sampled_from(
+            [
+                *[os.O_CREAT, os.O_TRUNC, os.O_APPEND] * 3,
+                *(os.O_EXCL, os.O_NOFOLLOW, os.O_DIRECTORY, os.O_SYNC, os.O_NOATIME, os.O_PATH),
+            ]
+        ),
+        max_size=3,
+    ),
+)
+file = st.sampled_from([b"a", b"b", b"c", b"d/b", b"t/c"])
+file_flags = st.sampled_from([0, os.O_CREAT, os.O_CREAT | os.O_TRUNC, os.O_TRUNC, os.O_APPEND])
+file_flags = file_flags.map(lambda flags: os.O_RDWR | flags)
+rename_flags = st.sampled_from([0, 0, 0, 1, 2, 4, 5, 6, 8])
+nodes = st.sampled_from([stat.S_IFREG, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR])
+target = st.sampled_from(
+    [b"a", b"d", b"d/b", b"../a", b"l", b"nowhere", b"/", b"..", LONGEST, b"long/" * 200]
+)
+
+ON_PATHS: dict[str, tuple[Strategy, ...]] = {
+    "mkdir": (path, mode),
+    "rmdir": (path,),
+    "unlink": (path,),
+    "rename": (path, path, rename_flags),
+    "link": (path, path, follow),
+    "symlink": (target, path),
+    "readlink": (path,),
+    "mknod": (path, st.builds(int.__or__, nodes, mode), st.sampled_from([0, 0x103])),
+    "chmod": (path, changed_mode),
+    "chown": (path, uid, gid, follow),
+    "truncate": (path, size),
+    "utimens": (path, moments, moments, follow),
+    "stat": (path,),
+    "lstat": (path,),
+    "access": (path, st.integers(0, 7), follow),
+    "listdir": (path,),
+    "setxattr": (path, attribute, value, attribute_flags, follow),
+    "getxattr": (path, attribute, follow),
+    "listxattr": (path, follow),
+    "removexattr": (path, attribute, follow),
+    "fallocate": (directory,),
+    "tmpfile": (directory,),
+    "umask": (st.sampled_from([0, 0o022, 0o027, 0o077]),),
+}
+
+ON_FILES: dict[str, tuple[Strategy, ...]] = {
+    "read": (size,),
+    "pread": (size, offset),
+    "write": (seed, size),
+    "pwrite": (seed, size, offset),
+    "lseek": (st.integers(-10, 5_000), st.sampled_from([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END])),
+    "ftruncate": (size,),
+    "mapped_read": (),
+    "set_append": (),
+}
+
+ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
+    "fsync": (),
+    "fdatasync": (),
+    "fstat": (),
+    "fchmod": (changed_mode,),
+    "fchown": (uid, gid),
+    "futimens": (moments, moments),
+    "fsetxattr": (attribute, value, attribute_flags),
+    "fgetxattr": (attribute,),
+    "flags": (),
+    "seek_data": (offset,),
+    "ioctl": (),
+    "relist": (),
+    "end_listing": (),
+}
+
+
+class TimeIsUpError(BaseException):
+    """The next program would begin too late. Not an Exception: hypothesis has to end."""
+
+
+class Programs(RuleBasedStateMachine):
+    """One program on the ground that the test has made ready."""
+
+    sides: ClassVar[Ground]
+    handles: Bundle[Handle] = Bundle("handles")
+    files: Bundle[Handle] = Bundle("files")
+    """Those that are most likely files, open to read and write."""
+    until: ClassVar[float] = math.inf
+    """When to begin no more programs, by time.monotonic()."""
+    callers: ClassVar[Strategy] = st.sampled_from(list(CALLERS))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = 0
+        self.filled = 0
+        self.appending = False
+        self.writeback = "writeback" in self.sides.ways.options
+
+    @initialize()
+    def begin(self) -> None:
+        """Both sides are as `Ground.begin` makes them."""
+        if time.monotonic() > self.until:
+            raise TimeIsUpError
+        self.sides.begin()
+
+    @rule(target=handles, caller=callers, path=path, flags=open_flags, mode=mode)
+    def open(self, caller: str, path: bytes, flags: int, mode: int) -> MultipleResults[Handle]:
+        """Open a path, and perhaps create a file there."""
+        self.appending |= bool(flags & os.O_APPEND)
+        return self._open(caller, "open", path, flags, mode)
+
+    @rule(target=files, caller=callers, path=file, flags=file_flags)
+    def open_file(self, caller: str, path: bytes, flags: int) -> MultipleResults[Handle]:
+        """Open what is most likely a file, or make one."""
+        self.appending |= bool(flags & os.O_APPEND)
+        return self._open(caller, "open", path, flags, 0o666)
+
+    @rule(target=handles, caller=callers, path=directory)
+    def open_directory(self, caller: str, path: bytes) -> MultipleResults[Handle]:
+        """Open what may well be a directory."""
+        return self._open(caller, "open", path, os.O_RDONLY | os.O_DIRECTORY, 0)
+
+    @rule(target=handles, directory=handles, name=name, flags=open_flags, mode=mode)
+    def open_at(
+        self, directory: Handle, name: bytes, flags: int, mode: int
+    ) -> MultipleResults[Handle]:
+        """Open below what may be an open directory, and may have lost its name."""
+        self.appending |= bool(flags & os.O_APPEND)
+        return self._open(directory[0], "open_at", directory[1], name, flags, mode)
+
+    @rule(target=handles, other=handles)
+    def dup(self, other: Handle) -> MultipleResults[Handle]:
+        """Duplicate a descriptor: position and flags are shared."""
+        return self._open(other[0], "dup", other[1])
+
+    @rule(handle=consumes(handles))
+    def close(self, handle: Handle) -> None:
+        """Close a descriptor."""
+        self.sides.do(handle[0], "close", handle[1])
+
+    @rule(source=files, to=files, size=size)
+    def copy_range(self, source: Handle, to: Handle, size: int) -> None:
+        """Copy within the kernel, between two files that the same caller has open."""
+        if source[0] == to[0]:
+            self.sides.do(source[0], "copy_range", source[1], to[1], size)
+
+    @precondition(lambda self: self.filled < MOST_FILLED)
+    @rule(caller=callers, path=directory, count=st.sampled_from([5, 80]))
+    def fill(self, caller: str, path: bytes, count: int) -> None:
+        """Make files that last, for listings longer than one reply."""
+        self.filled += 1
+        self.sides.do(caller, "fill", path, self.filled, count)
+
+    @rule(handle=handles, size=st.sampled_from([300, 1_000, 4_096]))
+    def begin_listing(self, handle: Handle, size: int) -> None:
+        """Begin a listing, to go on with when the directory may have changed."""
+        self.sides.do(handle[0], "begin_listing", handle[1], size, self.filled)
+
+    @precondition(lambda self: self.writeback or not self.appending)  # known.py has why
+    @rule(handle=files, seed=seed, size=st.sampled_from([1, 100, 4_097]), offset=offset)
+    def mapped_write(self, handle: Handle, seed: int, size: int, offset: int) -> None:
+        """Store into a shared mapping."""
+        self.sides.do(handle[0], "mapped_write", handle[1], seed, size, offset)
+
+    @precondition(lambda self: self.writeback)  # known.py has why
+    @rule(handle=files)
+    def clear_append(self, handle: Handle) -> None:
+        """Take O_APPEND off an open file."""
+        self.sides.do(handle[0], "clear_append", handle[1])
+
+    @precondition(lambda self: self.sides.ways.options["cache"] == "never")
+    @rule(caller=callers, name=st.sampled_from([b"a", b"b", b"c"]), seed=seed)
+    def append_as_the_host_does(self, caller: str, name: bytes, seed: int) -> None:
+        """Append while the host does, too: a mount that keeps nothing knows at once.
+
+        But for the position afterwards: the kernel reckons it from the size that it knew.
+        """
+        opened = self._open(caller, "open", name, os.O_WRONLY | os.O_APPEND, 0)
+        self.sides.do(HOST, "append", name, seed, 100)
+        for _, number in opened.values:
+            self.sides.do(caller, "write", number, seed + 1, 10)
+            self.sides.do(caller, "close", number)
+        self.sides.do("root", "lstat", name)  # known.py has why
+
+    @precondition(lambda self: len(self.sides.program) % COMPARE_EACH == 0)
+    @rule()
+    def compare(self) -> None:
+        """Compare the trees before the end, which also fills the mount's caches."""
+        self.sides.do("root", "compare")
+
+    def teardown(self) -> None:
+        """Compare the trees at the end."""
+        self.sides.end()
+
+    def _open(self, caller: str, operation: str, *arguments: object) -> MultipleResults[Handle]:
+        self.opened += 1
+        outcome, _ = self.sides.do(caller, operation, self.opened, *arguments)
+        if outcome != "ok":
+            return multiple()
+        return multiple((caller, self.opened))
+
+
+def _on_path(operation: str, arguments: tuple[Strategy, ...]) -> object:
+    @rule(caller=Programs.callers, arguments=st.tuples(*arguments))
+    def act(self: Programs, caller: str, arguments: tuple[object, ...]) -> None:
+        self.sides.do(caller, operation, *arguments)
+
+    return act
+
+
+def _on_handle(operation: str, handles: Strategy, arguments: tuple[Strategy, ...]) -> object:
+    @rule(handle=handles, arguments=st.tuples(*arguments))
+    def act(self: Programs, handle: Handle, arguments: tuple[object, ...]) -> None:
+        self.sides.do(handle[0], operation, handle[1], *arguments)
+
+    return act
+
+
+for operation, arguments in ON_PATHS.items():
+    setattr(Programs, operation, _on_path(operation, arguments))
+for operation, arguments in ON_HANDLES.items():
+    setattr(Programs, operation, _on_handle(operation, Programs.handles, arguments))
+for operation, arguments in ON_FILES.items():
+    either = st.one_of(Programs.files, Programs.handles)
+    setattr(Programs, operation, _on_handle(operation, either, arguments))

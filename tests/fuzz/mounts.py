@@ -1,0 +1,49 @@
+"""What is compared with a bare directory: each session, with the options that change how it works.
+
+Not in the table are options whose purpose is to differ from a bare directory: ids that are mapped,
+files that cannot grow, directories that list as empty, changes that are refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Options = Mapping[str, str]
+
+# The mount's flags as the host's: what suid programs and device nodes do is compared, too.
+_ALWAYS = {"suid": "true", "dev": "true"}
+_SESSIONS = ("libfuse",)
+_RAMFS = "ramfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How to mount, and on what: *host* is the type of the file system that both sides lie on.
+
+    Where it is empty, that is the one that temporary files lie on.
+    """
+
+    options: Options
+    host: str = ""
+
+
+_OPTIONS: Mapping[str, Ways] = {
+    "never": Ways({"cache": "never"}),
+    "auto": Ways({"cache": "auto"}),
+    "metadata": Ways({"cache": "metadata"}),
+    "always": Ways({"cache": "always"}),
+    "writeback": Ways({"cache": "auto", "writeback": "true"}),
+    "writeback, always": Ways({"cache": "always", "writeback": "true"}),
+    "names, no attributes": Ways({"cache": "always", "attr_timeout": "0"}),
+    "attributes, no names": Ways({"cache": "always", "entry_timeout": "0"}),
+    "use_host_ino": Ways({"cache": "metadata", "use_host_ino": "true"}),
+    "tmpfs": Ways({"cache": "always"}, "tmpfs"),
+    # A host without extended attributes is what such a mount is like.
+    "no xattr": Ways({"cache": "metadata", "xattr": "false"}, _RAMFS),
+}
+
+WAYS: Mapping[str, Ways] = {
+    f"{session}, {name}": Ways({"session": session, **_ALWAYS, **ways.options}, ways.host)
+    for session in _SESSIONS
+    for name, ways in _OPTIONS.items()
+}
+"""By name; each gets an equal part of the time."""

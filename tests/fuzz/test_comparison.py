@@ -1,0 +1,184 @@
+"""The comparison itself: what it must find, what it says, and that each exception is needed."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import calls, differential, tree
+from tests.fuzz.differential import DifferenceError, Ground, MountLostError, ground, replay
+from tests.fuzz.known import AVOIDED, DIFFERENCES, Difference
+from tests.fuzz.mounts import Ways
+
+WAYS = Ways({"session": "libfuse", "cache": "auto"})
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Ground]:
+    with ground(WAYS) as both:
+        yield both
+
+
+@pytest.fixture
+def sides(shared: Ground) -> Iterator[Ground]:
+    shared.begin()
+    yield shared
+    shared.known = DIFFERENCES
+    shared.end()
+
+
+@pytest.fixture
+def mortal() -> Iterator[Ground]:
+    """Sides of the test's own: it may leave them different, or end the mount."""
+    with ground(WAYS) as both:
+        both.begin()
+        yield both
+
+
+@pytest.mark.parametrize("entry", DIFFERENCES, ids=lambda entry: entry.operation)
+def test_a_known_difference_is_there(entry: Difference) -> None:
+    """An entry that nothing shows any more has to go."""
+    *before, last = entry.program
+    with ground(entry.ways) as sides:
+        sides.begin()
+        sides.known = ()
+        for step in before:
+            sides.do(*step)
+        with pytest.raises(DifferenceError):
+            sides.do(*last)
+
+        sides.known = DIFFERENCES
+        sides.do(*last)
+
+
+@pytest.mark.parametrize("what", AVOIDED)
+def test_what_is_avoided_makes_a_difference(mortal: Ground, what: str) -> None:
+    *before, last = AVOIDED[what].program
+    for step in before:
+        mortal.do(*step)
+    with pytest.raises(DifferenceError):
+        do_and_compare(mortal, last)
+
+
+def do_and_compare(sides: Ground, step: tuple[object, ...]) -> None:
+    sides.do(*step)
+    sides.compare()
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": lambda top: (top / "a").write_bytes(b"!" * 5_000),
+    "size": lambda top: os.truncate(top / "a", 4_999),
+    "mode": lambda top: (top / "d").chmod(0o700),
+    "owner": lambda top: os.chown(top / "d", 1, -1),
+    "group": lambda top: os.chown(top / "d", -1, 1),
+    "time": lambda top: os.utime(top / "d", ns=(0, 1)),
+    "target": lambda top: swap(top / "l", top / "l1"),
+    "link count": lambda top: (top / "d/b").unlink(),
+    "topology": lambda top: swap(top / "d/b", top / "d/c1"),
+    "kind": lambda top: (top / "f").rename(top / "l"),
+    "name": lambda top: (top / "new").mkdir(),
+    "attribute": lambda top: os.setxattr(top / "a", "user.a", b""),
+}
+
+
+def swap(one: Path, other: Path) -> None:
+    calls.renameat2(bytes(one), bytes(other), calls.RENAME_EXCHANGE)
+
+
+def planted(top: Path) -> Path:
+    """Make one of each; a and d/b are one file, c and d/c1 another."""
+    (top / "d").mkdir(parents=True)
+    for name, other in (("a", "d/b"), ("c", "d/c1")):
+        (top / name).write_bytes(b"c" * 5_000)
+        (top / other).hardlink_to(top / name)
+    (top / "l").symlink_to("d/b")
+    (top / "l1").symlink_to("d/c")
+    os.mkfifo(top / "f")
+    return top
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_each_part_of_a_tree_is_compared(tmp_path: Path, what: str) -> None:
+    one, other = planted(tmp_path / "one"), planted(tmp_path / "other")
+    alike = tree.differences_in_kind(tree.read(bytes(one)), tree.read(bytes(other)))
+    CHANGES[what](other)
+
+    assert alike == []
+    assert tree.differences_in_kind(tree.read(bytes(one)), tree.read(bytes(other)))
+
+
+def test_what_a_mount_remembers_is_compared() -> None:
+    """Changed on both sides, but for the mount behind its back, with attributes kept for a day."""
+    with ground(Ways({"cache": "always"})) as sides:
+        sides.begin()
+        for top in (sides.bare, sides.mount.source):
+            os.chown(top / "1/l", 1, 1, follow_symlinks=False)
+
+        with pytest.raises(DifferenceError, match=r"without a listing:\nb'/1/l'"):
+            sides.compare()
+
+
+def test_a_difference_comes_with_a_short_program(sides: Ground) -> None:
+    """What led there and nothing else, as a program that runs."""
+    sides.known = ()
+    for step in [
+        ("root", "mkdir", b"n" * 255, 0o755),
+        ("user", "open", 1, b"a", os.O_RDONLY, 0),
+        ("root", "compare"),
+        ("user", "stat", b"a"),
+        ("user", "dup", 2, 1),
+    ]:
+        sides.do(*step)
+    with pytest.raises(DifferenceError) as found:
+        sides.do("user", "ioctl", 2)
+
+    text = str(differential.shortest(sides, found.value, 30))
+    expected = [
+        ("user", "open", 1, b"a", os.O_RDONLY, 0),
+        ("user", "dup", 2, 1),
+        ("user", "ioctl", 2),
+    ]
+    program = text[text.index("from tests") :]
+    asked: list[object] = []
+    exec(  # noqa: S102 - the program that we printed
+        program.replace("from tests.fuzz.differential import replay\n", ""),
+        {"replay": lambda *arguments: asked.extend(arguments)},
+    )
+    assert asked == [WAYS, expected]
+
+
+def test_a_program_that_finds_nothing_just_ends() -> None:
+    replay(WAYS, [("member", "mkdir", b"\xff", 0o777), ("member", "compare")])
+
+
+@pytest.mark.parametrize(
+    "argument", [b"n" * 255, b"long/" * 200, b"a", bytes(range(60)), 0o777, "user"]
+)
+def test_an_argument_is_printed_as_source(argument: object) -> None:
+    assert eval(differential.literal(argument)) == argument  # noqa: S307
+    assert len(differential.literal(argument)) < 200
+
+
+def test_a_mount_that_hangs_fails_with_the_operation(
+    mortal: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(differential, "STEP_LIMIT_S", 1.0)
+    parent = mortal.mount.process.pid
+    serving = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
+    os.kill(serving, signal.SIGSTOP)
+    try:
+        with pytest.raises(MountLostError, match=r"hung: user: mkdir\(b'new', 511\)"):
+            mortal.do("user", "mkdir", b"new", 0o777)
+    finally:
+        os.kill(serving, signal.SIGCONT)
+        mortal.mount.process.wait(20)
+
+
+def test_a_mount_that_ends_fails_with_the_operation(mortal: Ground) -> None:
+    mortal.mount.process.terminate()
+    mortal.mount.process.wait(20)
+
+    with pytest.raises(MountLostError, match=r"is gone: user: mkdir"):
+        mortal.do("user", "mkdir", b"new", 0o777)

@@ -1,0 +1,162 @@
+"""Many more files than descriptors: a walk goes through, and the worker's memory comes back.
+
+A hundred thousand files; a million with PASSFS_MANY_FILES=1000000 in the environment, which takes
+ten times as long, two gigabytes of memory for the kernel, and prints what was measured.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough.config import Config, InodeFileHandles
+from passthrough.filesystem import PassthroughFs
+from passthrough.inodes import ROOT
+from tests.support.mounted import Mounted, mounted
+
+USUAL_FILES = 100_000
+FILES = int(os.environ.get("PASSFS_MANY_FILES", str(USUAL_FILES)))
+FIRST_FILES = 20_000
+DIRECTORIES = 100
+DESCRIPTORS = 1024
+LIMIT_S = 60 + FILES / 2000
+POLL_S = 0.5
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory in memory: what is to be tested is not how fast a disk makes files."""
+    path = Path(tempfile.mkdtemp(prefix="passfs-many-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path)
+
+
+def make_files(top: Path, count: int) -> None:
+    top.mkdir(exist_ok=True)
+    for directory in range(DIRECTORIES):
+        fd = os.open(top, os.O_PATH)
+        os.mkdir(str(directory), dir_fd=fd)
+        os.close(fd)
+        fd = os.open(top / str(directory), os.O_PATH)
+        for file in range(count // DIRECTORIES):
+            os.mknod(f"file-{file}", dir_fd=fd)
+        os.close(fd)
+
+
+def memory(served: Mounted) -> int:
+    """The memory of the worker that is resident, in bytes."""
+    for line in Path(f"/proc/{served.worker_pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(served.worker_pid)
+
+
+def descriptors(served: Mounted) -> int:
+    return len(os.listdir(f"/proc/{served.worker_pid}/fd"))
+
+
+def find(top: Path) -> int:
+    """Walk through *top* as find(1) does, with the attributes of each file; count the files."""
+    words = ["find", str(top), "-type", "f", "-size", "0", "-printf", "%i\n"]
+    numbers = subprocess.run(words, check=True, stdout=subprocess.PIPE, timeout=LIMIT_S).stdout
+    return len(set(numbers.split()))
+
+
+@pytest.mark.timeout(4 * LIMIT_S)
+def test_a_walk_over_more_files_than_descriptors(
+    base: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """And when the kernel has forgotten them, so has the worker.
+
+    A first, smaller walk comes before the measurement: what it leaves stays from then on, whatever
+    the number of files. That is two megabytes of libfuse, whose buffers are used to the full only
+    by FORGET of many inodes at once, and a few of the interpreter, whose allocator gives memory
+    back by the megabyte and keeps one for a single object.
+    """
+    with mounted(base, {"cache": "always"}, DESCRIPTORS) as served:
+        fresh = memory(served)
+        make_files(served.source / "first", FIRST_FILES)
+        make_files(served.source / "many", FILES)
+        walk(served, "first", FIRST_FILES)
+        before = settled(served, 0)
+        walk(served, "many", FILES)
+
+        assert descriptors(served) < DESCRIPTORS
+        during = memory(served)
+        assert during > before + FILES * 100  # they were known
+        after = settled(served, before * 1.1)
+        figures = {"fresh": fresh, "before": before, "during": during, "after": after}
+        record_property("memory", figures)
+        if FILES > USUAL_FILES:
+            sys.stderr.write(f"{FILES} files, bytes of the worker's memory: {figures}\n")
+        assert after <= before * 1.1
+
+
+def walk(served: Mounted, name: str, count: int) -> None:
+    """Walk below the mount, or have the connection aborted."""
+    with served.limited(LIMIT_S):
+        assert find(served.mountpoint / name) == count
+
+
+def settled(served: Mounted, wanted: float) -> int:
+    """The worker's memory when it has done what there is to forget, or is down to *wanted*.
+
+    FORGET has no answer to wait for. The kernel drops its inodes in several passes.
+    """
+    deadline = time.monotonic() + LIMIT_S
+    last = -1
+    while time.monotonic() < deadline and not 0 < memory(served) <= wanted:
+        forget_all()
+        time.sleep(POLL_S)
+        spent = cpu_ticks(served)
+        if spent == last and not wanted:
+            break
+        last = spent
+    return memory(served)
+
+
+def cpu_ticks(served: Mounted) -> int:
+    """How much processor time the worker has used."""
+    fields = Path(f"/proc/{served.worker_pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def forget_all() -> None:
+    """Make the kernel drop every dentry and inode that nobody uses: it sends FORGET for each."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("2\n")
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize("handles", InodeFileHandles)
+def test_what_was_looked_up_and_forgotten_leaves_nothing(
+    base: Path, handles: InodeFileHandles
+) -> None:
+    most = {InodeFileHandles.NEVER: 5_000, InodeFileHandles.MANDATORY: 20_000}
+    files = min(FILES, most.get(handles, FILES))
+    make_files(base, files)
+    fs = PassthroughFs(Config(inode_file_handles=handles), os.open(base, os.O_PATH))
+    numbers = []
+    for directory in range(DIRECTORIES):
+        parent = fs.lookup(ROOT, b"%d" % directory).inode_number
+        numbers.append(parent)
+        for file in range(files // DIRECTORIES):
+            entry = fs.lookup(parent, b"file-%d" % file)
+            numbers.append(entry.inode_number)
+    table = fs.inodes
+
+    assert len(set(numbers)) == files + DIRECTORIES
+    assert len(table) == 1 + files + DIRECTORIES
+    for number in numbers:
+        fs.forget(number, 1)
+    assert len(table) == 1
+    # The dictionaries themselves are small again, which they are not by themselves.
+    assert table._by_number.__sizeof__() < 1_000_000
+    assert table._by_identity.__sizeof__() < 1_000_000
+    fs.close()
