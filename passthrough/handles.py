@@ -61,7 +61,7 @@ class OpenFile:
         """Read at *offset*; fewer bytes than *size* mean the end of the file, pread(2)."""
         return os.pread(self._fd, size, offset)
 
-    def write(self, offset: int, data: bytes, flags: int = 0) -> int:
+    def write(self, offset: int, data: bytes | memoryview, flags: int = 0) -> int:
         """Write at *offset*, pwrite(2), or as O_APPEND and O_SYNC in *flags* say, pwritev2(2)."""
         if flags & _OF_WRITES:
             return os.pwritev(self._fd, [data], offset, _write_flags(flags))
@@ -104,7 +104,7 @@ class DirectFile(OpenFile):
         with mmap.mmap(-1, max(size, 1)) as buffer, memoryview(buffer)[:size] as view:
             return bytes(view[: os.preadv(self._fd, [view], offset)])
 
-    def write(self, offset: int, data: bytes, flags: int = 0) -> int:
+    def write(self, offset: int, data: bytes | memoryview, flags: int = 0) -> int:
         """Write past the host's page cache, pwritev2(2).
 
         What the kernel writes back of a mapped file ends where the file does, at a place that
@@ -169,8 +169,9 @@ class HandleTable(Generic[Handle]):
         Raises:
             OSError: EBADF if there is none; what the host's file system reports on close.
         """
-        handle = self[number]
-        del self._handles[number]
+        handle = self._handles.pop(number, None)
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         handle.close()
 
     def close(self) -> None:

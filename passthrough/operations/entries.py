@@ -43,7 +43,13 @@ class EntryOperations(Operations):
 
     def forget(self, number: int, count: int) -> None:
         """Give back *count* lookups of inode *number*."""
-        self.inodes.forget(number, count)
+        gone = self.inodes.forget(number, count)
+        if gone is None:
+            return
+        if gone in self._unopened:
+            self.files.release(self._unopened.pop(gone))
+        if gone in self._streams:
+            self.directories.release(self._streams.pop(gone)[0])
 
     @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
@@ -132,7 +138,9 @@ class EntryOperations(Operations):
 
     def _grant_across(self, directory_fd: int, name: bytes) -> Entry:
         """Find *name*, which something is mounted on; the mount may be gone by now."""
-        return self._grant(names.open_across(directory_fd, name), None)
+        entry = self._grant(names.open_across(directory_fd, name), None)
+        entry.submount = True
+        return entry
 
     def _open_dot(self, inode: Inode, name: bytes) -> int:
         """An O_PATH descriptor of what `.` or `..` is in a directory."""

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import stat
+from typing import Final
 
 from passthrough import fdpath, names, opening
 from passthrough.attributes import Entry
@@ -17,6 +18,8 @@ from passthrough.locks import Target
 from passthrough.operations.base import Operations
 from passthrough.places import Place
 from passthrough.readonly import changing
+
+_PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class FileOperations(Operations):
@@ -88,15 +91,32 @@ class FileOperations(Operations):
             file = file.following(flags)
         return file.read(offset, size)
 
-    def write(self, handle: int, offset: int, data: bytes, flags: int | None = None) -> int:
-        """Write at *offset*, pwrite(2), or at the end with O_APPEND; *flags* as for `read`."""
+    def write(
+        self,
+        handle: int,
+        offset: int,
+        data: bytes | memoryview,
+        flags: int | None = None,
+        *,
+        clear_privileges: bool = False,
+    ) -> int:
+        """Write at *offset*, pwrite(2), or at the end with O_APPEND; *flags* as for `read`.
+
+        With *clear_privileges*, the file loses its suid and sgid bits, as it does for a caller
+        without CAP_FSETID.
+        """
         file = self.files[handle]
         flags = file.flags if flags is None else self._flags.of_request(flags)
         if self.config.seal_size and (
             flags & os.O_APPEND or offset + len(data) > os.fstat(file.fd).st_size
         ):
             raise os_error(errno.EPERM)
-        return file.following(flags).write(offset, data, flags)
+        file = file.following(flags)
+        # Looked at first, because it is cheaper than two changes of capabilities.
+        if clear_privileges and os.fstat(file.fd).st_mode & _PRIVILEGES:
+            with ClearingPrivileges():
+                return file.write(offset, data, flags)
+        return file.write(offset, data, flags)
 
     def flush(self, handle: int, owner: int | None = None) -> None:
         """A descriptor of the caller was closed: let the host's file system report as on close.
@@ -113,6 +133,28 @@ class FileOperations(Operations):
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
         self.files[handle].sync(datasync=datasync)
+
+    def unopened(self, number: int) -> int:
+        """The handle of inode *number* for who never opened it (`no_open`), until it is forgotten.
+
+        Whether its user may write, the kernel has checked; here it is opened for all that the host
+        allows.
+        """
+        inode = self.inodes[number]
+        handle = self._unopened.get(inode)
+        if handle is None:
+            try:
+                fd = self._reopen(inode, stat.S_IFREG, os.O_RDWR)
+            except OSError as error:
+                if error.errno not in {errno.EROFS, errno.ETXTBSY, errno.EACCES, errno.EPERM}:
+                    raise
+                fd = self._reopen(inode, stat.S_IFREG, os.O_RDONLY)
+            handle = self._keep(number, fd, os.O_RDWR)
+            first = self._unopened.setdefault(inode, handle)
+            if first != handle:  # another thread was faster
+                self.files.release(handle)
+                handle = first
+        return handle
 
     def release(self, handle: int, *, unlock: bool = False) -> None:
         """The last descriptor of an open file is closed; with *unlock* it may have an flock.

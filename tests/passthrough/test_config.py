@@ -127,8 +127,8 @@ REFUSED = [
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
+    ("session", "uring", "'uring' is not accepted; expected auto, kernel or libfuse"),
     ("inode_file_handles", "on", "'on' is not accepted; expected never, prefer or mandatory"),
-    ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
     (
         "dax_file_size",
         "0",

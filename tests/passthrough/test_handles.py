@@ -11,7 +11,7 @@ from passthrough.handles import DirectFile, HandleTable, OpenFile
 from passthrough.listing import OpenDirectory
 from tests.support.direct import descriptors_below
 
-HANDLES = [OpenFile, OpenDirectory]
+HANDLES: list[type[OpenFile] | type[OpenDirectory]] = [OpenFile, OpenDirectory]
 
 
 @pytest.fixture
