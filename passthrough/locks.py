@@ -102,6 +102,12 @@ class LockTable:
         self._files: dict[int, dict[int, _Owned]] = {}
         self._waiting: dict[int, list[tuple[int, Lock]]] = {}
         self._seen: dict[int, tuple[int, int, int]] = {}
+        self.used = False
+        """Whether there has ever been a lock of bytes, which ends when its owner closes the file.
+
+        What was opened to be read before the first one, and for which no close is reported, keeps
+        its locks until it is released.
+        """
 
     def __len__(self) -> int:
         """How many descriptions are held."""
@@ -151,6 +157,7 @@ class LockTable:
             OSError: EAGAIN, another lock is in the way; EINTR, *wait* was called back; EDEADLK, it
                 would last for ever; EBADF, *owner* has closed the file meanwhile.
         """
+        self.used = True
         try:
             return self._take(target, owner, lock, filecalls.set_lock)
         except BlockingIOError:
