@@ -128,7 +128,7 @@ class Crew:
 
     def _grow(self, count: int) -> None:
         with self._lock:
-            most = _MOST + len(self._session.fs.waits)
+            most = _MOST + self._session.waiting()
             count = max(0, min(count, most - len(self._members)))
             newcomers = [_Member() for _ in range(count)]
             self._members.update(newcomers)
