@@ -40,6 +40,7 @@ def create(session: Session, request: Request) -> bytes:
 
 def tmpfile(session: Session, request: Request) -> bytes:
     """Create and open a regular file without a name; the one in the request means nothing."""
+    request.name()
     flags, mode, umask, _more = request.fields(wire.CREATE_IN)
     session.apply_umask(umask)
     entry, handle = session.fs.tmpfile(request.nodeid, stat.S_IMODE(mode), flags, request.caller())
