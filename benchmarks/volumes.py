@@ -1,0 +1,210 @@
+"""What a volume costs: processor time of a request, memory while idle, how long Mount takes."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import processes
+from benchmarks.lines import Place
+from benchmarks.plan import Plan
+from benchmarks.report import Amount, Cost
+from benchmarks.rounds import in_child
+from benchmarks.subjects import REPOSITORY, Directories, Subject, SubjectError, mounted
+
+_REQUESTS = 100_000
+_KNOWN = 1000
+_VOLUMES = 100
+_MOUNTS = 21
+_PLUGIN_START_S = 20.0
+_US, _MS, _MIB = 1e6, 1e3, 1 << 20
+
+
+# Processor time
+
+
+def request_costs(plan: Plan, fuse: list[Subject], at: Directories) -> list[Cost]:
+    """What one LOOKUP and one GETATTR take of the serving processes' time."""
+    new = Cost(name="LOOKUP, new to the worker", unit="µs", of={})
+    known = Cost(name="LOOKUP, known to the worker", unit="µs", of={})
+    attributes = Cost(name="GETATTR", unit="µs", of={})
+    for subject in fuse:
+        new.of[subject.name] = _cost(plan, subject, at, _look_up_new)
+        if subject.name in plan.passfs:
+            # Without a timeout the kernel asks each time, and for nothing else.
+            asks = subject.with_options(entry_timeout="0", negative_timeout="0")
+            known.of[subject.name] = _cost(plan, asks, at, _look_up_known)
+            asks = subject.with_options(attr_timeout="0")
+            attributes.of[subject.name] = _cost(plan, asks, at, _get_attributes)
+    return [new, known, attributes]
+
+
+def _cost(
+    plan: Plan, subject: Subject, at: Directories, work: Callable[[Place], Iterator[int]]
+) -> Amount:
+    def measure(place: Place, tell: Callable[[Any], None]) -> None:
+        steps = work(place)
+        next(steps)  # which prepares
+        processes.settle(place.servers)
+        before = processes.cpu_seconds(place.servers)
+        parts_before = processes.user_and_system(place.servers)
+        requests = next(steps)
+        cpu = processes.cpu_seconds(place.servers) - before
+        parts = processes.user_and_system(place.servers)
+        user, system = (b - a for a, b in zip(parts_before, parts, strict=True))
+        tell({"requests": requests, "cpu": cpu, "user": user, "system": system})
+
+    with mounted(subject, at) as servers:
+        place = Place(str(at.source), str(at.mountpoint), str(at.scratch), servers, plan.scaled)
+        said: Any = list(in_child(lambda tell: measure(place, tell)))[-1]
+    if isinstance(said, str):
+        raise SubjectError(f"{subject.name}: {said}")
+    requests = said["requests"]
+    per_request = _US / requests
+    return Amount(
+        value=said["cpu"] * per_request,
+        count=requests,
+        user=said["user"] * per_request,
+        system=said["system"] * per_request,
+    )
+
+
+def _paths(at: Place, count: int) -> list[str]:
+    """*count* files, made underneath; their paths through the mount."""
+    names = [f"{n // _KNOWN:03}/{n % _KNOWN:03}" for n in range(count)]
+    for name in names:
+        os.makedirs(os.path.dirname(f"{at.source}/requests/{name}"), exist_ok=True)
+        with open(f"{at.source}/requests/{name}", "wb"):
+            pass
+    return [f"{at.mount}/requests/{name}" for name in names]
+
+
+def _look_up_new(at: Place) -> Iterator[int]:
+    paths = _paths(at, at.scaled(_REQUESTS))
+    yield 0
+    for path in paths:
+        os.stat(path)
+    yield len(paths)
+
+
+def _look_up_known(at: Place) -> Iterator[int]:
+    directory = os.path.dirname(_paths(at, _KNOWN)[0])
+    names = sorted(os.listdir(directory))
+    # Relative to a descriptor, because the directories above would be looked up each time, too.
+    fd = os.open(directory, os.O_RDONLY)
+    for name in names:
+        os.stat(name, dir_fd=fd)
+    yield 0
+    times = max(1, at.scaled(_REQUESTS) // len(names))
+    for _ in range(times):
+        for name in names:
+            os.stat(name, dir_fd=fd)
+    yield times * len(names)
+
+
+def _get_attributes(at: Place) -> Iterator[int]:
+    fd = os.open(_paths(at, 1)[0], os.O_RDONLY)
+    yield 0
+    for _ in range(at.scaled(_REQUESTS)):
+        os.fstat(fd)
+    yield at.scaled(_REQUESTS)
+
+
+# Memory and Mount
+
+
+def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cost]:
+    """Through the plugin and its socket, with one volume and with many."""
+    many = plan.scaled(_VOLUMES, least=2)
+    memory = {n: Cost(name=f"idle volume, {n} mounted", unit="MiB PSS", of={}) for n in (1, many)}
+    latency = {n: Cost(name=f"Mount, {n} mounted", unit="ms", of={}) for n in (1, many)}
+    for subject in passfs:
+        with _plugin(at.scratch) as plugin:
+            for count in (1, many):
+                plugin.mount_up_to(count, subject.options)
+                pids = processes.descendants(plugin.pid)
+                processes.settle(pids)
+                pss = processes.proportional_bytes(pids) / count
+                memory[count].of[subject.name] = Amount(value=pss / _MIB, count=count)
+                times = [plugin.time_mount(subject.options) for _ in range(plan.scaled(_MOUNTS))]
+                value = statistics.median(times) * _MS
+                latency[count].of[subject.name] = Amount(value=value, count=len(times))
+    return [*memory.values(), *latency.values()]
+
+
+class _Plugin:
+    """A running plugin, and its engine's side of the socket."""
+
+    def __init__(self, socket_path: Path, pid: int) -> None:
+        self.pid = pid
+        self._socket_path = socket_path
+        self._mounted = 0
+
+    def mount_up_to(self, count: int, options: Mapping[str, str]) -> None:
+        while self._mounted < count:
+            name = f"volume{self._mounted}"
+            self.call("Create", Name=name, Opts=dict(options))
+            self.call("Mount", Name=name, ID="one")
+            self._mounted += 1
+
+    def time_mount(self, options: Mapping[str, str]) -> float:
+        """Seconds from Mount's request to its answer; the volume is unmounted again."""
+        self.call("Create", Name="timed", Opts=dict(options))
+        before = time.perf_counter()
+        self.call("Mount", Name="timed", ID="one")
+        seconds = time.perf_counter() - before
+        self.call("Unmount", Name="timed", ID="one")
+        return seconds
+
+    def call(self, verb: str, **fields: object) -> None:
+        client = http.client.HTTPConnection("plugin")
+        client.sock = socket.socket(socket.AF_UNIX)
+        with closing(client):
+            client.sock.connect(str(self._socket_path))
+            client.request("POST", f"/VolumeDriver.{verb}", json.dumps(fields))
+            answer = client.getresponse()
+            body = answer.read().decode()
+        if answer.status != http.HTTPStatus.OK:
+            raise SubjectError(f"the plugin's {verb} failed: {body}")
+
+
+@contextmanager
+def _plugin(scratch: Path) -> Iterator[_Plugin]:
+    own = scratch / "plugin"
+    own.mkdir()
+    environment = os.environ | {
+        "PASSFS_SOCKET": str(own / "socket"),
+        "PASSFS_DATA_DIR": str(own / "data"),
+        "PASSFS_MOUNT_DIR": str(own / "mounts"),
+        "PASSFS_LOG_LEVEL": "warning",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plugin", "serve"], cwd=REPOSITORY, env=environment
+    )
+    try:
+        plugin = _Plugin(own / "socket", process.pid)
+        _wait_until_serving(plugin, process)
+        yield plugin
+    finally:
+        process.terminate()
+        process.wait()
+        subprocess.run(["rm", "-rf", "--one-file-system", own], check=True)
+
+
+def _wait_until_serving(plugin: _Plugin, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _PLUGIN_START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            plugin.call("Capabilities")
+            return
+        time.sleep(0.01)
+    raise SubjectError("the plugin does not start")
