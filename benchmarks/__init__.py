@@ -6,6 +6,7 @@ no test: nothing here passes or fails, and a figure belongs to the machine that 
 From the top down; a module imports only those below itself:
 
     __main__.py   the command: what to measure, and where the results go
+    wanted.py     what the command's options ask for
     isolation.py  runs measure.py where nothing can be left behind
     measure.py    the process that measures: rounds, subjects, lines, load
     volumes.py    what a volume costs: memory, Mount's latency, processor time of a request
@@ -18,8 +19,8 @@ From the top down; a module imports only those below itself:
     machine.py    what the figures belong to, and the competing load
     processes.py  processor time and memory of other processes
     markdown.py   the results as a page
-    table.py      the results as text in rows
     picture.py    the results as a drawing
+    table.py      the results as text in rows
     report.py     the results: samples, medians, ratios
     plan.py       what is to be measured
 """

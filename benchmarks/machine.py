@@ -15,7 +15,7 @@ _LOOK_S = 1.0
 # Neither memory nor a system call: what competes is the processor alone.
 _WORK = "import hashlib\nwhile True: hashlib.sha256(bytes(65536)).digest()"
 # proc_stat(5): of the fields behind `cpu`, idle and iowait; and steal.
-_IDLE, _STEAL = slice(3, 5), 7
+_IDLE, _WAITING, _STEAL = 3, 4, 7
 
 
 class Watch:
@@ -28,7 +28,7 @@ class Watch:
         """The shares of the time in which processors were idle, and had been taken from us."""
         spent = [now - then for now, then in zip(_jiffies(), self._before, strict=True)]
         total = sum(spent) or 1
-        return sum(spent[_IDLE]) / total, spent[_STEAL] / total
+        return (spent[_IDLE] + spent[_WAITING]) / total, spent[_STEAL] / total
 
 
 def facts() -> dict[str, Fact]:

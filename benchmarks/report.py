@@ -62,6 +62,8 @@ class Cost(msgspec.Struct, kw_only=True):
     name: str
     unit: str
     of: dict[str, Amount]
+    failures: dict[str, str] = {}
+    """Why there is none of a subject that was asked."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -85,12 +87,17 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for each subject and line without a figure for every round."""
-        return [
+        """A sentence for each figure that a subject did not give, or not in every round."""
+        of_lines = [
             f"{name}: {line.name}: {figures.failure}"
             for line in self.lines
             for name, figures in line.of.items()
             if figures.failure
+        ]
+        return of_lines + [
+            f"{name}: {cost.name}: {failure}"
+            for cost in self.costs
+            for name, failure in cost.failures.items()
         ]
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from benchmarks.plan import BARE
-from benchmarks.report import GROUPS, Amount, Figures, Line, Report
+from benchmarks.report import GROUPS, Cost, Figures, Line, Report
 
 _SCALES = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs"))
 _NOTHING = "–"
@@ -130,8 +130,7 @@ def _means(report: Report) -> Table:
 def _costs(report: Report) -> Table:
     names = [*report.plan.passfs, *report.plan.peers]
     rows = [
-        [cost.name, cost.unit, *(_amount(cost.of.get(name)) for name in names)]
-        for cost in report.costs
+        [cost.name, cost.unit, *(_amount(cost, name) for name in names)] for cost in report.costs
     ]
     note = "processor time of a request (user + system), memory of a volume, time of Mount: medians"
     return Table("What a request and a volume cost", note, ["", "unit", *names], rows)
@@ -153,9 +152,10 @@ def _optional(value: float | None) -> str:
     return _NOTHING if value is None else ratio(value)
 
 
-def _amount(amount: Amount | None) -> str:
+def _amount(cost: Cost, name: str) -> str:
+    amount = cost.of.get(name)
     if amount is None:
-        return _NOTHING
+        return "fails" if name in cost.failures else _NOTHING
     parts = ""
     if amount.user is not None and amount.system is not None:
         parts = f" ({_digits(amount.user)} + {_digits(amount.system)})"

@@ -22,11 +22,14 @@ from benchmarks.rounds import in_child
 from benchmarks.subjects import REPOSITORY, Directories, Subject, SubjectError, mounted
 
 _REQUESTS = 100_000
-_KNOWN = 1000
+_NEW, _KNOWN = 10_000, 1000
 _VOLUMES = 100
 _MOUNTS = 21
 _PLUGIN_START_S = 20.0
 _US, _MS, _MIB = 1e6, 1e3, 1 << 20
+
+_Work = Callable[[Place], Iterator[Callable[[], int]]]
+"""Prepares a place, and gives batches: functions that have requests made, and say how many."""
 
 
 # Processor time
@@ -38,44 +41,47 @@ def request_costs(plan: Plan, fuse: list[Subject], at: Directories) -> list[Cost
     known = Cost(name="LOOKUP, known to the worker", unit="µs", of={})
     attributes = Cost(name="GETATTR", unit="µs", of={})
     for subject in fuse:
-        new.of[subject.name] = _cost(plan, subject, at, _look_up_new)
+        asked = [(new, subject, _look_up_new)]
         if subject.name in plan.passfs:
             # Without a timeout the kernel asks each time, and for nothing else.
-            asks = subject.with_options(entry_timeout="0", negative_timeout="0")
-            known.of[subject.name] = _cost(plan, asks, at, _look_up_known)
-            asks = subject.with_options(attr_timeout="0")
-            attributes.of[subject.name] = _cost(plan, asks, at, _get_attributes)
+            asked += [
+                (known, subject.with_options(entry_timeout="0"), _look_up_known),
+                (attributes, subject.with_options(attr_timeout="0"), _get_attributes),
+            ]
+        for cost, asking, work in asked:
+            try:
+                cost.of[subject.name] = _cost(plan, asking, at, work)
+            except SubjectError as error:
+                cost.failures[subject.name] = str(error)
     return [new, known, attributes]
 
 
-def _cost(
-    plan: Plan, subject: Subject, at: Directories, work: Callable[[Place], Iterator[int]]
-) -> Amount:
-    def measure(place: Place, tell: Callable[[Any], None]) -> None:
-        steps = work(place)
-        next(steps)  # which prepares
-        processes.settle(place.servers)
-        before = processes.cpu_seconds(place.servers)
-        parts_before = processes.user_and_system(place.servers)
-        requests = next(steps)
-        cpu = processes.cpu_seconds(place.servers) - before
-        parts = processes.user_and_system(place.servers)
-        user, system = (b - a for a, b in zip(parts_before, parts, strict=True))
-        tell({"requests": requests, "cpu": cpu, "user": user, "system": system})
-
+def _cost(plan: Plan, subject: Subject, at: Directories, work: _Work) -> Amount:
     with mounted(subject, at) as servers:
         place = Place(str(at.source), str(at.mountpoint), str(at.scratch), servers, plan.scaled)
-        said: Any = list(in_child(lambda tell: measure(place, tell)))[-1]
+        said: Any = list(in_child(lambda tell: tell(_measure(place, work))))[-1]
     if isinstance(said, str):
-        raise SubjectError(f"{subject.name}: {said}")
-    requests = said["requests"]
-    per_request = _US / requests
+        raise SubjectError(said)
+    requests, cpu, user, system = said
     return Amount(
-        value=said["cpu"] * per_request,
-        count=requests,
-        user=said["user"] * per_request,
-        system=said["system"] * per_request,
+        value=cpu * _US / requests,
+        count=int(requests),
+        user=user * _US / requests,
+        system=system * _US / requests,
     )
+
+
+def _measure(at: Place, work: _Work) -> list[float]:
+    """The number of requests, and the servers' seconds: all, user, system."""
+    sums = [0.0] * 4
+    for batch in work(at):
+        processes.settle(at.servers)
+        before = [processes.cpu_seconds(at.servers), *processes.user_and_system(at.servers)]
+        requests = batch()
+        after = [processes.cpu_seconds(at.servers), *processes.user_and_system(at.servers)]
+        spent = [now - then for now, then in zip(after, before, strict=True)]
+        sums = [one + more for one, more in zip(sums, [requests, *spent], strict=True)]
+    return sums
 
 
 def _paths(at: Place, count: int) -> list[str]:
@@ -88,35 +94,46 @@ def _paths(at: Place, count: int) -> list[str]:
     return [f"{at.mount}/requests/{name}" for name in names]
 
 
-def _look_up_new(at: Place) -> Iterator[int]:
-    paths = _paths(at, at.scaled(_REQUESTS))
-    yield 0
-    for path in paths:
-        os.stat(path)
-    yield len(paths)
+def _look_up_new(at: Place) -> Iterator[Callable[[], int]]:
+    """The same names again and again, forgotten in between, below any limit of open files."""
+    paths = _paths(at, at.scaled(_NEW))
+
+    def look_up() -> int:
+        for path in paths:
+            os.stat(path)
+        return len(paths)
+
+    for _ in range(_REQUESTS // _NEW):
+        at.drop()
+        yield look_up
 
 
-def _look_up_known(at: Place) -> Iterator[int]:
+def _look_up_known(at: Place) -> Iterator[Callable[[], int]]:
     directory = os.path.dirname(_paths(at, _KNOWN)[0])
     names = sorted(os.listdir(directory))
     # Relative to a descriptor, because the directories above would be looked up each time, too.
     fd = os.open(directory, os.O_RDONLY)
-    for name in names:
-        os.stat(name, dir_fd=fd)
-    yield 0
-    times = max(1, at.scaled(_REQUESTS) // len(names))
-    for _ in range(times):
+
+    def look_up() -> int:
         for name in names:
             os.stat(name, dir_fd=fd)
-    yield times * len(names)
+        return len(names)
+
+    look_up()
+    for _ in range(max(1, at.scaled(_REQUESTS) // len(names))):
+        yield look_up
 
 
-def _get_attributes(at: Place) -> Iterator[int]:
+def _get_attributes(at: Place) -> Iterator[Callable[[], int]]:
     fd = os.open(_paths(at, 1)[0], os.O_RDONLY)
-    yield 0
-    for _ in range(at.scaled(_REQUESTS)):
-        os.fstat(fd)
-    yield at.scaled(_REQUESTS)
+    count = at.scaled(_REQUESTS)
+
+    def get() -> int:
+        for _ in range(count):
+            os.fstat(fd)
+        return count
+
+    yield get
 
 
 # Memory and Mount
@@ -130,14 +147,16 @@ def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cos
     for subject in passfs:
         with _plugin(at.scratch) as plugin:
             for count in (1, many):
-                plugin.mount_up_to(count, subject.options)
-                pids = processes.descendants(plugin.pid)
-                processes.settle(pids)
-                pss = processes.proportional_bytes(pids) / count
-                memory[count].of[subject.name] = Amount(value=pss / _MIB, count=count)
-                times = [plugin.time_mount(subject.options) for _ in range(plan.scaled(_MOUNTS))]
-                value = statistics.median(times) * _MS
-                latency[count].of[subject.name] = Amount(value=value, count=len(times))
+                try:
+                    plugin.mount_up_to(count, subject.options)
+                    memory[count].of[subject.name] = plugin.memory()
+                    times = [
+                        plugin.time_mount(subject.options) for _ in range(plan.scaled(_MOUNTS))
+                    ]
+                    value = statistics.median(times) * _MS
+                    latency[count].of[subject.name] = Amount(value=value, count=len(times))
+                except SubjectError as error:
+                    latency[count].failures[subject.name] = str(error)
     return [*memory.values(), *latency.values()]
 
 
@@ -155,6 +174,13 @@ class _Plugin:
             self.call("Create", Name=name, Opts=dict(options))
             self.call("Mount", Name=name, ID="one")
             self._mounted += 1
+
+    def memory(self) -> Amount:
+        """Of all that serves, for each volume; the plugin itself excluded."""
+        pids = processes.descendants(self.pid)
+        processes.settle(pids)
+        pss = processes.proportional_bytes(pids) / _MIB
+        return Amount(value=pss / self._mounted, count=self._mounted)
 
     def time_mount(self, options: Mapping[str, str]) -> float:
         """Seconds from Mount's request to its answer; the volume is unmounted again."""
