@@ -3,10 +3,12 @@
 Where a request goes, each module importing only those below it:
 
     __main__.py     serve a directory from the command line, in the foreground
+    forkserver.py   forks worker processes, which share what it has loaded
     worker.py       the worker process of one volume: hand-over, lifetime, report
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
+    operations/     the methods: entries, metadata, files, directories, extended attributes
     readonly.py     what a read-only volume refuses
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes

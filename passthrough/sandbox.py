@@ -20,6 +20,7 @@ Python loads code late, and the C library too: a root directory that a volume's 
 never be where they look. So what may be needed later is loaded first, and the search is ended.
 """
 
+import functools
 import linecache
 import logging
 import os
@@ -98,7 +99,7 @@ def enter(source_fd: int) -> int:
     os.fstat(source_fd)
     try:
         _check()
-        _load()
+        _look_no_further(load())
         links_fd, root_fd = _enter_namespaces(source_fd)
         fdpath.work_in(links_fd)
         _give_up_privileges()
@@ -170,11 +171,11 @@ def _give_up_privileges() -> None:
     privileges.filter_calls(callfilter.program(os.uname().machine))
 
 
-def _load() -> None:
-    """Load what would be looked for later, and have nothing looked for from then on.
+@functools.cache
+def load() -> dict[str, list[str]]:
+    """Load what a worker would look for later; gives the lines of our own modules, by path.
 
-    A name below the new root is a volume user's to make: a module of Python, which would be run;
-    a fifo in the place of a source file, at which a traceback would wait for ever.
+    For a process that forks workers, too: they share it.
     """
     privileges.load_unwinder()
     for name in _IMPORTED_LATE:
@@ -182,7 +183,15 @@ def _load() -> None:
             __import__(name)
         except ModuleNotFoundError:
             log.debug("this version of Python has no module %s", name)
-    own = {str(path): _lines(path) for path in Path(__file__).parent.rglob("*.py")}
+    return {str(path): _lines(path) for path in Path(__file__).parent.rglob("*.py")}
+
+
+def _look_no_further(own: dict[str, list[str]]) -> None:
+    """Have nothing looked for from now on.
+
+    A name below the new root is a volume user's to make: a module of Python, which would be run;
+    a fifo in the place of a source file, at which a traceback would wait for ever.
+    """
     sys.meta_path[:] = [machinery.BuiltinImporter, machinery.FrozenImporter]
     sys.path.clear()
     # Tracebacks show the lines of our own modules, and of others their names and line numbers.

@@ -10,6 +10,8 @@ above.
     driver        the nine verbs, and the table from path to verb
     keeper        keeps mounts alive: mount point, FUSE descriptor, worker
     worker        one worker process, from its start to its end
+    forkserver    the process that forks workers
+    output        what our processes write, line by line, to our own log
     source        opens the host's directory that a volume serves, if it may be served
     storage       the directories of volumes without a source, and their deletion
     registry      the volumes on disk
@@ -23,8 +25,8 @@ above.
 
 Engine and installation put the managed plugin into an engine; requests never pass them.
 
-Only server, driver, keeper, worker and blocking know trio, only server knows HTTP. The rest is
-synchronous, and runs in threads where it may wait.
+Only server, driver, keeper, worker, forkserver, output and blocking know trio, only server knows
+HTTP. The rest is synchronous, and runs in threads where it may wait.
 
 Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
 and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get

@@ -31,8 +31,9 @@ from passthrough.handover import Handover
 from passthrough.mount import FSTYPE, mount, unmount
 from plugin import blocking
 from plugin.errors import CannotStart, MountFailed
+from plugin.forkserver import COMMAND, Start, forking
 from plugin.volume import VolumeName
-from plugin.worker import COMMAND, Worker
+from plugin.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +106,10 @@ class Mount:
 class Keeper:
     """The mounts of all volumes below one directory; made by `keeping`."""
 
-    def __init__(self, mount_dir: Path, nursery: trio.Nursery, command: Sequence[str]) -> None:
+    def __init__(self, mount_dir: Path, nursery: trio.Nursery, start: Start) -> None:
         self._mount_dir = mount_dir
         self._nursery = nursery
-        self._command = command
+        self._start = start
         self._mounts: dict[VolumeName, Mount] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
 
@@ -175,7 +176,7 @@ class Keeper:
                 with _step(name, f"mounting at {target}", deadline):
                     await self._detach(target)
                     attached = await trio.to_thread.run_sync(_attach, target, order.config)
-                made = Mount(target, attached, Worker(name, self._command))
+                made = Mount(target, attached, Worker(name, self._start))
                 undo.push_async_callback(self._take_down, made, UNMOUNT_DEADLINE_S)
                 handover = Handover(
                     volume=name,
@@ -248,7 +249,8 @@ class Keeper:
 async def keeping(mount_dir: Path, command: Sequence[str] = COMMAND) -> AsyncIterator[Keeper]:
     """A keeper of mounts below *mount_dir*, which is made; none is left there, before and after.
 
-    Workers are ended at the end, whoever still uses what they serve.
+    Workers are forked by a process that runs *command*, and ended at the end, whoever still uses
+    what they serve.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
@@ -256,8 +258,8 @@ async def keeping(mount_dir: Path, command: Sequence[str] = COMMAND) -> AsyncIte
     """
     with _claimed(mount_dir) as claimed:
         await trio.to_thread.run_sync(_clear, claimed)
-        async with trio.open_nursery() as nursery:
-            keeper = Keeper(claimed, nursery, command)
+        async with forking(command) as start, trio.open_nursery() as nursery:
+            keeper = Keeper(claimed, nursery, start)
             try:
                 yield keeper
             finally:

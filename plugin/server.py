@@ -30,13 +30,13 @@ from starlette.types import Receive, Scope, Send
 from plugin import log as logs
 from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
+from plugin.forkserver import COMMAND
 from plugin.keeper import keeping
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
 from plugin.source import Host
 from plugin.storage import Storage
-from plugin.worker import COMMAND
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,7 @@ standard input closes, so that it never outlives the plugin.
 
 import logging
 import signal
-import subprocess
-import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -17,11 +14,10 @@ import trio
 
 from passthrough.handover import Handover, Report, decode_report, encode
 from plugin.errors import MountFailed
+from plugin.forkserver import UNKNOWN, Process, Start
+from plugin.output import forward, lines
 
 log = logging.getLogger(__name__)
-
-# Isolated (-I): neither the working directory nor the environment decides which code runs as root.
-COMMAND = (sys.executable, "-I", "-m", "passthrough.worker")
 
 # A worker that is told to end only has to leave its loop; at shutdown the engine gives us 10 s.
 END_GRACE_S = 2.0
@@ -32,23 +28,17 @@ DRAIN_S = 1.0
 
 # How much of what a worker last said goes into the refusal of a mount.
 LAST_LINES = 5
-LINE_LIMIT_BYTES = 8192
-
-LEVELS = {
-    logging.getLevelName(level): level
-    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
-}
 
 
 class Worker:
     """The process that serves one mount of *volume*."""
 
-    def __init__(self, volume: str, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, volume: str, start: Start) -> None:
         self._volume = volume
-        self._command = command
+        self._start = start
         self.serving = False
         """Whether it has said that it serves, from when on nobody waits for `run` any more."""
-        self._process: trio.Process | None = None
+        self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     @property
@@ -79,18 +69,12 @@ class Worker:
         Raises:
             MountFailed: it never served; says why, in its own last words.
         """
-        process = self._process = await trio.lowlevel.open_process(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(handover.fuse_fd, handover.source_fd),
-            cwd="/",
-            # A Ctrl-C in the plugin's terminal is for the plugin, which ends its workers in order.
-            start_new_session=True,
-        )
+        borrowed = (handover.fuse_fd, handover.source_fd)
+        process = self._process = await self._start(self._volume, borrowed)
+        fuse_fd, source_fd = process.given
+        handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, source_fd=source_fd)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._forward_log, process.stderr)
+            nursery.start_soon(forward, process.stderr, self._log)
             grace_s = 0.0
             try:
                 report = await _hand_over(process, handover)
@@ -111,9 +95,7 @@ class Worker:
             )
         return ended
 
-    async def _end(self, process: trio.Process, grace_s: float) -> None:
-        assert process.stdin is not None  # noqa: S101 - opened as a pipe
-        assert process.stdout is not None  # noqa: S101
+    async def _end(self, process: Process, grace_s: float) -> None:
         await process.stdin.aclose()
         with trio.move_on_after(grace_s):
             await process.wait()
@@ -129,28 +111,19 @@ class Worker:
             )
         await process.stdout.aclose()
 
-    async def _forward_log(self, stderr: trio.abc.ReceiveStream | None) -> None:
-        assert stderr is not None  # noqa: S101 - opened as a pipe
-        level = logging.WARNING  # of what comes before any line of a logger, such as a traceback
-        async with stderr:
-            async for line in _lines(stderr):
-                word, _, rest = line.partition(" ")
-                level = LEVELS.get(word, level)
-                text = rest if word in LEVELS else line
-                self._last_lines.append(text)
-                log.log(level, "volume %s: %s", self._volume, text)
+    def _log(self, level: int, text: str) -> None:
+        self._last_lines.append(text)
+        log.log(level, "volume %s: %s", self._volume, text)
 
 
-async def _hand_over(process: trio.Process, handover: Handover) -> Report:
+async def _hand_over(process: Process, handover: Handover) -> Report:
     """Tell the worker what to serve and wait for its answer; a worker that dies gives none."""
-    assert process.stdin is not None  # noqa: S101 - opened as pipes
-    assert process.stdout is not None  # noqa: S101
     try:
         await process.stdin.send_all(encode(handover))
     except trio.BrokenResourceError:
         return Report(serving=False)
-    async with aclosing(_lines(process.stdout)) as lines:
-        line = await anext(lines, None)
+    async with aclosing(lines(process.stdout)) as said:
+        line = await anext(said, None)
     if line is None:
         return Report(serving=False)
     try:
@@ -159,23 +132,11 @@ async def _hand_over(process: trio.Process, handover: Handover) -> Report:
         return Report(serving=False, error=f"its worker said {line!r}: {error}")
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[str, None]:
-    """The lines of *stream* as text; overlong ones are cut into pieces."""
-    rest = b""
-    async for chunk in stream:
-        *whole, rest = (rest + chunk).split(b"\n")
-        if len(rest) > LINE_LIMIT_BYTES:
-            whole.append(rest)
-            rest = b""
-        for line in whole:
-            yield line.decode(errors="replace")
-    if rest:
-        yield rest.decode(errors="replace")
-
-
 def _how_it_ended(returncode: int | None) -> str:
     if returncode is None:
         return "does not end"
+    if returncode == UNKNOWN:
+        return "ended, nobody knows how"
     if returncode < 0:
         return f"was killed by {_signal_name(-returncode)}"
     return f"ended with status {returncode}"

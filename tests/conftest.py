@@ -1,17 +1,21 @@
 """What holds for every test: root and /dev/fuse are there, and nothing is left behind."""
 
-import contextlib
+import ctypes
 import gc
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
+from tests.support.processes import children, is_named
+
+PR_SET_CHILD_SUBREAPER = 36
+ORPHANS_END_S = 5.0
 
 
 def pytest_sessionstart() -> None:
@@ -54,17 +58,35 @@ def nothing_logged_unexpectedly(request: pytest.FixtureRequest) -> Iterator[None
     assert missing == []
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _orphans_are_ours() -> None:
+    """A worker that outlives its fork server becomes a child of this process, and is noticed."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """No descriptor, no passfs mount and no child process outlives a test."""
-    descriptors, mounts, children = _descriptors(), _mounts(), _children()
+    descriptors, mounts, processes = _descriptors(), _mounts(), children()
     yield
     if _descriptors() - descriptors:
         gc.collect()  # too slow to do after each of thousands of tests
 
     assert _descriptors() - descriptors == set()
+    _reap_orphans()
     assert _mounts() - mounts == set()
-    assert _children() - children == set()
+    assert children() - processes == set()
+
+
+def _reap_orphans() -> None:
+    """Wait for what a plugin or a fork server that was killed has left to us: it ends by itself."""
+    for pid in children():
+        limit = time.monotonic() + ORPHANS_END_S
+        while is_named(pid) and time.monotonic() < limit:
+            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                break
+            time.sleep(0.01)
 
 
 def _descriptors() -> set[tuple[int, str]]:
@@ -80,11 +102,3 @@ def _descriptors() -> set[tuple[int, str]]:
 
 def _mounts() -> set[bytes]:
     return {mount.target for mount in mountinfo.read() if mount.fstype == FSTYPE}
-
-
-def _children() -> set[int]:
-    children: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread may end while we look
-            children |= {int(pid) for pid in (task / "children").read_text().split()}
-    return children

@@ -8,6 +8,7 @@ tables here say the rest.
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,10 @@ DOORS = {
     "starlette": {"plugin/server.py"},
     "trio": {
         "passthrough/worker.py",
-        *(f"plugin/{name}.py" for name in ("server", "driver", "keeper", "worker", "blocking")),
+        *(
+            f"plugin/{name}.py"
+            for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
+        ),
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
@@ -133,6 +137,15 @@ def test_the_list_of_a_package_has_each_of_its_modules_once(package: str) -> Non
     present = {name_in(path) for path in modules() if path.parts[0] == package} - {"__init__"}
 
     assert sorted(order(package)) == sorted(present)
+
+
+def test_every_package_is_installed() -> None:
+    """An editable installation finds them all, and the one in the plugin's image would not."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    present = {".".join(module.parts[:-1]) for module in modules()}
+
+    # The benchmarks run in a checkout.
+    assert set(project["tool"]["setuptools"]["packages"]) == present - {"benchmarks"}
 
 
 @named
@@ -230,7 +243,7 @@ def test_only_what_starts_a_process_configures_logging(module: Path) -> None:
         if re.search(r"basicConfig|dictConfig|addHandler|setLevel", name)
     }
 
-    allowed = name_in(module) in {"__main__", "worker", "log"}
+    allowed = name_in(module) in {"__main__", "worker", "forkserver", "log"}
     assert allowed or configuring == set()
 
 

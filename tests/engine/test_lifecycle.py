@@ -55,7 +55,7 @@ def _kill_worker(driver: Driver, volume: Volume) -> None:
             fields = dict(
                 line.split(":", 1) for line in (process / "status").read_text().splitlines()
             )
-            worker = b"passthrough.worker" in (process / "cmdline").read_bytes()
+            worker = (process / "comm").read_bytes().startswith(b"passfs:")
             if worker and fields["NSpid"].split()[-1] == inside:
                 os.kill(int(process.name), signal.SIGKILL)
                 return

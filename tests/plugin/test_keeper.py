@@ -1,7 +1,6 @@
 """plugin/keeper.py: a mount is whole, or nothing of it is there."""
 # ruff: noqa: ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
 
-import contextlib
 import errno
 import logging
 import os
@@ -25,6 +24,7 @@ from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.volume import VolumeName
 from tests.support.dockerd import mounted
 from tests.support.fake_worker import command
+from tests.support.processes import workers
 
 NAME = VolumeName("data")
 SERVE = command("serve")
@@ -56,14 +56,6 @@ def order(source: Path, **fields: Any) -> Order:
     return Order(**given | fields)
 
 
-def children() -> set[int]:
-    pids: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
-            pids |= {int(pid) for pid in (task / "children").read_text().split()}
-    return pids
-
-
 async def lose_worker(keeper: Keeper, source: Path) -> str:
     """Mount, kill the worker, and give what the keeper tells of it."""
     send, receive = trio.open_memory_channel[str](1)
@@ -88,7 +80,7 @@ async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
         assert target == mounts / "data"
         await in_thread((target / "file").write_text, "hello")
         assert (source / "file").read_text() == "hello"
-        assert keeper.worker_pid(NAME) in children()
+        assert keeper.worker_pid(NAME) in workers()
         await keeper.unmount(NAME)
         assert list(mounts.iterdir()) == []
         assert keeper.worker_pid(NAME) == 0
@@ -232,7 +224,7 @@ async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source:
         with pytest.raises(MountFailed, match="cannot be served: the kernel is too old"):
             await keeper.mount(order(source))
         assert list(mounts.iterdir()) == []
-        assert children() == set()
+        assert workers() == set()
 
 
 @pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
@@ -261,7 +253,7 @@ async def test_a_worker_that_hangs_is_given_up(
                 await trio.lowlevel.checkpoint()
             mock_clock.jump(MOUNT_DEADLINE_S)
         assert list(mounts.iterdir()) == []
-        assert children() == set()
+        assert workers() == set()
 
 
 async def refused_at_the_deadline(keeper: Keeper, wanted: Order) -> None:
@@ -313,7 +305,7 @@ async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Pa
             nursery.cancel_scope.cancel()
         os.close(writer)
         assert list(mounts.iterdir()) == []
-        assert children() == set()
+        assert workers() == set()
 
 
 async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
@@ -406,7 +398,7 @@ async def test_the_end_takes_down_every_mount_and_worker(mounts: Path, source: P
             await keeper.mount(order(source, name=VolumeName(name)))
         assert mounted(mounts) == ["a", "b", "c"]
     assert list(mounts.iterdir()) == []
-    assert children() == set()
+    assert workers() == set()
 
 
 async def test_the_end_comes_for_a_worker_that_clings(
@@ -416,13 +408,13 @@ async def test_the_end_comes_for_a_worker_that_clings(
     async with keeping(mounts, command("cling")) as keeper:
         await keeper.mount(order(source))
     assert list(mounts.iterdir()) == []
-    assert children() == set()
+    assert workers() == set()
 
 
 async def test_a_file_in_use_does_not_hold_up_the_end(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
         fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
-    assert children() == set()
+    assert workers() == set()
     with pytest.raises(OSError, match="not connected"):
         await in_thread(os.close, fd)  # closed it is, though its flush has failed

@@ -12,6 +12,7 @@ import trio
 from passthrough.config import Config
 from passthrough.handover import Handover
 from plugin.errors import MountFailed
+from plugin.forkserver import forking
 from plugin.worker import Worker
 from tests.support.fake_worker import command
 
@@ -41,8 +42,9 @@ def handover() -> Iterator[Handover]:
 async def test_a_worker_that_does_not_serve_says_why(
     handover: Handover, manner: str, sentence: str
 ) -> None:
-    with pytest.raises(MountFailed) as refusal:
-        await Worker("data", command(manner)).run(handover)
+    async with forking(command(manner)) as start:
+        with pytest.raises(MountFailed) as refusal:
+            await Worker("data", start).run(handover)
     assert str(refusal.value).startswith(sentence)
 
 
@@ -51,13 +53,14 @@ async def test_a_worker_that_does_not_serve_says_why(
     [(signal.SIGKILL, "SIGKILL"), (40, "signal 40"), (signal.SIGRTMAX, "SIGRTMAX")],
 )
 async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) -> None:
-    worker = Worker("data", command("serve"))
     ended: list[str] = []
 
-    async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        ended.append(await worker.run(handover, task_status=task_status))
+    async with forking(command("serve")) as start, trio.open_nursery() as nursery:
+        worker = Worker("data", start)
 
-    async with trio.open_nursery() as nursery:
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            ended.append(await worker.run(handover, task_status=task_status))
+
         await nursery.start(run)
         assert Path(f"/proc/{worker.pid}/comm").exists()  # noqa: ASYNC240 - not a real file
         os.kill(worker.pid, number)
@@ -66,8 +69,8 @@ async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) 
 
 async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
     """Cancellation closes its standard input, which a worker takes for the plugin's end."""
-    worker = Worker("data", command("serve"))
-    async with trio.open_nursery() as nursery:
+    async with forking(command("serve")) as start, trio.open_nursery() as nursery:
+        worker = Worker("data", start)
         await nursery.start(worker.run, handover)
         nursery.cancel_scope.cancel()
     assert not Path(f"/proc/{worker.pid}").exists()  # noqa: ASYNC240 - not a real file
@@ -80,8 +83,8 @@ async def test_a_worker_s_log_keeps_its_levels(
 ) -> None:
     """A line without a level, as in a traceback, belongs to the one before it."""
     caplog.set_level(logging.DEBUG)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(Worker("data", command("talk")).run, handover)
+    async with forking(command("talk")) as start, trio.open_nursery() as nursery:
+        await nursery.start(Worker("data", start).run, handover)
         while "volume data: c: three" not in caplog.messages:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()

@@ -16,9 +16,9 @@ import trio
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
+from plugin.forkserver import COMMAND
 from plugin.server import prepared, serve
 from plugin.settings import Settings
-from plugin.worker import COMMAND
 
 HEADERS = (
     ("Host", "plugin.moby.localhost"),

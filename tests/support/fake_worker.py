@@ -1,10 +1,11 @@
-"""A worker process that speaks the hand-over and serves nothing, run as a program.
+"""A worker process that speaks the hand-over and serves nothing, and the fork server to start it.
 
-Its first argument says what it does instead of serving. It ends as a real one does: when its file
-system is unmounted, or when its standard input closes.
+Run as a program, its first argument says what workers do instead of serving. They end as real ones
+do: when the file system is unmounted, or when standard input closes.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -13,14 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from passthrough import forkserver
 from passthrough.handover import Handover, Report, decode_handover, encode
 
 COMMAND = (sys.executable, "-I", __file__)
 
 
 def command(manner: str, *arguments: str | Path) -> tuple[str, ...]:
-    """The command of a worker that behaves in *manner*, one of `MANNERS`."""
-    assert manner in MANNERS
+    """The command of a fork server whose workers behave in *manner*, one of `MANNERS` or `BARE`."""
+    assert manner in {*MANNERS, *BARE}
     return (*COMMAND, manner, *map(str, arguments))
 
 
@@ -41,14 +43,14 @@ def _serve(handover: Handover) -> None:
     _stay(handover)
 
 
-def _refuse(_: Handover) -> None:
+def _refuse(_: Handover) -> int:
     _report(Report(serving=False, error="the kernel is too old"))
-    sys.exit(1)
+    return 1
 
 
-def _die(_: Handover) -> None:
+def _die(_: Handover) -> int:
     sys.stderr.write("ERROR fake: out of luck\n")
-    sys.exit(3)
+    return 3
 
 
 def _babble(_: Handover) -> None:
@@ -86,7 +88,25 @@ def _wait(handover: Handover) -> None:
     _serve(handover)
 
 
-MANNERS: dict[str, Callable[[Handover], None]] = {
+def _sleep() -> int:
+    """Say so, and do nothing; without a hand-over."""
+    os.write(1, b"asleep\n")
+    while True:
+        time.sleep(3600)
+
+
+def _bug() -> int:
+    return 1 // 0
+
+
+def _unforked() -> int:
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+# What does not care for a hand-over.
+BARE: dict[str, Callable[[], int]] = {"sleep": _sleep, "bug": _bug, "unforked": _unforked}
+
+MANNERS: dict[str, Callable[[Handover], int | None]] = {
     "serve": _serve,
     "refuse": _refuse,
     "die": _die,
@@ -99,5 +119,14 @@ MANNERS: dict[str, Callable[[Handover], None]] = {
 }
 
 
+def _work() -> int:
+    manner = sys.argv[1]
+    if manner in BARE:
+        return BARE[manner]()
+    return MANNERS[manner](decode_handover(sys.stdin.buffer.readline())) or 0
+
+
 if __name__ == "__main__":
-    MANNERS[sys.argv[1]](decode_handover(sys.stdin.buffer.readline()))
+    if sys.argv[1] == "unforked":
+        os.fork = BARE["unforked"]
+    forkserver.serve(_work)

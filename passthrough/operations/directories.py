@@ -1,0 +1,60 @@
+"""Directory streams: opened, read, brought to stable storage."""
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+
+from passthrough import names
+from passthrough.attributes import Entry
+from passthrough.handles import OpenDirectory, Record
+from passthrough.inodes import ROOT
+from passthrough.operations.entries import EntryOperations
+
+log = logging.getLogger(__name__)
+
+
+class DirectoryOperations(EntryOperations):
+    """What acts on an open directory; a listing looks its names up."""
+
+    def opendir(self, number: int) -> int:
+        """Open a directory stream; gives a handle number."""
+        fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+        return self.directories.add(OpenDirectory(number, fd))
+
+    def readdirplus(self, handle: int, offset: int) -> Iterator[tuple[Record, Entry | None]]:
+        """The names from *offset* on, each with its entry; none for `.` and `..`, which count not.
+
+        Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
+        that vanished meanwhile is left out, and so is one that cannot be looked at: a dead mount
+        below the source must not make the directory around it unusable.
+        """
+        directory = self.directories[handle]
+        records = () if self.config.no_readdir else directory.read(offset)
+        for record in records:
+            if record.name in {names.DOT, names.DOT_DOT}:
+                yield self._dot(directory, record), None
+                continue
+            try:
+                entry = self.lookup(directory.inode_number, record.name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning("%r is left out of a listing: %s", record.name, error.strerror)
+                continue
+            yield record, entry
+
+    def fsyncdir(self, handle: int, *, datasync: bool) -> None:
+        """Bring a directory to stable storage."""
+        self.directories[handle].sync(datasync=datasync)
+
+    def releasedir(self, handle: int) -> None:
+        """The last descriptor of a directory stream is closed."""
+        self.directories.release(handle)
+
+    def _dot(self, directory: OpenDirectory, record: Record) -> Record:
+        """`.` and `..` with the numbers that users know; the parent of the root is the root."""
+        inode = self.inodes[directory.inode_number]
+        if inode.number == ROOT or record.name == names.DOT:
+            return record._replace(number=self.inodes.shown_number(inode))
+        return record._replace(number=self.inodes.shown_neighbour(inode, record.number))

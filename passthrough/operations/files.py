@@ -1,0 +1,104 @@
+"""Open files: opened, created, read, written, brought to stable storage."""
+
+import contextlib
+import errno
+import os
+import stat
+
+from passthrough import fdpath, names, opening
+from passthrough.attributes import Entry
+from passthrough.credentials import ClearingPrivileges
+from passthrough.errors import os_error
+from passthrough.handles import DirectFile, OpenFile
+from passthrough.idmap import Caller
+from passthrough.inodes import Inode
+from passthrough.operations.base import Operations
+from passthrough.readonly import changing
+
+
+class FileOperations(Operations):
+    """What opens a regular file, and what acts on an open one."""
+
+    def open(self, number: int, flags: int, *, clear_privileges: bool = False) -> int:
+        """Open a regular file; gives a handle number.
+
+        A file whose last name the host has taken away answers ESTALE, so that the kernel looks its
+        name up again and opens what it leads to now; who has it open may open it again (/proc).
+        With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
+        so itself for every other change of content, but leaves O_TRUNC to the one who opens.
+        """
+        if self.config.readonly and opening.changes(flags):
+            raise os_error(errno.EROFS)
+        if flags & os.O_TRUNC:
+            self._check_sealed()
+        inode = self.inodes[number]
+        self._check_linked(inode)
+        with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+            fd = self._reopen(inode, stat.S_IFREG, flags)
+        return self._keep(number, fd, flags)
+
+    @changing
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Entry, int]:
+        """Create and open a regular file; gives its entry and a handle number.
+
+        The kernel sends CREATE for names that it believes are free. If one is not, somebody was
+        faster, and nobody has checked whether the caller may open that file. The answer then is
+        EEXIST where the caller asked for it, else ESTALE, on which the kernel looks the name up
+        and opens what is there under its own permission check.
+        """
+        names.check(name)
+        if flags & os.O_TRUNC:
+            self._check_sealed()
+        directory = self.inodes[parent]
+        try:
+            with self.ownership.acting_as(caller):
+                fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory.fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            raise os_error(errno.ESTALE) from None
+        try:
+            # Through the descriptor, not the name: that may be another file's by now.
+            entry = self._grant(os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC))
+        except BaseException:
+            os.close(fd)
+            raise
+        return entry, self._keep(entry.inode_number, fd, flags)
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Read at *offset*; fewer bytes than *size* mean the end of the file."""
+        return self.files[handle].read(offset, size)
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
+        file = self.files[handle]
+        if self.config.seal_size and (
+            file.appends or offset + len(data) > os.fstat(file.fd).st_size
+        ):
+            raise os_error(errno.EPERM)
+        return file.write(offset, data)
+
+    def flush(self, handle: int) -> None:
+        """A descriptor of the caller was closed: let the host's file system report as on close."""
+        self.files[handle].flush()
+
+    def fsync(self, handle: int, *, datasync: bool) -> None:
+        """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
+        self.files[handle].sync(datasync=datasync)
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of an open file is closed."""
+        self.files.release(handle)
+
+    def _check_linked(self, inode: Inode) -> None:
+        if os.fstat(inode.fd).st_nlink == 0 and not any(
+            file.inode_number == inode.number for file in self.files
+        ):
+            raise os_error(errno.ESTALE)
+
+    def _keep(self, number: int, fd: int, flags: int) -> int:
+        """Give *fd*, opened for a caller's *flags*, a handle number."""
+        kind = DirectFile if self._flags.existing(flags) & os.O_DIRECT else OpenFile
+        return self.files.add(kind(number, fd))

@@ -1,0 +1,179 @@
+"""plugin/forkserver.py and passthrough/forkserver.py: how workers begin and end."""
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from plugin.forkserver import UNKNOWN, Forked, Process, forking
+from tests.support.fake_worker import command
+from tests.support.processes import children, workers
+
+AT_ONCE = 50
+
+
+@pytest.fixture
+def fds() -> Iterator[tuple[int, int]]:
+    opened = os.open("/dev/null", os.O_RDWR), os.open("/", os.O_PATH)
+    yield opened
+    for fd in opened:
+        os.close(fd)
+
+
+async def close(process: Process) -> None:
+    for stream in (process.stdin, process.stdout, process.stderr):
+        await stream.aclose()
+
+
+async def end(process: Process) -> None:
+    process.kill()
+    await process.wait()
+    await close(process)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What a process has open."""
+    return {int(link.name): os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+
+
+def reap(pid: int) -> None:
+    with suppress(ChildProcessError):  # it may have gone to init
+        os.waitpid(pid, 0)
+
+
+async def until_it_sleeps(process: Process) -> None:
+    """Wait until a worker of the manner "sleep" has put its descriptors in order."""
+    assert await process.stdout.receive_some() == b"asleep\n"
+
+
+async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int, int]) -> None:
+    async with forking(command("sleep")) as start:
+        others = [await start("other", fds) for _ in range(3)]
+        process = await start("data", fds)
+        await until_it_sleeps(process)
+        links = descriptors(process.pid)
+        assert sorted(links) == [0, 1, 2, *process.given]
+        assert [links[number] for number in process.given] == ["/dev/null", "/"]
+        assert len({links[number] for number in (0, 1, 2)}) == 3
+        for each in (process, *others):
+            await end(each)
+
+
+async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[int, int]) -> None:
+    async with forking(command("sleep")) as start:
+        process = await start("a-volume-of-some-length", fds)
+        await until_it_sleeps(process)
+        assert name(process.pid) == "passfs:a-volume"
+        assert os.getsid(process.pid) == process.pid, "a signal of the terminal reaches it"
+        await end(process)
+
+
+@pytest.mark.parametrize(
+    ("number", "returncode"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (40, -40)]
+)
+async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: int) -> None:
+    async with forking(command("sleep")) as start:
+        process = await start("data", fds)
+        os.kill(process.pid, number)
+        await process.wait()
+        assert process.returncode == returncode
+        process.kill()  # which is nobody by now
+        await close(process)
+
+
+async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
+    async with forking(command("bug")) as start:
+        process = await start("data", fds)
+        await process.wait()
+        said = await process.stderr.receive_some()
+        assert process.returncode == 1
+        assert b"Traceback" in said
+        assert b"ZeroDivisionError" in said
+        await close(process)
+
+
+async def test_many_start_at_once(fds: tuple[int, int]) -> None:
+    started: list[Process] = []
+
+    async with forking(command("sleep")) as start:
+
+        async def begin(number: int) -> None:
+            started.append(await start(f"v{number}", fds))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(AT_ONCE):
+                nursery.start_soon(begin, number)
+        assert {process.pid for process in started} == workers()
+        assert len(workers()) == AT_ONCE
+        for process in started:
+            await end(process)
+
+
+async def test_no_process_can_be_had(
+    fds: tuple[int, int],
+) -> None:
+    async with forking(command("unforked")) as start:
+        with pytest.raises(OSError, match="Resource temporarily unavailable") as refusal:
+            await start("data", fds)
+        assert refusal.value.errno == errno.EAGAIN
+
+
+@pytest.mark.logs("^plugin.forkserver: the fork server ended with -9; the next mount begins")
+async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
+    """And the next start begins another one."""
+    async with forking(command("sleep")) as start:
+        first = await start("first", fds)
+        (server,) = children()
+        os.kill(server, signal.SIGKILL)
+        while server in children():
+            await trio.lowlevel.checkpoint()
+        second = await start("second", fds)
+        await until_it_sleeps(first)
+        await until_it_sleeps(second)
+        assert first.pid in children(), "an orphan is handed to the nearest subreaper"
+
+        await end(second)
+        await end(first)
+        assert first.returncode == UNKNOWN
+        reap(first.pid)
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> None:
+    """The fork server is stopped meanwhile, so that it cannot answer."""
+    async with forking(command("serve")) as start:
+        (server,) = children()
+        os.kill(server, signal.SIGSTOP)
+        with trio.move_on_after(0.05) as waiting:
+            await start("data", fds)
+        assert waiting.cancelled_caught
+        os.kill(server, signal.SIGCONT)
+        later = await start("later", fds)
+        while workers() != {later.pid}:
+            await trio.lowlevel.checkpoint()
+        await end(later)
+
+
+async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:
+    async with forking():
+        (server,) = children()
+    assert not Path(f"/proc/{server}").exists()  # noqa: ASYNC240 - not a real file
+
+
+async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:
+    """There is no process to signal, and 0 would be our own group."""
+    life = trio.socket.socket()
+    streams = [trio.lowlevel.FdStream(fd) for fd in (*os.pipe(), os.open("/dev/null", os.O_RDWR))]
+    process = Forked(life, *streams)
+    process.kill()
+    process.let_go()
+    for stream in streams:
+        stream.close()
