@@ -59,9 +59,12 @@ def proportional_bytes(pids: Iterable[int]) -> int:
     """Memory with what is shared divided among those who share it: PSS, proc_pid_smaps(5)."""
     total = 0
     for pid in pids:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file,
+        ):
             match = re.search(r"^Pss: +(\d+) kB$", file.read(), re.MULTILINE)
-        total += int(match[1]) * 1024 if match else 0
+            total += int(match[1]) * 1024 if match else 0
     return total
 
 

@@ -50,11 +50,13 @@ def through(plan: Plan, at: Place) -> Iterator[Outcome]:
     yield from ((name, "the measuring process ended before it") for name in waiting)
 
 
-def in_child(action: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
+def in_child(
+    action: Callable[[Callable[[Any], None]], object], limit_s: float = _LIMIT_S
+) -> Iterator[Any]:
     """Run *action* in a child; gives what it tells, by the function that it is called with.
 
     The last thing given is a string if the child did not do well: a traceback, or that it told
-    nothing for minutes, whereupon it was ended, with the processes that served it.
+    nothing for *limit_s*, whereupon it was ended, with the processes that served it.
     """
     ours, childs = os.pipe()
     pid = os.fork()
@@ -66,7 +68,7 @@ def in_child(action: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]
     with open(ours, "rb", buffering=0) as pipe:
         pending = b""
         while True:
-            if not select.select([pipe], [], [], _LIMIT_S)[0]:
+            if not select.select([pipe], [], [], limit_s)[0]:
                 hung = True
                 subjects.kill()
                 os.kill(pid, 9)
@@ -78,7 +80,7 @@ def in_child(action: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]
             yield from map(json.loads, lines)
     os.waitpid(pid, 0)
     if hung:
-        yield f"no end within {_LIMIT_S:g} s"
+        yield f"no end within {limit_s:g} s"
 
 
 def _child(action: Callable[[Callable[[Any], None]], object], pipe: int) -> None:

@@ -25,7 +25,7 @@ _REQUESTS = 100_000
 _NEW, _KNOWN = 10_000, 1000
 _VOLUMES = 100
 _MOUNTS = 21
-_PLUGIN_START_S = 20.0
+_PLUGIN_START_S, _SETTLING_S, _LOOK_S = 20.0, 5.0, 0.01
 _US, _MS, _MIB = 1e6, 1e3, 1 << 20
 
 _Work = Callable[[Place], Iterator[Callable[[], int]]]
@@ -142,22 +142,49 @@ def _get_attributes(at: Place) -> Iterator[Callable[[], int]]:
 def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cost]:
     """Through the plugin and its socket, with one volume and with many."""
     many = plan.scaled(_VOLUMES, least=2)
-    memory = {n: Cost(name=f"idle volume, {n} mounted", unit="MiB PSS", of={}) for n in (1, many)}
-    latency = {n: Cost(name=f"Mount, {n} mounted", unit="ms", of={}) for n in (1, many)}
+    costs: dict[int, list[Cost]] = {
+        count: [
+            Cost(name=f"idle worker, {count} mounted", unit="MiB PSS", of={}),
+            Cost(name=f"all but the plugin, of {count} volumes each", unit="MiB PSS", of={}),
+            Cost(name=f"Mount, {count} mounted", unit="ms", of={}),
+        ]
+        for count in (1, many)
+    }
     for subject in passfs:
         with _plugin(at.scratch) as plugin:
-            for count in (1, many):
+            for count, rows in costs.items():
                 try:
-                    plugin.mount_up_to(count, subject.options)
-                    memory[count].of[subject.name] = plugin.memory()
-                    times = [
-                        plugin.time_mount(subject.options) for _ in range(plan.scaled(_MOUNTS))
-                    ]
-                    value = statistics.median(times) * _MS
-                    latency[count].of[subject.name] = Amount(value=value, count=len(times))
+                    amounts = _volumes(plan, plugin, count, subject.options)
                 except SubjectError as error:
-                    latency[count].failures[subject.name] = str(error)
-    return [*memory.values(), *latency.values()]
+                    for cost in rows:
+                        cost.failures[subject.name] = str(error)
+                    continue
+                for cost, amount in zip(rows, amounts, strict=True):
+                    cost.of[subject.name] = amount
+    return [cost for row in zip(*costs.values(), strict=True) for cost in row]
+
+
+def _volumes(
+    plan: Plan, plugin: "_Plugin", count: int, options: Mapping[str, str]
+) -> tuple[Amount, Amount, Amount]:
+    """What each row of a number of volumes says."""
+    plugin.mount_up_to(count, options)
+    deadline = time.monotonic() + _SETTLING_S
+    while True:
+        started = processes.descendants(plugin.pid)
+        # A process from which workers are forked shares its memory with them and has no mount.
+        workers = set(processes.serving()) & set(started)
+        if len(workers) == count or time.monotonic() > deadline:
+            break  # those of volumes that were unmounted have ended
+        time.sleep(_LOOK_S)
+    processes.settle(started)
+    memory = [processes.proportional_bytes(pids) / _MIB / count for pids in (workers, started)]
+    times = [plugin.time_mount(options) for _ in range(plan.scaled(_MOUNTS, least=3))]
+    return (
+        Amount(value=memory[0], count=count),
+        Amount(value=memory[1], count=count),
+        Amount(value=statistics.median(times) * _MS, count=len(times)),
+    )
 
 
 class _Plugin:
@@ -174,13 +201,6 @@ class _Plugin:
             self.call("Create", Name=name, Opts=dict(options))
             self.call("Mount", Name=name, ID="one")
             self._mounted += 1
-
-    def memory(self) -> Amount:
-        """Of all that serves, for each volume; the plugin itself excluded."""
-        pids = processes.descendants(self.pid)
-        processes.settle(pids)
-        pss = processes.proportional_bytes(pids) / _MIB
-        return Amount(value=pss / self._mounted, count=self._mounted)
 
     def time_mount(self, options: Mapping[str, str]) -> float:
         """Seconds from Mount's request to its answer; the volume is unmounted again."""
@@ -232,5 +252,5 @@ def _wait_until_serving(plugin: _Plugin, process: subprocess.Popen[bytes]) -> No
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             plugin.call("Capabilities")
             return
-        time.sleep(0.01)
+        time.sleep(_LOOK_S)
     raise SubjectError("the plugin does not start")
