@@ -12,10 +12,11 @@ Where a request goes, each module importing only those below it:
     readonly.py     what a read-only volume refuses
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
-    names.py        which names are components, where `..` leads
+    names.py        which names are components, where `..` and mount points lead
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
-    handles.py      open files and directory streams
+    handles.py      open files and directory streams, by number
+    listing.py      a directory's entries, from any offset
     inodes.py       identity <-> inode number <-> lookup count
     credentials.py  acting as the caller
     idmap.py        whose ids are whose, squashing

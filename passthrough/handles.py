@@ -1,21 +1,14 @@
 """Handles: what the kernel has open, files and directory streams, by the number in its requests."""
 
-import ctypes
 import errno
 import fcntl
 import itertools
 import mmap
 import os
-import struct
 from collections.abc import Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
-from passthrough import syscalls
-
-# What one getdents64 asks for: as much as glibc's readdir(3) does.
-_LISTING_BYTES: Final = 32 * 1024
-# struct linux_dirent64 up to its name: d_ino, d_off, d_reclen, d_type; getdents64(2)
-_RECORD: Final = struct.Struct("=QqHB")
+from passthrough.listing import OpenDirectory
 
 
 class OpenFile:
@@ -51,7 +44,10 @@ class OpenFile:
 
     def sync(self, *, datasync: bool) -> None:
         """Bring it to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
-        _sync(self._fd, datasync=datasync)
+        if datasync:
+            os.fdatasync(self._fd)
+        else:
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the descriptor.
@@ -96,103 +92,6 @@ class DirectFile(OpenFile):
             return os.pwrite(self._fd, data, offset)
         finally:
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags)
-
-
-class Record(NamedTuple):
-    """One entry of a directory as the host lists it."""
-
-    start: int
-    """The offset at which this entry is found again."""
-    end: int
-    """The offset of the entry after it."""
-    number: int
-    """d_ino: the host's inode number."""
-    name: bytes
-
-
-class OpenDirectory:
-    """A directory stream; owns its descriptor.
-
-    Offsets are the host's own (d_off), so they stay good while others create and delete. Entries
-    that were read but did not fit a reply are kept for the next request, which goes on from there.
-    """
-
-    __slots__ = ("_end", "_fd", "_next", "_records", "inode_number")
-
-    def __init__(self, inode_number: int, fd: int) -> None:
-        self.inode_number = inode_number
-        self._fd = fd
-        self._records: list[Record] = []
-        self._next = 0
-        self._end = 0
-
-    @property
-    def fd(self) -> int:
-        """The descriptor, borrowed."""
-        return self._fd
-
-    def read(self, offset: int) -> Iterator[Record]:
-        """The entries from *offset* on, 0 being the start, which is read anew.
-
-        Raises:
-            OSError: as lseek(2) and getdents64(2) report it.
-        """
-        if offset == 0 or not self._resume(offset):
-            os.lseek(self._fd, offset, os.SEEK_SET)
-            self._records, self._next, self._end = [], 0, offset
-        while self._next < len(self._records) or self._refill():
-            self._next += 1
-            yield self._records[self._next - 1]
-
-    def sync(self, *, datasync: bool) -> None:
-        """Bring it to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
-        _sync(self._fd, datasync=datasync)
-
-    def close(self) -> None:
-        """Close the descriptor.
-
-        Raises:
-            OSError: what the host's file system reports; the descriptor is gone all the same.
-        """
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-
-    def _resume(self, offset: int) -> bool:
-        """Go on inside the buffer: after its end, or at the entry that did not fit last time."""
-        if self._next == len(self._records) and offset == self._end:
-            return True
-        for index in (self._next, self._next - 1):
-            if 0 <= index < len(self._records) and self._records[index].start == offset:
-                self._next = index
-                return True
-        return False
-
-    def _refill(self) -> bool:
-        buffer = ctypes.create_string_buffer(_LISTING_BYTES)
-        size = syscalls.getdents64(self._fd, buffer)
-        self._records = list(_records(buffer.raw[:size], self._end))
-        self._next = 0
-        if self._records:
-            self._end = self._records[-1].end
-        return bool(self._records)
-
-
-def _sync(fd: int, *, datasync: bool) -> None:
-    if datasync:
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)
-
-
-def _records(data: bytes, start: int) -> Iterator[Record]:
-    position = 0
-    while position < len(data):
-        number, end, length, _kind = _RECORD.unpack_from(data, position)
-        # The name is padded with NULs up to the record's length.
-        name_end = data.index(b"\0", position + _RECORD.size)
-        yield Record(start, end, number, data[position + _RECORD.size : name_end])
-        start = end
-        position += length
 
 
 Handle = TypeVar("Handle", OpenFile, OpenDirectory)

@@ -3,9 +3,17 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
+from passthrough import syscalls
+
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+_TABLE: Final = "/proc/self/mountinfo"
+_READ_BYTES: Final = 1 << 16
+
+# Where the table is read from when /proc is out of sight.
+_kept_fd = -1
 
 
 class Mount(NamedTuple):
@@ -23,10 +31,39 @@ class Mount(NamedTuple):
     source: bytes
 
 
-def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
+def read(path: str = _TABLE) -> list[Mount]:
     """Every mount that this process can see; of several at one target the uppermost comes last."""
     with open(path, "rb") as lines:
         return [_parse(line) for line in lines]
+
+
+def keep(path: str) -> None:
+    """Keep the table at *path* open, for `fstype_of` in a process that will not see /proc."""
+    global _kept_fd  # noqa: PLW0603 - as much the process's own as its mounts are
+    _kept_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def fstype_of(fd: int) -> str:
+    """The type of the file system that the file behind *fd* lies on, which itself is not asked.
+
+    Raises:
+        OSError: *fd* is not open.
+        LookupError: its mount has been detached.
+    """
+    wanted = syscalls.mount_id(fd)
+    lines = _contents(_kept_fd) if _kept_fd >= 0 else Path(_TABLE).read_bytes()
+    for mount in map(_parse, lines.splitlines()):
+        if mount.mount_id == wanted:
+            return mount.fstype
+    raise LookupError(wanted)
+
+
+def _contents(fd: int) -> bytes:
+    """All of an open file, which other threads may read meanwhile."""
+    parts = [b""]
+    while part := os.pread(fd, _READ_BYTES, sum(map(len, parts))):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def of(mounts: Sequence[Mount], fd: int) -> Mount:

@@ -1,11 +1,12 @@
-"""Names in requests: which are a component of a path, and where `..` leads."""
+"""Names in requests: which are a component of a path, and where `..` and mount points lead."""
 
 import errno
 import os
 from typing import Final
 
-from passthrough import fdpath, syscalls
+from passthrough import fdpath, mountinfo, syscalls
 from passthrough.errors import os_error
+from passthrough.mount import FSTYPE
 
 DOT: Final = b"."
 DOT_DOT: Final = b".."
@@ -23,6 +24,32 @@ def check(name: bytes) -> None:
     """
     if not name or b"/" in name or name in {DOT, DOT_DOT}:
         raise os_error(errno.EINVAL)
+
+
+def open_across(directory_fd: int, name: bytes) -> int:
+    """Open what is mounted on *name*, unless it is passfs.
+
+    Somebody may have bound a volume below its own source since it is served: to ask it anything
+    would be to wait for an answer of our own, for ever; and in a ring of several volumes, likewise.
+
+    Returns:
+        An O_PATH descriptor that the caller owns.
+
+    Raises:
+        OSError: ELOOP, it is passfs; ESTALE, it is being unmounted; as open(2) reports it.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        number = errno.ELOOP if mountinfo.fstype_of(fd) == FSTYPE else 0
+    except LookupError:
+        number = errno.ESTALE
+    except BaseException:
+        os.close(fd)
+        raise
+    if number:
+        os.close(fd)
+        raise os_error(number)
+    return fd
 
 
 def open_parent(root_fd: int, fd: int) -> int:

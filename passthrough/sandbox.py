@@ -6,6 +6,7 @@
   source on the host, now or later, is there as well, and leaves when it leaves the host (the mounts
   are slaves of the host's); nothing travels the other way. No mount of passfs is among them: a copy
   of the worker's own would keep it alive after its unmount, and a walk into it would wait for ever.
+  One that comes later is not entered (names.py); for that the table of mounts stays open.
   In these mounts no symlink is followed, no device opened, no program executed.
 - /proc/self/fd alone of /proc, as its working directory. It is a mount of its own with nothing
   above it, so that `..` does not lead from it to the rest of /proc and the host's settings.
@@ -149,6 +150,7 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
     os.fchdir(proc_fd)
     os.close(proc_fd)
     _detach_own_kind()
+    mountinfo.keep("mountinfo")
     return links_fd, root_fd
 
 

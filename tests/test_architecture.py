@@ -29,11 +29,11 @@ KNOWN_OF_OTHERS = {
 # Each foreign library, and the only modules that know it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
-    # handles.py makes the buffer that getdents64(2) fills, and calls nothing.
+    # listing.py makes the buffer that getdents64(2) fills, and calls nothing.
     "ctypes": {
         "passthrough/syscalls.py",
         "passthrough/privileges.py",
-        "passthrough/handles.py",
+        "passthrough/listing.py",
     },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},
@@ -82,6 +82,7 @@ IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subproce
 AT_IMPORT = {
     *("re.compile", "struct.Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
+    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables
@@ -182,6 +183,19 @@ def test_a_foreign_library_has_one_door(module: Path) -> None:
 
     assert {name for name in foreign if name in DOORS and str(module) not in DOORS[name]} == set()
     assert foreign - sys.stdlib_module_names <= {*DOORS, *FREE}
+
+
+@named
+def test_nothing_waits_below_the_session(module: Path) -> None:
+    """No request comes between a system call and the identity or the count that belongs to it."""
+    above = {"session", "worker", "__main__", "forkserver"}
+    waiting = {
+        type(node).__name__
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith)
+    }
+
+    assert module.parts[0] != "passthrough" or name_in(module) in above or waiting == set()
 
 
 def test_every_door_is_used() -> None:

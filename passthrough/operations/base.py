@@ -8,8 +8,9 @@ from passthrough.cache import Cache
 from passthrough.config import Config
 from passthrough.decisions import decide
 from passthrough.errors import os_error
-from passthrough.handles import HandleTable, OpenDirectory, OpenFile
+from passthrough.handles import HandleTable, OpenFile
 from passthrough.inodes import Inode, InodeTable
+from passthrough.listing import OpenDirectory
 from passthrough.opening import OpenFlags
 from passthrough.ownership import Ownership
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from passthrough import names
 from passthrough.attributes import Entry
-from passthrough.handles import OpenDirectory, Record
 from passthrough.inodes import ROOT
+from passthrough.listing import OpenDirectory, Record
 from passthrough.operations.entries import EntryOperations
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from passthrough.inodes import ROOT, Inode
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
-_LOOKUP_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_OVERWRITING: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 _RENAME_FLAGS: Final = _NO_OVERWRITING | syscalls.RENAME_WHITEOUT
 
@@ -28,12 +27,16 @@ class EntryOperations(Operations):
         `.` finds *parent* itself. `..` of the root is the root, and leads nowhere above it.
 
         Raises:
-            OSError: ESTALE for `..` of a directory that the host has moved out of the source.
+            OSError: ESTALE for `..` of a directory that the host has moved out of the source;
+                ELOOP for a mount of passfs.
         """
         if name in {names.DOT, names.DOT_DOT}:
             return self._grant(self._open_dot(self.inodes[parent], name))
         names.check(name)
-        fd = os.open(name, _LOOKUP_FLAGS, dir_fd=self.inodes[parent].fd)
+        directory = self.inodes[parent].fd
+        fd = syscalls.open_beside(directory, name)
+        if fd == syscalls.ACROSS:
+            fd = names.open_across(directory, name)
         return self._grant(fd)
 
     def forget(self, number: int, count: int) -> None:

@@ -37,8 +37,8 @@ from pyfuse3 import (
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
 from passthrough.filesystem import PassthroughFs
-from passthrough.handles import Record
 from passthrough.idmap import Caller, ContainerId, ContainerIds
+from passthrough.listing import Record
 
 log = logging.getLogger(__name__)
 

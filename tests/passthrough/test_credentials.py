@@ -1,4 +1,5 @@
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from passthrough import syscalls
 from passthrough.credentials import (
     EXIT_IDENTITY_LOST,
     ActingAs,
@@ -68,6 +70,25 @@ def test_what_is_created_belongs_to_the_caller_and_afterwards_to_ourselves(
 
     assert owner("theirs", directory) == CALLER
     assert owner("ours", directory) == (0, 0)
+
+
+def test_the_group_comes_first_and_goes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the user's id there is no right to change the group's any more, where it counts."""
+    calls: list[tuple[str, int]] = []
+    current = {"setfsuid": 0, "setfsgid": 0}
+
+    def recorded(name: str, number: int) -> int:
+        calls.append((name, number))
+        before, current[name] = current[name], number
+        return before
+
+    for name in current:
+        monkeypatch.setattr(syscalls, name, functools.partial(recorded, name))
+    with ActingAs(CALLER):
+        pass
+
+    switched = [("setfsgid", CALLER.gid), ("setfsuid", CALLER.uid)]
+    assert calls == [*switched, ("setfsuid", 0), ("setfsgid", 0)]
 
 
 def test_an_error_inside_is_passed_on_and_the_identity_undone(directory: int) -> None:

@@ -11,9 +11,11 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from passthrough import fdpath, syscalls
 from passthrough.attributes import Changes
 from passthrough.config import CachePolicy, Config
 from passthrough.filesystem import PassthroughFs
@@ -102,6 +104,55 @@ def test_a_handle_that_is_not_known_is_a_bad_descriptor(
     (source / "file").touch()
 
     fails(errno.EBADF, lambda: operation(fs, 12_345))
+
+
+MAKING: dict[str, Callable[[PassthroughFs], object]] = {
+    "mknod": lambda fs: fs.mknod(ROOT, b"new", stat.S_IFREG | 0o600, 0, CALLER),
+    "mkdir": lambda fs: fs.mkdir(ROOT, b"new", 0o700, CALLER),
+    "symlink": lambda fs: fs.symlink(ROOT, b"new", b"target", CALLER),
+    "create": lambda fs: fs.create(ROOT, b"new", 0o600, os.O_RDWR, CALLER),
+    "link": lambda fs: fs.link(fs.lookup(ROOT, b"file").inode_number, ROOT, b"new"),
+}
+
+
+@pytest.mark.parametrize("at", ["opening", "looking at"])
+@pytest.mark.parametrize("operation", MAKING.values(), ids=MAKING)
+def test_what_was_made_but_cannot_be_reported_is_held_by_nothing(
+    source: Path,
+    operation: Callable[[PassthroughFs], object],
+    at: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel hears of an error and will give nothing back."""
+    (source / "file").touch()
+    fs = PassthroughFs(Config(), os.open(source, os.O_PATH))
+    known = fs.lookup(ROOT, b"file").inode_number
+    before = descriptors_below(source)
+    count = [0]
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if not (source / "new").is_symlink() and not (source / "new").exists():
+                return real(*arguments, **keywords)
+            count[0] += 1
+            raise OSError(errno.ENFILE, "too many open files")
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if at == "opening":
+            patch.setattr(syscalls, "open_beside", failing(syscalls.open_beside))
+            patch.setattr(fdpath, "of", failing(fdpath.of))
+        else:
+            patch.setattr(os, "fstat", failing(os.fstat))
+        fails(errno.ENFILE, lambda: operation(fs))
+
+    fs.forget(known, 2 if operation is MAKING["link"] else 1)
+    assert count == [1]
+    assert len(fs.inodes) == 1
+    assert len(fs.files) == 0
+    assert len(descriptors_below(source)) == len(before) - 1
+    fs.close()
 
 
 def test_close_closes_everything(source: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from passthrough import syscalls
 from passthrough.attributes import OMIT, Changes
+from passthrough.config import Config
 from passthrough.filesystem import PassthroughFs
 from passthrough.idmap import Caller, ContainerId
 from passthrough.inodes import ROOT
@@ -57,6 +58,78 @@ def test_setattr_changes_what_it_is_told(
     assert {field: getattr(found, field) for field in expected} == expected
     assert answer.stat == found
     assert OMIT == (0, syscalls.UTIME_OMIT)
+
+
+STEPS = ("chmod", "chown", "ftruncate", "utimensat")
+
+
+@pytest.mark.parametrize("through_handle", [True, False])
+def test_setattr_goes_by_mode_owner_size_times(
+    fs: PassthroughFs, source: Path, through_handle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "file").write_bytes(b"content")
+    number = number_of(fs, b"file")
+    handle = fs.open(number, os.O_RDWR)
+    done: list[str] = []
+    for name in STEPS:
+        module = syscalls if name == "utimensat" else os
+        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name))
+
+    everything = Changes(0o600, ContainerId(7), ContainerId(8), 3, (5, 6), (5, 6))
+    fs.setattr(number, everything, handle if through_handle else None)
+
+    assert tuple(done) == STEPS
+    fs.release(handle)
+
+
+@pytest.mark.parametrize("fails_at", STEPS)
+def test_setattr_that_fails_half_way_leaves_what_was_done(
+    fs: PassthroughFs, source: Path, fails_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "file").write_bytes(b"content")
+    before = (source / "file").stat()
+    number = number_of(fs, b"file")
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "full")
+
+    monkeypatch.setattr(syscalls if fails_at == "utimensat" else os, fails_at, failing)
+    everything = Changes(0o600, ContainerId(7), ContainerId(8), 3, (5, 6), (5, 6))
+
+    fails(errno.EDQUOT, lambda: fs.setattr(number, everything))
+
+    found = (source / "file").stat()
+    changed = [
+        stat.S_IMODE(found.st_mode) == 0o600,
+        found.st_uid == 7,
+        found.st_size == 3,
+        found.st_atime_ns == 5_000_000_006,
+    ]
+    assert changed == [STEPS.index(fails_at) > step for step in range(len(STEPS))]
+    assert before.st_size == 7
+
+
+@pytest.mark.parametrize(("name", "expected"), [("file", (1, 2)), ("dir", (3, 4))])
+def test_every_reply_has_the_timeouts_of_its_kind(
+    source: Path, name: str, expected: tuple[int, int]
+) -> None:
+    """GETATTR and SETATTR too: or a directory's attributes would stay known for a file's time."""
+    (source / "file").touch()
+    (source / "dir").mkdir()
+    config = Config(entry_timeout=1, attr_timeout=2, dir_entry_timeout=3, dir_attr_timeout=4)
+    fs = PassthroughFs(config, os.open(source, os.O_PATH))
+    try:
+        found = fs.lookup(ROOT, name.encode())
+        entries = [found, listing(fs)[name.encode()]]
+        entries += [fs.mkdir(ROOT, b"new", 0o700, CALLER)] if name == "dir" else []
+        entries += [fs.create(ROOT, b"new", 0o600, 0, CALLER)[0]] if name == "file" else []
+        number = found.inode_number
+        replies = [fs.getattr(number), fs.setattr(number, Changes(mode=0o700))]
+    finally:
+        fs.close()
+
+    assert {entry and (entry.entry_timeout, entry.attr_timeout) for entry in entries} == {expected}
+    assert {reply.timeout for reply in replies} == {expected[1]}
 
 
 def test_setattr_of_a_symlink_leaves_its_target_alone(fs: PassthroughFs, source: Path) -> None:
@@ -130,6 +203,7 @@ def test_the_root_has_the_hosts_number(fs: PassthroughFs, source: Path) -> None:
         (caller(1, 9), 0o700, os.R_OK | os.W_OK | os.X_OK),
         (caller(1, 2), 0o077, 0),
         (caller(9, 2), 0o050, os.R_OK | os.X_OK),
+        (caller(9, 2), 0o707, 0),
         (caller(9, 9), 0o774, os.R_OK),
     ],
 )

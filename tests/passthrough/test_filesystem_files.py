@@ -203,6 +203,29 @@ def test_flush_leaves_the_file_open(fs: PassthroughFs, source: Path) -> None:
     fails(errno.EBADF, lambda: fs.flush(handle))
 
 
+def test_flush_reports_what_the_host_reports_on_close(
+    fs: PassthroughFs, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and quotas speak up on close(2), and the caller's own is the only one that it sees."""
+    (source / "file").touch()
+    handle = fs.open(number_of(fs, b"file"), os.O_RDWR)
+    ours, real = fs.files[handle].fd, os.close
+    closed: list[int] = []
+
+    def close(fd: int) -> None:
+        real(fd)
+        closed.append(fd)
+        raise OSError(errno.EDQUOT, "no room on the server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        fails(errno.EDQUOT, lambda: fs.flush(handle))
+
+    assert closed not in ([], [ours])
+    assert fs.write(handle, 0, b"x") == 1
+    fs.release(handle)
+
+
 def test_a_listing_has_an_entry_for_each_name_and_none_for_the_dots(
     fs: PassthroughFs, source: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import mount, syscalls
+from passthrough import syscalls
 from passthrough.attributes import Entry
 from passthrough.config import Config
 from passthrough.filesystem import PassthroughFs
@@ -265,22 +265,6 @@ def test_rename_with_a_flag_that_is_not_known(
     monkeypatch.delattr(syscalls, "renameat2")
 
     fails(errno.EINVAL, lambda: fs.rename(ROOT, b"one", ROOT, b"other", flags, CALLER))
-
-
-@pytest.mark.logs("'dead' is left out of a listing")
-def test_a_dead_mount_does_not_hide_its_neighbours(fs: PassthroughFs, source: Path) -> None:
-    """Nobody can look at it, but the directory around it is as usable as before."""
-    (source / "alive").touch()
-    (source / "dead").mkdir()
-    os.close(mount.mount(source / "dead", Config()))
-    try:
-        handle = fs.opendir(ROOT)
-        names = [record.name for record, _ in fs.readdirplus(handle, 0)]
-        fs.releasedir(handle)
-    finally:
-        mount.unmount(source / "dead")
-
-    assert sorted(names) == [b".", b"..", b"alive"]
 
 
 def test_dot_is_the_inode_itself(fs: PassthroughFs, source: Path) -> None:

@@ -15,8 +15,8 @@ from pyfuse3 import EntryAttributes, FUSEError, InodeT
 from passthrough.attributes import Attributes, Entry
 from passthrough.config import CachePolicy, Config
 from passthrough.filesystem import PassthroughFs
-from passthrough.handles import Record
 from passthrough.inodes import ROOT
+from passthrough.listing import Record
 from tests.support.requests import CONTEXT, Recording, operations, request
 
 

@@ -127,6 +127,30 @@ def test_a_sealed_file_keeps_its_size(tmp_path: Path) -> None:
         assert (served.source / "file").read_bytes() == b"ab23456789"
 
 
+def test_no_way_of_writing_makes_a_sealed_file_longer(tmp_path: Path) -> None:
+    """What libfuse cannot carry, the kernel turns into writes, or refuses."""
+    with volume(tmp_path, seal_size="") as served:
+        (served.source / "file").write_bytes(b"0123456789")
+        (served.source / "longer").write_bytes(b"x" * 100)
+        fd = os.open(served.mountpoint / "file", os.O_RDWR)
+        longer = os.open(served.mountpoint / "longer", os.O_RDONLY)
+        for call in (
+            lambda: os.posix_fallocate(fd, 0, 100),
+            lambda: os.copy_file_range(longer, fd, 100, 0, 0),
+            lambda: os.sendfile(fd, longer, 0, 100),
+            lambda: os.ftruncate(fd, 100),
+            lambda: os.pwrite(fd, b"x", 10),
+        ):
+            with pytest.raises(OSError, match=r"not (permitted|supported)"):
+                call()
+        with mmap.mmap(fd, 10) as mapped:
+            mapped[:3] = b"abc"
+        os.close(fd)
+        os.close(longer)
+
+        assert (served.source / "file").read_bytes() == b"abc3456789"
+
+
 @pytest.fixture(params=["/var/tmp", "/dev/shm"])
 def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory on a disk's file system, and one in memory: they want O_DIRECT differently."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from passthrough import syscalls
 from passthrough.attributes import Attributes, Changes, Entry
 from passthrough.config import Config, Squash
 from passthrough.filesystem import PassthroughFs
@@ -89,6 +90,40 @@ def test_every_reply_shows_the_owner_that_the_volume_knows(mapping: PassthroughF
     ]
     assert [reply and reply.owner for reply in replies] == [(7, 8)] * len(replies)
     assert mapping.lookup(ROOT, b"stranger").owner == (OVERFLOW, 8)
+
+
+NOT_CREATING: dict[str, Callable[[PassthroughFs, int], object]] = {
+    "write": lambda fs, file: fs.write(fs.open(file, os.O_RDWR), 0, b"x"),
+    "append": lambda fs, file: fs.write(fs.open(file, os.O_WRONLY | os.O_APPEND), 0, b"x"),
+    "read": lambda fs, file: fs.read(fs.open(file, os.O_RDONLY), 0, 1),
+    "truncate on opening": lambda fs, file: fs.open(file, os.O_RDWR | os.O_TRUNC),
+    "flush": lambda fs, file: fs.flush(fs.open(file, os.O_RDWR)),
+    "fsync": lambda fs, file: fs.fsync(fs.open(file, os.O_RDWR), datasync=False),
+    "setattr": lambda fs, file: fs.setattr(
+        file, Changes(0o600, ContainerId(1), ContainerId(2), 3, (5, 6), (5, 6))
+    ),
+    "setxattr": lambda fs, file: fs.setxattr(file, b"user.a", b"1"),
+    "link": lambda fs, file: fs.link(file, ROOT, b"new"),
+    "rename": lambda fs, _: fs.rename(ROOT, b"known", ROOT, b"new", 0, INSIDE),
+    "unlink": lambda fs, _: fs.unlink(ROOT, b"known"),
+    "listing": lambda fs, _: listing(fs),
+    "access": lambda fs, file: fs.access(file, os.R_OK, INSIDE),
+}
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("operation", NOT_CREATING.values(), ids=NOT_CREATING)
+def test_what_creates_nothing_acts_as_nobody_else(
+    mapping: PassthroughFs,
+    operation: Callable[[PassthroughFs, int], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pages that the kernel writes back later have no caller, and quotas and checks are not his."""
+    number = number_of(mapping, b"known")
+    monkeypatch.delattr(syscalls, "setfsuid")
+    monkeypatch.delattr(syscalls, "setfsgid")
+
+    operation(mapping, number)
 
 
 @pytest.mark.usefixtures("files")

@@ -16,7 +16,6 @@ import pytest
 from passthrough import callfilter, mountinfo, privileges, sandbox, syscalls
 from passthrough.config import Config, Sandbox
 from passthrough.handover import encode
-from passthrough.mount import FSTYPE
 from tests.support.callers import ROOT
 from tests.support.driver import unit
 from tests.support.inside import probe
@@ -26,7 +25,7 @@ from tests.support.mounts import mounts_at
 INSIDE = "tests.support.inside"
 CAP_SYS_PTRACE = 19  # capabilities(7)
 CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)
-MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
+MS_BIND = 1 << 12  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
 KEPT = sum(1 << number for number, _ in sandbox.KEPT.values())
@@ -168,88 +167,6 @@ def test_nothing_in_reach_has_the_host_above_it(
     assert len(tops) - len(links) >= 3
     assert all(name.isdigit() for top in links for name in top)
     assert keeper.processes[0].poll() is None
-
-
-def test_no_mount_of_passfs_is_in_reach(
-    source: Path, tmp_path: Path, ask_at: Callable[[Path], Keeper]
-) -> None:
-    """Neither the worker's own, which it could not walk into, nor another, nor one inside those."""
-    own, other = source / "own", source / "other"
-    for path in (own, other):
-        path.mkdir()
-        (path / "below").touch()
-    nobody = Keeper(tmp_path, other, tmp_path / "unused")
-    keeper = ask_at(own)
-
-    pid = keeper.serve().pid
-
-    assert [mount for mount in mounts_of(pid) if mount.fstype == FSTYPE] == []
-    assert on_mount("ls", str(own / "own"), str(own / "other")).count("below") == 2
-    nobody.close()
-    syscalls.umount2(os.fsencode(other), syscalls.MNT_DETACH)
-
-
-@pytest.fixture
-def ask_at(source: Path, tmp_path: Path) -> Iterator[Callable[[Path], Keeper]]:
-    """Mount at a place of the test's choice."""
-    keepers = []
-
-    def make(mountpoint: Path) -> Keeper:
-        keepers.append(Keeper(source, mountpoint, tmp_path / "stderr", module=INSIDE))
-        return keepers[-1]
-
-    yield make
-    for keeper in keepers:
-        keeper.close()
-        syscalls.umount2(os.fsencode(keeper.mountpoint), syscalls.MNT_DETACH | syscalls.MNT_FORCE)
-
-
-@pytest.fixture
-def shared_source(source: Path) -> Iterator[Path]:
-    """The source as a mount whose events reach its slaves, as they do on most hosts."""
-    path = os.fsencode(source)
-    syscalls.mount(path, path, b"", MS_BIND, b"")
-    syscalls.mount(b"none", path, b"", MS_SHARED, b"")
-    yield source
-    syscalls.umount2(path, syscalls.MNT_DETACH)
-
-
-def test_what_is_mounted_below_the_source_comes_and_goes_with_the_host(
-    shared_source: Path, mountpoint: Path, tmp_path: Path
-) -> None:
-    before, later = shared_source / "before", shared_source / "later"
-    for path in (before, later):
-        path.mkdir()
-    syscalls.mount(b"disk", os.fsencode(before), b"tmpfs", 0, b"")
-    (before / "file").write_text("was there")
-    keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
-    try:
-        pid = keeper.serve().pid
-        assert on_mount("cat", f"{mountpoint}/before/file") == "was there"
-        syscalls.mount(b"disk", os.fsencode(later), b"tmpfs", 0, b"")
-        (later / "file").write_text("came")
-        assert on_mount("cat", f"{mountpoint}/later/file") == "came"
-        for path in (before, later):
-            syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH)
-        assert [mount.target for mount in mounts_of(pid)] == [b"/"]
-    finally:
-        keeper.close()
-
-
-def test_nothing_that_the_worker_does_reaches_the_host(
-    shared_source: Path, mountpoint: Path, tmp_path: Path
-) -> None:
-    """Its detaching of the old root and of mounts of passfs stays in its own namespace."""
-    (shared_source / "disk").mkdir()
-    syscalls.mount(b"disk", os.fsencode(shared_source / "disk"), b"tmpfs", 0, b"")
-    before = [mount[2:] for mount in mountinfo.read()]
-    keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
-    keeper.serve()
-    after = [mount[2:] for mount in mountinfo.read() if mount.target != os.fsencode(mountpoint)]
-    keeper.close()
-    syscalls.umount2(os.fsencode(shared_source / "disk"), syscalls.MNT_DETACH)
-
-    assert after == before
 
 
 def test_a_bug_is_logged_with_its_lines_and_the_mount_lives(

@@ -145,6 +145,35 @@ def test_openat2_in_root_finds_what_lies_below(directory: int, tmp_path: Path) -
         os.close(fd)
 
 
+def test_open_beside_crosses_no_mount_point(directory: int, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "disk").mkdir()
+    for name in (b"file", b"link"):
+        fd = syscalls.open_beside(directory, name)
+        found, inheritable = os.fstat(fd), os.get_inheritable(fd)
+        os.close(fd)
+        assert os.path.samestat(found, os.lstat(name, dir_fd=directory))
+        assert not inheritable
+    with pytest.raises(FileNotFoundError):
+        syscalls.open_beside(directory, b"missing")
+    syscalls.mount(b"disk", os.fsencode(tmp_path / "disk"), b"tmpfs", 0, b"")
+
+    found_across = syscalls.open_beside(directory, b"disk")
+    syscalls.umount2(os.fsencode(tmp_path / "disk"), 0)
+
+    assert found_across == syscalls.ACROSS
+
+
+def test_mount_id_is_that_of_mountinfo(directory: int) -> None:
+    lines = Path(f"/proc/self/fdinfo/{directory}").read_text().splitlines()
+    (expected,) = (line.split()[1] for line in lines if line.startswith("mnt_id:"))
+
+    assert syscalls.mount_id(directory) == int(expected)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        syscalls.mount_id(-1)
+
+
 @pytest.fixture
 def two_files(tmp_path: Path) -> tuple[Path, Path]:
     one, other = tmp_path / "one", tmp_path / "other"

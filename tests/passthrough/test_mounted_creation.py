@@ -1,0 +1,83 @@
+"""Names that the host takes after the kernel has learnt that they are free."""
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.callers import ROOT, USER, attempt
+from tests.support.files import owner, refused
+from tests.support.mounted import Mounted, mounted
+
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def served() -> Iterator[Mounted]:
+    """A volume that remembers for a day that a name is free; everybody may write to it."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        place.chmod(0o755)
+        with mounted(place, {"negative_timeout": "1d"}) as served, served.limited(LIMIT_S):
+            served.source.chmod(0o777)
+            assert not (served.mountpoint / "name").exists()
+            yield served
+
+
+def create(path: Path, flags: int = 0) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK | flags, 0o666))
+
+
+def test_what_the_host_has_made_is_opened_and_stays_what_it_is(served: Mounted) -> None:
+    (served.source / "name").write_bytes(b"kept")
+    os.chown(served.source / "name", 7, 8)
+
+    create(served.mountpoint / "name")
+
+    assert (served.source / "name").read_bytes() == b"kept"
+    assert owner(served.source / "name") == (7, 8)
+
+
+def test_who_must_create_it_learns_that_it_is_there(served: Mounted) -> None:
+    (served.source / "name").touch()
+
+    refused(errno.EEXIST, lambda: create(served.mountpoint / "name", os.O_EXCL))
+
+
+def test_whether_the_caller_may_open_it_is_asked_first(served: Mounted) -> None:
+    """To create, one needs no right to the file that somebody else has created meanwhile."""
+    (served.source / "name").write_bytes(b"secret")
+    (served.source / "name").chmod(0o600)
+
+    assert attempt(USER, lambda: create(served.mountpoint / "name", os.O_TRUNC)) == "EACCES"
+    assert (served.source / "name").read_bytes() == b"secret"
+
+
+IN_THE_WAY: dict[str, tuple[Callable[[Path], object], int]] = {
+    "a symlink to the outside": (lambda path: path.symlink_to(path.parent.parent / "outside"), 0),
+    "a fifo": (os.mkfifo, errno.ENXIO),
+    "a device": (
+        lambda path: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3)),
+        errno.EACCES,
+    ),
+    "a directory": (os.mkdir, errno.EISDIR),
+}
+
+
+@pytest.mark.parametrize(("make", "number"), IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_what_is_no_file_is_not_opened_by_the_worker(
+    served: Mounted, make: Callable[[Path], object], number: int
+) -> None:
+    """A symlink is the caller's to follow, in its own view of the world: there it may create."""
+    make(served.source / "name")
+
+    if number:
+        refused(number, lambda: create(served.mountpoint / "name"))
+    else:
+        ROOT.run(lambda: create(served.mountpoint / "name"))
+        assert (served.source.parent / "outside").stat().st_size == 0
+    assert stat.S_IFMT((served.source / "name").lstat().st_mode) != stat.S_IFREG

@@ -1,0 +1,100 @@
+"""What the flags of a mount keep programs from, as another user sees it."""
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.callers import ROOT, USER, attempt
+from tests.support.mounted import Mounted, mounted
+
+LIMIT_S = 30.0
+ZERO_DEVICE = os.makedev(1, 5)
+LONG_AGO_S = 1_000_000_000
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that other users reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@contextmanager
+def volume(place: Path, **options: str) -> Iterator[Mounted]:
+    with mounted(place, options) as served, served.limited(LIMIT_S):
+        served.source.chmod(0o755)
+        yield served
+
+
+def printed(*words: str | Path) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, USER.uid), ({"suid": ""}, 0)])
+def test_setuid_programs_take_effect_where_asked_for(
+    place: Path, options: dict[str, str], expected: int
+) -> None:
+    with volume(place, **options) as served:
+        shutil.copy("/usr/bin/id", served.source)
+        (served.source / "id").chmod(0o4755)
+
+        assert int(USER.run(lambda: printed(served.mountpoint / "id", "-u"))) == expected
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, "EACCES"), ({"dev": ""}, "allowed")])
+def test_device_nodes_can_be_opened_where_asked_for(
+    place: Path, options: dict[str, str], expected: str
+) -> None:
+    """By the caller's own kernel: the worker opens none, whatever the options."""
+    with volume(place, **options) as served:
+        os.mknod(served.source / "zero", stat.S_IFCHR, ZERO_DEVICE)
+        (served.source / "zero").chmod(0o666)
+
+        for caller in (ROOT, USER):
+            assert attempt(caller, lambda: first_byte(served.mountpoint / "zero")) == expected
+
+
+def first_byte(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.read(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, "allowed"), ({"exec": "off"}, "EACCES"), ({"noexec": ""}, "EACCES")],
+)
+def test_programs_can_be_executed_unless_forbidden(
+    place: Path, options: dict[str, str], expected: str
+) -> None:
+    with volume(place, **options) as served:
+        shutil.copy("/bin/true", served.source)
+
+        for caller in (ROOT, USER):
+            assert attempt(caller, lambda: printed(served.mountpoint / "true")) == expected
+
+
+@pytest.mark.parametrize(("atime", "moves"), [("relatime", True), ("noatime", False)])
+def test_reading_moves_the_hosts_access_time_unless_forbidden(
+    place: Path, atime: str, moves: bool
+) -> None:
+    """Once a day, as the host's own mount has it (relatime)."""
+    with volume(place, atime=atime, cache="never") as served:
+        (served.source / "file").write_text("content")
+        (served.source / "dir").mkdir()
+        (served.source / "dir" / "name").touch()
+        for name in ("file", "dir"):
+            os.utime(served.source / name, (LONG_AGO_S, LONG_AGO_S + 1))
+
+        assert (served.mountpoint / "file").read_text() == "content"
+        assert os.listdir(served.mountpoint / "dir") == ["name"]
+
+        for name in ("file", "dir"):
+            assert ((served.source / name).stat().st_atime > LONG_AGO_S + 1) is moves

@@ -1,0 +1,160 @@
+"""plugin/keeper.py: a mount that fails leaves nothing of the attempt, and of others everything."""
+# ruff: noqa: ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
+
+import errno
+import logging
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from passthrough import mountinfo
+from passthrough.config import Config
+from passthrough.mount import mount
+from plugin import keeper as keeper_module
+from plugin.errors import MountFailed
+from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
+from tests.support.dockerd import mounted
+from tests.support.fake_worker import command
+from tests.support.orders import NAME, SERVE, in_thread, order
+from tests.support.processes import workers
+
+
+async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, command("refuse")) as keeper:
+        with pytest.raises(MountFailed, match="cannot be served: the kernel is too old"):
+            await keeper.mount(order(source))
+        assert list(mounts.iterdir()) == []
+        assert workers() == set()
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts, command("leave")) as keeper:
+        send, receive = trio.open_memory_channel[str](1)
+        try:
+            await keeper.mount(order(source, lost=send.send_nowait))
+        except MountFailed:
+            assert list(mounts.iterdir()) == []
+        else:
+            await receive.receive()
+            assert keeper.worker_pid(NAME) == 0
+
+
+async def test_a_worker_that_hangs_is_given_up(
+    mounts: Path, source: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with keeping(mounts, command("hang")) as keeper:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused_at_the_deadline, keeper, order(source))
+            while "volume data: fake: thinking" not in caplog.messages:
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(MOUNT_DEADLINE_S)
+        assert list(mounts.iterdir()) == []
+        assert workers() == set()
+
+
+async def refused_at_the_deadline(keeper: Keeper, wanted: Order) -> None:
+    with pytest.raises(MountFailed) as refusal:
+        await keeper.mount(wanted)
+    assert str(refusal.value) == (
+        "volume 'data': starting its worker has not come to an end, 20 s after it was to be"
+        " mounted; its last words: fake: thinking"
+    )
+
+
+async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
+    mounts: Path, source: Path, autojump_clock: MockClock
+) -> None:
+    del autojump_clock  # jumps to the deadline as soon as nothing else happens
+    alive = threading.Event()
+    opened = []
+
+    def open_source() -> int:
+        alive.wait()
+        opened.append(os.open(source, os.O_PATH))
+        return opened[0]
+
+    limiter = trio.CapacityLimiter(1)
+    async with keeping(mounts, SERVE) as keeper:
+        with pytest.raises(MountFailed, match=r"opening source '.*' has not come to an end"):
+            await keeper.mount(order(source, open_source=open_source, limiter=limiter))
+        assert list(mounts.iterdir()) == []
+        alive.set()
+        async with limiter:  # the thread has ended
+            assert len(opened) == 1
+
+
+async def test_a_source_that_cannot_be_opened_is_reported(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, SERVE) as keeper:
+        source.rmdir()
+        with pytest.raises(MountFailed, match=r"opening source '.*' failed: No such file"):
+            await keeper.mount(order(source))
+        assert list(mounts.iterdir()) == []
+
+
+async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Path) -> None:
+    fifo = mounts.parent / "fifo"
+    os.mkfifo(fifo)
+    async with keeping(mounts, command("wait", fifo)) as keeper:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.mount, order(source))
+            writer = await in_thread(os.open, fifo, os.O_WRONLY)  # the worker waits for a line
+            nursery.cancel_scope.cancel()
+        os.close(writer)
+        assert list(mounts.iterdir()) == []
+        assert workers() == set()
+
+
+async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mount_and_fail(target: Path, config: Config) -> int:
+        fd = mount(target, config)
+        patch.setattr(mountinfo, "read", no_descriptors)
+        return fd
+
+    def no_descriptors() -> list[mountinfo.Mount]:
+        patch.undo()  # the undoing may read it again
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with keeping(mounts, SERVE) as keeper:
+        with monkeypatch.context() as patch:
+            patch.setattr(keeper_module, "mount", mount_and_fail)
+            with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
+                await keeper.mount(order(source))
+        assert mounted(mounts) == []
+        assert list(mounts.iterdir()) == []
+
+
+async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, SERVE) as keeper:
+        keeper.target(NAME).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(NAME)], check=True)
+        try:
+            with pytest.raises(MountFailed, match="a file system of type tmpfs is mounted on it"):
+                await keeper.mount(order(source))
+        finally:
+            subprocess.run(["umount", keeper.target(NAME)], check=True)
+
+
+@pytest.mark.logs("cannot remove .*/mounts/data: Directory not empty")
+async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Path) -> None:
+    """Somebody may have written there while nothing was mounted."""
+    mounts.mkdir()
+    (mounts / "data").mkdir()
+    (mounts / "data" / "file").touch()
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source))
+        await keeper.unmount(NAME)
+        assert mounted(mounts) == []
+        assert (mounts / "data" / "file").exists()
+        await keeper.mount(order(source))  # over it, as before
+        assert mounted(mounts) == ["data"]
