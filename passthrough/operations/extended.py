@@ -22,6 +22,7 @@ class ExtendedOperations(Operations):
     @changing
     def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
+        self._changing(number)
         with self._with_xattr(number, name) as fd:
             os.setxattr(fdpath.of(fd), name, value, flags)
 
@@ -36,6 +37,7 @@ class ExtendedOperations(Operations):
     @changing
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
+        self._changing(number)
         with self._with_xattr(number, name) as fd:
             os.removexattr(fdpath.of(fd), name)
 
