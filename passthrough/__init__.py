@@ -6,7 +6,7 @@ Where a request goes, each module importing only those below it:
     forkserver.py   forks worker processes, which share what it has loaded
     worker.py       the worker process of one volume: hand-over, lifetime, report
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
-    session/        what speaks FUSE: libfuse.py over pyfuse3 and trio
+    session/        what speaks FUSE: kernel.py on /dev/fuse itself, libfuse.py over pyfuse3
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
     operations/     the methods: entries, metadata, files, directories, extended attributes
     readonly.py     what a read-only volume refuses
@@ -30,6 +30,7 @@ Where a request goes, each module importing only those below it:
     filehandles.py  whether files can be held by kernel file handles
     fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
+    running.py      which Linux this is
     values.py       the values of options from text, and back
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do

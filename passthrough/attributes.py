@@ -35,10 +35,11 @@ class Attributes:
 class Entry:
     """A file that a name led to: its inode number, attributes, and how long both stay known.
 
-    *owner* as in Attributes.
+    *owner* as in Attributes. *submount* says that it is the root of another file system than the
+    directory's.
     """
 
-    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "owner", "stat")
+    __slots__ = ("attr_timeout", "entry_timeout", "inode_number", "owner", "stat", "submount")
 
     def __init__(
         self,
@@ -46,8 +47,11 @@ class Entry:
         attributes: os.stat_result,
         timeouts: tuple[float, float],
         owner: ContainerIds | None = None,
+        *,
+        submount: bool = False,
     ) -> None:
         self.inode_number = inode_number
+        self.submount = submount
         self.stat = attributes
         self.owner = owner
         self.entry_timeout, self.attr_timeout = timeouts

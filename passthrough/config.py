@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from passthrough import values
+from passthrough import running, values
 
 
 class CachePolicy(enum.StrEnum):
@@ -51,6 +51,7 @@ class Session(enum.StrEnum):
     """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
 
     AUTO = "auto"
+    KERNEL = "kernel"
     LIBFUSE = "libfuse"
 
 
@@ -197,7 +198,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "session": Option(
         values.word(Session),
-        "auto or libfuse",
+        "auto, kernel or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
     ),
     "map_uid": Option(
@@ -245,6 +246,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "what df and mount show as the file system's name",
     ),
 }
+
+# Whether `auto` takes the kernel session where it can be had.
+_KERNEL_FIRST: Final = False
+# Linux 6.9 brought FUSE 7.40.
+_LEAST_RELEASE: Final = (6, 9)
 
 # What a session cannot do, and why; whoever asks for it is told so before there is a volume.
 LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
@@ -319,7 +325,7 @@ def parse_options(
 
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
     """Each option that cannot be had though its value is a good one, what would do, and why."""
-    for name, why in LACKING[session_of(config)].items():
+    for name, why in LACKING.get(session_of(config), {}).items():
         if getattr(config, name):
             reason = f"cannot be had with session={config.session}: {why}"
             yield name, "false", reason
@@ -331,7 +337,31 @@ def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, s
 
 def session_of(config: Config) -> Session:
     """The session that will serve: what `auto` stands for."""
-    return Session.LIBFUSE if config.session is Session.AUTO else config.session
+    return automatic().session if config.session is Session.AUTO else config.session
+
+
+class Automatic(NamedTuple):
+    """What `session=auto` stands for on this machine, and why."""
+
+    session: Session
+    reason: str
+
+
+def automatic() -> Automatic:
+    """The session that `auto` takes.
+
+    By the release of Linux, because this must be known when a volume is created, to refuse what
+    its session cannot express, and INIT comes only with a mount. The kernel's own number for its
+    protocol goes with the release. Where a distributor has brought newer FUSE to an older release,
+    `auto` takes the portable session all the same.
+    """
+    release = running.linux_release()
+    text = ".".join(map(str, release))
+    if not _KERNEL_FIRST:
+        return Automatic(Session.LIBFUSE, "the session of its own is asked for by name so far")
+    if release < _LEAST_RELEASE:
+        return Automatic(Session.LIBFUSE, f"Linux {text} is older than 6.9")
+    return Automatic(Session.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")
 
 
 def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str]:

@@ -10,9 +10,10 @@ through a supplementary group.
 import errno
 import logging
 import os
+import threading
 from typing import Final
 
-from passthrough import syscalls
+from passthrough import privileges, syscalls
 from passthrough.idmap import HostIds
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,22 @@ class ActingAs:
         if (uid, gid) != (self._uid, self._gid):
             log.critical("acted as %d:%d in place of %d:%d", uid, gid, self._uid, self._gid)
             os._exit(EXIT_IDENTITY_LOST)
+
+
+class ThreadUmask(threading.local):
+    """The umask of each thread, which otherwise is that of the whole process, unshare(2)."""
+
+    def __init__(self) -> None:
+        """Give the calling thread one of its own; runs once in each thread that uses it."""
+        privileges.unshare(privileges.CLONE_FS)
+        self._mask = os.umask(0)
+        os.umask(self._mask)
+
+    def set(self, mask: int) -> None:
+        """Apply *mask* to what this thread creates, until it is set again."""
+        if mask != self._mask:
+            os.umask(mask)
+            self._mask = mask
 
 
 class ClearingPrivileges:

@@ -11,7 +11,17 @@ from typing import Final, NamedTuple
 import msgspec
 
 from passthrough import cache, values
-from passthrough.config import CachePolicy, Config, InodeFileHandles, OptionError, session_of
+from passthrough.config import (
+    CachePolicy,
+    Config,
+    InodeFileHandles,
+    OptionError,
+    Session,
+    Squash,
+    as_text,
+    automatic,
+    session_of,
+)
 
 
 class Note(NamedTuple):
@@ -63,6 +73,11 @@ RULES: Final = (
         lambda config: config.cache is not CachePolicy.ALWAYS,
         "a file that is not opened keeps its cached pages, which cache=always alone allows",
     ),
+    Rule(
+        "posix_acl",
+        lambda config: bool(config.map_uid or config.map_gid) or config.squash is not Squash.NONE,
+        "an ACL names users and groups by the host's numbers, to which no map is applied",
+    ),
 )
 
 
@@ -87,11 +102,22 @@ def decide(config: Config, without_handles: str = "") -> Decided:
             off = False
             config = msgspec.structs.replace(config, **{option: off})
             notes.append(Note(option, values.as_text(off), reason))
+    session = session_of(config)
     config = msgspec.structs.replace(
         config,
         **cache.timeouts(config)._asdict(),
-        session=session_of(config),
-        # No session offers it so far.
-        killpriv_v2=bool(config.killpriv_v2),
+        session=session,
+        killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )
     return Decided(config, tuple(notes))
+
+
+def described(config: Config, without_handles: str = "") -> dict[str, object]:
+    """What applies of *config*, and why, for people: options, notes, and who serves."""
+    applies, notes = decide(config, without_handles)
+    why = automatic().reason if config.session is Session.AUTO else "as asked for"
+    return {
+        "options": as_text(applies),
+        "notes": [str(note) for note in notes],
+        "session": f"{applies.session}: {why}",
+    }

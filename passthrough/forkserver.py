@@ -27,6 +27,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, NoReturn
 
 from passthrough import privileges, sandbox, worker
+from passthrough.config import Config, session_of
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def main() -> int:
     """Fork workers until the keeper ends; gives the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     sandbox.load()
+    worker.load(session_of(Config()))  # the one that volumes have unless they ask for the other
     # What exists by now is garbage in no child: its pages stay shared, and are not looked through.
     gc.freeze()
     serve(worker.main)

@@ -14,11 +14,13 @@ from passthrough.listing import OpenDirectory
 class OpenFile:
     """A regular file that is open for reading or writing; owns its descriptor."""
 
-    __slots__ = ("_fd", "inode_number")
+    __slots__ = ("_fd", "inode_number", "status")
 
-    def __init__(self, inode_number: int, fd: int) -> None:
+    def __init__(self, inode_number: int, fd: int, status: int = 0) -> None:
         self.inode_number = inode_number
         self._fd = fd
+        self.status = status
+        """Those of O_APPEND and O_DIRECT that the descriptor has."""
 
     @property
     def fd(self) -> int:
@@ -30,11 +32,17 @@ class OpenFile:
         """Whether every write goes to the end."""
         return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_APPEND)
 
+    def change_status(self, status: int) -> None:
+        """Give the descriptor these of O_APPEND and O_DIRECT, and no others, fcntl(2)."""
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~(os.O_APPEND | os.O_DIRECT)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | status)
+        self.status = status
+
     def read(self, offset: int, size: int) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file, pread(2)."""
         return os.pread(self._fd, size, offset)
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
         return os.pwrite(self._fd, data, offset)
 
@@ -72,7 +80,7 @@ class DirectFile(OpenFile):
         with mmap.mmap(-1, max(size, 1)) as buffer, memoryview(buffer)[:size] as view:
             return bytes(view[: os.preadv(self._fd, [view], offset)])
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write past the host's page cache, pwritev(2).
 
         What the kernel writes back of a mapped file ends where the file does, at a place that
@@ -128,14 +136,19 @@ class HandleTable(Generic[Handle]):
         self._handles[number] = handle
         return number
 
+    def replace(self, number: int, handle: Handle) -> None:
+        """Keep *handle* as what is called *number*, which goes on to own the descriptor."""
+        self._handles[number] = handle
+
     def release(self, number: int) -> None:
         """Close the handle called *number*, and forget it.
 
         Raises:
             OSError: EBADF if there is none; what the host's file system reports on close.
         """
-        handle = self[number]
-        del self._handles[number]
+        handle = self._handles.pop(number, None)
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         handle.close()
 
     def close(self) -> None:

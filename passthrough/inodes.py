@@ -86,6 +86,9 @@ class InodeTable:
     def __len__(self) -> int:
         return len(self._by_number)
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
     def __getitem__(self, number: int) -> Inode:
         """The inode that the kernel calls *number*.
 
@@ -172,17 +175,21 @@ class InodeTable:
         os.close(fd)
         return inode
 
-    def forget(self, number: int, count: int) -> None:
-        """Give *count* lookups of *number* back; what nobody knows any more is closed."""
+    def forget(self, number: int, count: int) -> Inode | None:
+        """Give *count* lookups of *number* back; what nobody knows any more is closed.
+
+        Returns:
+            The inode that has gone with them, if it has.
+        """
         if number == ROOT:
-            return
+            return None
         with self._lock:
             inode = self._by_number.get(number)
             if inode is None:
-                return
+                return None
             inode.lookups -= count
             if inode.lookups > 0:
-                return
+                return None
             left = self._remove(inode)
             shrunk = self._shrink()
         inode.close()
@@ -193,6 +200,7 @@ class InodeTable:
             # megabyte of its allocator: a full collection lets them go. The C library keeps pages.
             gc.collect()
             syscalls.malloc_trim()
+        return inode
 
     def removing(
         self, place: Place, directory_fd: int, name: bytes

@@ -36,6 +36,8 @@ class Record(NamedTuple):
     number: int
     """d_ino: the host's inode number."""
     name: bytes
+    kind: int = 0
+    """d_type: DT_*, 0 where the host's file system does not say."""
 
 
 class _Place(NamedTuple):
@@ -57,13 +59,15 @@ class OpenDirectory:
     """
 
     __slots__ = (
-        *("_end", "_fd", "_next", "_own", "_place", "_places", "_skipped", "_window"),
+        *("_end", "_fd", "_next", "_own", "_place", "_places", "_shared", "_skipped", "_window"),
         "inode_number",
     )
 
-    def __init__(self, inode_number: int, fd: int) -> None:
+    def __init__(self, inode_number: int, fd: int, *, shared: bool = False) -> None:
+        """Take *fd*. Where it is *shared*, one may return to the start while another goes on."""
         self.inode_number = inode_number
         self._fd = fd
+        self._shared = shared
         self._own = itertools.count(_OWN)
         self._places: dict[int, _Place] = {}
         self._window: list[Record] = []
@@ -124,7 +128,7 @@ class OpenDirectory:
 
     def _seek(self, offset: int) -> None:
         """Go where the host has *offset*."""
-        if offset == 0:
+        if offset == 0 and not self._shared:
             self._places.clear()  # no place outlives a return to the start, rewinddir(3)
         place = self._places.get(offset)
         if place is None:
@@ -150,16 +154,16 @@ class OpenDirectory:
             size = syscalls.getdents64(self._fd, buffer)
             if not size:
                 return False
-            for number, host_offset, name in _entries(buffer.raw[:size]):
-                self._append(number, host_offset, name)
+            for number, host_offset, kind, name in _entries(buffer.raw[:size]):
+                self._append(number, host_offset, kind, name)
         return True
 
-    def _append(self, number: int, host_offset: int, name: bytes) -> None:
+    def _append(self, number: int, host_offset: int, kind: int, name: bytes) -> None:
         """Have an entry at hand, behind which the host has *host_offset*."""
         if name in self._skipped:
             return
         start, self._end = self._end, self._offset_behind(host_offset, name)
-        self._window.append(Record(start, self._end, number, name))
+        self._window.append(Record(start, self._end, number, name, kind))
 
     def _offset_behind(self, host_offset: int, name: bytes) -> int:
         """An offset that stands for one place only: the one behind *name*."""
@@ -176,12 +180,12 @@ class OpenDirectory:
         return own
 
 
-def _entries(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Inode number, offset of the place behind it, and name of each entry, getdents64(2)."""
+def _entries(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Inode number, offset of the place behind it, kind and name of each entry, getdents64(2)."""
     position = 0
     while position < len(data):
-        number, offset, length, _kind = _RECORD.unpack_from(data, position)
+        number, offset, length, kind = _RECORD.unpack_from(data, position)
         # The name is padded with NULs up to the record's length.
         name_end = data.index(b"\0", position + _RECORD.size)
-        yield number, offset, data[position + _RECORD.size : name_end]
+        yield number, offset, kind, data[position + _RECORD.size : name_end]
         position += length

@@ -23,7 +23,7 @@ def changes(flags: int) -> bool:
 class OpenFlags:
     """The flags for the host's files, from those of callers and the options of one volume."""
 
-    __slots__ = ("_added", "_left_out", "_writeback")
+    __slots__ = ("_added", "_left_out", "_writeback", "status")
 
     def __init__(self, config: Config) -> None:
         """Take a Config in which conflicts are decided."""
@@ -33,6 +33,8 @@ class OpenFlags:
             self._left_out |= os.O_APPEND
         if not config.allow_direct_io:
             self._left_out |= os.O_DIRECT
+        self.status = (os.O_APPEND | os.O_DIRECT) & ~self._left_out
+        """What fcntl(2) changes of an open file, and the host is to know."""
         self._added = os.O_CLOEXEC
         if config.atime is Atime.NOATIME:
             self._added |= os.O_NOATIME

@@ -6,25 +6,30 @@ It ends when the file system is unmounted everywhere, on SIGTERM, or when standa
 which the keeper holds the other end. (setfsuid(2) clears parent-death signals; a pipe stays.)
 """
 
+import importlib
 import logging
 import os
 import resource
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, cast
 
 import msgspec
-import trio
 
 from passthrough import credentials, filehandles, sandbox
-from passthrough.config import Config, InodeFileHandles, OptionError, Sandbox
+from passthrough.config import (
+    Config,
+    InodeFileHandles,
+    OptionError,
+    Sandbox,
+    Session,
+    session_of,
+)
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
 from passthrough.sandbox import SandboxError
-from passthrough.session import libfuse
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +37,30 @@ _STDIN: Final = 0
 _STDOUT: Final = 1
 # The longest hand-over there can be is a few kilobytes: names and numbers.
 _LONGEST_HANDOVER: Final = 64 * 1024
+
+
+class Runner(Protocol):
+    """A module that runs one kind of session."""
+
+    def run(
+        self,
+        fs: PassthroughFs,
+        fuse_fd: int,
+        serving: Callable[[], object],
+        keeper_fd: int | None,
+    ) -> None:
+        """Serve until the end, whatever brings it."""
+
+
+_RUNNERS: Final[Mapping[Session, str]] = {
+    Session.KERNEL: "passthrough.session.kernel",
+    Session.LIBFUSE: "passthrough.session.libfuse_run",
+}
+
+
+def load(session: Session) -> Runner:
+    """Load what *session* runs on, and nothing of the others."""
+    return cast("Runner", importlib.import_module(_RUNNERS[session]))
 
 
 def main() -> int:
@@ -73,12 +102,12 @@ def serve(
     _raise_descriptor_limit()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
+    # Before the sandbox is entered, after which nothing is loaded.
+    session = load(session_of(config))
     fs = PassthroughFs(config, _confine(config, handover.source_fd))
     report = Report(serving=True, without_handles=without_handles)
     try:
-        trio.run(_serve, fs, handover.fuse_fd, partial(serving, report), keeper_fd)
-    except ExceptionGroup as group:
-        raise _innermost(group) from group
+        session.run(fs, handover.fuse_fd, partial(serving, report), keeper_fd)
     finally:
         fs.close()
 
@@ -90,37 +119,6 @@ def _confine(config: Config, source_fd: int) -> int:
         return sandbox.enter(source_fd, by_handle=by_handle)
     credentials.keep_capabilities()
     return source_fd
-
-
-async def _serve(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
-) -> None:
-    async with trio.open_nursery() as nursery:
-        stop = nursery.cancel_scope.cancel
-        nursery.start_soon(_stop_on_signal, stop)
-        if keeper_fd is not None:
-            nursery.start_soon(_stop_without_keeper, keeper_fd, stop)
-        await libfuse.serve(fs, fuse_fd, serving)
-        stop()
-
-
-def _innermost(error: Exception) -> Exception:
-    """What went wrong, out of the groups that each nursery on its way has put around it."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _stop_on_signal(stop: Callable[[], None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            stop()
-
-
-async def _stop_without_keeper(keeper_fd: int, stop: Callable[[], None]) -> None:
-    await trio.lowlevel.wait_readable(keeper_fd)
-    log.info("the keeper of this mount has ended; so does its worker")
-    stop()
 
 
 def _raise_descriptor_limit() -> None:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import trio
 
-from passthrough.config import Config, as_text
-from passthrough.decisions import decide
+from passthrough.config import Config
+from passthrough.decisions import decide, described
 from plugin import blocking, options
 from plugin.errors import (
     InvalidOption,
@@ -255,9 +255,7 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            applies, notes = decide(understood.config, self._keeper.without_handles(volume.name))
-            status["options"] = as_text(applies)
-            status["notes"] = [str(note) for note in notes]
+            status |= described(understood.config, self._keeper.without_handles(volume.name))
             if understood.source is None:
                 # Not its path, because in a managed plugin that need not be the host's.
                 status["data"] = "own directory"

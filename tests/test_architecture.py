@@ -39,7 +39,7 @@ DOORS = {
     "hypercorn": {"plugin/server.py"},
     "starlette": {"plugin/server.py"},
     "trio": {
-        "passthrough/worker.py",
+        "passthrough/session/libfuse_run.py",
         *(
             f"plugin/{name}.py"
             for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
@@ -80,7 +80,7 @@ IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subproce
 # What may be called while a module is imported, beside its own classes and functions: what makes
 # a value, a type or a logger, loads the C library, or asks where the package lies.
 AT_IMPORT = {
-    *("re.compile", "struct.Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
+    *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from passthrough.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
+from tests.support import lacks
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,3 +46,8 @@ def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
         for option, why in lacks.items()
     ]
     assert dict(meaningless) == MEANINGLESS
+
+
+def test_what_libfuse_cannot_carry_is_what_the_battery_marks() -> None:
+    """`python -m tests.support.lacks` brings the table up to date."""
+    assert lacks.documented() == lacks.table() != ""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 from passthrough import fdpath
 from passthrough.attributes import Attributes, Entry
@@ -38,6 +39,9 @@ class Operations:
         self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
+        # What is open for users who opened nothing. Not by number: it may be another file's next.
+        self._unopened: dict[Inode, int] = {}
+        self._streams: dict[Inode, tuple[int, threading.Lock]] = {}
 
     def close(self) -> None:
         """Close every descriptor."""

@@ -1,8 +1,10 @@
 """Directory streams: opened, read, brought to stable storage."""
 
+import contextlib
 import logging
 import os
 import stat
+import threading
 from collections.abc import Iterator
 
 from passthrough import names, syscalls
@@ -47,6 +49,43 @@ class DirectoryOperations(EntryOperations):
                 log.warning("%r is left out of a listing: %s", record.name, error.strerror)
                 continue
             yield record, entry
+
+    def readdir(self, handle: int, offset: int) -> Iterator[Record]:
+        """The names from *offset* on, with the numbers that users know; nothing is looked up.
+
+        The number is that of what the directory itself has by this name: where something is mounted
+        on it, of what lies beneath, as on any file system.
+        """
+        directory = self.directories[handle]
+        if self.config.no_readdir:
+            return
+        inode = self.inodes[directory.inode_number]
+        for record in directory.read(offset):
+            if record.name in names.DOTS:
+                yield self._dot(directory, record)
+            elif not self._is_hidden(inode):
+                number = self.inodes.shown_neighbour(inode, record.number)
+                yield record._replace(number=number)
+
+    @contextlib.contextmanager
+    def unopened_stream(self, number: int) -> Iterator[int]:
+        """A guard that lends the handle of directory *number* to who never opened it.
+
+        It stays open until the directory is forgotten (`no_opendir`), and is lent to one at a time:
+        offsets that are its own have no meaning elsewhere.
+        """
+        inode = self.inodes[number]
+        stream = self._streams.get(inode)
+        if stream is None:
+            fd = self._reopen(inode, stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+            handle = self.directories.add(OpenDirectory(number, fd, shared=True))
+            own = (handle, threading.Lock())
+            stream = self._streams.setdefault(inode, own)
+            if stream is not own:  # another thread was faster
+                self.directories.release(handle)
+        handle, lock = stream
+        with lock:
+            yield handle
 
     def fsyncdir(self, handle: int, *, datasync: bool) -> None:
         """Bring a directory to stable storage."""

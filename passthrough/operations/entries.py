@@ -45,7 +45,13 @@ class EntryOperations(Operations):
 
     def forget(self, number: int, count: int) -> None:
         """Give back *count* lookups of inode *number*."""
-        self.inodes.forget(number, count)
+        gone = self.inodes.forget(number, count)
+        if gone is None:
+            return
+        if gone in self._unopened:
+            self.files.release(self._unopened.pop(gone))
+        if gone in self._streams:
+            self.directories.release(self._streams.pop(gone)[0])
 
     @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
@@ -142,7 +148,9 @@ class EntryOperations(Operations):
         if self._hides_submounts and not os.path.isdir(fdpath.of(fd)):
             os.close(fd)
             raise os_error(errno.EXDEV)
-        return self._grant(fd, None)
+        entry = self._grant(fd, None)
+        entry.submount = not self._hides_submounts
+        return entry
 
     def _open_dot(self, inode: Inode, name: bytes) -> int:
         """An O_PATH descriptor of what `.` or `..` is in a directory."""

@@ -1,10 +1,12 @@
 """Extended attributes, xattr(7)."""
 
+import contextlib
 import errno
 import os
 from contextlib import AbstractContextManager
 
 from passthrough import fdpath, xattrs
+from passthrough.credentials import ClearingPrivileges
 from passthrough.errors import os_error
 from passthrough.idmap import Caller
 from passthrough.operations.base import Operations
@@ -20,10 +22,22 @@ class ExtendedOperations(Operations):
             return os.getxattr(fdpath.of(fd), name)
 
     @changing
-    def setxattr(self, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2)."""
+    def setxattr(
+        self,
+        number: int,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        *,
+        clear_privileges: bool = False,
+    ) -> None:
+        """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE, setxattr(2).
+
+        With *clear_privileges*, setting an ACL takes the sgid bit away.
+        """
         self._changing(number)
-        with self._with_xattr(number, name) as fd:
+        guard = ClearingPrivileges() if clear_privileges else contextlib.nullcontext()
+        with self._with_xattr(number, name) as fd, guard:
             os.setxattr(fdpath.of(fd), name, value, flags)
 
     def listxattr(self, number: int, caller: Caller) -> list[bytes]:
@@ -32,7 +46,8 @@ class ExtendedOperations(Operations):
         The kernel checks who gets and sets `trusted.` ones, but not who lists them.
         """
         with self._with_xattr(number) as fd:
-            return xattrs.visible(os.listxattr(fdpath.of(fd)), caller)
+            names = os.listxattr(fdpath.of(fd))
+        return xattrs.visible(names, caller, acls=self.config.posix_acl)
 
     @changing
     def removexattr(self, number: int, name: bytes) -> None:
@@ -45,5 +60,6 @@ class ExtendedOperations(Operations):
         """A guard that lends a descriptor of inode *number*, if *name* is one that may pass."""
         if not self.config.xattr:
             raise os_error(errno.ENOSYS)  # which the kernel remembers, and never asks again
-        xattrs.check(name)
+        if not (self.config.posix_acl and name in xattrs.ACLS):
+            xattrs.check(name)
         return self.inodes.opened(number)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+from typing import Final
 
 from passthrough import fdpath, names, opening
 from passthrough.attributes import Entry
@@ -14,6 +15,8 @@ from passthrough.idmap import Caller
 from passthrough.inode_file import Inode
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
+
+_PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class FileOperations(Operations):
@@ -69,17 +72,36 @@ class FileOperations(Operations):
             raise
         return entry, self._keep(entry.inode_number, fd, flags)
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Read at *offset*; fewer bytes than *size* mean the end of the file."""
-        return self.files[handle].read(offset, size)
+    def read(self, handle: int, offset: int, size: int, flags: int | None = None) -> bytes:
+        """Read at *offset*; fewer bytes than *size* mean the end of the file.
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
-        file = self.files[handle]
+        *flags* are the caller's of this moment: fcntl(2) may have changed them since the opening.
+        """
+        return self._following(handle, flags).read(offset, size)
+
+    def write(
+        self,
+        handle: int,
+        offset: int,
+        data: bytes | memoryview,
+        flags: int | None = None,
+        *,
+        clear_privileges: bool = False,
+    ) -> int:
+        """Write at *offset*, or at the end if the file is open to append, pwrite(2).
+
+        *flags* as for reading. With *clear_privileges*, the file loses its suid and sgid bits, as
+        it does for a caller without CAP_FSETID.
+        """
+        file = self._following(handle, flags)
         if self.config.seal_size and (
             file.appends or offset + len(data) > os.fstat(file.fd).st_size
         ):
             raise os_error(errno.EPERM)
+        # Looked at first, because it is cheaper than two changes of capabilities.
+        if clear_privileges and os.fstat(file.fd).st_mode & _PRIVILEGES:
+            with ClearingPrivileges():
+                return file.write(offset, data)
         return file.write(offset, data)
 
     def flush(self, handle: int) -> None:
@@ -89,6 +111,28 @@ class FileOperations(Operations):
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
         self.files[handle].sync(datasync=datasync)
+
+    def unopened(self, number: int) -> int:
+        """The handle of inode *number* for who never opened it (`no_open`), until it is forgotten.
+
+        Whether its user may write, the kernel has checked; here it is opened for all that the host
+        allows.
+        """
+        inode = self.inodes[number]
+        handle = self._unopened.get(inode)
+        if handle is None:
+            try:
+                fd = self._reopen(inode, stat.S_IFREG, os.O_RDWR)
+            except OSError as error:
+                if error.errno not in {errno.EROFS, errno.ETXTBSY, errno.EACCES, errno.EPERM}:
+                    raise
+                fd = self._reopen(inode, stat.S_IFREG, os.O_RDONLY)
+            handle = self._keep(number, fd, os.O_RDWR)
+            first = self._unopened.setdefault(inode, handle)
+            if first != handle:  # another thread was faster
+                self.files.release(handle)
+                handle = first
+        return handle
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is closed."""
@@ -102,5 +146,17 @@ class FileOperations(Operations):
 
     def _keep(self, number: int, fd: int, flags: int) -> int:
         """Give *fd*, opened for a caller's *flags*, a handle number."""
-        kind = DirectFile if self._flags.existing(flags) & os.O_DIRECT else OpenFile
-        return self.files.add(kind(number, fd))
+        return self.files.add(self._file(number, fd, flags & self._flags.status))
+
+    def _following(self, handle: int, flags: int | None) -> OpenFile:
+        """The open file called *handle*, whose descriptor has what *flags* say of its status."""
+        file = self.files[handle]
+        if flags is not None and flags & self._flags.status != file.status:
+            file.change_status(flags & self._flags.status)
+            file = self._file(file.inode_number, file.fd, file.status)
+            self.files.replace(handle, file)
+        return file
+
+    @staticmethod
+    def _file(number: int, fd: int, status: int) -> OpenFile:
+        return (DirectFile if status & os.O_DIRECT else OpenFile)(number, fd, status)

@@ -1,10 +1,12 @@
 """What a file is: its attributes, and the file system that it lies on."""
 
+import contextlib
 import os
 import stat
 
 from passthrough import fdpath, syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
+from passthrough.credentials import ClearingPrivileges
 from passthrough.idmap import Caller
 from passthrough.inode_file import Inode
 from passthrough.inodes import ROOT
@@ -20,11 +22,19 @@ class MetadataOperations(Operations):
         return self._attributes(self.inodes[number])
 
     @changing
-    def setattr(self, number: int, changes: Changes, handle: int | None = None) -> Attributes:
+    def setattr(
+        self,
+        number: int,
+        changes: Changes,
+        handle: int | None = None,
+        *,
+        clear_privileges: bool = False,
+    ) -> Attributes:
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
-        *handle* is the open file through which the caller truncates, if it does. A failure leaves
-        the changes before it done.
+        *handle* is the open file through which the caller truncates, if it does; with
+        *clear_privileges* that takes suid and sgid bits away. A failure leaves the changes before
+        it done.
         """
         if changes.size is not None:
             self._check_sealed()
@@ -36,7 +46,8 @@ class MetadataOperations(Operations):
             if changes.uid is not None or changes.gid is not None:
                 self.ownership.give(path, changes.uid, changes.gid)
             if changes.size is not None:
-                self._truncate(inode, changes.size, handle)
+                with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+                    self._truncate(inode, changes.size, handle)
             if changes.atime != OMIT or changes.mtime != OMIT:
                 syscalls.utimensat(path, changes.atime, changes.mtime)
         return self._attributes(inode)
@@ -49,9 +60,9 @@ class MetadataOperations(Operations):
         attributes = self.inodes[number].stat()
         return allows(attributes, self.ownership.shown(attributes), mask, caller)
 
-    def statfs(self) -> os.statvfs_result:
-        """The host's file system that the source lies on."""
-        with self.inodes.opened(ROOT) as fd:
+    def statfs(self, number: int = ROOT) -> os.statvfs_result:
+        """The host's file system that inode *number* lies on."""
+        with self.inodes.opened(number) as fd:
             return os.statvfs(fd)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:

@@ -128,8 +128,8 @@ REFUSED = [
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
     ("submounts", "show", "'show' is not accepted; expected cross or hide"),
+    ("session", "uring", "'uring' is not accepted; expected auto, kernel or libfuse"),
     ("inode_file_handles", "on", "'on' is not accepted; expected never, prefer or mandatory"),
-    ("session", "kernel", "'kernel' is not accepted; expected auto or libfuse"),
     (
         "dax_file_size",
         "0",

@@ -1,7 +1,11 @@
+import os
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
+from passthrough import config as config_module, running
 from passthrough.config import (
     FOR_A_NEW_DIRECTORY,
     CachePolicy,
@@ -9,10 +13,12 @@ from passthrough.config import (
     InodeFileHandles,
     OptionError,
     Session,
+    Squash,
     as_text,
     parse_options,
 )
-from passthrough.decisions import RULES, Note, decide
+from passthrough.decisions import RULES, Note, decide, described
+from passthrough.values import Range
 
 # A wish that cannot be had, beside what overrules it.
 CONFLICTS = {
@@ -47,7 +53,23 @@ CONFLICTS = {
         ),
     ),
 }
+CONFLICTS |= {
+    f"ACLs with {name}": (
+        msgspec.structs.replace(config, session=Session.KERNEL, posix_acl=True),
+        Note(
+            "posix_acl",
+            "false",
+            "an ACL names users and groups by the host's numbers, to which no map is applied",
+        ),
+    )
+    for name, config in {
+        "map_uid": Config(map_uid=(Range(0, 1000, 1),)),
+        "map_gid": Config(map_gid=(Range(0, 1000, 1),)),
+        "squash": Config(squash=Squash.ROOT),
+    }.items()
+}
 AGREEMENTS = {
+    "ACLs": Config(session=Session.KERNEL, posix_acl=True),
     "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),
     "writeback without direct I/O": Config(writeback=True, allow_direct_io=False),
     "seal_size": Config(seal_size=True),
@@ -95,6 +117,7 @@ def test_what_was_left_open_is_answered() -> None:
 
     assert applies.session is Session.LIBFUSE
     assert applies.killpriv_v2 is False
+    assert decide(Config(session=Session.KERNEL)).config.killpriv_v2 is True
     assert applies.entry_timeout == applies.dir_entry_timeout == 0
     assert applies.attr_timeout == applies.dir_attr_timeout == 2
     open_still = {name for name, value in msgspec.structs.asdict(applies).items() if value is None}
@@ -122,6 +145,50 @@ def test_what_applies_can_be_given_as_options() -> None:
     applies, _ = decide(Config())
 
     assert decide(parse_options(as_text(applies))) == (applies, ())
+
+
+def test_who_serves_is_described_with_the_reason() -> None:
+    asked, automatic = described(Config(session=Session.KERNEL)), described(Config())
+
+    assert asked["session"] == "kernel: as asked for"
+    assert str(automatic["session"]).startswith("libfuse: ")
+    assert asked["options"] == as_text(decide(Config(session=Session.KERNEL)).config)
+    assert asked["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "release", "session", "reason"),
+    [
+        (True, (6, 9), Session.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
+        (True, (7, 0), Session.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
+        (True, (6, 8), Session.LIBFUSE, "Linux 6.8 is older than 6.9"),
+        (True, (0, 0), Session.LIBFUSE, "Linux 0.0 is older than 6.9"),
+        (False, (6, 9), Session.LIBFUSE, "the session of its own is asked for by name so far"),
+    ],
+)
+def test_what_auto_takes_goes_by_the_release(
+    monkeypatch: pytest.MonkeyPatch,
+    first: bool,
+    release: tuple[int, int],
+    session: Session,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(config_module, "_KERNEL_FIRST", first)
+    monkeypatch.setattr(running, "linux_release", lambda: release)
+
+    assert config_module.automatic() == (session, reason)
+    assert decide(Config()).config.session is session
+
+
+@pytest.mark.parametrize(
+    ("text", "release"), [("6.18.44-fc", (6, 18)), ("5.10", (5, 10)), ("odd", (0, 0))]
+)
+def test_the_release_is_read(
+    monkeypatch: pytest.MonkeyPatch, text: str, release: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=text))
+
+    assert running.linux_release() == release
 
 
 def test_handles_that_the_source_has_not_are_not_preferred() -> None:

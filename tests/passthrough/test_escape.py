@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from passthrough import syscalls
+from passthrough.config import Config, Session
 from tests.support.callers import ROOT
 from tests.support.files import noise
 from tests.support.inside import probe
@@ -55,10 +56,16 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
     assert outside.untouched()
 
 
-@pytest.fixture
-def served(source: Path, mountpoint: Path, tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(params=[Session.KERNEL, Session.LIBFUSE])
+def served(
+    request: pytest.FixtureRequest, source: Path, mountpoint: Path, tmp_path: Path
+) -> Iterator[Path]:
     """The source on a mount, served from a sandbox that answers probes."""
-    keeper = Keeper(source, mountpoint, tmp_path / "stderr", module="tests.support.inside")
+    keeper = Keeper(
+        *(source, mountpoint, tmp_path / "stderr"),
+        config=Config(session=request.param),
+        module="tests.support.inside",
+    )
     keeper.serve()
     yield mountpoint
     assert keeper.processes[0].poll() is None

@@ -10,7 +10,7 @@ import pytest
 from passthrough.handles import DirectFile, HandleTable, OpenFile
 from passthrough.listing import OpenDirectory
 
-HANDLES = [OpenFile, OpenDirectory]
+HANDLES: list[type[OpenFile] | type[OpenDirectory]] = [OpenFile, OpenDirectory]
 
 
 @pytest.fixture

@@ -20,9 +20,19 @@ MS_REMOUNT = 32  # mount(2)
 BLOCK_BYTES = 4096
 
 
+# What every volume is mounted with, unless a test says otherwise.
+USUAL: dict[str, str] = {}
+
+
+@pytest.fixture(params=["kernel", "libfuse"], autouse=True)
+def session(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve by each session in turn."""
+    monkeypatch.setitem(USUAL, "session", request.param)
+
+
 @contextmanager
 def volume(tmp_path: Path, **options: str) -> Iterator[Mounted]:
-    with mounted(tmp_path, options) as served, served.limited(LIMIT_S):
+    with mounted(tmp_path, USUAL | options) as served, served.limited(LIMIT_S):
         yield served
 
 

@@ -12,10 +12,16 @@ from tests.support.mounted import Mounted, mounted
 LIMIT_S = 30
 
 
+@pytest.fixture(params=["kernel", "libfuse"])
+def session(request: pytest.FixtureRequest) -> str:
+    """Who serves."""
+    return str(request.param)
+
+
 @pytest.fixture
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
+def served(request: pytest.FixtureRequest, tmp_path: Path, session: str) -> Iterator[Mounted]:
     policy, _, option = request.param.partition(" ")
-    options = {"cache": policy} | ({option: ""} if option else {})
+    options = {"session": session, "cache": policy} | ({option: ""} if option else {})
     with mounted(tmp_path, options) as served, served.limited(LIMIT_S):
         yield served
 

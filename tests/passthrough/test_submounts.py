@@ -35,6 +35,15 @@ def below(source: Path) -> None:
     )
 
 
+def names(fs: PassthroughFs, number: int) -> list[bytes]:
+    """A listing that looks nothing up."""
+    handle = fs.opendir(number)
+    try:
+        return [record.name for record in fs.readdir(handle, 0)]
+    finally:
+        fs.releasedir(handle)
+
+
 def take_away(source: Path) -> None:
     for name in ("disk", "same", "alone"):
         syscalls.umount2(os.fsencode(source / name), syscalls.MNT_DETACH)
@@ -67,6 +76,7 @@ def test_a_hidden_one_is_an_empty_directory(hiding: PassthroughFs, name: bytes) 
     number = number_of(hiding, name)
     assert stat.S_ISDIR(hiding.getattr(number).stat.st_mode)
     assert set(listing(hiding, number)) == {b".", b".."}
+    assert set(names(hiding, number)) == {b".", b".."}
     for inside in (b"file", b"directory", b"nothing"):
         with pytest.raises(FileNotFoundError):
             hiding.lookup(number, inside)
@@ -117,13 +127,14 @@ def test_a_hidden_one_is_not_removed(hiding: PassthroughFs, mounts: Path) -> Non
     assert (mounts / "disk/file").read_text() == "disk"
 
 
-def test_users_see_empty_directories(tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", ["libfuse", "kernel"])
+def test_users_see_empty_directories(tmp_path: Path, session: str) -> None:
     """In a worker with all that surrounds it."""
     source = tmp_path / "source"
     source.mkdir()
     below(source)
     try:
-        with mounted(tmp_path, {"submounts": "hide"}) as served, served.limited(LIMIT_S):
+        with mounted(tmp_path, {"submounts": "hide", "session": session}) as served, served.limited(LIMIT_S):
             assert sorted(walk(served.mountpoint)) == ["disk", "plain", "plain/file", "same"]
             with pytest.raises(OSError, match="Read-only"):
                 (served.mountpoint / "disk/new").touch()

@@ -1,11 +1,12 @@
-"""Where the battery runs: a bare directory, a mount for each cache policy, and one by file handles.
+"""Where the battery runs: a bare directory, and mounts by each session in several ways.
 
 The bare directory is the oracle: a test that fails on `control` is a wrong test. Most tests run
 as root, as another user and as a member of a supplementary group, each the owner of *directory*.
 
 Markers: `privileged` runs as root only, because the test needs a privilege or chooses its callers
 itself; `large` keeps a long test away from the policies that share their listing code with others;
-`known_difference(reason)` expects the failure on a mount, and fails when it does not come.
+`known_difference(reason)` expects the failure on a mount, and fails when it does not come;
+`libfuse_lacks(feature, seen)` does so where libfuse serves. docs/sessions.md lists the latter.
 """
 
 import functools
@@ -30,12 +31,13 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One column of the battery: a cache policy, or none for the bare directory, and a caller.
+    """One column of the battery: a session with a cache policy, or a bare directory; a caller.
 
     *handles* is the option inode_file_handles.
     """
 
-    policy: str | None
+    session: str | None
+    policy: str
     caller: Caller
     large: bool = True
     handles: str = "prefer"
@@ -43,23 +45,29 @@ class Place:
     @property
     def id(self) -> str:
         """The name in the test's id."""
-        where = "control" if self.policy is None else f"mounted-{self.policy}"
+        where = "control" if self.session is None else f"{self.session}-{self.policy}"
         if self.handles != "prefer":
             where += f"-handles-{self.handles}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
 PLACES = [
-    Place(None, ROOT),
-    Place(None, USER, large=False),
-    Place(None, MEMBER, large=False),
-    Place("auto", ROOT),
-    Place("auto", USER, large=False),
-    Place("auto", MEMBER, large=False),
-    Place("always", ROOT),
-    Place("never", ROOT, large=False),
-    Place("metadata", ROOT, large=False),
-    Place("auto", ROOT, large=False, handles="mandatory"),
+    Place(None, "", ROOT),
+    Place(None, "", USER, large=False),
+    Place(None, "", MEMBER, large=False),
+    *(
+        place
+        for session in ("kernel", "libfuse")
+        for place in (
+            Place(session, "auto", ROOT),
+            Place(session, "auto", USER, large=False),
+            Place(session, "auto", MEMBER, large=False),
+            Place(session, "always", ROOT),
+            Place(session, "never", ROOT, large=False),
+            Place(session, "metadata", ROOT, large=False),
+            Place(session, "auto", ROOT, large=False, handles="mandatory"),
+        )
+    ),
 ]
 
 
@@ -95,13 +103,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Turn a known difference into a strict expected failure, on a mount only."""
-    mark = item.get_closest_marker("known_difference")
-    if mark is None or not isinstance(item, pytest.Function):
+    """Turn a known difference into a strict expected failure, where it is one."""
+    place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
+    if not isinstance(place, Place) or place.session is None:
         return
-    place = item.callspec.params.get("place")
-    if isinstance(place, Place) and place.policy is not None:
-        item.add_marker(pytest.mark.xfail(strict=True, reason=mark.args[0]))
+    mark = item.get_closest_marker("known_difference")
+    if mark is None and place.session == "libfuse":
+        mark = item.get_closest_marker("libfuse_lacks")
+    if mark is not None:
+        item.add_marker(pytest.mark.xfail(strict=True, reason=", ".join(mark.args)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -139,10 +149,14 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
     base = Path(tempfile.mkdtemp(prefix="passfs-posix-"))
     base.chmod(0o755)
     try:
-        if wanted.policy is None:
+        if wanted.session is None:
             yield Ground(wanted, base, base)
         else:
-            options = {"cache": wanted.policy, "inode_file_handles": wanted.handles}
+            options = {
+                "session": wanted.session,
+                "cache": wanted.policy,
+                "inode_file_handles": wanted.handles,
+            }
             with mounted(base, options) as served:
                 yield Ground(wanted, served.mountpoint, served.source, served)
     finally:

@@ -1,5 +1,6 @@
 """Opening: creating, truncating, and files that outlive their names."""
 
+import fcntl
 import itertools
 import mmap
 import os
@@ -138,3 +139,23 @@ def test_a_file_without_name_is_reopen_file(directory: Path) -> None:
         assert os.pread(descriptor, 10, 0) == b"Content"
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.libfuse_lacks(
+    "O_APPEND and O_DIRECT set or cleared by fcntl(2) after opening",
+    "the host's file stays as it was opened",
+)
+def test_appending_begins_with_fcntl(directory: Path, beneath: Path) -> None:
+    """From then on each write goes to the end, wherever somebody else has moved that: fcntl(2)."""
+    path = directory / "file"
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        os.write(descriptor, b"begin ")
+        with (beneath / "file").open("ab") as file:
+            file.write(b"middle ")
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        os.write(descriptor, b"end")
+    finally:
+        os.close(descriptor)
+
+    assert (beneath / "file").read_bytes() == b"begin middle end"

@@ -1,0 +1,179 @@
+"""The numbers of the kernel's FUSE protocol, 7.40 to 7.45: linux/fuse.h, each by its name there.
+
+Only the numbers; what is made of them stands where they are used. Bits 32 and above of the flags of
+INIT travel in a second word.
+"""
+
+import enum
+from typing import Final
+
+MAJOR: Final = 7
+# Linux 6.9: passthrough, resending, and whatever came before them.
+LEAST_MINOR: Final = 40
+# The newest that is known here; the kernel and the session go by the lower one of theirs.
+MINOR: Final = 45
+
+ROOT_ID: Final = 1
+# Bit 63 of `unique` marks a request that the kernel sends again, FUSE_UNIQUE_RESEND.
+UNIQUE_RESEND: Final = 1 << 63
+
+
+class Opcode(enum.IntEnum):
+    """What a request asks for."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
+
+
+class Notification(enum.IntEnum):
+    """What the session tells the kernel unasked."""
+
+    POLL = 1
+    INVAL_INODE = 2
+    INVAL_ENTRY = 3
+    STORE = 4
+    RETRIEVE = 5
+    DELETE = 6
+    RESEND = 7
+    INC_EPOCH = 8
+    PRUNE = 9
+
+
+class Init(enum.IntFlag):
+    """What the kernel offers in INIT, and the session takes in its answer."""
+
+    ASYNC_READ = 1 << 0
+    POSIX_LOCKS = 1 << 1
+    ATOMIC_O_TRUNC = 1 << 3
+    EXPORT_SUPPORT = 1 << 4
+    BIG_WRITES = 1 << 5
+    DONT_MASK = 1 << 6
+    SPLICE_WRITE = 1 << 7
+    SPLICE_MOVE = 1 << 8
+    SPLICE_READ = 1 << 9
+    FLOCK_LOCKS = 1 << 10
+    HAS_IOCTL_DIR = 1 << 11
+    AUTO_INVAL_DATA = 1 << 12
+    DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
+    ASYNC_DIO = 1 << 15
+    WRITEBACK_CACHE = 1 << 16
+    NO_OPEN_SUPPORT = 1 << 17
+    PARALLEL_DIROPS = 1 << 18
+    HANDLE_KILLPRIV = 1 << 19
+    POSIX_ACL = 1 << 20
+    ABORT_ERROR = 1 << 21
+    MAX_PAGES = 1 << 22
+    CACHE_SYMLINKS = 1 << 23
+    NO_OPENDIR_SUPPORT = 1 << 24
+    EXPLICIT_INVAL_DATA = 1 << 25
+    MAP_ALIGNMENT = 1 << 26
+    SUBMOUNTS = 1 << 27
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
+    INIT_EXT = 1 << 30
+    SECURITY_CTX = 1 << 32
+    HAS_INODE_DAX = 1 << 33
+    CREATE_SUPP_GROUP = 1 << 34
+    HAS_EXPIRE_ONLY = 1 << 35
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
+    PASSTHROUGH = 1 << 37
+    NO_EXPORT_SUPPORT = 1 << 38
+    HAS_RESEND = 1 << 39
+    ALLOW_IDMAP = 1 << 40
+    OVER_IO_URING = 1 << 41
+    REQUEST_TIMEOUT = 1 << 42
+
+
+# Which fields of SETATTR are meant.
+FATTR_MODE: Final = 1 << 0
+FATTR_UID: Final = 1 << 1
+FATTR_GID: Final = 1 << 2
+FATTR_SIZE: Final = 1 << 3
+FATTR_ATIME: Final = 1 << 4
+FATTR_MTIME: Final = 1 << 5
+FATTR_FH: Final = 1 << 6
+FATTR_ATIME_NOW: Final = 1 << 7
+FATTR_MTIME_NOW: Final = 1 << 8
+FATTR_LOCKOWNER: Final = 1 << 9
+FATTR_CTIME: Final = 1 << 10
+FATTR_KILL_SUIDGID: Final = 1 << 11
+
+# What an answer to OPEN, OPENDIR or CREATE allows the kernel to do.
+FOPEN_DIRECT_IO: Final = 1 << 0
+FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_NONSEEKABLE: Final = 1 << 2
+FOPEN_CACHE_DIR: Final = 1 << 3
+FOPEN_STREAM: Final = 1 << 4
+FOPEN_NOFLUSH: Final = 1 << 5
+FOPEN_PARALLEL_DIRECT_WRITES: Final = 1 << 6
+FOPEN_PASSTHROUGH: Final = 1 << 7
+
+# Flags of single requests.
+GETATTR_FH: Final = 1 << 0
+OPEN_KILL_SUIDGID: Final = 1 << 0
+WRITE_CACHE: Final = 1 << 0
+WRITE_LOCKOWNER: Final = 1 << 1
+WRITE_KILL_SUIDGID: Final = 1 << 2
+READ_LOCKOWNER: Final = 1 << 1
+RELEASE_FLUSH: Final = 1 << 0
+RELEASE_FLOCK_UNLOCK: Final = 1 << 1
+FSYNC_FDATASYNC: Final = 1 << 0
+SETXATTR_ACL_KILL_SGID: Final = 1 << 0
+LK_FLOCK: Final = 1 << 0
+# What an answer says of an inode.
+ATTR_SUBMOUNT: Final = 1 << 0
+# Of INVAL_ENTRY: the name stays, and is looked up again before it is used.
+EXPIRE_ONLY: Final = 1 << 0
+
+# Extensions at a request's end: below this a number of security contexts, this one groups.
+EXT_GROUPS: Final = 32

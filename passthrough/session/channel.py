@@ -1,0 +1,112 @@
+"""How requests come and answers go: what a session needs of a transport, and /dev/fuse as one.
+
+A channel knows headers and bytes, and nothing of what they mean. Any number of threads may use one
+at once, each with a request of its own.
+"""
+
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from passthrough.session.request import Request
+from passthrough.session.wire import IN_HEADER, OUT_HEADER, WRITE_IN
+
+log = logging.getLogger(__name__)
+
+# The most that one READ or WRITE carries, which is as much as Linux allows, FUSE_MAX_MAX_PAGES.
+MAX_WRITE: Final = 1024 * 1024
+_HEADERS: Final = IN_HEADER.size + WRITE_IN.size
+# A request begins so that the data of a WRITE lies on pages of its own, as O_DIRECT likes it.
+_START: Final = mmap.PAGESIZE - _HEADERS
+# Names and attributes' values may be as long; the kernel wants at least the room for a WRITE.
+_ROOM: Final = mmap.PAGESIZE + MAX_WRITE
+
+# The kernel takes an errno of this range only.
+_LAST_ERRNO: Final = 511
+
+
+class Channel(Protocol):
+    """What brings requests and takes answers."""
+
+    def open_request(self) -> Request:
+        """Make a place for requests, of the one thread that asks."""
+
+    def receive(self, request: Request) -> bool:
+        """Wait for a request; False when there will be no more.
+
+        Raises:
+            OSError: the transport is broken.
+        """
+
+    def reply(self, unique: int, body: bytes) -> None:
+        """Answer the request *unique* with success."""
+
+    def fail(self, unique: int, number: int) -> None:
+        """Answer the request *unique* with errno *number*."""
+
+    def notify(self, code: int, parts: Sequence[bytes]) -> None:
+        """Tell the kernel something unasked.
+
+        Raises:
+            OSError: ENOENT, it knows no such inode or name; as the kernel reports it.
+        """
+
+
+class DeviceChannel:
+    """The descriptor of /dev/fuse that a mount was made with; borrowed.
+
+    It must not be a clone, FUSE_DEV_IOC_CLONE: what a clone has taken is lost with it, and not sent
+    again to a successor.
+    """
+
+    def __init__(self, fuse_fd: int) -> None:
+        self._fd = fuse_fd
+
+    def open_request(self) -> Request:
+        """Make a place for requests."""
+        # Not a bytearray: pages that no request has filled take no memory.
+        return Request(mmap.mmap(-1, _ROOM), _START)
+
+    def receive(self, request: Request) -> bool:
+        """Wait for a request; False when the file system is unmounted everywhere, or aborted."""
+        while True:
+            try:
+                request.length = os.readv(self._fd, request.into)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return False
+                if error.errno != errno.ENOENT:  # it was taken back before it was read
+                    raise
+            else:
+                return request.length > 0
+
+    def reply(self, unique: int, body: bytes) -> None:
+        """Answer with success."""
+        header = OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique)
+        try:
+            os.writev(self._fd, (header, body))
+        except OSError as error:
+            self._undelivered(error)
+
+    def fail(self, unique: int, number: int) -> None:
+        """Answer with an errno."""
+        if not 0 < number <= _LAST_ERRNO:
+            number = errno.EIO
+        try:
+            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
+        except OSError as error:
+            self._undelivered(error)
+
+    def notify(self, code: int, parts: Sequence[bytes]) -> None:
+        """Tell the kernel something, one of abi.Notification."""
+        length = OUT_HEADER.size + sum(map(len, parts))
+        os.writev(self._fd, (OUT_HEADER.pack(length, code, 0), *parts))
+
+    @staticmethod
+    def _undelivered(error: OSError) -> None:
+        """Nobody waits for this answer any more: the connection is gone, or the request is."""
+        if error.errno not in {errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM}:
+            log.error("the kernel does not take an answer: %s", error)

@@ -1,0 +1,1 @@
+"""What the kernel session does with each request, in groups as the operations have them."""

@@ -1,0 +1,116 @@
+"""Requests for open files."""
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from passthrough.errors import os_error
+from passthrough.session import abi, wire
+from passthrough.session.abi import Init, Opcode
+from passthrough.session.request import Request
+from passthrough.session.session import Handler, Session
+
+_ROOT_USER: Final = 0
+
+
+def open_(session: Session, request: Request) -> bytes:
+    """Open a regular file."""
+    fs = session.fs
+    if fs.config.no_open:
+        # Which the kernel remembers, and opens without a request from then on.
+        raise os_error(errno.ENOSYS)
+    flags, more = request.fields(wire.OPEN_IN)
+    handle = fs.open(request.nodeid, flags, clear_privileges=_clears(session, request, flags, more))
+    if fs.cache.refresh_on_open:
+        session.notifier.attributes_changed(request.nodeid)
+    return wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
+
+
+def create(session: Session, request: Request) -> bytes:
+    """Create and open a regular file."""
+    flags, mode, umask, _more = request.fields(wire.CREATE_IN)
+    session.apply_umask(umask)
+    entry, handle = session.fs.create(
+        request.nodeid, request.name(), stat.S_IMODE(mode), flags, request.caller()
+    )
+    return wire.entry(entry) + wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
+
+
+def read(session: Session, request: Request) -> bytes:
+    """Read at an offset."""
+    handle, offset, size, _more, _owner, flags = request.fields(wire.READ_IN)
+    fs = session.fs
+    if not handle:
+        return fs.read(fs.unopened(request.nodeid), offset, size)
+    return fs.read(handle, offset, size, flags)
+
+
+def write(session: Session, request: Request) -> bytes:
+    """Write at an offset, straight from where the request lies."""
+    handle, offset, size, more, _owner, flags = request.fields(wire.WRITE_IN)
+    fs, data = session.fs, request.data(size)
+    clear = bool(more & abi.WRITE_KILL_SUIDGID)
+    if handle:
+        written = fs.write(handle, offset, data, flags, clear_privileges=clear)
+    else:
+        # Many share this one: the kernel has found the end for those who append.
+        own = fs.unopened(request.nodeid)
+        written = fs.write(own, offset, data, clear_privileges=clear)
+    return wire.WRITE_OUT.pack(written)
+
+
+def flush(session: Session, request: Request) -> bytes:
+    """A descriptor of an open file is closed."""
+    handle, _owner = request.fields(wire.FLUSH_IN)
+    if not handle:
+        raise os_error(errno.ENOSYS)  # a file that was never opened has nothing to report
+    session.fs.flush(handle)
+    return b""
+
+
+def fsync(session: Session, request: Request) -> bytes:
+    """Bring a file to stable storage."""
+    handle, flags = request.fields(wire.FSYNC_IN)
+    fs = session.fs
+    datasync = bool(flags & abi.FSYNC_FDATASYNC)
+    session.about_to_block()
+    fs.fsync(handle or fs.unopened(request.nodeid), datasync=datasync)
+    return b""
+
+
+def release(session: Session, request: Request) -> bytes:
+    """The last descriptor of an open file is closed."""
+    handle, _flags, _more, _owner = request.fields(wire.RELEASE_IN)
+    session.fs.release(handle)
+    return b""
+
+
+def _clears(session: Session, request: Request, flags: int, more: int) -> bool:
+    """Whether truncating on open takes suid and sgid bits away."""
+    if session.uses(Init.HANDLE_KILLPRIV_V2):
+        return bool(more & abi.OPEN_KILL_SUIDGID)
+    # The kernel leaves it to who opens, and does not say who may keep them: root, as with
+    # CAP_FSETID.
+    return bool(flags & os.O_TRUNC) and request.uid != _ROOT_USER
+
+
+def _allowed(session: Session, flags: int) -> int:
+    """What the kernel may do with a file opened with *flags*: FOPEN_*."""
+    allowed = abi.FOPEN_KEEP_CACHE if session.fs.cache.keep_pages else 0
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        # Nothing was written through it, so closing it has nothing to report.
+        allowed |= abi.FOPEN_NOFLUSH
+    return allowed
+
+
+HANDLERS: Final[Mapping[int, Handler]] = {
+    Opcode.OPEN: open_,
+    Opcode.CREATE: create,
+    Opcode.READ: read,
+    Opcode.WRITE: write,
+    Opcode.FLUSH: flush,
+    Opcode.FSYNC: fsync,
+    Opcode.RELEASE: release,
+}

@@ -1,0 +1,71 @@
+"""Requests for what a file is."""
+
+import errno
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from passthrough import syscalls
+from passthrough.attributes import OMIT, Changes
+from passthrough.errors import os_error
+from passthrough.idmap import ContainerId
+from passthrough.session import abi, wire
+from passthrough.session.abi import Opcode
+from passthrough.session.request import Request
+from passthrough.session.session import Handler, Session
+
+_NOW: Final = (0, syscalls.UTIME_NOW)
+
+
+def getattr_(session: Session, request: Request) -> bytes:
+    """The attributes of an inode."""
+    return wire.attributes(session.fs.getattr(request.nodeid))
+
+
+def setattr_(session: Session, request: Request) -> bytes:
+    """Change attributes; the change time is the host's to set."""
+    fields = request.fields(wire.SETATTR_IN)
+    valid, handle, size, _owner, atime, mtime, _ctime = fields[:7]
+    atime_ns, mtime_ns, _ctime_ns, mode, uid, gid = fields[7:]
+    changes = Changes(
+        mode=stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,
+        uid=ContainerId(uid) if valid & abi.FATTR_UID else None,
+        gid=ContainerId(gid) if valid & abi.FATTR_GID else None,
+        size=size if valid & abi.FATTR_SIZE else None,
+        atime=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, (atime, atime_ns)),
+        mtime=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, (mtime, mtime_ns)),
+    )
+    found = session.fs.setattr(
+        request.nodeid,
+        changes,
+        handle if valid & abi.FATTR_FH and handle else None,
+        clear_privileges=bool(valid & abi.FATTR_KILL_SUIDGID),
+    )
+    return wire.attributes(found)
+
+
+def _time(valid: int, given: int, now: int, time: tuple[int, int]) -> tuple[int, int]:
+    if valid & now:
+        return _NOW
+    return time if valid & given else OMIT
+
+
+def access(session: Session, request: Request) -> bytes:
+    """Whether the caller may do what it asks about."""
+    (mask,) = request.fields(wire.ACCESS_IN)
+    if not session.fs.access(request.nodeid, mask, request.caller()):
+        raise os_error(errno.EACCES)
+    return b""
+
+
+def statfs(session: Session, request: Request) -> bytes:
+    """The file system that an inode lies on."""
+    return wire.statfs(session.fs.statfs(request.nodeid))
+
+
+HANDLERS: Final[Mapping[int, Handler]] = {
+    Opcode.GETATTR: getattr_,
+    Opcode.SETATTR: setattr_,
+    Opcode.ACCESS: access,
+    Opcode.STATFS: statfs,
+}

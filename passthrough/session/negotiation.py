@@ -1,0 +1,175 @@
+"""INIT: what the kernel offers, what the volume's options want of it, and what both then keep to.
+
+Each feature is a row with the reason why it is asked for, or where it is not. The outcome is a
+value that tells for every row whether it is in use, and why not where it is not.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from passthrough.config import CachePolicy, Config
+from passthrough.session import abi
+from passthrough.session.abi import Init
+
+
+class ProtocolError(OSError):
+    """The kernel's protocol is not one that this session speaks."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            errno.EPROTO, f"{reason}; session=kernel needs Linux 6.9, session=libfuse does not"
+        )
+
+
+class Feature(NamedTuple):
+    """One flag of INIT: the options that want it, and what for."""
+
+    flag: Init
+    wanted: Callable[[Config], bool]
+    reason: str
+    """What it gives, and with which options it is left out."""
+
+
+class Offer(NamedTuple):
+    """What the kernel says in INIT."""
+
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+
+
+class InUse(NamedTuple):
+    """Whether a feature is in use, and why not if it is not."""
+
+    feature: str
+    used: bool
+    reason: str
+
+
+class Agreed(NamedTuple):
+    """What kernel and session keep to until the mount ends."""
+
+    minor: int
+    flags: Init
+    max_readahead: int
+    features: tuple[InUse, ...]
+
+
+def _always(_: Config) -> bool:
+    return True
+
+
+def _never(_: Config) -> bool:
+    return False
+
+
+# Without these, requests would have another form than wire.py knows. Linux 6.9 offers them all.
+REQUIRED: Final = Init.INIT_EXT | Init.MAX_PAGES | Init.BIG_WRITES | Init.SETXATTR_EXT
+
+FEATURES: Final = (
+    Feature(Init.INIT_EXT, _always, "more flags than one word has room for"),
+    Feature(Init.MAX_PAGES, _always, "reads and writes of up to 1 MiB in one request"),
+    Feature(Init.BIG_WRITES, _always, "writes of more than a page in one request"),
+    Feature(Init.SETXATTR_EXT, _always, "whether setting an ACL takes the sgid bit away"),
+    Feature(Init.ASYNC_READ, _always, "several reads of one file at once"),
+    Feature(Init.ASYNC_DIO, _always, "several direct reads and writes of one file at once"),
+    Feature(Init.PARALLEL_DIROPS, _always, "several lookups and listings in one directory at once"),
+    Feature(
+        Init.ATOMIC_O_TRUNC,
+        lambda config: not config.no_open,
+        "O_TRUNC in the request that opens; with no_open there is none",
+    ),
+    Feature(
+        Init.DO_READDIRPLUS, _always, "listings that bring attributes, where they are asked for"
+    ),
+    Feature(Init.READDIRPLUS_AUTO, _always, "listings without attributes for who only lists"),
+    Feature(Init.CACHE_SYMLINKS, _always, "the text of a symlink never changes"),
+    Feature(
+        Init.NO_OPEN_SUPPORT,
+        lambda config: config.no_open,
+        "files that are opened without a request, with no_open",
+    ),
+    Feature(
+        Init.NO_OPENDIR_SUPPORT,
+        lambda config: config.no_opendir,
+        "directories that are opened without a request, with no_opendir",
+    ),
+    Feature(
+        Init.HANDLE_KILLPRIV_V2,
+        lambda config: bool(config.killpriv_v2),
+        "no question for security.capability before each write, with killpriv_v2",
+    ),
+    Feature(
+        Init.DONT_MASK,
+        lambda config: config.posix_acl,
+        "the caller's umask, for the host to apply where no default ACL stands in its place,"
+        " with posix_acl",
+    ),
+    Feature(
+        Init.POSIX_ACL,
+        lambda config: config.posix_acl,
+        "access checks by POSIX ACLs, with posix_acl",
+    ),
+    Feature(
+        Init.AUTO_INVAL_DATA,
+        lambda config: config.cache is not CachePolicy.ALWAYS,
+        "cached pages go when the host has changed the file; cache=always keeps them",
+    ),
+    Feature(
+        Init.EXPLICIT_INVAL_DATA,
+        lambda config: config.cache is CachePolicy.ALWAYS,
+        "cached pages stay when a file's times change, with cache=always",
+    ),
+    Feature(
+        Init.WRITEBACK_CACHE,
+        lambda config: config.writeback,
+        "writes that are collected in the kernel, with writeback",
+    ),
+    # Up to 6.18 Linux offers it to virtiofs alone.
+    Feature(Init.SUBMOUNTS, _always, "a device number of its own for each mount below the source"),
+    Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again, and not dropped"),
+    Feature(Init.HAS_RESEND, _always, "requests that come again when a worker has died with them"),
+    Feature(
+        Init.CREATE_SUPP_GROUP,
+        _never,
+        "the worker creates with its capabilities, and is refused nothing for want of a group",
+    ),
+    Feature(
+        Init.SECURITY_CTX,
+        _never,
+        "security labels are given by the host's own policy",
+    ),
+)
+
+_FLAG_WORD_BITS: Final = 32
+
+
+def offer(fields: tuple[int, ...]) -> Offer:
+    """What INIT_IN says, with both words of flags as one number."""
+    major, minor, max_readahead, flags, more = fields
+    return Offer(major, minor, max_readahead, flags | more << _FLAG_WORD_BITS)
+
+
+def agree(offered: Offer, config: Config) -> Agreed:
+    """What to answer to *offered* for a volume with *config*, in which conflicts are decided.
+
+    Raises:
+        ProtocolError: the kernel is older than 7.40, or lacks what every request builds on.
+    """
+    if offered.major != abi.MAJOR or offered.minor < abi.LEAST_MINOR:
+        version = f"{offered.major}.{offered.minor}"
+        raise ProtocolError(f"the kernel speaks FUSE {version}, not {abi.MAJOR}.{abi.LEAST_MINOR}")
+    if missing := REQUIRED & ~offered.flags:
+        raise ProtocolError(f"the kernel does not offer {missing.name}")
+    flags = Init(0)
+    features = []
+    for flag, wanted, reason in FEATURES:
+        is_wanted, is_offered = wanted(config), bool(offered.flags & flag)
+        if is_wanted and is_offered:
+            flags |= flag
+        why = "the kernel does not offer it" if is_wanted and not is_offered else reason
+        features.append(InUse(str(flag.name).lower(), is_wanted and is_offered, why))
+    minor = min(offered.minor, abi.MINOR)
+    return Agreed(minor, flags, offered.max_readahead, tuple(features))

@@ -1,0 +1,275 @@
+"""What the kernel session alone offers, through a mount."""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from passthrough import syscalls
+from tests.support.callers import USER, Caller
+from tests.support.files import noise, refused
+from tests.support.mounted import Mounted, mounted
+
+LIMIT_S = 60.0
+CALLERS = [Caller(f"caller-{number}", 42_000 + number, 43_000 + number) for number in range(4)]
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory that everybody may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def volume(base: Path, **options: str) -> Iterator[Mounted]:
+    with mounted(base, {"session": "kernel"} | options) as served, served.limited(LIMIT_S):
+        served.source.chmod(0o777)
+        yield served
+
+
+@pytest.mark.parametrize("options", [{"no_open": ""}, {"no_open": "", "no_opendir": ""}])
+def test_files_that_are_never_opened_are_read_written_and_let_go(
+    base: Path, options: dict[str, str]
+) -> None:
+    with volume(base, cache="always", **options) as served:
+        for number in range(20):
+            path = served.mountpoint / f"file-{number}"
+            path.write_bytes(noise(100_000))
+            with path.open("r+b") as file:
+                file.seek(50_000)
+                file.write(b"changed")
+                os.fsync(file.fileno())
+            path.write_bytes(b"short")  # which truncates without a request to open
+            with path.open("ab") as file:
+                file.write(b" and more")
+            assert path.read_bytes() == b"short and more"
+            assert (served.source / path.name).read_bytes() == b"short and more"
+        assert sorted(os.listdir(served.mountpoint)) == sorted(os.listdir(served.source))
+        fd = os.open(served.mountpoint / "file-0", os.O_RDWR)
+        (served.mountpoint / "file-0").unlink()
+        assert os.pread(fd, 100, 0) == b"short and more"
+        os.close(fd)
+
+
+def test_a_file_that_is_never_opened_and_may_not_be_written_is_read(base: Path) -> None:
+    with volume(base, cache="always", no_open="", ro="") as served:
+        (served.source / "file").write_bytes(b"content")
+
+        assert (served.mountpoint / "file").read_bytes() == b"content"
+
+
+def test_directories_that_are_never_opened_are_listed_whole(base: Path) -> None:
+    with volume(base, no_opendir="") as served:
+        directory = served.mountpoint / "directory"
+        directory.mkdir()
+        names = {f"name-{number}" for number in range(3000)}
+        for name in names:
+            (served.source / "directory" / name).touch()
+
+        assert set(os.listdir(directory)) == names
+        assert {entry.name for entry in os.scandir(directory) if entry.stat().st_size == 0} == names
+        with os.scandir(directory) as first, os.scandir(directory) as second:
+            taken = {next(first).name for _ in range(1500)}
+            assert {entry.name for entry in second} == names
+            assert taken | {entry.name for entry in first} == names
+        fd = os.open(directory, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("killpriv", ["on", "off"])
+def test_privileges_go_when_somebody_else_changes_the_content(base: Path, killpriv: str) -> None:
+    """And stay for who may keep them: as root, with CAP_FSETID."""
+    with volume(base, killpriv_v2=killpriv) as served:
+        path = served.mountpoint / "program"
+        changes: dict[str, Callable[[], object]] = {
+            "write": partial(path.write_bytes, b"changed"),
+            "truncate": partial(os.truncate, path, 1),
+            "append": partial(append, path),
+        }
+        for change in changes.values():
+            for caller, left in ((USER, 0o777), (None, 0o6777)):
+                (served.source / "program").write_bytes(b"content")
+                path.chmod(0o6777)
+                if caller is None:
+                    change()
+                else:
+                    caller.run(change)
+                assert stat.S_IMODE((served.source / "program").stat().st_mode) == left
+                assert stat.S_IMODE(path.stat().st_mode) == left
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+# struct posix_acl_xattr_header and _entry, linux/posix_acl_xattr.h
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+OWNER, NAMED_USER, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
+NOBODY = 0xFFFF_FFFF
+
+
+def test_acls_are_honoured(base: Path) -> None:
+    with volume(base, posix_acl="") as served:
+        path = served.mountpoint / "secret"
+        path.write_text("secret")
+        path.chmod(0o600)
+        refused(errno.EACCES, lambda: USER.run(path.read_text))
+
+        value = acl(
+            *((OWNER, 6, NOBODY), (NAMED_USER, 4, USER.uid), (GROUP, 0, NOBODY)),
+            *((MASK, 4, NOBODY), (OTHER, 0, NOBODY)),
+        )
+        os.setxattr(path, "system.posix_acl_access", value)
+
+        USER.run(path.read_text)
+        refused(errno.EACCES, lambda: USER.run(partial(path.write_text, "changed")))
+        assert os.getxattr(path, "system.posix_acl_access") == value
+        assert "system.posix_acl_access" in os.listxattr(path)
+        assert os.getxattr(served.source / "secret", "system.posix_acl_access") == value
+
+
+def test_default_acls_take_the_place_of_the_umask(base: Path) -> None:
+    """Exactly as on the bare directory, for everything that can be created."""
+    default = acl(
+        *((OWNER, 7, NOBODY), (NAMED_USER, 7, USER.uid), (GROUP, 5, NOBODY)),
+        *((MASK, 7, NOBODY), (OTHER, 0, NOBODY)),
+    )
+
+    def made_in(top: Path) -> list[tuple[str, int, bytes]]:
+        os.umask(0o027)
+        for name in ("bare", "inherited"):
+            (top / name).mkdir()
+        os.setxattr(top / "inherited", "system.posix_acl_default", default)
+        found = []
+        for directory in (top / "bare", top / "inherited"):
+            (directory / "file").touch()
+            (directory / "dir").mkdir()
+            os.mkfifo(directory / "fifo")
+            for name in ("file", "dir", "fifo"):
+                path = directory / name
+                with contextlib.suppress(OSError):
+                    found.append((name, 0, os.getxattr(path, "system.posix_acl_access")))
+                found.append((name, path.stat().st_mode, b""))
+        return found
+
+    with volume(base, posix_acl="") as served:
+        (base / "control").mkdir()
+        umask = os.umask(0)
+        try:
+            assert made_in(served.mountpoint) == made_in(base / "control")
+        finally:
+            os.umask(umask)
+
+
+def test_setting_an_acl_takes_the_sgid_bit_from_who_is_not_in_the_group(base: Path) -> None:
+    with volume(base, posix_acl="") as served:
+        path = served.mountpoint / "program"
+        path.touch()
+        os.chown(path, USER.uid, 4_711)
+        path.chmod(0o2755)
+        value = acl((OWNER, 7, NOBODY), (GROUP, 5, NOBODY), (OTHER, 5, NOBODY))
+
+        USER.run(partial(os.setxattr, path, "system.posix_acl_access", value))
+
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_without_posix_acl_there_are_none(base: Path) -> None:
+    with volume(base) as served:
+        value = acl((OWNER, 7, NOBODY), (GROUP, 5, NOBODY), (OTHER, 5, NOBODY))
+        refused(
+            errno.EOPNOTSUPP,
+            lambda: os.setxattr(served.mountpoint, "system.posix_acl_access", value),
+        )
+
+
+def test_callers_at_once_never_mix(base: Path) -> None:
+    """Several threads create for several users: each file belongs to who made it."""
+
+    def create(top: Path, caller: Caller) -> None:
+        os.umask(caller.uid % 8)
+        for number in range(150):
+            (top / f"{caller.name}-{number}").touch()
+            (top / f"{caller.name}-{number}-dir").mkdir()
+            os.symlink("x", top / f"{caller.name}-{number}-link")
+
+    with volume(base, posix_acl="") as served, contextlib.ExitStack() as stack:
+        (served.source / "fifo").touch()
+        threads = [
+            threading.Thread(target=caller.run, args=(partial(create, served.mountpoint, caller),))
+            for caller in CALLERS
+        ]
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join)
+        stack.close()
+
+        for caller in CALLERS:
+            for path in served.source.glob(f"{caller.name}-*"):
+                found = path.lstat()
+                assert (found.st_uid, found.st_gid) == (caller.uid, caller.gid)
+                if stat.S_ISREG(found.st_mode):
+                    assert stat.S_IMODE(found.st_mode) == 0o666 & ~(caller.uid % 8)
+
+
+@pytest.fixture
+def submount(base: Path) -> Iterator[Path]:
+    path = base / "source" / "below"
+    yield path
+    with contextlib.suppress(OSError):
+        syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH)
+
+
+def test_a_mount_below_the_source_is_another_file_system(base: Path, submount: Path) -> None:
+    with volume(base, sandbox="none") as served:
+        submount.mkdir()
+        syscalls.mount(b"none", os.fsencode(submount), b"tmpfs", 0, b"size=1M")
+        (submount / "file").write_text("on the other")
+        (served.source / "beside").write_text("on this one")
+        below = served.mountpoint / "below"
+
+        assert (below / "file").read_text() == "on the other"
+        refused(errno.EXDEV, lambda: os.rename(below / "file", served.mountpoint / "file"))
+        assert os.statvfs(below).f_blocks == os.statvfs(submount).f_blocks
+        assert os.listdir(below) == ["file"]
+
+
+def test_what_fcntl_changes_reaches_the_host(base: Path) -> None:
+    with volume(base) as served:
+        path, beneath = served.mountpoint / "file", served.source / "file"
+        fd = os.open(path, os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"begin ")
+        with beneath.open("ab") as file:
+            file.write(b"host ")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        os.write(fd, b"end")
+        assert beneath.read_bytes() == b"begin host end"
+
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        os.pwrite(fd, b"BEGIN", 0)
+        assert beneath.read_bytes() == b"BEGIN host end"
+
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            page.write(noise(mmap.PAGESIZE))
+            assert os.pwritev(fd, [page], 0) == mmap.PAGESIZE
+            assert os.preadv(fd, [page], 0) == mmap.PAGESIZE
+        assert beneath.read_bytes() == noise(mmap.PAGESIZE)
+        os.close(fd)

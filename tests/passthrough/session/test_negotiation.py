@@ -1,0 +1,148 @@
+"""What is agreed on in INIT: of what is offered, what the options want, with reasons."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from passthrough.config import CachePolicy, Config, Session as SessionName
+from passthrough.decisions import decide
+from passthrough.filesystem import PassthroughFs
+from passthrough.session import abi, negotiation, wire
+from passthrough.session.abi import Init, Opcode
+from passthrough.session.channel import MAX_WRITE
+from passthrough.session.handlers.table import HANDLERS
+from passthrough.session.negotiation import FEATURES, REQUIRED, Offer, ProtocolError, agree
+from passthrough.session.session import Session
+from tests.support.direct import fails
+from tests.support.kernel import EVERYTHING, FakeChannel, message
+
+NEW = Offer(abi.MAJOR, abi.MINOR, 131_072, EVERYTHING)
+KERNEL = SessionName.KERNEL
+USUAL = (
+    *(Init.INIT_EXT, Init.MAX_PAGES, Init.BIG_WRITES, Init.SETXATTR_EXT, Init.ASYNC_READ),
+    *(Init.ASYNC_DIO, Init.PARALLEL_DIROPS, Init.DO_READDIRPLUS, Init.READDIRPLUS_AUTO),
+    *(Init.CACHE_SYMLINKS, Init.SUBMOUNTS, Init.HAS_EXPIRE_ONLY, Init.HAS_RESEND),
+)
+# What options want beside the usual.
+WANTED: dict[str, tuple[Config, set[Init]]] = {
+    "defaults": (
+        Config(session=KERNEL),
+        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA},
+    ),
+    "always": (
+        Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False),
+        {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA},
+    ),
+    "never opened": (
+        Config(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
+        {
+            *(Init.NO_OPEN_SUPPORT, Init.NO_OPENDIR_SUPPORT),
+            *(Init.HANDLE_KILLPRIV_V2, Init.EXPLICIT_INVAL_DATA),
+        },
+    ),
+    "ACLs and writeback": (
+        Config(session=KERNEL, posix_acl=True, writeback=True),
+        {
+            *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
+            *(Init.POSIX_ACL, Init.DONT_MASK, Init.WRITEBACK_CACHE),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "more"), WANTED.values(), ids=WANTED)
+def test_what_the_options_want_is_asked_for(config: Config, more: set[Init]) -> None:
+    agreed = agree(NEW, decide(config).config)
+
+    assert {flag for flag in Init if agreed.flags & flag} == {*USUAL, *more}
+
+
+def test_every_feature_is_wanted_by_some_options_above_or_never() -> None:
+    wanted = {*USUAL}.union(*(more for _, more in WANTED.values()))
+    never = {Init.CREATE_SUPP_GROUP, Init.SECURITY_CTX}
+
+    assert {feature.flag for feature in FEATURES} == wanted | never
+
+
+def test_what_is_not_offered_is_not_taken_and_said_so() -> None:
+    agreed = agree(NEW._replace(flags=REQUIRED), decide(Config(session=KERNEL)).config)
+
+    assert agreed.flags == REQUIRED
+    by_name = {feature.feature: feature for feature in agreed.features}
+    assert by_name["cache_symlinks"][1:] == (False, "the kernel does not offer it")
+    assert by_name["max_pages"].used
+    assert not by_name["posix_acl"].used
+    assert by_name["posix_acl"].reason.endswith("with posix_acl")
+
+
+@pytest.mark.parametrize("minor", [40, 44, 45, 99])
+def test_the_lower_minor_version_holds(minor: int) -> None:
+    assert agree(NEW._replace(minor=minor), Config()).minor == min(minor, 45)
+
+
+@pytest.mark.parametrize(
+    ("offer", "sentence"),
+    [
+        (NEW._replace(minor=39), "the kernel speaks FUSE 7.39, not 7.40"),
+        (NEW._replace(major=8, minor=0), "the kernel speaks FUSE 8.0, not 7.40"),
+        (NEW._replace(flags=EVERYTHING & ~Init.SETXATTR_EXT), "does not offer SETXATTR_EXT"),
+    ],
+)
+def test_another_protocol_is_refused_in_a_sentence(offer: Offer, sentence: str) -> None:
+    with pytest.raises(ProtocolError, match=sentence) as refused:
+        agree(offer, Config())
+
+    assert "session=libfuse does not" in str(refused.value)
+
+
+def init(minor: int, flags: int) -> bytes:
+    words = (abi.MAJOR, minor, 131_072, flags & 0xFFFF_FFFF, flags >> 32)
+    return message(Opcode.INIT, wire.INIT_IN.pack(*words))
+
+
+@pytest.fixture
+def session(source: Path) -> Session:
+    config = Config(session=KERNEL)
+    fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    request_fs = Session(fs, FakeChannel(), HANDLERS)
+    fs.close()
+    return request_fs
+
+
+def answer(session: Session, raw: bytes) -> bytes:
+    channel = session._channel
+    assert isinstance(channel, FakeChannel)
+    channel.requests.append(raw)
+    request = channel.open_request()
+    channel.receive(request)
+    session.answer(request)
+    reply = channel.replies.pop()
+    if reply.error:
+        raise OSError(reply.error, os.strerror(reply.error))
+    return reply.body
+
+
+def test_init_is_answered_with_the_agreement(session: Session) -> None:
+    fields = wire.INIT_OUT.unpack(answer(session, init(45, EVERYTHING)))
+    major, minor, readahead, flags, background, congested, max_write, grain, pages = fields[:9]
+
+    assert session.agreed is not None
+    assert (major, minor, readahead) == (7, 45, 131_072)
+    assert flags | fields[10] << 32 == session.agreed.flags
+    assert (max_write, pages, grain) == (MAX_WRITE, MAX_WRITE // 4096, 1)
+    assert background > congested > 0
+
+
+def test_a_kernel_that_is_too_old_ends_the_session(session: Session) -> None:
+    fails(errno.EPROTO, lambda: answer(session, init(39, EVERYTHING)))
+
+    assert session.agreed is None
+    assert session.broken is not None
+
+
+def test_the_kernels_own_offer_is_answered_in_both_words() -> None:
+    fields = (abi.MAJOR, abi.MINOR, 1, 0x4000_0001, 0x80)
+
+    assert negotiation.offer(fields) == Offer(7, 45, 1, 1 | Init.INIT_EXT | Init.HAS_RESEND)

@@ -1,0 +1,37 @@
+"""What libfuse's binding cannot carry, from the marks of the tests that only `kernel` passes.
+
+`python -m tests.support.lacks` writes the table into docs/sessions.md.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENT = REPOSITORY / "docs" / "sessions.md"
+MARK = "libfuse_lacks"
+BEGIN, END = "| feature | with `libfuse` users see |\n|---|---|\n", "\n\n"
+
+
+def marks() -> Iterator[tuple[str, str]]:
+    """The arguments of each mark in the battery, in the order of files and lines."""
+    for path in sorted((REPOSITORY / "tests" / "posix").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == f"pytest.mark.{MARK}":
+                feature, seen = (ast.literal_eval(argument) for argument in node.args)
+                yield feature, seen
+
+
+def table() -> str:
+    """The rows of the table; a mark that several tests carry is one row."""
+    return "\n".join(f"| {feature} | {seen} |" for feature, seen in dict.fromkeys(marks()))
+
+
+def documented() -> str:
+    """The rows that docs/sessions.md has."""
+    return DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
+
+
+if __name__ == "__main__":
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    DOCUMENT.write_text(before + BEGIN + table() + END + rest.split(END, 1)[1])
