@@ -40,6 +40,13 @@ class InodeFileHandles(enum.StrEnum):
     MANDATORY = "mandatory"
 
 
+class Submounts(enum.StrEnum):
+    """What becomes of the file systems that are mounted below the source."""
+
+    CROSS = "cross"
+    HIDE = "hide"
+
+
 class Session(enum.StrEnum):
     """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
 
@@ -94,6 +101,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     exec: bool = True
     atime: Atime = Atime.RELATIME
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
+    submounts: Submounts = Submounts.CROSS
     session: Session = Session.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
@@ -190,6 +198,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "never, prefer or mandatory",
         "hold files by kernel file handles in place of descriptors:"
         " prefer does so when descriptors run short",
+    ),
+    "submounts": Option(
+        values.word(Submounts),
+        "cross or hide",
+        "what is mounted below the source: part of the volume, or an empty directory each",
     ),
     "session": Option(
         values.word(Session),

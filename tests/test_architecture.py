@@ -1,7 +1,8 @@
 """The shape of the program: who imports whom, and what each file may hold.
 
-The order of the modules is the list in the docstring of each package, `passthrough/__init__.py`
-and `plugin/__init__.py`: a module imports only those below itself. The tables here say the rest.
+The order of the modules is the list in the docstring of each package, `passthrough/__init__.py`,
+`plugin/__init__.py` and `benchmarks/__init__.py`: a module imports only those below itself. The
+tables here say the rest.
 """
 
 import ast
@@ -14,11 +15,16 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("passthrough", "plugin")
+PACKAGES = ("passthrough", "plugin", "benchmarks")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
-# What `plugin` knows of the file system: the contract with a worker and what surrounds a mount.
-CONTRACT = {"config", "decisions", "filehandles", "handover", "mount", "mountinfo", "syscalls"}
+# What each package knows of the others. `plugin` knows the contract with a worker and what
+# surrounds a mount; the benchmarks start the programs, and look at mounts.
+KNOWN_OF_OTHERS = {
+    "passthrough": set[str](),
+    "plugin": {"config", "decisions", "filehandles", "handover", "mount", "mountinfo", "syscalls"},
+    "benchmarks": {"config", "mount", "mountinfo", "syscalls"},
+}
 
 # Each foreign library, and the only modules that know it.
 DOORS = {
@@ -40,9 +46,10 @@ DOORS = {
             for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
         ),
     },
-    "typer": {"passthrough/__main__.py", "plugin/__main__.py"},
-    "rich": {"plugin/__main__.py"},
-    "sqlite3": {"plugin/registry.py"},
+    "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
+    "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
+    # The benchmarks use it as any program does whose database lies in a volume.
+    "sqlite3": {"plugin/registry.py", "benchmarks/work.py"},
 }
 
 # The one that any module may use: it makes values of text, and does nothing else.
@@ -62,6 +69,11 @@ WITHOUT_IO = {
     "plugin/protocol.py",
     "plugin/settings.py",
     "plugin/volume.py",
+    "benchmarks/markdown.py",
+    "benchmarks/picture.py",
+    "benchmarks/plan.py",
+    "benchmarks/report.py",
+    "benchmarks/table.py",
 }
 PURE_OF_OS = {"os.path.normpath", "os.path.join", "os.fsencode", "os.fsdecode", "os.strerror"}
 IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subprocess", "tempfile"}
@@ -75,6 +87,7 @@ AT_IMPORT = {
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
+    *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables
 }
 
 
@@ -134,7 +147,8 @@ def test_every_package_is_installed() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     present = {".".join(module.parts[:-1]) for module in modules()}
 
-    assert set(project["tool"]["setuptools"]["packages"]) == present
+    # The benchmarks run in a checkout.
+    assert set(project["tool"]["setuptools"]["packages"]) == present - {"benchmarks"}
 
 
 @named
@@ -161,7 +175,7 @@ def test_the_file_system_knows_nothing_of_docker_and_the_plugin_little_of_it(
 ) -> None:
     other = {name for package, name in own_imports(module) if package != module.parts[0]}
 
-    assert other <= (CONTRACT if module.parts[0] == "plugin" else set())
+    assert other <= KNOWN_OF_OTHERS[module.parts[0]]
 
 
 @named

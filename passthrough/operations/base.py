@@ -7,7 +7,7 @@ import threading
 from passthrough import fdpath
 from passthrough.attributes import Attributes, Entry
 from passthrough.cache import Cache
-from passthrough.config import Config
+from passthrough.config import Config, Submounts
 from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.handles import HandleTable, OpenFile
@@ -35,6 +35,8 @@ class Operations:
         self.inodes = InodeTable(
             source_fd, self.config.inode_file_handles, packed=self.config.use_host_ino
         )
+        self._hides_submounts = self.config.submounts is Submounts.HIDE
+        self._source_mount = self.inodes.root.place.mount
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.locks = LockTable()
@@ -51,6 +53,21 @@ class Operations:
         self.files.close()
         self.directories.close()
         self.inodes.close()
+
+    def _is_hidden(self, inode: Inode) -> bool:
+        """Whether *inode* is what is mounted below a source that shows no such thing."""
+        return self._hides_submounts and inode.place.mount is not self._source_mount
+
+    def _changing(self, number: int) -> Inode:
+        """Inode *number*, to be changed, or something in it.
+
+        Raises:
+            OSError: EROFS, it is hidden; ESTALE as InodeTable has it.
+        """
+        inode = self.inodes[number]
+        if self._is_hidden(inode):
+            raise os_error(errno.EROFS)
+        return inode
 
     def _grant(self, fd: int, place: Place | None) -> Entry:
         """An entry for the file behind *fd*, an O_PATH descriptor that this method takes.

@@ -33,14 +33,16 @@ class DirectoryOperations(EntryOperations):
         below the source must not make the directory around it unusable.
         """
         directory = self.directories[handle]
-        place = self.inodes[directory.inode_number].place
+        inode = self.inodes[directory.inode_number]
         records = () if self.config.no_readdir else directory.read(offset)
         for record in records:
             if record.name in names.DOTS:
                 yield self._dot(directory, record), None
                 continue
+            if self._is_hidden(inode):
+                continue
             try:
-                entry = self._entry(directory.fd, place, record.name)
+                entry = self._entry(directory.fd, inode.place, record.name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -61,7 +63,7 @@ class DirectoryOperations(EntryOperations):
         for record in directory.read(offset):
             if record.name in names.DOTS:
                 yield self._dot(directory, record)
-            else:
+            elif not self._is_hidden(inode):
                 number = self.inodes.shown_neighbour(inode, record.number)
                 yield record._replace(number=number)
 

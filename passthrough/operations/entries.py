@@ -35,6 +35,8 @@ class EntryOperations(Operations):
         if name in names.DOTS:
             return self._grant(self._open_dot(inode, name), None)
         names.check(name)
+        if self._is_hidden(inode):
+            raise os_error(errno.ENOENT)
         fd = inode.find(name)
         if fd == syscalls.ACROSS:
             with inode.opened() as directory:
@@ -55,7 +57,7 @@ class EntryOperations(Operations):
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
         names.check(name)
-        with self.inodes.opened(parent) as directory, self.ownership.acting_as(caller):
+        with self._changing(parent).opened() as directory, self.ownership.acting_as(caller):
             os.mknod(name, mode, rdev, dir_fd=directory)
         return self.lookup(parent, name)
 
@@ -63,7 +65,7 @@ class EntryOperations(Operations):
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Create a directory, with *mode* as the caller's umask left it."""
         names.check(name)
-        with self.inodes.opened(parent) as directory, self.ownership.acting_as(caller):
+        with self._changing(parent).opened() as directory, self.ownership.acting_as(caller):
             os.mkdir(name, mode, dir_fd=directory)
         return self.lookup(parent, name)
 
@@ -71,7 +73,7 @@ class EntryOperations(Operations):
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Create a symlink to *target*, which is stored as it is."""
         names.check(name)
-        with self.inodes.opened(parent) as directory, self.ownership.acting_as(caller):
+        with self._changing(parent).opened() as directory, self.ownership.acting_as(caller):
             os.symlink(target, name, dir_fd=directory)
         return self.lookup(parent, name)
 
@@ -79,7 +81,7 @@ class EntryOperations(Operations):
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
         names.check(name)
-        with self.inodes.opened(number) as fd, self.inodes.opened(parent) as directory:
+        with self.inodes.opened(number) as fd, self._changing(parent).opened() as directory:
             # It follows the link in /proc, and no further.
             os.link(fdpath.of(fd), name, dst_dir_fd=directory, follow_symlinks=True)
         return self.lookup(parent, name)
@@ -88,7 +90,7 @@ class EntryOperations(Operations):
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
         names.check(name)
-        inode = self.inodes[parent]
+        inode = self._changing(parent)
         with (
             inode.opened() as directory,
             self.inodes.removing(inode.place, directory, name),
@@ -99,7 +101,7 @@ class EntryOperations(Operations):
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
         names.check(name)
-        inode = self.inodes[parent]
+        inode = self._changing(parent)
         with (
             inode.opened() as directory,
             self.inodes.removing(inode.place, directory, name),
@@ -121,8 +123,8 @@ class EntryOperations(Operations):
         names.check(new_name)
         if flags & ~_RENAME_FLAGS:
             raise os_error(errno.EINVAL)
-        new_inode = self.inodes[new_parent]
-        with self.inodes.opened(parent) as old, new_inode.opened() as new:
+        new_inode = self._changing(new_parent)
+        with self._changing(parent).opened() as old, new_inode.opened() as new:
             if flags:
                 creating = flags & syscalls.RENAME_WHITEOUT
                 with self.ownership.acting_as(caller) if creating else contextlib.nullcontext():
@@ -137,9 +139,17 @@ class EntryOperations(Operations):
             return os.readlink(b"", dir_fd=fd)
 
     def _grant_across(self, directory_fd: int, name: bytes) -> Entry:
-        """Find *name*, which something is mounted on; the mount may be gone by now."""
-        entry = self._grant(names.open_across(directory_fd, name), None)
-        entry.submount = True
+        """Find *name*, which something is mounted on; the mount may be gone by now.
+
+        Raises:
+            OSError: EXDEV, it is a file, which cannot be shown as empty; as names.open_across.
+        """
+        fd = names.open_across(directory_fd, name)
+        if self._hides_submounts and not os.path.isdir(fdpath.of(fd)):
+            os.close(fd)
+            raise os_error(errno.EXDEV)
+        entry = self._grant(fd, None)
+        entry.submount = not self._hides_submounts
         return entry
 
     def _open_dot(self, inode: Inode, name: bytes) -> int:

@@ -35,6 +35,7 @@ class ExtendedOperations(Operations):
 
         With *clear_privileges*, setting an ACL takes the sgid bit away.
         """
+        self._changing(number)
         guard = ClearingPrivileges() if clear_privileges else contextlib.nullcontext()
         with self._with_xattr(number, name) as fd, guard:
             os.setxattr(fdpath.of(fd), name, value, flags)
@@ -51,6 +52,7 @@ class ExtendedOperations(Operations):
     @changing
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
+        self._changing(number)
         with self._with_xattr(number, name) as fd:
             os.removexattr(fdpath.of(fd), name)
 

@@ -57,7 +57,7 @@ class FileOperations(Operations):
         names.check(name)
         if flags & os.O_TRUNC:
             self._check_sealed()
-        inode = self.inodes[parent]
+        inode = self._changing(parent)
         try:
             with inode.opened() as directory, self.ownership.acting_as(caller):
                 fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory)

@@ -55,7 +55,7 @@ class MetadataOperations(Operations):
         """
         if changes.size is not None:
             self._check_sealed()
-        inode = self.inodes[number]
+        inode = self._changing(number)
         with inode.opened() as fd:
             path = fdpath.of(fd)
             if changes.mode is not None:

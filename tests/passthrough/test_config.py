@@ -18,6 +18,7 @@ from passthrough.config import (
     Sandbox,
     Session,
     Squash,
+    Submounts,
     as_text,
     canonical,
     parse_options,
@@ -59,6 +60,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "Prefer": InodeFileHandles.PREFER,
         " mandatory": InodeFileHandles.MANDATORY,
     },
+    "submounts": {"cross": Submounts.CROSS, "HIDE": Submounts.HIDE},
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
     "map_uid": {
         "0:100000:65536": (Range(0, 100_000, 65_536),),
@@ -127,6 +129,7 @@ REFUSED = [
     ("exec", "no way", "'no way' is not accepted; expected true or false"),
     ("atime", "never", "'never' is not accepted; expected relatime, noatime or strictatime"),
     ("sandbox", "chroot", "'chroot' is not accepted; expected namespace or none"),
+    ("submounts", "show", "'show' is not accepted; expected cross or hide"),
     ("session", "uring", "'uring' is not accepted; expected auto, kernel or libfuse"),
     ("inode_file_handles", "on", "'on' is not accepted; expected never, prefer or mandatory"),
     (
@@ -404,6 +407,7 @@ def test_every_option_is_shown_as_text() -> None:
         "exec": "true",
         "atime": "relatime",
         "inode_file_handles": "prefer",
+        "submounts": "cross",
         "session": "auto",
         "map_uid": "none",
         "map_gid": "none",

@@ -74,15 +74,15 @@ class Mounted:
 def mounted(
     base: Path, options: Mapping[str, str], descriptors: int | None = None
 ) -> Iterator[Mounted]:
-    """Serve `base/source` at `base/mount` (both are made here) until the block ends.
+    """Serve `base/source` at `base/mount` until the block ends; what is not there is made.
 
     The process may have as many *descriptors* as that, and not raise the limit.
 
     Raises: MountFailedError when the mount does not come up or does not go away on SIGTERM.
     """
     source, mountpoint, log = base / "source", base / "mount", base / "stderr.log"
-    source.mkdir()
-    mountpoint.mkdir()
+    source.mkdir(exist_ok=True)
+    mountpoint.mkdir(exist_ok=True)
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [*limited_to(descriptors), *command(source, mountpoint, options)],

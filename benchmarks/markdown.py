@@ -1,0 +1,20 @@
+"""The results as a page, to be read where the project's documents are."""
+
+from benchmarks.report import Report
+from benchmarks.table import Table, summary, tables
+
+
+def page(report: Report) -> str:
+    """Markdown: what the figures belong to, then each table."""
+    parts = [f"{summary(report)}\n", *map(_table, tables(report))]
+    return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    rules = ["---", *("--:" for _ in table.heads[1:])]
+    rows = [
+        [f"**{cell}**" for cell in row] if index in table.bold else row
+        for index, row in enumerate(table.rows)
+    ]
+    drawn = "".join(f"| {' | '.join(row)} |\n" for row in (table.heads, rules, *rows))
+    return f"### {table.title}\n\n{table.note.capitalize()}.\n\n{drawn}"

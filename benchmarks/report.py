@@ -1,0 +1,141 @@
+"""The results: samples, medians, ratios.
+
+A sample is what one round gave for one line: seconds for each operation. The value of a line is the
+median of its samples, a ratio is one of medians, and a spread is the median distance of the samples
+from their median, as a part of it: half of the rounds lie closer than that.
+"""
+
+from collections.abc import Iterable
+from statistics import geometric_mean, median
+
+import msgspec
+
+from benchmarks.plan import BARE, Plan
+
+GROUPS = {"metadata": "Names and attributes", "data": "Contents", "work": "Real work"}
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What one round gave, for each operation."""
+
+    seconds: float
+    cpu_seconds: float
+    """Processor time of the processes that serve the mount, waiting excluded."""
+
+
+class Figures(msgspec.Struct, kw_only=True):
+    """What one subject did on one line."""
+
+    samples: list[Sample] = []
+    failure: str = ""
+    """Why there are fewer samples than rounds."""
+    median_s: float | None = None
+    spread: float | None = None
+    cpu_s: float | None = None
+    ratio: dict[str, float] = {}
+    """This median over that of each other subject: below 1 is faster."""
+
+
+class Line(msgspec.Struct, kw_only=True):
+    """One line, for every subject."""
+
+    name: str
+    group: str
+    operation: str
+    """What is counted: the medians are seconds for each."""
+    of: dict[str, Figures]
+
+
+class Amount(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure that belongs to no line."""
+
+    value: float
+    count: int
+    """How many requests or samples it was taken from."""
+    user: float | None = None
+    system: float | None = None
+
+
+class Cost(msgspec.Struct, kw_only=True):
+    """What a volume or a request costs, for each subject that was asked."""
+
+    name: str
+    unit: str
+    of: dict[str, Amount]
+    failures: dict[str, str] = {}
+    """Why there is none of a subject that was asked."""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """Everything that a run has found."""
+
+    taken: str
+    """When, RFC 3339."""
+    duration_s: float
+    plan: Plan
+    machine: dict[str, str | int | float | list[float]]
+    versions: dict[str, str]
+    lines: list[Line]
+    means: dict[str, dict[str, dict[str, float]]] = {}
+    """Geometric means of the ratios: group, subject, the other subject."""
+    costs: list[Cost] = []
+
+    @property
+    def subjects(self) -> list[str]:
+        """Everything that was compared, the bare directory first."""
+        return [BARE, *self.plan.passfs, *self.plan.peers]
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence for each figure that a subject did not give, or not in every round."""
+        of_lines = [
+            f"{name}: {line.name}: {figures.failure}"
+            for line in self.lines
+            for name, figures in line.of.items()
+            if figures.failure
+        ]
+        return of_lines + [
+            f"{name}: {cost.name}: {failure}"
+            for cost in self.costs
+            for name, failure in cost.failures.items()
+        ]
+
+
+def conclude(report: Report) -> None:
+    """Fill in what follows from the samples."""
+    for line in report.lines:
+        for figures in line.of.values():
+            _summarize(figures)
+        for figures in line.of.values():
+            figures.ratio = {
+                other: figures.median_s / than.median_s
+                for other, than in line.of.items()
+                if figures.median_s is not None and than.median_s and than is not figures
+            }
+    for group in GROUPS:
+        lines = [line for line in report.lines if line.group == group]
+        if lines:
+            report.means[group] = {
+                name: {
+                    other: mean
+                    for other in report.subjects
+                    if other != name and (mean := _mean(lines, name, other)) is not None
+                }
+                for name in report.subjects
+            }
+
+
+def _summarize(figures: Figures) -> None:
+    if not figures.samples:
+        return
+    seconds = [sample.seconds for sample in figures.samples]
+    figures.median_s = median(seconds)
+    figures.spread = median(abs(s - figures.median_s) for s in seconds) / figures.median_s
+    figures.cpu_s = median(sample.cpu_seconds for sample in figures.samples)
+
+
+def _mean(lines: Iterable[Line], name: str, other: str) -> float | None:
+    """The mean of all ratios; none when one is missing, because it would flatter who failed."""
+    ratios = [line.of[name].ratio.get(other) for line in lines]
+    present = [ratio for ratio in ratios if ratio is not None]
+    return geometric_mean(present) if len(present) == len(ratios) else None

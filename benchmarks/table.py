@@ -1,0 +1,162 @@
+"""The results as text in rows, for whoever draws a table."""
+
+from typing import NamedTuple
+
+from benchmarks.plan import BARE
+from benchmarks.report import GROUPS, Cost, Figures, Line, Report
+
+_SCALES = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs"))
+_NOTHING = "–"
+
+
+class Table(NamedTuple):
+    """A title, what it means, the columns' heads, and rows as long; a bold row stands out."""
+
+    title: str
+    note: str
+    heads: list[str]
+    rows: list[list[str]]
+    bold: frozenset[int] = frozenset()
+
+
+def tables(report: Report) -> list[Table]:
+    """Everything that *report* has to show."""
+    return [
+        *(t for group in GROUPS for t in _group(report, group)),
+        *([_means(report)] if report.means else []),
+        *([_costs(report)] if report.costs else []),
+    ]
+
+
+def summary(report: Report) -> str:
+    """What the figures belong to, in one sentence."""
+    facts, plan = report.machine, report.plan
+    load = "loaded on purpose" if plan.busy else "not loaded on purpose"
+    options = ", ".join(f"{name}: {_options(given.options)}" for name, given in plan.passfs.items())
+    return (
+        f"Linux {facts['kernel']}, {facts['processors']} × {facts['processor']}, {load}; processors"
+        f" idle before the run {_share(facts['idle_before'])} of the time, during it"
+        f" {_share(facts['idle_during'])}. {plan.rounds} rounds, size {plan.size:g}, source on"
+        f" {'tmpfs' if plan.on_tmpfs else 'a directory given'}, {report.taken}. {options}."
+    )
+
+
+def _options(given: dict[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in given.items())
+
+
+def _share(fact: object) -> str:
+    return f"{fact:.0%}" if isinstance(fact, float) else str(fact)
+
+
+def duration(seconds: float) -> str:
+    """With three digits, and the unit that suits."""
+    factor, unit = next((f, u) for least, f, u in _SCALES if seconds >= least)
+    return f"{_digits(seconds * factor)} {unit}"
+
+
+def ratio(value: float) -> str:
+    """How many times as long."""
+    return f"{_digits(value)}×"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004
+
+
+def _group(report: Report, group: str) -> list[Table]:
+    lines = [line for line in report.lines if line.group == group]
+    if not lines:
+        return []
+    times = Table(
+        GROUPS[group],
+        "median time; how many times the bare directory's; the samples' spread",
+        ["line", "for each", *report.subjects],
+        [
+            [line.name, line.operation, *(_time(line.of[name]) for name in report.subjects)]
+            for line in lines
+        ],
+    )
+    serving = report.subjects[1:]
+    processor = Table(
+        f"{GROUPS[group]}: processor time of the serving processes",
+        "median for each operation",
+        ["line", "for each", *serving],
+        [[line.name, line.operation, *(_cpu(line.of[n]) for n in serving)] for line in lines],
+    )
+    return [times, *_against(report, group, lines), *([processor] if serving else [])]
+
+
+def _against(report: Report, group: str, lines: list[Line]) -> list[Table]:
+    """What users of this program would ask: its time as a part of that of the others."""
+    pairs = [
+        (name, other)
+        for name in report.plan.passfs
+        for other in report.subjects
+        if other not in {name, BARE}
+    ]
+    if not pairs:
+        return []
+    return [
+        Table(
+            f"{GROUPS[group]}: against the others",
+            "how many times the other's time: below 1 is faster",
+            ["line", *(f"{name} / {other}" for name, other in pairs)],
+            [
+                [line.name, *(_optional(line.of[a].ratio.get(b)) for a, b in pairs)]
+                for line in lines
+            ],
+        )
+    ]
+
+
+def _means(report: Report) -> Table:
+    """Geometric means, over each of the others."""
+    rows = [
+        [
+            f"{name}, {GROUPS[group].lower()}",
+            *(_optional(report.means[group][name].get(other)) for other in report.subjects),
+        ]
+        for group in report.means
+        for name in report.subjects[1:]
+    ]
+    real = frozenset(
+        index for index, row in enumerate(rows) if row[0].endswith(GROUPS["work"].lower())
+    )
+    heads = ["geometric mean of", *(f"over {name}" for name in report.subjects)]
+    return Table("All lines together", "how many times the other's time", heads, rows, real)
+
+
+def _costs(report: Report) -> Table:
+    names = [*report.plan.passfs, *report.plan.peers]
+    rows = [
+        [cost.name, cost.unit, *(_amount(cost, name) for name in names)] for cost in report.costs
+    ]
+    note = "processor time of a request (user + system), memory of a volume, time of Mount: medians"
+    return Table("What a request and a volume cost", note, ["", "unit", *names], rows)
+
+
+def _time(figures: Figures) -> str:
+    if figures.median_s is None:
+        return "fails"
+    over = f" {ratio(figures.ratio[BARE])}" if BARE in figures.ratio else ""
+    failed = " fails at times" if figures.failure else ""
+    return f"{duration(figures.median_s)}{over} ±{figures.spread or 0:.0%}{failed}"
+
+
+def _cpu(figures: Figures) -> str:
+    return _NOTHING if figures.cpu_s is None else duration(figures.cpu_s)
+
+
+def _optional(value: float | None) -> str:
+    return _NOTHING if value is None else ratio(value)
+
+
+def _amount(cost: Cost, name: str) -> str:
+    amount = cost.of.get(name)
+    if amount is None:
+        return "fails" if name in cost.failures else _NOTHING
+    parts = ""
+    if amount.user is not None and amount.system is not None:
+        parts = f" ({_digits(amount.user)} + {_digits(amount.system)})"
+    return _digits(amount.value) + parts
