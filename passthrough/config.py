@@ -159,18 +159,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
-    "negative_timeout": Option(
-        values.seconds, _TIME, "how long it stays known that a name is free"
-    ),
+    "negative_timeout": Option(values.seconds, _TIME, "how long a free name stays known"),
     "writeback": Option(
         values.boolean,
         _TRUE_FALSE,
         "let the kernel collect writes; others see them later, and theirs are not expected",
     ),
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
-    "xattr": Option(
-        values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
-    ),
+    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
