@@ -257,8 +257,6 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
 }
 
-# Whether `auto` takes the kernel session where it can be had.
-_KERNEL_FIRST: Final = False
 # Linux 6.9 brought FUSE 7.40.
 _LEAST_RELEASE: Final = (6, 9)
 
@@ -367,8 +365,6 @@ def automatic() -> Automatic:
     """
     release = running.linux_release()
     text = ".".join(map(str, release))
-    if not _KERNEL_FIRST:
-        return Automatic(Session.LIBFUSE, "the session of its own is asked for by name so far")
     if release < _LEAST_RELEASE:
         return Automatic(Session.LIBFUSE, f"Linux {text} is older than 6.9")
     return Automatic(Session.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")

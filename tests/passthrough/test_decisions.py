@@ -171,31 +171,29 @@ def test_what_applies_can_be_given_as_options() -> None:
 
 def test_who_serves_is_described_with_the_reason() -> None:
     asked, automatic = described(Config(session=Session.KERNEL)), described(Config())
+    chosen = config_module.automatic()
 
     assert asked["session"] == "kernel: as asked for"
-    assert str(automatic["session"]).startswith("libfuse: ")
+    assert str(automatic["session"]).startswith(f"{chosen.session}: ")
     assert asked["options"] == as_text(decide(Config(session=Session.KERNEL)).config)
     assert asked["notes"] == []
 
 
 @pytest.mark.parametrize(
-    ("first", "release", "session", "reason"),
+    ("release", "session", "reason"),
     [
-        (True, (6, 9), Session.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
-        (True, (7, 0), Session.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
-        (True, (6, 8), Session.LIBFUSE, "Linux 6.8 is older than 6.9"),
-        (True, (0, 0), Session.LIBFUSE, "Linux 0.0 is older than 6.9"),
-        (False, (6, 9), Session.LIBFUSE, "the session of its own is asked for by name so far"),
+        ((6, 9), Session.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
+        ((7, 0), Session.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
+        ((6, 8), Session.LIBFUSE, "Linux 6.8 is older than 6.9"),
+        ((0, 0), Session.LIBFUSE, "Linux 0.0 is older than 6.9"),
     ],
 )
 def test_what_auto_takes_goes_by_the_release(
     monkeypatch: pytest.MonkeyPatch,
-    first: bool,
     release: tuple[int, int],
     session: Session,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(config_module, "_KERNEL_FIRST", first)
     monkeypatch.setattr(running, "linux_release", lambda: release)
 
     assert config_module.automatic() == (session, reason)
