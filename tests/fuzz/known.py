@@ -12,6 +12,7 @@ from tests.fuzz.hands import Outcome
 from tests.fuzz.mounts import Options, Ways
 
 _LIBFUSE = Ways({"session": "libfuse"})
+_KERNEL = Ways({"session": "kernel"})
 _NO_XATTR = Ways({"xattr": "false"}, "ramfs")
 
 
@@ -24,7 +25,7 @@ class Difference:
     outcome: str
     """What comes back from the mount: the name of an error, or "ok"."""
     program: Sequence[tuple[object, ...]]
-    ways: Ways = _LIBFUSE
+    ways: Ways
     """Where: mounts with these options, whatever else they have."""
 
     def applies(self, options: Options) -> bool:
@@ -38,30 +39,24 @@ class Difference:
 
 _OPEN = ("user", "open", 0, b"a", 0o2, 0)
 
-DIFFERENCES = (
-    Difference(
-        "tmpfile",
-        "pyfuse3 has no handler for FUSE_TMPFILE",
-        "ENOTSUP",
-        [("user", "tmpfile", b"d")],
-    ),
-    Difference(
-        "fallocate",
-        "pyfuse3 has no handler for FUSE_FALLOCATE",
-        "ENOTSUP",
-        [("user", "fallocate", b"d")],
-    ),
-    Difference(
+_UNHANDLED = (
+    ("tmpfile", "FUSE_TMPFILE", "ENOTSUP", [("user", "tmpfile", b"d")]),
+    ("fallocate", "FUSE_FALLOCATE", "ENOTSUP", [("user", "fallocate", b"d")]),
+    (
         "seek_data",
-        "pyfuse3 has no handler for FUSE_LSEEK: the kernel takes the whole file for data",
+        "FUSE_LSEEK: the kernel takes the whole file for data",
         "ok",
         [_OPEN, ("user", "ftruncate", 0, 100_000), ("user", "seek_data", 0, 0)],
     ),
-    Difference(
-        "ioctl",
-        "pyfuse3 has no handler for FUSE_IOCTL",
-        "ENOTTY",
-        [_OPEN, ("user", "ioctl", 0)],
+    ("ioctl", "FUSE_IOCTL", "ENOTTY", [_OPEN, ("user", "ioctl", 0)]),
+)
+_LACKING = (("pyfuse3", _LIBFUSE), ("the kernel session", _KERNEL))
+
+DIFFERENCES = (
+    *(
+        Difference(operation, f"{who} has no handler for {what}", outcome, program, ways)
+        for who, ways in _LACKING
+        for operation, what, outcome, program in _UNHANDLED
     ),
     Difference(
         "listxattr",
@@ -78,6 +73,7 @@ class Avoided(NamedTuple):
 
     reason: str
     program: Sequence[tuple[object, ...]]
+    ways: Ways = _LIBFUSE
 
 
 AVOIDED = {

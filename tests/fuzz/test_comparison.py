@@ -37,7 +37,9 @@ def mortal() -> Iterator[Ground]:
         yield both
 
 
-@pytest.mark.parametrize("entry", DIFFERENCES, ids=lambda entry: entry.operation)
+@pytest.mark.parametrize(
+    "entry", DIFFERENCES, ids=lambda entry: f"{entry.operation}, {entry.reason}"
+)
 def test_a_known_difference_is_there(entry: Difference) -> None:
     """An entry that nothing shows any more has to go."""
     *before, last = entry.program
