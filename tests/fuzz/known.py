@@ -12,7 +12,6 @@ from tests.fuzz.hands import Outcome
 from tests.fuzz.mounts import Options, Ways
 
 _LIBFUSE = Ways({"session": "libfuse"})
-_KERNEL = Ways({"session": "kernel"})
 _NO_XATTR = Ways({"xattr": "false"}, "ramfs")
 
 
@@ -50,12 +49,10 @@ _UNHANDLED = (
     ),
     ("ioctl", "FUSE_IOCTL", "ENOTTY", [_OPEN, ("user", "ioctl", 0)]),
 )
-_LACKING = (("pyfuse3", _LIBFUSE), ("the kernel session", _KERNEL))
 
 DIFFERENCES = (
     *(
-        Difference(operation, f"{who} has no handler for {what}", outcome, program, ways)
-        for who, ways in _LACKING
+        Difference(operation, f"pyfuse3 has no handler for {what}", outcome, program, _LIBFUSE)
         for operation, what, outcome, program in _UNHANDLED
     ),
     Difference(
