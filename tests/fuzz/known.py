@@ -24,7 +24,7 @@ class Difference:
     outcome: str
     """What comes back from the mount: the name of an error, or "ok"."""
     program: Sequence[tuple[object, ...]]
-    ways: Ways
+    ways: Ways = _LIBFUSE
     """Where: mounts with these options, whatever else they have."""
 
     def applies(self, options: Options) -> bool:
@@ -38,22 +38,30 @@ class Difference:
 
 _OPEN = ("user", "open", 0, b"a", 0o2, 0)
 
-_UNHANDLED = (
-    ("tmpfile", "FUSE_TMPFILE", "ENOTSUP", [("user", "tmpfile", b"d")]),
-    ("fallocate", "FUSE_FALLOCATE", "ENOTSUP", [("user", "fallocate", b"d")]),
-    (
+DIFFERENCES = (
+    Difference(
+        "tmpfile",
+        "pyfuse3 has no handler for FUSE_TMPFILE",
+        "ENOTSUP",
+        [("user", "tmpfile", b"d")],
+    ),
+    Difference(
+        "fallocate",
+        "pyfuse3 has no handler for FUSE_FALLOCATE",
+        "ENOTSUP",
+        [("user", "fallocate", b"d")],
+    ),
+    Difference(
         "seek_data",
-        "FUSE_LSEEK: the kernel takes the whole file for data",
+        "pyfuse3 has no handler for FUSE_LSEEK: the kernel takes the whole file for data",
         "ok",
         [_OPEN, ("user", "ftruncate", 0, 100_000), ("user", "seek_data", 0, 0)],
     ),
-    ("ioctl", "FUSE_IOCTL", "ENOTTY", [_OPEN, ("user", "ioctl", 0)]),
-)
-
-DIFFERENCES = (
-    *(
-        Difference(operation, f"pyfuse3 has no handler for {what}", outcome, program, _LIBFUSE)
-        for operation, what, outcome, program in _UNHANDLED
+    Difference(
+        "ioctl",
+        "pyfuse3 has no handler for FUSE_IOCTL",
+        "ENOTTY",
+        [_OPEN, ("user", "ioctl", 0)],
     ),
     Difference(
         "listxattr",
@@ -70,7 +78,6 @@ class Avoided(NamedTuple):
 
     reason: str
     program: Sequence[tuple[object, ...]]
-    ways: Ways = _LIBFUSE
 
 
 AVOIDED = {
