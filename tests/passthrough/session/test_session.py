@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from passthrough.cache import Cache
 from passthrough.config import CachePolicy, Config, Sandbox, Session as SessionName
 from passthrough.decisions import decide
+from passthrough.errors import os_error
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
@@ -223,6 +224,23 @@ def test_an_open_under_metadata_forgets_the_attributes(source: Path) -> None:
     assert kernel.channel.notifications == [
         (Notification.INVAL_INODE, wire.NOTIFY_INVAL_INODE_OUT.pack(number, -1, 0))
     ]
+    fs.close()
+
+
+def test_an_open_of_what_the_kernel_has_just_forgotten_keeps_its_handle(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise os_error(errno.ENOENT)
+
+    config = Config(cache=CachePolicy.METADATA, session=SessionName.KERNEL)
+    fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    (source / "file").touch()
+    number = fs.lookup(abi.ROOT_ID, b"file").inode_number
+    kernel = Kernel(fs, config)
+    monkeypatch.setattr(kernel.channel, "notify", unknown)
+
+    assert kernel.ask(Opcode.OPEN, BODIES["OPEN"], number).error == 0
     fs.close()
 
 
