@@ -14,6 +14,7 @@ fails it with the connection.
 """
 
 import _thread
+import errno
 import logging
 import resource
 import threading
@@ -132,8 +133,16 @@ class Crew:
             newcomers = [_Member() for _ in range(count)]
             self._members.update(newcomers)
             self._wanted = len(self._members)
-        for member in newcomers:
-            _thread.start_new_thread(self._work, (member,))
+        for number, member in enumerate(newcomers):
+            try:
+                _thread.start_new_thread(self._work, (member,))
+            except RuntimeError as error:  # the limit of processes, or memory
+                with self._lock:
+                    self._members.difference_update(newcomers[number:])
+                    self._wanted = len(self._members)
+                if not self._wanted:
+                    raise OSError(errno.EAGAIN, f"nobody can serve: {error}") from error
+                return
 
     def _work(self, me: _Member) -> None:
         try:

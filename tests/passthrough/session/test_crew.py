@@ -1,5 +1,6 @@
 """The threads: who serves when callers hang, who leaves, and how all of them stop."""
 
+import _thread
 import mmap
 import queue
 import threading
@@ -67,6 +68,10 @@ class Hanging:
         if unique % 2:
             assert self.go.wait(LIMIT_S)
         self.done.put(unique)
+
+
+def _no_thread(*_: object) -> int:
+    raise RuntimeError("can't start new thread")
 
 
 @pytest.fixture
@@ -145,6 +150,32 @@ def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     channel.requests.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
+
+
+def test_where_no_thread_can_be_had_those_there_are_serve_on(
+    session: Hanging, channel: Queued, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as soon as one can be had, it is: nobody counts on who has never begun."""
+    channel.requests.put(1)
+    until(lambda: crew.at_work() == 1)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(_thread, "start_new_thread", _no_thread)
+        session.about_to_block()
+        for _ in range(5):
+            crew.look()
+        assert crew.size() == 1
+
+    channel.requests.put(2)
+    look_until(crew, lambda: session.done.qsize() == 1)
+
+
+def test_a_crew_that_nobody_can_join_does_not_begin(
+    session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_thread, "start_new_thread", _no_thread)
+    crew = Crew(cast("Session", session), channel, _nothing)
+    with pytest.raises(OSError, match="nobody can serve"):
+        crew.start()
 
 
 def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
