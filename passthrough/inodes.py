@@ -228,7 +228,8 @@ class InodeTable:
         except BaseException:
             os.close(fd)
             raise
-        self._pin(fd, place)
+        with contextlib.suppress(OSError):  # it is removed, whatever its number will be
+            self._pin(fd, place)
 
     def _pin(self, fd: int, place: Place) -> None:
         try:
