@@ -55,6 +55,13 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Locks(enum.StrEnum):
+    """Where the locks of fcntl(2) and flock(2) are taken."""
+
+    HOST = "host"
+    LOCAL = "local"
+
+
 class Squash(enum.StrEnum):
     """Whose ids are replaced by the anonymous ones, exports(5)."""
 
@@ -105,6 +112,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_opendir: bool = False
     killpriv_v2: bool | None = None
     posix_acl: bool = False
+    locks: Locks | None = None
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
@@ -151,18 +159,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
-    "negative_timeout": Option(
-        values.seconds, _TIME, "how long it stays known that a name is free"
-    ),
+    "negative_timeout": Option(values.seconds, _TIME, "how long a free name stays known"),
     "writeback": Option(
         values.boolean,
         _TRUE_FALSE,
         "let the kernel collect writes; others see them later, and theirs are not expected",
     ),
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
-    "xattr": Option(
-        values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
-    ),
+    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
@@ -221,6 +225,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "where offered",
     ),
     "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "locks": Option(
+        values.word(Locks),
+        "host or local",
+        "host locks the host's files, which all who use them see; local holds in this volume only",
+        "host where offered",
+    ),
     "mode": Option(
         values.optional_mode,
         "three or four octal digits, or none",
@@ -247,8 +257,6 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
 }
 
-# Whether `auto` takes the kernel session where it can be had.
-_KERNEL_FIRST: Final = False
 # Linux 6.9 brought FUSE 7.40.
 _LEAST_RELEASE: Final = (6, 9)
 
@@ -357,8 +365,6 @@ def automatic() -> Automatic:
     """
     release = running.linux_release()
     text = ".".join(map(str, release))
-    if not _KERNEL_FIRST:
-        return Automatic(Session.LIBFUSE, "the session of its own is asked for by name so far")
     if release < _LEAST_RELEASE:
         return Automatic(Session.LIBFUSE, f"Linux {text} is older than 6.9")
     return Automatic(Session.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from passthrough import fdpath, syscalls
+from passthrough import fdpath, filecalls, syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.credentials import ClearingPrivileges
 from passthrough.idmap import Caller
@@ -20,6 +20,23 @@ class MetadataOperations(Operations):
     def getattr(self, number: int) -> Attributes:
         """The attributes as the host has them now."""
         return self._attributes(self.inodes[number])
+
+    def statx(self, number: int) -> tuple[Attributes, tuple[int, int] | None]:
+        """The attributes as `getattr`, and the time of birth in seconds and nanoseconds, statx(2).
+
+        None where the host's file system does not know it.
+        """
+        inode = self.inodes[number]
+        with inode.opened() as fd:
+            return self._attributes(inode), filecalls.birth_time(fd)
+
+    def syncfs(self, number: int) -> None:
+        """Bring the host's file system that a directory lies on to stable storage, syncfs(2)."""
+        fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            filecalls.syncfs(fd)
+        finally:
+            os.close(fd)
 
     @changing
     def setattr(

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # How often the main thread looks while there is work: a compromise between the time that callers
 # wait for a thread and the processor time that looking takes.
 LOOK_S: Final = 0.005
-# More callers than this that all hang are beyond help.
+# More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
 # The part of the time that goes into Python from which on the interpreter is what is busy.
 _BUSY_INTERPRETER: Final = 0.4
@@ -129,7 +129,8 @@ class Crew:
 
     def _grow(self, count: int) -> None:
         with self._lock:
-            count = min(count, _MOST - len(self._members))
+            most = _MOST + self._session.waiting()
+            count = max(0, min(count, most - len(self._members)))
             newcomers = [_Member() for _ in range(count)]
             self._members.update(newcomers)
             self._wanted = len(self._members)

@@ -22,6 +22,18 @@ def getattr_(session: Session, request: Request) -> bytes:
     return wire.attributes(session.fs.getattr(request.nodeid))
 
 
+def statx(session: Session, request: Request) -> bytes:
+    """The attributes of an inode, and when it was made."""
+    return wire.statx(*session.fs.statx(request.nodeid))
+
+
+def syncfs(session: Session, request: Request) -> bytes:
+    """Bring a file system to stable storage."""
+    session.about_to_block()
+    session.fs.syncfs(request.nodeid)
+    return b""
+
+
 def setattr_(session: Session, request: Request) -> bytes:
     """Change attributes; the change time is the host's to set."""
     fields = request.fields(wire.SETATTR_IN)
@@ -65,6 +77,8 @@ def statfs(session: Session, request: Request) -> bytes:
 
 HANDLERS: Final[Mapping[int, Handler]] = {
     Opcode.GETATTR: getattr_,
+    Opcode.STATX: statx,
+    Opcode.SYNCFS: syncfs,
     Opcode.SETATTR: setattr_,
     Opcode.ACCESS: access,
     Opcode.STATFS: statfs,

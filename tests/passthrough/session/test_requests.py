@@ -320,7 +320,8 @@ def test_an_inode_that_is_gone_is_estale(kernel: Kernel) -> None:
     """Which makes the kernel look the name up again."""
     on_inodes = set(BODIES) - WITHOUT_ANSWER - WITHOUT_OPERATION
     by_handle = {"READ", "WRITE", "FLUSH", "FSYNC", "RELEASE", "READDIR", "READDIRPLUS"}
-    by_handle |= {"RELEASEDIR", "FSYNCDIR"}
+    by_handle |= {"RELEASEDIR", "FSYNCDIR", "GETLK", "SETLK", "SETLKW", "IOCTL", "FALLOCATE"}
+    by_handle |= {"LSEEK", "COPY_FILE_RANGE", "COPY_FILE_RANGE_64"}
 
     errors = {
         name: kernel.ask(Opcode[name], BODIES[name], nodeid=4_711).error

@@ -237,11 +237,15 @@ def test_an_open_under_metadata_forgets_the_attributes(source: Path) -> None:
 )
 def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) -> None:
     config = decide(Config(cache=cache, session=SessionName.KERNEL)).config
-    fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5)
+    locks = SimpleNamespace(used=False)
+    fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5, locks=locks)
 
     reply = Kernel(fs, config).ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0))
-
     assert wire.OPEN_OUT.unpack(reply.body) == (5, allowed, 0)
+
+    locks.used = True  # which end when a file is closed, of which FLUSH tells
+    reply = Kernel(fs, config).ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0))
+    assert wire.OPEN_OUT.unpack(reply.body) == (5, allowed & ~abi.FOPEN_NOFLUSH, 0)
 
 
 @pytest.mark.parametrize(
