@@ -36,8 +36,9 @@ LOOK_S: Final = 0.005
 _MOST: Final = 256
 # Where the host is slow and not stuck, more callers at once than this gain little.
 _ENOUGH_FOR_SLOW: Final = 8
-# The part of the time that goes into Python from which on the interpreter is what is busy.
-_BUSY_INTERPRETER: Final = 0.4
+# The part of the time that goes into computing from which on nobody is held up by the host. A
+# FORGET of tens of thousands of inodes takes longer than a look, and no second thread hurries it.
+_BUSY: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 100
 # So many looks in a row without a request: the main thread stops looking until there is one.
@@ -120,10 +121,10 @@ class Crew:
         members = tuple(self._members)
         taken = sum(member.taken for member in members)
         full = not any(member.waits for member in members)
-        if full and self._full and not self._late():
+        if full and self._full and not self._late() and not self._computes():
             if taken == self._taken:
                 self._grow(len(members))
-            elif len(members) < _ENOUGH_FOR_SLOW and not self._computes():
+            elif len(members) < _ENOUGH_FOR_SLOW:
                 self._grow(1)
         self._quiet = 0 if full or taken != self._taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
@@ -139,9 +140,9 @@ class Crew:
         return time.monotonic() - self._looked > 2 * LOOK_S
 
     def _computes(self) -> bool:
-        """Whether it is the interpreter that was busy since the last look, rather than the host."""
+        """Whether it is this process that was busy since the last look, rather than the host."""
         elapsed = time.monotonic() - self._looked
-        return _computed() - self._computed > elapsed * _BUSY_INTERPRETER
+        return _computed() - self._computed > elapsed * _BUSY
 
     def _rest(self) -> None:
         self._quiet, self._wanted = 0, 1
@@ -218,5 +219,6 @@ class Crew:
 
 
 def _computed() -> float:
-    """The processor time that this process has spent outside of the kernel, in seconds."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    """The processor time that this process has spent, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
