@@ -24,7 +24,11 @@ def open_(session: Session, request: Request) -> bytes:
     flags, more = request.fields(wire.OPEN_IN)
     handle = fs.open(request.nodeid, flags, clear_privileges=_clears(session, request, flags, more))
     if fs.cache.refresh_on_open:
-        session.notifier.attributes_changed(request.nodeid)
+        try:
+            session.notifier.attributes_changed(request.nodeid)
+        except BaseException:
+            fs.release(handle)
+            raise
     return wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -223,6 +224,20 @@ def test_an_open_under_metadata_forgets_the_attributes(source: Path) -> None:
     assert kernel.channel.notifications == [
         (Notification.INVAL_INODE, wire.NOTIFY_INVAL_INODE_OUT.pack(number, -1, 0))
     ]
+    fs.close()
+
+
+def test_an_open_that_fails_when_the_file_is_open_closes_it(source: Path) -> None:
+    config = Config(cache=CachePolicy.METADATA, session=SessionName.KERNEL)
+    fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    (source / "file").touch()
+    number = fs.lookup(abi.ROOT_ID, b"file").inode_number
+    kernel = Kernel(fs, config)
+
+    with patch.object(kernel.channel, "notify", side_effect=OSError(errno.ENOMEM, "no memory")):
+        assert kernel.ask(Opcode.OPEN, BODIES["OPEN"], number).error == errno.ENOMEM
+
+    assert len(fs.files) == 0
     fs.close()
 
 
