@@ -50,8 +50,8 @@ class MetadataOperations(Operations):
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
         *handle* is the open file through which the caller truncates, if it does; with
-        *clear_privileges* that takes suid and sgid bits away. A failure leaves the changes before
-        it done.
+        *clear_privileges* that takes suid and sgid bits away, as a change of owner always does,
+        and one that changes nothing. A failure leaves the changes before it done.
         """
         if changes.size is not None:
             self._check_sealed()
@@ -60,7 +60,8 @@ class MetadataOperations(Operations):
             path = fdpath.of(fd)
             if changes.mode is not None:
                 os.chmod(path, changes.mode)
-            if changes.uid is not None or changes.gid is not None:
+            clears = clear_privileges and changes.size is None
+            if clears or changes.uid is not None or changes.gid is not None:
                 self.ownership.give(path, changes.uid, changes.gid)
             if changes.size is not None:
                 with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():

@@ -63,6 +63,7 @@ def run(
         if crew.error is not None:
             raise crew.error
     finally:
+        channel.leave()
         os.close(fuse_fd)
 
 

@@ -1,5 +1,6 @@
 """Requests for open files."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -24,11 +25,9 @@ def open_(session: Session, request: Request) -> bytes:
     flags, more = request.fields(wire.OPEN_IN)
     handle = fs.open(request.nodeid, flags, clear_privileges=_clears(session, request, flags, more))
     if fs.cache.refresh_on_open:
-        try:
+        # What the kernel does not know needs no forgetting, and the file is open by now.
+        with contextlib.suppress(FileNotFoundError):
             session.notifier.attributes_changed(request.nodeid)
-        except BaseException:
-            fs.release(handle)
-            raise
     return wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
 
 

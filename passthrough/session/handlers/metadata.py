@@ -14,6 +14,8 @@ from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
+# What comes with a change, and is none to be made here.
+_NO_CHANGE: Final = abi.FATTR_CTIME | abi.FATTR_FH | abi.FATTR_LOCKOWNER
 _NOW: Final = (0, syscalls.UTIME_NOW)
 
 
@@ -51,7 +53,8 @@ def setattr_(session: Session, request: Request) -> bytes:
         request.nodeid,
         changes,
         handle if valid & abi.FATTR_FH and handle else None,
-        clear_privileges=bool(valid & abi.FATTR_KILL_SUIDGID),
+        # What asks for nothing is chown(2) without an owner: it takes privileges away all the same.
+        clear_privileges=bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & ~_NO_CHANGE,
     )
     return wire.attributes(found)
 

@@ -155,32 +155,6 @@ def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     assert session.done.get(timeout=LIMIT_S) == 2
 
 
-def test_where_no_thread_can_be_had_those_there_are_serve_on(
-    session: Hanging, channel: Queued, crew: Crew, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And as soon as one can be had, it is: nobody counts on who has never begun."""
-    channel.requests.put(1)
-    until(lambda: crew.at_work() == 1)
-    with monkeypatch.context() as refusing:
-        refusing.setattr(_thread, "start_new_thread", _no_thread)
-        session.about_to_block()
-        for _ in range(5):
-            crew.look()
-        assert crew.size() == 1
-
-    channel.requests.put(2)
-    look_until(crew, lambda: session.done.qsize() == 1)
-
-
-def test_a_crew_that_nobody_can_join_does_not_begin(
-    session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_thread, "start_new_thread", _no_thread)
-    crew = Crew(cast("Session", session), channel, _nothing)
-    with pytest.raises(OSError, match="nobody can serve"):
-        crew.start()
-
-
 def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
@@ -240,6 +214,79 @@ def test_who_has_stopped_touches_nothing_any_more(
     assert session.done.get(timeout=LIMIT_S) == 1
     assert session.begun.qsize() == 1
     assert not woken.is_set()
+
+
+def test_who_has_stopped_takes_no_further_request(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    channel.requests.put(1)
+    until(lambda: crew.at_work() == 1)
+
+    crew.stop()
+    channel.requests.put(2)
+    session.go.set()
+    until(lambda: not crew.size())
+
+    assert channel.requests.get_nowait() == 2
+
+
+@pytest.mark.logs("no more threads than 1 can be had")
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(12, "memory")])
+def test_a_machine_without_more_threads_is_served_with_those_there_are(
+    session: Hanging,
+    channel: Queued,
+    crew: Crew,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        if isinstance(error, OSError):
+            patched.setattr(channel, "open_request", refused)
+        else:
+            patched.setattr(_thread, "start_new_thread", refused)
+        channel.requests.put(1)
+        until(lambda: crew.at_work() == 1)
+        crew.about_to_block()
+        crew.about_to_block()
+        assert crew.size() == 1
+    channel.requests.put(2)
+    look_until(crew, lambda: not session.done.empty())
+
+    assert session.done.get() == 2
+
+
+@pytest.mark.logs("no more threads than 1 can be had")
+def test_without_any_thread_there_is_nothing_to_serve_with(
+    session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+
+    with pytest.raises(BlockingIOError):
+        Crew(cast("Session", session), channel, _nothing).start()
+
+
+@pytest.mark.logs("the connection to the kernel is broken")
+def test_a_thread_that_is_lost_ends_the_session(woken: threading.Event, channel: Queued) -> None:
+    """Its request would wait for ever, and with the last one so would everybody's."""
+
+    class Mistaken(Hanging):
+        def answer(self, request: Request) -> None:
+            raise LookupError(request.unique)
+
+    crew = Crew(cast("Session", Mistaken()), channel, woken.set)
+    crew.start()
+    channel.requests.put(1)
+
+    assert woken.wait(LIMIT_S)
+    assert crew.ended
+    assert isinstance(crew.error, LookupError)
+    until(lambda: not crew.size())
 
 
 @pytest.mark.logs("the connection to the kernel is broken")

@@ -123,6 +123,19 @@ def test_setattr_leaves_what_is_not_meant(kernel: Kernel, fs: PassthroughFs, sou
         assert getattr(after, field) == getattr(before, field)
 
 
+@pytest.mark.parametrize("valid", [0, abi.FATTR_CTIME, abi.FATTR_FH | abi.FATTR_LOCKOWNER])
+def test_setattr_of_nothing_takes_privileges_away(
+    kernel: Kernel, fs: PassthroughFs, source: Path, valid: int
+) -> None:
+    (source / "file").touch()
+    (source / "file").chmod(0o6755)
+
+    body = wire.SETATTR_IN.pack(valid, *(0,) * 12)
+    assert kernel.ask(Opcode.SETATTR, body, number_of(fs, b"file")).error == 0
+
+    assert stat.S_IMODE((source / "file").stat().st_mode) == 0o755
+
+
 def test_what_is_created_belongs_to_the_caller(kernel: Kernel, source: Path) -> None:
     for opcode, name, body in (
         (Opcode.MKNOD, "fifo", wire.MKNOD_IN.pack(stat.S_IFIFO | 0o640, 0, 0o777)),
