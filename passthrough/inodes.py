@@ -228,7 +228,8 @@ class InodeTable:
         except BaseException:
             os.close(fd)
             raise
-        self.pin(fd, place)
+        with contextlib.suppress(OSError):  # it is removed, whatever its number will be
+            self.pin(fd, place)
 
     def pin(self, fd: int, place: Place) -> None:
         """Have the file behind *fd* keep its number until it is forgotten, if it has no name.

@@ -3,9 +3,9 @@
 As long as the host answers at once, one thread serves best: it finds the next request waiting and
 sleeps less, and need not share the interpreter. More are there for the host's sake. The main thread
 looks at the crew in short intervals while there is work. Where nobody waits for requests, because
-all are held up by the host and not by the interpreter, it doubles the crew; a handler that is about
-to wait for a disk says so before (`about_to_block`). Who is not needed any more leaves. So a system
-call that hangs holds up its own caller, and everybody else for two intervals at most.
+all are held up by the host and not by the interpreter, it enlarges the crew; a handler that is
+about to wait for a disk says so before (`about_to_block`). Who is not needed any more leaves. So a
+system call that hangs holds up its own caller, and everybody else for two intervals at most.
 
 A thread inside read(2) is woken by nothing but a request. So one too many leaves after its next
 one. When the session stops, its threads are left there, and what they may still be given they do
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.005
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
+# Where the host is slow and not stuck, more callers at once than this gain little.
+_ENOUGH_FOR_SLOW: Final = 8
 # The part of the time that goes into Python from which on the interpreter is what is busy.
 _BUSY_INTERPRETER: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
@@ -118,8 +120,11 @@ class Crew:
         members = tuple(self._members)
         taken = sum(member.taken for member in members)
         full = not any(member.waits for member in members)
-        if full and self._full and (taken == self._taken or not self._computes()):
-            self._grow(len(members))
+        if full and self._full and not self._late():
+            if taken == self._taken:
+                self._grow(len(members))
+            elif len(members) < _ENOUGH_FOR_SLOW and not self._computes():
+                self._grow(1)
         self._quiet = 0 if full or taken != self._taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._taken, self._full = taken, full
@@ -128,6 +133,10 @@ class Crew:
             self._calm, self._wanted = 0, max(1, len(members) // 2)
         if self._quiet >= _QUIET_LOOKS:
             self._rest()
+
+    def _late(self) -> bool:
+        """Whether this look comes late: then others have the processors, and nobody is held up."""
+        return time.monotonic() - self._looked > 2 * LOOK_S
 
     def _computes(self) -> bool:
         """Whether it is the interpreter that was busy since the last look, rather than the host."""

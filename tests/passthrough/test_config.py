@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import assume, given, strategies as st
 
+from passthrough import running
 from passthrough.config import (
     ALIASES,
     LACKING,
@@ -358,8 +359,10 @@ LEFT_OPEN = {option.left_open for option in OPTIONS.values()}
 @pytest.mark.parametrize("session", [{}, {"session": "auto"}, {"session": "libfuse"}])
 @pytest.mark.parametrize(("option", "why"), LACKING[Session.LIBFUSE].items())
 def test_what_the_session_cannot_express_is_refused_with_the_reason(
-    option: str, why: str, session: dict[str, str]
+    option: str, why: str, session: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with the session that `auto` takes here."""
+    monkeypatch.setattr(running, "linux_release", lambda: (6, 8))
     with pytest.raises(OptionError) as refused:
         parse_options({option.upper(): "on", **session})
 

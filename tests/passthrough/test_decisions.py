@@ -115,21 +115,22 @@ def test_a_note_is_a_sentence() -> None:
 
 def test_locks_stay_local_where_the_session_cannot_take_them_to_the_host() -> None:
     """Said to who asked for it; who did not gets what there is."""
-    wanted, notes = decide(Config(locks=Locks.HOST))
-    left_open, no_notes = decide(Config())
+    portable = Session.LIBFUSE
+    wanted, notes = decide(Config(session=portable, locks=Locks.HOST))
+    left_open, no_notes = decide(Config(session=portable))
 
     assert wanted.locks is left_open.locks is Locks.LOCAL
     (note,) = notes
     reason = "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users"
     assert str(note) == f"locks is local: {reason}"
-    assert no_notes == decide(Config(locks=Locks.LOCAL)).notes == ()
+    assert no_notes == decide(Config(session=portable, locks=Locks.LOCAL)).notes == ()
 
 
 def test_what_leaves_locks_to_the_kernel() -> None:
     opened_unasked = Config(no_open=True, cache=CachePolicy.ALWAYS)
     (session, _), (no_open, _) = LOCAL_LOCKS
 
-    assert session(Config())
+    assert session(Config(session=Session.LIBFUSE))
     assert no_open(opened_unasked)
     assert not no_open(Config())
 
@@ -137,8 +138,8 @@ def test_what_leaves_locks_to_the_kernel() -> None:
 def test_what_was_left_open_is_answered() -> None:
     applies, _ = decide(Config(cache=CachePolicy.NEVER, attr_timeout=2.0))
 
-    assert applies.session is Session.LIBFUSE
-    assert applies.killpriv_v2 is False
+    assert applies.session is config_module.automatic().session
+    assert decide(Config(session=Session.LIBFUSE)).config.killpriv_v2 is False
     assert decide(Config(session=Session.KERNEL)).config.killpriv_v2 is True
     assert applies.entry_timeout == applies.dir_entry_timeout == 0
     assert applies.attr_timeout == applies.dir_attr_timeout == 2
