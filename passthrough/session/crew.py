@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.005
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
+# So many looks in a row are believed though they come late, as on a machine with too much to do.
+_LATE_LOOKS: Final = 4
 # Where the host is slow and not stuck, more callers at once than this gain little.
 _ENOUGH_FOR_SLOW: Final = 8
 # The part of the time that goes into computing from which on nobody is held up by the host. A
@@ -74,6 +76,7 @@ class Crew:
         self._stopped = False
         self._full = False
         self._short = False
+        self._held_up = 0
         self._taken = self._calm = self._quiet = 0
         self._looked = self._computed = 0.0
         self.resting = False
@@ -121,7 +124,9 @@ class Crew:
         members = tuple(self._members)
         taken = sum(member.taken for member in members)
         full = not any(member.waits for member in members)
-        if full and self._full and not self._late() and not self._computes():
+        held_up = full and self._full and not self._computes()
+        self._held_up = self._held_up + 1 if held_up else 0
+        if self._held_up >= (_LATE_LOOKS if self._late() else 1):
             if taken == self._taken:
                 self._grow(len(members))
             elif len(members) < _ENOUGH_FOR_SLOW:
@@ -136,7 +141,7 @@ class Crew:
             self._rest()
 
     def _late(self) -> bool:
-        """Whether this look comes late: then others have the processors, and nobody is held up."""
+        """Whether this look comes late: others have the processors, and it says little by itself."""
         return time.monotonic() - self._looked > 2 * LOOK_S
 
     def _computes(self) -> bool:
