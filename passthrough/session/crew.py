@@ -141,7 +141,7 @@ class Crew:
             self._rest()
 
     def _late(self) -> bool:
-        """Whether this look comes late: others have the processors, and it says little by itself."""
+        """Whether this look comes late: others have the processors, and it alone says little."""
         return time.monotonic() - self._looked > 2 * LOOK_S
 
     def _computes(self) -> bool:
