@@ -47,6 +47,10 @@ _COUNTED: Final = 1 << 55
 # A table that once held more than this shrinks when it is down to one part in so many.
 _LARGE: Final = 10_000
 _SHRINK: Final = 8
+# How many inodes are looked at for one that will do.
+_SOON: Final = 1_000
+# Of so few, made anew among what is about to go, the keys would keep more than they give back.
+_SMALL: Final = 1_000
 
 
 class InodeTable:
@@ -95,10 +99,21 @@ class InodeTable:
         Raises:
             OSError: ESTALE, which makes the kernel look the name up again.
         """
-        try:
-            return self._by_number[number]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        inode = self._by_number.get(number)
+        if inode is None:
+            with self._lock:  # it may just be filled anew
+                inode = self._by_number.get(number)
+        if inode is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def some_file(self) -> int | None:
+        """The number of a regular file that the kernel knows, if one is found soon."""
+        with self._lock:
+            for number, inode in itertools.islice(self._by_number.items(), _SOON):
+                if inode.kind == stat.S_IFREG:
+                    return number
+        return None
 
     def opened(self, number: int) -> AbstractContextManager[int]:
         """A guard that lends a descriptor of inode *number*, which may be an O_PATH one.
@@ -283,7 +298,7 @@ class InodeTable:
         place, host_number = inode.place, inode.host_number
         inode.number = self._number(place, host_number)
         self._by_number[inode.number] = inode
-        self._by_identity[place.base | host_number] = inode
+        self._by_identity[place.identity(host_number)] = inode
         self._descriptors += not inode.handle
         place.mount.users += 1
         return inode
@@ -300,7 +315,7 @@ class InodeTable:
         return mount if self._places.leave(mount) else None
 
     def _shrink(self) -> bool:
-        """Make the dictionaries anew when most of what they once held is gone: they never shrink.
+        """Fill the dictionaries anew when most of what they held is gone: they never shrink.
 
         Again at each fraction of that size, so that little is left in the end and a single forget
         costs next to nothing; and not once more before the table has grown large.
@@ -311,8 +326,9 @@ class InodeTable:
                 self._most = size
                 self._shrink_below = size // _SHRINK
             return False
-        self._by_number = dict(self._by_number)
-        self._by_identity = dict(self._by_identity)
+        if size > _SMALL:
+            _refill(self._by_number)
+            _refill(self._by_identity)
         self._most = _LARGE
         self._shrink_below = size // _SHRINK
         return True
@@ -320,7 +336,18 @@ class InodeTable:
     def _number(self, place: Place, host_number: int) -> int:
         index = place.index + self._first_place
         if index < _PLACE_LIMIT and host_number < _HOST_LIMIT:
-            number = index << _HOST_BITS | host_number
+            # The same object where it can be: with millions of inodes, each counts.
+            number = index << _HOST_BITS | host_number if index else host_number
             if number > ROOT and number not in self._by_number:
                 return number
         return _COUNTED | next(self._counter)
+
+
+def _refill(table: dict[int, Inode]) -> None:
+    """Have *table* take no more memory than it needs.
+
+    The same object: a new one would lie among what is about to go (see `_SMALL`).
+    """
+    entries = dict(table)
+    table.clear()
+    table.update(entries)

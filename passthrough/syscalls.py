@@ -51,7 +51,8 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 # statx(2): what is asked for, and where struct statx has it
 _STATX_MNT_ID: Final = 0x1000
-_STATX_SIZE: Final = 256
+_M_ARENA_MAX: Final = -8  # malloc.h
+_Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
 _STX_MNT_ID: Final = struct.Struct("=144xQ")
 # name_to_handle_at(2): struct file_handle is its length without this head, its type, its bytes
 _HANDLE_HEAD: Final = 8
@@ -306,7 +307,7 @@ def mount_id(fd: int) -> int:
     Raises:
         OSError: as the kernel reports it.
     """
-    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    answer = _Statx()
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if _libc_held.statx(fd, b"", flags, _STATX_MNT_ID, answer) < 0:
         raise _failed()
@@ -368,3 +369,13 @@ def malloc_trim() -> None:
     """Give free memory back to the kernel, malloc_trim(3), where the C library can."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def malloc_in_one_arena() -> None:
+    """Have the C library allocate for all threads in one place, mallopt(3), where it can.
+
+    It would make a heap for each thread, and each keeps some memory of its own for good. The
+    interpreter's lock lets no two threads allocate at once anyway.
+    """
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_ARENA_MAX, 1)

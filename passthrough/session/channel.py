@@ -79,8 +79,10 @@ class DeviceChannel:
 
     def open_request(self) -> Request:
         """Make a place for requests."""
-        # Not a bytearray: pages that no request has filled take no memory.
-        return Request(mmap.mmap(-1, _ROOM), _START)
+        # Not a bytearray: pages that no request has filled take no memory. Private: else they would
+        # belong to a file, and giving them up would not give them back.
+        buffer = mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return Request(buffer, _START)
 
     def receive(self, request: Request) -> bool:
         """Wait for a request; False when the file system is unmounted everywhere, or aborted."""

@@ -15,6 +15,7 @@ from passthrough.idmap import Caller, ContainerId
 from passthrough.session.wire import FIXED, IN_HEADER
 
 _EXTENSION_UNIT: Final = 8
+_LONG: Final = 16 * mmap.PAGESIZE
 
 
 class MalformedError(OSError):
@@ -47,6 +48,10 @@ class Request:
         """Where the next request is to be read to."""
         self._start = start
         self._fixed_at = start + IN_HEADER.size
+        self.clear()
+
+    def clear(self) -> None:
+        """Hold no request."""
         self._tail_at = self._end = self._fixed_at
         self.length = self.opcode = self.unique = self.nodeid = self.uid = self.gid = self.pid = 0
 
@@ -112,7 +117,16 @@ class Request:
         end = self._tail_at + row.size * count
         if end > self._end:
             raise MalformedError(f"the request has no {count} rows")
-        return row.iter_unpack(self._buffer[self._tail_at : end])
+        return row.iter_unpack(self._view[self._tail_at : end])
+
+    def done(self) -> None:
+        """Keep nothing of a request that needs no answer, nor the pages that a long one has filled.
+
+        For one whose like comes seldom: to fill a page anew costs more than it is worth.
+        """
+        if self.length > _LONG:
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+        self.clear()
 
     def caller(self) -> Caller:
         """Who asks, as the volume's users are known."""

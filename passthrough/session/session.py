@@ -56,6 +56,18 @@ class Session:
         """How many requests wait for a lock, each in a thread."""
         return len(self.fs.waits)
 
+    def nudge(self, count: int) -> bool:
+        """Have the kernel send *count* requests that want nothing; whether they will come."""
+        number = self.fs.inodes.some_file()
+        if number is None:
+            return False
+        try:
+            for _ in range(count):
+                self.notifier.nudge(number)
+        except OSError:  # just forgotten, or the connection is at its end
+            return False
+        return True
+
     def uses(self, feature: Init) -> bool:
         """Whether *feature* has been agreed on."""
         return self.agreed is not None and bool(self.agreed.flags & feature)

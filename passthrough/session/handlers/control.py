@@ -48,6 +48,7 @@ def batch_forget(session: Session, request: Request) -> None:
     (count,) = request.fields(wire.BATCH_FORGET_IN)
     for number, lookups in request.rows(wire.FORGET_ONE, count):
         session.fs.forget(number, lookups)
+    request.done()
 
 
 def interrupt(session: Session, request: Request) -> None:
@@ -65,7 +66,7 @@ def destroy(_session: Session, _request: Request) -> bytes:
 
 
 def notify_reply(_session: Session, _request: Request) -> None:
-    """The answer to a RETRIEVE, of which this session sends none."""
+    """The answer to a RETRIEVE, which only had to wake somebody."""
 
 
 HANDLERS: Final[Mapping[int, Handler]] = {

@@ -4,6 +4,7 @@ import _thread
 import mmap
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -11,12 +12,14 @@ import pytest
 
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import _CALM_LOOKS, _QUIET_LOOKS, Crew
+from passthrough.session.crew import _CALM_LOOKS, _KEPT, _QUIET_LOOKS, LOOK_S, Crew
 from passthrough.session.request import Request
 from passthrough.session.session import Session
+from passthrough.session.wire import FIXED
 from tests.support.kernel import START, message
 
 LIMIT_S = 20.0
+NUDGE = 1_000_000
 
 
 class Queued:
@@ -24,8 +27,11 @@ class Queued:
 
     def __init__(self) -> None:
         self.requests: queue.Queue[int | None] = queue.Queue()
+        self.kinds = {NUDGE: Opcode.NOTIFY_REPLY}
+        self.places = 0
 
     def open_request(self) -> Request:
+        self.places += 1
         return Request(mmap.mmap(-1, 4096), START)
 
     def receive(self, request: Request) -> bool:
@@ -33,7 +39,8 @@ class Queued:
         if unique is None:
             self.requests.put(None)  # for the others, as ENODEV is
             return False
-        raw = message(Opcode.GETATTR, b"\0" * 16, abi.ROOT_ID, unique)
+        opcode = self.kinds.get(unique, Opcode.GETATTR)
+        raw = message(opcode, b"\0" * FIXED[opcode].size, abi.ROOT_ID, unique)
         request.into[0][: len(raw)] = raw
         request.length = len(raw)
         return True
@@ -58,7 +65,14 @@ class Hanging:
     def waiting(self) -> int:
         return 0
 
-    def __init__(self) -> None:
+    def nudge(self, count: int) -> bool:
+        for _ in range(count if self.knows_a_file else 0):
+            self._channel.requests.put(NUDGE)
+        return self.knows_a_file
+
+    def __init__(self, channel: Queued) -> None:
+        self._channel = channel
+        self.knows_a_file = True
         self.begun: queue.Queue[int] = queue.Queue()
         self.done: queue.Queue[int] = queue.Queue()
         self.go = threading.Event()
@@ -67,6 +81,8 @@ class Hanging:
     def answer(self, request: Request) -> None:
         request.decode()
         unique = request.unique
+        if unique == NUDGE:
+            return
         self.begun.put(unique)
         if unique % 2:
             assert self.go.wait(LIMIT_S)
@@ -78,13 +94,13 @@ def _no_thread(*_: object) -> int:
 
 
 @pytest.fixture
-def session() -> Hanging:
-    return Hanging()
+def channel() -> Queued:
+    return Queued()
 
 
 @pytest.fixture
-def channel() -> Queued:
-    return Queued()
+def session(channel: Queued) -> Hanging:
+    return Hanging(channel)
 
 
 @pytest.fixture
@@ -174,6 +190,72 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     until(lambda: session.done.qsize() == 120)
 
 
+def test_those_who_are_not_needed_any_more_leave_though_nothing_happens(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    for unique in range(1, 41, 2):
+        channel.requests.put(unique)
+    look_until(crew, lambda: crew.at_work() == 20)
+    session.go.set()
+
+    look_until(crew, lambda: crew.size() == 1)
+
+    look_until(crew, lambda: crew.resting)
+    assert session.done.qsize() == 20
+
+
+def test_who_cannot_be_woken_stays_and_nobody_looks(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    session.knows_a_file = False
+    channel.requests.put(1)
+    look_until(crew, lambda: crew.size() > 1)
+    size = crew.size()
+    session.go.set()
+
+    look_until(crew, lambda: crew.resting)
+
+    assert crew.size() == size
+
+
+def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
+    channel: Queued, crew: Crew
+) -> None:
+    channel.requests.put(1)
+    look_until(crew, lambda: crew.size() == 2)
+    for _ in range(3 * _QUIET_LOOKS):
+        crew.look()
+
+    assert crew.size() == 2
+    assert not crew.resting
+
+
+def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
+    channel.kinds[1] = Opcode.BATCH_FORGET
+    channel.requests.put(1)
+    until(lambda: crew.at_work() == 1)
+
+    for _ in range(10):
+        time.sleep(LOOK_S)
+        crew.look()
+
+    assert crew.size() == 1
+
+
+def test_those_who_come_take_the_places_of_those_who_left(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    for _ in range(3):
+        channel.requests.put(1)
+        until(lambda: crew.at_work() == 1)
+        crew.about_to_block()
+        session.go.set()
+        look_until(crew, lambda: crew.size() == 1)
+        session.go.clear()
+
+    assert channel.places == _KEPT
+
+
 def test_nobody_looks_while_nothing_happens(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
@@ -230,7 +312,7 @@ def test_who_has_stopped_takes_no_further_request(
     assert channel.requests.get_nowait() == 2
 
 
-@pytest.mark.logs("no more threads than 1 can be had")
+@pytest.mark.logs(f"no more threads than {_KEPT} can be had")
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(12, "memory")])
 def test_a_machine_without_more_threads_is_served_with_those_there_are(
     session: Hanging,
@@ -242,23 +324,26 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
     def refused(*_: object) -> None:
         raise error
 
+    for count in range(1, _KEPT + 1):
+        channel.requests.put(2 * count + 1)
+        until(lambda count=count: crew.at_work() == count)  # type: ignore[misc]
+        if count < _KEPT:
+            crew.about_to_block()
     with monkeypatch.context() as patched:
         if isinstance(error, OSError):
             patched.setattr(channel, "open_request", refused)
         else:
             patched.setattr(_thread, "start_new_thread", refused)
-        channel.requests.put(1)
-        until(lambda: crew.at_work() == 1)
         crew.about_to_block()
         crew.about_to_block()
-        assert crew.size() == 1
+        assert crew.size() == _KEPT
     channel.requests.put(2)
-    look_until(crew, lambda: not session.done.empty())
+    look_until(crew, lambda: session.begun.qsize() == _KEPT + 1)
 
     assert session.done.get() == 2
 
 
-@pytest.mark.logs("no more threads than 1 can be had")
+@pytest.mark.logs("no more threads than 0 can be had")
 def test_without_any_thread_there_is_nothing_to_serve_with(
     session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +364,7 @@ def test_a_thread_that_is_lost_ends_the_session(woken: threading.Event, channel:
         def answer(self, request: Request) -> None:
             raise LookupError(request.unique)
 
-    crew = Crew(cast("Session", Mistaken()), channel, woken.set)
+    crew = Crew(cast("Session", Mistaken(channel)), channel, woken.set)
     crew.start()
     channel.requests.put(1)
 
