@@ -40,11 +40,8 @@ DOORS = {
     "hypercorn": {"plugin/server.py"},
     "starlette": {"plugin/server.py"},
     "trio": {
-        "passthrough/session/libfuse_run.py",
-        *(
-            f"plugin/{name}.py"
-            for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
-        ),
+        f"plugin/{name}.py"
+        for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
