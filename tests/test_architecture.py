@@ -81,7 +81,7 @@ AT_IMPORT = {
     *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
-    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
+    *("contextlib.nullcontext", "FIXED.items", "int"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables
