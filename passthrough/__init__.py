@@ -41,7 +41,7 @@ Where a request goes, each module importing only those below it:
     filecalls.py    the system calls on single files that `os` lacks
     syscalls.py     the other ones that it lacks
 
-The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched
+The rules: nothing but session/libfuse.py knows pyfuse3. An OSError travels untouched
 from the system call to the session, which turns it into the reply's errno. File names are bytes.
 Paths are never joined below the source: a directory descriptor and one name reach everything but
 `..`, which names.py looks for from the source downwards.

@@ -7,10 +7,12 @@ without them the host would check again, with the primary group alone, and refus
 through a supplementary group.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import threading
+from contextlib import AbstractContextManager
 from typing import Final
 
 from passthrough import privileges, syscalls
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 # Whoever supervises the worker can tell this end from every other, sysexits(3): EX_NOPERM.
 EXIT_IDENTITY_LOST: Final = 77
 _OWN_ID: Final = 0
+_ITSELF: Final = (_OWN_ID, _OWN_ID)
+_AS_ITSELF: Final = contextlib.nullcontext()
 _NO_ID: Final = 0xFFFF_FFFF
 
 
@@ -33,6 +37,15 @@ def keep_capabilities() -> None:
         OSError: EPERM without CAP_SETPCAP.
     """
     syscalls.set_securebits(syscalls.SECBIT_NO_SETUID_FIXUP)
+
+
+def acting_as(ids: HostIds) -> AbstractContextManager[None]:
+    """A guard: inside it, what this thread creates belongs to *ids*.
+
+    For root, whom every thread is outside of such a guard, there is nothing to switch: four system
+    calls less, which are a quarter of a creation.
+    """
+    return _AS_ITSELF if ids == _ITSELF else ActingAs(ids)
 
 
 class ActingAs:

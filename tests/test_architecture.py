@@ -40,11 +40,8 @@ DOORS = {
     "hypercorn": {"plugin/server.py"},
     "starlette": {"plugin/server.py"},
     "trio": {
-        "passthrough/session/libfuse_run.py",
-        *(
-            f"plugin/{name}.py"
-            for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
-        ),
+        f"plugin/{name}.py"
+        for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
@@ -84,7 +81,7 @@ AT_IMPORT = {
     *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
-    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
+    *("contextlib.nullcontext", "FIXED.items", "int"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables

@@ -73,7 +73,8 @@ class DeviceChannel:
     def leave(self) -> None:
         """Use the descriptor no more: its number may be another's next.
 
-        A thread that the host has held up till now has its answer dropped.
+        A thread that the host has held up till now has its answer dropped; one that has had no
+        turn before it could wait gets no request.
         """
         self._fd = _LEFT
 
@@ -90,7 +91,7 @@ class DeviceChannel:
             try:
                 request.length = os.readv(self._fd, request.into)
             except OSError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno == errno.ENODEV or self._fd == _LEFT:
                     return False
                 if error.errno != errno.ENOENT:  # it was taken back before it was read
                     raise

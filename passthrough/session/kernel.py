@@ -7,19 +7,18 @@ session.py          what handlers share; the one error boundary
 handlers/           one function per opcode, and the table of them
 notifications.py    what the kernel is told unasked
 crew.py             the threads
+ending.py           signals, and the end of the keeper
 """
 
-import contextlib
 import errno
 import logging
 import os
-import select
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from passthrough.filesystem import PassthroughFs
+from passthrough.session import ending
 from passthrough.session.channel import DeviceChannel
 from passthrough.session.crew import LOOK_S, Crew
 from passthrough.session.handlers.table import HANDLERS
@@ -31,9 +30,7 @@ log = logging.getLogger(__name__)
 _PATIENCE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.005
 _MS_PER_S: Final = 1000
-_WAKE: Final = b"\0"
 _MANY: Final = 4096
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(
@@ -54,7 +51,7 @@ def run(
     try:
         _greet(session, channel, fuse_fd)
         serving()
-        with _woken() as (woken_fd, wake):
+        with ending.woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()
             _wait_for_end(crew, woken_fd, keeper_fd)
@@ -78,35 +75,15 @@ def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
             raise session.broken
 
 
-@contextlib.contextmanager
-def _woken() -> Iterator[tuple[int, Callable[[], object]]]:
-    """A descriptor to read from: _WAKE for each call of the function, the numbers of signals."""
-    woken_fd, waking_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    # Python's own handlers do nothing: what counts is the byte that comes before they run.
-    previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-    signal.set_wakeup_fd(waking_fd, warn_on_full_buffer=False)
-    try:
-        yield woken_fd, lambda: os.write(waking_fd, _WAKE)
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        os.close(woken_fd)
-        os.close(waking_fd)
-
-
 def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
-    poll = select.poll()
-    poll.register(woken_fd, select.POLLIN)
-    if keeper_fd is not None:
-        poll.register(keeper_fd, select.POLLIN)
+    poll = ending.poll_of(woken_fd, keeper_fd)
     while not crew.ended:
         ready = [fd for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S)]
         if keeper_fd in ready:
-            log.info("the keeper of this mount has ended; so does its worker")
+            log.info(ending.KEEPER_ENDED)
             return
-        if woken_fd in ready and os.read(woken_fd, _MANY).strip(_WAKE):
+        if woken_fd in ready and os.read(woken_fd, _MANY).strip(ending.WAKE):
             return  # a signal: its number is what was written
         crew.look()
 

@@ -44,12 +44,13 @@ def test_an_answer_has_its_length_and_number(pair: Pair) -> None:
     assert theirs.recv(100) == OUT_HEADER.pack(16, -5, 9)
 
 
-def test_who_answers_too_late_writes_to_nobody(pair: Pair) -> None:
+def test_who_comes_too_late_reads_nothing_and_writes_to_nobody(pair: Pair) -> None:
     """The number of the descriptor may be another file's by then; and nothing is logged."""
     ours, theirs = pair
     channel = DeviceChannel(ours.fileno())
 
     channel.leave()
+    assert not channel.receive(channel.open_request())
     channel.reply(7, b"body")
     channel.fail(8, 2)
 
