@@ -1,0 +1,124 @@
+"""Mixed load for a long time: nothing comes out wrong, and nothing is left over.
+
+Several users' processes work on one mount at once, each in a directory of its own of which it knows
+what must be there, and all in one where they race (crowd.py). fio writes, and verifies what it
+reads. The kernel is made to forget meanwhile. That goes on in laps. After each one the mount shows
+what the source holds, and that is what everybody foresees; and when the files have been removed,
+the worker holds what it held before there were any: inodes, open files, locks, descriptors,
+threads, as many as then. Its memory is what it was after the first lap.
+
+Two minutes, half for each session. An hour, by hand:
+
+    PASSFS_SOAK_SECONDS=3600 make test ARGS='tests/soak -rP'
+
+PASSFS_SOAK_SEED=anything draws other operations. Each process draws its own, the same ones each
+time; how they meet is up to the machine. TMPDIR=/dev/shm has the files in memory, which gives more
+operations in the same time, and fewer waits.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.fuzz import tree
+from tests.fuzz.differential import ALARMING
+from tests.soak.crowd import Lap
+from tests.soak.holdings import Holdings, Watch
+from tests.support.mounted import mounted
+
+SECONDS = float(os.environ.get("PASSFS_SOAK_SECONDS", "120"))
+SEED = os.environ.get("PASSFS_SOAK_SEED", "0")
+SESSIONS = ("kernel", "libfuse")
+LAPS = 3
+LONGEST_LAP_S = 300.0
+# For what comes after each lap: reading everything three times, removing it, settling.
+SLACK_S = 180.0
+DESCRIPTORS = 512
+"""So few that there are inodes of both kinds, with a descriptor and with a file handle."""
+KEPT_BYTES = 4 << 20
+"""What the allocator may keep after later laps beyond what it keeps after the first one."""
+
+SHOWN = 50
+"""Lines of what is wrong; one mistake can touch every file."""
+
+
+def laps() -> list[float]:
+    """How long each lap takes, in seconds."""
+    each = SECONDS / len(SESSIONS)
+    number = max(LAPS, round(each / LONGEST_LAP_S))
+    return [each / number] * number
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory that everybody can reach, which pytest's own is not."""
+    with TemporaryDirectory(prefix="passfs-soak-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.mark.timeout(SECONDS / len(SESSIONS) + len(laps()) * SLACK_S)
+@pytest.mark.parametrize("session", SESSIONS)
+def test_nothing_goes_wrong_and_nothing_is_left_over(base: Path, session: str) -> None:
+    with ExitStack() as stack:
+        ours, theirs = map(stack.enter_context, socket.socketpair())
+        program = "tests.support.watched"
+        served = stack.enter_context(
+            mounted(
+                *(base, {"session": session}, DESCRIPTORS), program=program, stdin=theirs.fileno()
+            )
+        )
+        watch = Watch(served, ours)
+        begun = len(served.logged().encode())  # what it says at its start is about options
+        before, sizes = watch.settled(), list[int]()
+        for number, seconds in enumerate(laps()):
+            lap = Lap(served, session, f"{session} {SEED} {number}", seconds)
+            wrong = one_lap(lap, watch, before)
+            sizes.append(watch.memory())
+            if log := ALARMING.search(served.logged(begun)):
+                wrong.append(f"logged: {served.logged(begun)[log.start() :]}")
+            if max(sizes) - sizes[0] > KEPT_BYTES:
+                wrong.append(f"resident bytes after each lap: {sizes}")
+            if wrong:
+                left = [f"and {len(wrong) - SHOWN} lines more"] if len(wrong) > SHOWN else []
+                text = "\n".join([f"{session}, lap {number}:", *wrong[:SHOWN], *left])
+                pytest.fail(text, pytrace=False)
+            print(f"lap {number}: {sizes[-1]} bytes resident")  # noqa: T201 - for who asks, -rP
+
+
+def one_lap(lap: Lap, watch: Watch, before: Holdings) -> list[str]:
+    """Have everybody work, then remove everything; gives what is wrong, a line for each."""
+    outcome = lap.run()
+    wrong = outcome.wrong
+    wrong += [f"still locked: {path}" for path in locked(lap.served.source)]
+    with lap.served.limited(SLACK_S):
+        try:
+            tree.empty(bytes(lap.served.mountpoint))
+        except OSError as error:
+            wrong.append(f"removing everything: {error}")
+        wrong += [f"left over: {line}" for line in watch.settled(before).more_than(before)]
+    print(lap.seed, dict(outcome.done))  # noqa: T201 - for who asks, -rP
+    return wrong
+
+
+def locked(top: Path) -> list[str]:
+    """The files below *top* that somebody still has a lock on."""
+    found = []
+    for directory, _, names in os.walk(top):
+        for path in (os.path.join(directory, name) for name in names):
+            if os.path.islink(path):
+                continue
+            with open(path, "rb+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(path)
+    return found
