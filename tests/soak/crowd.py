@@ -1,5 +1,6 @@
 """Who is at work on one mount at the same time, and what must be there when they have finished."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -65,7 +66,8 @@ class Lap(NamedTuple):
             reports = self._collect(calls, outcome)
             if visits := self._result("visitor", visit, outcome):
                 outcome.done["visits"] = visits
-        self._compare(reports, fio_seed, outcome)
+        with noting("comparing", outcome.wrong):
+            self._compare(reports, fio_seed, outcome)
         return outcome
 
     def _prepare(self) -> None:
@@ -184,6 +186,15 @@ class Outcome(NamedTuple):
 
     wrong: list[str]
     done: Counter[str]
+
+
+@contextlib.contextmanager
+def noting(what: str, wrong: list[str]) -> Iterator[None]:
+    """Have an error of the mount among what is *wrong*, and go on: there may be more to tell."""
+    try:
+        yield
+    except OSError as error:
+        wrong.append(f"{what}: {error}")
 
 
 def below(whole: tree.Tree, directory: bytes) -> dict[bytes, Shown]:

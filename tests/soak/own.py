@@ -269,8 +269,10 @@ class Own:
             with opened(f"{path}/{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
                 os.write(fd, name.encode())
         with os.scandir(path) as entries:
-            sizes = {entry.name: entry.stat().st_size for entry in entries}
-        expect(f"files in {path}", sizes, {name: len(name) for name in names})
+            status = {entry.name: entry.stat() for entry in entries}
+        seen = {name: (each.st_uid, each.st_gid, each.st_size) for name, each in status.items()}
+        who = (self.who.uid, self.who.gid)
+        expect(f"files in {path}", seen, {name: (*who, len(name)) for name in names})
         shutil.rmtree(path)
 
     def refused(self, number: int, call: Callable[[], object]) -> None:
