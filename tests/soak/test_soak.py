@@ -44,6 +44,8 @@ DESCRIPTORS = 512
 KEPT_BYTES = 4 << 20
 """What the allocator may keep after later laps beyond what it keeps after the first one."""
 
+LOG_SHOWN = 2_000
+"""Characters of what the worker has logged."""
 SHOWN = 50
 """Lines of what is wrong; one mistake can touch every file."""
 
@@ -79,7 +81,7 @@ def test_nothing_goes_wrong_and_nothing_is_left_over(base: Path, session: str) -
             lap = Lap(served, session, f"{session} {SEED} {number}", seconds)
             wrong = one_lap(lap, watch, before)
             if log := ALARMING.search(served.logged(begun)):
-                wrong.append(f"logged: {served.logged(begun)[log.start() :]}")
+                wrong.append(f"logged: {served.logged(begun)[log.start() :][:LOG_SHOWN]}")
             if not wrong:
                 sizes.append(watch.memory())
                 print(f"lap {number}: {sizes[-1]} bytes resident")  # noqa: T201 - for who asks, -rP
