@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from tests.soak.crowd import forget
 from tests.support.mounted import Mounted, device_of
@@ -53,6 +53,15 @@ class Holdings(NamedTuple):
         return found
 
 
+class Memory(NamedTuple):
+    """The worker's memory, in two measures."""
+
+    blocks: int
+    """What Python's own allocator has given out: about the number of objects."""
+    resident: int
+    """In bytes; in here is what allocators keep for later."""
+
+
 class Watch(NamedTuple):
     """One worker under watch; *end* is our end of its standard input."""
 
@@ -61,12 +70,11 @@ class Watch(NamedTuple):
 
     def holdings(self) -> Holdings:
         """Look."""
-        self.end.sendall(b"?")
-        counts = json.loads(self.end.recv(ANSWER_BYTES))
+        answer = self._ask()
         pid = self.served.worker_pid
         others = children(pid) | children(self.served.process.pid) - {pid}
         return Holdings(
-            counts,
+            answer["held"],
             _descriptors(pid),
             len(os.listdir(f"/proc/{pid}/task")),
             {other: _status(other)["State"] for other in others},
@@ -93,9 +101,15 @@ class Watch(NamedTuple):
                 return now
             last = now
 
-    def memory(self) -> int:
-        """The memory of the worker that is resident, in bytes."""
-        return int(_status(self.served.worker_pid)["VmRSS"].split()[0]) * 1024
+    def memory(self) -> "Memory":
+        """What the worker's memory comes to."""
+        resident = _status(self.served.worker_pid)["VmRSS"]
+        return Memory(self._ask()["blocks"], int(resident.removesuffix(" kB")) * 1024)
+
+    def _ask(self) -> dict[str, Any]:
+        self.end.sendall(b"?")
+        answer: dict[str, Any] = json.loads(self.end.recv(ANSWER_BYTES))
+        return answer
 
 
 def _status(pid: int) -> Mapping[str, str]:

@@ -1,13 +1,15 @@
 """`python -m passthrough`, whose worker can be asked what it holds.
 
 Standard input is a socket: for each byte that comes, a line goes back, a JSON object with a count
-for each row of the table below. A thread of the worker's answers, which is there from the time that
+for each row of the table below, and how many blocks of memory the interpreter has given out, which
+is about the number of objects. A thread of the worker's answers, which is there from the time that
 it serves, so inside its sandbox; nothing else is changed.
 """
 
 import gc
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -49,8 +51,10 @@ HELD: Mapping[str, Callable[[], int]] = {
 
 def _answer() -> None:
     while os.read(STDIN, 1):
+        gc.collect()
         counts = {what: count() for what, count in HELD.items()}
-        os.write(STDIN, json.dumps(counts).encode() + b"\n")
+        answer = {"held": counts, "blocks": sys.getallocatedblocks()}
+        os.write(STDIN, json.dumps(answer).encode() + b"\n")
 
 
 def _serve_watched(
