@@ -182,9 +182,9 @@ class Actor(Own):
         self.note("locks", path)
         with opened(path, os.O_RDWR) as one, opened(path, os.O_RDWR) as two:
             start = self.chance.randrange(1_000)
-            fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, start)
+            _soon(lambda: fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, start))
             fcntl.lockf(two, fcntl.LOCK_SH | fcntl.LOCK_NB, 50, start)  # the same owner
-            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _soon(lambda: fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB))
             self.refused(errno.EAGAIN, lambda: fcntl.flock(two, fcntl.LOCK_SH | fcntl.LOCK_NB))
             fcntl.flock(one, fcntl.LOCK_UN)
             fcntl.flock(two, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -199,13 +199,16 @@ class Actor(Own):
         lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0)
         with opened(path, os.O_RDWR) as one:
             with opened(path, os.O_RDWR) as two:
-                fcntl.fcntl(two, fcntl.F_OFD_SETLK, lock)
+                _soon(lambda: fcntl.fcntl(two, fcntl.F_OFD_SETLK, lock))
                 self.refused(errno.EAGAIN, lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
             _soon(lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
 
 
 def _soon(call: Callable[[], object]) -> None:
-    """Repeat what is refused because of a lock, for a while."""
+    """Repeat what is refused because of a lock, for a while.
+
+    Who closes a file gives up what was locked by it, docs/sessions.md: a moment later.
+    """
     deadline = time.monotonic() + MOMENT_S
     while True:
         try:

@@ -43,6 +43,13 @@ class Report(NamedTuple):
     steps: int
 
 
+class Outcome(NamedTuple):
+    """What a lap comes to."""
+
+    wrong: list[str]
+    done: Counter[str]
+
+
 class Lap(NamedTuple):
     """A round of load: everybody begins in empty directories."""
 
@@ -51,7 +58,7 @@ class Lap(NamedTuple):
     seed: str
     seconds: float
 
-    def run(self) -> "Outcome":
+    def run(self) -> Outcome:
         """Let everybody work for so long; gives what was found wrong, and what was done."""
         self._prepare()
         until = time.monotonic() + self.seconds
@@ -66,7 +73,7 @@ class Lap(NamedTuple):
             reports = self._collect(calls, outcome)
             if visits := self._result("visitor", visit, outcome):
                 outcome.done["visits"] = visits
-        with noting("comparing", outcome.wrong):
+        with noting("comparing", outcome.wrong), self.served.limited(2 * fio.LIMIT_S):
             self._compare(reports, fio_seed, outcome)
         return outcome
 
@@ -126,7 +133,7 @@ class Lap(NamedTuple):
                         raise
         return seen
 
-    def _verify_while(self, until: float, outcome: "Outcome") -> int:
+    def _verify_while(self, until: float, outcome: Outcome) -> int:
         """Have fio write and verify, and the kernel forget; gives the seed of fio's last round."""
         chance = self._chance("fio")
         while True:
@@ -142,7 +149,7 @@ class Lap(NamedTuple):
             if time.monotonic() > until:
                 return seed
 
-    def _collect(self, calls: Mapping[str, Call[Report]], outcome: "Outcome") -> dict[str, Report]:
+    def _collect(self, calls: Mapping[str, Call[Report]], outcome: Outcome) -> dict[str, Report]:
         reports = {}
         for name, call in calls.items():
             report = self._result(name, call, outcome)
@@ -151,7 +158,7 @@ class Lap(NamedTuple):
                 outcome.done["steps"] += report.steps
         return reports
 
-    def _result(self, name: str, call: Call[T], outcome: "Outcome") -> T | None:
+    def _result(self, name: str, call: Call[T], outcome: Outcome) -> T | None:
         try:
             return call.result(self.seconds + SLACK_S)
         except Exception as error:  # noqa: BLE001 - of the others, everything is still to be seen
@@ -159,7 +166,7 @@ class Lap(NamedTuple):
             outcome.wrong.append(f"{name}: {text}")
             return None
 
-    def _compare(self, reports: Mapping[str, Report], seed: int, outcome: "Outcome") -> None:
+    def _compare(self, reports: Mapping[str, Report], seed: int, outcome: Outcome) -> None:
         """Compare what the mount shows with what the source holds and with what is foreseen."""
         source, mountpoint = self.served.source, self.served.mountpoint
         seen, beneath = tree.read(bytes(mountpoint)), tree.read(bytes(source))
@@ -178,14 +185,7 @@ class Lap(NamedTuple):
             try:
                 fio.run(USER, place / "fio", seed, only_verify=True)
             except AssertionError as error:
-                outcome.wrong.append(str(error))
-
-
-class Outcome(NamedTuple):
-    """What a lap comes to."""
-
-    wrong: list[str]
-    done: Counter[str]
+                wrong.append(str(error))
 
 
 @contextlib.contextmanager

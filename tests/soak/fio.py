@@ -56,22 +56,25 @@ def run(who: Caller, directory: Path, seed: int, *, only_verify: bool = False) -
     Raises:
         FioError: something was wrong, with fio's own words.
     """
-    done = subprocess.run(
-        command(directory, seed, only_verify=only_verify),
-        capture_output=True,
-        cwd="/",
-        user=who.uid,
-        group=who.gid,
-        extra_groups=who.groups,
-        timeout=LIMIT_S,
-        check=False,
-        env={"PATH": os.environ["PATH"]},
-    )
+    text = f"fio in {directory}, seed {seed}"
+    try:
+        done = subprocess.run(
+            command(directory, seed, only_verify=only_verify),
+            capture_output=True,
+            cwd="/",
+            user=who.uid,
+            group=who.gid,
+            extra_groups=who.groups,
+            timeout=LIMIT_S,
+            check=False,
+            env={"PATH": os.environ["PATH"]},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FioError(f"{text}: {error}") from None
     said = done.stderr.decode(errors="replace")
     if done.returncode or said.strip():
-        text = f"fio in {directory}, seed {seed}: exit status {done.returncode}\n{said}"
-        raise FioError(text)
+        raise FioError(f"{text}: exit status {done.returncode}\n{said}")
     jobs = json.loads(done.stdout)["jobs"]
     if wrong := [job["jobname"] for job in jobs if job["error"] or not job["read"]["io_bytes"]]:
-        raise FioError(f"fio in {directory}, seed {seed}: errors, or nothing was read: {wrong}")
+        raise FioError(f"{text}: errors, or nothing was read: {wrong}")
     return sum(job["read"]["io_bytes"] for job in jobs)

@@ -32,6 +32,7 @@ IDS = (0, 41_001, 41_011)
 NOBODYS = "nobody's"
 FAR_PAST_NS = 1_000_000_000_000_000_000
 REMEMBERED_STEPS = 30
+SHOWN_BYTES = 8
 
 Shown = tuple[object, ...]
 """What a name leads to, as far as it is foreseen."""
@@ -48,9 +49,9 @@ def expect(what: str, seen: object, right: object) -> None:
 
 
 def _short(value: object) -> str:
-    if isinstance(value, bytes | bytearray) and len(value) > MOST_HELD:
+    if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
         digest = hashlib.sha256(value).hexdigest()[:12]
-        return f"{len(value)} bytes, {digest}, {bytes(value[:8])!r}.."
+        return f"{len(value)} bytes, {digest}, {value[:SHOWN_BYTES]!r}.."
     return repr(value)
 
 

@@ -14,11 +14,10 @@ import struct
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from tests.fuzz import calls
-from tests.soak.own import WrongError, expect, opened
+from tests.soak.own import REMEMBERED_STEPS, WrongError, expect, opened
 from tests.support.callers import Caller
 
 NAMES = tuple(f"n{number}" for number in range(8))
@@ -88,7 +87,7 @@ class Racer:
         self.chance = chance
         self.number = number
         self.done: Counter[str] = Counter()
-        self.steps: deque[str] = deque(maxlen=30)
+        self.steps: deque[str] = deque(maxlen=REMEMBERED_STEPS)
         self._directory = directory
         self._weights = [row.weight for row in ROWS.values()]
 
@@ -237,10 +236,10 @@ def wrong(directory: str, done: list[Counter[str]]) -> list[str]:
 
 
 def _check_ledger(path: str, done: list[Counter[str]]) -> None:
-    with ExitStack() as stack:
-        ledger = stack.enter_context(open(path, "rb"))
-        size = _RECORD.size + len(_PADDING) + 4
-        entered: dict[int, list[int]] = {number: [] for number in range(len(done))}
+    """Check that each record is whole, and that each process has all of its own, in their order."""
+    size = _RECORD.size + len(_PADDING) + 4
+    entered: dict[int, list[int]] = {number: [] for number in range(len(done))}
+    with open(path, "rb") as ledger:
         while entry := ledger.read(size):
             if zlib.crc32(entry[:-4]).to_bytes(4, "little") != entry[-4:]:
                 raise WrongError(f"{LEDGER}: torn before {ledger.tell()}: {entry!r}")
