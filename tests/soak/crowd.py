@@ -73,7 +73,7 @@ class Lap(NamedTuple):
             reports = self._collect(calls, outcome)
             if visits := self._result("visitor", visit, outcome):
                 outcome.done["visits"] = visits
-        with noting("comparing", outcome.wrong), self.served.limited(2 * fio.LIMIT_S):
+        with noting("comparing", outcome.wrong), self.served.limited(2 * fio.LIMIT_S + SLACK_S):
             self._compare(reports, fio_seed, outcome)
         return outcome
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.callers import Caller
 
-LIMIT_S = 300.0
+LIMIT_S = 120.0
 SIZE = "1m"
 
 _EACH: Mapping[str, str] = {
