@@ -46,7 +46,7 @@ class Holdings(NamedTuple):
         pairs = [(what, self.counts[what], before.counts[what]) for what in self.counts]
         pairs += [("threads", self.threads, before.threads)]
         pairs += [("unanswered requests", self.unanswered, before.unanswered)]
-        found = [f"{what}: {now}, and {then} before" for what, now, then in pairs if now != then]
+        found = [f"{what}: {now}, and {then} before" for what, now, then in pairs if now > then]
         for name, number in (self.descriptors - before.descriptors).items():
             found.append(f"{number} descriptors of {name}")
         found += [f"process {pid}, state {state}" for pid, state in self.processes.items()]
