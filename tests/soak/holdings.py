@@ -107,6 +107,7 @@ class Watch(NamedTuple):
         return Memory(self._ask()["blocks"], int(resident.removesuffix(" kB")) * 1024)
 
     def _ask(self) -> dict[str, Any]:
+        self.end.settimeout(LIMIT_S)
         self.end.sendall(b"?")
         answer: dict[str, Any] = json.loads(self.end.recv(ANSWER_BYTES))
         return answer
