@@ -43,6 +43,10 @@ def test_an_answer_has_its_length_and_number(pair: Pair) -> None:
     assert theirs.recv(100) == OUT_HEADER.pack(16, -2, 8)
     assert theirs.recv(100) == OUT_HEADER.pack(16, -5, 9)
 
+    long = bytes(range(256)) * 17
+    channel.reply(10, long)
+    assert theirs.recv(5000) == OUT_HEADER.pack(16 + len(long), 0, 10) + long
+
 
 def test_who_comes_too_late_reads_nothing_and_writes_to_nobody(pair: Pair) -> None:
     """The number of the descriptor may be another file's by then; and nothing is logged."""
