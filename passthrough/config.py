@@ -55,6 +55,14 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Passthrough(enum.StrEnum):
+    """Whether the kernel reads and writes the host's files by itself."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class Squash(enum.StrEnum):
     """Whose ids are replaced by the anonymous ones, exports(5)."""
 
@@ -96,6 +104,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     submounts: Submounts = Submounts.CROSS
     session: Session = Session.AUTO
+    passthrough: Passthrough = Passthrough.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
     squash: Squash = Squash.NONE
@@ -151,18 +160,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
-    "negative_timeout": Option(
-        values.seconds, _TIME, "how long it stays known that a name is free"
-    ),
+    "negative_timeout": Option(values.seconds, _TIME, "how long a name stays known to be free"),
     "writeback": Option(
         values.boolean,
         _TRUE_FALSE,
         "let the kernel collect writes; others see them later, and theirs are not expected",
     ),
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
-    "xattr": Option(
-        values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
-    ),
+    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up small writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
@@ -200,6 +205,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         values.word(Session),
         "auto, kernel or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
+    ),
+    "passthrough": Option(
+        values.word(Passthrough),
+        "auto, on or off",
+        "let the kernel read and write the host's files by itself; auto where it can",
     ),
     "map_uid": Option(
         values.ranges, _RANGES, "which users of the containers are which users of the host"
@@ -261,6 +271,7 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
         " the bits itself",
         "posix_acl": "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask"
         " where a default ACL should stand in its place",
+        "passthrough": "pyfuse3 does not negotiate PASSTHROUGH",
     },
 }
 
@@ -326,9 +337,9 @@ def parse_options(
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
     """Each option that cannot be had though its value is a good one, what would do, and why."""
     for name, why in LACKING.get(session_of(config), {}).items():
-        if getattr(config, name):
-            reason = f"cannot be had with session={config.session}: {why}"
-            yield name, "false", reason
+        if getattr(config, name) in {True, Passthrough.ON}:
+            accepted = "auto or off" if name == "passthrough" else "false"
+            yield name, accepted, f"cannot be had with session={config.session}: {why}"
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(config, name) is not None:
             reason = "is for a directory that is made, and source is there already"
@@ -350,10 +361,8 @@ class Automatic(NamedTuple):
 def automatic() -> Automatic:
     """The session that `auto` takes.
 
-    By the release of Linux, because this must be known when a volume is created, to refuse what
-    its session cannot express, and INIT comes only with a mount. The kernel's own number for its
-    protocol goes with the release. Where a distributor has brought newer FUSE to an older release,
-    `auto` takes the portable session all the same.
+    By the release of Linux: what its session cannot express is refused when a volume is created,
+    and INIT, with the protocol's number, comes only with a mount.
     """
     release = running.linux_release()
     text = ".".join(map(str, release))

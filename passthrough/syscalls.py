@@ -57,6 +57,8 @@ _STX_MNT_ID: Final = struct.Struct("=144xQ")
 _HANDLE_HEAD: Final = 8
 _LONGEST_HANDLE: Final = 128  # MAX_HANDLE_SZ
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
+# struct statfs, whose first word on 64-bit machines is f_type; with room to spare
+_STATFS_WORDS: Final = 32
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -133,6 +135,7 @@ _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
 _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
@@ -312,6 +315,18 @@ def mount_id(fd: int) -> int:
         raise _failed()
     number: int = _STX_MNT_ID.unpack_from(answer)[0]
     return number
+
+
+def filesystem_type(fd: int) -> int:
+    """The f_type of the file system that *fd* lies on, linux/magic.h, fstatfs(2).
+
+    Raises:
+        OSError: as the kernel reports it.
+    """
+    answer = (ctypes.c_long * _STATFS_WORDS)()
+    if _libc.fstatfs(fd, answer) < 0:
+        raise _failed()
+    return answer[0]
 
 
 def setfsuid(uid: int) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from passthrough.filesystem import PassthroughFs
+from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
 from passthrough.session.crew import LOOK_S, Crew
 from passthrough.session.handlers.table import HANDLERS
@@ -37,7 +38,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
@@ -53,7 +54,7 @@ def run(
     session = Session(fs, channel, HANDLERS)
     try:
         _greet(session, channel, fuse_fd)
-        serving()
+        serving(session.why_not(Init.PASSTHROUGH))
         with _woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -13,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
@@ -23,7 +24,7 @@ def run(
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
     try:
-        trio.run(_serve, fs, fuse_fd, serving, keeper_fd)
+        trio.run(_serve, fs, fuse_fd, partial(serving, ""), keeper_fd)
     except ExceptionGroup as group:
         raise _innermost(group) from group
 

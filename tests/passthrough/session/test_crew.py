@@ -13,24 +13,25 @@ from passthrough.session.abi import Opcode
 from passthrough.session.crew import _CALM_LOOKS, _QUIET_LOOKS, Crew
 from passthrough.session.request import Request
 from passthrough.session.session import Session
-from tests.support.kernel import START, message
+from tests.support.kernel import START, FakeChannel, message
 
 LIMIT_S = 20.0
 
 
-class Queued:
+class Queued(FakeChannel):
     """A channel whose requests come when a test puts them; None is the end."""
 
     def __init__(self) -> None:
-        self.requests: queue.Queue[int | None] = queue.Queue()
+        super().__init__()
+        self.waiting: queue.Queue[int | None] = queue.Queue()
 
     def open_request(self) -> Request:
         return Request(mmap.mmap(-1, 4096), START)
 
     def receive(self, request: Request) -> bool:
-        unique = self.requests.get()
+        unique = self.waiting.get()
         if unique is None:
-            self.requests.put(None)  # for the others, as ENODEV is
+            self.waiting.put(None)  # for the others, as ENODEV is
             return False
         raw = message(Opcode.GETATTR, b"\0" * 16, abi.ROOT_ID, unique)
         request.into[0][: len(raw)] = raw
@@ -90,7 +91,7 @@ def crew(session: Hanging, channel: Queued, woken: threading.Event) -> Iterator[
     crew.start()
     yield crew
     session.go.set()
-    channel.requests.put(None)
+    channel.waiting.put(None)
     until(lambda: not crew.size())
 
 
@@ -115,7 +116,7 @@ def test_one_thread_serves_as_long_as_nothing_hangs(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(0, 200, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
 
     look_until(crew, lambda: session.done.qsize() == 100)
 
@@ -126,8 +127,8 @@ def test_callers_that_hang_hold_up_nobody_else(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 101, 2):
-        channel.requests.put(unique)
-    channel.requests.put(2)
+        channel.waiting.put(unique)
+    channel.waiting.put(2)
 
     look_until(crew, lambda: session.begun.qsize() == 51)
 
@@ -138,11 +139,11 @@ def test_callers_that_hang_hold_up_nobody_else(
 def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
 
     session.about_to_block()
-    channel.requests.put(2)
+    channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
 
@@ -151,7 +152,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 41, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
     look_until(crew, lambda: crew.at_work() == 20)
     session.go.set()
     until(lambda: crew.at_work() == 0)
@@ -160,7 +161,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     for _ in range(_CALM_LOOKS + _QUIET_LOOKS):
         crew.look()
     for unique in range(0, 200, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
 
     until(lambda: crew.size() == 1)
     until(lambda: session.done.qsize() == 120)
@@ -175,7 +176,7 @@ def test_nobody_looks_while_nothing_happens(
     assert crew.resting
     assert not woken.is_set()
 
-    channel.requests.put(2)
+    channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
     assert woken.wait(LIMIT_S)
@@ -183,7 +184,7 @@ def test_nobody_looks_while_nothing_happens(
 
 
 def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) -> None:
-    channel.requests.put(None)
+    channel.waiting.put(None)
 
     assert woken.wait(LIMIT_S)
     assert crew.ended
@@ -193,13 +194,13 @@ def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) ->
 def test_who_has_stopped_touches_nothing_any_more(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
     crew.about_to_block()
 
     crew.stop()
-    channel.requests.put(2)
-    until(channel.requests.empty)
+    channel.waiting.put(2)
+    until(channel.waiting.empty)
     session.go.set()
     until(lambda: crew.at_work() == 0)
 

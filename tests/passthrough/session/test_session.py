@@ -15,7 +15,7 @@ from passthrough.config import CachePolicy, Config, Sandbox, Session as SessionN
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, wire
-from passthrough.session.abi import Notification, Opcode
+from passthrough.session.abi import Init, Notification, Opcode
 from passthrough.session.handlers.table import HANDLERS
 from tests.support.bodies import BODIES, WITHOUT_ANSWER, WITHOUT_OPERATION
 from tests.support.kernel import Kernel, message, text
@@ -239,7 +239,9 @@ def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) 
     config = decide(Config(cache=cache, session=SessionName.KERNEL)).config
     fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5)
 
-    reply = Kernel(fs, config).ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0))
+    reply = Kernel(fs, config, sum(Init) & ~Init.PASSTHROUGH).ask(
+        Opcode.OPEN, wire.OPEN_IN.pack(flags, 0)
+    )
 
     assert wire.OPEN_OUT.unpack(reply.body) == (5, allowed, 0)
 
