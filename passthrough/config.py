@@ -6,76 +6,49 @@ typed Config only. `source` is not here: finding a directory is the business of 
 """
 
 import difflib
-import enum
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
 from passthrough import running, values
+from passthrough.choices import (
+    Atime,
+    CachePolicy,
+    InodeFileHandles,
+    Locks,
+    Passthrough,
+    Sandbox,
+    Session,
+    Squash,
+    Submounts,
+)
 
-
-class CachePolicy(enum.StrEnum):
-    """How long the kernel may answer from its own memory; cache.py turns it into numbers."""
-
-    NEVER = "never"
-    METADATA = "metadata"
-    AUTO = "auto"
-    ALWAYS = "always"
-
-
-class Atime(enum.StrEnum):
-    """When reading a file moves its access time, mount(8)."""
-
-    RELATIME = "relatime"
-    NOATIME = "noatime"
-    STRICTATIME = "strictatime"
-
-
-class InodeFileHandles(enum.StrEnum):
-    """Whether inodes are held by kernel file handles, in place of a descriptor each."""
-
-    NEVER = "never"
-    PREFER = "prefer"
-    MANDATORY = "mandatory"
-
-
-class Submounts(enum.StrEnum):
-    """What becomes of the file systems that are mounted below the source."""
-
-    CROSS = "cross"
-    HIDE = "hide"
-
-
-class Session(enum.StrEnum):
-    """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
-
-    AUTO = "auto"
-    KERNEL = "kernel"
-    LIBFUSE = "libfuse"
-
-
-class Passthrough(enum.StrEnum):
-    """Whether the kernel reads and writes the host's files by itself."""
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
-
-
-class Squash(enum.StrEnum):
-    """Whose ids are replaced by the anonymous ones, exports(5)."""
-
-    NONE = "none"
-    ROOT = "root"
-    ALL = "all"
-
-
-class Sandbox(enum.StrEnum):
-    """What the process that serves a volume can see and do; sandbox.py."""
-
-    NAMESPACE = "namespace"
-    NONE = "none"
+__all__ = [
+    "ALIASES",
+    "FOR_A_NEW_DIRECTORY",
+    "LACKING",
+    "MEANINGLESS",
+    "OPTIONS",
+    "Atime",
+    "Automatic",
+    "CachePolicy",
+    "Config",
+    "InodeFileHandles",
+    "Locks",
+    "Option",
+    "OptionError",
+    "Passthrough",
+    "Sandbox",
+    "Session",
+    "Squash",
+    "Submounts",
+    "as_text",
+    "automatic",
+    "canonical",
+    "parse_options",
+    "session_of",
+]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +87,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_opendir: bool = False
     killpriv_v2: bool | None = None
     posix_acl: bool = False
+    locks: Locks | None = None
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
@@ -160,14 +134,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
-    "negative_timeout": Option(values.seconds, _TIME, "how long a name stays known to be free"),
+    "negative_timeout": Option(values.seconds, _TIME, "how long a free name stays known"),
     "writeback": Option(
         values.boolean,
         _TRUE_FALSE,
         "let the kernel collect writes; others see them later, and theirs are not expected",
     ),
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
-    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up small writes"),
+    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
@@ -231,6 +205,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "where offered",
     ),
     "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "locks": Option(
+        values.word(Locks),
+        "host or local",
+        "host locks the host's files, which all who use them see; local holds in this volume only",
+        "host where offered",
+    ),
     "mode": Option(
         values.optional_mode,
         "three or four octal digits, or none",
@@ -257,8 +237,6 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
 }
 
-# Whether `auto` takes the kernel session where it can be had.
-_KERNEL_FIRST: Final = False
 # Linux 6.9 brought FUSE 7.40.
 _LEAST_RELEASE: Final = (6, 9)
 
@@ -366,8 +344,6 @@ def automatic() -> Automatic:
     """
     release = running.linux_release()
     text = ".".join(map(str, release))
-    if not _KERNEL_FIRST:
-        return Automatic(Session.LIBFUSE, "the session of its own is asked for by name so far")
     if release < _LEAST_RELEASE:
         return Automatic(Session.LIBFUSE, f"Linux {text} is older than 6.9")
     return Automatic(Session.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")

@@ -17,6 +17,7 @@ from passthrough.config import (
     CachePolicy,
     Config,
     InodeFileHandles,
+    Locks,
     OptionError,
     Passthrough,
     Session,
@@ -122,6 +123,19 @@ OBSTACLES: Final = (
 )
 
 
+# What leaves locks to the kernel, which keeps them among the users of the volume, and why.
+LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
+    (
+        lambda config: session_of(config) is Session.LIBFUSE,
+        "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users",
+    ),
+    (
+        lambda config: config.no_open,
+        "nobody hears of the close of a file that was opened without a request",
+    ),
+)
+
+
 def obstacle(config: Config) -> str:
     """Why *config*, in which other conflicts are decided, allows no passthrough; or nothing."""
     return next((reason for stands, reason in OBSTACLES if stands(config)), "")
@@ -148,10 +162,14 @@ def decide(config: Config, without_handles: str = "") -> Decided:
             off = False
             config = msgspec.structs.replace(config, **{option: off})
             notes.append(Note(option, values.as_text(off), reason))
+    local = [reason for leaves, reason in LOCAL_LOCKS if leaves(config)][:1]
+    if config.locks is Locks.HOST:
+        notes.extend(Note("locks", "local", reason) for reason in local)
     session = session_of(config)
     config = msgspec.structs.replace(
         config,
         **cache.timeouts(config)._asdict(),
+        locks=Locks.LOCAL if local or config.locks is Locks.LOCAL else Locks.HOST,
         session=session,
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )

@@ -32,6 +32,7 @@ DOORS = {
     # listing.py makes the buffer that getdents64(2) fills, and calls nothing.
     "ctypes": {
         "passthrough/syscalls.py",
+        "passthrough/filecalls.py",
         "passthrough/privileges.py",
         "passthrough/listing.py",
     },
@@ -57,6 +58,7 @@ FREE = {"msgspec"}
 # Modules that decide and do nothing else: no system call, no file, no clock.
 WITHOUT_IO = {
     "passthrough/cache.py",
+    "passthrough/choices.py",
     "passthrough/config.py",
     "passthrough/decisions.py",
     "passthrough/handover.py",

@@ -29,6 +29,9 @@ _ROOM: Final = mmap.PAGESIZE + MAX_WRITE
 # The kernel takes an errno of this range only.
 _LAST_ERRNO: Final = 511
 
+_NOBODY_WAITS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
+_LEFT: Final = -1
+
 
 class Channel(Protocol):
     """What brings requests and takes answers."""
@@ -75,7 +78,16 @@ class DeviceChannel:
     """
 
     def __init__(self, fuse_fd: int) -> None:
+        """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
+        os.set_blocking(fuse_fd, True)
         self._fd = fuse_fd
+
+    def leave(self) -> None:
+        """Use the descriptor no more: its number may be another's next.
+
+        A thread that the host has held up till now has its answer dropped.
+        """
+        self._fd = _LEFT
 
     def open_request(self) -> Request:
         """Make a place for requests."""
@@ -121,18 +133,21 @@ class DeviceChannel:
         """As of every channel."""
         # Not bytes: only with a buffer that may change does this give what ioctl(2) returns.
         backing = bytearray(BACKING_MAP.pack(fd, 0, 0))
+        if self._fd == _LEFT:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         number: int = fcntl.ioctl(self._fd, DEV_IOC_BACKING_OPEN, backing)
         return number
 
     def close_backing(self, number: int) -> None:
         """As of every channel."""
+        if self._fd == _LEFT:
+            return
         try:
             fcntl.ioctl(self._fd, DEV_IOC_BACKING_CLOSE, BACKING_ID.pack(number))
         except OSError as error:
             self._undelivered(error)
 
-    @staticmethod
-    def _undelivered(error: OSError) -> None:
+    def _undelivered(self, error: OSError) -> None:
         """Nobody waits for this answer any more: the connection is gone, or the request is."""
-        if error.errno not in {errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM}:
+        if self._fd != _LEFT and error.errno not in _NOBODY_WAITS:
             log.error("the kernel does not take an answer: %s", error)

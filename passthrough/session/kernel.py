@@ -64,6 +64,7 @@ def run(
         if crew.error is not None:
             raise crew.error
     finally:
+        channel.leave()
         os.close(fuse_fd)
 
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import assume, given, strategies as st
 
+from passthrough import running
 from passthrough.config import (
     ALIASES,
     LACKING,
@@ -13,6 +14,7 @@ from passthrough.config import (
     CachePolicy,
     Config,
     InodeFileHandles,
+    Locks,
     OptionError,
     Passthrough,
     Sandbox,
@@ -80,6 +82,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "no_opendir": {"off": False},
     "killpriv_v2": {"false": False},
     "posix_acl": {"0": False},
+    "locks": {"host": Locks.HOST, "Local": Locks.LOCAL},
     "mode": {"0770": 0o770, "755": 0o755, "7777": 0o7777, "none": None},
     "uid": {"0": 0, "None": None},
     "gid": {"4294967294": 4_294_967_294, "none": None},
@@ -181,6 +184,7 @@ def test_nothing_given_is_the_default() -> None:
         no_opendir=False,
         killpriv_v2=None,
         posix_acl=False,
+        locks=None,
         mode=None,
         uid=None,
         gid=None,
@@ -361,8 +365,10 @@ LEFT_OPEN = {option.left_open for option in OPTIONS.values()}
 @pytest.mark.parametrize("session", [{}, {"session": "auto"}, {"session": "libfuse"}])
 @pytest.mark.parametrize(("option", "why"), LACKING[Session.LIBFUSE].items())
 def test_what_the_session_cannot_express_is_refused_with_the_reason(
-    option: str, why: str, session: dict[str, str]
+    option: str, why: str, session: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with the session that `auto` takes here."""
+    monkeypatch.setattr(running, "linux_release", lambda: (6, 8))
     with pytest.raises(OptionError) as refused:
         parse_options({option.upper(): "on", **session})
 
@@ -424,6 +430,7 @@ def test_every_option_is_shown_as_text() -> None:
         "no_opendir": "false",
         "killpriv_v2": "where offered",
         "posix_acl": "false",
+        "locks": "host where offered",
         "mode": "none",
         "uid": "none",
         "gid": "none",

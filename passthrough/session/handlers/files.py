@@ -1,5 +1,6 @@
 """Requests for open files."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -25,7 +26,9 @@ def open_(session: Session, request: Request) -> bytes:
     flags, more = request.fields(wire.OPEN_IN)
     handle = fs.open(request.nodeid, flags, clear_privileges=_clears(session, request, flags, more))
     if fs.cache.refresh_on_open:
-        session.notifier.attributes_changed(request.nodeid)
+        # What the kernel does not know needs no forgetting, and the file is open by now.
+        with contextlib.suppress(FileNotFoundError):
+            session.notifier.attributes_changed(request.nodeid)
     return _opened(session, request.nodeid, handle, flags)
 
 
@@ -36,6 +39,15 @@ def create(session: Session, request: Request) -> bytes:
     entry, handle = session.fs.create(
         request.nodeid, request.name(), stat.S_IMODE(mode), flags, request.caller()
     )
+    return wire.entry(entry) + _opened(session, entry.inode_number, handle, flags)
+
+
+def tmpfile(session: Session, request: Request) -> bytes:
+    """Create and open a regular file without a name; the one in the request means nothing."""
+    request.name()
+    flags, mode, umask, _more = request.fields(wire.CREATE_IN)
+    session.apply_umask(umask)
+    entry, handle = session.fs.tmpfile(request.nodeid, stat.S_IMODE(mode), flags, request.caller())
     return wire.entry(entry) + _opened(session, entry.inode_number, handle, flags)
 
 
@@ -64,10 +76,10 @@ def write(session: Session, request: Request) -> bytes:
 
 def flush(session: Session, request: Request) -> bytes:
     """A descriptor of an open file is closed."""
-    handle, _owner = request.fields(wire.FLUSH_IN)
+    handle, owner = request.fields(wire.FLUSH_IN)
     if not handle:
         raise os_error(errno.ENOSYS)  # a file that was never opened has nothing to report
-    session.fs.flush(handle)
+    session.fs.flush(handle, owner)
     return b""
 
 
@@ -83,10 +95,10 @@ def fsync(session: Session, request: Request) -> bytes:
 
 def release(session: Session, request: Request) -> bytes:
     """The last descriptor of an open file is closed."""
-    handle, _flags, _more, _owner = request.fields(wire.RELEASE_IN)
+    handle, _flags, more, _owner = request.fields(wire.RELEASE_IN)
     if session.passes_through:
         session.backings.release(request.nodeid)
-    session.fs.release(handle)
+    session.fs.release(handle, unlock=bool(more & abi.RELEASE_FLOCK_UNLOCK))
     return b""
 
 
@@ -110,8 +122,9 @@ def _opened(session: Session, number: int, handle: int, flags: int) -> bytes:
         allowed = abi.FOPEN_PASSTHROUGH | (abi.FOPEN_DIRECT_IO if past else 0)
     else:
         allowed = abi.FOPEN_KEEP_CACHE if fs.cache.keep_pages else 0
-    if flags & os.O_ACCMODE == os.O_RDONLY:
-        # Nothing was written through it, so closing it has nothing to report.
+    if flags & os.O_ACCMODE == os.O_RDONLY and not fs.locks.used:
+        # Nothing was written through it, so closing it has nothing to report; and where nobody
+        # locks ranges, it drops no locks.
         allowed |= abi.FOPEN_NOFLUSH
     return wire.OPEN_OUT.pack(handle, allowed, backing)
 
@@ -119,6 +132,7 @@ def _opened(session: Session, number: int, handle: int, flags: int) -> bytes:
 HANDLERS: Final[Mapping[int, Handler]] = {
     Opcode.OPEN: open_,
     Opcode.CREATE: create,
+    Opcode.TMPFILE: tmpfile,
     Opcode.READ: read,
     Opcode.WRITE: write,
     Opcode.FLUSH: flush,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import CachePolicy, Config, Passthrough, Session as SessionName
+from passthrough.config import CachePolicy, Config, Locks, Passthrough, Session as SessionName
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, negotiation, wire
@@ -25,22 +25,23 @@ USUAL = (
     *(Init.ASYNC_DIO, Init.PARALLEL_DIROPS, Init.DO_READDIRPLUS, Init.READDIRPLUS_AUTO),
     *(Init.CACHE_SYMLINKS, Init.SUBMOUNTS, Init.HAS_EXPIRE_ONLY, Init.HAS_RESEND),
 )
+LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
 # What options want beside the usual.
 WANTED: dict[str, tuple[Config, set[Init]]] = {
     "defaults": (
         Config(session=KERNEL),
         {
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
-            Init.PASSTHROUGH,
+            *{Init.PASSTHROUGH, *LOCKS},
         },
     ),
     "always": (
-        Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False),
+        Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
         {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA, Init.PASSTHROUGH},
     ),
     "not passed through": (
         Config(session=KERNEL, passthrough=Passthrough.OFF),
-        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA},
+        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
     ),
     "never opened": (
         Config(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
@@ -52,6 +53,7 @@ WANTED: dict[str, tuple[Config, set[Init]]] = {
     "ACLs and writeback": (
         Config(session=KERNEL, posix_acl=True, writeback=True),
         {
+            *LOCKS,
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
             *(Init.POSIX_ACL, Init.DONT_MASK, Init.WRITEBACK_CACHE),
         },
