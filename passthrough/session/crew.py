@@ -34,10 +34,13 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.005
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
+# So many looks in a row are believed though they come late, as on a machine with too much to do.
+_LATE_LOOKS: Final = 4
 # Where the host is slow and not stuck, more callers at once than this gain little.
 _ENOUGH_FOR_SLOW: Final = 8
-# The part of the time that goes into Python from which on the interpreter is what is busy.
-_BUSY_INTERPRETER: Final = 0.4
+# The part of the time that goes into computing from which on nobody is held up by the host. A
+# FORGET of tens of thousands of inodes takes longer than a look, and no second thread hurries it.
+_BUSY: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 100
 # So many looks in a row without a request: the main thread stops looking until there is one.
@@ -73,6 +76,7 @@ class Crew:
         self._stopped = False
         self._full = False
         self._short = False
+        self._held_up = 0
         self._taken = self._calm = self._quiet = 0
         self._looked = self._computed = 0.0
         self.resting = False
@@ -120,10 +124,12 @@ class Crew:
         members = tuple(self._members)
         taken = sum(member.taken for member in members)
         full = not any(member.waits for member in members)
-        if full and self._full and not self._late():
+        held_up = full and self._full and not self._computes()
+        self._held_up = self._held_up + 1 if held_up else 0
+        if self._held_up >= (_LATE_LOOKS if self._late() else 1):
             if taken == self._taken:
                 self._grow(len(members))
-            elif len(members) < _ENOUGH_FOR_SLOW and not self._computes():
+            elif len(members) < _ENOUGH_FOR_SLOW:
                 self._grow(1)
         self._quiet = 0 if full or taken != self._taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
@@ -135,13 +141,13 @@ class Crew:
             self._rest()
 
     def _late(self) -> bool:
-        """Whether this look comes late: then others have the processors, and nobody is held up."""
+        """Whether this look comes late: others have the processors, and it alone says little."""
         return time.monotonic() - self._looked > 2 * LOOK_S
 
     def _computes(self) -> bool:
-        """Whether it is the interpreter that was busy since the last look, rather than the host."""
+        """Whether it is this process that was busy since the last look, rather than the host."""
         elapsed = time.monotonic() - self._looked
-        return _computed() - self._computed > elapsed * _BUSY_INTERPRETER
+        return _computed() - self._computed > elapsed * _BUSY
 
     def _rest(self) -> None:
         self._quiet, self._wanted = 0, 1
@@ -218,5 +224,6 @@ class Crew:
 
 
 def _computed() -> float:
-    """The processor time that this process has spent outside of the kernel, in seconds."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    """The processor time that this process has spent, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
