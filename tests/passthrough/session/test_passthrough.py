@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import signal
@@ -169,6 +170,34 @@ def test_direct_io_that_is_not_wanted_does_not_reach_the_host(base: Path) -> Non
         assert os.pread(direct, 3, 5) == b"ODD"
         os.close(usual)
         os.close(direct)
+
+
+@pytest.mark.parametrize("disk", ["/var/tmp", "/dev/shm"])
+def test_o_direct_can_be_taken_off_an_open_file(disk: str) -> None:
+    """As dd(1) does it for a rest that fills no block, and as it goes on the bare directory."""
+    with tempfile.TemporaryDirectory(dir=disk) as base, volume(Path(base)) as served:
+        contents = Path(base, "contents")
+        contents.write_bytes(noise(2 * BLOCK + 100))
+        words = ["dd", f"if={contents}", f"bs={BLOCK}", "oflag=direct", "status=none"]
+        for copy in (Path(base, "bare"), served.mountpoint / "copy"):
+            subprocess.run([*words, f"of={copy}"], check=True)
+            assert copy.read_bytes() == contents.read_bytes()
+
+
+def test_what_fcntl_sets_later_reaches_the_host(base: Path) -> None:
+    """O_APPEND holds from then on; O_DIRECT leaves the host's cache in use, and the data true."""
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.write_bytes(b"begin ")
+        fd = os.open(path, os.O_RDWR)
+        with (served.source / "file").open("ab") as beneath:
+            beneath.write(b"middle ")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND | os.O_DIRECT)
+        with stopped(served):
+            os.pwrite(fd, b"end", 0)
+        os.close(fd)
+
+        assert (served.source / "file").read_bytes() == b"begin middle end"
 
 
 def test_a_read_only_volume_passes_no_write_through(base: Path) -> None:
