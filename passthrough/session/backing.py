@@ -13,6 +13,7 @@ keeps them elsewhere, so a file that has such bits when it is opened does not pa
 """
 
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -41,6 +42,7 @@ _STACKED: Final = frozenset({0x794C_7630, 0x6573_5546, 0xF15F})
 _WHY: Final = {
     errno.ELOOP: "they lie on too many file systems, one on the other",
     errno.EPERM: "the worker lacks CAP_SYS_ADMIN",
+    errno.EINVAL: "their file system knows no O_DIRECT, which allow_direct_io=false is to accept",
 }
 
 
@@ -62,8 +64,14 @@ class _Backed:
 class Backings:
     """The ids of one mount's open inodes; safe for threads."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, *, always_direct: bool = False) -> None:
+        """With *always_direct*, files pass through only where O_DIRECT can be had on the host.
+
+        Who asks for it is served without it then. But the kernel opens the host's file with it all
+        the same, and a second way to open what passes through there is not.
+        """
         self._channel = channel
+        self._always_direct = always_direct
         self._lock = threading.Lock()
         self._backed: dict[int, _Backed] = {}
         self._told: set[int | None] = set()
@@ -104,6 +112,8 @@ class Backings:
         if os.fstat(fd).st_mode & _PRIVILEGES:
             return NONE
         try:
+            if self._always_direct:
+                _try_direct(fd)
             with ClearingPrivileges():
                 return self._channel.open_backing(fd)
         except OSError as error:
@@ -114,3 +124,14 @@ class Backings:
                     _WHY.get(error.errno or 0, error),
                 )
             return NONE
+
+
+def _try_direct(fd: int) -> None:
+    """See whether the file behind *fd*, which nobody uses yet, can be open with O_DIRECT.
+
+    Raises:
+        OSError: EINVAL, its file system has no such thing.
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)

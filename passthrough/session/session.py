@@ -43,7 +43,7 @@ class Session:
         """Serve *fs* on *channel*; *agreed* is what a session before this one has negotiated."""
         self.fs = fs
         self.notifier = Notifier(channel)
-        self.backings = Backings(channel)
+        self.backings = Backings(channel, always_direct=not fs.config.allow_direct_io)
         """The host's files that the kernel passes through to."""
         self.passes_through = agreed is not None and bool(agreed.flags & Init.PASSTHROUGH)
         """Whether it does so, where it can."""

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import logging
 import os
 import threading
@@ -93,6 +94,13 @@ def test_a_file_that_the_kernel_cannot_pass_on_is_told_of_once(
 
     assert len(caplog.records) == 1
     assert len(backings) == 0
+
+
+def test_looking_for_o_direct_changes_nothing(channel: FakeChannel, fd: int) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+
+    assert Backings(channel, always_direct=True).open(7, fd) == 1
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) == flags
 
 
 def test_threads_that_open_at_once_agree_on_an_id(

@@ -172,6 +172,22 @@ def test_direct_io_that_is_not_wanted_does_not_reach_the_host(base: Path) -> Non
         os.close(direct)
 
 
+def test_where_the_host_has_no_o_direct_it_can_be_left_out_all_the_same(base: Path) -> None:
+    (base / "source").mkdir()
+    without = {"allow_direct_io": "off", "inode_file_handles": "never"}
+    with filesystem(base / "source", "ramfs", "mode=777"), volume(base, **without) as served:
+        path = served.mountpoint / "file"
+        with path.open("wb") as usual:
+            fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+            assert os.pwrite(fd, b"not aligned", 3) == 11
+            os.close(fd)
+            usual.write(b"old")
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        assert os.pread(fd, 100, 0) == b"oldnot aligned"
+        os.close(fd)
+        assert served.logged().count("their file system knows no O_DIRECT") == 1
+
+
 @pytest.mark.parametrize("disk", ["/var/tmp", "/dev/shm"])
 def test_o_direct_can_be_taken_off_an_open_file(disk: str) -> None:
     """As dd(1) does it for a rest that fills no block, and as it goes on the bare directory."""
