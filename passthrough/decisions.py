@@ -108,8 +108,8 @@ OBSTACLES: Final = (
     ),
     Obstacle(
         lambda config: config.cache is CachePolicy.METADATA and config.allow_direct_io,
-        "with cache=metadata a file's size is known until its next open, and direct I/O on the"
-        " host's file would go past it",
+        "with cache=metadata a file's size is known until its next open: direct I/O would go by"
+        " that one, and who passes through by the host's",
     ),
     Obstacle(
         lambda config: config.no_open,
