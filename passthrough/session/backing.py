@@ -41,7 +41,7 @@ _STACKED: Final = frozenset({0x794C_7630, 0x6573_5546, 0xF15F})
 # What errors of the ioctl mean, where they mean something else elsewhere.
 _WHY: Final = {
     errno.ELOOP: "they lie on too many file systems, one on the other",
-    errno.EPERM: "the worker lacks CAP_SYS_ADMIN",
+    errno.EPERM: "it takes CAP_SYS_ADMIN, and the worker has none that the host's kernel goes by",
     errno.EINVAL: "their file system knows no O_DIRECT, which allow_direct_io=false is to accept",
 }
 
@@ -79,6 +79,21 @@ class Backings:
     def __len__(self) -> int:
         """How many inodes are open."""
         return len(self._backed)
+
+    def why_not(self) -> str:
+        """Why no file can pass through, or nothing; to be called once INIT has been answered.
+
+        In a user namespace of its own a process may mount, but not this.
+        """
+        fd = os.memfd_create("passfs-probe", os.MFD_CLOEXEC)
+        try:
+            self._channel.close_backing(self._channel.open_backing(fd))
+        except OSError as error:
+            return _WHY.get(error.errno or 0, str(error))
+        else:
+            return ""
+        finally:
+            os.close(fd)
 
     def open(self, number: int, fd: int) -> int:
         """The id for one more open of inode *number*, of which *fd* is a descriptor; or `NONE`."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from passthrough.config import Passthrough
 from passthrough.filesystem import PassthroughFs
 from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
@@ -54,7 +55,7 @@ def run(
     session = Session(fs, channel, HANDLERS)
     try:
         _greet(session, channel, fuse_fd)
-        serving(session.why_not(Init.PASSTHROUGH))
+        serving(_without_passthrough(session))
         with _woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()
@@ -77,6 +78,17 @@ def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
         session.answer(request)
         if session.broken is not None:
             raise session.broken
+
+
+def _without_passthrough(session: Session) -> str:
+    """Why nothing passes through to the host's files although the options allow it; or nothing."""
+    if not session.passes_through:
+        return session.why_not(Init.PASSTHROUGH)
+    why = session.backings.why_not()
+    if why and session.fs.config.passthrough is Passthrough.ON:
+        raise OSError(errno.EPERM, f"option 'passthrough': 'on' cannot be had: {why}")
+    session.passes_through = not why
+    return why
 
 
 @contextlib.contextmanager

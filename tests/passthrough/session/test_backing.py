@@ -96,6 +96,24 @@ def test_a_file_that_the_kernel_cannot_pass_on_is_told_of_once(
     assert len(backings) == 0
 
 
+def test_trying_whether_files_can_pass_through_leaves_nothing_held(
+    channel: FakeChannel, backings: Backings
+) -> None:
+    assert backings.why_not() == ""
+    assert channel.backed == [-1]
+
+
+def test_why_no_file_can_pass_through(
+    channel: FakeChannel, backings: Backings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: int) -> int:
+        raise os_error(errno.EPERM)
+
+    monkeypatch.setattr(channel, "open_backing", refused)
+
+    assert backings.why_not().startswith("it takes CAP_SYS_ADMIN")
+
+
 def test_looking_for_o_direct_changes_nothing(channel: FakeChannel, fd: int) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support.callers import USER
 from tests.support.files import noise, refused
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import REPOSITORY, Mounted, command, mounted
 
 LIMIT_S = 60.0
 BLOCK = 4096
@@ -224,6 +225,42 @@ def test_a_read_only_volume_passes_no_write_through(base: Path) -> None:
         refused(errno.EROFS, lambda: os.open(path, os.O_WRONLY))
         with path.open("rb") as file, stopped(served):
             assert os.pread(file.fileno(), 4, 0) == b"kept"
+
+
+def in_a_user_namespace(base: Path, passthrough: str, meanwhile: str) -> tuple[int, str]:
+    """Serve, run a command of the shell, end; gives what the server ended with and has logged."""
+    for name in ("source", "mount"):
+        (base / name).mkdir()
+    options = {"session": "kernel", "passthrough": passthrough}
+    serve = shlex.join(command(base / "source", base / "mount", options))
+    script = f"{serve} & serving=$!; cd {base}; {meanwhile}; wait $serving"
+    ended = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+def test_in_a_user_namespace_the_worker_serves_and_does_not_try_with_each_file(base: Path) -> None:
+    mounted = "while ! mountpoint -q mount; do sleep 0.05; done"
+    code, logged = in_a_user_namespace(
+        base, "auto", f"{mounted}; echo text > mount/file; kill $serving"
+    )
+
+    assert code == 0
+    assert "read and written by the worker" not in logged
+    assert (base / "source" / "file").read_text() == "text\n"
+
+
+def test_in_a_user_namespace_nothing_is_mounted_where_passthrough_must_be(base: Path) -> None:
+    code, logged = in_a_user_namespace(base, "on", ":")
+
+    assert code == 1
+    assert "'on' cannot be had: it takes CAP_SYS_ADMIN" in logged
 
 
 def test_what_is_appended_by_several_lands_at_the_end(base: Path) -> None:
