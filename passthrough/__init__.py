@@ -33,6 +33,7 @@ Where a request goes, each module importing only those below it:
     filehandles.py  whether files can be held by kernel file handles
     fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
+    choices.py      the words that options choose from
     running.py      which Linux this is
     values.py       the values of options from text, and back
     callfilter.py   the system calls that a worker may not make

@@ -14,6 +14,7 @@ import typer
 
 from passthrough import mount, mountinfo, worker
 from passthrough.config import Config, OptionError, parse_options
+from passthrough.decisions import decide
 from passthrough.handover import Handover, Report
 from passthrough.sandbox import SandboxError
 
@@ -46,7 +47,9 @@ def _config(options: list[str]) -> Config:
         name, _, value = word.partition("=")
         if given.setdefault(name, value) != value:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
-    return parse_options(given, has_source=True)
+    config = parse_options(given, has_source=True)
+    decide(config)  # to be refused before anything is mounted
+    return config
 
 
 def _refuse(error: Exception) -> int:

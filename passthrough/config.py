@@ -6,75 +6,49 @@ typed Config only. `source` is not here: finding a directory is the business of 
 """
 
 import difflib
-import enum
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
 from passthrough import running, values
+from passthrough.choices import (
+    Atime,
+    CachePolicy,
+    InodeFileHandles,
+    Locks,
+    Passthrough,
+    Sandbox,
+    Session,
+    Squash,
+    Submounts,
+)
 
-
-class CachePolicy(enum.StrEnum):
-    """How long the kernel may answer from its own memory; cache.py turns it into numbers."""
-
-    NEVER = "never"
-    METADATA = "metadata"
-    AUTO = "auto"
-    ALWAYS = "always"
-
-
-class Atime(enum.StrEnum):
-    """When reading a file moves its access time, mount(8)."""
-
-    RELATIME = "relatime"
-    NOATIME = "noatime"
-    STRICTATIME = "strictatime"
-
-
-class InodeFileHandles(enum.StrEnum):
-    """Whether inodes are held by kernel file handles, in place of a descriptor each."""
-
-    NEVER = "never"
-    PREFER = "prefer"
-    MANDATORY = "mandatory"
-
-
-class Submounts(enum.StrEnum):
-    """What becomes of the file systems that are mounted below the source."""
-
-    CROSS = "cross"
-    HIDE = "hide"
-
-
-class Session(enum.StrEnum):
-    """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
-
-    AUTO = "auto"
-    KERNEL = "kernel"
-    LIBFUSE = "libfuse"
-
-
-class Locks(enum.StrEnum):
-    """Where the locks of fcntl(2) and flock(2) are taken."""
-
-    HOST = "host"
-    LOCAL = "local"
-
-
-class Squash(enum.StrEnum):
-    """Whose ids are replaced by the anonymous ones, exports(5)."""
-
-    NONE = "none"
-    ROOT = "root"
-    ALL = "all"
-
-
-class Sandbox(enum.StrEnum):
-    """What the process that serves a volume can see and do; sandbox.py."""
-
-    NAMESPACE = "namespace"
-    NONE = "none"
+__all__ = [
+    "ALIASES",
+    "FOR_A_NEW_DIRECTORY",
+    "LACKING",
+    "MEANINGLESS",
+    "OPTIONS",
+    "Atime",
+    "Automatic",
+    "CachePolicy",
+    "Config",
+    "InodeFileHandles",
+    "Locks",
+    "Option",
+    "OptionError",
+    "Passthrough",
+    "Sandbox",
+    "Session",
+    "Squash",
+    "Submounts",
+    "as_text",
+    "automatic",
+    "canonical",
+    "parse_options",
+    "session_of",
+]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +77,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     submounts: Submounts = Submounts.CROSS
     session: Session = Session.AUTO
+    passthrough: Passthrough = Passthrough.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
     squash: Squash = Squash.NONE
@@ -205,6 +180,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "auto, kernel or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
     ),
+    "passthrough": Option(
+        values.word(Passthrough),
+        "auto, on or off",
+        "let the kernel read and write the host's files by itself; auto where it can",
+    ),
     "map_uid": Option(
         values.ranges, _RANGES, "which users of the containers are which users of the host"
     ),
@@ -269,6 +249,7 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
         " the bits itself",
         "posix_acl": "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask"
         " where a default ACL should stand in its place",
+        "passthrough": "pyfuse3 does not negotiate PASSTHROUGH",
     },
 }
 
@@ -334,9 +315,9 @@ def parse_options(
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
     """Each option that cannot be had though its value is a good one, what would do, and why."""
     for name, why in LACKING.get(session_of(config), {}).items():
-        if getattr(config, name):
-            reason = f"cannot be had with session={config.session}: {why}"
-            yield name, "false", reason
+        if getattr(config, name) in {True, Passthrough.ON}:
+            accepted = "auto or off" if name == "passthrough" else "false"
+            yield name, accepted, f"cannot be had with session={config.session}: {why}"
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(config, name) is not None:
             reason = "is for a directory that is made, and source is there already"
@@ -358,10 +339,8 @@ class Automatic(NamedTuple):
 def automatic() -> Automatic:
     """The session that `auto` takes.
 
-    By the release of Linux, because this must be known when a volume is created, to refuse what
-    its session cannot express, and INIT comes only with a mount. The kernel's own number for its
-    protocol goes with the release. Where a distributor has brought newer FUSE to an older release,
-    `auto` takes the portable session all the same.
+    By the release of Linux: what its session cannot express is refused when a volume is created,
+    and INIT, with the protocol's number, comes only with a mount.
     """
     release = running.linux_release()
     text = ".".join(map(str, release))

@@ -91,16 +91,29 @@ class ThreadUmask(threading.local):
             self._mask = mask
 
 
+class _KeepingPrivileges(threading.local):
+    """CAP_FSETID of each thread that uses this, capabilities(7)."""
+
+    def __init__(self) -> None:
+        """Runs once in each thread."""
+        self.switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
+
+
+_keeping = _KeepingPrivileges()
+
+
 class ClearingPrivileges:
     """A guard: inside it, a file whose content this thread changes loses its suid and sgid bits.
 
-    As it does for everyone without CAP_FSETID, which this process has, capabilities(7).
+    As it does for everyone without CAP_FSETID, which this process has, capabilities(7). Not to be
+    nested. The thread's other capabilities are to stay what they were at its first use.
     """
 
-    __slots__ = ("_had",)
+    __slots__ = ("_switch",)
 
     def __enter__(self) -> None:
-        self._had = syscalls.effective_capability(syscalls.CAP_FSETID, wanted=False)
+        self._switch = _keeping.switch
+        self._switch.set(wanted=False)
 
     def __exit__(self, *_: object) -> None:
-        syscalls.effective_capability(syscalls.CAP_FSETID, wanted=self._had)
+        self._switch.set(wanted=self._switch.had)

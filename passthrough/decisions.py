@@ -12,11 +12,14 @@ import msgspec
 
 from passthrough import cache, values
 from passthrough.config import (
+    LACKING,
+    Atime,
     CachePolicy,
     Config,
     InodeFileHandles,
     Locks,
     OptionError,
+    Passthrough,
     Session,
     Squash,
     as_text,
@@ -82,6 +85,44 @@ RULES: Final = (
 )
 
 
+class Obstacle(NamedTuple):
+    """What keeps the kernel from reading and writing the host's files by itself."""
+
+    stands: Callable[[Config], bool]
+    """Whether it does so with a Config in which other conflicts are decided."""
+    reason: str
+
+
+OBSTACLES: Final = (
+    Obstacle(
+        lambda config: config.session is Session.LIBFUSE,
+        LACKING[Session.LIBFUSE]["passthrough"],
+    ),
+    Obstacle(
+        lambda config: config.writeback,
+        "with writeback the kernel collects writes, and passes none on to the host's files",
+    ),
+    Obstacle(
+        lambda config: config.seal_size,
+        "seal_size must be asked about each write, which passthrough keeps from it",
+    ),
+    Obstacle(
+        lambda config: config.cache is CachePolicy.METADATA and config.allow_direct_io,
+        "with cache=metadata a file's size is known until its next open: direct I/O would go by"
+        " that one, and who passes through by the host's",
+    ),
+    Obstacle(
+        lambda config: config.no_open,
+        "with no_open nobody is asked which file of the host is meant",
+    ),
+    Obstacle(
+        lambda config: config.atime is Atime.NOATIME,
+        "with atime=noatime access times stay, and the kernel opens the host's file so that they"
+        " move",
+    ),
+)
+
+
 # What leaves locks to the kernel, which keeps them among the users of the volume, and why.
 LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
     (
@@ -95,6 +136,11 @@ LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
 )
 
 
+def obstacle(config: Config) -> str:
+    """Why *config*, in which other conflicts are decided, allows no passthrough; or nothing."""
+    return next((reason for stands, reason in OBSTACLES if stands(config)), "")
+
+
 def decide(config: Config, without_handles: str = "") -> Decided:
     """What applies where *config* was asked for; of what is decided already, the same again.
 
@@ -102,7 +148,7 @@ def decide(config: Config, without_handles: str = "") -> Decided:
     for all that is known.
 
     Raises:
-        OptionError: they must be.
+        OptionError: they must be; or passthrough must be on, and cannot.
     """
     notes = []
     if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
@@ -127,15 +173,35 @@ def decide(config: Config, without_handles: str = "") -> Decided:
         session=session,
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )
+    if config.passthrough is not Passthrough.OFF and (reason := obstacle(config)):
+        if config.passthrough is Passthrough.ON:
+            raise OptionError("passthrough", "on", "auto or off", f"'on' cannot be had: {reason}")
+        # Nobody has asked for it by name, so that it is no note.
+        config = msgspec.structs.replace(config, passthrough=Passthrough.OFF)
     return Decided(config, tuple(notes))
 
 
-def described(config: Config, without_handles: str = "") -> dict[str, object]:
-    """What applies of *config*, and why, for people: options, notes, and who serves."""
+def described(
+    config: Config, without_handles: str = "", without_passthrough: str = ""
+) -> dict[str, object]:
+    """What applies of *config*, and why, for people: options, notes, who serves, who moves data.
+
+    *without_passthrough* is why a mount does without it, which its options would allow.
+    """
     applies, notes = decide(config, without_handles)
     why = automatic().reason if config.session is Session.AUTO else "as asked for"
     return {
         "options": as_text(applies),
         "notes": [str(note) for note in notes],
         "session": f"{applies.session}: {why}",
+        "passthrough": _passthrough(config, applies, without_passthrough),
     }
+
+
+def _passthrough(asked: Config, applies: Config, without: str) -> str:
+    """Who reads and writes the host's files, and why."""
+    if asked.passthrough is Passthrough.OFF:
+        return "off: as asked for"
+    if reason := obstacle(applies) or without:
+        return f"off: {reason}"
+    return "on: the kernel reads and writes the host's files by itself"

@@ -58,6 +58,8 @@ _STX_MNT_ID: Final = struct.Struct("=144xQ")
 _HANDLE_HEAD: Final = 8
 _LONGEST_HANDLE: Final = 128  # MAX_HANDLE_SZ
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
+# struct statfs, whose first word on 64-bit machines is f_type; with room to spare
+_STATFS_WORDS: Final = 32
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -114,6 +116,8 @@ class _CapabilityData(ctypes.Structure):
     )
 
 
+_OWN_CAPABILITIES: Final = ctypes.byref(_CapabilityHeader(_CAPABILITY_VERSION_3, 0))
+
 _libc.mount.argtypes = (
     ctypes.c_char_p,
     ctypes.c_char_p,
@@ -134,6 +138,7 @@ _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
 _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
@@ -315,6 +320,18 @@ def mount_id(fd: int) -> int:
     return number
 
 
+def filesystem_type(fd: int) -> int:
+    """The f_type of the file system that *fd* lies on, linux/magic.h, fstatfs(2).
+
+    Raises:
+        OSError: as the kernel reports it.
+    """
+    answer = (ctypes.c_long * _STATFS_WORDS)()
+    if _libc.fstatfs(fd, answer) < 0:
+        raise _failed()
+    return answer[0]
+
+
 def setfsuid(uid: int) -> int:
     """Set the calling thread's file system uid, setfsuid(2).
 
@@ -343,26 +360,34 @@ def set_securebits(bits: int) -> None:
         raise _failed()
 
 
-def effective_capability(capability: int, *, wanted: bool) -> bool:
-    """Take *capability* (CAP_*) into the calling thread's effective set, or out of it, capset(2).
+class CapabilitySwitch:
+    """One capability (CAP_*) of the effective set of the thread that makes this, capset(2).
 
-    Returns:
-        Whether it was in the set before.
-
-    Raises:
-        OSError: EPERM if it is not in the permitted set.
+    The other ones are taken as they are then, so that switching is a single system call.
     """
-    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
-    data = (_CapabilityData * 2)()
-    if _libc_held.capget(ctypes.byref(header), data) < 0:
-        raise _failed()
-    index, bit = capability // 32, 1 << capability % 32
-    before = bool(data[index].effective & bit)
-    if before != wanted:
-        data[index].effective ^= bit
-        if _libc_held.capset(ctypes.byref(header), data) < 0:
+
+    __slots__ = ("_sets", "had")
+
+    def __init__(self, capability: int) -> None:
+        """Look at the calling thread's capabilities, capget(2)."""
+        index, bit = capability // 32, 1 << capability % 32
+        self._sets = ((_CapabilityData * 2)(), (_CapabilityData * 2)())  # without it, with it
+        for data in self._sets:
+            if _libc_held.capget(_OWN_CAPABILITIES, data) < 0:
+                raise _failed()
+        self.had = bool(self._sets[0][index].effective & bit)
+        """Whether it was in the set."""
+        self._sets[False][index].effective &= ~bit
+        self._sets[True][index].effective |= bit
+
+    def set(self, *, wanted: bool) -> None:
+        """Put it into the set, or take it out.
+
+        Raises:
+            OSError: EPERM if it is not in the permitted set.
+        """
+        if _libc_held.capset(_OWN_CAPABILITIES, self._sets[wanted]) < 0:
             raise _failed()
-    return before
 
 
 def malloc_trim() -> None:

@@ -12,7 +12,6 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Final, Protocol, cast
 
 import msgspec
@@ -46,10 +45,13 @@ class Runner(Protocol):
         self,
         fs: PassthroughFs,
         fuse_fd: int,
-        serving: Callable[[], object],
+        serving: Callable[[str], object],
         keeper_fd: int | None,
     ) -> None:
-        """Serve until the end, whatever brings it."""
+        """Serve until the end, whatever brings it.
+
+        *serving* is told why the kernel does not pass reads and writes on, or nothing.
+        """
 
 
 _RUNNERS: Final[Mapping[Session, str]] = {
@@ -106,9 +108,18 @@ def serve(
     # Before the sandbox is entered, after which nothing is loaded.
     session = load(session_of(config))
     fs = PassthroughFs(config, _confine(config, handover.source_fd))
-    report = Report(serving=True, without_handles=without_handles)
+
+    def ready(without_passthrough: str) -> None:
+        serving(
+            Report(
+                serving=True,
+                without_handles=without_handles,
+                without_passthrough=without_passthrough,
+            )
+        )
+
     try:
-        session.run(fs, handover.fuse_fd, partial(serving, report), keeper_fd)
+        session.run(fs, handover.fuse_fd, ready, keeper_fd)
     finally:
         fs.close()
 

@@ -255,7 +255,7 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            status |= described(understood.config, self._keeper.without_handles(volume.name))
+            status |= described(understood.config, *self._keeper.without(volume.name))
             if understood.source is None:
                 # Not its path, because in a managed plugin that need not be the host's.
                 status["data"] = "own directory"

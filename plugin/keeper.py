@@ -122,10 +122,15 @@ class Keeper:
         present = self._mounts.get(name)
         return 0 if present is None or present.lost else present.worker.pid
 
-    def without_handles(self, name: VolumeName) -> str:
-        """Why files of *name* are not held by handle; empty when it is not mounted."""
+    def without(self, name: VolumeName) -> tuple[str, str]:
+        """Why *name* is served without file handles, and why without passthrough.
+
+        Empty where it is served with them, and when it is not mounted.
+        """
         present = self._mounts.get(name)
-        return "" if present is None else present.worker.without_handles
+        if present is None:
+            return "", ""
+        return present.worker.without_handles, present.worker.without_passthrough
 
     async def mount(self, order: Order) -> None:
         """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.

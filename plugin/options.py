@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from passthrough.config import Config, OptionError, as_text, canonical, parse_options
+from passthrough.decisions import decide
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
@@ -37,6 +38,7 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     others = {written: text for written, text in given.items() if written not in sources}
     try:
         config = parse_options(others, others=(SOURCE,), has_source=bool(sources))
+        decide(config)
     except OptionError as error:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:

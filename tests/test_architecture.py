@@ -55,6 +55,7 @@ FREE = {"msgspec"}
 # Modules that decide and do nothing else: no system call, no file, no clock.
 WITHOUT_IO = {
     "passthrough/cache.py",
+    "passthrough/choices.py",
     "passthrough/config.py",
     "passthrough/decisions.py",
     "passthrough/handover.py",

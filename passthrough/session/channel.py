@@ -5,14 +5,16 @@ at once, each with a request of its own.
 """
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, DEV_IOC_BACKING_OPEN
 from passthrough.session.request import Request
-from passthrough.session.wire import IN_HEADER, OUT_HEADER, WRITE_IN
+from passthrough.session.wire import BACKING_ID, BACKING_MAP, IN_HEADER, OUT_HEADER, WRITE_IN
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,16 @@ class Channel(Protocol):
         Raises:
             OSError: ENOENT, it knows no such inode or name; as the kernel reports it.
         """
+
+    def open_backing(self, fd: int) -> int:
+        """Make the file behind *fd* known to the kernel, to pass through to; gives its id.
+
+        Raises:
+            OSError: ELOOP, it lies too deep; EPERM without CAP_SYS_ADMIN; as the kernel reports it.
+        """
+
+    def close_backing(self, number: int) -> None:
+        """Give the id *number* up; who has it open goes on."""
 
 
 class DeviceChannel:
@@ -125,6 +137,24 @@ class DeviceChannel:
         """Tell the kernel something, one of abi.Notification."""
         length = OUT_HEADER.size + sum(map(len, parts))
         os.writev(self._fd, (OUT_HEADER.pack(length, code, 0), *parts))
+
+    def open_backing(self, fd: int) -> int:
+        """As of every channel."""
+        # Not bytes: only with a buffer that may change does this give what ioctl(2) returns.
+        backing = bytearray(BACKING_MAP.pack(fd, 0, 0))
+        if self._fd == _LEFT:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        number: int = fcntl.ioctl(self._fd, DEV_IOC_BACKING_OPEN, backing)
+        return number
+
+    def close_backing(self, number: int) -> None:
+        """As of every channel."""
+        if self._fd == _LEFT:
+            return
+        try:
+            fcntl.ioctl(self._fd, DEV_IOC_BACKING_CLOSE, BACKING_ID.pack(number))
+        except OSError as error:
+            self._undelivered(error)
 
     def _undelivered(self, error: OSError) -> None:
         """Nobody waits for this answer any more: the connection is gone, or the request is."""

@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from passthrough.config import Passthrough
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import ending
+from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
 from passthrough.session.crew import LOOK_S, Crew
 from passthrough.session.handlers.table import HANDLERS
@@ -34,7 +36,7 @@ _MANY: Final = 4096
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
@@ -50,7 +52,7 @@ def run(
     session = Session(fs, channel, HANDLERS)
     try:
         _greet(session, channel, fuse_fd)
-        serving()
+        serving(_without_passthrough(session))
         with ending.woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()
@@ -73,6 +75,17 @@ def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
         session.answer(request)
         if session.broken is not None:
             raise session.broken
+
+
+def _without_passthrough(session: Session) -> str:
+    """Why nothing passes through to the host's files although the options allow it; or nothing."""
+    if not session.passes_through:
+        return session.why_not(Init.PASSTHROUGH)
+    why = session.backings.why_not()
+    if why and session.fs.config.passthrough is Passthrough.ON:
+        raise OSError(errno.EPERM, f"option 'passthrough': 'on' cannot be had: {why}")
+    session.passes_through = not why
+    return why
 
 
 def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:

@@ -12,6 +12,7 @@ reason to end, which it tells pyfuse3 as trio would tell that the descriptor is 
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Self
 
 from passthrough.filesystem import PassthroughFs
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
@@ -31,7 +32,8 @@ def run(
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
     with ending.woken() as (woken_fd, _):
-        libfuse.serve(fs, fuse_fd, serving, Scheduler(fuse_fd, woken_fd, keeper_fd))
+        scheduler = Scheduler(fuse_fd, woken_fd, keeper_fd)
+        libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
 
 
 class _EndedError(Exception):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from passthrough.credentials import ThreadUmask
 from passthrough.filesystem import PassthroughFs
 from passthrough.session.abi import Init, Opcode
+from passthrough.session.backing import Backings
 from passthrough.session.channel import Channel
 from passthrough.session.negotiation import Agreed, ProtocolError
 from passthrough.session.notifications import Notifier
@@ -28,7 +29,8 @@ class Session:
 
     __slots__ = (
         *("_channel", "_handlers"),
-        *("about_to_block", "agreed", "broken", "fs", "notifier", "umask"),
+        *("about_to_block", "agreed", "backings", "broken", "fs", "notifier", "passes_through"),
+        "umask",
     )
 
     def __init__(
@@ -41,6 +43,10 @@ class Session:
         """Serve *fs* on *channel*; *agreed* is what a session before this one has negotiated."""
         self.fs = fs
         self.notifier = Notifier(channel)
+        self.backings = Backings(channel, always_direct=not fs.config.allow_direct_io)
+        """The host's files that the kernel passes through to."""
+        self.passes_through = agreed is not None and bool(agreed.flags & Init.PASSTHROUGH)
+        """Whether it does so, where it can."""
         self.agreed = agreed
         """What INIT has brought; None before it has come."""
         self.broken: ProtocolError | None = None
@@ -72,6 +78,12 @@ class Session:
     def uses(self, feature: Init) -> bool:
         """Whether *feature* has been agreed on."""
         return self.agreed is not None and bool(self.agreed.flags & feature)
+
+    def why_not(self, feature: Init) -> str:
+        """Why *feature* is not in use; empty where it is, or has not been wished for."""
+        found = () if self.agreed is None else self.agreed.features
+        name = str(feature.name).lower()
+        return next((f.reason for f in found if f.feature == name and f.wanted and not f.used), "")
 
     def apply_umask(self, mask: int) -> None:
         """Have the host apply the caller's umask to what this thread creates next.

@@ -33,7 +33,8 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 class Place:
     """One column of the battery: a session with a cache policy, or a bare directory; a caller.
 
-    *handles* is the option inode_file_handles.
+    *handles* is the option inode_file_handles, *passthrough* the option of that name: with `auto`,
+    `kernel` has it on with every policy but `metadata`.
     """
 
     session: str | None
@@ -41,6 +42,7 @@ class Place:
     caller: Caller
     large: bool = True
     handles: str = "prefer"
+    passthrough: str = "auto"
 
     @property
     def id(self) -> str:
@@ -48,6 +50,8 @@ class Place:
         where = "control" if self.session is None else f"{self.session}-{self.policy}"
         if self.handles != "prefer":
             where += f"-handles-{self.handles}"
+        if self.passthrough != "auto":
+            where += f"-passthrough-{self.passthrough}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
@@ -68,6 +72,10 @@ PLACES = [
             Place(session, "auto", ROOT, large=False, handles="mandatory"),
         )
     ),
+    Place("kernel", "auto", ROOT, passthrough="off"),
+    Place("kernel", "always", ROOT, passthrough="off"),
+    Place("kernel", "never", ROOT, large=False, passthrough="off"),
+    Place("kernel", "auto", USER, large=False, passthrough="off"),
 ]
 
 
@@ -156,6 +164,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
                 "session": wanted.session,
                 "cache": wanted.policy,
                 "inode_file_handles": wanted.handles,
+                "passthrough": wanted.passthrough,
             }
             with mounted(base, options) as served:
                 yield Ground(wanted, served.mountpoint, served.source, served)

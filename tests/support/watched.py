@@ -19,6 +19,7 @@ from passthrough import worker
 from passthrough.__main__ import app
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report
+from passthrough.session.backing import Backings
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ HELD: Mapping[str, Callable[[], int]] = {
     "listings of whom opened nothing": lambda: total(lambda fs: len(fs._streams)),
     "owners of locks": lambda: total(lambda fs: len(fs.locks)),
     "waits for locks": lambda: total(lambda fs: len(fs.waits)),
+    "files that the kernel reads and writes": lambda: sum(map(len, every(Backings))),
 }
 """What may be forgotten to be given back."""
 

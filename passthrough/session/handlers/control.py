@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from passthrough.session import abi, negotiation, wire
-from passthrough.session.abi import Opcode
+from passthrough.session.abi import Init, Opcode
+from passthrough.session.backing import stack_depth
 from passthrough.session.channel import MAX_WRITE
 from passthrough.session.negotiation import ProtocolError
 from passthrough.session.request import Request
@@ -30,10 +31,12 @@ def init(session: Session, request: Request) -> bytes:
         session.broken = error
         raise
     session.agreed = agreed
+    session.passes_through = bool(agreed.flags & Init.PASSTHROUGH)
+    depth = stack_depth(session.fs.source_type) if session.passes_through else 0
     return wire.INIT_OUT.pack(
         *(abi.MAJOR, agreed.minor, agreed.max_readahead, agreed.flags & _WORD_BITS),
         *(_MAX_BACKGROUND, _CONGESTED, MAX_WRITE, _TIME_GRAIN_NS),
-        *(MAX_WRITE // _PAGE, 0, agreed.flags >> 32, 0, 0),
+        *(MAX_WRITE // _PAGE, 0, agreed.flags >> 32, depth, 0),
     )
 
 

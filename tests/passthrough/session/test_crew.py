@@ -16,17 +16,18 @@ from passthrough.session.crew import _CALM_LOOKS, _KEPT, _QUIET_LOOKS, LOOK_S, C
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from passthrough.session.wire import FIXED
-from tests.support.kernel import START, message
+from tests.support.kernel import START, FakeChannel, message
 
 LIMIT_S = 20.0
 NUDGE = 1_000_000
 
 
-class Queued:
+class Queued(FakeChannel):
     """A channel whose requests come when a test puts them; None is the end."""
 
     def __init__(self) -> None:
-        self.requests: queue.Queue[int | None] = queue.Queue()
+        super().__init__()
+        self.waiting: queue.Queue[int | None] = queue.Queue()
         self.kinds = {NUDGE: Opcode.NOTIFY_REPLY}
         self.places = 0
 
@@ -35,9 +36,9 @@ class Queued:
         return Request(mmap.mmap(-1, 4096), START)
 
     def receive(self, request: Request) -> bool:
-        unique = self.requests.get()
+        unique = self.waiting.get()
         if unique is None:
-            self.requests.put(None)  # for the others, as ENODEV is
+            self.waiting.put(None)  # for the others, as ENODEV is
             return False
         opcode = self.kinds.get(unique, Opcode.GETATTR)
         raw = message(opcode, b"\0" * FIXED[opcode].size, abi.ROOT_ID, unique)
@@ -67,7 +68,7 @@ class Hanging:
 
     def nudge(self, count: int) -> bool:
         for _ in range(count if self.knows_a_file else 0):
-            self._channel.requests.put(NUDGE)
+            self._channel.waiting.put(NUDGE)
         return self.knows_a_file
 
     def __init__(self, channel: Queued) -> None:
@@ -114,7 +115,7 @@ def crew(session: Hanging, channel: Queued, woken: threading.Event) -> Iterator[
     crew.start()
     yield crew
     session.go.set()
-    channel.requests.put(None)
+    channel.waiting.put(None)
     until(lambda: not crew.size())
 
 
@@ -139,7 +140,7 @@ def test_one_thread_serves_as_long_as_nothing_hangs(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(0, 200, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
 
     look_until(crew, lambda: session.done.qsize() == 100)
 
@@ -150,8 +151,8 @@ def test_callers_that_hang_hold_up_nobody_else(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 101, 2):
-        channel.requests.put(unique)
-    channel.requests.put(2)
+        channel.waiting.put(unique)
+    channel.waiting.put(2)
 
     look_until(crew, lambda: session.begun.qsize() == 51)
 
@@ -162,11 +163,11 @@ def test_callers_that_hang_hold_up_nobody_else(
 def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
 
     session.about_to_block()
-    channel.requests.put(2)
+    channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
 
@@ -175,7 +176,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 41, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
     look_until(crew, lambda: crew.at_work() == 20)
     session.go.set()
     until(lambda: crew.at_work() == 0)
@@ -184,7 +185,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     for _ in range(_CALM_LOOKS + _QUIET_LOOKS):
         crew.look()
     for unique in range(0, 200, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
 
     until(lambda: crew.size() == 1)
     until(lambda: session.done.qsize() == 120)
@@ -194,7 +195,7 @@ def test_those_who_are_not_needed_any_more_leave_though_nothing_happens(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 41, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
     look_until(crew, lambda: crew.at_work() == 20)
     session.go.set()
 
@@ -208,7 +209,7 @@ def test_who_cannot_be_woken_stays_and_nobody_looks(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     session.knows_a_file = False
-    channel.requests.put(1)
+    channel.waiting.put(1)
     look_until(crew, lambda: crew.size() > 1)
     size = crew.size()
     session.go.set()
@@ -221,7 +222,7 @@ def test_who_cannot_be_woken_stays_and_nobody_looks(
 def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
     channel: Queued, crew: Crew
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     look_until(crew, lambda: crew.size() == 2)
     for _ in range(3 * _QUIET_LOOKS):
         crew.look()
@@ -232,7 +233,7 @@ def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
 
 def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
     channel.kinds[1] = Opcode.BATCH_FORGET
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
 
     for _ in range(10):
@@ -246,7 +247,7 @@ def test_those_who_come_take_the_places_of_those_who_left(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for _ in range(3):
-        channel.requests.put(1)
+        channel.waiting.put(1)
         until(lambda: crew.at_work() == 1)
         crew.about_to_block()
         session.go.set()
@@ -265,7 +266,7 @@ def test_nobody_looks_while_nothing_happens(
     assert crew.resting
     assert not woken.is_set()
 
-    channel.requests.put(2)
+    channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
     assert woken.wait(LIMIT_S)
@@ -273,7 +274,7 @@ def test_nobody_looks_while_nothing_happens(
 
 
 def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) -> None:
-    channel.requests.put(None)
+    channel.waiting.put(None)
 
     assert woken.wait(LIMIT_S)
     assert crew.ended
@@ -283,13 +284,13 @@ def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) ->
 def test_who_has_stopped_touches_nothing_any_more(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
     crew.about_to_block()
 
     crew.stop()
-    channel.requests.put(2)
-    until(channel.requests.empty)
+    channel.waiting.put(2)
+    until(channel.waiting.empty)
     session.go.set()
     until(lambda: crew.at_work() == 0)
 
@@ -301,15 +302,15 @@ def test_who_has_stopped_touches_nothing_any_more(
 def test_who_has_stopped_takes_no_further_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
 
     crew.stop()
-    channel.requests.put(2)
+    channel.waiting.put(2)
     session.go.set()
     until(lambda: not crew.size())
 
-    assert channel.requests.get_nowait() == 2
+    assert channel.waiting.get_nowait() == 2
 
 
 @pytest.mark.logs(f"no more threads than {_KEPT} can be had")
@@ -325,7 +326,7 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
         raise error
 
     for count in range(1, _KEPT + 1):
-        channel.requests.put(2 * count + 1)
+        channel.waiting.put(2 * count + 1)
         until(lambda count=count: crew.at_work() == count)  # type: ignore[misc]
         if count < _KEPT:
             crew.about_to_block()
@@ -337,7 +338,7 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
         crew.about_to_block()
         crew.about_to_block()
         assert crew.size() == _KEPT
-    channel.requests.put(2)
+    channel.waiting.put(2)
     look_until(crew, lambda: session.begun.qsize() == _KEPT + 1)
 
     assert session.done.get() == 2
@@ -366,7 +367,7 @@ def test_a_thread_that_is_lost_ends_the_session(woken: threading.Event, channel:
 
     crew = Crew(cast("Session", Mistaken(channel)), channel, woken.set)
     crew.start()
-    channel.requests.put(1)
+    channel.waiting.put(1)
 
     assert woken.wait(LIMIT_S)
     assert crew.ended

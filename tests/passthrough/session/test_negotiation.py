@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import CachePolicy, Config, Locks, Session as SessionName
+from passthrough.config import CachePolicy, Config, Locks, Passthrough, Session as SessionName
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, negotiation, wire
@@ -30,11 +30,18 @@ LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
 WANTED: dict[str, tuple[Config, set[Init]]] = {
     "defaults": (
         Config(session=KERNEL),
-        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
+        {
+            *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
+            *{Init.PASSTHROUGH, *LOCKS},
+        },
     ),
     "always": (
         Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
-        {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA},
+        {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA, Init.PASSTHROUGH},
+    ),
+    "not passed through": (
+        Config(session=KERNEL, passthrough=Passthrough.OFF),
+        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
     ),
     "never opened": (
         Config(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
@@ -73,7 +80,7 @@ def test_what_is_not_offered_is_not_taken_and_said_so() -> None:
 
     assert agreed.flags == REQUIRED
     by_name = {feature.feature: feature for feature in agreed.features}
-    assert by_name["cache_symlinks"][1:] == (False, "the kernel does not offer it")
+    assert by_name["cache_symlinks"][2:] == (False, "the kernel does not offer it")
     assert by_name["max_pages"].used
     assert not by_name["posix_acl"].used
     assert by_name["posix_acl"].reason.endswith("with posix_acl")
@@ -135,6 +142,22 @@ def test_init_is_answered_with_the_agreement(session: Session) -> None:
     assert flags | fields[10] << 32 == session.agreed.flags
     assert (max_write, pages, grain) == (MAX_WRITE, MAX_WRITE // 4096, 1)
     assert background > congested > 0
+    assert fields[11] == 1  # max_stack_depth
+
+
+def test_passthrough_that_must_be_and_is_not_offered_ends_the_session() -> None:
+    config = Config(session=KERNEL, passthrough=Passthrough.ON)
+    offer = NEW._replace(flags=EVERYTHING & ~Init.PASSTHROUGH)
+
+    with pytest.raises(ProtocolError, match="'on' cannot be had: this kernel has none"):
+        agree(offer, decide(config).config)
+
+
+def test_why_a_feature_is_not_in_use_is_known_where_it_was_wished_for(session: Session) -> None:
+    answer(session, init(45, EVERYTHING & ~Init.PASSTHROUGH))
+
+    assert session.why_not(Init.PASSTHROUGH) == "the kernel does not offer it"
+    assert session.why_not(Init.CACHE_SYMLINKS) == session.why_not(Init.POSIX_ACL) == ""
 
 
 def test_a_kernel_that_is_too_old_ends_the_session(session: Session) -> None:
