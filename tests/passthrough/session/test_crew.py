@@ -65,6 +65,9 @@ class Hanging:
     def waiting(self) -> int:
         return 0
 
+    def rest(self) -> None:
+        self.rests += 1
+
     def nudge(self, count: int) -> bool:
         for _ in range(count if self.knows_a_file else 0):
             self._channel.requests.put(NUDGE)
@@ -73,6 +76,7 @@ class Hanging:
     def __init__(self, channel: Queued) -> None:
         self._channel = channel
         self.knows_a_file = True
+        self.rests = 0
         self.begun: queue.Queue[int] = queue.Queue()
         self.done: queue.Queue[int] = queue.Queue()
         self.go = threading.Event()
@@ -263,6 +267,7 @@ def test_nobody_looks_while_nothing_happens(
         assert not crew.resting
         crew.look()
     assert crew.resting
+    assert session.rests == 1
     assert not woken.is_set()
 
     channel.requests.put(2)
