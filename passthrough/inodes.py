@@ -86,6 +86,7 @@ class InodeTable:
         self._descriptors = 0  # without the root's
         self._most = _LARGE
         self._shrink_below = 0
+        self._shrunk = False
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -211,11 +212,14 @@ class InodeTable:
         if left is not None:
             left.close()
         if shrunk:
-            # The interpreter keeps freed tuples and the like for later, and each one keeps a
-            # megabyte of its allocator: a full collection lets them go. The C library keeps pages.
-            gc.collect()
-            syscalls.malloc_trim()
+            _give_memory_back()
         return inode
+
+    def rest(self) -> None:
+        """Give memory back, if much was forgotten since this was last called; for quiet moments."""
+        if self._shrunk:
+            self._shrunk = False
+            _give_memory_back()
 
     def removing(
         self, place: Place, directory_fd: int, name: bytes
@@ -331,6 +335,7 @@ class InodeTable:
             _refill(self._by_identity)
         self._most = _LARGE
         self._shrink_below = size // _SHRINK
+        self._shrunk = True
         return True
 
     def _number(self, place: Place, host_number: int) -> int:
@@ -341,6 +346,13 @@ class InodeTable:
             if number > ROOT and number not in self._by_number:
                 return number
         return _COUNTED | next(self._counter)
+
+
+def _give_memory_back() -> None:
+    # The interpreter keeps freed tuples and the like for later, and each one keeps a megabyte of
+    # its allocator: a full collection lets them go. The C library keeps pages.
+    gc.collect()
+    syscalls.malloc_trim()
 
 
 def _refill(table: dict[int, Inode]) -> None:

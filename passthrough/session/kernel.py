@@ -92,12 +92,12 @@ def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
     poll = ending.poll_of(woken_fd, keeper_fd)
     while not crew.ended:
-        ready = [fd for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S)]
-        if keeper_fd in ready:
-            log.info(ending.KEEPER_ENDED)
-            return
-        if woken_fd in ready and os.read(woken_fd, _MANY).strip(ending.WAKE):
-            return  # a signal: its number is what was written
+        for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S):
+            if fd == keeper_fd:
+                log.info(ending.KEEPER_ENDED)
+                return
+            if os.read(fd, _MANY).strip(ending.WAKE):
+                return  # a signal: its number is what was written
         crew.look()
 
 

@@ -75,6 +75,10 @@ class Session:
             return False
         return True
 
+    def rest(self) -> None:
+        """Use a moment in which nothing happens."""
+        self.fs.inodes.rest()
+
     def uses(self, feature: Init) -> bool:
         """Whether *feature* has been agreed on."""
         return self.agreed is not None and bool(self.agreed.flags & feature)

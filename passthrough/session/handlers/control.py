@@ -44,6 +44,7 @@ def forget(session: Session, request: Request) -> None:
     """Give lookups of one inode back."""
     (count,) = request.fields(wire.FORGET_IN)
     session.fs.forget(request.nodeid, count)
+    request.done()
 
 
 def batch_forget(session: Session, request: Request) -> None:

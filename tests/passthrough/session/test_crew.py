@@ -66,6 +66,9 @@ class Hanging:
     def waiting(self) -> int:
         return 0
 
+    def rest(self) -> None:
+        self.rests += 1
+
     def nudge(self, count: int) -> bool:
         for _ in range(count if self.knows_a_file else 0):
             self._channel.waiting.put(NUDGE)
@@ -74,6 +77,7 @@ class Hanging:
     def __init__(self, channel: Queued) -> None:
         self._channel = channel
         self.knows_a_file = True
+        self.rests = 0
         self.begun: queue.Queue[int] = queue.Queue()
         self.done: queue.Queue[int] = queue.Queue()
         self.go = threading.Event()
@@ -264,6 +268,7 @@ def test_nobody_looks_while_nothing_happens(
         assert not crew.resting
         crew.look()
     assert crew.resting
+    assert session.rests == 1
     assert not woken.is_set()
 
     channel.waiting.put(2)
