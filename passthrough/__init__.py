@@ -38,6 +38,7 @@ Where a request goes, each module importing only those below it:
     values.py       the values of options from text, and back
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do
+    memory.py       what interpreter and C library keep of it, and how it goes back
     errors.py       an OSError of our own
     filecalls.py    the system calls on single files that `os` lacks
     syscalls.py     the other ones that it lacks

@@ -24,7 +24,6 @@ directory in which it looks a name up, and no file that it asks something of.
 
 import contextlib
 import errno
-import gc
 import itertools
 import os
 import stat
@@ -33,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
-from passthrough import syscalls
+from passthrough import memory, syscalls
 from passthrough.config import InodeFileHandles
 from passthrough.inode_file import ByDescriptor, ByHandle, Holding, Inode
 from passthrough.places import Mount, Place, Places
@@ -212,14 +211,14 @@ class InodeTable:
         if left is not None:
             left.close()
         if shrunk:
-            _give_memory_back()
+            memory.give_back()
         return inode
 
     def rest(self) -> None:
         """Give memory back, if much was forgotten since this was last called; for quiet moments."""
         if self._shrunk:
             self._shrunk = False
-            _give_memory_back()
+            memory.give_back()
 
     def removing(
         self, place: Place, directory_fd: int, name: bytes
@@ -346,13 +345,6 @@ class InodeTable:
             if number > ROOT and number not in self._by_number:
                 return number
         return _COUNTED | next(self._counter)
-
-
-def _give_memory_back() -> None:
-    # The interpreter keeps freed tuples and the like for later, and each one keeps a megabyte of
-    # its allocator: a full collection lets them go. The C library keeps pages.
-    gc.collect()
-    syscalls.malloc_trim()
 
 
 def _refill(table: dict[int, Inode]) -> None:

@@ -51,7 +51,6 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 # statx(2): what is asked for, and where struct statx has it
 _STATX_MNT_ID: Final = 0x1000
-_M_ARENA_MAX: Final = -8  # malloc.h
 _Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
 _STX_MNT_ID: Final = struct.Struct("=144xQ")
 # name_to_handle_at(2): struct file_handle is its length without this head, its type, its bytes
@@ -388,19 +387,3 @@ class CapabilitySwitch:
         """
         if _libc_held.capset(_OWN_CAPABILITIES, self._sets[wanted]) < 0:
             raise _failed()
-
-
-def malloc_trim() -> None:
-    """Give free memory back to the kernel, malloc_trim(3), where the C library can."""
-    if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)
-
-
-def malloc_in_one_arena() -> None:
-    """Have the C library allocate for all threads in one place, mallopt(3), where it can.
-
-    It would make a heap for each thread, and each keeps some memory of its own for good. The
-    interpreter's lock lets no two threads allocate at once anyway.
-    """
-    if hasattr(_libc, "mallopt"):
-        _libc.mallopt(_M_ARENA_MAX, 1)

@@ -16,7 +16,7 @@ from typing import Final, Protocol, cast
 
 import msgspec
 
-from passthrough import credentials, filehandles, sandbox, syscalls
+from passthrough import credentials, filehandles, memory, sandbox
 from passthrough.config import (
     Config,
     InodeFileHandles,
@@ -102,7 +102,7 @@ def serve(
     for note in notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
-    syscalls.malloc_in_one_arena()
+    memory.allocate_in_one_place()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
     # Before the sandbox is entered, after which nothing is loaded.

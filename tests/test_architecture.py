@@ -35,6 +35,7 @@ DOORS = {
         "passthrough/filecalls.py",
         "passthrough/privileges.py",
         "passthrough/listing.py",
+        "passthrough/memory.py",
     },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},

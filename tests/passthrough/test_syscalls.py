@@ -389,7 +389,3 @@ def test_the_mount_id_is_that_of_the_mount_table(tmp_path: Path) -> None:
         os.close(fd)
     with pytest.raises(OSError, match="Bad file"):
         syscalls.mount_id(-1)
-
-
-def test_memory_is_given_back_without_complaint() -> None:
-    syscalls.malloc_trim()
