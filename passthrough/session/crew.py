@@ -50,6 +50,9 @@ _BUSY: Final = 0.4
 _CALM_LOOKS: Final = 100
 # So many looks in a row without a request: the main thread stops looking until there is one.
 _QUIET_LOOKS: Final = 20
+# How long to wait for other threads, at least and at most, where they may be about to give way.
+_PASS_S: Final = 0.001
+_MOST_PASS_S: Final = 0.02
 # The places that are made at the start, and kept.
 _KEPT: Final = 4
 
@@ -67,6 +70,10 @@ class _Member:
         """Whether it waits for a request."""
         self.moved = False
         """Whether it has taken a request since the main thread looked."""
+
+    def waits_for_lock(self) -> bool:
+        """Whether it waits for somebody to give a lock up, perhaps."""
+        return self.request.opcode == Opcode.SETLKW
 
     def forgets(self) -> bool:
         """Whether it gives tens of thousands of inodes back, perhaps.
@@ -112,6 +119,7 @@ class Crew:
             OSError: not even one thread can be had (EAGAIN), or no memory for what they need.
         """
         self._session.about_to_block = self.about_to_block
+        self._session.let_others_finish = self.let_others_finish
         self._free = [_Member(self._channel.open_request()) for _ in range(_KEPT)]
         self._grow(1)
         if not self._members and not self.ended:
@@ -138,6 +146,28 @@ class Crew:
         """
         if self.at_work() == len(self._members):
             self._grow(1)
+
+    def let_others_finish(self, request: Request) -> bool:
+        """Wait until what other threads took before *request* is done, or longer than usual.
+
+        Returns:
+            Whether there were others at all.
+        """
+        if len(self._members) == 1:
+            return False
+        # Who has taken a request may not have come to say so.
+        time.sleep(_PASS_S)
+        others = [
+            (member, member.request.unique)
+            for member in tuple(self._members)
+            if member.request is not request and not member.waits_for_lock()
+        ]
+        deadline = time.monotonic() + _MOST_PASS_S
+        while time.monotonic() < deadline:
+            if all(one.waits or one.request.unique != unique for one, unique in others):
+                break
+            time.sleep(_PASS_S)
+        return True
 
     def look(self) -> None:
         """See whether there are too few threads, or too many; to be called every `LOOK_S`."""

@@ -29,7 +29,8 @@ class Session:
 
     __slots__ = (
         *("_channel", "_handlers"),
-        *("about_to_block", "agreed", "backings", "broken", "fs", "notifier", "passes_through"),
+        *("about_to_block", "agreed", "backings", "broken", "fs"),
+        *("let_others_finish", "notifier", "passes_through"),
         "umask",
     )
 
@@ -53,6 +54,8 @@ class Session:
         """Why INIT could not be answered."""
         self.umask = ThreadUmask() if fs.config.posix_acl else None
         """The umask of the caller, if it is this side that applies it."""
+        self.let_others_finish: Callable[[Request], bool] = _alone
+        """Give way to what was taken from the kernel before a request; whether there was any."""
         self.about_to_block: Callable[[], None] = _nothing
         """To be called before what is known to wait for the host's disk, or for somebody else."""
         self._channel = channel
@@ -123,6 +126,10 @@ class Session:
 
 def _nothing() -> None:
     pass
+
+
+def _alone(_request: Request) -> bool:
+    return False
 
 
 # To answer these would be a mistake: the kernel knows no request of such a number.

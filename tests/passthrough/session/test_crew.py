@@ -12,7 +12,7 @@ import pytest
 
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import _CALM_LOOKS, _KEPT, _QUIET_LOOKS, LOOK_S, Crew
+from passthrough.session.crew import _CALM_LOOKS, _KEPT, _MOST_PASS_S, _QUIET_LOOKS, LOOK_S, Crew
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from passthrough.session.wire import FIXED
@@ -174,6 +174,29 @@ def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
+
+
+def test_one_who_gives_way_waits_for_what_others_have_in_hand(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    mine = channel.open_request()
+    assert not crew.let_others_finish(mine)  # there are none
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+    crew.about_to_block()
+    begun = time.monotonic()
+    assert crew.let_others_finish(mine)  # who takes longer than one can wait
+    assert time.monotonic() - begun >= _MOST_PASS_S
+    timer = threading.Timer(0.001, session.go.set)
+    timer.start()
+
+    while session.done.empty():
+        assert crew.let_others_finish(mine)
+
+    timer.join()
+    begun = time.monotonic()
+    assert crew.let_others_finish(mine)
+    assert time.monotonic() - begun < LIMIT_S / 10
 
 
 def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
