@@ -6,6 +6,7 @@ negotiation.py      which features are in use, and why
 session.py          what handlers share; the one error boundary
 handlers/           one function per opcode, and the table of them
 notifications.py    what the kernel is told unasked
+backing.py          which files of the host the kernel reads and writes itself
 crew.py             the threads
 ending.py           signals, and the end of the keeper
 """
