@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from passthrough.session.polling import Polling
 from passthrough.session.request import Request
 from passthrough.session.wire import IN_HEADER, OUT_HEADER, WRITE_IN
 
@@ -72,6 +73,8 @@ class DeviceChannel:
         """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
         os.set_blocking(fuse_fd, True)
         self._fd = fuse_fd
+        self.polling = Polling(fuse_fd)
+        """What is done before sleeping."""
 
     def leave(self) -> None:
         """Use the descriptor no more: its number may be another's next.
@@ -88,6 +91,9 @@ class DeviceChannel:
 
     def receive(self, request: Request) -> bool:
         """Wait for a request; False when the file system is unmounted everywhere, or aborted."""
+        polling = self.polling
+        if polling.on:
+            polling.wait()
         while True:
             try:
                 request.length = os.readv(self._fd, request.into)
@@ -97,6 +103,7 @@ class DeviceChannel:
                 if error.errno != errno.ENOENT:  # it was taken back before it was read
                     raise
             else:
+                polling.received += 1
                 return request.length > 0
 
     def reply(self, unique: int, body: bytes) -> None:
