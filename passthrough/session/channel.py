@@ -31,6 +31,8 @@ _LAST_ERRNO: Final = 511
 # Up to so many bytes, a copy costs less than a second piece for the kernel to take.
 _ONE_PIECE: Final = 4096
 
+# It is unmounted everywhere, or aborted; the second while a request was being read.
+_ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _NOBODY_WAITS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
 _LEFT: Final = -1
 
@@ -98,7 +100,7 @@ class DeviceChannel:
             try:
                 request.length = os.readv(self._fd, request.into)
             except OSError as error:
-                if error.errno == errno.ENODEV or self._fd == _LEFT:
+                if error.errno in _ENDED or self._fd == _LEFT:
                     return False
                 if error.errno != errno.ENOENT:  # it was taken back before it was read
                     raise
