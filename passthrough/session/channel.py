@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, DEV_IOC_BACKING_OPEN
+from passthrough.session.polling import Polling
 from passthrough.session.request import Request
 from passthrough.session.wire import BACKING_ID, BACKING_MAP, IN_HEADER, OUT_HEADER, WRITE_IN
 
@@ -32,6 +33,8 @@ _LAST_ERRNO: Final = 511
 # Up to so many bytes, a copy costs less than a second piece for the kernel to take.
 _ONE_PIECE: Final = 4096
 
+# It is unmounted everywhere, or aborted; the second while a request was being read.
+_ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _NOBODY_WAITS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
 _LEFT: Final = -1
 
@@ -84,6 +87,8 @@ class DeviceChannel:
         """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
         os.set_blocking(fuse_fd, True)
         self._fd = fuse_fd
+        self.polling = Polling(fuse_fd)
+        """What is done before sleeping."""
 
     def leave(self) -> None:
         """Use the descriptor no more: its number may be another's next.
@@ -102,15 +107,19 @@ class DeviceChannel:
 
     def receive(self, request: Request) -> bool:
         """Wait for a request; False when the file system is unmounted everywhere, or aborted."""
+        polling = self.polling
+        if polling.on:
+            polling.wait()
         while True:
             try:
                 request.length = os.readv(self._fd, request.into)
             except OSError as error:
-                if error.errno == errno.ENODEV or self._fd == _LEFT:
+                if error.errno in _ENDED or self._fd == _LEFT:
                     return False
                 if error.errno != errno.ENOENT:  # it was taken back before it was read
                     raise
             else:
+                polling.received += 1
                 return request.length > 0
 
     def reply(self, unique: int, body: bytes) -> None:

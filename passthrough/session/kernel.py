@@ -1,6 +1,7 @@
 """The `kernel` session: the kernel's own FUSE protocol on /dev/fuse, in a few threads.
 
 channel.py          bytes from the kernel and back
+polling.py          asking before sleeping
 request.py, wire.py requests taken apart, replies put together
 negotiation.py      which features are in use, and why
 session.py          what handlers share; the one error boundary
@@ -57,7 +58,7 @@ def run(
         with ending.woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()
-            _wait_for_end(crew, woken_fd, keeper_fd)
+            _wait_for_end(crew, channel, woken_fd, keeper_fd)
             crew.stop()
         _wait_for_requests(crew)
         if crew.error is not None:
@@ -89,7 +90,7 @@ def _without_passthrough(session: Session) -> str:
     return why
 
 
-def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
+def _wait_for_end(crew: Crew, channel: DeviceChannel, woken_fd: int, keeper_fd: int | None) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
     poll = ending.poll_of(woken_fd, keeper_fd)
     while not crew.ended:
@@ -100,6 +101,7 @@ def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
             if os.read(fd, _MANY).strip(ending.WAKE):
                 return  # a signal: its number is what was written
         crew.look()
+        channel.polling.look()
 
 
 def _wait_for_requests(crew: Crew) -> None:
