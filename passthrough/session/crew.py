@@ -42,12 +42,14 @@ LOOK_S: Final = 0.005
 _MOST: Final = 256
 # So many looks in a row are believed though they come late, as on a machine with too much to do.
 _LATE_LOOKS: Final = 4
-# Where the host is slow and not stuck, more callers at once than this gain little.
+# Where the host is slow and not stuck, more callers at once than this gain little. Who waits for a
+# processor looks as slow, and a second thread makes that worse; so it takes this many looks.
 _ENOUGH_FOR_SLOW: Final = 8
+_SLOW_LOOKS: Final = 10
 # The part of the time that goes into computing from which on nobody is held up by the host.
 _BUSY: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
-_CALM_LOOKS: Final = 100
+_CALM_LOOKS: Final = 20
 # So many looks in a row without a request: the main thread stops looking until there is one.
 _QUIET_LOOKS: Final = 20
 # How long to wait for other threads, at least and at most, where they may be about to give way.
@@ -176,11 +178,12 @@ class Crew:
         full = not any(member.waits for member in members)
         held_up = full and self._full and not self._computes(members)
         self._held_up = self._held_up + 1 if held_up else 0
-        if self._held_up >= (_LATE_LOOKS if self._late() else 1):
-            if not moved:
-                self._grow(len(members))
-            elif len(members) < _ENOUGH_FOR_SLOW:
+        if moved:
+            if self._held_up >= _SLOW_LOOKS and len(members) < _ENOUGH_FOR_SLOW:
+                self._held_up = 0
                 self._grow(1)
+        elif self._held_up >= (_LATE_LOOKS if self._late() else 1):
+            self._grow(len(members))
         self._quiet = 0 if full or moved else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._full = full

@@ -12,7 +12,15 @@ import pytest
 
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import _CALM_LOOKS, _KEPT, _MOST_PASS_S, _QUIET_LOOKS, LOOK_S, Crew
+from passthrough.session.crew import (
+    _CALM_LOOKS,
+    _KEPT,
+    _MOST_PASS_S,
+    _QUIET_LOOKS,
+    _SLOW_LOOKS,
+    LOOK_S,
+    Crew,
+)
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from passthrough.session.wire import FIXED
@@ -256,6 +264,25 @@ def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
 
     assert crew.size() == 2
     assert not crew.resting
+
+
+def test_a_host_that_is_slow_gets_more_threads_but_not_at_once(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    """Who waits for a processor looks like that for a moment, too."""
+    looks = 0
+    while crew.size() == 1:
+        session.go.clear()
+        channel.waiting.put(2 * looks + 1)
+        until(lambda: crew.at_work() == 1)
+        time.sleep(LOOK_S)
+        crew.look()
+        looks += 1
+        session.go.set()
+        until(lambda: not crew.at_work())
+
+    assert looks > _SLOW_LOOKS
+    assert crew.size() == 2
 
 
 def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
