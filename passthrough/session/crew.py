@@ -189,7 +189,8 @@ class Crew:
         self._full = full
         self._looked, self._computed = time.monotonic(), _computed()
         if self._calm >= _CALM_LOOKS:
-            self._calm, self._wanted = 0, max(1 + self.at_work(), len(members) // 2)
+            self._calm = 0
+            self._wanted = min(self._wanted, max(1 + self.at_work(), len(members) // 2))
         if self._quiet >= _QUIET_LOOKS:
             self._rest()
 
