@@ -217,8 +217,9 @@ class Crew:
         too_many = len(self._members) - self._wanted
         if too_many > 0 and self._session.nudge(too_many):
             return
-        self._session.rest()
         self._looked = self._computed = 0.0
+        self._channel.rest()
+        self._session.rest()
         self.resting = True
         if self.at_work():  # one may have been taken before it could be seen that nobody looks
             self.resting = False
