@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 # give Create 120 s; here a person waits.
 SOURCE_DEADLINE_S = 10.0
 # Longer than all Mounts that came before may take, so that what they have counted can go again.
-RELEASE_DEADLINE_S = 30.0
+RELEASE_DEADLINE_S = 24.0
 
 # From the request on, and so with the waiting for those that came before.
 DEADLINES_S = {

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 # All steps of a mount together, and the waiting for its turn. dockerd gives up after 120 s, but an
 # administrator may have it give up after 30 (docker plugin enable --timeout), and our own words say
 # more than "timeout". Ending the worker and unmounting, after a failure, come on top.
-MOUNT_DEADLINE_S = 20.0
+MOUNT_DEADLINE_S = 18.0
 # Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
 UNMOUNT_DEADLINE_S = 3.0
 # At shutdown all mounts go at once, in the first of the seconds that the engine gives us.

@@ -136,6 +136,7 @@ class Host(NamedTuple):
                     raise refused_source(source, "lies in a volume of passfs itself")
                 for outer, inner, reason in (
                     (fd, mount_dir, f"contains {self.mount_dir}, where volumes are mounted"),
+                    (mount_dir, fd, f"lies in {self.mount_dir}, where volumes are mounted"),
                     (fd, data_dir, f"contains {self.data_dir}, where passfs keeps its data"),
                     (data_dir, fd, f"lies in {self.data_dir}, where passfs keeps its data"),
                 ):

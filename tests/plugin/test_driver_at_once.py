@@ -12,13 +12,16 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from plugin.driver import SOURCE_DEADLINE_S
-from plugin.keeper import MOUNT_DEADLINE_S
+from plugin.driver import DEADLINES_S, SOURCE_DEADLINE_S
+from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S
 from plugin.source import Host
+from plugin.worker import KILL_GRACE_S
 from tests.support.dockerd import Dockerd, mounted, plugin
 from tests.support.fake_worker import command
 
 SERVE = command("serve")
+# The shortest that an administrator may be expected to set, with something to spare.
+ENGINE_PATIENCE_S = 25.0
 
 
 @pytest.fixture
@@ -107,8 +110,8 @@ async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
     assert "opening source" in begun
     behind = "for another request on the volume, Mount, which has not come to an end"
     assert answers == {
-        "Mountb": f"volume 'dead': Mount has waited 20 s {behind}",
-        "Mountc": f"volume 'dead': Mount has waited 20 s {behind}",
+        "Mountb": f"volume 'dead': Mount has waited 18 s {behind}",
+        "Mountc": f"volume 'dead': Mount has waited 18 s {behind}",
         "Create": f"volume 'dead': Create has waited 10 s {behind}",
     }
 
@@ -129,6 +132,13 @@ async def test_an_unmount_waits_for_nobody_else_s_mount(tmp_path: Path) -> None:
             os.close(writer)
         assert await dockerd.references("v") == 0
         assert mounted(tmp_path) == []
+
+
+def test_every_call_is_answered_before_an_engine_gives_up() -> None:
+    """A Mount that fails is taken down on top of its own time; who waits for it waits longer."""
+    for deadline in DEADLINES_S.values():
+        assert deadline < ENGINE_PATIENCE_S
+    assert DEADLINES_S["Unmount"] > MOUNT_DEADLINE_S + UNMOUNT_DEADLINE_S + KILL_GRACE_S
 
 
 async def test_a_create_on_a_source_that_hangs_is_refused(

@@ -65,7 +65,7 @@ async def refused_at_the_deadline(keeper: Keeper, wanted: Order) -> None:
     with pytest.raises(MountFailed) as refusal:
         await keeper.mount(wanted)
     assert str(refusal.value) == (
-        "volume 'data': starting its worker has not come to an end, 20 s after it was to be"
+        "volume 'data': starting its worker has not come to an end, 18 s after it was to be"
         " mounted; its last words: fake: thinking"
     )
 

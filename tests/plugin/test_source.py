@@ -159,6 +159,14 @@ def test_a_volume_of_passfs_is_no_source(host: Host, own_mount: Path) -> None:
     assert refusal(host, own_mount) == f"lies in a volume of passfs itself{EXPECTED}"
 
 
+def test_what_lies_beside_the_mounts_is_no_source(host: Host) -> None:
+    """The plugin makes and removes directories there."""
+    (host.mount_dir / "beside").mkdir()
+    assert refusal(host, host.mount_dir / "beside") == (
+        f"lies in {host.mount_dir}, where volumes are mounted; expected a directory that does not"
+    )
+
+
 @pytest.mark.parametrize("above", ["", "..", "../.."])
 def test_what_contains_the_mounts_is_no_source(host: Host, above: str) -> None:
     """A volume in which its own mount point lies would wait for itself."""
