@@ -7,8 +7,11 @@ above.
     engine        what the installer asks of the Docker engine
     installation  what makes up a managed plugin and its settings
     server        HTTP on the Unix socket; the one place where an error becomes a reply
+    listening     the socket itself
     driver        the nine verbs, and the table from path to verb
+    turns         one request at a time for each volume
     keeper        keeps mounts alive: mount point, FUSE descriptor, worker
+    targets       mount points, and what lies on them
     worker        one worker process, from its start to its end
     forkserver    the process that forks workers
     output        what our processes write, line by line, to our own log
@@ -25,8 +28,8 @@ above.
 
 Engine and installation put the managed plugin into an engine; requests never pass them.
 
-Only server, driver, keeper, worker, forkserver, output and blocking know trio, only server knows
-HTTP. The rest is synchronous, and runs in threads where it may wait.
+Only server, driver, turns, keeper, worker, forkserver, output and blocking know trio, only server
+knows HTTP. The rest is synchronous, and runs in threads where it may wait.
 
 Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
 and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get

@@ -1,13 +1,13 @@
 """The nine verbs of a volume driver, and at the end the table from path to verb.
 
-Each volume has a lock of its own, so that one whose source hangs holds up no other. Get, List and
-Path take no lock and look at memory alone: dockerd forgets a volume whose Get fails.
+What changes a volume waits for its turn. Get, List and Path wait for nobody and look at memory
+alone: dockerd forgets a volume whose Get fails.
 """
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,11 +21,9 @@ from plugin.errors import (
     InvalidOption,
     NoSuchVolume,
     PluginError,
-    VolumeBusy,
     VolumeExists,
-    quoted,
 )
-from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order
+from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
 from plugin.protocol import (
     ActivateReply,
@@ -44,43 +42,10 @@ from plugin.protocol import (
 from plugin.registry import Registry
 from plugin.source import Host
 from plugin.storage import Storage
+from plugin.turns import SOURCE_DEADLINE_S, Turn, Turns
 from plugin.volume import Event, Record, State, Volume, VolumeName, volume_name
 
 log = logging.getLogger(__name__)
-
-# Looking at a source takes milliseconds, or for ever on a dead network file system. dockerd would
-# give Create 120 s; here a person waits.
-SOURCE_DEADLINE_S = 10.0
-# Longer than all Mounts that came before may take, so that what they have counted can go again.
-RELEASE_DEADLINE_S = 24.0
-
-# From the request on, and so with the waiting for those that came before.
-DEADLINES_S = {
-    "Create": SOURCE_DEADLINE_S,
-    "Mount": MOUNT_DEADLINE_S,
-    "Unmount": RELEASE_DEADLINE_S,
-    "Remove": RELEASE_DEADLINE_S,
-}
-
-
-class Turn:
-    """What the requests for one volume share: they run one at a time, and so do their threads."""
-
-    __slots__ = ("deadline", "limiter", "lock", "verb")
-
-    def __init__(self) -> None:
-        self.lock = trio.Lock()
-        # Of the request that holds the lock.
-        self.verb = ""
-        self.deadline = 0.0
-        # For opening the source. A thread that hangs there holds the limiter, so that the next
-        # request waits for that same thread and there is never a second one.
-        self.limiter = trio.CapacityLimiter(1)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no request and no thread has to do with it any more."""
-        return not self.lock.locked() and not self.limiter.borrowed_tokens
 
 
 class Driver:
@@ -102,7 +67,7 @@ class Driver:
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
         self._volumes = {record.name: Volume(record) for record in registry.records}
-        self._turns: dict[str, Turn] = {}
+        self._turns = Turns()
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
@@ -120,7 +85,7 @@ class Driver:
         """
         name = volume_name(request.name)
         wanted = options.parse(request.options)
-        async with self._turn(name, "Create") as turn:
+        async with self._turns.take(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
                 _refuse_difference(present, wanted)
@@ -142,7 +107,7 @@ class Driver:
             VolumeInUse: it is mounted.
             PluginError: it is still there.
         """
-        async with self._turn(request.name, "Remove"):
+        async with self._turns.take(request.name, "Remove"):
             volume = self._volume(request.name)
             await self._release(volume)
             volume.check(Event.REMOVE)
@@ -163,7 +128,7 @@ class Driver:
             return await self._mount(request)
 
     async def _mount(self, request: MountRequest) -> Reply:
-        async with self._turn(request.name, "Mount") as turn:
+        async with self._turns.take(request.name, "Mount") as turn:
             volume = self._volume(request.name)
             try:
                 await self._keeper.mount(self._order(volume, turn))
@@ -186,7 +151,7 @@ class Driver:
         user = (request.name, request.id)
         if not self._volume(request.name).references[request.id] and user not in self._arriving:
             return Reply()  # at once: what others wait for here is no matter of this user
-        async with self._turn(request.name, "Unmount"):
+        async with self._turns.take(request.name, "Unmount"):
             volume = self._volume(request.name)
             if volume.drop_reference(request.id):
                 await self._release(volume)
@@ -213,26 +178,6 @@ class Driver:
         if volume is None:
             raise NoSuchVolume(name)
         return volume
-
-    @asynccontextmanager
-    async def _turn(self, name: str, verb: str) -> AsyncIterator[Turn]:
-        """Wait until no other request changes *name*, and no longer than *verb* may take.
-
-        Raises:
-            VolumeBusy: says what it has waited for.
-        """
-        deadline = trio.current_time() + DEADLINES_S[verb]
-        turn = self._turns.setdefault(name, Turn())
-        try:
-            await _wait_for(turn, name, verb, deadline)
-            turn.verb, turn.deadline = verb, deadline
-            try:
-                yield turn
-            finally:
-                turn.lock.release()
-        finally:
-            if turn.idle:
-                self._turns.pop(name, None)
 
     @contextmanager
     def _arrival(self, request: MountRequest) -> Iterator[None]:
@@ -351,18 +296,6 @@ class Driver:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete what was removed: %s", error)
-
-
-async def _wait_for(turn: Turn, name: str, verb: str, deadline: float) -> None:
-    """Take the lock of *turn*, which the caller releases."""
-    try:
-        with trio.fail_at(deadline):
-            await turn.lock.acquire()
-    except trio.TooSlowError as error:
-        raise VolumeBusy(
-            f"volume {quoted(name)}: {verb} has waited {DEADLINES_S[verb]:g} s for another request"
-            f" on the volume, {turn.verb}, which has not come to an end"
-        ) from error
 
 
 def _refuse_difference(present: Volume, wanted: VolumeOptions) -> None:

@@ -14,7 +14,6 @@ Mounts are made and taken down by one caller per volume at a time; the driver's 
 """
 
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,12 +24,11 @@ from typing import NamedTuple
 
 import trio
 
-from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.handover import Handover
-from passthrough.mount import FSTYPE, mount, unmount
-from plugin import blocking
-from plugin.errors import CannotStart, MountFailed
+from passthrough.mount import FSTYPE, unmount
+from plugin import blocking, targets
+from plugin.errors import MountFailed
 from plugin.forkserver import COMMAND, Start, forking
 from plugin.volume import VolumeName
 from plugin.worker import Worker
@@ -48,9 +46,6 @@ SHUTDOWN_DEADLINE_S = 2.0
 
 # Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount goes.
 KERNEL_THREADS = 64
-
-# No user of the host reaches a volume through its mount point; containers get a mount of their own.
-MOUNT_DIR_MODE = 0o700
 
 
 class Order(NamedTuple):
@@ -70,18 +65,10 @@ class Order(NamedTuple):
     """Called with how it ended when the worker ends though the volume is still mounted."""
 
 
-class Attached(NamedTuple):
-    """What mount(2) has made."""
-
-    fuse_fd: int
-    device: int
-    """As in st_dev, to tell this mount from any other at the same place."""
-
-
 class Mount:
     """A volume's mount, from mount(2) to umount2(2), and its worker."""
 
-    def __init__(self, target: Path, attached: Attached, worker: Worker) -> None:
+    def __init__(self, target: Path, attached: targets.Attached, worker: Worker) -> None:
         self.target = target
         self.worker = worker
         self.lost = ""
@@ -99,7 +86,7 @@ class Mount:
 
     def is_whole(self) -> bool:
         """Whether this and nothing else is mounted at the target, with a live worker."""
-        found = [entry.device for entry in _mounts_at(self.target)]
+        found = [entry.device for entry in targets.mounts_at(self.target)]
         return not self.lost and not self.leaving and found == [self._device]
 
 
@@ -185,7 +172,7 @@ class Keeper:
             async with AsyncExitStack() as undo:
                 with _step(name, f"mounting at {target}", deadline):
                     await self._detach(target)
-                    attached = await trio.to_thread.run_sync(_attach, target, order.config)
+                    attached = await trio.to_thread.run_sync(targets.attach, target, order.config)
                 made = Mount(target, attached, Worker(name, self._start))
                 undo.push_async_callback(self._take_down, made, UNMOUNT_DEADLINE_S)
                 handover = Handover(
@@ -245,11 +232,11 @@ class Keeper:
                 raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
             finally:
                 mount.let_go()
-            _remove(mount.target)
+            targets.remove(mount.target)
 
     async def _detach(self, target: Path) -> None:
         """Unmount what is mounted at *target*, if it is ours."""
-        while entries := _mounts_at(target):
+        while entries := targets.mounts_at(target):
             if (fstype := entries[-1].fstype) != FSTYPE:
                 raise OSError(errno.EBUSY, f"a file system of type {fstype} is mounted on it")
             await blocking.call(partial(unmount, target), self._threads, lambda _: None)
@@ -266,8 +253,8 @@ async def keeping(mount_dir: Path, command: Sequence[str] = COMMAND) -> AsyncIte
         CannotStart: another plugin mounts volumes there.
         OSError: the directory cannot be made or read.
     """
-    with _claimed(mount_dir) as claimed:
-        await trio.to_thread.run_sync(_clear, claimed)
+    with targets.claimed(mount_dir) as claimed:
+        await trio.to_thread.run_sync(targets.clear, claimed)
         async with forking(command) as start, trio.open_nursery() as nursery:
             keeper = Keeper(claimed, nursery, start)
             try:
@@ -294,68 +281,3 @@ def _step(
         ) from error
     except OSError as error:
         raise MountFailed(f"volume {volume!r}: {what} failed: {error.strerror}") from error
-
-
-def _mounts_at(target: Path) -> list[mountinfo.Mount]:
-    """What is mounted at *target*, the uppermost last."""
-    path = os.fsencode(target)
-    return [entry for entry in mountinfo.read() if entry.target == path]
-
-
-def _attach(target: Path, config: Config) -> Attached:
-    """Mount at *target*, where nothing is mounted."""
-    target.mkdir(mode=MOUNT_DIR_MODE, exist_ok=True)
-    with ExitStack() as undo:
-        undo.callback(_remove, target)
-        fuse_fd = mount(target, config)
-        undo.callback(unmount, target)
-        undo.callback(os.close, fuse_fd)
-        attached = Attached(fuse_fd, _mounts_at(target)[-1].device)
-        undo.pop_all()
-        return attached
-
-
-def _remove(target: Path) -> None:
-    """Remove a mount point; rmdir(2), so that nothing in it can be lost. One may stay, logged."""
-    try:
-        target.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        log.warning("cannot remove %s: %s", target, error.strerror)
-
-
-@contextmanager
-def _claimed(mount_dir: Path) -> Iterator[Path]:
-    """Make *mount_dir* and hold it against other plugins, which would clear away what is ours.
-
-    Gives the directory as mountinfo names it. The kernel lets go when this process dies, flock(2).
-    """
-    mount_dir.mkdir(mode=MOUNT_DIR_MODE, parents=True, exist_ok=True)
-    fd = os.open(mount_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotStart(
-                f"another passfs mounts its volumes in {mount_dir}; stop it first, or give this one"
-                " another PASSFS_MOUNT_DIR"
-            ) from error
-        yield mount_dir.resolve()
-    finally:
-        os.close(fd)
-
-
-def _clear(mount_dir: Path) -> None:
-    """Take away what a plugin that died has left in *mount_dir*."""
-    above = os.fsencode(mount_dir)
-    left = [
-        os.fsdecode(entry.target)
-        for entry in mountinfo.read()
-        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
-    ]
-    for target in reversed(left):
-        log.info("unmounting %s, which an earlier plugin has left", target)
-        unmount(Path(target))
-    for leftover in mount_dir.iterdir():
-        _remove(leftover)

@@ -5,14 +5,12 @@ is a bug: it is answered with 500 and logged with its traceback, and the plugin 
 """
 
 import logging
-import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import trio
@@ -33,6 +31,7 @@ from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.forkserver import COMMAND
 from plugin.keeper import keeping
+from plugin.listening import listening
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
@@ -49,16 +48,9 @@ BODY_DEADLINE_S = 30.0
 KEEP_ALIVE_S = 75.0
 # At shutdown, for requests under way. The engine kills a plugin after 10 s; mounts need the rest.
 DRAIN_S = 2.0
-# dockerd asks about all of its volumes at once when it starts.
-BACKLOG = 512
 # Pieces of a body that wait to be read. hypercorn itself waits when it is full, and would for ever
 # if we have refused the body meanwhile and read no more; a refused one never comes near this.
 BODY_QUEUE = 4096
-
-# Mode 0660: whoever may talk to the plugin may mount any directory of the host.
-SOCKET_UMASK = 0o117
-# For the answer of whoever listens on our socket already.
-PROBE_S = 1.0
 
 
 def run(settings: Settings) -> None:
@@ -106,7 +98,7 @@ async def prepared(
     with (
         # First: what follows clears away what a plugin that is still alive would miss.
         Registry.open(settings.data_dir) as registry,
-        _listening(settings.socket) as listener,
+        listening(settings.socket) as listener,
     ):
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
             host = Host(
@@ -281,51 +273,3 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
 
 def _response(reply: Reply, status: int = 200) -> Response:
     return Response(reply.encode(), status, media_type=CONTENT_TYPE)
-
-
-@contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
-    """Listen at *path*, and at the end remove it if it is still ours.
-
-    Raises:
-        CannotStart: somebody listens there, or *path* is no socket.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        umask = os.umask(SOCKET_UMASK)
-        try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(umask)
-        # At once, so that no other plugin takes the socket for a stale one.
-        listener.listen(BACKLOG)
-        ours = path.lstat()
-        try:
-            yield listener
-        finally:
-            try:
-                if os.path.samestat(ours, path.lstat()):
-                    path.unlink()
-            except FileNotFoundError:
-                log.info("%s has been removed meanwhile", path)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on; anything else there is a refusal."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(PROBE_S)
-        try:
-            probe.connect(os.fspath(path))
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            if path.is_socket():
-                path.unlink()
-                return
-            reason = "it is no socket; move it away"
-        except TimeoutError:
-            reason = "another plugin listens on it, though it does not answer; stop it first"
-        else:
-            reason = "another plugin listens on it; stop it first"
-    raise CannotStart(f"cannot use {path}: {reason}")

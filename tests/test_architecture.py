@@ -42,7 +42,10 @@ DOORS = {
     "starlette": {"plugin/server.py"},
     "trio": {
         f"plugin/{name}.py"
-        for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
+        for name in (
+            *("server", "driver", "turns", "keeper"),
+            *("worker", "blocking", "forkserver", "output"),
+        )
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},

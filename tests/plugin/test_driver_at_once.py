@@ -12,9 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from plugin.driver import DEADLINES_S, SOURCE_DEADLINE_S
 from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S
 from plugin.source import Host
+from plugin.turns import DEADLINES_S, SOURCE_DEADLINE_S
 from plugin.worker import KILL_GRACE_S
 from tests.support.dockerd import Dockerd, mounted, plugin
 from tests.support.fake_worker import command

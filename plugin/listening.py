@@ -1,0 +1,67 @@
+"""The plugin's Unix socket: its mode, its way past a stale one, its removal at the end."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plugin.errors import CannotStart
+
+log = logging.getLogger(__name__)
+
+# dockerd asks about all of its volumes at once when it starts.
+BACKLOG = 512
+# Mode 0660: whoever may talk to the plugin may mount any directory of the host.
+SOCKET_UMASK = 0o117
+# For the answer of whoever listens on our socket already.
+PROBE_S = 1.0
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Listen at *path*, and at the end remove it if it is still ours.
+
+    Raises:
+        CannotStart: somebody listens there, or *path* is no socket.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        umask = os.umask(SOCKET_UMASK)
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(umask)
+        # At once, so that no other plugin takes the socket for a stale one.
+        listener.listen(BACKLOG)
+        ours = path.lstat()
+        try:
+            yield listener
+        finally:
+            try:
+                if os.path.samestat(ours, path.lstat()):
+                    path.unlink()
+            except FileNotFoundError:
+                log.info("%s has been removed meanwhile", path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on; anything else there is a refusal."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(os.fspath(path))
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            if path.is_socket():
+                path.unlink()
+                return
+            reason = "it is no socket; move it away"
+        except TimeoutError:
+            reason = "another plugin listens on it, though it does not answer; stop it first"
+        else:
+            reason = "another plugin listens on it; stop it first"
+    raise CannotStart(f"cannot use {path}: {reason}")

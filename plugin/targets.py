@@ -1,0 +1,96 @@
+"""Mount points, and what lies on them: one directory for each volume in the mount directory.
+
+Everything here is ours alone: the mount directory is claimed, and what is mounted in it that is no
+volume stays as it is.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from passthrough import mountinfo
+from passthrough.config import Config
+from passthrough.mount import FSTYPE, mount, unmount
+from plugin.errors import CannotStart
+
+log = logging.getLogger(__name__)
+
+# No user of the host reaches a volume through its mount point; containers get a mount of their own.
+MOUNT_DIR_MODE = 0o700
+
+
+class Attached(NamedTuple):
+    """What mount(2) has made."""
+
+    fuse_fd: int
+    device: int
+    """As in st_dev, to tell this mount from any other at the same place."""
+
+
+def mounts_at(target: Path) -> list[mountinfo.Mount]:
+    """What is mounted at *target*, the uppermost last."""
+    path = os.fsencode(target)
+    return [entry for entry in mountinfo.read() if entry.target == path]
+
+
+def attach(target: Path, config: Config) -> Attached:
+    """Mount at *target*, where nothing is mounted."""
+    target.mkdir(mode=MOUNT_DIR_MODE, exist_ok=True)
+    with ExitStack() as undo:
+        undo.callback(remove, target)
+        fuse_fd = mount(target, config)
+        undo.callback(unmount, target)
+        undo.callback(os.close, fuse_fd)
+        attached = Attached(fuse_fd, mounts_at(target)[-1].device)
+        undo.pop_all()
+        return attached
+
+
+def remove(target: Path) -> None:
+    """Remove a mount point; rmdir(2), so that nothing in it can be lost. One may stay, logged."""
+    try:
+        target.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("cannot remove %s: %s", target, error.strerror)
+
+
+@contextmanager
+def claimed(mount_dir: Path) -> Iterator[Path]:
+    """Make *mount_dir* and hold it against other plugins, which would clear away what is ours.
+
+    Gives the directory as mountinfo names it. The kernel lets go when this process dies, flock(2).
+    """
+    mount_dir.mkdir(mode=MOUNT_DIR_MODE, parents=True, exist_ok=True)
+    fd = os.open(mount_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotStart(
+                f"another passfs mounts its volumes in {mount_dir}; stop it first, or give this one"
+                " another PASSFS_MOUNT_DIR"
+            ) from error
+        yield mount_dir.resolve()
+    finally:
+        os.close(fd)
+
+
+def clear(mount_dir: Path) -> None:
+    """Take away what a plugin that died has left in *mount_dir*."""
+    above = os.fsencode(mount_dir)
+    left = [
+        os.fsdecode(entry.target)
+        for entry in mountinfo.read()
+        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
+    ]
+    for target in reversed(left):
+        log.info("unmounting %s, which an earlier plugin has left", target)
+        unmount(Path(target))
+    for leftover in mount_dir.iterdir():
+        remove(leftover)
