@@ -55,6 +55,14 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Transport(enum.StrEnum):
+    """How requests come from the kernel and answers go; `auto` takes io_uring where it can."""
+
+    AUTO = "auto"
+    DEV = "dev"
+    IO_URING = "io_uring"
+
+
 class Squash(enum.StrEnum):
     """Whose ids are replaced by the anonymous ones, exports(5)."""
 
@@ -96,6 +104,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     submounts: Submounts = Submounts.CROSS
     session: Session = Session.AUTO
+    transport: Transport = Transport.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
     squash: Squash = Squash.NONE
@@ -201,6 +210,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "auto, kernel or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
     ),
+    "transport": Option(
+        values.word(Transport),
+        "auto, dev or io_uring",
+        "how requests come: through /dev/fuse, or over io_uring where it is switched on",
+    ),
     "map_uid": Option(
         values.ranges, _RANGES, "which users of the containers are which users of the host"
     ),
@@ -263,6 +277,9 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
         " where a default ACL should stand in its place",
     },
 }
+
+# Why `libfuse` has one transport only.
+WITHOUT_IO_URING: Final = "pyfuse3 reads /dev/fuse itself"
 
 # What is given to a directory that is made, and to none that is there already.
 FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
@@ -329,6 +346,12 @@ def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, s
         if getattr(config, name):
             reason = f"cannot be had with session={config.session}: {why}"
             yield name, "false", reason
+    if config.transport is Transport.IO_URING and session_of(config) is not Session.KERNEL:
+        yield (
+            "transport",
+            "auto or dev",
+            f"cannot be had with session={config.session}: {WITHOUT_IO_URING}",
+        )
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(config, name) is not None:
             reason = "is for a directory that is made, and source is there already"

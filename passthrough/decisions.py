@@ -12,12 +12,14 @@ import msgspec
 
 from passthrough import cache, values
 from passthrough.config import (
+    WITHOUT_IO_URING,
     CachePolicy,
     Config,
     InodeFileHandles,
     OptionError,
     Session,
     Squash,
+    Transport,
     as_text,
     automatic,
     session_of,
@@ -81,14 +83,14 @@ RULES: Final = (
 )
 
 
-def decide(config: Config, without_handles: str = "") -> Decided:
+def decide(config: Config, without_handles: str = "", without_rings: str = "") -> Decided:
     """What applies where *config* was asked for; of what is decided already, the same again.
 
     *without_handles* is why files of the source cannot be held by handle, empty as long as they can
-    for all that is known.
+    for all that is known; *without_rings* is why requests cannot come over io_uring, the same way.
 
     Raises:
-        OptionError: they must be.
+        OptionError: they must be, or must do so.
     """
     notes = []
     if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
@@ -107,17 +109,42 @@ def decide(config: Config, without_handles: str = "") -> Decided:
         config,
         **cache.timeouts(config)._asdict(),
         session=session,
+        transport=_transport(config, session, without_rings),
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )
     return Decided(config, tuple(notes))
 
 
-def described(config: Config, without_handles: str = "") -> dict[str, object]:
+def _transport(config: Config, session: Session, without_rings: str) -> Transport:
+    """What brings the requests."""
+    if config.transport is Transport.IO_URING and without_rings:
+        reason = f"'io_uring' cannot be had: {without_rings}"
+        raise OptionError("transport", "io_uring", "auto or dev", reason)
+    can = session is Session.KERNEL and not without_rings
+    if config.transport is Transport.AUTO:
+        return Transport.IO_URING if can else Transport.DEV
+    return config.transport
+
+
+def described(
+    config: Config, without_handles: str = "", without_rings: str = ""
+) -> dict[str, object]:
     """What applies of *config*, and why, for people: options, notes, and who serves."""
-    applies, notes = decide(config, without_handles)
+    # What is asked for and cannot be had is no reason not to describe it.
+    asked = config.transport is not Transport.AUTO
+    applies, notes = decide(config, without_handles, "" if asked else without_rings)
     why = automatic().reason if config.session is Session.AUTO else "as asked for"
     return {
         "options": as_text(applies),
         "notes": [str(note) for note in notes],
         "session": f"{applies.session}: {why}",
+        "transport": f"{applies.transport}: {_why_transport(config, applies, without_rings)}",
     }
+
+
+def _why_transport(config: Config, applies: Config, without_rings: str) -> str:
+    if config.transport is not Transport.AUTO:
+        return "as asked for"
+    if applies.session is not Session.KERNEL:
+        return WITHOUT_IO_URING
+    return without_rings or "FUSE over io_uring is switched on"

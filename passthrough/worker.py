@@ -17,19 +17,21 @@ from typing import Final, Protocol, cast
 
 import msgspec
 
-from passthrough import credentials, filehandles, sandbox
+from passthrough import credentials, filehandles, running, sandbox
 from passthrough.config import (
     Config,
     InodeFileHandles,
     OptionError,
     Sandbox,
     Session,
+    Transport,
     session_of,
 )
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
 from passthrough.sandbox import SandboxError
+from passthrough.session import uring
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,8 @@ def serve(
     without_handles = ""
     if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
         without_handles = filehandles.without_handles(handover.source_fd)
-    config, notes = decide(handover.config, without_handles)
+    without_rings = _without_rings(handover.config)
+    config, notes = decide(handover.config, without_handles, without_rings)
     for note in notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
@@ -105,18 +108,33 @@ def serve(
     # Before the sandbox is entered, after which nothing is loaded.
     session = load(session_of(config))
     fs = PassthroughFs(config, _confine(config, handover.source_fd))
-    report = Report(serving=True, without_handles=without_handles)
+    report = Report(serving=True, without_handles=without_handles, without_rings=without_rings)
     try:
         session.run(fs, handover.fuse_fd, partial(serving, report), keeper_fd)
     finally:
         fs.close()
 
 
+def _without_rings(config: Config) -> str:
+    """Why requests do not come over io_uring, where they might; tries what it takes."""
+    if config.transport is Transport.DEV or session_of(config) is not Session.KERNEL:
+        return ""
+    if reason := running.without_rings():
+        return reason
+    try:
+        uring.Ring().close()
+        running.possible_processors()  # for later, when /sys is out of sight
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
 def _confine(config: Config, source_fd: int) -> int:
     """Take from this process what it does not need; gives the source as seen from then on."""
     if config.sandbox is Sandbox.NAMESPACE:
         by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
-        return sandbox.enter(source_fd, by_handle=by_handle)
+        by_ring = config.transport is Transport.IO_URING
+        return sandbox.enter(source_fd, by_handle=by_handle, by_ring=by_ring)
     credentials.keep_capabilities()
     return source_fd
 

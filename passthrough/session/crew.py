@@ -149,8 +149,8 @@ class Crew:
                     self._wake()
 
     def _serve(self, me: _Member) -> None:
-        receive, answer = self._channel.receive, self._session.answer
-        request = self._channel.open_request()
+        channel, answer = self._channel, self._session.answer
+        receive, request = channel.receive, channel.open_request()
         while receive(request):
             me.waits = False
             me.taken += 1
@@ -158,7 +158,7 @@ class Crew:
                 self._look_again()
             if self._stopped:
                 return
-            answer(request)
+            answer(request, channel)
             if len(self._members) > self._wanted and self._leave(me):
                 return
             me.waits = True

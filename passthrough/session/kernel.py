@@ -7,6 +7,8 @@ session.py          what handlers share; the one error boundary
 handlers/           one function per opcode, and the table of them
 notifications.py    what the kernel is told unasked
 crew.py             the threads
+uring.py, rings.py  requests over io_uring in place of /dev/fuse
+queues.py           the threads for that
 """
 
 import contextlib
@@ -16,14 +18,20 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from passthrough import running
+from passthrough.config import Transport
 from passthrough.filesystem import PassthroughFs
+from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
 from passthrough.session.crew import LOOK_S, Crew
 from passthrough.session.handlers.table import HANDLERS
+from passthrough.session.queues import Queues
+from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
+from passthrough.session.uring import Ring
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +61,24 @@ def run(
     session = Session(fs, channel, HANDLERS)
     try:
         _greet(session, channel, fuse_fd)
-        serving()
         with _woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
             crew.start()
-            _wait_for_end(crew, woken_fd, keeper_fd)
+            queues = Queues(
+                session,
+                lambda number: RingChannel(Ring(), fuse_fd, number, channel),
+                _processors(session),
+                wake,
+            )
+            queues.start()
+            serving()
+            _wait_for_end(crew, queues, woken_fd, keeper_fd)
             crew.stop()
-        _wait_for_requests(crew)
-        if crew.error is not None:
-            raise crew.error
+            queues.stop()
+        _wait_for_requests(crew, queues)
+        for error in (crew.error, queues.error):
+            if error is not None:
+                raise error
     finally:
         os.close(fuse_fd)
 
@@ -72,9 +89,18 @@ def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
     while session.agreed is None:
         if not channel.receive(request):
             raise OSError(errno.EBADF, f"no FUSE mount speaks through descriptor {fuse_fd}")
-        session.answer(request)
+        session.answer(request, channel)
         if session.broken is not None:
             raise session.broken
+
+
+def _processors(session: Session) -> Sequence[int]:
+    """The processors whose requests come over io_uring: all or none."""
+    if session.fs.config.transport is not Transport.IO_URING:
+        return ()
+    if not session.uses(Init.OVER_IO_URING):
+        raise OSError(errno.EPROTO, "FUSE over io_uring was switched off before the mount was made")
+    return running.possible_processors()
 
 
 @contextlib.contextmanager
@@ -94,13 +120,13 @@ def _woken() -> Iterator[tuple[int, Callable[[], object]]]:
         os.close(waking_fd)
 
 
-def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
+def _wait_for_end(crew: Crew, queues: Queues, woken_fd: int, keeper_fd: int | None) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
     poll = select.poll()
     poll.register(woken_fd, select.POLLIN)
     if keeper_fd is not None:
         poll.register(keeper_fd, select.POLLIN)
-    while not crew.ended:
+    while not crew.ended and queues.error is None:
         ready = [fd for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S)]
         if keeper_fd in ready:
             log.info("the keeper of this mount has ended; so does its worker")
@@ -110,10 +136,10 @@ def _wait_for_end(crew: Crew, woken_fd: int, keeper_fd: int | None) -> None:
         crew.look()
 
 
-def _wait_for_requests(crew: Crew) -> None:
+def _wait_for_requests(crew: Crew, queues: Queues) -> None:
     """Give what is in hand time to be answered; it takes no longer, unless the host hangs."""
     deadline = time.monotonic() + _PATIENCE_S
-    while crew.at_work() and time.monotonic() < deadline:
+    while crew.at_work() + queues.at_work() and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_S)
-    if left := crew.at_work():
+    if left := crew.at_work() + queues.at_work():
         log.warning("%d requests hang in the host's file system and are left unanswered", left)

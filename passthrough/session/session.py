@@ -27,7 +27,7 @@ class Session:
     """What handlers have at hand. Threads share it."""
 
     __slots__ = (
-        *("_channel", "_handlers"),
+        "_handlers",
         *("about_to_block", "agreed", "broken", "fs", "notifier", "umask"),
     )
 
@@ -38,7 +38,10 @@ class Session:
         handlers: Mapping[int, Handler],
         agreed: Agreed | None = None,
     ) -> None:
-        """Serve *fs* on *channel*; *agreed* is what a session before this one has negotiated."""
+        """Serve *fs*, and notify through *channel*.
+
+        *agreed* is what a session before this one has negotiated.
+        """
         self.fs = fs
         self.notifier = Notifier(channel)
         self.agreed = agreed
@@ -49,7 +52,6 @@ class Session:
         """The umask of the caller, if it is this side that applies it."""
         self.about_to_block: Callable[[], None] = _nothing
         """To be called before what is known to wait for the host's disk, or for somebody else."""
-        self._channel = channel
         self._handlers = handlers
 
     def uses(self, feature: Init) -> bool:
@@ -65,27 +67,27 @@ class Session:
         if self.umask is not None:
             self.umask.set(mask)
 
-    def answer(self, request: Request) -> None:
-        """Handle what was received into *request*, and answer it."""
+    def answer(self, request: Request, channel: Channel) -> None:
+        """Handle what was received into *request* from *channel*, and answer it there."""
         try:
             request.decode()
             handler = self._handlers.get(request.opcode)
             if handler is None:
-                self._channel.fail(request.unique, errno.ENOSYS)
+                channel.fail(request.unique, errno.ENOSYS)
                 return
             body = handler(self, request)
         except OSError as error:
             if request.opcode in WITHOUT_ANSWER:
                 log.warning("%s: %s", _named(request.opcode), error)
             else:
-                self._channel.fail(request.unique, error.errno or errno.EIO)
+                channel.fail(request.unique, error.errno or errno.EIO)
         except Exception:
             log.exception("%s failed by a mistake of this program", _named(request.opcode))
             if request.opcode not in WITHOUT_ANSWER:
-                self._channel.fail(request.unique, errno.EIO)
+                channel.fail(request.unique, errno.EIO)
         else:
             if body is not None:
-                self._channel.reply(request.unique, body)
+                channel.reply(request.unique, body)
 
 
 def _nothing() -> None:

@@ -134,7 +134,10 @@ def test_users_see_empty_directories(tmp_path: Path, session: str) -> None:
     source.mkdir()
     below(source)
     try:
-        with mounted(tmp_path, {"submounts": "hide", "session": session}) as served, served.limited(LIMIT_S):
+        with (
+            mounted(tmp_path, {"submounts": "hide", "session": session}) as served,
+            served.limited(LIMIT_S),
+        ):
             assert sorted(walk(served.mountpoint)) == ["disk", "plain", "plain/file", "same"]
             with pytest.raises(OSError, match="Read-only"):
                 (served.mountpoint / "disk/new").touch()

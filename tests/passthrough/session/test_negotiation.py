@@ -112,12 +112,10 @@ def session(source: Path) -> Session:
 
 
 def answer(session: Session, raw: bytes) -> bytes:
-    channel = session._channel
-    assert isinstance(channel, FakeChannel)
-    channel.requests.append(raw)
+    channel = FakeChannel([raw])
     request = channel.open_request()
     channel.receive(request)
-    session.answer(request)
+    session.answer(request, channel)
     reply = channel.replies.pop()
     if reply.error:
         raise OSError(reply.error, os.strerror(reply.error))
