@@ -36,7 +36,21 @@ _BUSY_INTERPRETER: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 100
 # So many looks in a row without a request: the main thread stops looking until there is one.
-_QUIET_LOOKS: Final = 20
+QUIET_LOOKS: Final = 20
+
+
+class Interpreter:
+    """What holds threads up: this process's own code, or the host."""
+
+    def __init__(self) -> None:
+        self._looked = self._computed = 0.0
+
+    def was_busy(self) -> bool:
+        """Whether it was the interpreter that was busy since the last look, and not the host."""
+        now, computed = time.monotonic(), _computed()
+        busy = computed - self._computed > (now - self._looked) * _BUSY_INTERPRETER
+        self._looked, self._computed = now, computed
+        return busy
 
 
 class _Member:
@@ -68,7 +82,7 @@ class Crew:
         self._stopped = False
         self._full = False
         self._taken = self._calm = self._quiet = 0
-        self._looked = self._computed = 0.0
+        self._interpreter = Interpreter()
         self.resting = False
         """Whether nothing happens, and nobody need look until woken."""
         self.ended = False
@@ -104,21 +118,16 @@ class Crew:
         members = tuple(self._members)
         taken = sum(member.taken for member in members)
         full = not any(member.waits for member in members)
-        if full and self._full and (taken == self._taken or not self._computes()):
+        busy = self._interpreter.was_busy()
+        if full and self._full and (taken == self._taken or not busy):
             self._grow(len(members))
         self._quiet = 0 if full or taken != self._taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._taken, self._full = taken, full
-        self._looked, self._computed = time.monotonic(), _computed()
         if self._calm >= _CALM_LOOKS:
             self._calm, self._wanted = 0, max(1, len(members) // 2)
-        if self._quiet >= _QUIET_LOOKS:
+        if self._quiet >= QUIET_LOOKS:
             self._rest()
-
-    def _computes(self) -> bool:
-        """Whether it is the interpreter that was busy since the last look, rather than the host."""
-        elapsed = time.monotonic() - self._looked
-        return _computed() - self._computed > elapsed * _BUSY_INTERPRETER
 
     def _rest(self) -> None:
         self._quiet, self._wanted = 0, 1

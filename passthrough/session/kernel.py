@@ -127,13 +127,17 @@ def _wait_for_end(crew: Crew, queues: Queues, woken_fd: int, keeper_fd: int | No
     if keeper_fd is not None:
         poll.register(keeper_fd, select.POLLIN)
     while not crew.ended and queues.error is None:
-        ready = [fd for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S)]
+        ready = [
+            fd
+            for fd, _ in poll.poll(None if crew.resting and queues.resting else LOOK_S * _MS_PER_S)
+        ]
         if keeper_fd in ready:
             log.info("the keeper of this mount has ended; so does its worker")
             return
         if woken_fd in ready and os.read(woken_fd, _MANY).strip(_WAKE):
             return  # a signal: its number is what was written
         crew.look()
+        queues.look()
 
 
 def _wait_for_requests(crew: Crew, queues: Queues) -> None:

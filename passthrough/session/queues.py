@@ -2,10 +2,9 @@
 
 The kernel gives a request to the entry that was free last, so that one thread of a processor does
 all the work as long as it keeps up, on the processor where the request was made: nobody is woken
-elsewhere. The others are there for when the host holds that thread up. One always waits; who takes
-a request and sees that nobody waits any more starts another before it goes on. That one would come
-too late for a request that is there already, because the kernel looks for those only when an answer
-comes; so it must not be the last one's turn to be held up.
+elsewhere. The other is there for when the host holds that one up. When neither waits for requests
+any more, the main thread looks at them in short intervals, as it does at the crew of /dev/fuse. If
+it is the host that holds them up, and not the interpreter, it doubles their number.
 
 No thread leaves before the connection ends: an entry cannot be taken back.
 """
@@ -20,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from passthrough.errors import os_error
+from passthrough.session.crew import QUIET_LOOKS, Interpreter
 from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
 
@@ -36,7 +36,7 @@ _START_LIMIT_S: Final = 10.0
 class _Queue:
     """One processor's threads."""
 
-    __slots__ = ("processor", "size", "waiting")
+    __slots__ = ("full", "processor", "seen", "size", "taken", "waiting")
 
     def __init__(self, processor: int) -> None:
         self.processor = processor
@@ -44,6 +44,11 @@ class _Queue:
         """How many threads there are."""
         self.waiting: list[None] = []
         """One for each that waits for a request; a list, because its changes are single steps."""
+        self.taken = 0
+        """How many requests there have been, or a few less: for seeing that there are some."""
+        self.seen = 0
+        self.full = False
+        """What `taken` was, and whether none waited, when it was looked at."""
 
 
 class Queues:
@@ -59,7 +64,7 @@ class Queues:
         """Make queues without threads.
 
         *open_channel* makes a channel to a processor's queue, for the thread that calls it; *wake*
-        is called when the transport breaks.
+        has the main thread look again.
         """
         self._session = session
         self._open_channel = open_channel
@@ -67,6 +72,10 @@ class Queues:
         self._lock = threading.Lock()
         self._queues = [_Queue(processor) for processor in processors]
         self._stopped = False
+        self._quiet = 0
+        self._interpreter = Interpreter()
+        self.resting = True
+        """Whether there are threads enough, and nobody need look until woken."""
         self.error: OSError | None = None
         """What broke the transport."""
 
@@ -99,19 +108,45 @@ class Queues:
         """How many threads there are."""
         return sum(queue.size for queue in self._queues)
 
+    def look(self) -> None:
+        """See whether there are too few threads; to be called every `LOOK_S` unless `resting`."""
+        busy = self._interpreter.was_busy()
+        self._quiet += 1
+        for queue in self._queues:
+            taken, full = queue.taken, not queue.waiting
+            if full:
+                self._quiet = 0
+                if queue.full and (taken == queue.seen or not busy):
+                    for _ in range(queue.size):
+                        self._grow(queue, _log_failure)
+            queue.seen, queue.full = taken, full
+        if self._quiet >= QUIET_LOOKS:
+            self._quiet, self.resting = 0, True
+
+    def _look_again(self) -> None:
+        with self._lock:
+            self.resting = False
+            if not self._stopped:
+                self._wake()
+
     def _grow(self, queue: _Queue, started: Callable[[OSError | None], object]) -> bool:
         """Start one more thread, unless there are as many as there may be."""
         with self._lock:
             if queue.size >= _MOST or self._stopped:
                 return False
             queue.size += 1
-        _thread.start_new_thread(self._work, (queue, started))
+            number = queue.size
+        _thread.start_new_thread(self._work, (queue, number, started))
         return True
 
-    def _work(self, queue: _Queue, started: Callable[[OSError | None], object]) -> None:
+    def _work(
+        self, queue: _Queue, number: int, started: Callable[[OSError | None], object]
+    ) -> None:
         try:
             _stay_on(queue.processor)
             channel = self._open_channel(queue.processor)
+            if number > _FIRST:
+                channel.hurry(queue.processor * _MOST + number)
         except OSError as error:
             with self._lock:
                 queue.size -= 1
@@ -135,8 +170,9 @@ class Queues:
         started(None)
         while receive(request):
             waiting.pop()
-            if not waiting:
-                self._grow(queue, _log_failure)
+            queue.taken += 1
+            if not waiting and self.resting:
+                self._look_again()
             if self._stopped:
                 break
             answer(request, channel)

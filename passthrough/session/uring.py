@@ -132,7 +132,7 @@ class Ring:
             _raise_unless_interrupted()
 
     def submit_and_wait(self) -> int:
-        """Give the command to the kernel and wait for its result, an errno below nought for a failure.
+        """Give the command to the kernel, wait for its result: an errno below nought for a failure.
 
         Raises:
             OSError: the kernel does not take it.
