@@ -14,13 +14,13 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from passthrough.errors import os_error
 from passthrough.session.crew import QUIET_LOOKS, Interpreter
-from passthrough.session.rings import RingChannel
+from passthrough.session.rings import RingChannel, RingRequest
 from passthrough.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _START_LIMIT_S: Final = 10.0
 class _Queue:
     """One processor's threads."""
 
-    __slots__ = ("full", "processor", "seen", "size", "taken", "waiting")
+    __slots__ = ("full", "processor", "requests", "seen", "size", "taken", "waiting")
 
     def __init__(self, processor: int) -> None:
         self.processor = processor
@@ -44,6 +44,8 @@ class _Queue:
         """How many threads there are."""
         self.waiting: list[None] = []
         """One for each that waits for a request; a list, because its changes are single steps."""
+        self.requests: list[RingRequest] = []
+        """The one of each thread."""
         self.taken = 0
         """How many requests there have been, or a few less: for seeing that there are some."""
         self.seen = 0
@@ -129,6 +131,12 @@ class Queues:
             if not self._stopped:
                 self._wake()
 
+    def _inodes(self) -> Iterator[int]:
+        """What has been asked about last: some of it the kernel still knows."""
+        for queue in self._queues:
+            for request in tuple(queue.requests):
+                yield request.nodeid
+
     def _grow(self, queue: _Queue, started: Callable[[OSError | None], object]) -> bool:
         """Start one more thread, unless there are as many as there may be."""
         with self._lock:
@@ -146,7 +154,7 @@ class Queues:
             _stay_on(queue.processor)
             channel = self._open_channel(queue.processor)
             if number > _FIRST:
-                channel.hurry(queue.processor * _MOST + number)
+                channel.hurry(queue.processor * _MOST + number, self._inodes())
         except OSError as error:
             with self._lock:
                 queue.size -= 1
@@ -166,6 +174,7 @@ class Queues:
     ) -> None:
         receive, answer, waiting = channel.receive, self._session.answer, queue.waiting
         request = channel.open_request()
+        queue.requests.append(request)
         waiting.append(None)
         started(None)
         while receive(request):

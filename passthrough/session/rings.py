@@ -13,11 +13,11 @@ before. From then on the kernel holds requests back until there is an entry for 
 import ctypes
 import errno
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Final
 
-from passthrough.session.abi import ROOT_ID, Notification
+from passthrough.session.abi import Notification, Opcode
 from passthrough.session.channel import MAX_WRITE, Channel, checked_errno
 from passthrough.session.request import MalformedError, Request
 from passthrough.session.uring import Ring
@@ -42,6 +42,8 @@ _IOVEC: Final = Struct("=QQ")
 _EXTENSION_UNIT: Final = 8
 # Far beyond the numbers that the kernel gives, and even, as they are.
 _OWN_REQUESTS: Final = 1 << 62
+# What lies in the header's place for it. The kernel sends this one's with the rest.
+_APART: Final = {opcode: row for opcode, row in FIXED.items() if opcode != Opcode.NOTIFY_REPLY}
 # The connection is gone, or has just gone and taken the request along.
 _THE_END: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ENOENT})
 
@@ -64,7 +66,7 @@ class RingRequest(Request):
         """
         header = IN_HEADER.unpack_from(self._buffer)
         length, self.opcode, self.unique, self.nodeid, self.uid, self.gid, self.pid, more = header
-        fixed = FIXED.get(self.opcode)
+        fixed = _APART.get(self.opcode)
         rest = length - IN_HEADER.size if fixed is None else length - IN_HEADER.size - fixed.size
         self._end = _PAYLOAD_AT + rest - more * _EXTENSION_UNIT
         if rest != self.length or self._end < _PAYLOAD_AT:
@@ -74,7 +76,8 @@ class RingRequest(Request):
 class RingChannel:
     """One entry of the queue of one processor, of the thread that has made it.
 
-    An answer leaves when that thread asks for the next request.
+    An answer leaves when that thread asks for the next request. Where there was none, the request's
+    own header is taken for one that is wrong, and the kernel ends the request all the same.
     """
 
     def __init__(self, ring: Ring, fuse_fd: int, queue: int, device: Channel) -> None:
@@ -97,18 +100,25 @@ class RingChannel:
             raise OSError(-result, f"the kernel takes no entry for queue {queue} over io_uring")
         ring.prepare(fuse_fd, _COMMIT_AND_FETCH, (0, 0, queue))
 
-    def hurry(self, number: int) -> None:
+    def hurry(self, number: int, inodes: Iterable[int]) -> None:
         """Have requests that wait in the queue of this thread's processor brought.
 
         The kernel looks for them when an answer comes, and not when an entry does. So there must be
-        something to answer: here, that it sends nothing of the root's cached pages, with a *number*
-        that no other such request has meanwhile.
+        something to answer: that the kernel sends nothing of the cached pages of a regular file,
+        one of *inodes* if it knows one, with a *number* that no other such request has meanwhile.
 
         Raises:
             OSError: the connection has ended.
         """
-        body = NOTIFY_RETRIEVE_OUT.pack(_OWN_REQUESTS + 2 * number, ROOT_ID, 0, 0)
-        self._device.notify(Notification.RETRIEVE, (body,))
+        for inode in inodes:
+            body = NOTIFY_RETRIEVE_OUT.pack(_OWN_REQUESTS + 2 * number, inode, 0, 0)
+            try:
+                self._device.notify(Notification.RETRIEVE, (body,))
+            except OSError as error:
+                if error.errno not in {errno.EINVAL, errno.ENOENT}:  # no regular file, or forgotten
+                    raise
+            else:
+                return
 
     def open_request(self) -> RingRequest:
         """Give the one place for requests that there is."""

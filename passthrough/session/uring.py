@@ -162,6 +162,10 @@ class Ring:
     def close(self) -> None:
         """Close the ring; a command that the kernel has is cancelled."""
         fd, self._fd = self._fd, -1
+        # Each map of its memory holds the ring as well.
+        self._words.release()
+        self._ring.close()
+        self._sqe.close()
         os.close(fd)
 
     def _advance(self) -> None:

@@ -9,6 +9,7 @@ itself; `large` keeps a long test away from the policies that share their listin
 `libfuse_lacks(feature, seen)` does so where libfuse serves. docs/sessions.md lists the latter.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -24,6 +25,7 @@ import pytest
 
 from tests.support.callers import MEMBER, ROOT, USER, Caller
 from tests.support.mounted import Mounted, mounted
+from tests.support.rings import switched_on
 
 TEST_LIMIT_S = 90.0
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
@@ -33,7 +35,7 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 class Place:
     """One column of the battery: a session with a cache policy, or a bare directory; a caller.
 
-    *handles* is the option inode_file_handles.
+    *handles* is the option inode_file_handles; *transport* the one of that name.
     """
 
     session: str | None
@@ -41,6 +43,7 @@ class Place:
     caller: Caller
     large: bool = True
     handles: str = "prefer"
+    transport: str = "dev"
 
     @property
     def id(self) -> str:
@@ -48,6 +51,8 @@ class Place:
         where = "control" if self.session is None else f"{self.session}-{self.policy}"
         if self.handles != "prefer":
             where += f"-handles-{self.handles}"
+        if self.transport != "dev":
+            where += f"-{self.transport}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
@@ -68,6 +73,8 @@ PLACES = [
             Place(session, "auto", ROOT, large=False, handles="mandatory"),
         )
     ),
+    Place("kernel", "auto", ROOT, transport="io_uring"),
+    Place("kernel", "auto", USER, large=False, transport="io_uring"),
 ]
 
 
@@ -156,8 +163,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
                 "session": wanted.session,
                 "cache": wanted.policy,
                 "inode_file_handles": wanted.handles,
+                "transport": wanted.transport,
             }
-            with mounted(base, options) as served:
+            with contextlib.ExitStack() as stack:
+                if wanted.transport == "io_uring":
+                    stack.enter_context(switched_on())
+                served = stack.enter_context(mounted(base, options))
                 yield Ground(wanted, served.mountpoint, served.source, served)
     finally:
         shutil.rmtree(base)

@@ -10,7 +10,7 @@ import pytest
 
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import _CALM_LOOKS, _QUIET_LOOKS, Crew
+from passthrough.session.crew import _CALM_LOOKS, QUIET_LOOKS, Crew
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from tests.support.kernel import START, message
@@ -60,7 +60,7 @@ class Hanging:
         self.go = threading.Event()
         self.about_to_block: Callable[[], None] = _nothing
 
-    def answer(self, request: Request) -> None:
+    def answer(self, request: Request, _channel: object) -> None:
         request.decode()
         unique = request.unique
         self.begun.put(unique)
@@ -157,7 +157,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     until(lambda: crew.at_work() == 0)
     assert crew.size() >= 20
 
-    for _ in range(_CALM_LOOKS + _QUIET_LOOKS):
+    for _ in range(_CALM_LOOKS + QUIET_LOOKS):
         crew.look()
     for unique in range(0, 200, 2):
         channel.requests.put(unique)
@@ -169,7 +169,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
 def test_nobody_looks_while_nothing_happens(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
-    for _ in range(_QUIET_LOOKS):
+    for _ in range(QUIET_LOOKS):
         assert not crew.resting
         crew.look()
     assert crew.resting
