@@ -278,9 +278,6 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
     },
 }
 
-# Why `libfuse` has one transport only.
-WITHOUT_IO_URING: Final = "pyfuse3 reads /dev/fuse itself"
-
 # What is given to a directory that is made, and to none that is there already.
 FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
 
@@ -346,12 +343,6 @@ def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, s
         if getattr(config, name):
             reason = f"cannot be had with session={config.session}: {why}"
             yield name, "false", reason
-    if config.transport is Transport.IO_URING and session_of(config) is not Session.KERNEL:
-        yield (
-            "transport",
-            "auto or dev",
-            f"cannot be had with session={config.session}: {WITHOUT_IO_URING}",
-        )
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(config, name) is not None:
             reason = "is for a directory that is made, and source is there already"

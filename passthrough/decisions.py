@@ -12,7 +12,6 @@ import msgspec
 
 from passthrough import cache, values
 from passthrough.config import (
-    WITHOUT_IO_URING,
     CachePolicy,
     Config,
     InodeFileHandles,
@@ -24,6 +23,9 @@ from passthrough.config import (
     automatic,
     session_of,
 )
+
+
+_NOT_BY_LIBFUSE: Final = "pyfuse3 reads /dev/fuse itself"
 
 
 class Note(NamedTuple):
@@ -117,12 +119,12 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
 
 def _transport(config: Config, session: Session, without_rings: str) -> Transport:
     """What brings the requests."""
-    if config.transport is Transport.IO_URING and without_rings:
-        reason = f"'io_uring' cannot be had: {without_rings}"
+    why_not = without_rings if session is Session.KERNEL else _NOT_BY_LIBFUSE
+    if config.transport is Transport.IO_URING and why_not:
+        reason = f"'io_uring' cannot be had with session={session}: {why_not}"
         raise OptionError("transport", "io_uring", "auto or dev", reason)
-    can = session is Session.KERNEL and not without_rings
     if config.transport is Transport.AUTO:
-        return Transport.IO_URING if can else Transport.DEV
+        return Transport.DEV if why_not else Transport.IO_URING
     return config.transport
 
 
@@ -146,5 +148,5 @@ def _why_transport(config: Config, applies: Config, without_rings: str) -> str:
     if config.transport is not Transport.AUTO:
         return "as asked for"
     if applies.session is not Session.KERNEL:
-        return WITHOUT_IO_URING
+        return _NOT_BY_LIBFUSE
     return without_rings or "FUSE over io_uring is switched on"

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import trio
 
+from passthrough import running
 from passthrough.config import Config
-from passthrough.decisions import decide, described
+from passthrough.decisions import described
 from plugin import blocking, options
 from plugin.errors import (
     InvalidOption,
@@ -120,6 +121,7 @@ class Driver:
         """
         name = volume_name(request.name)
         wanted = options.parse(request.options)
+        notes = options.decided(wanted.config, running.without_rings())
         async with self._turn(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
@@ -130,7 +132,7 @@ class Driver:
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
             await trio.to_thread.run_sync(self._store, record, wanted.config)
             self._volumes[name] = Volume(record)
-        for note in decide(wanted.config).notes:
+        for note in notes:
             log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
         return Reply()
@@ -255,7 +257,7 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            status |= described(understood.config, self._keeper.without_handles(volume.name))
+            status |= described(understood.config, *self._keeper.reasons(volume.name))
             if understood.source is None:
                 # Not its path, because in a managed plugin that need not be the host's.
                 status["data"] = "own directory"
