@@ -8,13 +8,16 @@ Where a request goes, each module importing only those below it:
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: kernel.py on /dev/fuse itself, libfuse.py over pyfuse3
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
-    operations/     the methods: entries, metadata, files, directories, extended attributes
+    operations/     the methods: entries, metadata, files and ranges of them, directories, locks,
+                    extended attributes, file flags
     readonly.py     what a read-only volume refuses
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
     names.py        which names are components, where `..` and mount points lead
     xattrs.py       which extended attributes pass
     opening.py      which flags of open(2) reach the host
+    locks.py        locks on the host's files, by file and by owner
+    waiting.py      system calls that may last for ever, and how they are ended
     handles.py      open files and directory streams, by number
     listing.py      a directory's entries, from any offset
     inodes.py       identity <-> inode number <-> lookup count
@@ -35,7 +38,8 @@ Where a request goes, each module importing only those below it:
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do
     errors.py       an OSError of our own
-    syscalls.py     the system calls that `os` lacks
+    filecalls.py    the system calls on single files that `os` lacks
+    syscalls.py     the other ones that it lacks
 
 The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched
 from the system call to the session, which turns it into the reply's errno. File names are bytes.

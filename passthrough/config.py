@@ -63,6 +63,13 @@ class Transport(enum.StrEnum):
     IO_URING = "io_uring"
 
 
+class Locks(enum.StrEnum):
+    """Where the locks of fcntl(2) and flock(2) are taken."""
+
+    HOST = "host"
+    LOCAL = "local"
+
+
 class Squash(enum.StrEnum):
     """Whose ids are replaced by the anonymous ones, exports(5)."""
 
@@ -114,6 +121,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_opendir: bool = False
     killpriv_v2: bool | None = None
     posix_acl: bool = False
+    locks: Locks | None = None
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
@@ -160,26 +168,18 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
-    "negative_timeout": Option(
-        values.seconds, _TIME, "how long it stays known that a name is free"
-    ),
+    "negative_timeout": Option(values.seconds, _TIME, "how long a free name stays known"),
     "writeback": Option(
-        values.boolean,
-        _TRUE_FALSE,
-        "let the kernel collect writes; others see them later, and theirs are not expected",
+        values.boolean, _TRUE_FALSE, "let the kernel collect writes, which others see later"
     ),
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
-    "xattr": Option(
-        values.boolean, _TRUE_FALSE, "extended attributes; off saves small writes time"
-    ),
+    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
         "number every file by the host's number and a number for its device, the source's included",
     ),
-    "seal_size": Option(
-        values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
-    ),
+    "seal_size": Option(values.boolean, _TRUE_FALSE, "refuse to change any file's size: EPERM"),
     "allow_direct_io": Option(
         values.boolean,
         _TRUE_FALSE,
@@ -206,18 +206,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "what is mounted below the source: part of the volume, or an empty directory each",
     ),
     "session": Option(
-        values.word(Session),
-        "auto, kernel or libfuse",
-        "what speaks FUSE with the kernel; auto takes the best",
+        values.word(Session), "auto, kernel or libfuse", "what speaks FUSE with the kernel"
     ),
     "transport": Option(
-        values.word(Transport),
-        "auto, dev or io_uring",
-        "how requests come: through /dev/fuse, or over io_uring where it is switched on",
+        values.word(Transport), "auto, dev or io_uring", "requests by /dev/fuse or by io_uring"
     ),
-    "map_uid": Option(
-        values.ranges, _RANGES, "which users of the containers are which users of the host"
-    ),
+    "map_uid": Option(values.ranges, _RANGES, "which users of containers are which of the host"),
     "map_gid": Option(values.ranges, _RANGES, "the same for groups"),
     "squash": Option(
         values.word(Squash), "none, root or all", "whose ids are replaced by anon_uid and anon_gid"
@@ -235,6 +229,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "where offered",
     ),
     "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "locks": Option(
+        values.word(Locks),
+        "host or local",
+        "host locks the host's files, which all who use them see; local holds in this volume only",
+        "host where offered",
+    ),
     "mode": Option(
         values.optional_mode,
         "three or four octal digits, or none",
@@ -257,12 +257,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "fsname": Option(
         values.fsname,
         "1 to 128 letters, digits or _.:/@+-",
-        "what df and mount show as the file system's name",
+        "the file system's name in df and mount",
     ),
 }
 
-# Whether `auto` takes the kernel session where it can be had.
-_KERNEL_FIRST: Final = False
 # Linux 6.9 brought FUSE 7.40.
 _LEAST_RELEASE: Final = (6, 9)
 
@@ -371,8 +369,6 @@ def automatic() -> Automatic:
     """
     release = running.linux_release()
     text = ".".join(map(str, release))
-    if not _KERNEL_FIRST:
-        return Automatic(Session.LIBFUSE, "the session of its own is asked for by name so far")
     if release < _LEAST_RELEASE:
         return Automatic(Session.LIBFUSE, f"Linux {text} is older than 6.9")
     return Automatic(Session.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")

@@ -15,6 +15,7 @@ from passthrough.config import (
     CachePolicy,
     Config,
     InodeFileHandles,
+    Locks,
     OptionError,
     Session,
     Squash,
@@ -23,7 +24,6 @@ from passthrough.config import (
     automatic,
     session_of,
 )
-
 
 _NOT_BY_LIBFUSE: Final = "pyfuse3 reads /dev/fuse itself"
 
@@ -85,6 +85,19 @@ RULES: Final = (
 )
 
 
+# What leaves locks to the kernel, which keeps them among the users of the volume, and why.
+LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
+    (
+        lambda config: session_of(config) is Session.LIBFUSE,
+        "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users",
+    ),
+    (
+        lambda config: config.no_open,
+        "nobody hears of the close of a file that was opened without a request",
+    ),
+)
+
+
 def decide(config: Config, without_handles: str = "", without_rings: str = "") -> Decided:
     """What applies where *config* was asked for; of what is decided already, the same again.
 
@@ -106,10 +119,14 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
             off = False
             config = msgspec.structs.replace(config, **{option: off})
             notes.append(Note(option, values.as_text(off), reason))
+    local = [reason for leaves, reason in LOCAL_LOCKS if leaves(config)][:1]
+    if config.locks is Locks.HOST:
+        notes.extend(Note("locks", "local", reason) for reason in local)
     session = session_of(config)
     config = msgspec.structs.replace(
         config,
         **cache.timeouts(config)._asdict(),
+        locks=Locks.LOCAL if local or config.locks is Locks.LOCAL else Locks.HOST,
         session=session,
         transport=_transport(config, session, without_rings),
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
@@ -132,9 +149,12 @@ def described(
     config: Config, without_handles: str = "", without_rings: str = ""
 ) -> dict[str, object]:
     """What applies of *config*, and why, for people: options, notes, and who serves."""
-    # What is asked for and cannot be had is no reason not to describe it.
+    # A volume with a transport that this machine has no more can still be looked at.
     asked = config.transport is not Transport.AUTO
-    applies, notes = decide(config, without_handles, "" if asked else without_rings)
+    either = msgspec.structs.replace(config, transport=Transport.AUTO)
+    applies, notes = decide(either, without_handles, without_rings)
+    if asked:
+        applies = msgspec.structs.replace(applies, transport=config.transport)
     why = automatic().reason if config.session is Session.AUTO else "as asked for"
     return {
         "options": as_text(applies),

@@ -17,7 +17,10 @@ from passthrough.operations.directories import DirectoryOperations
 from passthrough.operations.entries import EntryOperations
 from passthrough.operations.extended import ExtendedOperations
 from passthrough.operations.files import FileOperations
+from passthrough.operations.flags import FlagOperations
+from passthrough.operations.locking import LockingOperations
 from passthrough.operations.metadata import MetadataOperations
+from passthrough.operations.ranges import RangeOperations
 
 
 class PassthroughFs(
@@ -25,6 +28,9 @@ class PassthroughFs(
     EntryOperations,
     ExtendedOperations,
     FileOperations,
+    FlagOperations,
+    LockingOperations,
     MetadataOperations,
+    RangeOperations,
 ):
     """The operations on one source directory. Not for use by several mounts at once."""

@@ -6,44 +6,65 @@ import itertools
 import mmap
 import os
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+from passthrough import fdpath
 from passthrough.listing import OpenDirectory
+
+# What a descriptor is opened with that is like another one but for O_DIRECT.
+_OF_TWINS: Final = os.O_ACCMODE | os.O_SYNC | os.O_NOATIME | os.O_DIRECT
+_OF_WRITES: Final = os.O_APPEND | os.O_SYNC
 
 
 class OpenFile:
-    """A regular file that is open for reading or writing; owns its descriptor."""
+    """A regular file that is open for reading or writing; owns its descriptor.
 
-    __slots__ = ("_fd", "inode_number", "status")
+    Its *flags* are those of open(2) that single reads and writes follow. fcntl(2) changes them as
+    long as the file is open; then each request brings its own. O_APPEND and O_SYNC go with a
+    write. O_DIRECT cannot, so there is a second descriptor for those who want it otherwise:
+    changing the first one under others, who are just about to use it, would make theirs fail.
+    """
 
-    def __init__(self, inode_number: int, fd: int, status: int = 0) -> None:
+    __slots__ = ("_fd", "_twins", "flags", "inode_number")
+
+    direct = False
+    """Whether the host's page cache is left out."""
+
+    def __init__(self, inode_number: int, fd: int, flags: int = 0) -> None:
         self.inode_number = inode_number
         self._fd = fd
-        self.status = status
-        """Those of O_APPEND and O_DIRECT that the descriptor has."""
+        self.flags = flags
+        self._twins: list[OpenFile] = []
 
     @property
     def fd(self) -> int:
         """The descriptor, borrowed."""
         return self._fd
 
-    @property
-    def appends(self) -> bool:
-        """Whether every write goes to the end."""
-        return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_APPEND)
+    def following(self, flags: int) -> "OpenFile":
+        """This file, or its second descriptor, by what *flags* have of O_DIRECT.
 
-    def change_status(self, status: int) -> None:
-        """Give the descriptor these of O_APPEND and O_DIRECT, and no others, fcntl(2)."""
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~(os.O_APPEND | os.O_DIRECT)
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | status)
-        self.status = status
+        Raises:
+            OSError: as open(2) reports it.
+        """
+        if bool(flags & os.O_DIRECT) is self.direct:
+            return self
+        if not self._twins:
+            # Two threads at once open two, and the first one serves.
+            wanted = fcntl.fcntl(self._fd, fcntl.F_GETFL) & _OF_TWINS ^ os.O_DIRECT
+            kind = OpenFile if self.direct else DirectFile
+            fd = os.open(fdpath.of(self._fd), wanted | os.O_CLOEXEC)
+            self._twins.append(kind(self.inode_number, fd, self.flags))
+        return self._twins[0]
 
     def read(self, offset: int, size: int) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file, pread(2)."""
         return os.pread(self._fd, size, offset)
 
-    def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Write at *offset*, or at the end if the file was opened to append, pwrite(2)."""
+    def write(self, offset: int, data: bytes | memoryview, flags: int = 0) -> int:
+        """Write at *offset*, pwrite(2), or as O_APPEND and O_SYNC in *flags* say, pwritev2(2)."""
+        if flags & _OF_WRITES:
+            return os.pwritev(self._fd, [data], offset, _write_flags(flags))
         return os.pwrite(self._fd, data, offset)
 
     def flush(self) -> None:
@@ -63,6 +84,8 @@ class OpenFile:
         Raises:
             OSError: what the host's file system reports; the descriptor is gone all the same.
         """
+        while self._twins:
+            self._twins.pop().close()
         fd, self._fd = self._fd, -1
         os.close(fd)
 
@@ -74,14 +97,15 @@ class DirectFile(OpenFile):
     """
 
     __slots__ = ()
+    direct = True
 
     def read(self, offset: int, size: int) -> bytes:
         """Read past the host's page cache, preadv(2)."""
         with mmap.mmap(-1, max(size, 1)) as buffer, memoryview(buffer)[:size] as view:
             return bytes(view[: os.preadv(self._fd, [view], offset)])
 
-    def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Write past the host's page cache, pwritev(2).
+    def write(self, offset: int, data: bytes | memoryview, flags: int = 0) -> int:
+        """Write past the host's page cache, pwritev2(2).
 
         What the kernel writes back of a mapped file ends where the file does, at a place that
         suits no device; that goes through the host's cache.
@@ -89,17 +113,20 @@ class DirectFile(OpenFile):
         with mmap.mmap(-1, max(len(data), 1)) as buffer, memoryview(buffer)[: len(data)] as view:
             view[:] = data
             try:
-                return os.pwritev(self._fd, [view], offset)
+                return os.pwritev(self._fd, [view], offset, _write_flags(flags))
             except OSError as error:
                 ends_with_file = offset + len(data) == os.fstat(self._fd).st_size
                 if error.errno != errno.EINVAL or not ends_with_file:
                     raise
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-        try:
-            return os.pwrite(self._fd, data, offset)
-        finally:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags)
+        return self.following(flags & ~os.O_DIRECT).write(offset, data, flags)
+
+
+def _write_flags(flags: int) -> int:
+    """The RWF_* of one write by a file's flags."""
+    asked = os.RWF_APPEND if flags & os.O_APPEND else 0
+    if flags & os.O_SYNC == os.O_SYNC:
+        return asked | os.RWF_SYNC
+    return asked | os.RWF_DSYNC if flags & os.O_DSYNC else asked
 
 
 Handle = TypeVar("Handle", OpenFile, OpenDirectory)
@@ -135,10 +162,6 @@ class HandleTable(Generic[Handle]):
         number = next(self._numbers)
         self._handles[number] = handle
         return number
-
-    def replace(self, number: int, handle: Handle) -> None:
-        """Keep *handle* as what is called *number*, which goes on to own the descriptor."""
-        self._handles[number] = handle
 
     def release(self, number: int) -> None:
         """Close the handle called *number*, and forget it.

@@ -228,9 +228,13 @@ class InodeTable:
         except BaseException:
             os.close(fd)
             raise
-        self._pin(fd, place)
+        self.pin(fd, place)
 
-    def _pin(self, fd: int, place: Place) -> None:
+    def pin(self, fd: int, place: Place) -> None:
+        """Have the file behind *fd* keep its number until it is forgotten, if it has no name.
+
+        Takes *fd*, a descriptor that may be an O_PATH one; *place* as for `grant`.
+        """
         try:
             attributes = os.fstat(fd)
             if attributes.st_nlink:

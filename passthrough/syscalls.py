@@ -1,8 +1,8 @@
 """The system calls that `os` lacks, each wrapped once, named as its man page.
 
-The only module that uses ctypes. Every wrapper raises OSError with the kernel's errno. Calls that
-can block let other threads run (`_libc`); calls that never block do not (`_libc_held`), because
-giving up the interpreter lock costs more than they take.
+Those on single open files are in filecalls.py. Every wrapper raises OSError with the kernel's
+errno. Calls that can block let other threads run (`_libc`); calls that never block do not
+(`_libc_held`), because giving up the interpreter lock costs more than they take.
 """
 
 import ctypes

@@ -123,7 +123,7 @@ class Keeper:
         return 0 if present is None or present.lost else present.worker.pid
 
     def reasons(self, name: VolumeName) -> tuple[str, str]:
-        """Why files of *name* are not held by handle, and why its requests do not come over io_uring.
+        """Why files of *name* are not held by handle, and why requests do not come over io_uring.
 
         Of a volume that is not mounted, the latter goes by the machine as it is now.
         """

@@ -42,6 +42,7 @@ DOORS = {
     # requests into; neither calls anything.
     "ctypes": {
         "passthrough/syscalls.py",
+        "passthrough/filecalls.py",
         "passthrough/privileges.py",
         "passthrough/listing.py",
         "passthrough/session/rings.py",

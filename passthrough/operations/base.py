@@ -14,9 +14,11 @@ from passthrough.handles import HandleTable, OpenFile
 from passthrough.inode_file import Inode
 from passthrough.inodes import InodeTable
 from passthrough.listing import OpenDirectory
+from passthrough.locks import LockTable
 from passthrough.opening import OpenFlags
 from passthrough.ownership import Ownership
 from passthrough.places import Place
+from passthrough.waiting import Waits
 
 
 class Operations:
@@ -37,6 +39,8 @@ class Operations:
         self._source_mount = self.inodes.root.place.mount
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()
+        self.locks = LockTable()
+        self.waits = Waits()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
         # What is open for users who opened nothing. Not by number: it may be another file's next.
@@ -45,6 +49,7 @@ class Operations:
 
     def close(self) -> None:
         """Close every descriptor."""
+        self.locks.close()
         self.files.close()
         self.directories.close()
         self.inodes.close()

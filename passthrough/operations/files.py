@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from typing import Final
@@ -13,7 +14,9 @@ from passthrough.errors import os_error
 from passthrough.handles import DirectFile, OpenFile
 from passthrough.idmap import Caller
 from passthrough.inode_file import Inode
+from passthrough.locks import Target
 from passthrough.operations.base import Operations
+from passthrough.places import Place
 from passthrough.readonly import changing
 
 _PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
@@ -62,22 +65,31 @@ class FileOperations(Operations):
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
-        try:
-            # Through the descriptor, not the name: that may be another file's by now.
-            held = os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC)
-            # A new name has nothing mounted on it.
-            entry = self._grant(held, inode.place)
-        except BaseException:
-            os.close(fd)
-            raise
-        return entry, self._keep(entry.inode_number, fd, flags)
+        return self._created(fd, flags, inode.place)
+
+    @changing
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
+        """Create and open a regular file without a name in *parent*, O_TMPFILE of open(2).
+
+        Gives its entry and a handle number. `link` may give it a name later.
+        """
+        inode = self.inodes[parent]
+        with inode.opened() as directory, self.ownership.acting_as(caller):
+            fd = os.open(names.DOT, self._flags.unnamed(flags), mode, dir_fd=directory)
+        entry, handle = self._created(fd, flags, inode.place)
+        self.inodes.pin(os.dup(fd), inode.place)
+        return entry, handle
 
     def read(self, handle: int, offset: int, size: int, flags: int | None = None) -> bytes:
         """Read at *offset*; fewer bytes than *size* mean the end of the file.
 
-        *flags* are the caller's of this moment: fcntl(2) may have changed them since the opening.
+        *flags* are those that the file has by now, open(2); None if it has those that it was
+        opened with.
         """
-        return self._following(handle, flags).read(offset, size)
+        file = self.files[handle]
+        if flags is not None and (flags := self._flags.of_request(flags)) != file.flags:
+            file = file.following(flags)
+        return file.read(offset, size)
 
     def write(
         self,
@@ -88,25 +100,35 @@ class FileOperations(Operations):
         *,
         clear_privileges: bool = False,
     ) -> int:
-        """Write at *offset*, or at the end if the file is open to append, pwrite(2).
+        """Write at *offset*, pwrite(2), or at the end with O_APPEND; *flags* as for `read`.
 
-        *flags* as for reading. With *clear_privileges*, the file loses its suid and sgid bits, as
-        it does for a caller without CAP_FSETID.
+        With *clear_privileges*, the file loses its suid and sgid bits, as it does for a caller
+        without CAP_FSETID.
         """
-        file = self._following(handle, flags)
+        file = self.files[handle]
+        flags = file.flags if flags is None else self._flags.of_request(flags)
         if self.config.seal_size and (
-            file.appends or offset + len(data) > os.fstat(file.fd).st_size
+            flags & os.O_APPEND or offset + len(data) > os.fstat(file.fd).st_size
         ):
             raise os_error(errno.EPERM)
+        file = file.following(flags)
         # Looked at first, because it is cheaper than two changes of capabilities.
         if clear_privileges and os.fstat(file.fd).st_mode & _PRIVILEGES:
             with ClearingPrivileges():
-                return file.write(offset, data)
-        return file.write(offset, data)
+                return file.write(offset, data, flags)
+        return file.write(offset, data, flags)
 
-    def flush(self, handle: int) -> None:
-        """A descriptor of the caller was closed: let the host's file system report as on close."""
-        self.files[handle].flush()
+    def flush(self, handle: int, owner: int | None = None) -> None:
+        """A descriptor of the caller was closed: let the host's file system report as on close.
+
+        *owner* is whose locks on the file end with that, whatever is reported.
+        """
+        file = self.files[handle]
+        try:
+            file.flush()
+        finally:
+            if owner is not None:
+                self.locks.closed(file.inode_number, owner)
 
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
@@ -134,8 +156,16 @@ class FileOperations(Operations):
                 handle = first
         return handle
 
-    def release(self, handle: int) -> None:
-        """The last descriptor of an open file is closed."""
+    def release(self, handle: int, *, unlock: bool = False) -> None:
+        """The last descriptor of an open file is closed; with *unlock* it may have an flock.
+
+        That would end with the host's descriptor, unless the kernel has made this file the one that
+        all who have it open read and write through.
+        """
+        file = self.files[handle]
+        if unlock:
+            self.locks.flock(Target(file.inode_number, handle, file.fd), fcntl.F_UNLCK)
+        self.locks.released(file.inode_number, handle)
         self.files.release(handle)
 
     def _check_linked(self, inode: Inode) -> None:
@@ -144,19 +174,23 @@ class FileOperations(Operations):
         ):
             raise os_error(errno.ESTALE)
 
+    def _created(self, fd: int, flags: int, place: Place) -> tuple[Entry, int]:
+        """The entry and the handle number of the file that *fd*, which this takes, has made.
+
+        *place* is that of the directory in which it was made.
+        """
+        try:
+            # Through the descriptor, not the name: that may be another file's by now.
+            held = os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC)
+            # What is new has nothing mounted on it.
+            entry = self._grant(held, place)
+        except BaseException:
+            os.close(fd)
+            raise
+        return entry, self._keep(entry.inode_number, fd, flags)
+
     def _keep(self, number: int, fd: int, flags: int) -> int:
         """Give *fd*, opened for a caller's *flags*, a handle number."""
-        return self.files.add(self._file(number, fd, flags & self._flags.status))
-
-    def _following(self, handle: int, flags: int | None) -> OpenFile:
-        """The open file called *handle*, whose descriptor has what *flags* say of its status."""
-        file = self.files[handle]
-        if flags is not None and flags & self._flags.status != file.status:
-            file.change_status(flags & self._flags.status)
-            file = self._file(file.inode_number, file.fd, file.status)
-            self.files.replace(handle, file)
-        return file
-
-    @staticmethod
-    def _file(number: int, fd: int, status: int) -> OpenFile:
-        return (DirectFile if status & os.O_DIRECT else OpenFile)(number, fd, status)
+        flags = self._flags.of_request(flags)
+        kind = DirectFile if flags & os.O_DIRECT else OpenFile
+        return self.files.add(kind(number, fd, flags))

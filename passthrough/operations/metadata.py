@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 
-from passthrough import fdpath, syscalls
+from passthrough import fdpath, filecalls, syscalls
 from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.credentials import ClearingPrivileges
 from passthrough.idmap import Caller
@@ -21,6 +21,23 @@ class MetadataOperations(Operations):
         """The attributes as the host has them now."""
         return self._attributes(self.inodes[number])
 
+    def statx(self, number: int) -> tuple[Attributes, tuple[int, int] | None]:
+        """The attributes as `getattr`, and the time of birth in seconds and nanoseconds, statx(2).
+
+        None where the host's file system does not know it.
+        """
+        inode = self.inodes[number]
+        with inode.opened() as fd:
+            return self._attributes(inode), filecalls.birth_time(fd)
+
+    def syncfs(self, number: int) -> None:
+        """Bring the host's file system that a directory lies on to stable storage, syncfs(2)."""
+        fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            filecalls.syncfs(fd)
+        finally:
+            os.close(fd)
+
     @changing
     def setattr(
         self,
@@ -33,8 +50,8 @@ class MetadataOperations(Operations):
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
         *handle* is the open file through which the caller truncates, if it does; with
-        *clear_privileges* that takes suid and sgid bits away. A failure leaves the changes before
-        it done.
+        *clear_privileges* that takes suid and sgid bits away, as a change of owner always does,
+        and one that changes nothing. A failure leaves the changes before it done.
         """
         if changes.size is not None:
             self._check_sealed()
@@ -43,7 +60,8 @@ class MetadataOperations(Operations):
             path = fdpath.of(fd)
             if changes.mode is not None:
                 os.chmod(path, changes.mode)
-            if changes.uid is not None or changes.gid is not None:
+            clears = clear_privileges and changes.size is None
+            if clears or changes.uid is not None or changes.gid is not None:
                 self.ownership.give(path, changes.uid, changes.gid)
             if changes.size is not None:
                 with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():

@@ -170,6 +170,7 @@ RELEASE_FLOCK_UNLOCK: Final = 1 << 1
 FSYNC_FDATASYNC: Final = 1 << 0
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 LK_FLOCK: Final = 1 << 0
+IOCTL_DIR: Final = 1 << 4
 # What an answer says of an inode.
 ATTR_SUBMOUNT: Final = 1 << 0
 # Of INVAL_ENTRY: the name stays, and is looked up again before it is used.

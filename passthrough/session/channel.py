@@ -27,6 +27,9 @@ _ROOM: Final = mmap.PAGESIZE + MAX_WRITE
 # The kernel takes an errno of this range only.
 _LAST_ERRNO: Final = 511
 
+_NOBODY_WAITS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
+_LEFT: Final = -1
+
 
 def checked_errno(number: int) -> int:
     """*number*, or EIO where the kernel would not take it."""
@@ -68,7 +71,16 @@ class DeviceChannel:
     """
 
     def __init__(self, fuse_fd: int) -> None:
+        """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
+        os.set_blocking(fuse_fd, True)
         self._fd = fuse_fd
+
+    def leave(self) -> None:
+        """Use the descriptor no more: its number may be another's next.
+
+        A thread that the host has held up till now has its answer dropped.
+        """
+        self._fd = _LEFT
 
     def open_request(self) -> Request:
         """Make a place for requests."""
@@ -108,8 +120,7 @@ class DeviceChannel:
         length = OUT_HEADER.size + sum(map(len, parts))
         os.writev(self._fd, (OUT_HEADER.pack(length, code, 0), *parts))
 
-    @staticmethod
-    def _undelivered(error: OSError) -> None:
+    def _undelivered(self, error: OSError) -> None:
         """Nobody waits for this answer any more: the connection is gone, or the request is."""
-        if error.errno not in {errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM}:
+        if self._fd != _LEFT and error.errno not in _NOBODY_WAITS:
             log.error("the kernel does not take an answer: %s", error)

@@ -14,14 +14,17 @@ fails it with the connection.
 """
 
 import _thread
+import errno
 import logging
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from passthrough.errors import os_error
 from passthrough.session.channel import Channel
+from passthrough.session.request import Request
 from passthrough.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ log = logging.getLogger(__name__)
 # How often the main thread looks while there is work: a compromise between the time that callers
 # wait for a thread and the processor time that looking takes.
 LOOK_S: Final = 0.005
-# More callers than this that all hang are beyond help.
+# More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
 # The part of the time that goes into Python from which on the interpreter is what is busy.
 _BUSY_INTERPRETER: Final = 0.4
@@ -81,24 +84,32 @@ class Crew:
         self._wanted = 1
         self._stopped = False
         self._full = False
+        self._short = False
         self._taken = self._calm = self._quiet = 0
         self._interpreter = Interpreter()
         self.resting = False
         """Whether nothing happens, and nobody need look until woken."""
         self.ended = False
         """Whether there will be no more requests."""
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         """What broke the transport."""
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve.
+
+        Raises:
+            OSError: EAGAIN, not even one thread can be had.
+        """
         self._session.about_to_block = self.about_to_block
         self._grow(1)
+        if not self._members and not self.ended:
+            raise os_error(errno.EAGAIN)
 
     def stop(self) -> None:
         """Begin no request from now on; *wake* is not called any more."""
         with self._lock:
             self._stopped = True
+            self._wanted = 0
 
     def at_work(self) -> int:
         """How many requests are being handled."""
@@ -109,7 +120,10 @@ class Crew:
         return len(self._members)
 
     def about_to_block(self) -> None:
-        """Somebody is about to wait for the host: see that there is somebody else for requests."""
+        """Somebody is about to wait for the host: see that there is somebody else for requests.
+
+        Not to be called while acting as somebody else: a new thread is like the one that starts it.
+        """
         if self.at_work() == len(self._members):
             self._grow(1)
 
@@ -137,17 +151,33 @@ class Crew:
 
     def _grow(self, count: int) -> None:
         with self._lock:
-            count = min(count, _MOST - len(self._members))
+            if self._stopped:
+                return
+            most = _MOST + self._session.waiting()
+            count = max(0, min(count, most - len(self._members)))
             newcomers = [_Member() for _ in range(count)]
             self._members.update(newcomers)
             self._wanted = len(self._members)
-        for member in newcomers:
-            _thread.start_new_thread(self._work, (member,))
+        for number, member in enumerate(newcomers):
+            try:
+                _thread.start_new_thread(self._work, (member, self._channel.open_request()))
+            except (OSError, RuntimeError) as error:
+                self._do_without(newcomers[number:], error)
+                return
 
-    def _work(self, me: _Member) -> None:
+    def _do_without(self, missing: Sequence[_Member], error: Exception) -> None:
+        """Go on with those that there are: the machine has no memory, or no thread, for more."""
+        with self._lock:
+            self._members.difference_update(missing)
+            self._wanted = min(self._wanted, max(1, len(self._members)))
+        if not self._short:
+            self._short = True
+            log.warning("no more threads than %d can be had: %s", self._wanted, error)
+
+    def _work(self, me: _Member, request: Request) -> None:
         try:
-            self._serve(me)
-        except OSError as error:
+            self._serve(me, request)
+        except Exception as error:  # a thread less is a caller that waits for ever, and soon all
             log.exception("the connection to the kernel is broken")
             self.error, self.ended = error, True
         finally:
@@ -157,9 +187,8 @@ class Crew:
                 if self.ended and not self._stopped:
                     self._wake()
 
-    def _serve(self, me: _Member) -> None:
-        channel, answer = self._channel, self._session.answer
-        receive, request = channel.receive, channel.open_request()
+    def _serve(self, me: _Member, request: Request) -> None:
+        receive, answer, channel = self._channel.receive, self._session.answer, self._channel
         while receive(request):
             me.waits = False
             me.taken += 1

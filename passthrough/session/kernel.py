@@ -80,6 +80,7 @@ def run(
             if error is not None:
                 raise error
     finally:
+        channel.leave()
         os.close(fuse_fd)
 
 

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from passthrough.config import CachePolicy, Config, Transport
+from passthrough.config import CachePolicy, Config, Locks, Transport
 from passthrough.session import abi
 from passthrough.session.abi import Init
 
@@ -128,6 +128,16 @@ FEATURES: Final = (
         "writes that are collected in the kernel, with writeback",
     ),
     # Up to 6.18 Linux offers it to virtiofs alone.
+    Feature(
+        Init.POSIX_LOCKS,
+        lambda config: config.locks is Locks.HOST,
+        "locks of fcntl(2) that are taken on the host's files, with locks=host",
+    ),
+    Feature(
+        Init.FLOCK_LOCKS,
+        lambda config: config.locks is Locks.HOST,
+        "locks of flock(2) that are taken on the host's files, with locks=host",
+    ),
     Feature(Init.SUBMOUNTS, _always, "a device number of its own for each mount below the source"),
     Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again, and not dropped"),
     Feature(Init.HAS_RESEND, _always, "requests that come again when a worker has died with them"),

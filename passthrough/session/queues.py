@@ -78,7 +78,7 @@ class Queues:
         self._interpreter = Interpreter()
         self.resting = True
         """Whether there are threads enough, and nobody need look until woken."""
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         """What broke the transport."""
 
     def start(self) -> None:
@@ -88,8 +88,8 @@ class Queues:
             OSError: the kernel does not take their entries.
         """
         started: SimpleQueue[OSError | None] = SimpleQueue()
-        count = sum(self._grow(queue, started.put) for queue in self._queues for _ in range(_FIRST))
-        for _ in range(count):
+        for queue in (queue for queue in self._queues for _ in range(_FIRST)):
+            self._grow(queue, started.put)
             try:
                 error = started.get(timeout=_START_LIMIT_S)
             except Empty:
@@ -140,11 +140,17 @@ class Queues:
     def _grow(self, queue: _Queue, started: Callable[[OSError | None], object]) -> bool:
         """Start one more thread, unless there are as many as there may be."""
         with self._lock:
-            if queue.size >= _MOST or self._stopped:
+            if queue.size >= _MOST + self._session.waiting() or self._stopped:
                 return False
             queue.size += 1
             number = queue.size
-        _thread.start_new_thread(self._work, (queue, number, started))
+        try:
+            _thread.start_new_thread(self._work, (queue, number, started))
+        except RuntimeError as error:  # which is what Python makes of EAGAIN here
+            with self._lock:
+                queue.size -= 1
+            started(OSError(errno.EAGAIN, str(error)))
+            return False
         return True
 
     def _work(
@@ -162,7 +168,7 @@ class Queues:
             return
         try:
             self._serve(queue, channel, started)
-        except OSError as error:
+        except Exception as error:  # a thread less is a caller that waits for ever, and soon all
             log.exception("the connection to the kernel is broken")
             self.error = error
             with self._lock:
@@ -198,4 +204,4 @@ def _stay_on(processor: int) -> None:
 
 def _log_failure(error: OSError | None) -> None:
     if error is not None:
-        log.warning("no more threads: %s", error)
+        log.warning("no more threads can be had: %s", error)

@@ -43,7 +43,7 @@ _EXTENSION_UNIT: Final = 8
 # Far beyond the numbers that the kernel gives, and even, as they are.
 _OWN_REQUESTS: Final = 1 << 62
 # What lies in the header's place for it. The kernel sends this one's with the rest.
-_APART: Final = {opcode: row for opcode, row in FIXED.items() if opcode != Opcode.NOTIFY_REPLY}
+_APART: Final = {opcode: FIXED[opcode] for opcode in FIXED if opcode != Opcode.NOTIFY_REPLY}
 # The connection is gone, or has just gone and taken the request along.
 _THE_END: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ENOENT})
 

@@ -54,6 +54,10 @@ class Session:
         """To be called before what is known to wait for the host's disk, or for somebody else."""
         self._handlers = handlers
 
+    def waiting(self) -> int:
+        """How many requests wait for a lock, each in a thread."""
+        return len(self.fs.waits)
+
     def uses(self, feature: Init) -> bool:
         """Whether *feature* has been agreed on."""
         return self.agreed is not None and bool(self.agreed.flags & feature)

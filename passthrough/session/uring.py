@@ -49,7 +49,8 @@ _SECOND_WORD: Final = Struct("=Q")
 _SECOND_WORD_AT: Final = 56
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_setup, _register, _enter = (_libc["syscall"] for _ in range(3))
+# Three of one function, with arguments of their own.
+_setup, _register, _enter = _libc["syscall"], _libc["syscall"], _libc["syscall"]
 _setup.restype = _register.restype = _enter.restype = ctypes.c_long
 _setup.argtypes = (ctypes.c_long, ctypes.c_uint, ctypes.c_void_p)
 _register.argtypes = (

@@ -148,6 +148,7 @@ NOTIFY_RETRIEVE_OUT: Final = Struct("=QQQI4x")  # notify_unique, nodeid, offset,
 NOTIFY_PRUNE_OUT: Final = Struct("=I12x")  # count
 
 _NS: Final = 1_000_000_000
+_STATX_BASIC, _STATX_BTIME = 0x07FF, 0x0800  # statx(2)
 _WORD: Final = 8
 _NO_ATTR: Final = (0,) * 16
 _WORD_BITS: Final = 0xFFFF_FFFF
@@ -227,6 +228,22 @@ def attributes(found: Attributes) -> bytes:
         st.st_rdev & _WORD_BITS,
         st.st_blksize,
         0,
+    )
+
+
+def statx(found: Attributes, birth: tuple[int, int] | None) -> bytes:
+    """What STATX answers; the kernel takes no more of it than what stat(2) has, and the birth."""
+    st = found.stat
+    mode, _, _, nlink, uid, gid, size, atime, mtime, ctime = st
+    if found.owner is not None:
+        uid, gid = found.owner
+    return STATX_OUT.pack(
+        *(*_valid(found.timeout), 0),
+        *(_STATX_BASIC | (_STATX_BTIME if birth else 0), st.st_blksize, 0, nlink),
+        *(uid, gid, mode, found.number, size, st.st_blocks, 0),
+        *(atime, st.st_atime_ns % _NS, *(birth or (0, 0))),
+        *(ctime, st.st_ctime_ns % _NS, mtime, st.st_mtime_ns % _NS),
+        *(os.major(st.st_rdev), os.minor(st.st_rdev), os.major(st.st_dev), os.minor(st.st_dev)),
     )
 
 

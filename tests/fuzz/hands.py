@@ -160,21 +160,27 @@ class HandleHands:
 
     def __init__(self) -> None:
         self.handles: dict[int, int] = {}
+        self._first: dict[int, int] = {}
+        """Of each number, the one that was opened: duplicates share its position."""
         self._streams: dict[int, tuple[int, list[bytes]]] = {}
+        """Listings that have begun, by the number that was opened."""
 
     def open(self, handle: int, path: bytes, flags: int, mode: int) -> None:
         """Open, never waiting for the other end of a fifo."""
         self.handles[handle] = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, mode)
+        self._first[handle] = handle
 
     def open_at(self, handle: int, directory: int, path: bytes, flags: int, mode: int) -> None:
         directory_fd = self.handles[directory]
         self.handles[handle] = os.open(path, flags | os.O_NONBLOCK, mode, dir_fd=directory_fd)
+        self._first[handle] = handle
 
     def close(self, handle: int) -> None:
         os.close(self.handles.pop(handle))
 
     def dup(self, handle: int, other: int) -> None:
         self.handles[handle] = os.dup(self.handles[other])
+        self._first[handle] = self._first[other]
 
     def read(self, handle: int, size: int) -> object:
         """Read from the position; in a directory that is a cookie, which may be out of range."""
@@ -278,8 +284,12 @@ class HandleHands:
         fcntl.ioctl(self.handles[handle], FS_IOC_GETFLAGS, bytes(8))
 
     def relist(self, handle: int) -> list[tuple[bytes, int]]:
-        """List all from the start: after rewinddir(3) a listing is as of now."""
+        """List all from the start: after rewinddir(3) a listing is as of now.
+
+        One that has begun has no rest then, and how much of it was seen is the host's to choose.
+        """
         os.lseek(self.handles[handle], 0, os.SEEK_SET)
+        self._streams.pop(self._first[handle], None)
         return sorted(itertools.chain.from_iterable(self._chunks(handle)))
 
     def begin_listing(self, handle: int, size: int, generation: int) -> None:
@@ -289,16 +299,16 @@ class HandleHands:
         """
         os.lseek(self.handles[handle], 0, os.SEEK_SET)
         chunk = calls.getdents64(self.handles[handle], size)
-        self._streams[handle] = generation, [name for name, _ in chunk]
+        self._streams[self._first[handle]] = generation, [name for name, _ in chunk]
 
     def end_listing(self, handle: int) -> object:
         """Read the rest, and return the names of the whole listing that last, as often as seen.
 
         Names that came or went meanwhile may show or not, readdir(3).
         """
-        if handle not in self._streams:
+        if self._first[handle] not in self._streams:
             return "not begun"
-        generation, begun = self._streams.pop(handle)
+        generation, begun = self._streams.pop(self._first[handle])
         rest = [name for chunk in self._chunks(handle) for name, _ in chunk]
         lasting = [name for name in begun + rest if name.startswith(b"entry-")]
         return sorted(name for name in lasting if int(name.split(b"-")[1]) <= generation)
@@ -333,6 +343,7 @@ class Hands(PathHands, HandleHands):
         for fd in self.handles.values():
             os.close(fd)
         self.handles.clear()
+        self._first.clear()
         self._streams.clear()
 
 

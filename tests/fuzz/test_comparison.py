@@ -9,6 +9,7 @@ import pytest
 
 from tests.fuzz import calls, differential, tree
 from tests.fuzz.differential import DifferenceError, Ground, MountLostError, ground, replay
+from tests.fuzz.hands import Hands
 from tests.fuzz.known import AVOIDED, DIFFERENCES, Difference
 from tests.fuzz.mounts import Ways
 
@@ -151,6 +152,26 @@ def test_a_difference_comes_with_a_short_program(sides: Ground) -> None:
 
 def test_a_program_that_finds_nothing_just_ends() -> None:
     replay(WAYS, [("member", "mkdir", b"\xff", 0o777), ("member", "compare")])
+
+
+@pytest.mark.parametrize("again", [0, 1])
+def test_a_listing_that_was_read_anew_has_no_rest_to_compare(tmp_path: Path, again: int) -> None:
+    """Nor has one of a duplicate, which shares the position."""
+    hands = Hands()
+    try:
+        hands.act("fill", (bytes(tmp_path), 1, 3))
+        hands.act("open", (0, bytes(tmp_path), os.O_RDONLY, 0))
+        hands.act("dup", (1, 0))
+        hands.act("begin_listing", (0, 100, 1))
+        outcome, names = hands.act("end_listing", (1,))
+        assert isinstance(names, list)
+        assert len(names) == 3
+        hands.act("begin_listing", (0, 100, 1))
+        hands.act("relist", (again,))
+
+        assert hands.act("end_listing", (0,)) == (outcome, "not begun")
+    finally:
+        hands.end()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import assume, given, strategies as st
 
+from passthrough import running
 from passthrough.config import (
     ALIASES,
     LACKING,
@@ -13,11 +14,13 @@ from passthrough.config import (
     CachePolicy,
     Config,
     InodeFileHandles,
+    Locks,
     OptionError,
     Sandbox,
     Session,
     Squash,
     Submounts,
+    Transport,
     as_text,
     canonical,
     parse_options,
@@ -61,6 +64,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     },
     "submounts": {"cross": Submounts.CROSS, "HIDE": Submounts.HIDE},
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "transport": {"auto": Transport.AUTO, "dev": Transport.DEV, "IO_URING": Transport.IO_URING},
     "map_uid": {
         "0:100000:65536": (Range(0, 100_000, 65_536),),
         "none": (),
@@ -74,6 +78,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "no_opendir": {"off": False},
     "killpriv_v2": {"false": False},
     "posix_acl": {"0": False},
+    "locks": {"host": Locks.HOST, "Local": Locks.LOCAL},
     "mode": {"0770": 0o770, "755": 0o755, "7777": 0o7777, "none": None},
     "uid": {"0": 0, "None": None},
     "gid": {"4294967294": 4_294_967_294, "none": None},
@@ -175,6 +180,7 @@ def test_nothing_given_is_the_default() -> None:
         no_opendir=False,
         killpriv_v2=None,
         posix_acl=False,
+        locks=None,
         mode=None,
         uid=None,
         gid=None,
@@ -355,8 +361,10 @@ LEFT_OPEN = {option.left_open for option in OPTIONS.values()}
 @pytest.mark.parametrize("session", [{}, {"session": "auto"}, {"session": "libfuse"}])
 @pytest.mark.parametrize(("option", "why"), LACKING[Session.LIBFUSE].items())
 def test_what_the_session_cannot_express_is_refused_with_the_reason(
-    option: str, why: str, session: dict[str, str]
+    option: str, why: str, session: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with the session that `auto` takes here."""
+    monkeypatch.setattr(running, "linux_release", lambda: (6, 8))
     with pytest.raises(OptionError) as refused:
         parse_options({option.upper(): "on", **session})
 
@@ -406,6 +414,7 @@ def test_every_option_is_shown_as_text() -> None:
         "inode_file_handles": "prefer",
         "submounts": "cross",
         "session": "auto",
+        "transport": "auto",
         "map_uid": "none",
         "map_gid": "none",
         "squash": "none",
@@ -415,6 +424,7 @@ def test_every_option_is_shown_as_text() -> None:
         "no_opendir": "false",
         "killpriv_v2": "where offered",
         "posix_acl": "false",
+        "locks": "host where offered",
         "mode": "none",
         "uid": "none",
         "gid": "none",

@@ -11,13 +11,15 @@ from passthrough.config import (
     CachePolicy,
     Config,
     InodeFileHandles,
+    Locks,
     OptionError,
     Session,
     Squash,
+    Transport,
     as_text,
     parse_options,
 )
-from passthrough.decisions import RULES, Note, decide, described
+from passthrough.decisions import LOCAL_LOCKS, RULES, Note, decide, described
 from passthrough.values import Range
 
 # A wish that cannot be had, beside what overrules it.
@@ -112,11 +114,33 @@ def test_a_note_is_a_sentence() -> None:
     assert str(Note("no_open", "false", "because")) == "no_open is false: because"
 
 
+def test_locks_stay_local_where_the_session_cannot_take_them_to_the_host() -> None:
+    """Said to who asked for it; who did not gets what there is."""
+    portable = Session.LIBFUSE
+    wanted, notes = decide(Config(session=portable, locks=Locks.HOST))
+    left_open, no_notes = decide(Config(session=portable))
+
+    assert wanted.locks is left_open.locks is Locks.LOCAL
+    (note,) = notes
+    reason = "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users"
+    assert str(note) == f"locks is local: {reason}"
+    assert no_notes == decide(Config(session=portable, locks=Locks.LOCAL)).notes == ()
+
+
+def test_what_leaves_locks_to_the_kernel() -> None:
+    opened_unasked = Config(no_open=True, cache=CachePolicy.ALWAYS)
+    (session, _), (no_open, _) = LOCAL_LOCKS
+
+    assert session(Config(session=Session.LIBFUSE))
+    assert no_open(opened_unasked)
+    assert not no_open(Config())
+
+
 def test_what_was_left_open_is_answered() -> None:
     applies, _ = decide(Config(cache=CachePolicy.NEVER, attr_timeout=2.0))
 
-    assert applies.session is Session.LIBFUSE
-    assert applies.killpriv_v2 is False
+    assert applies.session is config_module.automatic().session
+    assert decide(Config(session=Session.LIBFUSE)).config.killpriv_v2 is False
     assert decide(Config(session=Session.KERNEL)).config.killpriv_v2 is True
     assert applies.entry_timeout == applies.dir_entry_timeout == 0
     assert applies.attr_timeout == applies.dir_attr_timeout == 2
@@ -149,31 +173,29 @@ def test_what_applies_can_be_given_as_options() -> None:
 
 def test_who_serves_is_described_with_the_reason() -> None:
     asked, automatic = described(Config(session=Session.KERNEL)), described(Config())
+    chosen = config_module.automatic()
 
     assert asked["session"] == "kernel: as asked for"
-    assert str(automatic["session"]).startswith("libfuse: ")
+    assert str(automatic["session"]).startswith(f"{chosen.session}: ")
     assert asked["options"] == as_text(decide(Config(session=Session.KERNEL)).config)
     assert asked["notes"] == []
 
 
 @pytest.mark.parametrize(
-    ("first", "release", "session", "reason"),
+    ("release", "session", "reason"),
     [
-        (True, (6, 9), Session.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
-        (True, (7, 0), Session.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
-        (True, (6, 8), Session.LIBFUSE, "Linux 6.8 is older than 6.9"),
-        (True, (0, 0), Session.LIBFUSE, "Linux 0.0 is older than 6.9"),
-        (False, (6, 9), Session.LIBFUSE, "the session of its own is asked for by name so far"),
+        ((6, 9), Session.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
+        ((7, 0), Session.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
+        ((6, 8), Session.LIBFUSE, "Linux 6.8 is older than 6.9"),
+        ((0, 0), Session.LIBFUSE, "Linux 0.0 is older than 6.9"),
     ],
 )
 def test_what_auto_takes_goes_by_the_release(
     monkeypatch: pytest.MonkeyPatch,
-    first: bool,
     release: tuple[int, int],
     session: Session,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(config_module, "_KERNEL_FIRST", first)
     monkeypatch.setattr(running, "linux_release", lambda: release)
 
     assert config_module.automatic() == (session, reason)
@@ -210,3 +232,39 @@ def test_handles_that_the_source_has_not_cannot_be_mandatory() -> None:
         " expected prefer or never"
     )
     assert decide(config).config.inode_file_handles is InodeFileHandles.MANDATORY
+
+
+OFF = "no administrator has switched it on"
+
+
+@pytest.mark.parametrize(
+    ("asked", "session", "without_rings", "effective", "why"),
+    [
+        (Transport.AUTO, Session.KERNEL, "", "io_uring", "FUSE over io_uring is switched on"),
+        (Transport.AUTO, Session.KERNEL, OFF, "dev", OFF),
+        (Transport.AUTO, Session.LIBFUSE, "", "dev", "pyfuse3 reads /dev/fuse itself"),
+        (Transport.DEV, Session.KERNEL, "", "dev", "as asked for"),
+        (Transport.IO_URING, Session.KERNEL, "", "io_uring", "as asked for"),
+    ],
+)
+def test_the_transport_is_told_with_the_reason(
+    asked: Transport, session: Session, without_rings: str, effective: str, why: str
+) -> None:
+    config = Config(session=session, transport=asked)
+
+    told = described(config, without_rings=without_rings)
+
+    assert told["transport"] == f"{effective}: {why}"
+    assert decide(config, without_rings=without_rings).config.transport == effective
+
+
+@pytest.mark.parametrize(
+    ("session", "reason"), [(Session.KERNEL, OFF), (Session.LIBFUSE, "pyfuse3 reads /dev/fuse")]
+)
+def test_rings_that_cannot_be_had_are_refused(session: Session, reason: str) -> None:
+    config = Config(session=session, transport=Transport.IO_URING)
+
+    with pytest.raises(OptionError, match=reason) as refused:
+        decide(config, without_rings=OFF)
+
+    assert (refused.value.option, refused.value.accepted) == ("transport", "auto or dev")

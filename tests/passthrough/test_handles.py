@@ -9,6 +9,7 @@ import pytest
 
 from passthrough.handles import DirectFile, HandleTable, OpenFile
 from passthrough.listing import OpenDirectory
+from tests.support.direct import descriptors_below
 
 HANDLES: list[type[OpenFile] | type[OpenDirectory]] = [OpenFile, OpenDirectory]
 
@@ -147,9 +148,34 @@ def test_the_rest_of_a_mapped_file_is_written_wherever_it_ends(direct: DirectFil
     assert fcntl.fcntl(direct.fd, fcntl.F_GETFL) & os.O_DIRECT
 
 
-def test_a_file_knows_whether_it_appends(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for flags, appends in ((os.O_WRONLY, False), (os.O_WRONLY | os.O_APPEND, True)):
-        file = OpenFile(1, os.open(tmp_path / "file", flags))
-        assert file.appends is appends
-        file.close()
+def test_a_write_follows_its_own_flags(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123")
+    file = OpenFile(1, os.open(tmp_path / "file", os.O_WRONLY))
+    file.write(0, b"end", os.O_APPEND)
+    file.write(1, b"ab", os.O_SYNC)
+    file.write(3, b"c", os.O_DSYNC)
+    file.close()
+
+    assert (tmp_path / "file").read_bytes() == b"0abcend"
+
+
+@pytest.mark.parametrize("direct_first", [False, True])
+def test_direct_or_not_is_a_second_descriptor_made_once(tmp_path: Path, direct_first: bool) -> None:
+    (tmp_path / "file").write_bytes(b"0" * BLOCK_BYTES)
+    first, second = (os.O_DIRECT, 0) if direct_first else (0, os.O_DIRECT)
+    kind = DirectFile if direct_first else OpenFile
+    file = kind(1, os.open(tmp_path / "file", os.O_RDWR | first), first)
+    before = descriptors_below(tmp_path)
+
+    assert file.following(first | os.O_APPEND) is file
+    other = file.following(second)
+    assert file.following(second) is other
+    assert other.direct is not direct_first
+    assert bool(fcntl.fcntl(other.fd, fcntl.F_GETFL) & os.O_DIRECT) is not direct_first
+    assert not os.get_inheritable(other.fd)
+    other.write(0, b"1" * BLOCK_BYTES)
+    assert file.read(0, BLOCK_BYTES) == b"1" * BLOCK_BYTES
+    assert len(descriptors_below(tmp_path) - before) == 1
+
+    file.close()
+    assert descriptors_below(tmp_path) == set()

@@ -12,7 +12,7 @@ NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 REWRITTEN = {
     "as it is": (Config(), os.O_RDWR | os.O_TRUNC | os.O_SYNC, os.O_RDWR | os.O_TRUNC | os.O_SYNC),
     "for the caller's kernel": (Config(), NEW | os.O_NOCTTY, os.O_RDONLY),
-    "append": (Config(), os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND),
+    "append": (Config(), os.O_WRONLY | os.O_APPEND, os.O_WRONLY),
     "direct": (Config(), os.O_DIRECT, os.O_DIRECT),
     "no direct": (Config(allow_direct_io=False), os.O_RDWR | os.O_DIRECT, os.O_RDWR),
     "noatime": (Config(atime=Atime.NOATIME), os.O_RDONLY, os.O_NOATIME),
@@ -30,6 +30,29 @@ def test_what_reaches_the_host(config: Config, given: int, expected: int) -> Non
 
     assert flags.existing(given) == expected | ADDED
     assert flags.created(given) == expected | ADDED | NEW
+
+
+@pytest.mark.parametrize(
+    ("config", "followed"),
+    [
+        (Config(), os.O_APPEND | os.O_DIRECT | os.O_SYNC),
+        (Config(allow_direct_io=False), os.O_APPEND | os.O_SYNC),
+        (Config(writeback=True), os.O_DIRECT | os.O_SYNC),
+    ],
+)
+def test_what_single_requests_follow(config: Config, followed: int) -> None:
+    flags = OpenFlags(config)
+
+    assert flags.of_request(0xFFFF_FFFF) == followed
+    assert flags.of_request(0) == 0
+
+
+def test_a_file_without_a_name_may_be_one_for_ever() -> None:
+    flags = OpenFlags(Config())
+
+    asked = os.O_RDWR | os.O_TMPFILE
+    assert flags.unnamed(asked) == asked | ADDED
+    assert flags.unnamed(asked | os.O_EXCL) == asked | os.O_EXCL | ADDED
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from passthrough.config import Config
+from passthrough import running
+from passthrough.config import Config, automatic
 from plugin.driver import Driver
 from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
@@ -87,7 +88,11 @@ async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
         ("../v", {}, ["'../v'", "expected 1 to 128"]),
         ("v", {"cash": "auto"}, ["option 'cash'", "cache"]),
         ("v", {"cache": "sometimes"}, ["option 'cache'", "'sometimes'", "never, metadata"]),
-        ("v", {"posix_acl": ""}, ["option 'posix_acl'", "session=auto", "DONT_MASK"]),
+        (
+            "v",
+            {"posix_acl": "", "session": "libfuse"},
+            ["option 'posix_acl'", "session=libfuse", "DONT_MASK"],
+        ),
         ("v", {"mode": "999"}, ["option 'mode'", "'999'", "octal digits"]),
         ("v", {"source": "/srv", "uid": "5"}, ["option 'uid'", "source is there already"]),
         ("v", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
@@ -348,7 +353,7 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert volume["Status"]["options"]["readonly"] == "true"
         assert volume["Status"]["options"]["cache"] == "auto"
         assert volume["Status"]["options"]["attr_timeout"] == "1s"
-        assert volume["Status"]["options"]["session"] == "libfuse"
+        assert volume["Status"]["options"]["session"] == automatic().session
         assert volume["Status"]["notes"] == []
         assert (await dockerd.do("Path", Name="v")) == {"Mountpoint": ""}
 
@@ -439,3 +444,24 @@ async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> N
             with pytest.raises(PluginError):
                 await driver.remove(VolumeRequest(name=f"v{number}"))
         assert driver._turns == {}
+
+
+async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "without_rings", lambda: "they are switched off")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        opts = {"session": "kernel", "transport": "io_uring"}
+        refused = await dockerd.call("Create", Name="v", Opts=opts)
+        assert refused.status == 400
+        assert "option 'transport': 'io_uring' cannot be had" in refused.error
+        assert "they are switched off" in refused.error
+
+        await dockerd.do("Create", Name="v", Opts={"session": "kernel"})
+        status = (await dockerd.volume("v"))["Status"]
+        assert status["transport"] == "dev: they are switched off"
+        assert status["options"]["transport"] == "dev"
+        monkeypatch.setattr(running, "without_rings", str)
+        await dockerd.do("Create", Name="w", Opts=opts)
+        monkeypatch.setattr(running, "without_rings", lambda: "they are switched off")
+        assert (await dockerd.volume("w"))["Status"]["transport"] == "io_uring: as asked for"

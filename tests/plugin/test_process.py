@@ -34,7 +34,7 @@ def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> N
         service.call("VolumeDriver.Mount", Name=name, ID="i")
     target = service.directory / "mounts" / "a"
     (target / "file").write_text("kept")
-    fd = os.open(target / "file", os.O_RDONLY)
+    fd = os.open(target / "file", os.O_RDWR)
     with closing(service.connect()):
         status, seconds = service.end(number)
     with pytest.raises(OSError, match="not connected"):

@@ -93,7 +93,7 @@ def test_symlink_chain(directory: Path) -> None:
     refused(errno.ELOOP, (directory / str(SYMLINKS_MAX + 1)).stat)
 
 
-@pytest.mark.known_difference("pyfuse3 has no handler for FUSE_TMPFILE")
+@pytest.mark.libfuse_lacks("O_TMPFILE", "EOPNOTSUPP")
 def test_a_nameless_file_gets_a_name(directory: Path) -> None:
     """A file made with O_TMPFILE has no name until it is linked: open(2)."""
     nameless = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)

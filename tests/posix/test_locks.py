@@ -7,6 +7,7 @@ import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,100 @@ def test_lock_needs_the_right_descriptor(file: Path) -> None:
         os.close(descriptor)
 
     assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.libfuse_lacks(
+    "locks that other volumes and the host see", "they hold among the users of the one mount"
+)
+@every_lock
+def test_locks_hold_beneath(file: Path, beneath: Path, caller: Caller, lock: Lock) -> None:
+    """Who uses the same file by another way meets the same locks, both ways: fcntl_locking(2)."""
+
+    def denied(path: Path) -> bool:
+        with opened(path) as descriptor:
+            try:
+                lock(descriptor, fcntl.LOCK_EX)
+            except BlockingIOError:
+                return True
+        return False
+
+    for held, wanted in ((file, beneath / "file"), (beneath / "file", file)):
+        with opened(held) as descriptor:
+            lock(descriptor, fcntl.LOCK_EX)
+            assert caller.run(partial(denied, wanted))
+        assert not caller.run(partial(denied, wanted))
+
+
+@pytest.mark.parametrize("wait", [fcntl.flock, fcntl.lockf], ids=lambda f: f.__name__)
+def test_a_signal_ends_the_wait(
+    file: Path, caller: Caller, wait: Callable[[int, int], None]
+) -> None:
+    """Who waits for a lock can be interrupted, and has none then: signal(7)."""
+
+    def interrupted() -> str:
+        def alarm(*_: object) -> None:
+            raise TimeoutError
+
+        signal.signal(signal.SIGALRM, alarm)
+        with opened(file) as descriptor:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            try:
+                wait(descriptor, fcntl.LOCK_EX)
+            except TimeoutError:
+                return "interrupted"
+        return "locked"
+
+    with opened(file) as descriptor:
+        wait(descriptor, fcntl.LOCK_EX)
+        assert caller.run(interrupted) == "interrupted"
+        wait(descriptor, fcntl.LOCK_UN)
+    with opened(file) as descriptor:
+        wait(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lock_to_read_ends_with_any_descriptor(file: Path, caller: Caller) -> None:
+    """Also with one that was only read through, and is not the one that was locked."""
+
+    def free() -> bool:
+        with opened(file) as descriptor:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    assert caller.run(free)
+    with opened(file) as descriptor:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH)
+        assert not caller.run(free)
+        os.close(os.open(file, os.O_RDONLY))
+        assert caller.run(free)
+
+
+def test_processes_that_wait_for_one_another(file: Path, caller: Caller) -> None:
+    """The one that would close the circle is told, EDEADLK: fcntl_locking(2)."""
+
+    def wait_for_the_first() -> int:
+        with opened(file) as descriptor:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 1)
+            os.pwrite(descriptor, b"!", 50)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 0)
+            except OSError as error:
+                return error.errno or -1
+        return 0
+
+    with opened(file) as descriptor:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 0)
+        with caller.start(wait_for_the_first) as other:
+            while os.pread(descriptor, 1, 50) != b"!":
+                pass
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 1)
+            except OSError as error:
+                mine = error.errno or -1
+            else:
+                mine = 0
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, 0)
+
+            assert sorted([mine, other.result()]) == [0, errno.EDEADLK]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.callers import USER
 from tests.support.files import noise, open_file
 
 BLOCK_BYTES = 4096  # a multiple of the logical block of any disk in use
@@ -95,7 +96,9 @@ def test_allocation_for_users(directory: Path) -> None:
     assert path.read_bytes() == b"content".ljust(200_003, b"\0")
 
 
-@pytest.mark.known_difference("pyfuse3 has no handler for FUSE_FALLOCATE")
+@pytest.mark.libfuse_lacks(
+    "fallocate(2)", "EOPNOTSUPP; posix_fallocate(3) writes zeros in its place"
+)
 @pytest.mark.parametrize(
     ("option", "size", "content"),
     [
@@ -133,3 +136,61 @@ def test_holes_are_found_or_reported_as_data(directory: Path) -> None:
 
     assert start <= 2 * MEBIBYTE < end <= size
     assert caught.value.errno == errno.ENXIO
+
+
+@pytest.mark.libfuse_lacks("SEEK_DATA and SEEK_HOLE of lseek(2)", "the whole file is data")
+def test_holes_are_found(directory: Path) -> None:
+    """What was never written is a hole: lseek(2)."""
+    descriptor = open_file(directory / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, b"data", 2 * MEBIBYTE)
+        os.ftruncate(descriptor, 4 * MEBIBYTE)
+        os.fsync(descriptor)
+        assert os.lseek(descriptor, 0, os.SEEK_DATA) == 2 * MEBIBYTE
+        assert os.lseek(descriptor, 2 * MEBIBYTE, os.SEEK_HOLE) == 2 * MEBIBYTE + 4096
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.libfuse_lacks("ioctl(2) for file flags and project ids", "ENOTTY")
+def test_file_flags(directory: Path, beneath: Path) -> None:
+    """The owner sets and clears the flags of files and directories: ioctl_iflags(2)."""
+    (directory / "file").touch()
+    (directory / "dir").mkdir()
+    for name in ("file", "dir"):
+        subprocess.run(["chattr", "+d", directory / name], check=True, timeout=60)
+        for place in (directory, beneath):
+            shown = subprocess.run(
+                ["lsattr", "-d", place / name], check=True, capture_output=True, timeout=60
+            )
+            assert b"d" in shown.stdout.split()[0]
+
+
+@pytest.mark.privileged
+def test_file_flags_of_others(directory: Path) -> None:
+    """Whose file it is not may not, whatever it may write: ioctl_iflags(2)."""
+    (directory / "file").touch()
+    (directory / "file").chmod(0o666)
+    directory.chmod(0o755)
+
+    def change() -> int:
+        done = subprocess.run(
+            ["chattr", "+d", directory / "file"], check=False, stderr=subprocess.DEVNULL
+        )
+        return done.returncode
+
+    assert USER.run(change) != 0
+
+
+@pytest.mark.libfuse_lacks("the time of birth in statx(2)", "absent")
+def test_the_time_of_birth(directory: Path, beneath: Path) -> None:
+    """A file knows when it was made, and that never changes: statx(2)."""
+    (directory / "file").touch()
+    os.utime(directory / "file", (1, 1))
+    births = [
+        subprocess.run(["stat", "-c", "%.9W", place / "file"], check=True, capture_output=True)
+        for place in (directory, beneath)
+    ]
+
+    assert births[0].stdout == births[1].stdout
+    assert float(births[0].stdout) > 1

@@ -1,8 +1,10 @@
 """A well-formed request of every opcode that is answered, to be sent as it is or to be broken."""
 
+import fcntl
 import os
 import stat
 
+from passthrough.filecalls import FS_IOC_GETFLAGS
 from passthrough.session import abi, wire
 from tests.support.kernel import text
 
@@ -44,6 +46,17 @@ BODIES = {
     "INTERRUPT": wire.INTERRUPT_IN.pack(2),
     "DESTROY": b"",
     "NOTIFY_REPLY": wire.NOTIFY_RETRIEVE_IN.pack(0, 0),
+    "GETLK": wire.LK_IN.pack(1, 7, 0, 9, fcntl.F_WRLCK, 5, 0),
+    "SETLK": wire.LK_IN.pack(1, 7, 0, 9, fcntl.F_WRLCK, 5, 0),
+    "SETLKW": wire.LK_IN.pack(1, 7, 0, 9, fcntl.F_WRLCK, 5, 0),
+    "IOCTL": wire.IOCTL_IN.pack(1, 0, FS_IOC_GETFLAGS, 0, 0, 4),
+    "FALLOCATE": wire.FALLOCATE_IN.pack(1, 0, 10, 0),
+    "LSEEK": wire.LSEEK_IN.pack(1, 0, os.SEEK_DATA),
+    "COPY_FILE_RANGE": wire.COPY_FILE_RANGE_IN.pack(1, 0, 2, 1, 10, 2, 0),
+    "COPY_FILE_RANGE_64": wire.COPY_FILE_RANGE_IN.pack(1, 0, 2, 1, 10, 2, 0),
+    "SYNCFS": bytes(wire.SYNCFS_IN.size),
+    "TMPFILE": wire.CREATE_IN.pack(os.O_RDWR, 0o600, 0, 0) + text(b"/"),
+    "STATX": wire.STATX_IN.pack(0, 0, 0, 0),
     "BATCH_FORGET": wire.BATCH_FORGET_IN.pack(1) + wire.FORGET_ONE.pack(2, 1),
 }
 WITHOUT_ANSWER = {"FORGET", "BATCH_FORGET", "INTERRUPT", "NOTIFY_REPLY"}

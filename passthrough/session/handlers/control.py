@@ -50,11 +50,13 @@ def batch_forget(session: Session, request: Request) -> None:
         session.fs.forget(number, lookups)
 
 
-def interrupt(_session: Session, _request: Request) -> None:
-    """The caller of another request is to be interrupted: none here waits for longer than a disk.
+def interrupt(session: Session, request: Request) -> None:
+    """The caller of another request does not want to wait: for a lock, that is; none else can last.
 
     The kernel waits for the answer to that other request, whatever becomes of this one.
     """
+    (unique,) = request.fields(wire.INTERRUPT_IN)
+    session.fs.interrupt(unique & ~abi.UNIQUE_RESEND)
 
 
 def destroy(_session: Session, _request: Request) -> bytes:

@@ -1,5 +1,6 @@
 """Requests for open files."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -24,7 +25,9 @@ def open_(session: Session, request: Request) -> bytes:
     flags, more = request.fields(wire.OPEN_IN)
     handle = fs.open(request.nodeid, flags, clear_privileges=_clears(session, request, flags, more))
     if fs.cache.refresh_on_open:
-        session.notifier.attributes_changed(request.nodeid)
+        # What the kernel does not know needs no forgetting, and the file is open by now.
+        with contextlib.suppress(FileNotFoundError):
+            session.notifier.attributes_changed(request.nodeid)
     return wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
 
 
@@ -35,6 +38,15 @@ def create(session: Session, request: Request) -> bytes:
     entry, handle = session.fs.create(
         request.nodeid, request.name(), stat.S_IMODE(mode), flags, request.caller()
     )
+    return wire.entry(entry) + wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
+
+
+def tmpfile(session: Session, request: Request) -> bytes:
+    """Create and open a regular file without a name; the one in the request means nothing."""
+    request.name()
+    flags, mode, umask, _more = request.fields(wire.CREATE_IN)
+    session.apply_umask(umask)
+    entry, handle = session.fs.tmpfile(request.nodeid, stat.S_IMODE(mode), flags, request.caller())
     return wire.entry(entry) + wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
 
 
@@ -63,10 +75,10 @@ def write(session: Session, request: Request) -> bytes:
 
 def flush(session: Session, request: Request) -> bytes:
     """A descriptor of an open file is closed."""
-    handle, _owner = request.fields(wire.FLUSH_IN)
+    handle, owner = request.fields(wire.FLUSH_IN)
     if not handle:
         raise os_error(errno.ENOSYS)  # a file that was never opened has nothing to report
-    session.fs.flush(handle)
+    session.fs.flush(handle, owner)
     return b""
 
 
@@ -82,8 +94,8 @@ def fsync(session: Session, request: Request) -> bytes:
 
 def release(session: Session, request: Request) -> bytes:
     """The last descriptor of an open file is closed."""
-    handle, _flags, _more, _owner = request.fields(wire.RELEASE_IN)
-    session.fs.release(handle)
+    handle, _flags, more, _owner = request.fields(wire.RELEASE_IN)
+    session.fs.release(handle, unlock=bool(more & abi.RELEASE_FLOCK_UNLOCK))
     return b""
 
 
@@ -99,8 +111,9 @@ def _clears(session: Session, request: Request, flags: int, more: int) -> bool:
 def _allowed(session: Session, flags: int) -> int:
     """What the kernel may do with a file opened with *flags*: FOPEN_*."""
     allowed = abi.FOPEN_KEEP_CACHE if session.fs.cache.keep_pages else 0
-    if flags & os.O_ACCMODE == os.O_RDONLY:
-        # Nothing was written through it, so closing it has nothing to report.
+    if flags & os.O_ACCMODE == os.O_RDONLY and not session.fs.locks.used:
+        # Nothing was written through it, so closing it has nothing to report; and where nobody
+        # locks ranges, it drops no locks.
         allowed |= abi.FOPEN_NOFLUSH
     return allowed
 
@@ -108,6 +121,7 @@ def _allowed(session: Session, flags: int) -> int:
 HANDLERS: Final[Mapping[int, Handler]] = {
     Opcode.OPEN: open_,
     Opcode.CREATE: create,
+    Opcode.TMPFILE: tmpfile,
     Opcode.READ: read,
     Opcode.WRITE: write,
     Opcode.FLUSH: flush,

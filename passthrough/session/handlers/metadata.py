@@ -14,12 +14,26 @@ from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
+# What comes with a change, and is none to be made here.
+_NO_CHANGE: Final = abi.FATTR_CTIME | abi.FATTR_FH | abi.FATTR_LOCKOWNER
 _NOW: Final = (0, syscalls.UTIME_NOW)
 
 
 def getattr_(session: Session, request: Request) -> bytes:
     """The attributes of an inode."""
     return wire.attributes(session.fs.getattr(request.nodeid))
+
+
+def statx(session: Session, request: Request) -> bytes:
+    """The attributes of an inode, and when it was made."""
+    return wire.statx(*session.fs.statx(request.nodeid))
+
+
+def syncfs(session: Session, request: Request) -> bytes:
+    """Bring a file system to stable storage."""
+    session.about_to_block()
+    session.fs.syncfs(request.nodeid)
+    return b""
 
 
 def setattr_(session: Session, request: Request) -> bytes:
@@ -39,7 +53,8 @@ def setattr_(session: Session, request: Request) -> bytes:
         request.nodeid,
         changes,
         handle if valid & abi.FATTR_FH and handle else None,
-        clear_privileges=bool(valid & abi.FATTR_KILL_SUIDGID),
+        # What asks for nothing is chown(2) without an owner: it takes privileges away all the same.
+        clear_privileges=bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & ~_NO_CHANGE,
     )
     return wire.attributes(found)
 
@@ -65,6 +80,8 @@ def statfs(session: Session, request: Request) -> bytes:
 
 HANDLERS: Final[Mapping[int, Handler]] = {
     Opcode.GETATTR: getattr_,
+    Opcode.STATX: statx,
+    Opcode.SYNCFS: syncfs,
     Opcode.SETATTR: setattr_,
     Opcode.ACCESS: access,
     Opcode.STATFS: statfs,

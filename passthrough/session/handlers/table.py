@@ -9,7 +9,9 @@ from passthrough.session.handlers import (
     entries,
     extended,
     files,
+    locking,
     metadata,
+    ranges,
 )
 from passthrough.session.session import Handler
 
@@ -20,4 +22,6 @@ HANDLERS: Final[Mapping[int, Handler]] = {
     **files.HANDLERS,
     **directories.HANDLERS,
     **extended.HANDLERS,
+    **locking.HANDLERS,
+    **ranges.HANDLERS,
 }

@@ -1,5 +1,6 @@
 """The threads: who serves when callers hang, who leaves, and how all of them stop."""
 
+import _thread
 import mmap
 import queue
 import threading
@@ -53,6 +54,9 @@ def _nothing() -> None:
 
 class Hanging:
     """A session whose odd requests wait until they are let go."""
+
+    def waiting(self) -> int:
+        return 0
 
     def __init__(self) -> None:
         self.begun: queue.Queue[int] = queue.Queue()
@@ -206,6 +210,79 @@ def test_who_has_stopped_touches_nothing_any_more(
     assert session.done.get(timeout=LIMIT_S) == 1
     assert session.begun.qsize() == 1
     assert not woken.is_set()
+
+
+def test_who_has_stopped_takes_no_further_request(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    channel.requests.put(1)
+    until(lambda: crew.at_work() == 1)
+
+    crew.stop()
+    channel.requests.put(2)
+    session.go.set()
+    until(lambda: not crew.size())
+
+    assert channel.requests.get_nowait() == 2
+
+
+@pytest.mark.logs("no more threads than 1 can be had")
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(12, "memory")])
+def test_a_machine_without_more_threads_is_served_with_those_there_are(
+    session: Hanging,
+    channel: Queued,
+    crew: Crew,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        if isinstance(error, OSError):
+            patched.setattr(channel, "open_request", refused)
+        else:
+            patched.setattr(_thread, "start_new_thread", refused)
+        channel.requests.put(1)
+        until(lambda: crew.at_work() == 1)
+        crew.about_to_block()
+        crew.about_to_block()
+        assert crew.size() == 1
+    channel.requests.put(2)
+    look_until(crew, lambda: not session.done.empty())
+
+    assert session.done.get() == 2
+
+
+@pytest.mark.logs("no more threads than 1 can be had")
+def test_without_any_thread_there_is_nothing_to_serve_with(
+    session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+
+    with pytest.raises(BlockingIOError):
+        Crew(cast("Session", session), channel, _nothing).start()
+
+
+@pytest.mark.logs("the connection to the kernel is broken")
+def test_a_thread_that_is_lost_ends_the_session(woken: threading.Event, channel: Queued) -> None:
+    """Its request would wait for ever, and with the last one so would everybody's."""
+
+    class Mistaken(Hanging):
+        def answer(self, request: Request, _channel: object) -> None:
+            raise LookupError(request.unique)
+
+    crew = Crew(cast("Session", Mistaken()), channel, woken.set)
+    crew.start()
+    channel.requests.put(1)
+
+    assert woken.wait(LIMIT_S)
+    assert crew.ended
+    assert isinstance(crew.error, LookupError)
+    until(lambda: not crew.size())
 
 
 @pytest.mark.logs("the connection to the kernel is broken")

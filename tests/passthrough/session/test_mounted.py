@@ -111,6 +111,21 @@ def test_privileges_go_when_somebody_else_changes_the_content(base: Path, killpr
                 assert stat.S_IMODE(path.stat().st_mode) == left
 
 
+@pytest.mark.parametrize("killpriv", ["on", "off"])
+@pytest.mark.parametrize("writeback", ["on", "off"])
+def test_privileges_go_with_a_change_of_owner_to_nobody_else(
+    base: Path, killpriv: str, writeback: str
+) -> None:
+    with volume(base, killpriv_v2=killpriv, writeback=writeback) as served:
+        path = served.mountpoint / "program"
+        for uid, gid in ((-1, -1), (-1, 0), (0, -1)):
+            path.touch()
+            path.chmod(0o6777)
+            os.chown(path, uid, gid)
+            assert stat.S_IMODE((served.source / "program").stat().st_mode) == 0o777
+            assert stat.S_IMODE(path.stat().st_mode) == 0o777
+
+
 def append(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"more")

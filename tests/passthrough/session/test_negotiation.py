@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import CachePolicy, Config, Session as SessionName
+from passthrough.config import CachePolicy, Config, Locks, Session as SessionName, Transport
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, negotiation, wire
@@ -24,15 +24,17 @@ USUAL = (
     *(Init.INIT_EXT, Init.MAX_PAGES, Init.BIG_WRITES, Init.SETXATTR_EXT, Init.ASYNC_READ),
     *(Init.ASYNC_DIO, Init.PARALLEL_DIROPS, Init.DO_READDIRPLUS, Init.READDIRPLUS_AUTO),
     *(Init.CACHE_SYMLINKS, Init.SUBMOUNTS, Init.HAS_EXPIRE_ONLY, Init.HAS_RESEND),
+    Init.OVER_IO_URING,
 )
+LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
 # What options want beside the usual.
 WANTED: dict[str, tuple[Config, set[Init]]] = {
     "defaults": (
         Config(session=KERNEL),
-        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA},
+        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
     ),
     "always": (
-        Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False),
+        Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
         {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA},
     ),
     "never opened": (
@@ -45,11 +47,20 @@ WANTED: dict[str, tuple[Config, set[Init]]] = {
     "ACLs and writeback": (
         Config(session=KERNEL, posix_acl=True, writeback=True),
         {
+            *LOCKS,
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
             *(Init.POSIX_ACL, Init.DONT_MASK, Init.WRITEBACK_CACHE),
         },
     ),
 }
+
+
+def test_nobody_is_asked_for_rings_who_is_not_to_use_them() -> None:
+    dev = decide(Config(session=KERNEL, transport=Transport.DEV)).config
+    without = decide(Config(session=KERNEL), without_rings="they are switched off").config
+
+    assert not agree(NEW, dev).flags & Init.OVER_IO_URING
+    assert not agree(NEW, without).flags & Init.OVER_IO_URING
 
 
 @pytest.mark.parametrize(("config", "more"), WANTED.values(), ids=WANTED)

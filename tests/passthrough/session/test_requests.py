@@ -123,6 +123,19 @@ def test_setattr_leaves_what_is_not_meant(kernel: Kernel, fs: PassthroughFs, sou
         assert getattr(after, field) == getattr(before, field)
 
 
+@pytest.mark.parametrize("valid", [0, abi.FATTR_CTIME, abi.FATTR_FH | abi.FATTR_LOCKOWNER])
+def test_setattr_of_nothing_takes_privileges_away(
+    kernel: Kernel, fs: PassthroughFs, source: Path, valid: int
+) -> None:
+    (source / "file").touch()
+    (source / "file").chmod(0o6755)
+
+    body = wire.SETATTR_IN.pack(valid, *(0,) * 12)
+    assert kernel.ask(Opcode.SETATTR, body, number_of(fs, b"file")).error == 0
+
+    assert stat.S_IMODE((source / "file").stat().st_mode) == 0o755
+
+
 def test_what_is_created_belongs_to_the_caller(kernel: Kernel, source: Path) -> None:
     for opcode, name, body in (
         (Opcode.MKNOD, "fifo", wire.MKNOD_IN.pack(stat.S_IFIFO | 0o640, 0, 0o777)),
@@ -320,7 +333,8 @@ def test_an_inode_that_is_gone_is_estale(kernel: Kernel) -> None:
     """Which makes the kernel look the name up again."""
     on_inodes = set(BODIES) - WITHOUT_ANSWER - WITHOUT_OPERATION
     by_handle = {"READ", "WRITE", "FLUSH", "FSYNC", "RELEASE", "READDIR", "READDIRPLUS"}
-    by_handle |= {"RELEASEDIR", "FSYNCDIR"}
+    by_handle |= {"RELEASEDIR", "FSYNCDIR", "GETLK", "SETLK", "SETLKW", "IOCTL", "FALLOCATE"}
+    by_handle |= {"LSEEK", "COPY_FILE_RANGE", "COPY_FILE_RANGE_64"}
 
     errors = {
         name: kernel.ask(Opcode[name], BODIES[name], nodeid=4_711).error

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from passthrough.cache import Cache
 from passthrough.config import CachePolicy, Config, Sandbox, Session as SessionName
 from passthrough.decisions import decide
+from passthrough.errors import os_error
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
@@ -226,6 +227,23 @@ def test_an_open_under_metadata_forgets_the_attributes(source: Path) -> None:
     fs.close()
 
 
+def test_an_open_of_what_the_kernel_has_just_forgotten_keeps_its_handle(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise os_error(errno.ENOENT)
+
+    config = Config(cache=CachePolicy.METADATA, session=SessionName.KERNEL)
+    fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    (source / "file").touch()
+    number = fs.lookup(abi.ROOT_ID, b"file").inode_number
+    kernel = Kernel(fs, config)
+    monkeypatch.setattr(kernel.channel, "notify", unknown)
+
+    assert kernel.ask(Opcode.OPEN, BODIES["OPEN"], number).error == 0
+    fs.close()
+
+
 @pytest.mark.parametrize(
     ("cache", "flags", "allowed"),
     [
@@ -237,11 +255,15 @@ def test_an_open_under_metadata_forgets_the_attributes(source: Path) -> None:
 )
 def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) -> None:
     config = decide(Config(cache=cache, session=SessionName.KERNEL)).config
-    fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5)
+    locks = SimpleNamespace(used=False)
+    fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5, locks=locks)
 
     reply = Kernel(fs, config).ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0))
-
     assert wire.OPEN_OUT.unpack(reply.body) == (5, allowed, 0)
+
+    locks.used = True  # which end when a file is closed, of which FLUSH tells
+    reply = Kernel(fs, config).ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0))
+    assert wire.OPEN_OUT.unpack(reply.body) == (5, allowed & ~abi.FOPEN_NOFLUSH, 0)
 
 
 @pytest.mark.parametrize(

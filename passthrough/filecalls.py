@@ -1,0 +1,147 @@
+"""The system calls on single files that `os` and `fcntl` lack, each wrapped once.
+
+Beside syscalls.py. Every wrapper raises OSError with the kernel's errno, and lets other threads run
+meanwhile. Those that wait for a lock return with EINTR when a signal comes, unlike their like in
+`fcntl`, which begin again: so a thread that waits can be called back (waiting.py).
+"""
+
+import ctypes
+import fcntl
+import os
+import struct
+from typing import Final, NamedTuple
+
+# fallocate(2)
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_COLLAPSE_RANGE: Final = 0x08
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+FALLOC_FL_INSERT_RANGE: Final = 0x20
+FALLOC_FL_UNSHARE_RANGE: Final = 0x40
+
+# ioctl_iflags(2) and FS_IOC_FSGETXATTR(2const): the same numbers on every architecture but alpha,
+# mips, powerpc and sparc. Those of the flags are numbered by `long` and carry an `int`.
+FS_IOC_GETFLAGS: Final = 0x8008_6601
+FS_IOC_SETFLAGS: Final = 0x4008_6602
+FS_IOC_FSGETXATTR: Final = 0x801C_581F
+FS_IOC_FSSETXATTR: Final = 0x401C_5820
+
+# The last byte that a lock can reach; such a lock has no end, fcntl_locking(2).
+LAST_BYTE: Final = (1 << 63) - 1
+
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_BTIME: Final = 0x0800
+_STATX_SIZE: Final = 256
+_STX_MASK: Final = struct.Struct("=I")
+_STX_BTIME: Final = struct.Struct("=80xqI")  # struct statx, statx(2)
+_FLOCK: Final = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.fcntl.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_char_p)
+_libc.flock.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_char_p,
+)
+_libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.siginterrupt.argtypes = (ctypes.c_int, ctypes.c_int)
+
+
+class Lock(NamedTuple):
+    """A lock on bytes of a file, fcntl_locking(2)."""
+
+    kind: int
+    """F_RDLCK, F_WRLCK or F_UNLCK."""
+    start: int
+    end: int
+    """The last byte, itself included; `LAST_BYTE` where there is no end."""
+    pid: int = 0
+    """Whose it is; nought or less where that is not known."""
+
+
+NO_LOCK: Final = Lock(fcntl.F_UNLCK, 0, LAST_BYTE)
+"""Takes every lock away."""
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Change what is allocated for a range of a file, FALLOC_FL_*, fallocate(2)."""
+    _checked(_libc.fallocate(fd, mode, offset, length))
+
+
+def syncfs(fd: int) -> None:
+    """Bring the whole file system of *fd*, no O_PATH descriptor, to stable storage, syncfs(2)."""
+    _checked(_libc.syncfs(fd))
+
+
+def birth_time(fd: int) -> tuple[int, int] | None:
+    """When a file was made, in seconds and nanoseconds, statx(2); None where nobody knows."""
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, answer))
+    (mask,) = _STX_MASK.unpack_from(answer)
+    if not mask & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = _STX_BTIME.unpack_from(answer)
+    return seconds, nanoseconds
+
+
+def set_lock(fd: int, lock: Lock) -> None:
+    """Set or clear a lock of *fd*'s open file description, F_OFD_SETLK.
+
+    Raises:
+        OSError: EAGAIN, another lock is in the way.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _packed(lock))
+
+
+def wait_for_lock(fd: int, lock: Lock) -> None:
+    """Set a lock of *fd*'s open file description as soon as none is in the way, F_OFD_SETLKW.
+
+    Raises:
+        OSError: EINTR, a signal came.
+    """
+    _checked(_libc.fcntl(fd, fcntl.F_OFD_SETLKW, _packed(lock)))
+
+
+def conflicting_lock(fd: int, lock: Lock) -> Lock | None:
+    """The first lock that is in the way of *lock* on *fd*'s open file description, F_OFD_GETLK."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _packed(lock))
+    kind, _, start, length, pid = _FLOCK.unpack(answer)
+    if kind == fcntl.F_UNLCK:
+        return None
+    return Lock(kind, start, start + length - 1 if length else LAST_BYTE, pid)
+
+
+def wait_for_flock(fd: int, operation: int) -> None:
+    """Lock the whole file, LOCK_SH or LOCK_EX, as soon as no lock is in the way, flock(2).
+
+    Raises:
+        OSError: EINTR, a signal came.
+    """
+    _checked(_libc.flock(fd, operation))
+
+
+def let_interrupt(number: int) -> None:
+    """Have signal *number* do nothing but end system calls with EINTR, sigaction(2).
+
+    The interpreter's own handlers will not do: they wake the main thread.
+    """
+    # As good a function as any to be called with a number and to do nothing: abs(3).
+    _libc.signal(number, ctypes.cast(_libc.abs, ctypes.c_void_p))
+    _checked(_libc.siginterrupt(number, 1))
+
+
+def _packed(lock: Lock) -> bytes:
+    length = 0 if lock.end >= LAST_BYTE else lock.end - lock.start + 1
+    return _FLOCK.pack(lock.kind, os.SEEK_SET, lock.start, length, 0)

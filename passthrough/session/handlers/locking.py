@@ -1,0 +1,61 @@
+"""Requests for locks, which are taken on the host's files (`locks=host`)."""
+
+import fcntl
+from collections.abc import Mapping
+from typing import Final
+
+from passthrough.filecalls import Lock
+from passthrough.session import abi, wire
+from passthrough.session.abi import Opcode
+from passthrough.session.request import Request
+from passthrough.session.session import Handler, Session
+
+
+def getlk(session: Session, request: Request) -> bytes:
+    """What lock is in the way of one."""
+    handle, owner, start, end, kind, pid, _more = request.fields(wire.LK_IN)
+    found = session.fs.getlk(handle, owner, Lock(kind, start, end, pid))
+    if found is None:
+        return wire.LK_OUT.pack(start, end, fcntl.F_UNLCK, 0)
+    return wire.LK_OUT.pack(found.start, found.end, found.kind, found.pid)
+
+
+def setlk(session: Session, request: Request) -> bytes:
+    """Take or drop a lock, if nothing is in the way."""
+    handle, owner, start, end, kind, pid, more = request.fields(wire.LK_IN)
+    if more & abi.LK_FLOCK:
+        changed = session.fs.flock(handle, kind)
+    else:
+        changed = session.fs.setlk(handle, owner, Lock(kind, start, end, pid))
+    return _taken(session, request, changed=changed)
+
+
+def setlkw(session: Session, request: Request) -> bytes:
+    """Take a lock as soon as nothing is in the way, or until INTERRUPT comes."""
+    handle, owner, start, end, kind, pid, more = request.fields(wire.LK_IN)
+    number = request.unique & ~abi.UNIQUE_RESEND
+    session.about_to_block()
+    if more & abi.LK_FLOCK:
+        changed = session.fs.flock(handle, kind, number)
+    else:
+        changed = session.fs.setlkw(handle, owner, Lock(kind, start, end, pid), number)
+    return _taken(session, request, changed=changed)
+
+
+def _taken(session: Session, request: Request, *, changed: bool) -> bytes:
+    """The answer to who has a lock now, after the kernel has dropped what may be older than it.
+
+    Unless it collects writes: then nobody else is expected to write.
+    """
+    if changed and not session.fs.config.writeback:
+        # It waits for pages that others are about to read, by requests of their own.
+        session.about_to_block()
+        session.notifier.data_changed(request.nodeid)
+    return b""
+
+
+HANDLERS: Final[Mapping[int, Handler]] = {
+    Opcode.GETLK: getlk,
+    Opcode.SETLK: setlk,
+    Opcode.SETLKW: setlkw,
+}

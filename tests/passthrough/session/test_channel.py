@@ -1,0 +1,58 @@
+"""The descriptor of /dev/fuse, with a socket in its place."""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from passthrough.session.channel import DeviceChannel
+from passthrough.session.wire import OUT_HEADER
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_descriptor_that_did_not_wait_waits(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.setblocking(False)  # as whoever had it before may have left it
+    channel = DeviceChannel(ours.fileno())
+    request = channel.open_request()
+    theirs.send(b"a request")
+
+    assert os.get_blocking(ours.fileno())
+    assert channel.receive(request)
+    assert request.length == 9
+
+
+def test_an_answer_has_its_length_and_number(pair: Pair) -> None:
+    ours, theirs = pair
+    channel = DeviceChannel(ours.fileno())
+
+    channel.reply(7, b"body")
+    channel.fail(8, 2)
+    channel.fail(9, 512)
+
+    assert theirs.recv(100) == OUT_HEADER.pack(20, 0, 7) + b"body"
+    assert theirs.recv(100) == OUT_HEADER.pack(16, -2, 8)
+    assert theirs.recv(100) == OUT_HEADER.pack(16, -5, 9)
+
+
+def test_who_answers_too_late_writes_to_nobody(pair: Pair) -> None:
+    """The number of the descriptor may be another file's by then; and nothing is logged."""
+    ours, theirs = pair
+    channel = DeviceChannel(ours.fileno())
+
+    channel.leave()
+    channel.reply(7, b"body")
+    channel.fail(8, 2)
+
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)

@@ -1,0 +1,119 @@
+"""Locks through mounts of the kernel session: two volumes on one source, and the host."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support.callers import ROOT, together
+from tests.support.mounted import Mounted, mounted
+
+LIMIT_S = 60.0
+WAITING = 300  # more than a session has threads for requests that do not wait
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def volume(base: Path, **options: str) -> Iterator[Mounted]:
+    with mounted(base, {"session": "kernel"} | options) as served, served.limited(LIMIT_S):
+        yield served
+
+
+def count(database: Path, steps: int) -> None:
+    """Add to a counter in transactions of their own."""
+    connection = sqlite3.connect(database, timeout=LIMIT_S, isolation_level=None)
+    connection.execute("PRAGMA synchronous=OFF")
+    for _ in range(steps):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE counter SET number = number + 1")
+        connection.execute("COMMIT")
+    connection.close()
+
+
+def test_sqlite_on_a_volume_and_on_the_host_loses_nothing(base: Path) -> None:
+    """Each must wait for the other's lock, and then see what the other has written."""
+    with volume(base) as served:
+        database = served.mountpoint / "database"
+        connection = sqlite3.connect(database)
+        connection.execute("CREATE TABLE counter AS SELECT 0 AS number")
+        connection.commit()
+        connection.close()
+        paths = [database, served.source / "database"]
+        together(ROOT.start(partial(count, path, 40)) for path in paths)
+
+        connection = sqlite3.connect(database)
+        assert connection.execute("SELECT number FROM counter").fetchall() == [(80,)]
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        connection.close()
+
+
+def test_many_wait_and_the_mount_goes_on(base: Path) -> None:
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.touch()
+
+        def lock() -> None:
+            with path.open("r+b") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX)
+
+        with path.open("r+b") as held:
+            fcntl.lockf(held, fcntl.LOCK_EX)
+            with contextlib.ExitStack() as stack:
+                waiting = [stack.enter_context(ROOT.start(lock)) for _ in range(WAITING)]
+                (served.mountpoint / "other").write_bytes(b"served")
+                assert (served.source / "other").read_bytes() == b"served"
+                fcntl.lockf(held, fcntl.LOCK_UN)
+                for one in waiting:
+                    one.result()
+
+
+def test_who_is_killed_while_waiting_goes_at_once(base: Path) -> None:
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.touch()
+
+        def lock() -> None:
+            with path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+
+        with path.open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with ROOT.start(lock):
+                pass  # which ends it
+            fcntl.flock(held, fcntl.LOCK_UN)
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_kept_locally_locks_do_not_reach_the_host(base: Path) -> None:
+    with volume(base, locks="local") as served:
+        path = served.mountpoint / "file"
+        path.touch()
+        with path.open("r+b") as ours, (served.source / "file").open("r+b") as theirs:
+            for lock in (fcntl.flock, fcntl.lockf):
+                lock(ours, fcntl.LOCK_EX)
+                lock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_an_immutable_file_is_the_hosts_to_make(base: Path) -> None:
+    """The worker has no CAP_LINUX_IMMUTABLE to lend."""
+    with volume(base) as served:
+        (served.mountpoint / "file").touch()
+        fd = os.open(served.mountpoint / "file", os.O_RDONLY)
+        with pytest.raises(PermissionError) as refused:
+            fcntl.ioctl(fd, 0x4008_6602, (0x10).to_bytes(8, "little"))  # FS_IOC_SETFLAGS
+        os.close(fd)
+
+    assert refused.value.errno == errno.EPERM
