@@ -63,7 +63,6 @@ def run(
         _greet(session, channel, fuse_fd)
         with _woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
-            crew.start()
             queues = Queues(
                 session,
                 lambda number: RingChannel(Ring(), fuse_fd, number, channel),
@@ -72,6 +71,7 @@ def run(
             )
             queues.start()
             serving()
+            crew.start()
             _wait_for_end(crew, queues, woken_fd, keeper_fd)
             crew.stop()
             queues.stop()
