@@ -20,6 +20,7 @@ import gc
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -70,6 +71,9 @@ def serve(work: Callable[[], int]) -> None:
             name, fds, _, _ = socket.recv_fds(control, _LONGEST_NAME, _MOST_DESCRIPTORS)
             if not name:
                 return
+            if not fds:  # no room for them: who asked sees its life socket closed
+                log.error("a worker is not started: too many open files")
+                continue
             started = _start(name, fds, work)
             if started is not None:
                 pid_fd, child = started
@@ -84,7 +88,7 @@ def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[in
         pid = os.fork()
         if pid == 0:
             _work(name, fds[1:], work)
-        pid_fd = os.pidfd_open(pid)
+        pid_fd = _watched(pid)
     except OSError as error:
         with life, suppress(OSError):
             life.send(b"%d" % -(error.errno or errno.EAGAIN))
@@ -95,6 +99,16 @@ def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[in
     with suppress(OSError):  # who asked may have gone
         socket.send_fds(life, [b"%d" % pid], [pid_fd])
     return pid_fd, _Child(pid, life)
+
+
+def _watched(pid: int) -> int:
+    """A descriptor of the child *pid*, which ends if there can be none: nobody would reap it."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _reap(pid_fd: int, child: _Child) -> None:

@@ -29,7 +29,7 @@ import itertools
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -85,6 +85,11 @@ class InodeTable:
 
     def __len__(self) -> int:
         return len(self._by_number)
+
+    def latest(self, count: int) -> Sequence[int]:
+        """The numbers of at most *count* inodes, the last that the kernel was told of first."""
+        with self._lock:
+            return tuple(itertools.islice(reversed(self._by_number), count))
 
     def __contains__(self, number: int) -> bool:
         return number in self._by_number
@@ -228,7 +233,8 @@ class InodeTable:
         except BaseException:
             os.close(fd)
             raise
-        self.pin(fd, place)
+        with contextlib.suppress(OSError):  # it is removed, whatever its number will be
+            self.pin(fd, place)
 
     def pin(self, fd: int, place: Place) -> None:
         """Have the file behind *fd* keep its number until it is forgotten, if it has no name.

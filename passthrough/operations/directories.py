@@ -1,11 +1,13 @@
 """Directory streams: opened, read, brought to stable storage."""
 
 import contextlib
+import errno
 import logging
 import os
 import stat
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 from passthrough import names, syscalls
 from passthrough.attributes import Entry
@@ -15,6 +17,9 @@ from passthrough.operations.entries import EntryOperations
 from passthrough.places import Place
 
 log = logging.getLogger(__name__)
+
+# What says nothing about a file, but that nothing can be looked at now.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class DirectoryOperations(EntryOperations):
@@ -30,7 +35,11 @@ class DirectoryOperations(EntryOperations):
 
         Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
         that vanished meanwhile is left out, and so is one that cannot be looked at: a dead mount
-        below the source must not make the directory around it unusable.
+        below the source must not make the directory around it unusable. Where descriptors or
+        memory have run out the listing fails: who copies a directory must not believe it was all.
+
+        Raises:
+            OSError: EMFILE, ENFILE, ENOMEM, a name cannot be looked up; as OpenDirectory.read.
         """
         directory = self.directories[handle]
         inode = self.inodes[directory.inode_number]
@@ -46,6 +55,8 @@ class DirectoryOperations(EntryOperations):
             except FileNotFoundError:
                 continue
             except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    raise
                 log.warning("%r is left out of a listing: %s", record.name, error.strerror)
                 continue
             yield record, entry

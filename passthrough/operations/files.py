@@ -73,11 +73,14 @@ class FileOperations(Operations):
 
         Gives its entry and a handle number. `link` may give it a name later.
         """
-        inode = self.inodes[parent]
+        inode = self._changing(parent)
         with inode.opened() as directory, self.ownership.acting_as(caller):
             fd = os.open(names.DOT, self._flags.unnamed(flags), mode, dir_fd=directory)
         entry, handle = self._created(fd, flags, inode.place)
-        self.inodes.pin(os.dup(fd), inode.place)
+        with contextlib.suppress(OSError):  # at worst its number goes to the next file
+            # Not by a copy: who could write by it would keep the file from being executed.
+            held = os.open(fdpath.of(fd), os.O_PATH | os.O_CLOEXEC)
+            self.inodes.pin(held, inode.place)
         return entry, handle
 
     def read(self, handle: int, offset: int, size: int, flags: int | None = None) -> bytes:
@@ -163,10 +166,12 @@ class FileOperations(Operations):
         all who have it open read and write through.
         """
         file = self.files[handle]
-        if unlock:
-            self.locks.flock(Target(file.inode_number, handle, file.fd), fcntl.F_UNLCK)
-        self.locks.released(file.inode_number, handle)
-        self.files.release(handle)
+        try:
+            if unlock:
+                self.locks.flock(Target(file.inode_number, handle, file.fd), fcntl.F_UNLCK)
+            self.locks.released(file.inode_number, handle)
+        finally:
+            self.files.release(handle)
 
     def _check_linked(self, inode: Inode) -> None:
         if inode.stat().st_nlink == 0 and not any(

@@ -33,15 +33,18 @@ class FlagOperations(Operations):
         """Do *command* with *data* on the host's file, or *directory*; gives what it answers.
 
         Raises:
-            OSError: ENOTTY, *command* is none of the four; EINVAL, *data* is not what it takes.
+            OSError: ENOTTY, *command* is none of the four; EINVAL, *data* is not what it takes;
+                EROFS, it changes what is hidden.
         """
-        fd = self.directories[handle].fd if directory else self.files[handle].fd
+        opened = self.directories[handle] if directory else self.files[handle]
+        fd = opened.fd
         if command in _READING:
             return fcntl.ioctl(fd, command, bytes(_READING[command]))
         if command not in _CHANGING:
             raise os_error(errno.ENOTTY)
         if self.config.readonly:
             raise os_error(errno.EROFS)
+        self._changing(opened.inode_number)
         if len(data) != _CHANGING[command]:
             raise os_error(errno.EINVAL)
         fcntl.ioctl(fd, command, data)

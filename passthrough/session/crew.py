@@ -3,9 +3,9 @@
 As long as the host answers at once, one thread serves best: it finds the next request waiting and
 sleeps less, and need not share the interpreter. More are there for the host's sake. The main thread
 looks at the crew in short intervals while there is work. Where nobody waits for requests, because
-all are held up by the host and not by the interpreter, it doubles the crew; a handler that is about
-to wait for a disk says so before (`about_to_block`). Who is not needed any more leaves. So a system
-call that hangs holds up its own caller, and everybody else for two intervals at most.
+all are held up by the host and not by the interpreter, it enlarges the crew; a handler that is
+about to wait for a disk says so before (`about_to_block`). Who is not needed any more leaves. So a
+system call that hangs holds up its own caller, and everybody else for two intervals at most.
 
 A thread inside read(2) is woken by nothing but a request. So one too many leaves after its next
 one. When the session stops, its threads are left there, and what they may still be given they do
@@ -34,26 +34,36 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.005
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
-# The part of the time that goes into Python from which on the interpreter is what is busy.
-_BUSY_INTERPRETER: Final = 0.4
+# So many looks in a row are believed though they come late, as on a machine with too much to do.
+LATE_LOOKS: Final = 4
+# Where the host is slow and not stuck, more callers at once than this gain little.
+_ENOUGH_FOR_SLOW: Final = 8
+# The part of the time that goes into computing from which on nobody is held up by the host. A
+# FORGET of tens of thousands of inodes takes longer than a look, and no second thread hurries it.
+_BUSY: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 100
 # So many looks in a row without a request: the main thread stops looking until there is one.
 QUIET_LOOKS: Final = 20
 
 
-class Interpreter:
-    """What holds threads up: this process's own code, or the host."""
+class Interval:
+    """The time between two looks: whether the host had it, or this process."""
 
     def __init__(self) -> None:
         self._looked = self._computed = 0.0
+        self.busy = False
+        """Whether it was this process that was busy meanwhile, rather than the host."""
+        self.late = False
+        """Whether it was long: others have the processors, and the look says little by itself."""
 
-    def was_busy(self) -> bool:
-        """Whether it was the interpreter that was busy since the last look, and not the host."""
+    def end(self) -> None:
+        """Look at the one that ends, and begin another."""
         now, computed = time.monotonic(), _computed()
-        busy = computed - self._computed > (now - self._looked) * _BUSY_INTERPRETER
+        elapsed = now - self._looked
+        self.busy = computed - self._computed > elapsed * _BUSY
+        self.late = elapsed > 2 * LOOK_S
         self._looked, self._computed = now, computed
-        return busy
 
 
 class _Member:
@@ -85,8 +95,9 @@ class Crew:
         self._stopped = False
         self._full = False
         self._short = False
+        self._held_up = 0
         self._taken = self._calm = self._quiet = 0
-        self._interpreter = Interpreter()
+        self._interval = Interval()
         self.resting = False
         """Whether nothing happens, and nobody need look until woken."""
         self.ended = False
@@ -132,9 +143,14 @@ class Crew:
         members = tuple(self._members)
         taken = sum(member.taken for member in members)
         full = not any(member.waits for member in members)
-        busy = self._interpreter.was_busy()
-        if full and self._full and (taken == self._taken or not busy):
-            self._grow(len(members))
+        self._interval.end()
+        held_up = full and self._full and not self._interval.busy
+        self._held_up = self._held_up + 1 if held_up else 0
+        if self._held_up >= (LATE_LOOKS if self._interval.late else 1):
+            if taken == self._taken:
+                self._grow(len(members))
+            elif len(members) < _ENOUGH_FOR_SLOW:
+                self._grow(1)
         self._quiet = 0 if full or taken != self._taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._taken, self._full = taken, full
@@ -218,5 +234,6 @@ class Crew:
 
 
 def _computed() -> float:
-    """The processor time that this process has spent outside of the kernel, in seconds."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    """The processor time that this process has spent, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

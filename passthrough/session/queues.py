@@ -14,13 +14,13 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from passthrough.errors import os_error
-from passthrough.session.crew import QUIET_LOOKS, Interpreter
-from passthrough.session.rings import RingChannel, RingRequest
+from passthrough.session.crew import LATE_LOOKS, QUIET_LOOKS, Interval
+from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _MOST: Final = 64
 # For each processor at the start: one to serve, and one to wait meanwhile.
 _FIRST: Final = 2
+# So many inodes are tried for a regular file that the kernel knows.
+_TRIED: Final = 256
 # How long it may take threads to start and the kernel to take their entries.
 _START_LIMIT_S: Final = 10.0
 
@@ -36,7 +38,7 @@ _START_LIMIT_S: Final = 10.0
 class _Queue:
     """One processor's threads."""
 
-    __slots__ = ("full", "processor", "requests", "seen", "size", "taken", "waiting")
+    __slots__ = ("full", "held_up", "processor", "seen", "size", "taken", "waiting")
 
     def __init__(self, processor: int) -> None:
         self.processor = processor
@@ -44,13 +46,13 @@ class _Queue:
         """How many threads there are."""
         self.waiting: list[None] = []
         """One for each that waits for a request; a list, because its changes are single steps."""
-        self.requests: list[RingRequest] = []
-        """The one of each thread."""
         self.taken = 0
         """How many requests there have been, or a few less: for seeing that there are some."""
         self.seen = 0
         self.full = False
         """What `taken` was, and whether none waited, when it was looked at."""
+        self.held_up = 0
+        """For how many looks in a row the host has held all of them up."""
 
 
 class Queues:
@@ -75,7 +77,7 @@ class Queues:
         self._queues = [_Queue(processor) for processor in processors]
         self._stopped = False
         self._quiet = 0
-        self._interpreter = Interpreter()
+        self._interval = Interval()
         self.resting = True
         """Whether there are threads enough, and nobody need look until woken."""
         self.error: Exception | None = None
@@ -112,30 +114,29 @@ class Queues:
 
     def look(self) -> None:
         """See whether there are too few threads; to be called every `LOOK_S` unless `resting`."""
-        busy = self._interpreter.was_busy()
+        self._interval.end()
+        enough = LATE_LOOKS if self._interval.late else 1
         self._quiet += 1
         for queue in self._queues:
             taken, full = queue.taken, not queue.waiting
             if full:
                 self._quiet = 0
-                if queue.full and (taken == queue.seen or not busy):
-                    for _ in range(queue.size):
-                        self._grow(queue, _log_failure)
+            held_up = full and queue.full and not self._interval.busy
+            queue.held_up = queue.held_up + 1 if held_up else 0
+            if queue.held_up >= enough:
+                for _ in range(queue.size if taken == queue.seen else 1):
+                    self._grow(queue, _log_failure)
             queue.seen, queue.full = taken, full
         if self._quiet >= QUIET_LOOKS:
             self._quiet, self.resting = 0, True
+            # One may have filled up before it could be seen that nobody looks.
+            self.resting = all(queue.waiting for queue in self._queues)
 
     def _look_again(self) -> None:
         with self._lock:
             self.resting = False
             if not self._stopped:
                 self._wake()
-
-    def _inodes(self) -> Iterator[int]:
-        """What has been asked about last: some of it the kernel still knows."""
-        for queue in self._queues:
-            for request in tuple(queue.requests):
-                yield request.nodeid
 
     def _grow(self, queue: _Queue, started: Callable[[OSError | None], object]) -> bool:
         """Start one more thread, unless there are as many as there may be."""
@@ -160,7 +161,8 @@ class Queues:
             _stay_on(queue.processor)
             channel = self._open_channel(queue.processor)
             if number > _FIRST:
-                channel.hurry(queue.processor * _MOST + number, self._inodes())
+                inodes = self._session.fs.inodes.latest(_TRIED)
+                channel.hurry(queue.processor * _MOST + number, inodes)
         except OSError as error:
             with self._lock:
                 queue.size -= 1
@@ -180,7 +182,6 @@ class Queues:
     ) -> None:
         receive, answer, waiting = channel.receive, self._session.answer, queue.waiting
         request = channel.open_request()
-        queue.requests.append(request)
         waiting.append(None)
         started(None)
         while receive(request):

@@ -7,6 +7,7 @@ the mount.
 
 import errno
 import mmap
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
@@ -103,12 +104,15 @@ class Request:
             raise MalformedError(f"the request has {self._end - self._tail_at} bytes, not {size}")
         return self._view[self._tail_at : self._end]
 
-    def rows(self, row: Struct, count: int) -> "list[tuple[int, ...]]":
-        """*count* structures that follow one another."""
+    def rows(self, row: Struct, count: int) -> Iterator[tuple[int, ...]]:
+        """*count* structures that follow one another, to be gone through before the next request.
+
+        One by one: there may be as many as 65,000, and their sum would stay in memory.
+        """
         end = self._tail_at + row.size * count
         if end > self._end:
             raise MalformedError(f"the request has no {count} rows")
-        return list(row.iter_unpack(self._buffer[self._tail_at : end]))
+        return row.iter_unpack(self._buffer[self._tail_at : end])
 
     def caller(self) -> Caller:
         """Who asks, as the volume's users are known."""

@@ -78,6 +78,7 @@ class Avoided(NamedTuple):
 
     reason: str
     program: Sequence[tuple[object, ...]]
+    ways: Ways = _LIBFUSE
 
 
 AVOIDED = {
@@ -108,5 +109,11 @@ AVOIDED = {
         "the kernel's side of FUSE keeps it when another user changes the file, as all of Linux "
         "did before 6.2",
         [("user", "chmod", b"a", 0o2666), ("member", "truncate", b"a", 1)],
+    ),
+    "chown(2) without an owner by somebody else": Avoided(
+        "with HANDLE_KILLPRIV_V2 the kernel leaves it to the file system, and sends the same "
+        "before a write: so it has no effect, but is not refused either",
+        [("member", "chown", b"a", -1, -1, True)],
+        Ways({"session": "kernel"}),
     ),
 }

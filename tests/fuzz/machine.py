@@ -89,6 +89,9 @@ target = st.sampled_from(
     [b"a", b"d", b"d/b", b"../a", b"l", b"nowhere", b"/", b"..", LONGEST, b"long/" * 200]
 )
 
+# To nobody at all is another matter: known.py has why, and `chown_to_nobody`.
+owners = st.tuples(uid, gid).filter(lambda ids: ids != (-1, -1))
+
 ON_PATHS: dict[str, tuple[Strategy, ...]] = {
     "mkdir": (path, mode),
     "rmdir": (path,),
@@ -99,7 +102,6 @@ ON_PATHS: dict[str, tuple[Strategy, ...]] = {
     "readlink": (path,),
     "mknod": (path, st.builds(int.__or__, nodes, mode), st.sampled_from([0, 0x103])),
     "chmod": (path, changed_mode),
-    "chown": (path, uid, gid, follow),
     "truncate": (path, size),
     "utimens": (path, moments, moments, follow),
     "stat": (path,),
@@ -131,7 +133,6 @@ ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
     "fdatasync": (),
     "fstat": (),
     "fchmod": (changed_mode,),
-    "fchown": (uid, gid),
     "futimens": (moments, moments),
     "fsetxattr": (attribute, value, attribute_flags),
     "fgetxattr": (attribute,),
@@ -214,6 +215,21 @@ class Programs(RuleBasedStateMachine):
         """Copy within the kernel, between two files that the same caller has open."""
         if source[0] == to[0]:
             self.sides.do(source[0], "copy_range", source[1], to[1], size)
+
+    @rule(caller=callers, path=path, owner=owners, follow=follow)
+    def chown(self, caller: str, path: bytes, owner: tuple[int, int], follow: bool) -> None:
+        """Give a path to somebody."""
+        self.sides.do(caller, "chown", path, *owner, follow)
+
+    @rule(path=path, follow=follow)
+    def chown_to_nobody(self, path: bytes, follow: bool) -> None:
+        """Change no owner, which clears bits."""
+        self.sides.do("root", "chown", path, -1, -1, follow)
+
+    @rule(handle=handles, owner=owners)
+    def fchown(self, handle: Handle, owner: tuple[int, int]) -> None:
+        """Give what is open to somebody."""
+        self.sides.do(handle[0], "fchown", handle[1], *owner)
 
     @precondition(lambda self: self.filled < MOST_FILLED)
     @rule(caller=callers, path=directory, count=st.sampled_from([5, 80]))

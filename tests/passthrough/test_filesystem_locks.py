@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -432,6 +433,18 @@ def test_an_flock_ends_with_its_open_file_also_where_the_kernel_keeps_that(
 
     bob.flock(WRITE)
     os.close(kept)
+
+
+def test_an_open_file_is_closed_whatever_becomes_of_its_locks(
+    fs: PassthroughFs, source: Path
+) -> None:
+    """The kernel asks once: nobody would ever close it again."""
+    (source / "f").touch()
+    handle = fs.open(number_of(fs, b"f"), os.O_RDONLY)
+    with patch.object(fs.locks, "flock", side_effect=OSError(errno.EIO, "no answer")):
+        fails(errno.EIO, lambda: fs.release(handle, unlock=True))
+
+    assert len(fs.files) == 0
 
 
 def test_flocks_and_locks_of_bytes_do_not_see_one_another(alice: User, bob: User) -> None:

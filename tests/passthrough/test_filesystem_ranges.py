@@ -219,6 +219,8 @@ def test_a_file_without_a_name_that_is_held_by_handle_keeps_its_number(source: P
 
         assert entry.stat.st_ino not in {other.stat.st_ino for other in others}
         assert fs.getattr(entry.inode_number).stat.st_nlink == 0
+        with fs.inodes[entry.inode_number].opened() as fd:
+            assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH, "it could not be executed"
 
 
 def test_a_file_that_was_to_have_no_name_gets_none(fs: PassthroughFs) -> None:

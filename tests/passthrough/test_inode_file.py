@@ -16,6 +16,7 @@ from passthrough.config import Config, InodeFileHandles
 from passthrough.filesystem import PassthroughFs
 from passthrough.inode_file import ByDescriptor, ByHandle, Holding
 from passthrough.inodes import ROOT
+from passthrough.listing import Record
 from tests.support.direct import caller, fails, listing, number_of
 
 LIMIT_S = 30.0
@@ -235,6 +236,18 @@ def test_a_removal_that_fails_or_leaves_a_link_keeps_nothing(
     assert open_descriptors() == before
 
 
+def test_a_removal_succeeds_whatever_becomes_of_the_number(
+    by_handle: PassthroughFs, source: Path
+) -> None:
+    """The name is gone by then: an error would say that it is not."""
+    (source / "file").touch()
+    number_of(by_handle, b"file")
+    with patch.object(syscalls, "name_to_handle_at", side_effect=OSError(errno.ESTALE, "gone")):
+        by_handle.unlink(ROOT, b"file")
+
+    assert not (source / "file").exists()
+
+
 def test_one_file_is_one_inode_by_whatever_link(held: PassthroughFs, source: Path) -> None:
     for index in range(5):
         (source / f"filler{index}").touch()
@@ -243,6 +256,31 @@ def test_one_file_is_one_inode_by_whatever_link(held: PassthroughFs, source: Pat
     os.link(source / "a", source / "b")
 
     assert number_of(held, b"a") == number_of(held, b"b") == (source / "a").stat().st_ino
+
+
+def test_a_listing_does_not_end_early_where_descriptors_run_out(source: Path) -> None:
+    """Who copies the directory would believe that it was all."""
+    for index in range(50):
+        (source / str(index)).touch()
+    fs = serve(source, NEVER)
+    handle = fs.opendir(ROOT)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 20, limits[1]))
+    listed: list[Record] = []
+
+    def go_on() -> None:
+        offset = listed[-1].end if listed else 0
+        listed.extend(record for record, _ in fs.readdirplus(handle, offset))
+
+    try:
+        fails(errno.EMFILE, go_on)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    go_on()
+
+    names = [record.name for record in listed]
+    assert sorted(names) == sorted([b".", b"..", *(b"%d" % index for index in range(50))])
+    fs.close()
 
 
 @pytest.mark.logs("some files are held by descriptors: the file system has no file handles")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import syscalls
+from passthrough import filecalls, syscalls
 from passthrough.attributes import Changes
 from passthrough.config import Config, Submounts
 from passthrough.filesystem import PassthroughFs
@@ -97,6 +97,10 @@ CHANGES: list[Callable[[PassthroughFs, int], object]] = [
     lambda fs, number: fs.mkdir(number, b"new", 0o700, CALLER),
     lambda fs, number: fs.symlink(number, b"new", b"target", CALLER),
     lambda fs, number: fs.create(number, b"new", 0o600, os.O_RDWR, CALLER),
+    lambda fs, number: fs.tmpfile(number, 0o600, os.O_RDWR, CALLER),
+    lambda fs, number: fs.ioctl(
+        fs.opendir(number), filecalls.FS_IOC_SETFLAGS, bytes(4), directory=True
+    ),
     lambda fs, number: fs.link(number_of(fs, b"plain", b"file"), number, b"new"),
     lambda fs, number: fs.unlink(number, b"file"),
     lambda fs, number: fs.rmdir(number, b"directory"),

@@ -127,6 +127,25 @@ async def test_no_process_can_be_had(
         assert refusal.value.errno == errno.EAGAIN
 
 
+async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int]) -> None:
+    """Nobody would reap it."""
+    async with forking(command("unwatched")) as start:
+        with pytest.raises(OSError, match="Too many open files") as refusal:
+            await start("data", fds)
+        assert refusal.value.errno == errno.EMFILE
+        assert workers() == set()
+
+
+@pytest.mark.logs("^plugin.forkserver: a worker is not started: too many open files")
+async def test_a_fork_server_without_room_for_descriptors_lives_on(fds: tuple[int, int]) -> None:
+    async with forking(command("crowded")) as start:
+        (server,) = children()
+        for _ in range(2):
+            with pytest.raises(OSError, match="Connection reset"):
+                await start("data", fds)
+        assert children() == {server}
+
+
 @pytest.mark.logs("^plugin.forkserver: the fork server ended with -9; the next mount begins")
 async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
     """And the next start begins another one."""

@@ -7,6 +7,7 @@ do: when the file system is unmounted, or when standard input closes.
 import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 import sys
@@ -108,8 +109,18 @@ def _unforked() -> int:
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
+def _unwatched(pid: int, flags: int = 0) -> int:  # noqa: ARG001 - as os.pidfd_open
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 # What does not care for a hand-over.
-BARE: dict[str, Callable[[], int]] = {"sleep": _sleep, "bug": _bug, "unforked": _unforked}
+BARE: dict[str, Callable[[], int]] = {
+    "sleep": _sleep,
+    "bug": _bug,
+    "unforked": _unforked,
+    "unwatched": _sleep,
+    "crowded": _sleep,
+}
 
 MANNERS: dict[str, Callable[[Handover], int | None]] = {
     "serve": _serve,
@@ -135,4 +146,8 @@ def _work() -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "unforked":
         os.fork = BARE["unforked"]
+    if sys.argv[1] == "unwatched":
+        os.pidfd_open = _unwatched
+    if sys.argv[1] == "crowded":  # by the standard streams and the copy of the control socket
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
     forkserver.serve(_work)

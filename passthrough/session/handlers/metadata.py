@@ -16,6 +16,7 @@ from passthrough.session.session import Handler, Session
 
 # What comes with a change, and is none to be made here.
 _NO_CHANGE: Final = abi.FATTR_CTIME | abi.FATTR_FH | abi.FATTR_LOCKOWNER
+_ROOT_USER: Final = 0
 _NOW: Final = (0, syscalls.UTIME_NOW)
 
 
@@ -53,10 +54,23 @@ def setattr_(session: Session, request: Request) -> bytes:
         request.nodeid,
         changes,
         handle if valid & abi.FATTR_FH and handle else None,
-        # What asks for nothing is chown(2) without an owner: it takes privileges away all the same.
-        clear_privileges=bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & ~_NO_CHANGE,
+        clear_privileges=_clears(session, request, valid),
     )
     return wire.attributes(found)
+
+
+def _clears(session: Session, request: Request, valid: int) -> bool:
+    """Whether suid and sgid bits go.
+
+    What asks for nothing is chown(2) without an owner, which takes them away where it is the
+    owner's or root's; the kernel has not checked that. Or it comes before a write, which says so
+    itself: to refuse it would refuse the write.
+    """
+    if valid & ~_NO_CHANGE:
+        return bool(valid & abi.FATTR_KILL_SUIDGID)
+    found = session.fs.getattr(request.nodeid)
+    owner = found.stat.st_uid if found.owner is None else found.owner.uid
+    return request.uid in {_ROOT_USER, owner}
 
 
 def _time(valid: int, given: int, now: int, time: tuple[int, int]) -> tuple[int, int]:

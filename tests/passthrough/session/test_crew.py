@@ -73,6 +73,10 @@ class Hanging:
         self.done.put(unique)
 
 
+def _no_thread(*_: object) -> int:
+    raise RuntimeError("can't start new thread")
+
+
 @pytest.fixture
 def session() -> Hanging:
     return Hanging()

@@ -126,6 +126,20 @@ def test_privileges_go_with_a_change_of_owner_to_nobody_else(
             assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 
+@pytest.mark.parametrize("killpriv", ["on", "off"])
+def test_nobody_takes_privileges_from_a_file_of_others(base: Path, killpriv: str) -> None:
+    with volume(base, killpriv_v2=killpriv) as served:
+        path = served.mountpoint / "program"
+        path.touch()
+        path.chmod(0o6755)
+
+        with contextlib.suppress(PermissionError):  # with killpriv_v2 the kernel does not ask
+            USER.run(partial(os.chown, path, -1, -1))
+
+        assert stat.S_IMODE((served.source / "program").stat().st_mode) == 0o6755
+        assert stat.S_IMODE(path.stat().st_mode) == 0o6755
+
+
 def append(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"more")

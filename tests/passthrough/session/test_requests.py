@@ -124,16 +124,18 @@ def test_setattr_leaves_what_is_not_meant(kernel: Kernel, fs: PassthroughFs, sou
 
 
 @pytest.mark.parametrize("valid", [0, abi.FATTR_CTIME, abi.FATTR_FH | abi.FATTR_LOCKOWNER])
-def test_setattr_of_nothing_takes_privileges_away(
-    kernel: Kernel, fs: PassthroughFs, source: Path, valid: int
+@pytest.mark.parametrize(("owner", "left"), [(CALLER.uid, 0o755), (CALLER.uid + 1, 0o6755)])
+def test_setattr_of_nothing_takes_the_callers_own_privileges_away(  # noqa: PLR0917
+    kernel: Kernel, fs: PassthroughFs, source: Path, valid: int, owner: int, left: int
 ) -> None:
     (source / "file").touch()
+    os.chown(source / "file", owner, 0)
     (source / "file").chmod(0o6755)
 
     body = wire.SETATTR_IN.pack(valid, *(0,) * 12)
     assert kernel.ask(Opcode.SETATTR, body, number_of(fs, b"file")).error == 0
 
-    assert stat.S_IMODE((source / "file").stat().st_mode) == 0o755
+    assert stat.S_IMODE((source / "file").stat().st_mode) == left
 
 
 def test_what_is_created_belongs_to_the_caller(kernel: Kernel, source: Path) -> None:
