@@ -6,7 +6,7 @@ Where a request goes, each module importing only those below it:
     forkserver.py   forks worker processes, which share what it has loaded
     worker.py       the worker process of one volume: hand-over, lifetime, report
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
-    session/        what speaks FUSE: kernel.py on /dev/fuse itself, libfuse.py over pyfuse3
+    session/        what speaks FUSE: kernel.py itself, libfuse.py over pyfuse3
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
     operations/     the methods: entries, metadata, files and ranges of them, directories, locks,
                     extended attributes, file flags
@@ -33,15 +33,17 @@ Where a request goes, each module importing only those below it:
     filehandles.py  whether files can be held by kernel file handles
     fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
-    running.py      which Linux this is
+    choices.py      the words that options choose from
+    running.py      which Linux this is, and what is switched on in it
     values.py       the values of options from text, and back
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do
+    memory.py       what interpreter and C library keep of it, and how it goes back
     errors.py       an OSError of our own
     filecalls.py    the system calls on single files that `os` lacks
     syscalls.py     the other ones that it lacks
 
-The rules: nothing below the session waits on trio or knows pyfuse3. An OSError travels untouched
+The rules: nothing but session/libfuse.py knows pyfuse3. An OSError travels untouched
 from the system call to the session, which turns it into the reply's errno. File names are bytes.
 Paths are never joined below the source: a directory descriptor and one name reach everything but
 `..`, which names.py looks for from the source downwards.

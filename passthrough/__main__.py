@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from passthrough import mount, mountinfo, worker
+from passthrough import mount, mountinfo, running, worker
 from passthrough.config import Config, OptionError, parse_options
+from passthrough.decisions import decide
 from passthrough.handover import Handover, Report
 from passthrough.sandbox import SandboxError
 
@@ -46,7 +47,10 @@ def _config(options: list[str]) -> Config:
         name, _, value = word.partition("=")
         if given.setdefault(name, value) != value:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
-    return parse_options(given, has_source=True)
+    config = parse_options(given, has_source=True)
+    # To be refused before anything is mounted.
+    decide(config, without_rings=running.without_rings())
+    return config
 
 
 def _refuse(error: Exception) -> int:

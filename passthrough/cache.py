@@ -9,6 +9,8 @@ from passthrough.config import CachePolicy, Config
 # enough that a mistake ends by itself.
 _LONG_S: Final = 86_400.0
 
+_TYPE: Final = 0o170000  # S_IFMT, and the kind of each file that is asked about without a call
+
 _TIMEOUT_S: Final = {
     CachePolicy.NEVER: 0.0,
     CachePolicy.METADATA: _LONG_S,
@@ -60,4 +62,4 @@ class Cache:
 
     def timeouts(self, mode: int) -> tuple[float, float]:
         """How long the entry and the attributes of a file with st_mode *mode* stay known."""
-        return self._directory if stat.S_ISDIR(mode) else self._other
+        return self._directory if mode & _TYPE == stat.S_IFDIR else self._other

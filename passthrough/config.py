@@ -6,83 +6,51 @@ typed Config only. `source` is not here: finding a directory is the business of 
 """
 
 import difflib
-import enum
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
 from passthrough import running, values
+from passthrough.choices import (
+    Atime,
+    CachePolicy,
+    InodeFileHandles,
+    Locks,
+    Passthrough,
+    Sandbox,
+    Session,
+    Squash,
+    Submounts,
+    Transport,
+)
 
-
-class CachePolicy(enum.StrEnum):
-    """How long the kernel may answer from its own memory; cache.py turns it into numbers."""
-
-    NEVER = "never"
-    METADATA = "metadata"
-    AUTO = "auto"
-    ALWAYS = "always"
-
-
-class Atime(enum.StrEnum):
-    """When reading a file moves its access time, mount(8)."""
-
-    RELATIME = "relatime"
-    NOATIME = "noatime"
-    STRICTATIME = "strictatime"
-
-
-class InodeFileHandles(enum.StrEnum):
-    """Whether inodes are held by kernel file handles, in place of a descriptor each."""
-
-    NEVER = "never"
-    PREFER = "prefer"
-    MANDATORY = "mandatory"
-
-
-class Submounts(enum.StrEnum):
-    """What becomes of the file systems that are mounted below the source."""
-
-    CROSS = "cross"
-    HIDE = "hide"
-
-
-class Session(enum.StrEnum):
-    """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
-
-    AUTO = "auto"
-    KERNEL = "kernel"
-    LIBFUSE = "libfuse"
-
-
-class Transport(enum.StrEnum):
-    """How requests come from the kernel and answers go; `auto` takes io_uring where it can."""
-
-    AUTO = "auto"
-    DEV = "dev"
-    IO_URING = "io_uring"
-
-
-class Locks(enum.StrEnum):
-    """Where the locks of fcntl(2) and flock(2) are taken."""
-
-    HOST = "host"
-    LOCAL = "local"
-
-
-class Squash(enum.StrEnum):
-    """Whose ids are replaced by the anonymous ones, exports(5)."""
-
-    NONE = "none"
-    ROOT = "root"
-    ALL = "all"
-
-
-class Sandbox(enum.StrEnum):
-    """What the process that serves a volume can see and do; sandbox.py."""
-
-    NAMESPACE = "namespace"
-    NONE = "none"
+__all__ = [
+    "ALIASES",
+    "FOR_A_NEW_DIRECTORY",
+    "LACKING",
+    "MEANINGLESS",
+    "OPTIONS",
+    "Atime",
+    "Automatic",
+    "CachePolicy",
+    "Config",
+    "InodeFileHandles",
+    "Locks",
+    "Option",
+    "OptionError",
+    "Passthrough",
+    "Sandbox",
+    "Session",
+    "Squash",
+    "Submounts",
+    "Transport",
+    "as_text",
+    "automatic",
+    "canonical",
+    "parse_options",
+    "session_of",
+]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +80,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     submounts: Submounts = Submounts.CROSS
     session: Session = Session.AUTO
     transport: Transport = Transport.AUTO
+    passthrough: Passthrough = Passthrough.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
     squash: Squash = Squash.NONE
@@ -170,7 +139,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
     "negative_timeout": Option(values.seconds, _TIME, "how long a free name stays known"),
     "writeback": Option(
-        values.boolean, _TRUE_FALSE, "let the kernel collect writes, which others see later"
+        values.boolean,
+        _TRUE_FALSE,
+        "let the kernel collect writes; others see them later, and theirs are not expected",
     ),
     "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
     "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
@@ -179,7 +150,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _TRUE_FALSE,
         "number every file by the host's number and a number for its device, the source's included",
     ),
-    "seal_size": Option(values.boolean, _TRUE_FALSE, "refuse to change any file's size: EPERM"),
+    "seal_size": Option(
+        values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
+    ),
     "allow_direct_io": Option(
         values.boolean,
         _TRUE_FALSE,
@@ -206,12 +179,23 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "what is mounted below the source: part of the volume, or an empty directory each",
     ),
     "session": Option(
-        values.word(Session), "auto, kernel or libfuse", "what speaks FUSE with the kernel"
+        values.word(Session),
+        "auto, kernel or libfuse",
+        "what speaks FUSE with the kernel; auto takes the best",
     ),
     "transport": Option(
-        values.word(Transport), "auto, dev or io_uring", "requests by /dev/fuse or by io_uring"
+        values.word(Transport),
+        "auto, dev or io_uring",
+        "how requests come: by /dev/fuse, which auto takes, or by io_uring",
     ),
-    "map_uid": Option(values.ranges, _RANGES, "which users of containers are which of the host"),
+    "passthrough": Option(
+        values.word(Passthrough),
+        "auto, on or off",
+        "let the kernel read and write the host's files by itself; auto where it can",
+    ),
+    "map_uid": Option(
+        values.ranges, _RANGES, "which users of the containers are which users of the host"
+    ),
     "map_gid": Option(values.ranges, _RANGES, "the same for groups"),
     "squash": Option(
         values.word(Squash), "none, root or all", "whose ids are replaced by anon_uid and anon_gid"
@@ -257,7 +241,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "fsname": Option(
         values.fsname,
         "1 to 128 letters, digits or _.:/@+-",
-        "the file system's name in df and mount",
+        "what df and mount show as the file system's name",
     ),
 }
 
@@ -273,8 +257,13 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
         " the bits itself",
         "posix_acl": "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask"
         " where a default ACL should stand in its place",
+        "transport": "pyfuse3 reads /dev/fuse itself",
+        "passthrough": "pyfuse3 does not negotiate PASSTHROUGH",
     },
 }
+
+# What would do instead of what a session lacks, where it is not "false".
+_INSTEAD: Final[Mapping[str, str]] = {"transport": "auto or dev", "passthrough": "auto or off"}
 
 # What is given to a directory that is made, and to none that is there already.
 FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
@@ -338,9 +327,9 @@ def parse_options(
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
     """Each option that cannot be had though its value is a good one, what would do, and why."""
     for name, why in LACKING.get(session_of(config), {}).items():
-        if getattr(config, name):
-            reason = f"cannot be had with session={config.session}: {why}"
-            yield name, "false", reason
+        if getattr(config, name) in {True, Passthrough.ON, Transport.IO_URING}:
+            accepted = _INSTEAD.get(name, "false")
+            yield name, accepted, f"cannot be had with session={config.session}: {why}"
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(config, name) is not None:
             reason = "is for a directory that is made, and source is there already"
@@ -362,10 +351,8 @@ class Automatic(NamedTuple):
 def automatic() -> Automatic:
     """The session that `auto` takes.
 
-    By the release of Linux, because this must be known when a volume is created, to refuse what
-    its session cannot express, and INIT comes only with a mount. The kernel's own number for its
-    protocol goes with the release. Where a distributor has brought newer FUSE to an older release,
-    `auto` takes the portable session all the same.
+    By the release of Linux: what its session cannot express is refused when a volume is created,
+    and INIT, with the protocol's number, comes only with a mount.
     """
     release = running.linux_release()
     text = ".".join(map(str, release))

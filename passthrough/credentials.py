@@ -7,10 +7,12 @@ without them the host would check again, with the primary group alone, and refus
 through a supplementary group.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import threading
+from contextlib import AbstractContextManager
 from typing import Final
 
 from passthrough import privileges, syscalls
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 # Whoever supervises the worker can tell this end from every other, sysexits(3): EX_NOPERM.
 EXIT_IDENTITY_LOST: Final = 77
 _OWN_ID: Final = 0
+_ITSELF: Final = (_OWN_ID, _OWN_ID)
+_AS_ITSELF: Final = contextlib.nullcontext()
 _NO_ID: Final = 0xFFFF_FFFF
 
 
@@ -33,6 +37,15 @@ def keep_capabilities() -> None:
         OSError: EPERM without CAP_SETPCAP.
     """
     syscalls.set_securebits(syscalls.SECBIT_NO_SETUID_FIXUP)
+
+
+def acting_as(ids: HostIds) -> AbstractContextManager[None]:
+    """A guard: inside it, what this thread creates belongs to *ids*.
+
+    For root, whom every thread is outside of such a guard, there is nothing to switch: four system
+    calls less, which are a quarter of a creation.
+    """
+    return _AS_ITSELF if ids == _ITSELF else ActingAs(ids)
 
 
 class ActingAs:
@@ -78,16 +91,29 @@ class ThreadUmask(threading.local):
             self._mask = mask
 
 
+class _KeepingPrivileges(threading.local):
+    """CAP_FSETID of each thread that uses this, capabilities(7)."""
+
+    def __init__(self) -> None:
+        """Runs once in each thread."""
+        self.switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
+
+
+_keeping = _KeepingPrivileges()
+
+
 class ClearingPrivileges:
     """A guard: inside it, a file whose content this thread changes loses its suid and sgid bits.
 
-    As it does for everyone without CAP_FSETID, which this process has, capabilities(7).
+    As it does for everyone without CAP_FSETID, which this process has, capabilities(7). Not to be
+    nested. The thread's other capabilities are to stay what they were at its first use.
     """
 
-    __slots__ = ("_had",)
+    __slots__ = ("_switch",)
 
     def __enter__(self) -> None:
-        self._had = syscalls.effective_capability(syscalls.CAP_FSETID, wanted=False)
+        self._switch = _keeping.switch
+        self._switch.set(wanted=False)
 
     def __exit__(self, *_: object) -> None:
-        syscalls.effective_capability(syscalls.CAP_FSETID, wanted=self._had)
+        self._switch.set(wanted=self._switch.had)

@@ -12,11 +12,14 @@ import msgspec
 
 from passthrough import cache, values
 from passthrough.config import (
+    LACKING,
+    Atime,
     CachePolicy,
     Config,
     InodeFileHandles,
     Locks,
     OptionError,
+    Passthrough,
     Session,
     Squash,
     Transport,
@@ -24,8 +27,6 @@ from passthrough.config import (
     automatic,
     session_of,
 )
-
-_NOT_BY_LIBFUSE: Final = "pyfuse3 reads /dev/fuse itself"
 
 
 class Note(NamedTuple):
@@ -85,6 +86,44 @@ RULES: Final = (
 )
 
 
+class Obstacle(NamedTuple):
+    """What keeps the kernel from reading and writing the host's files by itself."""
+
+    stands: Callable[[Config], bool]
+    """Whether it does so with a Config in which other conflicts are decided."""
+    reason: str
+
+
+OBSTACLES: Final = (
+    Obstacle(
+        lambda config: config.session is Session.LIBFUSE,
+        LACKING[Session.LIBFUSE]["passthrough"],
+    ),
+    Obstacle(
+        lambda config: config.writeback,
+        "with writeback the kernel collects writes, and passes none on to the host's files",
+    ),
+    Obstacle(
+        lambda config: config.seal_size,
+        "seal_size must be asked about each write, which passthrough keeps from it",
+    ),
+    Obstacle(
+        lambda config: config.cache is CachePolicy.METADATA and config.allow_direct_io,
+        "with cache=metadata a file's size is known until its next open: direct I/O would go by"
+        " that one, and who passes through by the host's",
+    ),
+    Obstacle(
+        lambda config: config.no_open,
+        "with no_open nobody is asked which file of the host is meant",
+    ),
+    Obstacle(
+        lambda config: config.atime is Atime.NOATIME,
+        "with atime=noatime access times stay, and the kernel opens the host's file so that they"
+        " move",
+    ),
+)
+
+
 # What leaves locks to the kernel, which keeps them among the users of the volume, and why.
 LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
     (
@@ -98,6 +137,17 @@ LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
 )
 
 
+_WHY_DEV: Final = (
+    "the kernel sends again what a worker has not answered when it dies, but not what it has sent"
+    " over io_uring"
+)
+
+
+def obstacle(config: Config) -> str:
+    """Why *config*, in which other conflicts are decided, allows no passthrough; or nothing."""
+    return next((reason for stands, reason in OBSTACLES if stands(config)), "")
+
+
 def decide(config: Config, without_handles: str = "", without_rings: str = "") -> Decided:
     """What applies where *config* was asked for; of what is decided already, the same again.
 
@@ -105,7 +155,7 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
     for all that is known; *without_rings* is why requests cannot come over io_uring, the same way.
 
     Raises:
-        OptionError: they must be, or must do so.
+        OptionError: they must be, or come so; or passthrough must be on, and cannot.
     """
     notes = []
     if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
@@ -131,42 +181,52 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
         transport=_transport(config, session, without_rings),
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )
+    if config.passthrough is not Passthrough.OFF and (reason := obstacle(config)):
+        if config.passthrough is Passthrough.ON:
+            raise OptionError("passthrough", "on", "auto or off", f"'on' cannot be had: {reason}")
+        # Nobody has asked for it by name, so that it is no note.
+        config = msgspec.structs.replace(config, passthrough=Passthrough.OFF)
     return Decided(config, tuple(notes))
 
 
 def _transport(config: Config, session: Session, without_rings: str) -> Transport:
     """What brings the requests."""
-    why_not = without_rings if session is Session.KERNEL else _NOT_BY_LIBFUSE
-    if config.transport is Transport.IO_URING and why_not:
-        reason = f"'io_uring' cannot be had with session={session}: {why_not}"
+    if config.transport is not Transport.IO_URING:
+        return Transport.DEV
+    if why_not := LACKING.get(session, {}).get("transport") or without_rings:
+        reason = f"'io_uring' cannot be had: {why_not}"
         raise OptionError("transport", "io_uring", "auto or dev", reason)
-    if config.transport is Transport.AUTO:
-        return Transport.DEV if why_not else Transport.IO_URING
-    return config.transport
+    return Transport.IO_URING
 
 
 def described(
-    config: Config, without_handles: str = "", without_rings: str = ""
+    config: Config, without_handles: str = "", without_passthrough: str = ""
 ) -> dict[str, object]:
-    """What applies of *config*, and why, for people: options, notes, and who serves."""
-    # A volume with a transport that this machine has no more can still be looked at.
-    asked = config.transport is not Transport.AUTO
-    either = msgspec.structs.replace(config, transport=Transport.AUTO)
-    applies, notes = decide(either, without_handles, without_rings)
-    if asked:
-        applies = msgspec.structs.replace(applies, transport=config.transport)
+    """What applies of *config*, and why, for people: options, notes, who serves, who moves data.
+
+    *without_passthrough* is why a mount does without it, which its options would allow.
+    """
+    applies, notes = decide(config, without_handles)
     why = automatic().reason if config.session is Session.AUTO else "as asked for"
     return {
         "options": as_text(applies),
         "notes": [str(note) for note in notes],
         "session": f"{applies.session}: {why}",
-        "transport": f"{applies.transport}: {_why_transport(config, applies, without_rings)}",
+        "transport": f"{applies.transport}: {_why_transport(config, applies)}",
+        "passthrough": _passthrough(config, applies, without_passthrough),
     }
 
 
-def _why_transport(config: Config, applies: Config, without_rings: str) -> str:
-    if config.transport is not Transport.AUTO:
+def _why_transport(asked: Config, applies: Config) -> str:
+    if asked.transport is not Transport.AUTO:
         return "as asked for"
-    if applies.session is not Session.KERNEL:
-        return _NOT_BY_LIBFUSE
-    return without_rings or "FUSE over io_uring is switched on"
+    return LACKING.get(applies.session, {}).get("transport", _WHY_DEV)
+
+
+def _passthrough(asked: Config, applies: Config, without: str) -> str:
+    """Who reads and writes the host's files, and why."""
+    if asked.passthrough is Passthrough.OFF:
+        return "off: as asked for"
+    if reason := obstacle(applies) or without:
+        return f"off: {reason}"
+    return "on: the kernel reads and writes the host's files by itself"

@@ -31,7 +31,7 @@ LAST_BYTE: Final = (1 << 63) - 1
 
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x0800
-_STATX_SIZE: Final = 256
+_Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
 _STX_MASK: Final = struct.Struct("=I")
 _STX_BTIME: Final = struct.Struct("=80xqI")  # struct statx, statx(2)
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
@@ -87,7 +87,7 @@ def syncfs(fd: int) -> None:
 
 def birth_time(fd: int) -> tuple[int, int] | None:
     """When a file was made, in seconds and nanoseconds, statx(2); None where nobody knows."""
-    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    answer = _Statx()
     _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, answer))
     (mask,) = _STX_MASK.unpack_from(answer)
     if not mask & _STATX_BTIME:

@@ -68,11 +68,13 @@ def serve(work: Callable[[], int]) -> None:
                 poll.unregister(fd)
                 _reap(fd, children.pop(fd))
                 continue
-            name, fds, _, _ = socket.recv_fds(control, _LONGEST_NAME, _MOST_DESCRIPTORS)
+            name, fds, flags, _ = socket.recv_fds(control, _LONGEST_NAME, _MOST_DESCRIPTORS)
             if not name:
                 return
-            if not fds:  # no room for them: who asked sees its life socket closed
+            if not fds or flags & socket.MSG_CTRUNC:  # no room, or not for all of them
                 log.error("a worker is not started: too many open files")
+                for given in fds:  # who asked sees its life socket closed
+                    os.close(given)
                 continue
             started = _start(name, fds, work)
             if started is not None:

@@ -28,8 +28,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     without_handles: str = ""
     """Why files of the source are not held by handle, although that was wished for."""
-    without_rings: str = ""
-    """Why requests do not come over io_uring, although they might."""
+    without_passthrough: str = ""
+    """Why the kernel does not pass reads and writes on by itself, although that was wished for."""
 
 
 def encode(message: Handover | Report) -> bytes:

@@ -24,7 +24,6 @@ directory in which it looks a name up, and no file that it asks something of.
 
 import contextlib
 import errno
-import gc
 import itertools
 import os
 import stat
@@ -33,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
-from passthrough import syscalls
+from passthrough import memory, syscalls
 from passthrough.config import InodeFileHandles
 from passthrough.inode_file import ByDescriptor, ByHandle, Holding, Inode
 from passthrough.places import Mount, Place, Places
@@ -47,6 +46,10 @@ _COUNTED: Final = 1 << 55
 # A table that once held more than this shrinks when it is down to one part in so many.
 _LARGE: Final = 10_000
 _SHRINK: Final = 8
+# How many inodes are looked at for one that will do.
+_SOON: Final = 1_000
+# Of so few, made anew among what is about to go, the keys would keep more than they give back.
+_SMALL: Final = 1_000
 
 
 class InodeTable:
@@ -82,6 +85,7 @@ class InodeTable:
         self._descriptors = 0  # without the root's
         self._most = _LARGE
         self._shrink_below = 0
+        self._shrunk = False
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -100,10 +104,21 @@ class InodeTable:
         Raises:
             OSError: ESTALE, which makes the kernel look the name up again.
         """
-        try:
-            return self._by_number[number]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        inode = self._by_number.get(number)
+        if inode is None:
+            with self._lock:  # it may just be filled anew
+                inode = self._by_number.get(number)
+        if inode is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def some_file(self) -> int | None:
+        """The number of a regular file that the kernel knows, if one is found soon."""
+        with self._lock:
+            for number, inode in itertools.islice(self._by_number.items(), _SOON):
+                if inode.kind == stat.S_IFREG:
+                    return number
+        return None
 
     def opened(self, number: int) -> AbstractContextManager[int]:
         """A guard that lends a descriptor of inode *number*, which may be an O_PATH one.
@@ -201,11 +216,14 @@ class InodeTable:
         if left is not None:
             left.close()
         if shrunk:
-            # The interpreter keeps freed tuples and the like for later, and each one keeps a
-            # megabyte of its allocator: a full collection lets them go. The C library keeps pages.
-            gc.collect()
-            syscalls.malloc_trim()
+            memory.give_back()
         return inode
+
+    def rest(self) -> None:
+        """Give memory back, if much was forgotten since this was last called; for quiet moments."""
+        if self._shrunk:
+            self._shrunk = False
+            memory.give_back()
 
     def removing(
         self, place: Place, directory_fd: int, name: bytes
@@ -288,7 +306,7 @@ class InodeTable:
         place, host_number = inode.place, inode.host_number
         inode.number = self._number(place, host_number)
         self._by_number[inode.number] = inode
-        self._by_identity[place.base | host_number] = inode
+        self._by_identity[place.identity(host_number)] = inode
         self._descriptors += not inode.handle
         place.mount.users += 1
         return inode
@@ -305,7 +323,7 @@ class InodeTable:
         return mount if self._places.leave(mount) else None
 
     def _shrink(self) -> bool:
-        """Make the dictionaries anew when most of what they once held is gone: they never shrink.
+        """Fill the dictionaries anew when most of what they held is gone: they never shrink.
 
         Again at each fraction of that size, so that little is left in the end and a single forget
         costs next to nothing; and not once more before the table has grown large.
@@ -316,16 +334,29 @@ class InodeTable:
                 self._most = size
                 self._shrink_below = size // _SHRINK
             return False
-        self._by_number = dict(self._by_number)
-        self._by_identity = dict(self._by_identity)
+        if size > _SMALL:
+            _refill(self._by_number)
+            _refill(self._by_identity)
         self._most = _LARGE
         self._shrink_below = size // _SHRINK
+        self._shrunk = True
         return True
 
     def _number(self, place: Place, host_number: int) -> int:
         index = place.index + self._first_place
         if index < _PLACE_LIMIT and host_number < _HOST_LIMIT:
-            number = index << _HOST_BITS | host_number
+            # The same object where it can be: with millions of inodes, each counts.
+            number = index << _HOST_BITS | host_number if index else host_number
             if number > ROOT and number not in self._by_number:
                 return number
         return _COUNTED | next(self._counter)
+
+
+def _refill(table: dict[int, Inode]) -> None:
+    """Have *table* take no more memory than it needs.
+
+    The same object: a new one would lie among what is about to go (see `_SMALL`).
+    """
+    entries = dict(table)
+    table.clear()
+    table.update(entries)

@@ -19,7 +19,8 @@ from passthrough import syscalls
 from passthrough.errors import os_error
 
 # What one getdents64 asks for: as much as glibc's readdir(3) does.
-_LISTING_BYTES: Final = 32 * 1024
+# A type of its own, made once: create_string_buffer would make one for each buffer.
+_Entries: Final = ctypes.c_char * (32 * 1024)
 # struct linux_dirent64 up to its name: d_ino, d_off, d_reclen, d_type; getdents64(2)
 _RECORD: Final = struct.Struct("=QqHB")
 # Offsets from here up are ours. ext4 has none there but its end, as it lets no hash be the highest.
@@ -150,7 +151,7 @@ class OpenDirectory:
         """Have more entries at hand, if there are more."""
         before = len(self._window)
         while len(self._window) == before:
-            buffer = ctypes.create_string_buffer(_LISTING_BYTES)
+            buffer = _Entries()
             size = syscalls.getdents64(self._fd, buffer)
             if not size:
                 return False

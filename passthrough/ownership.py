@@ -2,10 +2,11 @@
 
 import logging
 import os
+from contextlib import AbstractContextManager
 from typing import Final
 
+from passthrough import credentials
 from passthrough.config import Config
-from passthrough.credentials import ActingAs
 from passthrough.idmap import (
     Caller,
     ContainerId,
@@ -30,16 +31,16 @@ class Ownership:
         self._maps = maps(config)
         self._reported: set[str] = set()
 
-    def acting_as(self, caller: Caller) -> ActingAs:
+    def acting_as(self, caller: Caller) -> AbstractContextManager[None]:
         """A guard: inside it, what this thread creates belongs to *caller* on the host.
 
         Raises:
             OSError: EPERM, *caller* is nobody there.
         """
         if self._maps is None:
-            return ActingAs(HostIds(HostId(caller.uid), HostId(caller.gid)))
+            return credentials.acting_as(HostIds(HostId(caller.uid), HostId(caller.gid)))
         try:
-            return ActingAs(self._maps.to_host(caller))
+            return credentials.acting_as(self._maps.to_host(caller))
         except UnmappedError as error:
             self._report(error)
             raise

@@ -37,6 +37,10 @@ class Place:
         self.base = index << HOST_NUMBER_BITS
         """An identity is this and a st_ino."""
 
+    def identity(self, host_number: int) -> int:
+        """What tells the file with this st_ino from all others; on the source, that itself."""
+        return self.base | host_number if self.index else host_number
+
 
 class Mount:
     """A mount that inodes lie on, of which *users* counts them; owns *fd*.

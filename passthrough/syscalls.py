@@ -51,12 +51,14 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 # statx(2): what is asked for, and where struct statx has it
 _STATX_MNT_ID: Final = 0x1000
-_STATX_SIZE: Final = 256
+_Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
 _STX_MNT_ID: Final = struct.Struct("=144xQ")
 # name_to_handle_at(2): struct file_handle is its length without this head, its type, its bytes
 _HANDLE_HEAD: Final = 8
 _LONGEST_HANDLE: Final = 128  # MAX_HANDLE_SZ
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
+# struct statfs, whose first word on 64-bit machines is f_type; with room to spare
+_STATFS_WORDS: Final = 32
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -113,6 +115,8 @@ class _CapabilityData(ctypes.Structure):
     )
 
 
+_OWN_CAPABILITIES: Final = ctypes.byref(_CapabilityHeader(_CAPABILITY_VERSION_3, 0))
+
 _libc.mount.argtypes = (
     ctypes.c_char_p,
     ctypes.c_char_p,
@@ -133,6 +137,7 @@ _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
 _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
@@ -306,12 +311,24 @@ def mount_id(fd: int) -> int:
     Raises:
         OSError: as the kernel reports it.
     """
-    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    answer = _Statx()
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if _libc_held.statx(fd, b"", flags, _STATX_MNT_ID, answer) < 0:
         raise _failed()
     number: int = _STX_MNT_ID.unpack_from(answer)[0]
     return number
+
+
+def filesystem_type(fd: int) -> int:
+    """The f_type of the file system that *fd* lies on, linux/magic.h, fstatfs(2).
+
+    Raises:
+        OSError: as the kernel reports it.
+    """
+    answer = (ctypes.c_long * _STATFS_WORDS)()
+    if _libc.fstatfs(fd, answer) < 0:
+        raise _failed()
+    return answer[0]
 
 
 def setfsuid(uid: int) -> int:
@@ -342,29 +359,31 @@ def set_securebits(bits: int) -> None:
         raise _failed()
 
 
-def effective_capability(capability: int, *, wanted: bool) -> bool:
-    """Take *capability* (CAP_*) into the calling thread's effective set, or out of it, capset(2).
+class CapabilitySwitch:
+    """One capability (CAP_*) of the effective set of the thread that makes this, capset(2).
 
-    Returns:
-        Whether it was in the set before.
-
-    Raises:
-        OSError: EPERM if it is not in the permitted set.
+    The other ones are taken as they are then, so that switching is a single system call.
     """
-    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
-    data = (_CapabilityData * 2)()
-    if _libc_held.capget(ctypes.byref(header), data) < 0:
-        raise _failed()
-    index, bit = capability // 32, 1 << capability % 32
-    before = bool(data[index].effective & bit)
-    if before != wanted:
-        data[index].effective ^= bit
-        if _libc_held.capset(ctypes.byref(header), data) < 0:
+
+    __slots__ = ("_sets", "had")
+
+    def __init__(self, capability: int) -> None:
+        """Look at the calling thread's capabilities, capget(2)."""
+        index, bit = capability // 32, 1 << capability % 32
+        self._sets = ((_CapabilityData * 2)(), (_CapabilityData * 2)())  # without it, with it
+        for data in self._sets:
+            if _libc_held.capget(_OWN_CAPABILITIES, data) < 0:
+                raise _failed()
+        self.had = bool(self._sets[0][index].effective & bit)
+        """Whether it was in the set."""
+        self._sets[False][index].effective &= ~bit
+        self._sets[True][index].effective |= bit
+
+    def set(self, *, wanted: bool) -> None:
+        """Put it into the set, or take it out.
+
+        Raises:
+            OSError: EPERM if it is not in the permitted set.
+        """
+        if _libc_held.capset(_OWN_CAPABILITIES, self._sets[wanted]) < 0:
             raise _failed()
-    return before
-
-
-def malloc_trim() -> None:
-    """Give free memory back to the kernel, malloc_trim(3), where the C library can."""
-    if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)

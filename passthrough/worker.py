@@ -12,12 +12,11 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Final, Protocol, cast
 
 import msgspec
 
-from passthrough import credentials, filehandles, running, sandbox
+from passthrough import credentials, filehandles, memory, running, sandbox
 from passthrough.config import (
     Config,
     InodeFileHandles,
@@ -48,10 +47,13 @@ class Runner(Protocol):
         self,
         fs: PassthroughFs,
         fuse_fd: int,
-        serving: Callable[[], object],
+        serving: Callable[[str], object],
         keeper_fd: int | None,
     ) -> None:
-        """Serve until the end, whatever brings it."""
+        """Serve until the end, whatever brings it.
+
+        *serving* is told why the kernel does not pass reads and writes on, or nothing.
+        """
 
 
 _RUNNERS: Final[Mapping[Session, str]] = {
@@ -98,26 +100,35 @@ def serve(
     without_handles = ""
     if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
         without_handles = filehandles.without_handles(handover.source_fd)
-    without_rings = _without_rings(handover.config)
-    config, notes = decide(handover.config, without_handles, without_rings)
+    config, notes = decide(handover.config, without_handles, _without_rings(handover.config))
     for note in notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
+    memory.allocate_in_one_place()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
     # Before the sandbox is entered, after which nothing is loaded.
     session = load(session_of(config))
     fs = PassthroughFs(config, _confine(config, handover.source_fd))
-    report = Report(serving=True, without_handles=without_handles, without_rings=without_rings)
+
+    def ready(without_passthrough: str) -> None:
+        serving(
+            Report(
+                serving=True,
+                without_handles=without_handles,
+                without_passthrough=without_passthrough,
+            )
+        )
+
     try:
-        session.run(fs, handover.fuse_fd, partial(serving, report), keeper_fd)
+        session.run(fs, handover.fuse_fd, ready, keeper_fd)
     finally:
         fs.close()
 
 
 def _without_rings(config: Config) -> str:
-    """Why requests do not come over io_uring, where they might; tries what it takes."""
-    if config.transport is Transport.DEV or session_of(config) is not Session.KERNEL:
+    """Why requests cannot come over io_uring, if they are to; tries what it takes."""
+    if config.transport is not Transport.IO_URING:
         return ""
     if reason := running.without_rings():
         return reason

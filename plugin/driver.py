@@ -121,12 +121,12 @@ class Driver:
         """
         name = volume_name(request.name)
         wanted = options.parse(request.options)
-        notes = options.decided(wanted.config, running.without_rings())
         async with self._turn(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
                 _refuse_difference(present, wanted)
                 return Reply()
+            notes = options.decided(wanted.config, running.without_rings())
             if wanted.source is not None:
                 await self._look_at(wanted.source, wanted.config, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
@@ -257,7 +257,7 @@ class Driver:
         except InvalidOption as error:  # of a passfs that knew other options
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
-            status |= described(understood.config, *self._keeper.reasons(volume.name))
+            status |= described(understood.config, *self._keeper.without(volume.name))
             if understood.source is None:
                 # Not its path, because in a managed plugin that need not be the host's.
                 status["data"] = "own directory"

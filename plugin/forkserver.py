@@ -95,6 +95,8 @@ class Forked:
         number = int(packet or b"%d" % -errno.ECONNRESET)
         if number < 0:
             raise OSError(-number, os.strerror(-number))
+        if not ancillary:  # the worker sees its standard input end, and ends
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.pid = number
         self._pid_fd = array.array("i", ancillary[0][2])[0]
 
@@ -183,12 +185,17 @@ class ForkServer:
         async with self._asking:
             if self._control is not None:
                 # One that has just ended gets another; a second failure is the caller's.
-                with suppress(BrokenPipeError, ConnectionResetError):
+                with suppress(BrokenPipeError, ConnectionResetError, trio.ClosedResourceError):
                     await self._control.sendmsg([name.encode()], [rights])
                     return
                 self._forget()
             control = await self.begin()
-            await control.sendmsg([name.encode()], [rights])
+            try:
+                await control.sendmsg([name.encode()], [rights])
+            except trio.ClosedResourceError:
+                raise ConnectionResetError(
+                    errno.ECONNRESET, os.strerror(errno.ECONNRESET)
+                ) from None
 
     async def _watch(self, process: trio.Process, control: trio.socket.SocketType) -> None:
         assert process.stderr is not None  # noqa: S101 - opened as a pipe

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import trio
 
-from passthrough import mountinfo, running
+from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.handover import Handover
 from passthrough.mount import FSTYPE, mount, unmount
@@ -122,15 +122,15 @@ class Keeper:
         present = self._mounts.get(name)
         return 0 if present is None or present.lost else present.worker.pid
 
-    def reasons(self, name: VolumeName) -> tuple[str, str]:
-        """Why files of *name* are not held by handle, and why requests do not come over io_uring.
+    def without(self, name: VolumeName) -> tuple[str, str]:
+        """Why *name* is served without file handles, and why without passthrough.
 
-        Of a volume that is not mounted, the latter goes by the machine as it is now.
+        Empty where it is served with them, and when it is not mounted.
         """
         present = self._mounts.get(name)
         if present is None:
-            return "", running.without_rings()
-        return present.worker.without_handles, present.worker.without_rings
+            return "", ""
+        return present.worker.without_handles, present.worker.without_passthrough
 
     async def mount(self, order: Order) -> None:
         """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.

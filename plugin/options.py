@@ -38,6 +38,7 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     others = {written: text for written, text in given.items() if written not in sources}
     try:
         config = parse_options(others, others=(SOURCE,), has_source=bool(sources))
+        decide(config)
     except OptionError as error:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:

@@ -6,6 +6,7 @@ is a bug: it is answered with 500 and logged with its traceback, and the plugin 
 
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -67,10 +68,20 @@ def run(settings: Settings) -> None:
         CannotStart: says what is in the way.
     """
     logs.configure(settings.log_level)
+    _raise_descriptor_limit()
     try:
         trio.run(_run, settings)
     except OSError as error:
         raise CannotStart(f"cannot start: {error}") from error
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as there may be: each mounted volume takes half a dozen.
+
+    The lower limit that most processes begin with is for those who use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(settings: Settings) -> None:

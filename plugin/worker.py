@@ -40,8 +40,8 @@ class Worker:
         """Whether it has said that it serves, from when on nobody waits for `run` any more."""
         self.without_handles = ""
         """Why it does not hold files by handle, if it serves and was wished to."""
-        self.without_rings = ""
-        """Why its requests do not come over io_uring, in the same way."""
+        self.without_passthrough = ""
+        """Why the kernel does not pass reads and writes on, if it was wished to."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -86,7 +86,7 @@ class Worker:
                     grace_s = END_GRACE_S
                     self.serving = True
                     self.without_handles = report.without_handles
-                    self.without_rings = report.without_rings
+                    self.without_passthrough = report.without_passthrough
                     task_status.started()
                     await process.wait()
             finally:

@@ -23,13 +23,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
-        "config",
-        "decisions",
-        "filehandles",
-        "handover",
-        "mount",
-        "mountinfo",
-        "running",
+        *("config", "decisions", "filehandles", "handover", "mount", "mountinfo", "running"),
         "syscalls",
     },
     "benchmarks": {"config", "mount", "mountinfo", "syscalls"},
@@ -45,6 +39,7 @@ DOORS = {
         "passthrough/filecalls.py",
         "passthrough/privileges.py",
         "passthrough/listing.py",
+        "passthrough/memory.py",
         "passthrough/session/rings.py",
         "passthrough/session/uring.py",
     },
@@ -52,11 +47,8 @@ DOORS = {
     "hypercorn": {"plugin/server.py"},
     "starlette": {"plugin/server.py"},
     "trio": {
-        "passthrough/session/libfuse_run.py",
-        *(
-            f"plugin/{name}.py"
-            for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
-        ),
+        f"plugin/{name}.py"
+        for name in ("server", "driver", "keeper", "worker", "blocking", "forkserver", "output")
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
@@ -70,6 +62,7 @@ FREE = {"msgspec"}
 # Modules that decide and do nothing else: no system call, no file, no clock.
 WITHOUT_IO = {
     "passthrough/cache.py",
+    "passthrough/choices.py",
     "passthrough/config.py",
     "passthrough/decisions.py",
     "passthrough/handover.py",
@@ -96,7 +89,7 @@ AT_IMPORT = {
     *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
-    *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
+    *("contextlib.nullcontext", "FIXED.items", "int"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables

@@ -4,7 +4,7 @@ import errno
 import os
 import threading
 
-from passthrough import fdpath
+from passthrough import fdpath, syscalls
 from passthrough.attributes import Attributes, Entry
 from passthrough.cache import Cache
 from passthrough.config import Config, Submounts
@@ -36,6 +36,9 @@ class Operations:
             source_fd, self.config.inode_file_handles, packed=self.config.use_host_ino
         )
         self._hides_submounts = self.config.submounts is Submounts.HIDE
+        with self.inodes.root.opened() as fd:
+            self.source_type = syscalls.filesystem_type(fd)
+        """The type of file system that the source lies on, linux/magic.h."""
         self._source_mount = self.inodes.root.place.mount
         self.files: HandleTable[OpenFile] = HandleTable()
         self.directories: HandleTable[OpenDirectory] = HandleTable()

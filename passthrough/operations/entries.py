@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from passthrough import fdpath, names, syscalls
@@ -89,24 +90,12 @@ class EntryOperations(Operations):
     @changing
     def unlink(self, parent: int, name: bytes) -> None:
         """Take a name away, unlink(2)."""
-        names.check(name)
-        inode = self._changing(parent)
-        with (
-            inode.opened() as directory,
-            self.inodes.removing(inode.place, directory, name),
-        ):
-            os.unlink(name, dir_fd=directory)
+        self._remove(parent, name, os.unlink)
 
     @changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory, rmdir(2)."""
-        names.check(name)
-        inode = self._changing(parent)
-        with (
-            inode.opened() as directory,
-            self.inodes.removing(inode.place, directory, name),
-        ):
-            os.rmdir(name, dir_fd=directory)
+        self._remove(parent, name, os.rmdir)
 
     @changing
     def rename(  # noqa: PLR0917 - what the request carries
@@ -137,6 +126,12 @@ class EntryOperations(Operations):
         """The text of a symlink."""
         with self.inodes.opened(number) as fd:
             return os.readlink(b"", dir_fd=fd)
+
+    def _remove(self, parent: int, name: bytes, call: Callable[..., None]) -> None:
+        names.check(name)
+        inode = self._changing(parent)
+        with inode.opened() as directory, self.inodes.removing(inode.place, directory, name):
+            call(name, dir_fd=directory)
 
     def _grant_across(self, directory_fd: int, name: bytes) -> Entry:
         """Find *name*, which something is mounted on; the mount may be gone by now.

@@ -14,6 +14,9 @@ LEAST_MINOR: Final = 40
 MINOR: Final = 45
 
 ROOT_ID: Final = 1
+# ioctl(2) on /dev/fuse: struct fuse_backing_map in, an id out; an id in.
+DEV_IOC_BACKING_OPEN: Final = 0x4010_E501
+DEV_IOC_BACKING_CLOSE: Final = 0x4004_E502
 # Bit 63 of `unique` marks a request that the kernel sends again, FUSE_UNIQUE_RESEND.
 UNIQUE_RESEND: Final = 1 << 63
 

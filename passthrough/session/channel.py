@@ -5,14 +5,17 @@ of /dev/fuse at once, each with a request of its own.
 """
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, DEV_IOC_BACKING_OPEN
+from passthrough.session.polling import Polling
 from passthrough.session.request import Request
-from passthrough.session.wire import IN_HEADER, OUT_HEADER, WRITE_IN
+from passthrough.session.wire import BACKING_ID, BACKING_MAP, IN_HEADER, OUT_HEADER, WRITE_IN
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,11 @@ _ROOM: Final = mmap.PAGESIZE + MAX_WRITE
 # The kernel takes an errno of this range only.
 _LAST_ERRNO: Final = 511
 
+# Up to so many bytes, a copy costs less than a second piece for the kernel to take.
+_ONE_PIECE: Final = 4096
+
+# It is unmounted everywhere, or aborted; the second while a request was being read.
+_ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _NOBODY_WAITS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
 _LEFT: Final = -1
 
@@ -62,6 +70,16 @@ class Channel(Protocol):
             OSError: ENOENT, it knows no such inode or name; as the kernel reports it.
         """
 
+    def open_backing(self, fd: int) -> int:
+        """Make the file behind *fd* known to the kernel, to pass through to; gives its id.
+
+        Raises:
+            OSError: ELOOP, it lies too deep; EPERM without CAP_SYS_ADMIN; as the kernel reports it.
+        """
+
+    def close_backing(self, number: int) -> None:
+        """Give the id *number* up; who has it open goes on."""
+
 
 class DeviceChannel:
     """The descriptor of /dev/fuse that a mount was made with; borrowed.
@@ -74,37 +92,49 @@ class DeviceChannel:
         """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
         os.set_blocking(fuse_fd, True)
         self._fd = fuse_fd
+        self.polling = Polling(fuse_fd)
+        """What is done before sleeping."""
 
     def leave(self) -> None:
         """Use the descriptor no more: its number may be another's next.
 
-        A thread that the host has held up till now has its answer dropped.
+        A thread that the host has held up till now has its answer dropped; one that has had no
+        turn before it could wait gets no request.
         """
         self._fd = _LEFT
 
     def open_request(self) -> Request:
         """Make a place for requests."""
-        # Not a bytearray: pages that no request has filled take no memory.
-        return Request(mmap.mmap(-1, _ROOM), _START)
+        # Not a bytearray: pages that no request has filled take no memory. Private: else they would
+        # belong to a file, and giving them up would not give them back.
+        buffer = mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return Request(buffer, _START)
 
     def receive(self, request: Request) -> bool:
         """Wait for a request; False when the file system is unmounted everywhere, or aborted."""
+        polling = self.polling
+        if polling.on:
+            polling.wait()
         while True:
             try:
                 request.length = os.readv(self._fd, request.into)
             except OSError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno in _ENDED or self._fd == _LEFT:
                     return False
                 if error.errno != errno.ENOENT:  # it was taken back before it was read
                     raise
             else:
+                polling.received += 1
                 return request.length > 0
 
     def reply(self, unique: int, body: bytes) -> None:
         """Answer with success."""
         header = OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique)
         try:
-            os.writev(self._fd, (header, body))
+            if len(body) <= _ONE_PIECE:
+                os.write(self._fd, header + body)
+            else:
+                os.writev(self._fd, (header, body))
         except OSError as error:
             self._undelivered(error)
 
@@ -119,6 +149,24 @@ class DeviceChannel:
         """Tell the kernel something, one of abi.Notification."""
         length = OUT_HEADER.size + sum(map(len, parts))
         os.writev(self._fd, (OUT_HEADER.pack(length, code, 0), *parts))
+
+    def open_backing(self, fd: int) -> int:
+        """As of every channel."""
+        # Not bytes: only with a buffer that may change does this give what ioctl(2) returns.
+        backing = bytearray(BACKING_MAP.pack(fd, 0, 0))
+        if self._fd == _LEFT:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        number: int = fcntl.ioctl(self._fd, DEV_IOC_BACKING_OPEN, backing)
+        return number
+
+    def close_backing(self, number: int) -> None:
+        """As of every channel."""
+        if self._fd == _LEFT:
+            return
+        try:
+            fcntl.ioctl(self._fd, DEV_IOC_BACKING_CLOSE, BACKING_ID.pack(number))
+        except OSError as error:
+            self._undelivered(error)
 
     def _undelivered(self, error: OSError) -> None:
         """Nobody waits for this answer any more: the connection is gone, or the request is."""

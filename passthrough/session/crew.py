@@ -8,74 +8,46 @@ about to wait for a disk says so before (`about_to_block`). Who is not needed an
 system call that hangs holds up its own caller, and everybody else for two intervals at most.
 
 A thread inside read(2) is woken by nothing but a request. So one too many leaves after its next
-one. When the session stops, its threads are left there, and what they may still be given they do
-not touch: that request is as good as never taken, and the kernel sends it again to a successor, or
+one, and when nothing happens the kernel is asked for one that wants no answer (`Session.nudge`).
+When the session stops, its threads are left there, and what they may still be given they do not
+touch: that request is as good as never taken, and the kernel sends it again to a successor, or
 fails it with the connection.
+
+A thread's few objects are made once and go from the one who leaves to the next who comes. Made
+anew, they would lie among what a walk through a million files has filled the memory with, and each
+would keep a megabyte of that from going back.
 """
 
 import _thread
 import errno
 import logging
-import resource
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from passthrough.errors import os_error
 from passthrough.session.channel import Channel
+from passthrough.session.members import (
+    LATE_LOOKS,
+    QUIET_LOOKS,
+    Interval,
+    Member,
+    let_finish,
+    moved,
+)
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 
 log = logging.getLogger(__name__)
 
-# How often the main thread looks while there is work: a compromise between the time that callers
-# wait for a thread and the processor time that looking takes.
-LOOK_S: Final = 0.005
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
-# So many looks in a row are believed though they come late, as on a machine with too much to do.
-LATE_LOOKS: Final = 4
 # Where the host is slow and not stuck, more callers at once than this gain little.
 _ENOUGH_FOR_SLOW: Final = 8
-# The part of the time that goes into computing from which on nobody is held up by the host. A
-# FORGET of tens of thousands of inodes takes longer than a look, and no second thread hurries it.
-_BUSY: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 100
-# So many looks in a row without a request: the main thread stops looking until there is one.
-QUIET_LOOKS: Final = 20
-
-
-class Interval:
-    """The time between two looks: whether the host had it, or this process."""
-
-    def __init__(self) -> None:
-        self._looked = self._computed = 0.0
-        self.busy = False
-        """Whether it was this process that was busy meanwhile, rather than the host."""
-        self.late = False
-        """Whether it was long: others have the processors, and the look says little by itself."""
-
-    def end(self) -> None:
-        """Look at the one that ends, and begin another."""
-        now, computed = time.monotonic(), _computed()
-        elapsed = now - self._looked
-        self.busy = computed - self._computed > elapsed * _BUSY
-        self.late = elapsed > 2 * LOOK_S
-        self._looked, self._computed = now, computed
-
-
-class _Member:
-    """One thread, as the main thread sees it."""
-
-    __slots__ = ("taken", "waits")
-
-    def __init__(self) -> None:
-        self.waits = True
-        """Whether it waits for a request."""
-        self.taken = 0
-        """How many it has had."""
+# The places that are made at the start, and kept.
+_KEPT: Final = 4
 
 
 class Crew:
@@ -89,14 +61,16 @@ class Crew:
         self._session = session
         self._channel = channel
         self._wake = wake
+        self._receive, self._answer, self._begin = channel.receive, session.answer, self._work
         self._lock = threading.Lock()
-        self._members: set[_Member] = set()
+        self._members: set[Member] = set()
+        self._free: list[Member] = []
         self._wanted = 1
         self._stopped = False
         self._full = False
         self._short = False
         self._held_up = 0
-        self._taken = self._calm = self._quiet = 0
+        self._calm = self._quiet = 0
         self._interval = Interval()
         self.resting = False
         """Whether nothing happens, and nobody need look until woken."""
@@ -109,9 +83,11 @@ class Crew:
         """Begin to serve.
 
         Raises:
-            OSError: EAGAIN, not even one thread can be had.
+            OSError: not even one thread can be had (EAGAIN), or no memory for what they need.
         """
         self._session.about_to_block = self.about_to_block
+        self._session.let_others_finish = self.let_others_finish
+        self._free = [Member(self._channel.open_request()) for _ in range(_KEPT)]
         self._grow(1)
         if not self._members and not self.ended:
             raise os_error(errno.EAGAIN)
@@ -138,82 +114,116 @@ class Crew:
         if self.at_work() == len(self._members):
             self._grow(1)
 
+    def let_others_finish(self, request: Request) -> bool:
+        """Wait until what other threads took before *request* is done, or longer than usual.
+
+        Returns:
+            Whether there were others at all.
+        """
+        if len(self._members) == 1:
+            return False
+        let_finish(tuple(self._members), request)
+        return True
+
     def look(self) -> None:
         """See whether there are too few threads, or too many; to be called every `LOOK_S`."""
         members = tuple(self._members)
-        taken = sum(member.taken for member in members)
+        taken = moved(members)
         full = not any(member.waits for member in members)
         self._interval.end()
-        held_up = full and self._full and not self._interval.busy
+        computes = self._interval.busy or any(member.forgets() for member in members)
+        held_up = full and self._full and not computes
         self._held_up = self._held_up + 1 if held_up else 0
         if self._held_up >= (LATE_LOOKS if self._interval.late else 1):
-            if taken == self._taken:
+            if not taken:
                 self._grow(len(members))
             elif len(members) < _ENOUGH_FOR_SLOW:
                 self._grow(1)
-        self._quiet = 0 if full or taken != self._taken else self._quiet + 1
+        self._quiet = 0 if full or taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
-        self._taken, self._full = taken, full
+        self._full = full
         if self._calm >= _CALM_LOOKS:
-            self._calm, self._wanted = 0, max(1, len(members) // 2)
+            self._calm, self._wanted = 0, max(1 + self.at_work(), len(members) // 2)
         if self._quiet >= QUIET_LOOKS:
             self._rest()
 
     def _rest(self) -> None:
-        self._quiet, self._wanted = 0, 1
+        """Look no more, once those have left who are not needed, or with them if that cannot be."""
+        self._quiet, self._wanted = 0, 1 + self.at_work()
+        too_many = len(self._members) - self._wanted
+        if too_many > 0 and self._session.nudge(too_many):
+            return
+        self._session.rest()
+        self._interval.forget()
         self.resting = True
         if self.at_work():  # one may have been taken before it could be seen that nobody looks
             self.resting = False
 
     def _grow(self, count: int) -> None:
-        with self._lock:
-            if self._stopped:
-                return
-            most = _MOST + self._session.waiting()
-            count = max(0, min(count, most - len(self._members)))
-            newcomers = [_Member() for _ in range(count)]
-            self._members.update(newcomers)
-            self._wanted = len(self._members)
-        for number, member in enumerate(newcomers):
+        for _ in range(count):
             try:
-                _thread.start_new_thread(self._work, (member, self._channel.open_request()))
-            except (OSError, RuntimeError) as error:
-                self._do_without(newcomers[number:], error)
+                self._join()
+            except (OSError, RuntimeError) as error:  # the machine has no memory, or no thread
+                if not self._short:
+                    self._short = True
+                    log.warning("no more threads than %d can be had: %s", self.size(), error)
                 return
 
-    def _do_without(self, missing: Sequence[_Member], error: Exception) -> None:
-        """Go on with those that there are: the machine has no memory, or no thread, for more."""
-        with self._lock:
-            self._members.difference_update(missing)
-            self._wanted = min(self._wanted, max(1, len(self._members)))
-        if not self._short:
-            self._short = True
-            log.warning("no more threads than %d can be had: %s", self._wanted, error)
+    def _join(self) -> None:
+        """One thread more, if there may be one.
 
-    def _work(self, me: _Member, request: Request) -> None:
+        Raises:
+            OSError, RuntimeError: it cannot be had.
+        """
+        with self._lock:
+            member = self._free.pop() if self._free else None
+        if member is None:
+            member = Member(self._channel.open_request())
+        with self._lock:
+            if self._stopped or len(self._members) >= _MOST + self._session.waiting():
+                return
+            self._members.add(member)
+            self._wanted = len(self._members)
         try:
-            self._serve(me, request)
+            _thread.start_new_thread(self._begin, member.alone)
+        except BaseException:
+            with self._lock:
+                self._part(member)
+                self._wanted = max(1, len(self._members))
+            raise
+
+    def _part(self, member: Member) -> None:
+        """One thread less, whose place is free; under the lock."""
+        self._members.discard(member)
+        member.request.clear()
+        if len(self._free) < _KEPT:
+            self._free.append(member)
+
+    def _work(self, me: Member) -> None:
+        try:
+            self._serve(me)
         except Exception as error:  # a thread less is a caller that waits for ever, and soon all
             log.exception("the connection to the kernel is broken")
             self.error, self.ended = error, True
         finally:
             me.waits = True
             with self._lock:
-                self._members.discard(me)
+                self._part(me)
                 if self.ended and not self._stopped:
                     self._wake()
 
-    def _serve(self, me: _Member, request: Request) -> None:
-        receive, answer, channel = self._channel.receive, self._session.answer, self._channel
+    def _serve(self, me: Member) -> None:
+        receive, answer = self._receive, self._answer
+        request, channel = me.request, self._channel
         while receive(request):
             me.waits = False
-            me.taken += 1
+            me.moved = True
             if self.resting:
                 self._look_again()
             if self._stopped:
                 return
             answer(request, channel)
-            if len(self._members) > self._wanted and self._leave(me):
+            if len(self._members) > self._wanted and self._leaves(me):
                 return
             me.waits = True
         self.ended = True
@@ -224,16 +234,10 @@ class Crew:
             if not self._stopped:
                 self._wake()
 
-    def _leave(self, me: _Member) -> bool:
-        """Leave, if there are still more than are wanted."""
+    def _leaves(self, me: Member) -> bool:
+        """Whether there are still more than are wanted, and this one leaves."""
         with self._lock:
             too_many = len(self._members) > self._wanted
             if too_many:
                 self._members.discard(me)
         return too_many
-
-
-def _computed() -> float:
-    """The processor time that this process has spent, in seconds."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -1,4 +1,4 @@
-"""The `libfuse` session: pyfuse3 on trio, wherever libfuse 3 runs.
+"""The `libfuse` session: pyfuse3, wherever libfuse 3 runs.
 
 An adapter and nothing more: a handler turns a request into one call on PassthroughFs, and its
 result into pyfuse3's types. It runs that call inline, so operations follow one another; no await
@@ -49,10 +49,13 @@ R = TypeVar("R")
 _NS_PER_S: Final = 1_000_000_000
 
 
-async def serve(fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object]) -> None:
-    """Serve *fs* on *fuse_fd*, whose mount is made, until it is unmounted or the task cancelled.
+def serve(
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], scheduler: object
+) -> None:
+    """Serve *fs* on *fuse_fd*, whose mount is made, until it is unmounted or *scheduler* ends it.
 
-    A request that was taken is answered before a cancellation has effect: handlers never wait.
+    *scheduler* is what pyfuse3 takes for the module trio (libfuse_run.py). A request that was taken
+    is answered before an end: handlers never wait.
     Takes *fuse_fd*. Calls *serving* when the kernel has been greeted and requests are answered.
     One session per process: libfuse's binding is a module with one global session.
 
@@ -61,15 +64,27 @@ async def serve(fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object]) 
     """
     operations = LibfuseOperations(fs, serving)
     operations.enable_writeback_cache = fs.config.writeback
+    # Where pyfuse3 looks for its scheduler; pyfuse3.asyncio replaces it there as well.
+    pyfuse3.trio = scheduler  # type: ignore[attr-defined]
     try:
         # A "mount point" of this form makes libfuse take the descriptor and mount nothing itself.
         pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
     except RuntimeError as error:
         raise OSError(errno.EBADF, f"libfuse does not take descriptor {fuse_fd}: {error}") from None
     try:
-        await pyfuse3.main()
+        _finish(pyfuse3.main(max_tasks=1))
     finally:
         pyfuse3.close(unmount=False)
+
+
+def _finish(task: Coroutine[Any, Any, None]) -> None:
+    """Run *task*, which never gives way: it does its waiting inside."""
+    try:
+        task.send(None)
+    except StopIteration:
+        return
+    task.close()
+    raise RuntimeError("pyfuse3 waits for something other than its next request")
 
 
 def _answered(

@@ -1,19 +1,28 @@
-"""Running the `libfuse` session: trio's loop, with what ends it beside it."""
+"""Running the `libfuse` session: pyfuse3's main loop, with one poll(2) where trio would be.
+
+pyfuse3 is written for trio, but takes what it needs of it from one attribute, which may hold
+something else: `pyfuse3.asyncio` puts asyncio there. Here it is `Scheduler`. Handlers never wait,
+so one task serves every request, and the only thing that it ever waits for is the next one. A
+real scheduler has nothing to choose from then, and choosing took trio two thirds of the processor
+time of a request.
+
+So nothing is ever suspended: `wait_readable` blocks the process until there is a request, or a
+reason to end, which it tells pyfuse3 as trio would tell that the descriptor is being closed.
+"""
 
 import logging
-import signal
-from collections.abc import Callable
-
-import trio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, Self
 
 from passthrough.filesystem import PassthroughFs
-from passthrough.session import libfuse
+from passthrough.session import ending, libfuse
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
+    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
@@ -22,38 +31,77 @@ def run(
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
-    try:
-        trio.run(_serve, fs, fuse_fd, serving, keeper_fd)
-    except ExceptionGroup as group:
-        raise _innermost(group) from group
+    with ending.woken() as (woken_fd, _):
+        scheduler = Scheduler(fuse_fd, woken_fd, keeper_fd)
+        libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
 
 
-async def _serve(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], keeper_fd: int | None
-) -> None:
-    async with trio.open_nursery() as nursery:
-        stop = nursery.cancel_scope.cancel
-        nursery.start_soon(_stop_on_signal, stop)
-        if keeper_fd is not None:
-            nursery.start_soon(_stop_without_keeper, keeper_fd, stop)
-        await libfuse.serve(fs, fuse_fd, serving)
-        stop()
+class _EndedError(Exception):
+    """There shall be no more requests."""
 
 
-def _innermost(error: Exception) -> Exception:
-    """What went wrong, out of the groups that each nursery on its way has put around it."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
+class _Lock:
+    """A lock among tasks, of which there is one."""
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
 
 
-async def _stop_on_signal(stop: Callable[[], None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            stop()
+class _Nursery:
+    """Runs its tasks one after the other, when it is left."""
+
+    def __init__(self) -> None:
+        self._tasks: list[Awaitable[None]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            await task
+
+    def start_soon(
+        self, function: Callable[..., Awaitable[None]], *args: object, name: str
+    ) -> None:
+        """Have *function* run; nobody asks for the *name*."""
+        del name
+        self._tasks.append(function(*args))
 
 
-async def _stop_without_keeper(keeper_fd: int, stop: Callable[[], None]) -> None:
-    await trio.lowlevel.wait_readable(keeper_fd)
-    log.info("the keeper of this mount has ended; so does its worker")
-    stop()
+class Scheduler:
+    """What pyfuse3 finds where it looks for trio; the names are trio's."""
+
+    ClosedResourceError: Final = _EndedError
+    Lock: Final = _Lock
+    open_nursery: Final = _Nursery
+    name: Final = "requests"
+    """Of the one task."""
+
+    def __init__(self, fuse_fd: int, woken_fd: int, keeper_fd: int | None) -> None:
+        """Wait for requests on *fuse_fd* until something comes from one of the other two."""
+        self.lowlevel = self
+        self._keeper_fd = keeper_fd
+        self._fuse_fd = fuse_fd
+        self._poll = ending.poll_of(fuse_fd, woken_fd, keeper_fd).poll
+
+    def current_task(self) -> "Scheduler":
+        """The task, of which its name is asked for."""
+        return self
+
+    def current_trio_token(self) -> None:
+        """What other threads would call the task by; there are none."""
+
+    async def wait_readable(self, _: int) -> None:
+        """Wait for a request; none is taken when it is time to end.
+
+        Raises:
+            ClosedResourceError: it is.
+        """
+        for fd, _event in self._poll():
+            if fd != self._fuse_fd:
+                if fd == self._keeper_fd:
+                    log.info(ending.KEEPER_ENDED)
+                raise _EndedError

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from passthrough.config import CachePolicy, Config, Locks, Transport
+from passthrough.config import CachePolicy, Config, Locks, Passthrough, Transport
 from passthrough.session import abi
 from passthrough.session.abi import Init
 
@@ -44,6 +44,7 @@ class InUse(NamedTuple):
     """Whether a feature is in use, and why not if it is not."""
 
     feature: str
+    wanted: bool
     used: bool
     reason: str
 
@@ -127,6 +128,11 @@ FEATURES: Final = (
         lambda config: config.writeback,
         "writes that are collected in the kernel, with writeback",
     ),
+    Feature(
+        Init.PASSTHROUGH,
+        lambda config: config.passthrough is not Passthrough.OFF,
+        "reads and writes that go to the host's file inside the kernel, with passthrough",
+    ),
     # Up to 6.18 Linux offers it to virtiofs alone.
     Feature(
         Init.POSIX_LOCKS,
@@ -179,12 +185,14 @@ def agree(offered: Offer, config: Config) -> Agreed:
     if missing := REQUIRED & ~offered.flags:
         raise ProtocolError(f"the kernel does not offer {missing.name}")
     flags = Init(0)
+    if config.passthrough is Passthrough.ON and not offered.flags & Init.PASSTHROUGH:
+        raise ProtocolError("option 'passthrough': 'on' cannot be had: this kernel has none")
     features = []
     for flag, wanted, reason in FEATURES:
         is_wanted, is_offered = wanted(config), bool(offered.flags & flag)
         if is_wanted and is_offered:
             flags |= flag
         why = "the kernel does not offer it" if is_wanted and not is_offered else reason
-        features.append(InUse(str(flag.name).lower(), is_wanted and is_offered, why))
+        features.append(InUse(str(flag.name).lower(), is_wanted, is_wanted and is_offered, why))
     minor = min(offered.minor, abi.MINOR)
     return Agreed(minor, flags, offered.max_readahead, tuple(features))

@@ -12,6 +12,7 @@ from passthrough.session.channel import Channel
 
 _TO_THE_END: Final = 0
 _ATTRIBUTES_ONLY: Final = -1
+_NOTHING: Final = 0
 
 
 class Notifier:
@@ -53,3 +54,11 @@ class Notifier:
     def resend(self) -> None:
         """Send again what was taken from this connection and not answered, as after a crash."""
         self._channel.notify(Notification.RESEND, ())
+
+    def nudge(self, number: int) -> None:
+        """Have the kernel send a request that wants no answer: it wakes one thread that waits.
+
+        NOTIFY_REPLY, with the cached bytes of the regular file *number* that were asked for: none.
+        """
+        body = wire.NOTIFY_RETRIEVE_OUT.pack(_NOTHING, number, _NOTHING, _NOTHING)
+        self._channel.notify(Notification.RETRIEVE, (body,))

@@ -11,6 +11,7 @@ No thread leaves before the connection ends: an entry cannot be taken back.
 
 import _thread
 import errno
+import itertools
 import logging
 import os
 import threading
@@ -19,7 +20,15 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from passthrough.errors import os_error
-from passthrough.session.crew import LATE_LOOKS, QUIET_LOOKS, Interval
+from passthrough.session.members import (
+    LATE_LOOKS,
+    QUIET_LOOKS,
+    Interval,
+    Member,
+    let_finish,
+    moved,
+)
+from passthrough.session.request import Request
 from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
 
@@ -38,21 +47,22 @@ _START_LIMIT_S: Final = 10.0
 class _Queue:
     """One processor's threads."""
 
-    __slots__ = ("full", "held_up", "processor", "seen", "size", "taken", "waiting")
+    __slots__ = ("full", "held_up", "members", "processor", "size")
 
     def __init__(self, processor: int) -> None:
         self.processor = processor
         self.size = 0
-        """How many threads there are."""
-        self.waiting: list[None] = []
-        """One for each that waits for a request; a list, because its changes are single steps."""
-        self.taken = 0
-        """How many requests there have been, or a few less: for seeing that there are some."""
-        self.seen = 0
+        """How many threads there are, with those that just start."""
+        self.members: list[Member] = []
+        """Those that serve."""
         self.full = False
-        """What `taken` was, and whether none waited, when it was looked at."""
+        """Whether none waited for a request when they were looked at."""
         self.held_up = 0
         """For how many looks in a row the host has held all of them up."""
+
+    def all_at_work(self) -> bool:
+        """Whether none waits for a request."""
+        return not any(member.waits for member in self.members)
 
 
 class Queues:
@@ -75,6 +85,7 @@ class Queues:
         self._wake = wake
         self._lock = threading.Lock()
         self._queues = [_Queue(processor) for processor in processors]
+        self._hurries = itertools.count()
         self._stopped = False
         self._quiet = 0
         self._interval = Interval()
@@ -84,11 +95,14 @@ class Queues:
         """What broke the transport."""
 
     def start(self) -> None:
-        """Have threads wait for requests of every processor.
+        """Have threads wait for requests of every processor; there may be none.
 
         Raises:
             OSError: the kernel does not take their entries.
         """
+        if not self._queues:
+            return
+        self._session.let_others_finish = self.let_others_finish
         started: SimpleQueue[OSError | None] = SimpleQueue()
         for queue in (queue for queue in self._queues for _ in range(_FIRST)):
             self._grow(queue, started.put)
@@ -106,11 +120,23 @@ class Queues:
 
     def at_work(self) -> int:
         """How many requests are being handled."""
-        return sum(queue.size - len(queue.waiting) for queue in self._queues)
+        return sum(not member.waits for member in self._members())
 
     def size(self) -> int:
         """How many threads there are."""
         return sum(queue.size for queue in self._queues)
+
+    def let_others_finish(self, request: Request) -> bool:
+        """Wait until what other threads took before *request* is done, or longer than usual.
+
+        Returns:
+            Whether there were others: always.
+        """
+        let_finish(self._members(), request)
+        return True
+
+    def _members(self) -> list[Member]:
+        return [member for queue in self._queues for member in queue.members]
 
     def look(self) -> None:
         """See whether there are too few threads; to be called every `LOOK_S` unless `resting`."""
@@ -118,19 +144,21 @@ class Queues:
         enough = LATE_LOOKS if self._interval.late else 1
         self._quiet += 1
         for queue in self._queues:
-            taken, full = queue.taken, not queue.waiting
+            taken, full = moved(queue.members), queue.all_at_work()
             if full:
                 self._quiet = 0
-            held_up = full and queue.full and not self._interval.busy
+            starting = len(queue.members) < queue.size
+            held_up = full and queue.full and not starting and not self._interval.busy
             queue.held_up = queue.held_up + 1 if held_up else 0
             if queue.held_up >= enough:
-                for _ in range(queue.size if taken == queue.seen else 1):
+                for _ in range(1 if taken else queue.size):
                     self._grow(queue, _log_failure)
-            queue.seen, queue.full = taken, full
+            queue.full = full
         if self._quiet >= QUIET_LOOKS:
             self._quiet, self.resting = 0, True
+            self._interval.forget()
             # One may have filled up before it could be seen that nobody looks.
-            self.resting = all(queue.waiting for queue in self._queues)
+            self.resting = not any(queue.all_at_work() for queue in self._queues)
 
     def _look_again(self) -> None:
         with self._lock:
@@ -144,9 +172,9 @@ class Queues:
             if queue.size >= _MOST + self._session.waiting() or self._stopped:
                 return False
             queue.size += 1
-            number = queue.size
+            urgent = queue.size > _FIRST
         try:
-            _thread.start_new_thread(self._work, (queue, number, started))
+            _thread.start_new_thread(self._work, (queue, urgent, started))
         except RuntimeError as error:  # which is what Python makes of EAGAIN here
             with self._lock:
                 queue.size -= 1
@@ -155,14 +183,13 @@ class Queues:
         return True
 
     def _work(
-        self, queue: _Queue, number: int, started: Callable[[OSError | None], object]
+        self, queue: _Queue, urgent: bool, started: Callable[[OSError | None], object]
     ) -> None:
         try:
             _stay_on(queue.processor)
             channel = self._open_channel(queue.processor)
-            if number > _FIRST:
-                inodes = self._session.fs.inodes.latest(_TRIED)
-                channel.hurry(queue.processor * _MOST + number, inodes)
+            if urgent:
+                channel.hurry(next(self._hurries), self._session.fs.inodes.latest(_TRIED))
         except OSError as error:
             with self._lock:
                 queue.size -= 1
@@ -180,19 +207,22 @@ class Queues:
     def _serve(
         self, queue: _Queue, channel: RingChannel, started: Callable[[OSError | None], object]
     ) -> None:
-        receive, answer, waiting = channel.receive, self._session.answer, queue.waiting
-        request = channel.open_request()
-        waiting.append(None)
+        receive, answer, request = channel.receive, self._session.answer, channel.open_request()
+        me = Member(request)
+        queue.members.append(me)
         started(None)
-        while receive(request):
-            waiting.pop()
-            queue.taken += 1
-            if not waiting and self.resting:
-                self._look_again()
-            if self._stopped:
-                break
-            answer(request, channel)
-            waiting.append(None)
+        try:
+            while receive(request):
+                me.waits = False
+                me.moved = True
+                if self.resting and queue.all_at_work():
+                    self._look_again()
+                if self._stopped:
+                    return
+                answer(request, channel)
+                me.waits = True
+        finally:
+            me.waits = True
 
 
 def _stay_on(processor: int) -> None:

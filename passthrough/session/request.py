@@ -15,6 +15,9 @@ from passthrough.idmap import Caller, ContainerId
 from passthrough.session.wire import FIXED, IN_HEADER
 
 _EXTENSION_UNIT: Final = 8
+_LONG: Final = 16 * mmap.PAGESIZE
+# By plain numbers: a member of an enumeration is slower to find by the number that it equals.
+_FIXED_SIZE: Final = {int(opcode): fixed.size for opcode, fixed in FIXED.items()}
 
 
 class MalformedError(OSError):
@@ -47,6 +50,10 @@ class Request:
         """Where the next request is to be read to."""
         self._start = start
         self._fixed_at = start + IN_HEADER.size
+        self.clear()
+
+    def clear(self) -> None:
+        """Hold no request."""
         self._tail_at = self._end = self._fixed_at
         self.length = self.opcode = self.unique = self.nodeid = self.uid = self.gid = self.pid = 0
 
@@ -62,8 +69,7 @@ class Request:
             raise MalformedError(f"a request of {self.length} bytes has no header")
         header = IN_HEADER.unpack_from(self._buffer, self._start)
         length, self.opcode, self.unique, self.nodeid, self.uid, self.gid, self.pid, more = header
-        fixed = FIXED.get(self.opcode)
-        self._tail_at = self._fixed_at if fixed is None else self._fixed_at + fixed.size
+        self._tail_at = self._fixed_at + _FIXED_SIZE.get(self.opcode, 0)
         self._end = self._start + length - more * _EXTENSION_UNIT
         if length != self.length or self._tail_at > self._end:
             raise MalformedError(f"{self.length} bytes of opcode {self.opcode} say {length}")
@@ -74,9 +80,8 @@ class Request:
 
     def name(self) -> bytes:
         """The one name, or other text, that ends the request."""
-        last = self._end - 1
-        text = self._buffer[self._tail_at : last]
-        if last < self._tail_at or self._buffer[last] != 0 or b"\0" in text:
+        text, found, more = self._buffer[self._tail_at : self._end].partition(b"\0")
+        if more or not found:
             raise MalformedError("the request does not end with one text")
         return text
 
@@ -112,7 +117,16 @@ class Request:
         end = self._tail_at + row.size * count
         if end > self._end:
             raise MalformedError(f"the request has no {count} rows")
-        return row.iter_unpack(self._buffer[self._tail_at : end])
+        return row.iter_unpack(self._view[self._tail_at : end])
+
+    def done(self) -> None:
+        """Keep nothing of a request that needs no answer, nor the pages that a long one has filled.
+
+        For one whose like comes seldom: to fill a page anew costs more than it is worth.
+        """
+        if self.length > _LONG:
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+        self.clear()
 
     def caller(self) -> Caller:
         """Who asks, as the volume's users are known."""

@@ -58,6 +58,14 @@ class RingRequest(Request):
         self._fixed_at = _OPERATION_AT
         self._tail_at = _PAYLOAD_AT
 
+    def clear(self) -> None:
+        """Hold no request."""
+        super().clear()
+        self._tail_at = _PAYLOAD_AT
+
+    def done(self) -> None:
+        """Keep what there is: the place goes back to the kernel by the number of its request."""
+
     def decode(self) -> None:
         """Read the header of what has come.
 
@@ -88,7 +96,8 @@ class RingChannel:
         """
         self._ring = ring
         self._device = device
-        self._buffer = mmap.mmap(-1, _PAYLOAD_AT + MAX_WRITE)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._buffer = mmap.mmap(-1, _PAYLOAD_AT + MAX_WRITE, flags=flags)
         self._in_hand = False
         memory = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         parts = ctypes.create_string_buffer(
@@ -154,3 +163,11 @@ class RingChannel:
     def notify(self, code: int, parts: Sequence[bytes]) -> None:
         """Tell the kernel something; there is no other way than by /dev/fuse."""
         self._device.notify(code, parts)
+
+    def open_backing(self, fd: int) -> int:
+        """Make the file behind *fd* known to the kernel; by /dev/fuse as well."""
+        return self._device.open_backing(fd)
+
+    def close_backing(self, number: int) -> None:
+        """Give the id *number* up."""
+        self._device.close_backing(number)

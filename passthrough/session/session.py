@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from passthrough.credentials import ThreadUmask
 from passthrough.filesystem import PassthroughFs
 from passthrough.session.abi import Init, Opcode
+from passthrough.session.backing import Backings
 from passthrough.session.channel import Channel
 from passthrough.session.negotiation import Agreed, ProtocolError
 from passthrough.session.notifications import Notifier
@@ -27,8 +28,9 @@ class Session:
     """What handlers have at hand. Threads share it."""
 
     __slots__ = (
-        "_handlers",
-        *("about_to_block", "agreed", "broken", "fs", "notifier", "umask"),
+        *("_handlers", "about_to_block", "agreed", "backings", "broken", "fs"),
+        *("let_others_finish", "notifier", "passes_through"),
+        "umask",
     )
 
     def __init__(
@@ -38,29 +40,60 @@ class Session:
         handlers: Mapping[int, Handler],
         agreed: Agreed | None = None,
     ) -> None:
-        """Serve *fs*, and notify through *channel*.
+        """Serve *fs*, and tell the kernel what it does not ask for through *channel*.
 
         *agreed* is what a session before this one has negotiated.
         """
         self.fs = fs
         self.notifier = Notifier(channel)
+        self.backings = Backings(channel, always_direct=not fs.config.allow_direct_io)
+        """The host's files that the kernel passes through to."""
+        self.passes_through = agreed is not None and bool(agreed.flags & Init.PASSTHROUGH)
+        """Whether it does so, where it can."""
         self.agreed = agreed
         """What INIT has brought; None before it has come."""
         self.broken: ProtocolError | None = None
         """Why INIT could not be answered."""
         self.umask = ThreadUmask() if fs.config.posix_acl else None
         """The umask of the caller, if it is this side that applies it."""
+        self.let_others_finish: Callable[[Request], bool] = _alone
+        """Give way to what was taken from the kernel before a request; whether there was any."""
         self.about_to_block: Callable[[], None] = _nothing
         """To be called before what is known to wait for the host's disk, or for somebody else."""
-        self._handlers = handlers
+        # By plain numbers, which are faster to find than members of an enumeration.
+        self._handlers = {int(opcode): handler for opcode, handler in handlers.items()}
 
     def waiting(self) -> int:
         """How many requests wait for a lock, each in a thread."""
         return len(self.fs.waits)
 
+    def nudge(self, count: int) -> bool:
+        """Have /dev/fuse bring *count* requests that want nothing; whether they will come."""
+        if self.uses(Init.OVER_IO_URING):  # which they would come by
+            return False
+        number = self.fs.inodes.some_file()
+        if number is None:
+            return False
+        try:
+            for _ in range(count):
+                self.notifier.nudge(number)
+        except OSError:  # just forgotten, or the connection is at its end
+            return False
+        return True
+
+    def rest(self) -> None:
+        """Use a moment in which nothing happens."""
+        self.fs.inodes.rest()
+
     def uses(self, feature: Init) -> bool:
         """Whether *feature* has been agreed on."""
         return self.agreed is not None and bool(self.agreed.flags & feature)
+
+    def why_not(self, feature: Init) -> str:
+        """Why *feature* is not in use; empty where it is, or has not been wished for."""
+        found = () if self.agreed is None else self.agreed.features
+        name = str(feature.name).lower()
+        return next((f.reason for f in found if f.feature == name and f.wanted and not f.used), "")
 
     def apply_umask(self, mask: int) -> None:
         """Have the host apply the caller's umask to what this thread creates next.
@@ -96,6 +129,10 @@ class Session:
 
 def _nothing() -> None:
     pass
+
+
+def _alone(_request: Request) -> bool:
+    return False
 
 
 # To answer these would be a mistake: the kernel knows no request of such a number.

@@ -111,6 +111,9 @@ FIXED: Final[Mapping[int, Struct]] = {
     Opcode.COPY_FILE_RANGE_64: COPY_FILE_RANGE_IN,
 }
 
+BACKING_MAP: Final = Struct("=iIQ")  # fd, flags, padding
+BACKING_ID: Final = Struct("=I")
+
 # Extensions of a request: size and type of one, the number of groups in one of groups.
 EXTENSION: Final = Struct("=II")
 GROUPS: Final = Struct("=I")

@@ -12,6 +12,7 @@ from tests.fuzz.hands import Outcome
 from tests.fuzz.mounts import Options, Ways
 
 _LIBFUSE = Ways({"session": "libfuse"})
+_PASSED = Ways({"session": "kernel", "passthrough": "on"})
 _NO_XATTR = Ways({"xattr": "false"}, "ramfs")
 
 
@@ -94,6 +95,17 @@ AVOIDED = {
             ("user", "clear_append", 0),
             ("user", "pwrite", 0, 9, 1, 0),
         ],
+    ),
+    "O_APPEND taken off a file that the kernel passes through to": Avoided(
+        "the kernel opens the host's file with the flags of open(2); what fcntl(2) sets later is "
+        "added to them, but nothing is taken away",
+        [
+            ("user", "open", 0, b"b", 0o2102, 0o666),
+            ("user", "write", 0, 8, 2),
+            ("user", "clear_append", 0),
+            ("user", "pwrite", 0, 9, 1, 0),
+        ],
+        _PASSED,
     ),
     "copy of what the host has just appended": Avoided(
         "copy_file_range(2) never asks a FUSE file system for the size: the kernel goes by the one "

@@ -167,6 +167,7 @@ class Programs(RuleBasedStateMachine):
         options = self.sides.ways.options
         # known.py has why it makes a difference.
         self.told_of_appending = "writeback" in options or options["session"] == "kernel"
+        self.told_of_no_appending = self.told_of_appending and options["passthrough"] != "on"
 
     @initialize()
     def begin(self) -> None:
@@ -249,7 +250,7 @@ class Programs(RuleBasedStateMachine):
         """Store into a shared mapping."""
         self.sides.do(handle[0], "mapped_write", handle[1], seed, size, offset)
 
-    @precondition(lambda self: self.told_of_appending)
+    @precondition(lambda self: self.told_of_no_appending)
     @rule(handle=files)
     def clear_append(self, handle: Handle) -> None:
         """Take O_APPEND off an open file."""

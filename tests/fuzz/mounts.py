@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 Options = Mapping[str, str]
 
-# The mount's flags as the host's: what suid programs and device nodes do is compared, too.
-_ALWAYS = {"suid": "true", "dev": "true"}
+# The mount's flags as the host's: what suid programs and device nodes do is compared, too. With
+# passthrough the worker moves no data; rows of their own have that, whatever the default is.
+_ALWAYS = {"suid": "true", "dev": "true", "passthrough": "off"}
 _RAMFS = "ramfs"
 
 
@@ -46,6 +47,9 @@ _OPTIONS: Mapping[str, Ways] = {
     "no xattr": Ways({"cache": "metadata", "xattr": "false"}, _RAMFS),
     "unopened": Ways({"cache": "always", "no_open": "true", "no_opendir": "true"}),
     "acl": Ways({"cache": "metadata", "posix_acl": "true"}),
+    "over io_uring": Ways({"cache": "auto", "transport": "io_uring"}),
+    "passed through": Ways({"cache": "auto", "passthrough": "on"}),
+    "passed through, always": Ways({"cache": "always", "passthrough": "on"}),
 }
 
 # What the options do is done below the sessions, by the same code for both, and what a session adds

@@ -16,7 +16,7 @@ from tests.fuzz.differential import DifferenceError, MountLostError, ground, sho
 from tests.fuzz.machine import Programs, TimeIsUpError
 from tests.fuzz.mounts import WAYS
 
-SECONDS = float(os.environ.get("PASSFS_FUZZ_SECONDS", "72"))
+SECONDS = float(os.environ.get("PASSFS_FUZZ_SECONDS", "80"))
 SEED = os.environ.get("PASSFS_FUZZ_SEED", "0")
 """The same programs each time, as far as the time goes; another word gives others."""
 SHORTENING_S = 40.0

@@ -15,6 +15,7 @@ from passthrough.credentials import (
     EXIT_IDENTITY_LOST,
     ActingAs,
     ClearingPrivileges,
+    acting_as,
     keep_capabilities,
 )
 from passthrough.idmap import HostId, HostIds
@@ -50,6 +51,19 @@ def in_thread(function: Callable[[], object]) -> object:
 def owner(name: str, directory: int) -> HostIds:
     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     return ids(found.st_uid, found.st_gid)
+
+
+def test_only_who_is_not_root_is_switched_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    switched: list[int] = []
+    monkeypatch.setattr(syscalls, "setfsuid", switched.append)
+    monkeypatch.setattr(syscalls, "setfsgid", switched.append)
+
+    with acting_as(ids(0, 0)):
+        pass
+
+    assert switched == []
+    assert isinstance(acting_as(ids(0, CALLER.gid)), ActingAs)
+    assert isinstance(acting_as(ids(CALLER.uid, 0)), ActingAs)
 
 
 CREATIONS: dict[str, Callable[[str, int], object]] = {

@@ -8,18 +8,20 @@ from hypothesis import given, strategies as st
 from passthrough import config as config_module, running
 from passthrough.config import (
     FOR_A_NEW_DIRECTORY,
+    Atime,
     CachePolicy,
     Config,
     InodeFileHandles,
     Locks,
     OptionError,
+    Passthrough,
     Session,
     Squash,
     Transport,
     as_text,
     parse_options,
 )
-from passthrough.decisions import LOCAL_LOCKS, RULES, Note, decide, described
+from passthrough.decisions import LOCAL_LOCKS, OBSTACLES, RULES, Note, decide, described
 from passthrough.values import Range
 
 # A wish that cannot be had, beside what overrules it.
@@ -213,6 +215,58 @@ def test_the_release_is_read(
     assert running.linux_release() == release
 
 
+# What keeps the kernel from the host's files: options beside session=kernel, a piece of the reason.
+IN_THE_WAY = {
+    "libfuse": (Config(session=Session.LIBFUSE), "pyfuse3 does not negotiate"),
+    "writeback": (Config(writeback=True), "with writeback"),
+    "seal_size": (Config(seal_size=True), "seal_size"),
+    "metadata": (Config(cache=CachePolicy.METADATA), "with cache=metadata"),
+    "no_open": (Config(no_open=True, cache=CachePolicy.ALWAYS), "with no_open"),
+    "noatime": (Config(atime=Atime.NOATIME), "with atime=noatime"),
+}
+NOT_IN_THE_WAY = {
+    "nothing": Config(),
+    "metadata without direct I/O": Config(cache=CachePolicy.METADATA, allow_direct_io=False),
+    "writeback that is off": Config(writeback=True, cache=CachePolicy.NEVER),
+    "no_open that is off": Config(no_open=True),
+}
+
+
+def with_passthrough(config: Config, wish: Passthrough) -> Config:
+    session = Session.KERNEL if config.session is Session.AUTO else config.session
+    return msgspec.structs.replace(config, session=session, passthrough=wish)
+
+
+@pytest.mark.parametrize(("config", "reason"), IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_passthrough_that_cannot_be_is_refused_or_done_without(config: Config, reason: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        decide(with_passthrough(config, Passthrough.ON))
+    assert str(refused.value).startswith("option 'passthrough': 'on' cannot be had: " + reason)
+    assert str(refused.value).endswith("; expected auto or off")
+
+    auto = with_passthrough(config, Passthrough.AUTO)
+    applies = decide(auto).config
+    assert applies.passthrough is Passthrough.OFF
+    assert str(described(auto)["passthrough"]).startswith("off: " + reason)
+    assert "passthrough" not in str(described(auto)["notes"])
+
+
+def test_everything_in_the_way_of_passthrough_is_tried_above() -> None:
+    assert len(IN_THE_WAY) == len(OBSTACLES)
+
+
+@pytest.mark.parametrize("config", NOT_IN_THE_WAY.values(), ids=NOT_IN_THE_WAY)
+@pytest.mark.parametrize("wish", [Passthrough.AUTO, Passthrough.ON])
+def test_passthrough_that_nothing_is_in_the_way_of(config: Config, wish: Passthrough) -> None:
+    asked = with_passthrough(config, wish)
+
+    assert decide(asked).config.passthrough is wish
+    assert str(described(asked)["passthrough"]).startswith("on: ")
+    assert described(asked, "", "it is not offered")["passthrough"] == "off: it is not offered"
+    off = with_passthrough(config, Passthrough.OFF)
+    assert described(off)["passthrough"] == "off: as asked for"
+
+
 def test_handles_that_the_source_has_not_are_not_preferred() -> None:
     applies, notes = decide(Config(), "there are none")
 
@@ -238,24 +292,30 @@ OFF = "no administrator has switched it on"
 
 
 @pytest.mark.parametrize(
-    ("asked", "session", "without_rings", "effective", "why"),
+    ("asked", "session", "told"),
     [
-        (Transport.AUTO, Session.KERNEL, "", "io_uring", "FUSE over io_uring is switched on"),
-        (Transport.AUTO, Session.KERNEL, OFF, "dev", OFF),
-        (Transport.AUTO, Session.LIBFUSE, "", "dev", "pyfuse3 reads /dev/fuse itself"),
-        (Transport.DEV, Session.KERNEL, "", "dev", "as asked for"),
-        (Transport.IO_URING, Session.KERNEL, "", "io_uring", "as asked for"),
+        (Transport.AUTO, Session.KERNEL, "dev: the kernel sends again what a worker has not"),
+        (Transport.AUTO, Session.LIBFUSE, "dev: pyfuse3 reads /dev/fuse itself"),
+        (Transport.DEV, Session.KERNEL, "dev: as asked for"),
+        (Transport.IO_URING, Session.KERNEL, "io_uring: as asked for"),
     ],
 )
 def test_the_transport_is_told_with_the_reason(
-    asked: Transport, session: Session, without_rings: str, effective: str, why: str
+    asked: Transport, session: Session, told: str
 ) -> None:
     config = Config(session=session, transport=asked)
 
-    told = described(config, without_rings=without_rings)
+    applies = decide(config).config
 
-    assert told["transport"] == f"{effective}: {why}"
-    assert decide(config, without_rings=without_rings).config.transport == effective
+    assert str(described(config)["transport"]).startswith(told)
+    assert told.startswith(f"{applies.transport}: ")
+    assert decide(applies).config == applies
+
+
+def test_nobody_needs_rings_who_is_not_to_use_them() -> None:
+    for asked in (Transport.AUTO, Transport.DEV):
+        config = Config(session=Session.KERNEL, transport=asked)
+        assert decide(config, without_rings=OFF).config.transport is Transport.DEV
 
 
 @pytest.mark.parametrize(

@@ -269,12 +269,12 @@ async def test_setattr_carries_what_is_to_change_and_nothing_else(
     assert Changes().atime == OMIT
 
 
-async def test_a_descriptor_that_is_not_open_is_an_oserror() -> None:
+def test_a_descriptor_that_is_not_open_is_an_oserror() -> None:
     """Whoever starts the session reports it in a sentence: libfuse's own error has no number."""
     fd = os.open("/dev/null", os.O_RDWR)
     os.close(fd)
 
     with pytest.raises(OSError, match=f"descriptor {fd}") as failed:
-        await libfuse.serve(cast("PassthroughFs", Recording()), fd, lambda: None)
+        libfuse.serve(cast("PassthroughFs", Recording()), fd, lambda: None, SimpleNamespace())
 
     assert failed.value.errno == errno.EBADF

@@ -20,8 +20,9 @@ def session(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def served(request: pytest.FixtureRequest, tmp_path: Path, session: str) -> Iterator[Mounted]:
-    policy, _, option = request.param.partition(" ")
-    options = {"session": session, "cache": policy} | ({option: ""} if option else {})
+    policy, *more = request.param.split()
+    options = {"session": session, "cache": policy}
+    options |= {name: value for name, _, value in (option.partition("=") for option in more)}
     with mounted(tmp_path, options) as served, served.limited(LIMIT_S):
         yield served
 
@@ -71,11 +72,11 @@ def test_attributes_stay_known(served: Mounted) -> None:
     assert seen.stat().st_mode & 0o777 == 0o644
 
 
-@policies("always ro")
+@policies("always ro passthrough=off")
 def test_always_keeps_pages_across_opens(served: Mounted) -> None:
     """Read-only: after a read through a writable mount the kernel asks for the access time anew.
 
-    It then sees the new modification time too.
+    It then sees the new modification time too. Passed through, contents are the host's own.
     """
     beneath, seen = served.source / "file", served.mountpoint / "file"
     beneath.write_text("old")

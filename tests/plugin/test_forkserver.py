@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -137,8 +139,12 @@ async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int
 
 
 @pytest.mark.logs("^plugin.forkserver: a worker is not started: too many open files")
-async def test_a_fork_server_without_room_for_descriptors_lives_on(fds: tuple[int, int]) -> None:
-    async with forking(command("crowded")) as start:
+@pytest.mark.parametrize("room", [0, 3])
+async def test_a_fork_server_without_room_for_descriptors_lives_on(
+    fds: tuple[int, int], room: int
+) -> None:
+    """Neither when it has room for some of them: a worker with the wrong ones would do harm."""
+    async with forking(command("crowded", str(room))) as start:
         (server,) = children()
         for _ in range(2):
             with pytest.raises(OSError, match="Connection reset"):
@@ -185,6 +191,26 @@ async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:
     async with forking():
         (server,) = children()
     assert not Path(f"/proc/{server}").exists()  # noqa: ASYNC240 - not a real file
+
+
+async def test_a_plugin_without_room_for_one_more_descriptor_says_so() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    streams = [trio.lowlevel.FdStream(os.open("/dev/null", os.O_RDWR)) for _ in range(3)]
+    process = Forked(trio.socket.from_stdlib_socket(ours), *streams)
+    theirs.send(b"42")  # and nothing with it: the kernel has left it out
+    with pytest.raises(OSError, match="Too many open files"):
+        await process.born()
+    process.let_go()
+    await close(process)
+    theirs.close()
+
+
+@pytest.mark.logs("^plugin.forkserver: the fork server ended with 3; the next mount begins")
+async def test_a_fork_server_that_cannot_begin_is_an_error(fds: tuple[int, int]) -> None:
+    async with forking((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                await start("data", fds)
 
 
 async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:

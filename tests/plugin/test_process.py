@@ -1,6 +1,7 @@
 """`plugin.server.run`: the plugin as a process, from its start to whatever end it finds."""
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -45,6 +46,13 @@ def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> N
     assert list((service.directory / "mounts").iterdir()) == []
     assert not settings(service.directory).socket.exists()
     assert "WARNING" not in service.log.read_text()
+
+
+def test_it_may_have_as_many_descriptors_as_there_are(service: Service) -> None:
+    """Each mounted volume takes half a dozen."""
+    assert service.process is not None
+    soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
 
 
 def test_a_hanging_worker_does_not_hold_up_the_end(service: Service) -> None:

@@ -25,7 +25,7 @@ import pytest
 
 from tests.support.callers import MEMBER, ROOT, USER, Caller
 from tests.support.mounted import Mounted, mounted
-from tests.support.rings import switched_on
+from tests.support.rings import switched_for
 
 TEST_LIMIT_S = 90.0
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
@@ -35,7 +35,8 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 class Place:
     """One column of the battery: a session with a cache policy, or a bare directory; a caller.
 
-    *handles* is the option inode_file_handles; *transport* the one of that name.
+    *handles* is the option inode_file_handles, *passthrough* the option of that name: with `auto`,
+    `kernel` has it on with every policy but `metadata`. *transport* is the option of that name.
     """
 
     session: str | None
@@ -43,7 +44,8 @@ class Place:
     caller: Caller
     large: bool = True
     handles: str = "prefer"
-    transport: str = "dev"
+    passthrough: str = "auto"
+    transport: str = "auto"
 
     @property
     def id(self) -> str:
@@ -51,7 +53,9 @@ class Place:
         where = "control" if self.session is None else f"{self.session}-{self.policy}"
         if self.handles != "prefer":
             where += f"-handles-{self.handles}"
-        if self.transport != "dev":
+        if self.passthrough != "auto":
+            where += f"-passthrough-{self.passthrough}"
+        if self.transport != "auto":
             where += f"-{self.transport}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
@@ -73,7 +77,12 @@ PLACES = [
             Place(session, "auto", ROOT, large=False, handles="mandatory"),
         )
     ),
+    Place("kernel", "auto", ROOT, passthrough="off"),
+    Place("kernel", "always", ROOT, passthrough="off"),
+    Place("kernel", "never", ROOT, large=False, passthrough="off"),
+    Place("kernel", "auto", USER, large=False, passthrough="off"),
     Place("kernel", "auto", ROOT, transport="io_uring"),
+    Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
     Place("kernel", "auto", USER, large=False, transport="io_uring"),
 ]
 
@@ -163,12 +172,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
                 "session": wanted.session,
                 "cache": wanted.policy,
                 "inode_file_handles": wanted.handles,
+                "passthrough": wanted.passthrough,
                 "transport": wanted.transport,
             }
             with contextlib.ExitStack() as stack:
-                if wanted.transport == "io_uring":
-                    stack.enter_context(switched_on())
-                served = stack.enter_context(mounted(base, options))
+                with switched_for(options):
+                    served = stack.enter_context(mounted(base, options))
                 yield Ground(wanted, served.mountpoint, served.source, served)
     finally:
         shutil.rmtree(base)

@@ -149,5 +149,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "unwatched":
         os.pidfd_open = _unwatched
     if sys.argv[1] == "crowded":  # by the standard streams and the copy of the control socket
-        resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+        room = 4 + int(sys.argv[2])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
     forkserver.serve(_work)

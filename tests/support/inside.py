@@ -100,7 +100,7 @@ def _execute(path: str) -> str:
 
 
 def _regain(capability: str) -> str:
-    return _tried(lambda: syscalls.effective_capability(int(capability), wanted=True))
+    return _tried(lambda: syscalls.CapabilitySwitch(int(capability)).set(wanted=True))
 
 
 def _by_handle(_: str) -> str:

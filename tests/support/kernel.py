@@ -35,6 +35,8 @@ class FakeChannel:
     def __init__(self, requests: Iterable[bytes] = ()) -> None:
         self.requests = list(requests)
         self.replies: list[Reply] = []
+        self.backed: list[int] = []
+        """What the id of each place, counted from 1, stands for; -1 once it is given up."""
         self.notifications: list[tuple[int, bytes]] = []
 
     def open_request(self) -> Request:
@@ -53,6 +55,13 @@ class FakeChannel:
 
     def fail(self, unique: int, number: int) -> None:
         self.replies.append(Reply(unique, number, b""))
+
+    def open_backing(self, fd: int) -> int:
+        self.backed.append(fd)
+        return len(self.backed)
+
+    def close_backing(self, number: int) -> None:
+        self.backed[number - 1] = -1
 
     def notify(self, code: int, parts: Sequence[bytes]) -> None:
         self.notifications.append((code, b"".join(parts)))

@@ -72,11 +72,17 @@ class Mounted:
 
 @contextlib.contextmanager
 def mounted(
-    base: Path, options: Mapping[str, str], descriptors: int | None = None
+    base: Path,
+    options: Mapping[str, str],
+    descriptors: int | None = None,
+    *,
+    program: str = "passthrough",
+    stdin: int = subprocess.DEVNULL,
 ) -> Iterator[Mounted]:
     """Serve `base/source` at `base/mount` until the block ends; what is not there is made.
 
-    The process may have as many *descriptors* as that, and not raise the limit.
+    The process may have as many *descriptors* as that, and not raise the limit. It is *program*, a
+    module that takes the same words, and has *stdin*.
 
     Raises: MountFailedError when the mount does not come up or does not go away on SIGTERM.
     """
@@ -85,9 +91,9 @@ def mounted(
     mountpoint.mkdir(exist_ok=True)
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*limited_to(descriptors), *command(source, mountpoint, options)],
+            [*limited_to(descriptors), *command(source, mountpoint, options, program)],
             cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stderr=stderr,
         )
     try:
@@ -109,11 +115,13 @@ def mounted(
         _stop(served)
 
 
-def command(source: Path, mountpoint: Path, options: Mapping[str, str]) -> list[str]:
+def command(
+    source: Path, mountpoint: Path, options: Mapping[str, str], program: str = "passthrough"
+) -> list[str]:
     """Return the command line that serves *source* at *mountpoint*."""
     places = ["--source", str(source), "--mountpoint", str(mountpoint)]
     pairs = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    return [sys.executable, "-m", "passthrough", *places, *pairs]
+    return [sys.executable, "-m", program, *places, *pairs]
 
 
 def limited_to(descriptors: int | None) -> list[str]:

@@ -2,15 +2,17 @@
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from struct import Struct
 
 import pytest
 
-from passthrough.session import uring
 from passthrough.session.wire import IN_HEADER
 
+WITHOUT = "PASSFS_TESTS_WITHOUT_IO_URING"
 PARAMETER = Path("/sys/module/fuse/parameters/enable_uring")
 IOVEC = Struct("=QQ")
 OPERATION_AT, ENTRY_AT = 128, 256
@@ -19,17 +21,31 @@ ENTRY = Struct("=QQI")
 
 @contextlib.contextmanager
 def switched_on() -> Iterator[None]:
-    """Switch FUSE over io_uring on for new mounts, and afterwards back as it was."""
+    """Switch FUSE over io_uring on while a mount is made, and afterwards back as it was.
+
+    What is mounted keeps it. Another run on this machine that wants the same waits meanwhile.
+    """
+    if os.environ.get(WITHOUT):
+        pytest.skip(f"{WITHOUT} is set")
     try:
-        before = PARAMETER.read_text()
-        PARAMETER.write_text("Y\n")
-        uring.Ring().close()
+        with PARAMETER.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            before = file.read()
+            PARAMETER.write_text("Y\n")
+            try:
+                yield
+            finally:
+                PARAMETER.write_text(before)
     except OSError as error:
-        pytest.skip(f"no FUSE over io_uring on this machine: {error}")
-    try:
-        yield
-    finally:
-        PARAMETER.write_text(before)
+        if error.filename != str(PARAMETER):
+            raise
+        pytest.fail(f"no FUSE over io_uring here, which {WITHOUT}=1 accepts: {error}")
+
+
+def switched_for(options: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """The same for a mount with *options*, if these want it."""
+    wanted = options.get("transport") == "io_uring"
+    return switched_on() if wanted else contextlib.nullcontext()
 
 
 class FakeRing:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from passthrough.session import abi, negotiation, wire
-from passthrough.session.abi import Opcode
+from passthrough.session.abi import Init, Opcode
+from passthrough.session.backing import stack_depth
 from passthrough.session.channel import MAX_WRITE
 from passthrough.session.negotiation import ProtocolError
 from passthrough.session.request import Request
@@ -30,10 +31,12 @@ def init(session: Session, request: Request) -> bytes:
         session.broken = error
         raise
     session.agreed = agreed
+    session.passes_through = bool(agreed.flags & Init.PASSTHROUGH)
+    depth = stack_depth(session.fs.source_type) if session.passes_through else 0
     return wire.INIT_OUT.pack(
         *(abi.MAJOR, agreed.minor, agreed.max_readahead, agreed.flags & _WORD_BITS),
         *(_MAX_BACKGROUND, _CONGESTED, MAX_WRITE, _TIME_GRAIN_NS),
-        *(MAX_WRITE // _PAGE, 0, agreed.flags >> 32, 0, 0),
+        *(MAX_WRITE // _PAGE, 0, agreed.flags >> 32, depth, 0),
     )
 
 
@@ -41,6 +44,7 @@ def forget(session: Session, request: Request) -> None:
     """Give lookups of one inode back."""
     (count,) = request.fields(wire.FORGET_IN)
     session.fs.forget(request.nodeid, count)
+    request.done()
 
 
 def batch_forget(session: Session, request: Request) -> None:
@@ -48,6 +52,7 @@ def batch_forget(session: Session, request: Request) -> None:
     (count,) = request.fields(wire.BATCH_FORGET_IN)
     for number, lookups in request.rows(wire.FORGET_ONE, count):
         session.fs.forget(number, lookups)
+    request.done()
 
 
 def interrupt(session: Session, request: Request) -> None:
@@ -65,7 +70,7 @@ def destroy(_session: Session, _request: Request) -> bytes:
 
 
 def notify_reply(_session: Session, _request: Request) -> None:
-    """The answer to a RETRIEVE, of which this session sends none."""
+    """The answer to a RETRIEVE, which only had to wake somebody."""
 
 
 HANDLERS: Final[Mapping[int, Handler]] = {

@@ -1,5 +1,6 @@
 """Requests for names in directories."""
 
+import contextlib
 import stat
 from collections.abc import Mapping
 from typing import Final
@@ -8,6 +9,7 @@ from passthrough.session import wire
 from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
+from passthrough.syscalls import RENAME_WHITEOUT
 
 
 def lookup(session: Session, request: Request) -> bytes:
@@ -77,7 +79,16 @@ def rename2(session: Session, request: Request) -> bytes:
 
 def _rename(session: Session, request: Request, new_parent: int, flags: int) -> bytes:
     name, new_name = request.names()
-    session.fs.rename(request.nodeid, name, new_parent, new_name, flags, request.caller())
+    try:
+        session.fs.rename(request.nodeid, name, new_parent, new_name, flags, request.caller())
+    except OSError:
+        if flags & RENAME_WHITEOUT:
+            # ext4 enters the whiteout first and takes it out again when the rename is refused:
+            # the times of the directories change, and the kernel forgets them on success only.
+            for parent in (request.nodeid, new_parent):
+                with contextlib.suppress(FileNotFoundError):  # which the kernel has forgotten
+                    session.notifier.attributes_changed(parent)
+        raise
     return b""
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from passthrough.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
+from passthrough.session.backing import NONE
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
@@ -28,7 +29,7 @@ def open_(session: Session, request: Request) -> bytes:
         # What the kernel does not know needs no forgetting, and the file is open by now.
         with contextlib.suppress(FileNotFoundError):
             session.notifier.attributes_changed(request.nodeid)
-    return wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
+    return _opened(session, request.nodeid, handle, flags)
 
 
 def create(session: Session, request: Request) -> bytes:
@@ -38,7 +39,7 @@ def create(session: Session, request: Request) -> bytes:
     entry, handle = session.fs.create(
         request.nodeid, request.name(), stat.S_IMODE(mode), flags, request.caller()
     )
-    return wire.entry(entry) + wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
+    return wire.entry(entry) + _opened(session, entry.inode_number, handle, flags)
 
 
 def tmpfile(session: Session, request: Request) -> bytes:
@@ -47,7 +48,7 @@ def tmpfile(session: Session, request: Request) -> bytes:
     flags, mode, umask, _more = request.fields(wire.CREATE_IN)
     session.apply_umask(umask)
     entry, handle = session.fs.tmpfile(request.nodeid, stat.S_IMODE(mode), flags, request.caller())
-    return wire.entry(entry) + wire.OPEN_OUT.pack(handle, _allowed(session, flags), 0)
+    return wire.entry(entry) + _opened(session, entry.inode_number, handle, flags)
 
 
 def read(session: Session, request: Request) -> bytes:
@@ -95,6 +96,8 @@ def fsync(session: Session, request: Request) -> bytes:
 def release(session: Session, request: Request) -> bytes:
     """The last descriptor of an open file is closed."""
     handle, _flags, more, _owner = request.fields(wire.RELEASE_IN)
+    if session.passes_through:
+        session.backings.release(request.nodeid)
     session.fs.release(handle, unlock=bool(more & abi.RELEASE_FLOCK_UNLOCK))
     return b""
 
@@ -108,14 +111,22 @@ def _clears(session: Session, request: Request, flags: int, more: int) -> bool:
     return bool(flags & os.O_TRUNC) and request.uid != _ROOT_USER
 
 
-def _allowed(session: Session, flags: int) -> int:
-    """What the kernel may do with a file opened with *flags*: FOPEN_*."""
-    allowed = abi.FOPEN_KEEP_CACHE if session.fs.cache.keep_pages else 0
-    if flags & os.O_ACCMODE == os.O_RDONLY and not session.fs.locks.used:
+def _opened(session: Session, number: int, handle: int, flags: int) -> bytes:
+    """What OPEN answers: *handle* of inode *number*, and what the kernel may do with it."""
+    fs, backing = session.fs, NONE
+    if session.passes_through:
+        backing = session.backings.open(number, fs.files[handle].fd)
+    if backing != NONE:
+        # The kernel opens the host's file with the caller's flags, and for good. O_DIRECT is taken
+        # off again by who writes an odd rest, dd(1) for one; so who asks for it is served here.
+        allowed = abi.FOPEN_PASSTHROUGH | (abi.FOPEN_DIRECT_IO if flags & os.O_DIRECT else 0)
+    else:
+        allowed = abi.FOPEN_KEEP_CACHE if fs.cache.keep_pages else 0
+    if flags & os.O_ACCMODE == os.O_RDONLY and not fs.locks.used:
         # Nothing was written through it, so closing it has nothing to report; and where nobody
         # locks ranges, it drops no locks.
         allowed |= abi.FOPEN_NOFLUSH
-    return allowed
+    return wire.OPEN_OUT.pack(handle, allowed, backing)
 
 
 HANDLERS: Final[Mapping[int, Handler]] = {

@@ -10,6 +10,9 @@ from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
+# More than once: a thread that has taken a request may not have had a processor since.
+_TRIES: Final = 3
+
 
 def getlk(session: Session, request: Request) -> bytes:
     """What lock is in the way of one."""
@@ -21,13 +24,27 @@ def getlk(session: Session, request: Request) -> bytes:
 
 
 def setlk(session: Session, request: Request) -> bytes:
-    """Take or drop a lock, if nothing is in the way."""
+    """Take or drop a lock, if nothing is in the way.
+
+    What is in the way may be gone for the kernel: it waits for nobody to answer RELEASE, which
+    another thread may be at, and users count on a lock that goes when its file is closed.
+    """
+    for _ in range(_TRIES):
+        try:
+            changed = _setlk(session, request)
+        except BlockingIOError:
+            if not session.let_others_finish(request):
+                raise
+        else:
+            return _taken(session, request, changed=changed)
+    return _taken(session, request, changed=_setlk(session, request))
+
+
+def _setlk(session: Session, request: Request) -> bool:
     handle, owner, start, end, kind, pid, more = request.fields(wire.LK_IN)
     if more & abi.LK_FLOCK:
-        changed = session.fs.flock(handle, kind)
-    else:
-        changed = session.fs.setlk(handle, owner, Lock(kind, start, end, pid))
-    return _taken(session, request, changed=changed)
+        return session.fs.flock(handle, kind)
+    return session.fs.setlk(handle, owner, Lock(kind, start, end, pid))
 
 
 def setlkw(session: Session, request: Request) -> bytes:

@@ -1,5 +1,6 @@
 """The descriptor of /dev/fuse, with a socket in its place."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -43,13 +44,33 @@ def test_an_answer_has_its_length_and_number(pair: Pair) -> None:
     assert theirs.recv(100) == OUT_HEADER.pack(16, -2, 8)
     assert theirs.recv(100) == OUT_HEADER.pack(16, -5, 9)
 
+    long = bytes(range(256)) * 17
+    channel.reply(10, long)
+    assert theirs.recv(5000) == OUT_HEADER.pack(16 + len(long), 0, 10) + long
 
-def test_who_answers_too_late_writes_to_nobody(pair: Pair) -> None:
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED])
+def test_an_unmount_and_an_abort_end_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The second where it comes while a request is being read."""
+
+    def readv(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    channel = DeviceChannel(pair[0].fileno())
+    monkeypatch.setattr(os, "readv", readv)
+
+    assert not channel.receive(channel.open_request())
+
+
+def test_who_comes_too_late_reads_nothing_and_writes_to_nobody(pair: Pair) -> None:
     """The number of the descriptor may be another file's by then; and nothing is logged."""
     ours, theirs = pair
     channel = DeviceChannel(ours.fileno())
 
     channel.leave()
+    assert not channel.receive(channel.open_request())
     channel.reply(7, b"body")
     channel.fail(8, 2)
 

@@ -4,6 +4,7 @@ import _thread
 import mmap
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -11,29 +12,37 @@ import pytest
 
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import _CALM_LOOKS, QUIET_LOOKS, Crew
+from passthrough.session.crew import _CALM_LOOKS, _KEPT, Crew
+from passthrough.session.members import _MOST_PASS_S, LOOK_S, QUIET_LOOKS
 from passthrough.session.request import Request
 from passthrough.session.session import Session
-from tests.support.kernel import START, message
+from passthrough.session.wire import FIXED
+from tests.support.kernel import START, FakeChannel, message
 
 LIMIT_S = 20.0
+NUDGE = 1_000_000
 
 
-class Queued:
+class Queued(FakeChannel):
     """A channel whose requests come when a test puts them; None is the end."""
 
     def __init__(self) -> None:
-        self.requests: queue.Queue[int | None] = queue.Queue()
+        super().__init__()
+        self.waiting: queue.Queue[int | None] = queue.Queue()
+        self.kinds = {NUDGE: Opcode.NOTIFY_REPLY}
+        self.places = 0
 
     def open_request(self) -> Request:
+        self.places += 1
         return Request(mmap.mmap(-1, 4096), START)
 
     def receive(self, request: Request) -> bool:
-        unique = self.requests.get()
+        unique = self.waiting.get()
         if unique is None:
-            self.requests.put(None)  # for the others, as ENODEV is
+            self.waiting.put(None)  # for the others, as ENODEV is
             return False
-        raw = message(Opcode.GETATTR, b"\0" * 16, abi.ROOT_ID, unique)
+        opcode = self.kinds.get(unique, Opcode.GETATTR)
+        raw = message(opcode, b"\0" * FIXED[opcode].size, abi.ROOT_ID, unique)
         request.into[0][: len(raw)] = raw
         request.length = len(raw)
         return True
@@ -58,7 +67,18 @@ class Hanging:
     def waiting(self) -> int:
         return 0
 
-    def __init__(self) -> None:
+    def rest(self) -> None:
+        self.rests += 1
+
+    def nudge(self, count: int) -> bool:
+        for _ in range(count if self.knows_a_file else 0):
+            self._channel.waiting.put(NUDGE)
+        return self.knows_a_file
+
+    def __init__(self, channel: Queued) -> None:
+        self._channel = channel
+        self.knows_a_file = True
+        self.rests = 0
         self.begun: queue.Queue[int] = queue.Queue()
         self.done: queue.Queue[int] = queue.Queue()
         self.go = threading.Event()
@@ -67,6 +87,8 @@ class Hanging:
     def answer(self, request: Request, _channel: object) -> None:
         request.decode()
         unique = request.unique
+        if unique == NUDGE:
+            return
         self.begun.put(unique)
         if unique % 2:
             assert self.go.wait(LIMIT_S)
@@ -78,13 +100,13 @@ def _no_thread(*_: object) -> int:
 
 
 @pytest.fixture
-def session() -> Hanging:
-    return Hanging()
+def channel() -> Queued:
+    return Queued()
 
 
 @pytest.fixture
-def channel() -> Queued:
-    return Queued()
+def session(channel: Queued) -> Hanging:
+    return Hanging(channel)
 
 
 @pytest.fixture
@@ -98,7 +120,7 @@ def crew(session: Hanging, channel: Queued, woken: threading.Event) -> Iterator[
     crew.start()
     yield crew
     session.go.set()
-    channel.requests.put(None)
+    channel.waiting.put(None)
     until(lambda: not crew.size())
 
 
@@ -123,7 +145,7 @@ def test_one_thread_serves_as_long_as_nothing_hangs(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(0, 200, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
 
     look_until(crew, lambda: session.done.qsize() == 100)
 
@@ -134,8 +156,8 @@ def test_callers_that_hang_hold_up_nobody_else(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 101, 2):
-        channel.requests.put(unique)
-    channel.requests.put(2)
+        channel.waiting.put(unique)
+    channel.waiting.put(2)
 
     look_until(crew, lambda: session.begun.qsize() == 51)
 
@@ -146,20 +168,43 @@ def test_callers_that_hang_hold_up_nobody_else(
 def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
 
     session.about_to_block()
-    channel.requests.put(2)
+    channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
+
+
+def test_one_who_gives_way_waits_for_what_others_have_in_hand(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    mine = channel.open_request()
+    assert not crew.let_others_finish(mine)  # there are none
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+    crew.about_to_block()
+    begun = time.monotonic()
+    assert crew.let_others_finish(mine)  # who takes longer than one can wait
+    assert time.monotonic() - begun >= _MOST_PASS_S
+    timer = threading.Timer(0.001, session.go.set)
+    timer.start()
+
+    while session.done.empty():
+        assert crew.let_others_finish(mine)
+
+    timer.join()
+    begun = time.monotonic()
+    assert crew.let_others_finish(mine)
+    assert time.monotonic() - begun < LIMIT_S / 10
 
 
 def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for unique in range(1, 41, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
     look_until(crew, lambda: crew.at_work() == 20)
     session.go.set()
     until(lambda: crew.at_work() == 0)
@@ -168,10 +213,76 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     for _ in range(_CALM_LOOKS + QUIET_LOOKS):
         crew.look()
     for unique in range(0, 200, 2):
-        channel.requests.put(unique)
+        channel.waiting.put(unique)
 
     until(lambda: crew.size() == 1)
     until(lambda: session.done.qsize() == 120)
+
+
+def test_those_who_are_not_needed_any_more_leave_though_nothing_happens(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    for unique in range(1, 41, 2):
+        channel.waiting.put(unique)
+    look_until(crew, lambda: crew.at_work() == 20)
+    session.go.set()
+
+    look_until(crew, lambda: crew.size() == 1)
+
+    look_until(crew, lambda: crew.resting)
+    assert session.done.qsize() == 20
+
+
+def test_who_cannot_be_woken_stays_and_nobody_looks(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    session.knows_a_file = False
+    channel.waiting.put(1)
+    look_until(crew, lambda: crew.size() > 1)
+    size = crew.size()
+    session.go.set()
+
+    look_until(crew, lambda: crew.resting)
+
+    assert crew.size() == size
+
+
+def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
+    channel: Queued, crew: Crew
+) -> None:
+    channel.waiting.put(1)
+    look_until(crew, lambda: crew.size() == 2)
+    for _ in range(3 * QUIET_LOOKS):
+        crew.look()
+
+    assert crew.size() == 2
+    assert not crew.resting
+
+
+def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
+    channel.kinds[1] = Opcode.BATCH_FORGET
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+
+    for _ in range(10):
+        time.sleep(LOOK_S)
+        crew.look()
+
+    assert crew.size() == 1
+
+
+def test_those_who_come_take_the_places_of_those_who_left(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    for _ in range(3):
+        channel.waiting.put(1)
+        until(lambda: crew.at_work() == 1)
+        crew.about_to_block()
+        session.go.set()
+        look_until(crew, lambda: crew.size() == 1)
+        session.go.clear()
+
+    assert channel.places == _KEPT
 
 
 def test_nobody_looks_while_nothing_happens(
@@ -181,9 +292,10 @@ def test_nobody_looks_while_nothing_happens(
         assert not crew.resting
         crew.look()
     assert crew.resting
+    assert session.rests == 1
     assert not woken.is_set()
 
-    channel.requests.put(2)
+    channel.waiting.put(2)
 
     assert session.done.get(timeout=LIMIT_S) == 2
     assert woken.wait(LIMIT_S)
@@ -191,7 +303,7 @@ def test_nobody_looks_while_nothing_happens(
 
 
 def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) -> None:
-    channel.requests.put(None)
+    channel.waiting.put(None)
 
     assert woken.wait(LIMIT_S)
     assert crew.ended
@@ -201,13 +313,13 @@ def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) ->
 def test_who_has_stopped_touches_nothing_any_more(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
     crew.about_to_block()
 
     crew.stop()
-    channel.requests.put(2)
-    until(channel.requests.empty)
+    channel.waiting.put(2)
+    until(channel.waiting.empty)
     session.go.set()
     until(lambda: crew.at_work() == 0)
 
@@ -219,18 +331,18 @@ def test_who_has_stopped_touches_nothing_any_more(
 def test_who_has_stopped_takes_no_further_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.requests.put(1)
+    channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
 
     crew.stop()
-    channel.requests.put(2)
+    channel.waiting.put(2)
     session.go.set()
     until(lambda: not crew.size())
 
-    assert channel.requests.get_nowait() == 2
+    assert channel.waiting.get_nowait() == 2
 
 
-@pytest.mark.logs("no more threads than 1 can be had")
+@pytest.mark.logs(f"no more threads than {_KEPT} can be had")
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(12, "memory")])
 def test_a_machine_without_more_threads_is_served_with_those_there_are(
     session: Hanging,
@@ -242,23 +354,26 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
     def refused(*_: object) -> None:
         raise error
 
+    for count in range(1, _KEPT + 1):
+        channel.waiting.put(2 * count + 1)
+        until(lambda count=count: crew.at_work() == count)  # type: ignore[misc]
+        if count < _KEPT:
+            crew.about_to_block()
     with monkeypatch.context() as patched:
         if isinstance(error, OSError):
             patched.setattr(channel, "open_request", refused)
         else:
             patched.setattr(_thread, "start_new_thread", refused)
-        channel.requests.put(1)
-        until(lambda: crew.at_work() == 1)
         crew.about_to_block()
         crew.about_to_block()
-        assert crew.size() == 1
-    channel.requests.put(2)
-    look_until(crew, lambda: not session.done.empty())
+        assert crew.size() == _KEPT
+    channel.waiting.put(2)
+    look_until(crew, lambda: session.begun.qsize() == _KEPT + 1)
 
     assert session.done.get() == 2
 
 
-@pytest.mark.logs("no more threads than 1 can be had")
+@pytest.mark.logs("no more threads than 0 can be had")
 def test_without_any_thread_there_is_nothing_to_serve_with(
     session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,9 +394,9 @@ def test_a_thread_that_is_lost_ends_the_session(woken: threading.Event, channel:
         def answer(self, request: Request, _channel: object) -> None:
             raise LookupError(request.unique)
 
-    crew = Crew(cast("Session", Mistaken()), channel, woken.set)
+    crew = Crew(cast("Session", Mistaken(channel)), channel, woken.set)
     crew.start()
-    channel.requests.put(1)
+    channel.waiting.put(1)
 
     assert woken.wait(LIMIT_S)
     assert crew.ended

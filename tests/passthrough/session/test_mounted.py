@@ -9,7 +9,9 @@ import stat
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -302,3 +304,30 @@ def test_what_fcntl_changes_reaches_the_host(base: Path) -> None:
             assert os.preadv(fd, [page], 0) == mmap.PAGESIZE
         assert beneath.read_bytes() == noise(mmap.PAGESIZE)
         os.close(fd)
+
+
+def test_threads_that_are_not_needed_any_more_leave(base: Path) -> None:
+    """Also where no request comes that could wake them."""
+    with volume(base) as served:
+        tasks = Path(f"/proc/{served.worker_pid}/task")
+        fds = [os.open(served.mountpoint / str(n), os.O_CREAT | os.O_RDWR) for n in range(8)]
+        try:
+            with ThreadPoolExecutor(len(fds)) as pool:
+                for _ in pool.map(_written_and_synced, fds):
+                    pass
+            most = len(os.listdir(tasks))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+        assert most > 2
+        deadline = time.monotonic() + LIMIT_S / 2
+        while len(os.listdir(tasks)) > 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(os.listdir(tasks)) == 2  # the one that serves, and the one that looks
+
+
+def _written_and_synced(fd: int) -> None:
+    for _ in range(50):
+        os.pwrite(fd, noise(100_000), 0)
+        os.fsync(fd)

@@ -117,3 +117,26 @@ def test_an_immutable_file_is_the_hosts_to_make(base: Path) -> None:
         os.close(fd)
 
     assert refused.value.errno == errno.EPERM
+
+
+def test_a_lock_is_gone_for_the_next_caller_when_its_file_is_closed(base: Path) -> None:
+    """Though the kernel does not wait for the answer to RELEASE, and another thread takes SETLK."""
+    rounds = 2_000
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.touch()
+        for _ in range(4):  # so that there are several threads
+            with path.open("wb") as file:
+                os.fsync(file.fileno())
+        refused = 0
+        for _ in range(rounds):
+            first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+            fcntl.flock(first, fcntl.LOCK_EX)
+            os.close(first)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused += 1
+            os.close(second)
+
+    assert refused == 0

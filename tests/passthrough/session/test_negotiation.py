@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import CachePolicy, Config, Locks, Session as SessionName, Transport
+from passthrough.config import (
+    CachePolicy,
+    Config,
+    Locks,
+    Passthrough,
+    Session as SessionName,
+    Transport,
+)
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, negotiation, wire
@@ -24,18 +31,31 @@ USUAL = (
     *(Init.INIT_EXT, Init.MAX_PAGES, Init.BIG_WRITES, Init.SETXATTR_EXT, Init.ASYNC_READ),
     *(Init.ASYNC_DIO, Init.PARALLEL_DIROPS, Init.DO_READDIRPLUS, Init.READDIRPLUS_AUTO),
     *(Init.CACHE_SYMLINKS, Init.SUBMOUNTS, Init.HAS_EXPIRE_ONLY, Init.HAS_RESEND),
-    Init.OVER_IO_URING,
 )
 LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
 # What options want beside the usual.
 WANTED: dict[str, tuple[Config, set[Init]]] = {
     "defaults": (
         Config(session=KERNEL),
-        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
+        {
+            *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
+            *{Init.PASSTHROUGH, *LOCKS},
+        },
     ),
     "always": (
         Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
-        {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA},
+        {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA, Init.PASSTHROUGH},
+    ),
+    "not passed through": (
+        Config(session=KERNEL, passthrough=Passthrough.OFF),
+        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
+    ),
+    "over rings": (
+        Config(session=KERNEL, transport=Transport.IO_URING),
+        {
+            *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
+            *{Init.PASSTHROUGH, Init.OVER_IO_URING, *LOCKS},
+        },
     ),
     "never opened": (
         Config(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
@@ -53,14 +73,6 @@ WANTED: dict[str, tuple[Config, set[Init]]] = {
         },
     ),
 }
-
-
-def test_nobody_is_asked_for_rings_who_is_not_to_use_them() -> None:
-    dev = decide(Config(session=KERNEL, transport=Transport.DEV)).config
-    without = decide(Config(session=KERNEL), without_rings="they are switched off").config
-
-    assert not agree(NEW, dev).flags & Init.OVER_IO_URING
-    assert not agree(NEW, without).flags & Init.OVER_IO_URING
 
 
 @pytest.mark.parametrize(("config", "more"), WANTED.values(), ids=WANTED)
@@ -82,7 +94,7 @@ def test_what_is_not_offered_is_not_taken_and_said_so() -> None:
 
     assert agreed.flags == REQUIRED
     by_name = {feature.feature: feature for feature in agreed.features}
-    assert by_name["cache_symlinks"][1:] == (False, "the kernel does not offer it")
+    assert by_name["cache_symlinks"][2:] == (False, "the kernel does not offer it")
     assert by_name["max_pages"].used
     assert not by_name["posix_acl"].used
     assert by_name["posix_acl"].reason.endswith("with posix_acl")
@@ -142,6 +154,22 @@ def test_init_is_answered_with_the_agreement(session: Session) -> None:
     assert flags | fields[10] << 32 == session.agreed.flags
     assert (max_write, pages, grain) == (MAX_WRITE, MAX_WRITE // 4096, 1)
     assert background > congested > 0
+    assert fields[11] == 1  # max_stack_depth
+
+
+def test_passthrough_that_must_be_and_is_not_offered_ends_the_session() -> None:
+    config = Config(session=KERNEL, passthrough=Passthrough.ON)
+    offer = NEW._replace(flags=EVERYTHING & ~Init.PASSTHROUGH)
+
+    with pytest.raises(ProtocolError, match="'on' cannot be had: this kernel has none"):
+        agree(offer, decide(config).config)
+
+
+def test_why_a_feature_is_not_in_use_is_known_where_it_was_wished_for(session: Session) -> None:
+    answer(session, init(45, EVERYTHING & ~Init.PASSTHROUGH))
+
+    assert session.why_not(Init.PASSTHROUGH) == "the kernel does not offer it"
+    assert session.why_not(Init.CACHE_SYMLINKS) == session.why_not(Init.POSIX_ACL) == ""
 
 
 def test_a_kernel_that_is_too_old_ends_the_session(session: Session) -> None:

@@ -11,11 +11,12 @@ import pytest
 from passthrough.config import CachePolicy, Config
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, wire
-from passthrough.session.abi import Opcode
+from passthrough.session.abi import Notification, Opcode
+from passthrough.session.channel import DeviceChannel
 from passthrough.session.handlers.table import HANDLERS
 from tests.support.bodies import BODIES, READ, WITHOUT_ANSWER, WITHOUT_OPERATION
 from tests.support.direct import CALLER, number_of
-from tests.support.kernel import Kernel, attributes, entry, listed, opcode_names, text
+from tests.support.kernel import Kernel, attributes, entry, listed, message, opcode_names, text
 from tests.support.requests import Recording
 
 
@@ -71,6 +72,38 @@ def test_that_there_is_no_name_is_remembered_if_it_may_be(
         assert entry(reply.body)["entry_valid"] == seconds
         assert entry(reply.body)["nodeid"] == 0
     own.close()
+
+
+def test_a_nudge_asks_for_nothing_of_a_file_that_the_kernel_knows(
+    kernel: Kernel, fs: PassthroughFs, source: Path
+) -> None:
+    (source / "directory").mkdir()
+    (source / "file").touch()
+    number_of(fs, b"directory")
+    assert not kernel.session.nudge(2)
+    number = number_of(fs, b"file")
+
+    assert kernel.session.nudge(2)
+
+    asked = wire.NOTIFY_RETRIEVE_OUT.pack(0, number, 0, 0)
+    assert kernel.channel.notifications == 2 * [(Notification.RETRIEVE, asked)]
+    reply = wire.NOTIFY_RETRIEVE_IN.pack(0, 0)
+    kernel.tell(Opcode.NOTIFY_REPLY, reply, number)
+
+
+def test_a_long_forget_leaves_no_pages_behind(kernel: Kernel, source: Path) -> None:
+    rows = b"\xff" * wire.FORGET_ONE.size * 8_000  # of inodes that there are not
+    raw = message(Opcode.BATCH_FORGET, wire.BATCH_FORGET_IN.pack(8_000) + rows, 0, 2)
+    with (source / "file").open("wb") as file:  # which is not used
+        channel = DeviceChannel(file.fileno())
+        request = channel.open_request()
+    request.into[0][: len(raw)] = raw
+    request.length = len(raw)
+
+    kernel.session.answer(request, channel)
+
+    assert not any(request.into[0])
+    assert request.length == 0
 
 
 def test_forget_takes_back(kernel: Kernel, fs: PassthroughFs, source: Path) -> None:

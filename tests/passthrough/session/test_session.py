@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from passthrough.cache import Cache
-from passthrough.config import CachePolicy, Config, Sandbox, Session as SessionName
+from passthrough.config import CachePolicy, Config, Passthrough, Sandbox, Session as SessionName
 from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.filesystem import PassthroughFs
@@ -254,7 +254,9 @@ def test_an_open_of_what_the_kernel_has_just_forgotten_keeps_its_handle(
     ],
 )
 def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) -> None:
-    config = decide(Config(cache=cache, session=SessionName.KERNEL)).config
+    config = decide(
+        Config(cache=cache, session=SessionName.KERNEL, passthrough=Passthrough.OFF)
+    ).config
     locks = SimpleNamespace(used=False)
     fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5, locks=locks)
 

@@ -76,6 +76,8 @@ SIZES = {
     "NOTIFY_STORE_OUT": 24,
     "NOTIFY_RETRIEVE_OUT": 32,
     "NOTIFY_PRUNE_OUT": 16,
+    "BACKING_MAP": 16,
+    "BACKING_ID": 4,
 }
 
 

@@ -1,0 +1,152 @@
+"""Passthrough: which file of the host the kernel reads, writes and maps in place of an inode's own.
+
+The kernel learns of a host's file by an ioctl(2), gives it an id, and finds that id again in the
+answer to OPEN. From then on reads and writes of the open file come here no more. One id serves all
+who have an inode open: the kernel refuses a second one, and it refuses to mix those who pass
+through with those whose data it caches (fs/fuse/iomode.c). So what the first open of an inode got
+the others get too, until the last one has gone.
+
+The kernel opens the host's file anew for each, with the caller's flags and without a question about
+permissions; what it then does to the file it does with the capabilities of the thread that asked
+for the id. That thread goes without CAP_FSETID: who writes takes suid and sgid bits away. Root
+keeps them elsewhere, so a file that has such bits when it is opened does not pass through.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import threading
+from typing import Final
+
+from passthrough.credentials import ClearingPrivileges
+from passthrough.session.channel import Channel
+
+log = logging.getLogger(__name__)
+
+NONE: Final = 0
+"""In the place of an id: data goes through the worker."""
+
+_PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
+
+# What a mount may stand on: a file system that stands on none itself, or one that stands on one
+# more. The kernel stacks no higher, so that no overlayfs can stand on a mount of the latter kind.
+_SHALLOW: Final = 1
+_DEEP: Final = 2
+# linux/magic.h: overlayfs, FUSE (a mount of which may pass through to something else), ecryptfs.
+_STACKED: Final = frozenset({0x794C_7630, 0x6573_5546, 0xF15F})
+
+
+# What errors of the ioctl mean, where they mean something else elsewhere.
+_WHY: Final = {
+    errno.ELOOP: "they lie on too many file systems, one on the other",
+    errno.EPERM: "it takes CAP_SYS_ADMIN, and the worker has none that the host's kernel goes by",
+    errno.EINVAL: "their file system knows no O_DIRECT, which allow_direct_io=false is to accept",
+}
+
+
+def stack_depth(filesystem_type: int) -> int:
+    """How deep files lie on a source of this type, for `max_stack_depth` of INIT."""
+    return _DEEP if filesystem_type in _STACKED else _SHALLOW
+
+
+class _Backed:
+    """An inode that is open."""
+
+    __slots__ = ("id", "opens")
+
+    def __init__(self, number: int) -> None:
+        self.id = number
+        self.opens = 0
+
+
+class Backings:
+    """The ids of one mount's open inodes; safe for threads."""
+
+    def __init__(self, channel: Channel, *, always_direct: bool = False) -> None:
+        """With *always_direct*, files pass through only where O_DIRECT can be had on the host.
+
+        Who asks for it is served without it then. But the kernel opens the host's file with it all
+        the same, and a second way to open what passes through there is not.
+        """
+        self._channel = channel
+        self._always_direct = always_direct
+        self._lock = threading.Lock()
+        self._backed: dict[int, _Backed] = {}
+        self._told: set[int | None] = set()
+
+    def __len__(self) -> int:
+        """How many inodes are open."""
+        return len(self._backed)
+
+    def why_not(self) -> str:
+        """Why no file can pass through, or nothing; to be called once INIT has been answered.
+
+        In a user namespace of its own a process may mount, but not this.
+        """
+        fd = os.memfd_create("passfs-probe", os.MFD_CLOEXEC)
+        try:
+            self._channel.close_backing(self._channel.open_backing(fd))
+        except OSError as error:
+            return _WHY.get(error.errno or 0, str(error))
+        else:
+            return ""
+        finally:
+            os.close(fd)
+
+    def open(self, number: int, fd: int) -> int:
+        """The id for one more open of inode *number*, of which *fd* is a descriptor; or `NONE`."""
+        with self._lock:
+            backed = self._backed.get(number)
+            if backed is not None:
+                backed.opens += 1
+                return backed.id
+        made = self._make(fd)
+        with self._lock:
+            backed = self._backed.setdefault(number, _Backed(made))
+            backed.opens += 1
+        if made not in {NONE, backed.id}:  # another thread was faster
+            self._channel.close_backing(made)
+        return backed.id
+
+    def release(self, number: int) -> None:
+        """One open of inode *number* less."""
+        with self._lock:
+            backed = self._backed.get(number)
+            if backed is None:
+                return
+            backed.opens -= 1
+            if backed.opens:
+                return
+            del self._backed[number]
+        if backed.id != NONE:
+            self._channel.close_backing(backed.id)
+
+    def _make(self, fd: int) -> int:
+        if os.fstat(fd).st_mode & _PRIVILEGES:
+            return NONE
+        try:
+            if self._always_direct:
+                _try_direct(fd)
+            with ClearingPrivileges():
+                return self._channel.open_backing(fd)
+        except OSError as error:
+            if error.errno not in self._told:
+                self._told.add(error.errno)
+                log.warning(
+                    "some files are read and written by the worker: %s",
+                    _WHY.get(error.errno or 0, error),
+                )
+            return NONE
+
+
+def _try_direct(fd: int) -> None:
+    """See whether the file behind *fd*, which nobody uses yet, can be open with O_DIRECT.
+
+    Raises:
+        OSError: EINVAL, its file system has no such thing.
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)

@@ -1,0 +1,111 @@
+"""What stands where pyfuse3 looks for trio; test_worker.py and the batteries serve mounts by it."""
+
+import logging
+import socket
+from collections.abc import Generator, Iterator
+
+import pyfuse3.asyncio
+import pytest
+
+from passthrough.session import ending, libfuse
+from passthrough.session.libfuse_run import Scheduler
+
+
+def test_pyfuse3_is_given_all_that_it_takes_of_trio() -> None:
+    """By its own stand-in for trio: if this fails, read how pyfuse3/asyncio.py has changed."""
+    own = {"enable", "disable"}  # how it is put in place
+    for_terminate = {"notify_closing"}  # which only pyfuse3.terminate() calls, and nobody that
+    theirs = {
+        name
+        for name, value in vars(pyfuse3.asyncio).items()
+        if not name.startswith("_")
+        and (getattr(value, "__module__", "") == "pyfuse3.asyncio" or name == "Lock")
+    }
+
+    assert theirs - own - for_terminate == {
+        *("ClosedResourceError", "Lock", "current_task", "current_trio_token"),
+        *("open_nursery", "wait_readable"),
+    }
+    assert all(hasattr(Scheduler, name) for name in theirs - own - for_terminate)
+
+
+def test_what_pyfuse3_waits_for_beside_requests_is_a_mistake() -> None:
+    """A later pyfuse3 might sleep, or wait for two things at once."""
+
+    class Pause:
+        def __await__(self) -> Generator[None]:
+            yield
+
+    async def main() -> None:
+        await Pause()
+
+    with pytest.raises(RuntimeError, match="pyfuse3 waits for something other than its next"):
+        libfuse._finish(main())
+
+
+class Ends:
+    """What a scheduler waits for, and the other ends."""
+
+    def __init__(self) -> None:
+        self.fuse, self.kernel = socket.socketpair()
+        self.woken, self.signal = socket.socketpair()
+        self.life, self.keeper = socket.socketpair()
+
+    def wait(self) -> None:
+        """Wait as pyfuse3 does; it must not give way."""
+        scheduler = Scheduler(self.fuse.fileno(), self.woken.fileno(), self.life.fileno())
+        libfuse._finish(scheduler.wait_readable(self.fuse.fileno()))
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    for end in vars(ends).values():
+        end.close()
+
+
+def test_it_waits_for_a_request(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ends.kernel.send(b"one")
+
+    ends.wait()
+
+    assert caplog.messages == []
+
+
+def test_a_signal_goes_before_requests(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ends.kernel.send(b"one")
+    ends.signal.send(b"\x0f")
+
+    with pytest.raises(Scheduler.ClosedResourceError):
+        ends.wait()
+    assert caplog.messages == []
+
+
+def test_the_end_of_the_keeper_goes_before_requests(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ends.kernel.send(b"one")
+    ends.keeper.close()
+
+    with pytest.raises(Scheduler.ClosedResourceError):
+        ends.wait()
+    assert caplog.messages == [ending.KEEPER_ENDED]
+
+
+async def test_tasks_run_when_the_nursery_is_left() -> None:
+    order: list[str] = []
+
+    async def task(text: str) -> None:
+        order.append(text)
+
+    async with Scheduler.open_nursery() as nursery:
+        nursery.start_soon(task, "one", name="a")
+        order.append("body")
+        async with Scheduler.Lock():
+            order.append("locked")
+
+    assert order == ["body", "locked", "one"]

@@ -1,0 +1,159 @@
+"""Nothing of kernel passthrough is left behind, whatever became of the files and who had them."""
+
+import errno
+import itertools
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from passthrough.session.backing import Backings
+from tests.support.callers import MEMBER, ROOT, USER, together
+from tests.support.kernel import FakeChannel
+from tests.support.mounted import Mounted, mounted
+from tests.support.mounts import mounted_on
+
+LIMIT_S = 100.0
+SEEDS = range(4)
+STEPS = 1_500
+MOST_OPEN = 12
+NAMES = 6
+ACCESS = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)
+OTHERS = (0, 0, os.O_CREAT, os.O_CREAT, os.O_CREAT | os.O_TRUNC, os.O_APPEND, os.O_DIRECT)
+MET = {errno.ENOENT, errno.EEXIST, errno.EBADF, errno.ESTALE, errno.EACCES, errno.EPERM}
+"""What is no wonder when others own, rename and unlink files, and some are open to read only."""
+
+
+@pytest.fixture
+def served() -> Iterator[Mounted]:
+    """A volume on a file system of its own, which tells how many files it holds."""
+    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
+        base = Path(directory)
+        base.chmod(0o755)
+        (base / "source").mkdir()
+        options = {"session": "kernel", "passthrough": "on"}
+        with mounted_on(base / "source", "tmpfs"), mounted(base, options) as volume:
+            volume.source.chmod(0o777)
+            with volume.limited(LIMIT_S):
+                yield volume
+
+
+def storm(top: Path, seed: int) -> None:
+    """Open, use, rename, unlink and close files that others do the same to."""
+    choose = random.Random(seed)  # noqa: S311 - the same each time
+    names = [top / f"{number}" for number in range(NAMES)]
+    fds: list[int] = []
+
+    def open_one() -> None:
+        flags = choose.choice(ACCESS) | choose.choice(OTHERS)
+        fds.append(os.open(choose.choice(names), flags, 0o666))
+
+    def close_one() -> None:
+        if fds:
+            os.close(fds.pop(choose.randrange(len(fds))))
+
+    calls = (
+        *(open_one, open_one, open_one, close_one, close_one),
+        lambda: fds.append(os.open(top, os.O_TMPFILE | os.O_RDWR, 0o600)),
+        lambda: fds.append(os.dup(choose.choice(fds))) if fds else None,
+        lambda: os.pwrite(choose.choice(fds), b"written", 0) if fds else None,
+        lambda: os.pread(choose.choice(fds), 100, 0) if fds else None,
+        lambda: choose.choice(names).chmod(choose.choice([0o666, 0o6777])),
+        lambda: os.unlink(choose.choice(names)),
+        lambda: os.rename(choose.choice(names), choose.choice(names)),
+        lambda: os.link(choose.choice(names), choose.choice(names)),
+    )
+    for _ in range(STEPS):
+        try:
+            choose.choice(calls)()
+        except OSError as error:
+            if error.errno not in MET:
+                raise
+        while len(fds) > MOST_OPEN:
+            close_one()
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_storm_of_several_users_leaves_nothing_held(served: Mounted) -> None:
+    """The host's files are all gone: no id, no descriptor and no inode keeps one.
+
+    One of those who had files open is killed.
+    """
+    empty = os.statvfs(served.source).f_ffree
+    callers = itertools.cycle([ROOT, USER, MEMBER])
+    calls = [
+        caller.start(partial(storm, served.mountpoint, seed), umask=0)
+        for seed, caller in zip(SEEDS, callers, strict=False)
+    ]
+    with USER.start(partial(hold, served.mountpoint), umask=0):  # killed at the end of the block
+        together(calls)
+        wait(lambda: os.statvfs(served.source).f_ffree <= empty - NAMES)
+    for path in served.mountpoint.iterdir():
+        path.unlink()
+
+    # Nobody waits for RELEASE and FORGET.
+    wait(lambda: os.statvfs(served.source).f_ffree == empty)
+
+
+def wait(until: Callable[[], bool]) -> None:
+    while not until():  # the test's own time limit ends it
+        time.sleep(0.01)
+
+
+def hold(top: Path) -> None:
+    """Have unnamed files open, more than one descriptor each, until killed."""
+    for _ in range(NAMES):
+        os.dup(os.open(top, os.O_TMPFILE | os.O_RDWR, 0o600))
+    signal.pause()
+
+
+class CountingChannel(FakeChannel):
+    """Knows which ids are held, whoever asks at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = itertools.count(1)
+        self.held: set[int] = set()
+
+    def open_backing(self, fd: int) -> int:
+        self.backed.append(fd)
+        number = next(self.ids)
+        self.held.add(number)
+        return number
+
+    def close_backing(self, number: int) -> None:
+        self.held.remove(number)
+
+
+def test_threads_that_open_and_close_give_back_each_id_that_they_were_given(tmp_path: Path) -> None:
+    channel = CountingChannel()
+    backings = Backings(channel)
+    fd = os.open(tmp_path / "file", os.O_RDONLY | os.O_CREAT, 0o644)
+
+    def open_and_close(seed: int) -> bool:
+        choose, opened = random.Random(seed), list[int]()  # noqa: S311 - the same each time
+        held = True
+        for _ in range(STEPS):
+            if len(opened) < MOST_OPEN and choose.randrange(2):
+                opened.append(choose.randrange(NAMES))
+                held = held and backings.open(opened[-1], fd) in channel.held
+            elif opened:
+                backings.release(opened.pop(choose.randrange(len(opened))))
+        for number in opened:
+            backings.release(number)
+        return held
+
+    with ThreadPoolExecutor(len(SEEDS)) as threads:
+        assert all(threads.map(open_and_close, SEEDS))
+    os.close(fd)
+
+    assert len(backings) == 0
+    assert channel.held == set()

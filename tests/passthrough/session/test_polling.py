@@ -1,0 +1,116 @@
+"""When it is worth to ask for the next request before sleeping, and how long."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from passthrough.session.polling import _BELIEVED, _LOOKS, Polling, Trial
+
+FEW = Trial(39, 0.02, 0.001)
+SLOW = Trial(400, 0.02, 0.008)
+FAST = Trial(800, 0.02, 0.016)
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def polling(pair: Pair) -> Polling:
+    return Polling(pair[0].fileno())
+
+
+def told(polling: Polling, *trials: Trial) -> list[bool]:
+    """Whether it is on after each of *trials*."""
+    decided = []
+    for trial in trials:
+        polling.judge(trial)
+        decided.append(polling.on)
+    return decided
+
+
+@pytest.mark.parametrize(
+    ("trial", "pays"),
+    [
+        (Trial(800, 0.02, 0.016), True),
+        (Trial(400, 0.02, 0.008), False),
+        (Trial(440, 0.02, 0.008), False),  # which may be chance
+        (Trial(800, 0.04, 0.016), False),  # as many a second
+        (Trial(600, 0.02, 0.0179), True),  # half as fast again, half as dear again less a bit
+        (Trial(600, 0.02, 0.0181), False),
+        (Trial(200, 0.02, 0.004), False),
+    ],
+)
+def test_it_pays_to_be_faster_by_more_than_dearer(trial: Trial, pays: bool) -> None:
+    assert trial.pays(SLOW) is pays
+
+
+def test_it_starts_only_under_load_and_ends_with_it(polling: Polling) -> None:
+    assert told(polling, FEW, FEW, SLOW, FAST, SLOW, FAST, FAST, FEW) == [
+        *(False, False, True, False, True, True, True, False)
+    ]
+
+
+def test_what_paid_is_kept_until_it_is_tried_anew(polling: Polling) -> None:
+    assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+
+    assert told(polling, *[FAST] * _BELIEVED) == [True] * (_BELIEVED - 1) + [False]
+    assert told(polling, FAST, FAST) == [True, False]  # without it, it is as good by now
+
+
+def test_once_may_be_chance(polling: Polling) -> None:
+    assert told(polling, SLOW, FAST, SLOW, SLOW, SLOW) == [True, False, True, False, False]
+
+
+def test_what_did_not_pay_is_left_alone_until_then(polling: Polling) -> None:
+    assert told(polling, FAST, SLOW) == [True, False]
+
+    assert told(polling, *[FAST] * 2 * _BELIEVED) == [False] * 2 * _BELIEVED
+    assert told(polling, FAST, SLOW) == [True, False]
+    assert told(polling, *[FAST] * 4 * _BELIEVED) == [False] * 4 * _BELIEVED
+    assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+
+
+def test_looks_make_trials(polling: Polling) -> None:
+    for _ in range(_LOOKS):
+        assert not polling.on
+        polling.received += 100
+        polling.look()
+
+    assert polling.on
+
+
+def test_a_request_that_is_there_is_found(pair: Pair, polling: Polling) -> None:
+    ours, theirs = pair
+    theirs.send(b"a request")
+
+    polling.wait()
+
+    assert ours.recv(100) == b"a request"
+
+
+def test_asking_has_an_end_and_one_thread_does_it(polling: Polling) -> None:
+    start = time.thread_time_ns()
+    with polling._turn:
+        polling.wait()
+    assert not polling._turn.locked()
+
+    polling.wait()
+
+    assert time.thread_time_ns() - start < 50_000_000
+    assert not polling._turn.locked()
+
+
+def test_a_closed_descriptor_ends_it(pair: Pair, polling: Polling) -> None:
+    pair[0].close()
+
+    polling.wait()
+
+    assert not polling._turn.locked()

@@ -1,0 +1,221 @@
+"""The other half of what a process does to what it has for itself: data, locks, open files."""
+
+import errno
+import fcntl
+import mmap
+import os
+import random
+import struct
+import time
+from collections.abc import Callable, Mapping
+
+from tests.fuzz import calls
+from tests.soak.own import (
+    LONGEST,
+    MOST_FILES,
+    MOST_HELD,
+    File,
+    Own,
+    Shown,
+    WrongError,
+    expect,
+    opened,
+)
+from tests.support.callers import Caller
+
+MOMENT_S = 10.0
+PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock, fcntl_locking(2)
+
+_COMMON: Mapping[str, int] = {
+    **dict.fromkeys(("create", "write", "read"), 12),
+    **dict.fromkeys(("unlink", "rename", "append", "status", "mapped"), 6),
+    **dict.fromkeys(("link", "symlink", "truncate", "hold", "listing", "chmod", "set_xattr"), 4),
+    **dict.fromkeys(("chown", "exchange", "mkdir", "rmdir", "move_directory", "remove_xattr"), 3),
+    **dict.fromkeys(("locks", "open_locks", "copy", "utime", "refusals", "overwrite"), 2),
+    **dict.fromkeys(("burst", "sync"), 1),
+}
+# What pyfuse3 does not pass on; docs/sessions.md.
+_KERNEL: Mapping[str, int] = {"tmpfile": 3, "punch": 3}
+WEIGHTS: Mapping[str, Mapping[str, int]] = {"kernel": {**_COMMON, **_KERNEL}, "libfuse": _COMMON}
+"""How often each operation is drawn, by session."""
+
+
+class Actor(Own):
+    """One process in its own directory."""
+
+    def __init__(self, who: Caller, chance: random.Random, session: str) -> None:
+        super().__init__(who, chance)
+        self._operations = list(WEIGHTS[session])
+        self._weights = list(WEIGHTS[session].values())
+
+    def step(self) -> None:
+        """Do one operation."""
+        (name,) = self.chance.choices(self._operations, self._weights)
+        getattr(self, name)()
+        while len(self.files) > MOST_FILES:
+            self.unlink()
+
+    def whole(self) -> dict[str, Shown]:
+        """Check and close what is open; gives what must be there."""
+        self.end()
+        return self.foreseen()
+
+    def write(self) -> None:
+        with self.some(os.O_RDWR) as (fd, file):
+            offset, data = self.offset(file), self.data()
+            self.note("write", offset, len(data))
+            expect("written", os.pwrite(fd, data, offset), len(data))
+            file.put(offset, data)
+            size = os.fstat(fd).st_size
+            expect("size after a write", size, len(file.content))
+
+    def append(self) -> None:
+        path = self.path()
+        file, data = self.files[path], self.data()
+        if len(file.content) > LONGEST:
+            return
+        self.note("append", path, len(data))
+        with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+            expect("appended", os.write(fd, data), len(data))
+        file.put(len(file.content), data)
+
+    def overwrite(self) -> None:
+        path, data = self.path(), self.data()
+        self.note("overwrite", path, len(data))
+        with opened(path, os.O_WRONLY | os.O_TRUNC) as fd:
+            expect("written", os.write(fd, data), len(data))
+        self.files[path].content[:] = data
+
+    def read(self) -> None:
+        with self.some(os.O_RDONLY) as (fd, file):
+            offset = self.chance.randint(0, len(file.content))
+            size = self.chance.randint(1, LONGEST)
+            self.note("read", offset, size)
+            right = bytes(file.content[offset : offset + size])
+            expect(f"read at {offset}", os.pread(fd, size, offset), right)
+
+    def truncate(self) -> None:
+        path, size = self.path(), self.chance.randint(0, self.chance.choice((10, 5_000, 100_000)))
+        self.note("truncate", path, size)
+        os.truncate(path, size)
+        self.files[path].resize(size)
+        self.check(path, os.stat(path), self.files[path])
+
+    def mapped(self) -> None:
+        """Store into a shared mapping, and see through another what was written."""
+        with self.some(os.O_RDWR) as (fd, file):
+            size = len(file.content)
+            self.note("mapped", size)
+            if not size:
+                return
+            offset = self.chance.randrange(size)
+            data = self.data()[: size - offset]
+            with mmap.mmap(fd, size) as mapping:
+                expect("mapped", mapping[:], bytes(file.content))
+                mapping[offset : offset + len(data)] = data
+                if self.chance.random() < 0.5:
+                    mapping.flush()
+            file.put(offset, data)
+            expect("read after a store", os.pread(fd, len(data), offset), data)
+
+    def copy(self) -> None:
+        one, two = self.path(), self.path()
+        source, target = self.files[one], self.files[two]
+        if source is target:
+            return
+        self.note("copy", one, two)
+        with opened(one, os.O_RDONLY) as reader, opened(two, os.O_WRONLY | os.O_TRUNC) as writer:
+            left = len(source.content)
+            while left:
+                done = os.copy_file_range(reader, writer, left)
+                if not done:
+                    raise WrongError(f"{left} bytes of {one} were not copied to {two}")
+                left -= done
+        target.content[:] = source.content
+
+    def punch(self) -> None:
+        with self.some(os.O_RDWR) as (fd, file):
+            if not file.content:
+                return
+            offset = self.chance.randrange(len(file.content))
+            size = self.chance.randint(1, len(file.content) - offset)
+            self.note("punch", offset, size)
+            calls.fallocate(fd, PUNCH_HOLE, offset, size)
+            file.put(offset, bytes(size))
+
+    def tmpfile(self) -> None:
+        """A file without a name, that gets one."""
+        path, data = self.free("t"), self.data()
+        self.note("tmpfile", path)
+        with opened(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_RDWR, 0o640) as fd:
+            file = File(0o640, self.who.uid, self.who.gid)
+            self.check("a file without a name", os.fstat(fd), file)
+            os.write(fd, data)
+            # With a directory, which an absolute path ignores, Python follows the link, linkat(2).
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
+        file.put(0, data)
+        file.names.add(path)
+        self.files[path] = file
+
+    def hold(self) -> None:
+        """Keep a file open, whatever becomes of its names."""
+        if len(self.held) >= MOST_HELD:
+            fd, file = self.held.pop(self.chance.randrange(MOST_HELD))
+            self.note("let go", fd, sorted(file.names))
+            expect("what was held", os.pread(fd, 2 * LONGEST, 0), bytes(file.content))
+            os.close(fd)
+        path = self.path()
+        self.note("hold", path)
+        self.held.append((os.open(path, os.O_RDWR), self.files[path]))
+
+    def sync(self) -> None:
+        with self.some(os.O_RDWR) as (fd, _):
+            self.note("sync")
+            self.chance.choice((os.fsync, os.fdatasync))(fd)
+        with opened(self.directory() or ".", os.O_DIRECTORY) as fd:
+            os.fsync(fd)
+
+    def locks(self) -> None:
+        """Lock as a process, and for one open file against another."""
+        path = self.path()
+        self.note("locks", path)
+        with opened(path, os.O_RDWR) as one, opened(path, os.O_RDWR) as two:
+            start = self.chance.randrange(1_000)
+            _soon(lambda: fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, start))
+            fcntl.lockf(two, fcntl.LOCK_SH | fcntl.LOCK_NB, 50, start)  # the same owner
+            _soon(lambda: fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            self.refused(errno.EAGAIN, lambda: fcntl.flock(two, fcntl.LOCK_SH | fcntl.LOCK_NB))
+            fcntl.flock(one, fcntl.LOCK_UN)
+            fcntl.flock(two, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def open_locks(self) -> None:
+        """Locks that belong to an open file, fcntl_locking(2); closing it gives them up.
+
+        A moment later: the kernel does not wait until it has told a FUSE server of the close.
+        """
+        path = self.path()
+        self.note("open locks", path)
+        lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0)
+        with opened(path, os.O_RDWR) as one:
+            with opened(path, os.O_RDWR) as two:
+                _soon(lambda: fcntl.fcntl(two, fcntl.F_OFD_SETLK, lock))
+                self.refused(errno.EAGAIN, lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
+            _soon(lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
+
+
+def _soon(call: Callable[[], object]) -> None:
+    """Repeat what is refused because of a lock, for a while.
+
+    Who closes a file gives up what was locked by it, docs/sessions.md: a moment later.
+    """
+    deadline = time.monotonic() + MOMENT_S
+    while True:
+        try:
+            call()
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return

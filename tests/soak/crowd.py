@@ -1,0 +1,234 @@
+"""Who is at work on one mount at the same time, and what must be there when they have finished."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from passthrough import syscalls
+from tests.fuzz import tree
+from tests.soak import fio, shared
+from tests.soak.contents import Actor
+from tests.soak.own import Shown
+from tests.soak.shared import Racer
+from tests.support.callers import MEMBER, OTHER, ROOT, USER, Call, Caller
+from tests.support.mounted import Mounted
+
+T = TypeVar("T")
+
+ACTORS = (ROOT, USER, OTHER, MEMBER)
+VISITOR = Caller("visitor", 41_007, 41_008)
+SLACK_S = 60.0
+MS_REMOUNT = 32  # mount(2)
+
+# The visitor comes too late, is not let in, or finds another thing by that name.
+_MISSED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EISDIR})
+
+
+class Report(NamedTuple):
+    """What a process knows in the end."""
+
+    foreseen: dict[str, Shown]
+    """What must be in its own directory."""
+    done: Counter[str]
+    """How often it did what, in the directory where they race."""
+    steps: int
+
+
+class Outcome(NamedTuple):
+    """What a lap comes to."""
+
+    wrong: list[str]
+    done: Counter[str]
+
+
+class Lap(NamedTuple):
+    """A round of load: everybody begins in empty directories."""
+
+    served: Mounted
+    session: str
+    seed: str
+    seconds: float
+
+    def run(self) -> Outcome:
+        """Let everybody work for so long; gives what was found wrong, and what was done."""
+        self._prepare()
+        until = time.monotonic() + self.seconds
+        outcome = Outcome([], Counter())
+        with ExitStack() as stack, self.served.limited(self.seconds + fio.LIMIT_S + SLACK_S):
+            calls = {
+                who.name: stack.enter_context(who.start(self._work(who, until), umask=0))
+                for who in ACTORS
+            }
+            visit = stack.enter_context(VISITOR.start(lambda: self._visit(until)))
+            fio_seed = self._verify_while(until, outcome)
+            reports = self._collect(calls, outcome)
+            if visits := self._result("visitor", visit, outcome):
+                outcome.done["visits"] = visits
+        with noting("comparing", outcome.wrong), self.served.limited(2 * fio.LIMIT_S + SLACK_S):
+            self._compare(reports, fio_seed, outcome)
+        return outcome
+
+    def _prepare(self) -> None:
+        """Make the directories in the source."""
+        source = self.served.source
+        for who in ACTORS:
+            directory = source / who.name
+            directory.mkdir(mode=0o700)
+            os.chown(directory, who.uid, who.gid)
+        shared.prepare(str(source / "shared"))
+        (source / "fio").mkdir()
+        os.chown(source / "fio", USER.uid, USER.gid)
+
+    def _chance(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed} {name}")  # noqa: S311 - to be drawn again
+
+    def _work(self, who: Caller, until: float) -> Callable[[], Report]:
+        """What a process of *who* does."""
+        number = ACTORS.index(who)
+        mountpoint = self.served.mountpoint
+
+        def work() -> Report:
+            os.chdir(mountpoint / who.name)
+            chance = self._chance(who.name)
+            actor = Actor(who, chance, self.session)
+            racer = Racer(who, chance, str(mountpoint / "shared"), number)
+            steps = 0
+            current: Actor | Racer = actor
+            try:
+                while time.monotonic() < until:
+                    current = actor if chance.random() < 0.6 else racer
+                    current.step()
+                    steps += 1
+                current = actor
+                foreseen = actor.whole()
+            except Exception as error:
+                last = "\n".join(current.steps)
+                error.add_note(f"{who.name}, step {steps}, seed {self.seed!r}; the last:\n{last}")
+                raise
+            return Report(foreseen, racer.done, steps)
+
+        return work
+
+    def _visit(self, until: float) -> int:
+        """Look at everything, again and again, and read what may be read; gives how much."""
+        seen = 0
+        while time.monotonic() < until:
+            for path in _walk(str(self.served.mountpoint)):
+                try:
+                    if stat.S_ISREG(os.lstat(path).st_mode):
+                        with open(path, "rb") as file:
+                            hashlib.file_digest(file, "sha256")
+                    seen += 1
+                except OSError as error:
+                    if error.errno not in _MISSED:
+                        raise
+        return seen
+
+    def _verify_while(self, until: float, outcome: Outcome) -> int:
+        """Have fio write and verify, and the kernel forget; gives the seed of fio's last round."""
+        chance = self._chance("fio")
+        while True:
+            seed = chance.randrange(1 << 31)
+            try:
+                outcome.done["bytes that fio verified"] += fio.run(
+                    USER, self.served.mountpoint / "fio", seed
+                )
+            except AssertionError as error:
+                outcome.wrong.append(str(error))
+                return seed
+            forget(self.served.mountpoint)
+            if time.monotonic() > until:
+                return seed
+
+    def _collect(self, calls: Mapping[str, Call[Report]], outcome: Outcome) -> dict[str, Report]:
+        reports = {}
+        for name, call in calls.items():
+            report = self._result(name, call, outcome)
+            if report is not None:
+                reports[name] = report
+                outcome.done["steps"] += report.steps
+        return reports
+
+    def _result(self, name: str, call: Call[T], outcome: Outcome) -> T | None:
+        try:
+            return call.result(self.seconds + SLACK_S)
+        except Exception as error:  # noqa: BLE001 - of the others, everything is still to be seen
+            text = "\n".join([repr(error), *getattr(error, "__notes__", [])])
+            outcome.wrong.append(f"{name}: {text}")
+            return None
+
+    def _compare(self, reports: Mapping[str, Report], seed: int, outcome: Outcome) -> None:
+        """Compare what the mount shows with what the source holds and with what is foreseen."""
+        source, mountpoint = self.served.source, self.served.mountpoint
+        seen, beneath = tree.read(bytes(mountpoint)), tree.read(bytes(source))
+        outcome.done["names compared"] += len(seen)
+        wrong = outcome.wrong
+        wrong += [f"mount / source: {line}" for line in tree.differences(seen, beneath)]
+        for name, report in reports.items():
+            found = below(beneath, name.encode())
+            right = {os.fsencode(path): shown for path, shown in report.foreseen.items()}
+            wrong += [f"{name}: source / foreseen: {e}" for e in tree.lines(found, right)]
+        if len(reports) == len(ACTORS):
+            done = [reports[who.name].done for who in ACTORS]
+            for place in (source, mountpoint):
+                wrong += shared.wrong(str(place / "shared"), done)
+        for place in (source, mountpoint):
+            try:
+                fio.run(USER, place / "fio", seed, only_verify=True)
+            except AssertionError as error:
+                wrong.append(str(error))
+
+
+@contextlib.contextmanager
+def noting(what: str, wrong: list[str]) -> Iterator[None]:
+    """Have an error of the mount among what is *wrong*, and go on: there may be more to tell."""
+    try:
+        yield
+    except OSError as error:
+        wrong.append(f"{what}: {error}")
+
+
+def below(whole: tree.Tree, directory: bytes) -> dict[bytes, Shown]:
+    """What a tree has below *directory*, in the way that a process foresees it."""
+    found: dict[bytes, Shown] = {}
+    for path, node in whole.items():
+        if path != directory and not path.startswith(directory + b"/"):
+            continue
+        mode, links, uid, gid, size, *_ = node.attributes
+        name = path[len(directory) + 1 :] or b"."
+        if isinstance(mode, str) and stat.S_ISDIR(int(mode, 8)):
+            found[name] = mode, uid, gid
+        else:
+            xattrs = [(key.strip("'"), value) for key, value in node.xattrs]
+            users = tuple((key, value) for key, value in xattrs if key.startswith("user."))
+            found[name] = mode, links, uid, gid, size, node.content, users
+    return found
+
+
+def forget(mountpoint: Path) -> None:
+    """Make the kernel forget the mount's names, attributes and pages that nobody uses.
+
+    To remount does that, reconfigure_super() in the kernel's fs/super.c, to no other mount.
+    """
+    flags = MS_REMOUNT | syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount(b"none", os.fsencode(mountpoint), b"", flags, b"")
+
+
+def _walk(top: str) -> Iterator[str]:
+    """The paths below *top*, whatever comes and goes meanwhile."""
+
+    def missed(error: OSError) -> None:
+        if error.errno not in _MISSED:
+            raise error
+
+    for directory, _, names in os.walk(top, onerror=missed):
+        yield from (os.path.join(directory, name) for name in names)

@@ -1,0 +1,74 @@
+"""`python -m passthrough`, whose worker can be asked what it holds.
+
+Standard input is a socket: for each byte that comes, a line goes back, a JSON object with a count
+for each row of the table below, and how many blocks of memory the interpreter has given out, which
+is about the number of objects. A thread of the worker's answers, which is there from the time that
+it serves, so inside its sandbox; nothing else is changed.
+"""
+
+import gc
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from unittest import mock
+
+from passthrough import worker
+from passthrough.__main__ import app
+from passthrough.filesystem import PassthroughFs
+from passthrough.handover import Handover, Report
+from passthrough.session.backing import Backings
+
+T = TypeVar("T")
+
+STDIN = 0
+_serve = worker.serve
+
+
+def every(kind: type[T]) -> list[T]:
+    """All objects of *kind* that there are."""
+    return [thing for thing in gc.get_objects() if isinstance(thing, kind)]
+
+
+def total(count: Callable[[PassthroughFs], int]) -> int:
+    """Sum *count* up over what is served, which is one file system."""
+    return sum(map(count, every(PassthroughFs)))
+
+
+HELD: Mapping[str, Callable[[], int]] = {
+    "inodes": lambda: total(lambda fs: len(fs.inodes)),
+    "lookups of the root": lambda: total(lambda fs: fs.inodes.root.lookups),
+    "open files": lambda: total(lambda fs: len(fs.files)),
+    "open directories": lambda: total(lambda fs: len(fs.directories)),
+    "files open for whom opened nothing": lambda: total(lambda fs: len(fs._unopened)),
+    "listings of whom opened nothing": lambda: total(lambda fs: len(fs._streams)),
+    "owners of locks": lambda: total(lambda fs: len(fs.locks)),
+    "waits for locks": lambda: total(lambda fs: len(fs.waits)),
+    "files that the kernel reads and writes": lambda: sum(map(len, every(Backings))),
+}
+"""What may be forgotten to be given back."""
+
+
+def _answer() -> None:
+    while os.read(STDIN, 1):
+        gc.collect()
+        counts = {what: count() for what, count in HELD.items()}
+        answer = {"held": counts, "blocks": sys.getallocatedblocks()}
+        os.write(STDIN, json.dumps(answer).encode() + b"\n")
+
+
+def _serve_watched(
+    handover: Handover, serving: Callable[[Report], object], keeper_fd: int | None
+) -> None:
+    def watched(report: Report) -> object:
+        threading.Thread(target=_answer, daemon=True).start()
+        return serving(report)
+
+    _serve(handover, watched, keeper_fd)
+
+
+if __name__ == "__main__":
+    with mock.patch.object(worker, "serve", _serve_watched):
+        app(prog_name="python -m passthrough")
