@@ -92,11 +92,12 @@ class ThreadUmask(threading.local):
 
 
 class _KeepingPrivileges(threading.local):
-    """CAP_FSETID of each thread that uses this, capabilities(7)."""
+    """CAP_FSETID of each thread, capabilities(7).
 
-    def __init__(self) -> None:
-        """Runs once in each thread."""
-        self.switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
+    Made at its first use: the main thread has more capabilities when this module is loaded.
+    """
+
+    switch: syscalls.CapabilitySwitch | None = None
 
 
 _keeping = _KeepingPrivileges()
@@ -112,8 +113,11 @@ class ClearingPrivileges:
     __slots__ = ("_switch",)
 
     def __enter__(self) -> None:
-        self._switch = _keeping.switch
-        self._switch.set(wanted=False)
+        switch = _keeping.switch
+        if switch is None:
+            switch = _keeping.switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
+        self._switch = switch
+        switch.set(wanted=False)
 
     def __exit__(self, *_: object) -> None:
         self._switch.set(wanted=self._switch.had)

@@ -28,8 +28,10 @@ from typing import Final
 from passthrough.errors import os_error
 from passthrough.session.channel import Channel
 from passthrough.session.members import (
+    ENOUGH_FOR_SLOW,
     LATE_LOOKS,
     QUIET_LOOKS,
+    SLOW_LOOKS,
     Interval,
     Member,
     let_finish,
@@ -42,10 +44,8 @@ log = logging.getLogger(__name__)
 
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
-# Where the host is slow and not stuck, more callers at once than this gain little.
-_ENOUGH_FOR_SLOW: Final = 8
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
-_CALM_LOOKS: Final = 100
+_CALM_LOOKS: Final = 20
 # The places that are made at the start, and kept.
 _KEPT: Final = 4
 
@@ -134,16 +134,18 @@ class Crew:
         computes = self._interval.busy or any(member.forgets() for member in members)
         held_up = full and self._full and not computes
         self._held_up = self._held_up + 1 if held_up else 0
-        if self._held_up >= (LATE_LOOKS if self._interval.late else 1):
-            if not taken:
-                self._grow(len(members))
-            elif len(members) < _ENOUGH_FOR_SLOW:
+        if taken:
+            if self._held_up >= SLOW_LOOKS and len(members) < ENOUGH_FOR_SLOW:
+                self._held_up = 0
                 self._grow(1)
+        elif self._held_up >= (LATE_LOOKS if self._interval.late else 1):
+            self._grow(len(members))
         self._quiet = 0 if full or taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._full = full
         if self._calm >= _CALM_LOOKS:
-            self._calm, self._wanted = 0, max(1 + self.at_work(), len(members) // 2)
+            self._calm = 0  # and those of whom fewer are wanted already stay no longer
+            self._wanted = min(self._wanted, max(1 + self.at_work(), len(members) // 2))
         if self._quiet >= QUIET_LOOKS:
             self._rest()
 

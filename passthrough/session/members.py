@@ -13,6 +13,10 @@ from passthrough.session.request import Request
 LOOK_S: Final = 0.005
 # So many looks in a row are believed though they come late, as on a machine with too much to do.
 LATE_LOOKS: Final = 4
+# Where the host is slow and not stuck, more callers at once than this gain little. Who waits for a
+# processor looks as slow, and a second thread makes that worse; so it takes this many looks.
+ENOUGH_FOR_SLOW: Final = 8
+SLOW_LOOKS: Final = 10
 # So many looks in a row without a request: the main thread stops looking until there is one.
 QUIET_LOOKS: Final = 20
 # The part of the time that goes into computing from which on nobody is held up by the host.

@@ -21,8 +21,10 @@ from typing import Final
 
 from passthrough.errors import os_error
 from passthrough.session.members import (
+    ENOUGH_FOR_SLOW,
     LATE_LOOKS,
     QUIET_LOOKS,
+    SLOW_LOOKS,
     Interval,
     Member,
     let_finish,
@@ -150,8 +152,12 @@ class Queues:
             starting = len(queue.members) < queue.size
             held_up = full and queue.full and not starting and not self._interval.busy
             queue.held_up = queue.held_up + 1 if held_up else 0
-            if queue.held_up >= enough:
-                for _ in range(1 if taken else queue.size):
+            if taken:
+                if queue.held_up >= SLOW_LOOKS and queue.size < ENOUGH_FOR_SLOW:
+                    queue.held_up = 0
+                    self._grow(queue, _log_failure)
+            elif queue.held_up >= enough:
+                for _ in range(queue.size):
                     self._grow(queue, _log_failure)
             queue.full = full
         if self._quiet >= QUIET_LOOKS:

@@ -13,7 +13,7 @@ import pytest
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
 from passthrough.session.crew import _CALM_LOOKS, _KEPT, Crew
-from passthrough.session.members import _MOST_PASS_S, LOOK_S, QUIET_LOOKS
+from passthrough.session.members import _MOST_PASS_S, LOOK_S, QUIET_LOOKS, SLOW_LOOKS
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from passthrough.session.wire import FIXED
@@ -257,6 +257,25 @@ def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
 
     assert crew.size() == 2
     assert not crew.resting
+
+
+def test_a_host_that_is_slow_gets_more_threads_but_not_at_once(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    """Who waits for a processor looks like that for a moment, too."""
+    looks = 0
+    while crew.size() == 1:
+        session.go.clear()
+        channel.waiting.put(2 * looks + 1)
+        until(lambda: crew.at_work() == 1)
+        time.sleep(LOOK_S)
+        crew.look()
+        looks += 1
+        session.go.set()
+        until(lambda: not crew.at_work())
+
+    assert looks > SLOW_LOOKS
+    assert crew.size() == 2
 
 
 def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
