@@ -1,6 +1,7 @@
 """Mounts whose requests come over io_uring: what differs from /dev/fuse."""
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import syscalls
+from passthrough import running, syscalls
 from tests.support.files import noise
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import ABORT, Mounted, mounted
 from tests.support.rings import switched_for, switched_on
 
 LIMIT_S = 60.0
@@ -124,3 +125,52 @@ def test_callers_that_hang_hold_up_nobody_else(base: Path, hung: list[str]) -> N
                 process.wait(10.0)
             for name in hung:  # for the fixture, which takes one away again
                 syscalls.mount(b"none", os.fsencode(base / "source" / name), b"tmpfs", 0, b"")
+
+
+def test_unmounting_ends_the_worker_and_its_rings(base: Path) -> None:
+    with volume(base) as served:
+        pid = served.worker_pid
+        (served.mountpoint / "file").touch()
+        syscalls.umount2(os.fsencode(served.mountpoint), 0)
+        assert served.process.wait(LIMIT_S) == 0
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_aborted_connection_ends_the_worker_and_its_rings(base: Path) -> None:
+    """As with a mount that its keeper gives up."""
+    with volume(base) as served:
+        pid = served.worker_pid
+        (served.mountpoint / "file").touch()
+        minor = str(os.minor(os.stat(served.mountpoint).st_dev))
+        subprocess.run(["unshare", "--mount", "sh", "-c", ABORT, "sh", minor], check=True)
+        assert served.process.wait(LIMIT_S) == 0
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_with_rings_has_two_threads_for_each_processor_and_one_for_the_device(
+    base: Path,
+) -> None:
+    with volume(base) as served:
+        for number in range(200):
+            (served.mountpoint / f"file-{number}").write_text("content")
+        others = 2  # the main thread, and who reads /dev/fuse
+        assert threads(served) == others + 2 * len(running.possible_processors())
+
+
+def test_a_lock_is_gone_for_the_next_caller_when_its_file_is_closed(base: Path) -> None:
+    """Though the kernel does not wait for the answer to RELEASE, and another thread takes SETLK."""
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.touch()
+        refused = 0
+        for _ in range(1_000):
+            first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+            fcntl.flock(first, fcntl.LOCK_EX)
+            os.close(first)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused += 1
+            os.close(second)
+
+    assert refused == 0
