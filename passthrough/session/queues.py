@@ -31,7 +31,7 @@ from passthrough.session.members import (
     moved,
 )
 from passthrough.session.request import Request
-from passthrough.session.rings import RingChannel
+from passthrough.session.rings import THE_END, RingChannel
 from passthrough.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,8 @@ class Queues:
                 error = started.get(timeout=_START_LIMIT_S)
             except Empty:
                 raise os_error(errno.ETIMEDOUT) from None
+            if error is not None and error.errno in THE_END:
+                return  # it was unmounted as soon as it was there, and /dev/fuse tells of it
             if error is not None:
                 raise error
 

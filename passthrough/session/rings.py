@@ -45,7 +45,7 @@ _OWN_REQUESTS: Final = 1 << 62
 # What lies in the header's place for it. The kernel sends this one's with the rest.
 _APART: Final = {opcode: FIXED[opcode] for opcode in FIXED if opcode != Opcode.NOTIFY_REPLY}
 # The connection is gone, or has just gone and taken the request along.
-_THE_END: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ENOENT})
+THE_END: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ENOENT})
 
 
 class RingRequest(Request):
@@ -141,7 +141,7 @@ class RingChannel:
         else:
             result = self._ring.wait()
         if result < 0:
-            if -result in _THE_END:
+            if -result in THE_END:
                 return False
             raise OSError(-result, "the kernel does not take an answer over io_uring")
         self._in_hand = True

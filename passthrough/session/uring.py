@@ -25,8 +25,14 @@ _SETUP_SINGLE_ISSUER: Final = 1 << 12
 _SETUP_DEFER_TASKRUN: Final = 1 << 13
 _SETUP_NO_SQARRAY: Final = 1 << 16
 _ENTER_GETEVENTS: Final = 1
+_ENTER_REGISTERED_RING: Final = 1 << 4
+_WAIT: Final = _ENTER_GETEVENTS | _ENTER_REGISTERED_RING
 _REGISTER_RESTRICTIONS: Final = 11
 _REGISTER_ENABLE_RINGS: Final = 12
+_REGISTER_RING_FDS: Final = 20
+_UNREGISTER_RING_FDS: Final = 21
+_USE_REGISTERED_RING: Final = 1 << 31
+_RESTRICTION_REGISTER_OP: Final = 0
 _RESTRICTION_SQE_OP: Final = 1
 _OP_URING_CMD: Final = 46
 _OFFSET_SQES: Final = 0x1000_0000
@@ -42,6 +48,9 @@ _FLAGS: Final = Struct("=8xI")
 _OFFSETS: Final = Struct("=44xI32xII12xI")
 # struct io_uring_restriction: opcode, sqe_op
 _RESTRICTION: Final = Struct("=HB13x")
+# struct io_uring_rsrc_update: offset, data
+_UPDATE: Final = Struct("=I4xQ")
+_ANYWHERE: Final = 0xFFFF_FFFF
 # struct io_uring_sqe of IORING_OP_URING_CMD: opcode, fd, cmd_op, addr, len; the command's own 80
 # bytes, of which three words are known here
 _SQE: Final = Struct("=BxxxiI4xQI4x16xQQQ")
@@ -67,7 +76,7 @@ class Ring:
     """A ring for one command at a time, of the thread that makes it."""
 
     __slots__ = (
-        *("_fd", "_ring", "_sqe", "_words"),
+        *("_number", "_ring", "_sqe", "_words"),
         *("_head", "_head_at", "_result_at", "_sq_tail_at", "_tail", "_tail_at"),
     )
 
@@ -81,16 +90,17 @@ class Ring:
         flags = _SETUP_R_DISABLED | _SETUP_SQE128 | _SETUP_SINGLE_ISSUER | _SETUP_DEFER_TASKRUN
         params = ctypes.create_string_buffer(_PARAMS_SIZE)
         _FLAGS.pack_into(params, 0, flags | _SETUP_NO_SQARRAY)
-        self._fd = _checked(_setup(_SYS_IO_URING_SETUP, 1, params))
+        fd = _checked(_setup(_SYS_IO_URING_SETUP, 1, params))
         try:
-            self._restrict()
             sq_tail, head, tail, results = _OFFSETS.unpack_from(params)
             # For one command there are two results' room.
-            self._ring = mmap.mmap(self._fd, results + 2 * _CQE_SIZE, offset=0)
-            self._sqe = mmap.mmap(self._fd, _SQE_SIZE, offset=_OFFSET_SQES)
-        except BaseException:
-            os.close(self._fd)
-            raise
+            self._ring = mmap.mmap(fd, results + 2 * _CQE_SIZE, offset=0)
+            self._sqe = mmap.mmap(fd, _SQE_SIZE, offset=_OFFSET_SQES)
+            _restrict(fd)
+            self._number = _registered(fd)
+            _checked(_register(_SYS_IO_URING_REGISTER, fd, _REGISTER_ENABLE_RINGS, None, 0))
+        finally:
+            os.close(fd)
         self._words = memoryview(self._ring)[: len(self._ring) // _WORD * _WORD].cast("i")
         self._sq_tail_at, self._head_at, self._tail_at = (
             at // _WORD for at in (sq_tail, head, tail)
@@ -99,11 +109,6 @@ class Ring:
         first = results // _WORD + 2
         self._result_at = (first, first + _CQE_SIZE // _WORD)
         self._head = self._tail = 0
-
-    def _restrict(self) -> None:
-        rule = ctypes.create_string_buffer(_RESTRICTION.pack(_RESTRICTION_SQE_OP, _OP_URING_CMD))
-        _checked(_register(_SYS_IO_URING_REGISTER, self._fd, _REGISTER_RESTRICTIONS, rule, 1))
-        _checked(_register(_SYS_IO_URING_REGISTER, self._fd, _REGISTER_ENABLE_RINGS, None, 0))
 
     def prepare(
         self,
@@ -129,7 +134,7 @@ class Ring:
             OSError: it does not take it.
         """
         self._advance()
-        while _enter(_SYS_IO_URING_ENTER, self._fd, 1, 0, 0, None, 0) < 0:
+        while _enter(_SYS_IO_URING_ENTER, self._number, 1, 0, _ENTER_REGISTERED_RING, None, 0) < 0:
             _raise_unless_interrupted()
 
     def submit_and_wait(self) -> int:
@@ -139,7 +144,7 @@ class Ring:
             OSError: the kernel does not take it.
         """
         self._advance()
-        while _enter(_SYS_IO_URING_ENTER, self._fd, 1, 1, _ENTER_GETEVENTS, None, 0) < 0:
+        while _enter(_SYS_IO_URING_ENTER, self._number, 1, 1, _WAIT, None, 0) < 0:
             _raise_unless_interrupted()
         if self._words[self._tail_at] != self._head:
             return self._take()
@@ -152,7 +157,7 @@ class Ring:
             OSError: the ring is broken.
         """
         while self._words[self._tail_at] == self._head:
-            if _enter(_SYS_IO_URING_ENTER, self._fd, 0, 1, _ENTER_GETEVENTS, None, 0) < 0:
+            if _enter(_SYS_IO_URING_ENTER, self._number, 0, 1, _WAIT, None, 0) < 0:
                 _raise_unless_interrupted()
         return self._take()
 
@@ -162,12 +167,13 @@ class Ring:
 
     def close(self) -> None:
         """Close the ring; a command that the kernel has is cancelled."""
-        fd, self._fd = self._fd, -1
         # Each map of its memory holds the ring as well.
         self._words.release()
         self._ring.close()
         self._sqe.close()
-        os.close(fd)
+        update = ctypes.create_string_buffer(_UPDATE.pack(self._number, 0))
+        operation = _UNREGISTER_RING_FDS | _USE_REGISTERED_RING
+        _checked(_register(_SYS_IO_URING_REGISTER, self._number, operation, update, 1))
 
     def _advance(self) -> None:
         self._tail = _next(self._tail)
@@ -178,6 +184,26 @@ class Ring:
         self._head = _next(self._head)
         self._words[self._head_at] = self._head
         return result
+
+
+def _restrict(fd: int) -> None:
+    """Have the ring refuse all that is not needed, once it is enabled."""
+    rules = ctypes.create_string_buffer(
+        _RESTRICTION.pack(_RESTRICTION_SQE_OP, _OP_URING_CMD)
+        + _RESTRICTION.pack(_RESTRICTION_REGISTER_OP, _UNREGISTER_RING_FDS)
+    )
+    _checked(_register(_SYS_IO_URING_REGISTER, fd, _REGISTER_RESTRICTIONS, rules, 2))
+
+
+def _registered(fd: int) -> int:
+    """The number by which this thread knows the ring without a descriptor.
+
+    A worker has few descriptors: files and inodes need them.
+    """
+    update = ctypes.create_string_buffer(_UPDATE.pack(_ANYWHERE, fd))
+    _checked(_register(_SYS_IO_URING_REGISTER, fd, _REGISTER_RING_FDS, update, 1))
+    number, _ = _UPDATE.unpack_from(update)
+    return int(number)
 
 
 def _next(count: int) -> int:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Self
 from tests.soak.crowd import forget
 from tests.support.mounted import Mounted, device_of
 from tests.support.processes import children
+from tests.support.rings import rings
 
 LIMIT_S = 30.0
 POLL_S = 0.2
 ANSWER_BYTES = 4096
-RING = "anon_inode:[io_uring]"
 # A thread too many leaves after its next request, kernel.py; this many are enough for all.
 REQUESTS = 50
 
@@ -75,12 +75,10 @@ class Watch(NamedTuple):
         answer = self._ask()
         pid = self.served.worker_pid
         others = children(pid) | children(self.served.process.pid) - {pid}
-        descriptors = _descriptors(pid)
-        rings = descriptors.pop(RING, 0)
         return Holdings(
             answer["held"],
-            descriptors,
-            len(os.listdir(f"/proc/{pid}/task")) - rings,
+            _descriptors(pid),
+            len(os.listdir(f"/proc/{pid}/task")) - rings(pid),
             {other: _status(other)["State"] for other in others},
             _unanswered(self.served.mountpoint),
         )
