@@ -58,6 +58,12 @@ _SECOND_WORD: Final = Struct("=Q")
 _SECOND_WORD_AT: Final = 56
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_long
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_long),
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 # Three of one function, with arguments of their own.
 _setup, _register, _enter = _libc["syscall"], _libc["syscall"], _libc["syscall"]
 _setup.restype = _register.restype = _enter.restype = ctypes.c_long
@@ -94,14 +100,14 @@ class Ring:
         try:
             sq_tail, head, tail, results = _OFFSETS.unpack_from(params)
             # For one command there are two results' room.
-            self._ring = mmap.mmap(fd, results + 2 * _CQE_SIZE, offset=0)
-            self._sqe = mmap.mmap(fd, _SQE_SIZE, offset=_OFFSET_SQES)
+            self._ring = _mapped(fd, results + 2 * _CQE_SIZE, 0)
+            self._sqe = _mapped(fd, _SQE_SIZE, _OFFSET_SQES)
             _restrict(fd)
             self._number = _registered(fd)
             _checked(_register(_SYS_IO_URING_REGISTER, fd, _REGISTER_ENABLE_RINGS, None, 0))
         finally:
             os.close(fd)
-        self._words = memoryview(self._ring)[: len(self._ring) // _WORD * _WORD].cast("i")
+        self._words = self._ring[: len(self._ring) // _WORD * _WORD].cast("i")
         self._sq_tail_at, self._head_at, self._tail_at = (
             at // _WORD for at in (sq_tail, head, tail)
         )
@@ -169,8 +175,8 @@ class Ring:
         """Close the ring; a command that the kernel has is cancelled."""
         # Each map of its memory holds the ring as well.
         self._words.release()
-        self._ring.close()
-        self._sqe.close()
+        _unmap(self._ring)
+        _unmap(self._sqe)
         update = ctypes.create_string_buffer(_UPDATE.pack(self._number, 0))
         operation = _UNREGISTER_RING_FDS | _USE_REGISTERED_RING
         _checked(_register(_SYS_IO_URING_REGISTER, self._number, operation, update, 1))
@@ -184,6 +190,20 @@ class Ring:
         self._head = _next(self._head)
         self._words[self._head_at] = self._head
         return result
+
+
+def _mapped(fd: int, size: int, offset: int) -> memoryview:
+    """The ring's memory from *offset* on; `mmap.mmap` would keep a descriptor of its own."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _checked(_libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset))
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
+def _unmap(memory: memoryview) -> None:
+    address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
+    size = len(memory)
+    memory.release()
+    _libc.munmap(address, size)
 
 
 def _restrict(fd: int) -> None:

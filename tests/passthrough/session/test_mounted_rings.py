@@ -72,6 +72,8 @@ def threads(served: Mounted) -> int:
 def test_requests_come_by_rings_and_not_by_the_device(base: Path) -> None:
     with volume(base) as served:
         assert rings(served.worker_pid)
+        links = Path(f"/proc/{served.worker_pid}/fd").iterdir()
+        assert not any("io_uring" in os.readlink(link) for link in links)
 
 
 def test_auto_takes_the_device_though_rings_are_switched_on(base: Path) -> None:
