@@ -63,6 +63,9 @@ class Channel(Protocol):
     def fail(self, unique: int, number: int) -> None:
         """Answer the request *unique* with errno *number*."""
 
+    def rest(self) -> None:
+        """Nothing happens for now."""
+
     def notify(self, code: int, parts: Sequence[bytes]) -> None:
         """Tell the kernel something unasked.
 
@@ -102,6 +105,10 @@ class DeviceChannel:
         turn before it could wait gets no request.
         """
         self._fd = _LEFT
+
+    def rest(self) -> None:
+        """Remember nothing of what has happened."""
+        self.polling.rest()
 
     def open_request(self) -> Request:
         """Make a place for requests."""

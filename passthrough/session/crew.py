@@ -144,7 +144,7 @@ class Crew:
         self._calm = 0 if full else self._calm + 1
         self._full = full
         if self._calm >= _CALM_LOOKS:
-            self._calm = 0  # and those of whom fewer are wanted already stay no longer
+            self._calm = 0
             self._wanted = min(self._wanted, max(1 + self.at_work(), len(members) // 2))
         if self._quiet >= QUIET_LOOKS:
             self._rest()
@@ -155,8 +155,9 @@ class Crew:
         too_many = len(self._members) - self._wanted
         if too_many > 0 and self._session.nudge(too_many):
             return
-        self._session.rest()
         self._interval.forget()
+        self._channel.rest()
+        self._session.rest()
         self.resting = True
         if self.at_work():  # one may have been taken before it could be seen that nobody looks
             self.resting = False

@@ -62,7 +62,7 @@ class Polling:
         self._believed = _BELIEVED
         self._agreeing = 0
         self._without: Trial | None = None
-        self._start = (0, time.monotonic(), time.process_time())
+        self._start: tuple[int, float, float] | None = None
 
     def wait(self) -> None:
         """Return when there is a request, or none has come for a moment.
@@ -84,9 +84,16 @@ class Polling:
         if self._looks < _LOOKS:
             return
         self._looks = 0
-        requests, seconds, computed = self._start
-        self._start = now = (self.received, time.monotonic(), time.process_time())
-        self.judge(Trial(now[0] - requests, now[1] - seconds, now[2] - computed))
+        start, now = self._start, (self.received, time.monotonic(), time.process_time())
+        self._start = now
+        if start is not None:
+            self.judge(Trial(now[0] - start[0], now[1] - start[1], now[2] - start[2]))
+
+    def rest(self) -> None:
+        """Begin anew when there are requests again; until then nothing is asked, or remembered."""
+        self.on, self._without, self._agreeing = False, None, 0
+        self._start = None
+        self._looks = self._left = self.received = 0
 
     def judge(self, trial: Trial) -> None:
         """Take what has happened since the last call into account."""

@@ -63,6 +63,9 @@ class FakeChannel:
     def close_backing(self, number: int) -> None:
         self.backed[number - 1] = -1
 
+    def rest(self) -> None:
+        pass
+
     def notify(self, code: int, parts: Sequence[bytes]) -> None:
         self.notifications.append((code, b"".join(parts)))
 

@@ -3,7 +3,6 @@
 import errno
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,13 +10,6 @@ from passthrough.session.channel import DeviceChannel
 from passthrough.session.wire import OUT_HEADER
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        yield ours, theirs
 
 
 def test_a_descriptor_that_did_not_wait_waits(pair: Pair) -> None:

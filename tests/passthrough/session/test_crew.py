@@ -31,6 +31,10 @@ class Queued(FakeChannel):
         self.waiting: queue.Queue[int | None] = queue.Queue()
         self.kinds = {NUDGE: Opcode.NOTIFY_REPLY}
         self.places = 0
+        self.rests = 0
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def open_request(self) -> Request:
         self.places += 1
@@ -311,7 +315,7 @@ def test_nobody_looks_while_nothing_happens(
         assert not crew.resting
         crew.look()
     assert crew.resting
-    assert session.rests == 1
+    assert session.rests == channel.rests == 1
     assert not woken.is_set()
 
     channel.waiting.put(2)

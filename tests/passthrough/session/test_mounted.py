@@ -7,7 +7,6 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +23,6 @@ from tests.support.mounted import Mounted, mounted
 
 LIMIT_S = 60.0
 CALLERS = [Caller(f"caller-{number}", 42_000 + number, 43_000 + number) for number in range(4)]
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory that everybody may enter, unlike pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
-        os.chmod(directory, 0o755)
-        yield Path(directory)
 
 
 @contextlib.contextmanager

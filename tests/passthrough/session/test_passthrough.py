@@ -23,14 +23,6 @@ LIMIT_S = 60.0
 BLOCK = 4096
 
 
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory that everybody may enter, unlike pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
-        os.chmod(directory, 0o755)
-        yield Path(directory)
-
-
 @contextlib.contextmanager
 def volume(base: Path, **options: str) -> Iterator[Mounted]:
     usual = {"session": "kernel", "passthrough": "on"}

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,13 +12,6 @@ SLOW = Trial(400, 0.02, 0.008)
 FAST = Trial(800, 0.02, 0.016)
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        yield ours, theirs
 
 
 @pytest.fixture
@@ -78,12 +70,29 @@ def test_what_did_not_pay_is_left_alone_until_then(polling: Polling) -> None:
     assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
 
 
-def test_looks_make_trials(polling: Polling) -> None:
+def looked(polling: Polling) -> None:
+    """Have the main thread look for the length of a trial in which there is a load."""
     for _ in range(_LOOKS):
         assert not polling.on
         polling.received += 100
         polling.look()
 
+
+def test_looks_make_trials(polling: Polling) -> None:
+    looked(polling)  # from where the first trial is counted
+    looked(polling)
+
+    assert polling.on
+
+
+def test_after_a_rest_everything_begins_anew(polling: Polling) -> None:
+    looked(polling)
+    looked(polling)
+
+    polling.rest()
+
+    looked(polling)
+    looked(polling)
     assert polling.on
 
 
