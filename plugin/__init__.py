@@ -11,9 +11,11 @@ above.
     driver        the nine verbs, and the table from path to verb
     turns         one request at a time for each volume
     keeper        keeps mounts alive: mount point, FUSE descriptor, worker
+    mounts        one mount with its worker, and what an earlier plugin has left of them
     targets       mount points, and what lies on them
     worker        one worker process, from its start to its end
     forkserver    the process that forks workers
+    manager       the service manager: the socket it listens on, the descriptors it keeps
     output        what our processes write, line by line, to our own log
     source        opens the host's directory that a volume serves, if it may be served
     storage       the directories of volumes without a source, and their deletion
