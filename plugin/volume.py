@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import msgspec
 
@@ -45,6 +45,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """As the user gave them, `source` among them."""
     created_at: datetime
     """With a time zone."""
+
+
+class Served(NamedTuple):
+    """What a successor of this plugin has to know of a mount in order to go on with it."""
+
+    volume: VolumeName
+    number: int
+    """What its descriptors are called while the service manager keeps them; each mount has another
+    one, also after a restart."""
+    device: int
+    """As in st_dev."""
+    report: str
+    """What its worker said when it began to serve (`passthrough.handover.Report`), as JSON."""
 
 
 class State(StrEnum):
