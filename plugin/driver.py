@@ -67,7 +67,14 @@ class Driver:
         self._host = host
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
-        self._volumes = {record.name: Volume(record) for record in registry.records}
+        self._volumes = {
+            record.name: Volume(record, registry.references.get(record.name))
+            for record in registry.records
+        }
+        for volume in self._volumes.values():
+            if keeper.watch(volume.name, partial(self._note_loss, volume)):
+                volume.apply(Event.MOUNT)
+                volume.last_error = ""
         self._turns = Turns()
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
@@ -138,9 +145,18 @@ class Driver:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))
                 raise
+            references = volume.references_with(request.id)
             volume.apply(Event.MOUNT)
-            volume.add_reference(request.id)
             volume.last_error = ""
+            served = self._keeper.served(volume.name)
+            try:
+                await trio.to_thread.run_sync(
+                    self._registry.mounted, volume.name, references, served
+                )
+            except PluginError:
+                await self._release(volume)
+                raise
+            volume.references = references
         return MountpointReply(mountpoint=str(self._keeper.target(volume.name)))
 
     async def unmount(self, request: MountRequest) -> Reply:
@@ -155,7 +171,10 @@ class Driver:
             return Reply()  # at once: what others wait for here is no matter of this user
         async with self._turns.take(request.name, "Unmount"):
             volume = self._volume(request.name)
-            if volume.drop_reference(request.id):
+            references = volume.references_without(request.id)
+            if references != volume.references:
+                await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
+                volume.references = references
                 await self._release(volume)
         return Reply()
 

@@ -216,7 +216,7 @@ class ForkServer:
             await forward(process.stderr, lambda level, text: log.log(level, "%s", text))
         finally:
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(END_GRACE_S):
+                with trio.move_on_after(0 if self._ending else END_GRACE_S):
                     await process.wait()
                 if process.returncode is None:
                     process.kill()
@@ -266,3 +266,5 @@ async def forking(command: Sequence[str] = COMMAND) -> AsyncIterator[Start]:
             yield server.start
         finally:
             server.end()
+            # One that hangs does not close its standard error.
+            nursery.cancel_scope.deadline = trio.current_time() + END_GRACE_S

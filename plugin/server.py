@@ -113,8 +113,9 @@ async def prepared(
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket, given.listener) as listener,
     ):
+        used = [row for row in registry.served if row.volume in registry.references]
         async with (
-            keeping(settings.mount_dir, worker, given) as keeper,
+            keeping(settings.mount_dir, worker, given, used) as keeper,
             trio.open_nursery() as background,
         ):
             host = Host(

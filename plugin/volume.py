@@ -95,11 +95,12 @@ class Volume:
 
     __slots__ = ("last_error", "record", "references", "state")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, references: Mapping[str, int] | None = None) -> None:
+        """A volume that is not mounted; *references* were counted by a plugin that has ended."""
         self.record = record
-        self.state = State.IDLE
-        self.references: Counter[str] = Counter()
-        self.last_error = ""
+        self.references = Counter(references or {})
+        self.state = State.LOST if self.references else State.IDLE
+        self.last_error = "ended" if self.references else ""
 
     @property
     def name(self) -> VolumeName:
@@ -133,15 +134,11 @@ class Volume:
         """
         self.state = self.check(event)
 
-    def add_reference(self, mount_id: str) -> None:
-        """Count one more mount of *mount_id*."""
-        self.references[mount_id] += 1
+    def references_with(self, mount_id: str) -> Counter[str]:
+        """What is counted after one more Mount of *mount_id*."""
+        present = Counter[str]() if self.state is State.LOST else self.references
+        return present + Counter([mount_id])
 
-    def drop_reference(self, mount_id: str) -> bool:
-        """Give back one mount of *mount_id*; False when that id has none, which changes nothing."""
-        if not self.references[mount_id]:
-            del self.references[mount_id]
-            return False
-        self.references[mount_id] -= 1
-        self.references += Counter()  # forgets the ids that have come down to zero
-        return True
+    def references_without(self, mount_id: str) -> Counter[str]:
+        """What is counted after an Unmount of *mount_id*, which changes nothing if it has none."""
+        return self.references - Counter([mount_id])

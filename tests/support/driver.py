@@ -27,6 +27,7 @@ INSTALL_S = 900
 START_S = 20
 STOP_S = 10
 UNIT = Path(__file__).parents[2] / "packaging" / "passfs.service"
+SOCKET = UNIT.with_suffix(".socket")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What this machine trusts, the build of an image on it may trust.
 TRUST = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
@@ -176,9 +177,9 @@ def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
         service.stop()
 
 
-def unit(setting: str) -> list[str]:
-    """The words of one setting of the systemd unit."""
-    values = re.findall(rf"^{setting}=(.*)$", UNIT.read_text(), re.MULTILINE)
+def unit(setting: str, file: Path = UNIT) -> list[str]:
+    """The words of one setting of a systemd unit."""
+    values = re.findall(rf"^{setting}=(.*)$", file.read_text(), re.MULTILINE)
     return [word for value in values for word in value.split()]
 
 
