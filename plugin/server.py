@@ -32,6 +32,7 @@ from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLa
 from plugin.forkserver import COMMAND
 from plugin.keeper import keeping
 from plugin.listening import listening
+from plugin.options import has_source
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
@@ -100,6 +101,7 @@ async def prepared(
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket) as listener,
     ):
+        storage.settle(r.name for r in registry.records if not has_source(r.options))
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
             host = Host(
                 settings.host_root, settings.host_dir, settings.mount_dir, settings.data_dir

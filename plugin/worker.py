@@ -42,6 +42,8 @@ class Worker:
         """Why it does not hold files by handle, if it serves and was wished to."""
         self.without_passthrough = ""
         """Why the kernel does not pass reads and writes on, if it was wished to."""
+        self.ended = trio.Event()
+        """Set when `run` is over: once it served, nobody uses its file system any more then."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -92,6 +94,7 @@ class Worker:
             finally:
                 with trio.CancelScope(shield=True):
                     await self._end(process, grace_s)
+                self.ended.set()
             nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
         ended = _how_it_ended(process.returncode)
         if not report.serving:
