@@ -9,6 +9,8 @@ above.
     server        HTTP on the Unix socket; the one place where an error becomes a reply
     listening     the socket itself
     driver        the nine verbs, and the table from path to verb
+    status        what Get and List say of a volume
+    survey        a look, after the start, at what each volume serves
     turns         one request at a time for each volume
     keeper        keeps mounts alive: mount point, FUSE descriptor, worker
     mounts        one mount with its worker, and what an earlier plugin has left of them
@@ -30,8 +32,8 @@ above.
 
 Engine and installation put the managed plugin into an engine; requests never pass them.
 
-Only server, driver, turns, keeper, worker, forkserver, output and blocking know trio, only server
-knows HTTP. The rest is synchronous, and runs in threads where it may wait.
+Only server, driver, survey, turns, keeper, worker, forkserver, output and blocking know trio, only
+server knows HTTP. The rest is synchronous, and runs in threads where it may wait.
 
 Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
 and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get

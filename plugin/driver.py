@@ -5,6 +5,7 @@ alone: dockerd forgets a volume whose Get fails.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +17,8 @@ import trio
 
 from passthrough import running
 from passthrough.config import Config
-from passthrough.decisions import described
 from plugin import blocking, options
-from plugin.errors import (
-    InvalidOption,
-    NoSuchVolume,
-    PluginError,
-    VolumeExists,
-)
+from plugin.errors import NoSuchVolume, PluginError, StorageFailed, VolumeExists, VolumeInUse
 from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
 from plugin.protocol import (
@@ -42,11 +37,16 @@ from plugin.protocol import (
 )
 from plugin.registry import Registry
 from plugin.source import Host
+from plugin.status import describe, mountpoint
 from plugin.storage import Storage
+from plugin.survey import Subject, survey
 from plugin.turns import SOURCE_DEADLINE_S, Turn, Turns
 from plugin.volume import Event, Record, State, Volume, VolumeName, volume_name
 
 log = logging.getLogger(__name__)
+
+# For the kernel to end a worker's session whose last user has gone: milliseconds, if there is none.
+VACATE_S = 2.0
 
 
 class Driver:
@@ -60,7 +60,7 @@ class Driver:
         host: Host,
         nursery: trio.Nursery,
     ) -> None:
-        """Take what the registry holds; *nursery* is for deleting what has been removed."""
+        """Take what the registry holds; *nursery* is for what is done beside the requests."""
         self._registry = registry
         self._storage = storage
         self._keeper = keeper
@@ -80,6 +80,8 @@ class Driver:
         self._arriving: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
         nursery.start_soon(self._purge)
+        subjects = [self._subject(volume) for volume in self._volumes.values()]
+        nursery.start_soon(survey, subjects, self._turns)
 
     async def activate(self, _: EmptyRequest) -> Reply:
         """Say what kind of plugin this is."""
@@ -113,12 +115,12 @@ class Driver:
         """Forget a volume, and delete its files if it had no source.
 
         Raises:
-            VolumeInUse: it is mounted.
+            VolumeInUse: somebody uses it, and goes on doing so.
             PluginError: it is still there.
         """
-        async with self._turns.take(request.name, "Remove"):
+        async with self._turns.take(request.name, "Remove") as turn:
             volume = self._volume(request.name)
-            await self._release(volume)
+            await self._vacate(volume, turn)
             volume.check(Event.REMOVE)
             await trio.to_thread.run_sync(self._erase, volume.record)
             volume.apply(Event.REMOVE)
@@ -147,7 +149,7 @@ class Driver:
                 raise
             references = volume.references_with(request.id)
             volume.apply(Event.MOUNT)
-            volume.last_error = ""
+            volume.last_error = volume.source_error = ""
             served = self._keeper.served(volume.name)
             try:
                 await trio.to_thread.run_sync(
@@ -157,7 +159,7 @@ class Driver:
                 await self._release(volume)
                 raise
             volume.references = references
-        return MountpointReply(mountpoint=str(self._keeper.target(volume.name)))
+        return MountpointReply(mountpoint=mountpoint(volume, self._keeper))
 
     async def unmount(self, request: MountRequest) -> Reply:
         """Count one user less, and unmount after the last; an unknown id changes nothing.
@@ -165,6 +167,7 @@ class Driver:
         Raises:
             MountFailed: the user is gone, the mount is not.
             VolumeBusy: the user is still counted.
+            RegistryFailed: the user is still counted.
         """
         user = (request.name, request.id)
         if not self._volume(request.name).references[request.id] and user not in self._arriving:
@@ -180,7 +183,7 @@ class Driver:
 
     async def path(self, request: VolumeRequest) -> Reply:
         """Say where a volume is mounted; an empty path if it is not."""
-        return MountpointReply(mountpoint=self._mountpoint(self._volume(request.name)))
+        return MountpointReply(mountpoint=mountpoint(self._volume(request.name), self._keeper))
 
     async def get(self, request: VolumeRequest) -> Reply:
         """Describe a volume, however sick it is."""
@@ -211,33 +214,8 @@ class Driver:
             self._arriving -= Counter([user])
 
     def _describe(self, volume: Volume) -> VolumeInfo:
-        status: dict[str, object] = {
-            "mounted": volume.state is State.MOUNTED,
-            "references": volume.reference_count,
-            "worker_pid": self._keeper.worker_pid(volume.name),
-        }
-        try:
-            understood = options.parse(volume.record.options)
-        except InvalidOption as error:  # of a passfs that knew other options
-            status |= {"options": dict(volume.record.options), "error": str(error)}
-        else:
-            status |= described(understood.config, *self._keeper.without(volume.name))
-            if understood.source is None:
-                # Not its path, because in a managed plugin that need not be the host's.
-                status["data"] = "own directory"
-            else:
-                status["source"] = understood.source
-        if volume.last_error:
-            status["error"] = volume.last_error
-        return VolumeInfo(
-            name=volume.name,
-            created_at=volume.record.created_at,
-            mountpoint=self._mountpoint(volume),
-            status=status,
-        )
-
-    def _mountpoint(self, volume: Volume) -> str:
-        return "" if volume.state is State.IDLE else str(self._keeper.target(volume.name))
+        under_way = self._turns.under_way(volume.name)
+        return describe(volume, self._keeper, under_way, options.parse)
 
     def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
@@ -256,6 +234,7 @@ class Driver:
             limiter=turn.limiter,
             deadline=turn.deadline,
             lost=partial(self._note_loss, volume),
+            step=turn.comes_to,
         )
 
     def _note_loss(self, volume: Volume, reason: str) -> None:
@@ -271,8 +250,47 @@ class Driver:
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
 
+    async def _vacate(self, volume: Volume, turn: Turn) -> None:
+        """Have *volume* unmounted, and refuse if it is used all the same.
+
+        An engine asks for Remove when it knows of no container with the volume. Users that are
+        counted then were never given back, because the engine was killed; or they are another's.
+        The kernel knows: it ends the worker's session when nobody uses the mount any more.
+        """
+        if volume.state is not State.IDLE:
+            await self._keeper.unmount(volume.name)
+        turn.comes_to("waiting for those who still use it")
+        deadline = min(trio.current_time() + VACATE_S, turn.deadline)
+        if not await self._keeper.vacated(volume.name, deadline):
+            self._note_loss(volume, "it was unmounted to be removed, and found in use")
+            raise VolumeInUse(
+                f"volume {volume.name!r} cannot be removed: somebody still uses files of it, or its"
+                f" worker does not answer (references: {volume.reference_count}); stop the"
+                " containers and programs that use it first"
+            )
+        if volume.state is not State.IDLE:
+            volume.apply(Event.UNMOUNT)
+            volume.references.clear()
+
+    def _subject(self, volume: Volume) -> Subject:
+        """What to look at after the start."""
+
+        def look() -> None:
+            understood = options.parse(volume.record.options)
+            if understood.source is None:
+                os.close(self._storage.open(volume.name))
+            else:
+                self._host.look_at(understood.source, understood.config)
+
+        def note(error: str) -> None:
+            # Once it is mounted, or could not be, that says more.
+            volume.source_error = "" if volume.state is State.MOUNTED else error
+
+        return Subject(volume.name, look, note)
+
     async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
+        turn.comes_to(f"looking at source {source!r}")
         look = partial(self._host.look_at, source, config)
         try:
             with trio.fail_at(turn.deadline):
@@ -293,6 +311,7 @@ class Driver:
         try:
             self._registry.add(record)
         except PluginError:
+            self._storage.set_aside(record.name)
             self._storage.discard(record.name)
             raise
 
@@ -300,13 +319,17 @@ class Driver:
         if options.has_source(record.options):
             self._registry.remove(record.name)
             return
-        # In this order, so that a crash in between leaves a volume that can be removed once more.
-        token = self._storage.discard(record.name)
+        # Between these the plugin may be killed; the next one finds them aside and gives them back.
+        self._storage.set_aside(record.name)
         try:
             self._registry.remove(record.name)
         except PluginError:
-            self._storage.restore(record.name, token)
+            self._storage.restore(record.name)
             raise
+        try:
+            self._storage.discard(record.name)
+        except StorageFailed as error:  # removed it is; the next start tries once more
+            log.warning("volume %s: %s", record.name, error)
 
     async def _purge(self) -> None:
         """Delete what is in the trash; left behind at shutdown, and taken up at the next start.

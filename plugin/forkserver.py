@@ -19,6 +19,7 @@ from typing import Final, Self
 import trio
 
 from plugin.output import forward
+from plugin.volume import VolumeName, file_name
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,9 @@ class ForkServer:
             life, worker_ends, streams = _ties(theirs, undo)
             process = Forked(life, *streams)
             undo.callback(process.let_go)
-            await self._ask(PROCESS_NAME.format(volume), [*worker_ends, *fds])
+            await self._ask(
+                PROCESS_NAME.format(file_name(VolumeName(volume))), [*worker_ends, *fds]
+            )
             theirs.close()
             await process.born()
             process.given = range(_STDIO, _STDIO + len(fds))

@@ -37,7 +37,7 @@ from plugin.errors import MountFailed
 from plugin.forkserver import COMMAND, Start, forking
 from plugin.manager import NOTHING, Inherited, Store
 from plugin.mounts import Mount, TakenOver, take_over
-from plugin.volume import Served, VolumeName
+from plugin.volume import Served, VolumeName, file_name
 from plugin.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ class Order(NamedTuple):
     """When the attempt is given up, by trio's clock; `MOUNT_DEADLINE_S` after the request."""
     lost: Callable[[str], None]
     """Called with how it ended when the worker ends though the volume is still mounted."""
+    step: Callable[[str], object] = lambda _: None
+    """Called with each step that may hang."""
 
 
 class Run(Protocol):
@@ -99,6 +101,8 @@ class Keeper:
         self._store = store
         self._numbers = numbers
         self._mounts: dict[VolumeName, Mount] = {}
+        # Of these and of mounts that have been taken down, as long as they run.
+        self._workers: dict[VolumeName, list[Worker]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
 
     def target(self, name: VolumeName) -> Path:
@@ -147,7 +151,7 @@ class Keeper:
         """
         present = self._mounts.get(order.name)
         if present is not None:
-            with _step(order.name, "looking at its mount", order.deadline):
+            with _step(order, "looking at its mount"):
                 whole = await blocking.call(present.is_whole, self._threads, bool)
             if whole:
                 return
@@ -167,6 +171,24 @@ class Keeper:
             await self._take_down(present, UNMOUNT_DEADLINE_S)
             del self._mounts[name]
             log.info("volume %s: unmounted", name)
+
+    async def vacated(self, name: VolumeName, deadline: float) -> bool:
+        """Whether by *deadline*, trio's clock, nobody uses *name* any more, which is not mounted.
+
+        The kernel ends the worker's session when the last one has gone who has a file of it open,
+        is in a directory of it, or has a bind mount of it, such as a container.
+        """
+        with trio.move_on_at(deadline):
+            for worker in self._workers.get(name, ()):
+                await worker.ended.wait()
+        return not self._running(name)
+
+    def _running(self, name: VolumeName) -> list[Worker]:
+        """The workers of *name*; those that have ended are forgotten."""
+        running = [worker for worker in self._workers.pop(name, ()) if not worker.ended.is_set()]
+        if running:
+            self._workers[name] = running
+        return running
 
     async def end(self) -> None:
         """Detach every mount but those that the service manager keeps, if short time allows it."""
@@ -191,29 +213,31 @@ class Keeper:
             log.info("volume %s: served on by worker %d", name, mount.worker.pid)
             self._mounts[name] = mount
         for mount in (*left.whole.values(), *left.leaving):
+            self._workers.setdefault(mount.worker.volume, []).append(mount.worker)
             self._nursery.start_soon(self._attend, mount, mount.worker.attend)
 
     async def _mount_anew(self, order: Order) -> Mount:
-        name, target, deadline = order.name, self.target(order.name), order.deadline
+        name, target = order.name, self.target(order.name)
         with ExitStack() as borrowed:
-            with _step(name, f"opening {order.origin}", deadline):
+            with _step(order, f"opening {order.origin}"):
                 source_fd = await blocking.call(order.open_source, order.limiter, os.close)
             borrowed.callback(os.close, source_fd)
             async with AsyncExitStack() as undo:
-                with _step(name, f"mounting at {target}", deadline):
+                with _step(order, f"mounting at {target}"):
                     await self._detach(target)
                     attached = await trio.to_thread.run_sync(targets.attach, target, order.config)
                 made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
                 undo.push_async_callback(self._take_down, made, UNDO_DEADLINE_S)
                 handover = Handover(
-                    volume=name,
+                    volume=file_name(name),
                     config=order.config,
                     fuse_fd=attached.fuse_fd,
                     source_fd=source_fd,
                 )
-                with _step(name, "starting its worker", deadline, made.worker):
+                with _step(order, "starting its worker", made.worker):
                     run = partial(made.worker.run, self._start, handover)
                     await self._nursery.start(self._attend, made, run)
+                self._workers[name] = [*self._running(name), made.worker]
                 await self._keep(made)
                 if made.lost:
                     raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
@@ -337,18 +361,17 @@ async def _clear(mount_dir: Path, left: TakenOver) -> None:
 
 
 @contextmanager
-def _step(
-    volume: VolumeName, what: str, deadline: float, worker: Worker | None = None
-) -> Iterator[None]:
-    """A part of mounting that may hang; at *deadline*, trio's clock, the refusal names it."""
+def _step(order: Order, what: str, worker: Worker | None = None) -> Iterator[None]:
+    """A part of mounting that may hang; at the order's deadline, the refusal names it."""
+    order.step(what)
     try:
-        with trio.fail_at(deadline):
+        with trio.fail_at(order.deadline):
             yield
     except trio.TooSlowError as error:
         last_words = "" if worker is None else worker.last_words
         raise MountFailed(
-            f"volume {volume!r}: {what} has not come to an end,"
+            f"volume {order.name!r}: {what} has not come to an end,"
             f" {MOUNT_DEADLINE_S:g} s after it was to be mounted{last_words}"
         ) from error
     except OSError as error:
-        raise MountFailed(f"volume {volume!r}: {what} failed: {error.strerror}") from error
+        raise MountFailed(f"volume {order.name!r}: {what} failed: {error.strerror}") from error

@@ -16,7 +16,7 @@ from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.mount import FSTYPE, mount, unmount
 from plugin.errors import CannotStart
-from plugin.volume import VolumeName
+from plugin.volume import VolumeName, file_name
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def mounts_at(target: Path) -> list[mountinfo.Mount]:
 
 def at(mount_dir: Path, name: VolumeName) -> Path:
     """Where in *mount_dir* the volume *name* is mounted when it is."""
-    return mount_dir / name
+    return mount_dir / file_name(name)
 
 
 def devices_by_target(mount_dir: Path) -> dict[Path, list[int]]:

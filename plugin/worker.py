@@ -19,6 +19,7 @@ from passthrough.handover import Handover, Report, decode_report, encode
 from plugin.errors import MountFailed
 from plugin.forkserver import UNKNOWN, Forked, Process, Start
 from plugin.output import forward, lines
+from plugin.volume import VolumeName
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,14 @@ LAST_LINES = 5
 class Worker:
     """The process that serves one mount of *volume*."""
 
-    def __init__(self, volume: str) -> None:
+    def __init__(self, volume: VolumeName) -> None:
         self.volume = volume
         self.report = Report(serving=False)
         """What it has said of itself."""
         self.kept = False
         """Whether the process goes on when it is attended to no more: somebody else keeps it."""
+        self.ended = trio.Event()
+        """Set when it is attended to no more: once it served, nobody uses its file system then."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -125,6 +128,7 @@ class Worker:
                     if not self.kept:
                         await self._end(process)
                 process.let_go()
+                self.ended.set()
             nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
 
     async def _end(self, process: Process) -> None:

@@ -19,6 +19,7 @@ from docker.models.volumes import Volume
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
+from plugin.volume import VolumeName, file_name
 
 TOOLS_IMAGE = "passfs-test-tools"
 BASE_IMAGE = "debian:trixie-slim"
@@ -45,7 +46,7 @@ class Driver:
 
     def own_directory(self, volume: Volume) -> Path:
         """Where the files of a volume without a source lie."""
-        return self.data_dir / "volumes" / str(volume.name)
+        return self.data_dir / "volumes" / file_name(VolumeName(str(volume.name)))
 
     @contextlib.contextmanager
     def volume(self, **options: str) -> Iterator[Volume]:
