@@ -82,10 +82,10 @@ class Manager:
             if self._listener is not None:
                 os.close(given["passfs.socket"])
 
-    def wait_for(self, state: str) -> None:
-        """Wait until the service has said *state*."""
+    def hears(self, state: str) -> bool:
+        """Wait until the service says *state*; False if that does not come."""
         with self._changed:
-            assert self._changed.wait_for(lambda: state in self.said, READY_S), self.said
+            return self._changed.wait_for(lambda: state in self.said, READY_S)
 
     def keeps(self, count: int) -> bool:
         """Wait until it keeps *count* descriptors; False if that does not come."""
@@ -111,6 +111,7 @@ class Manager:
         self._notify.close()
         self._address.unlink()
         if self._listener is not None:
+            os.unlink(self._listener.getsockname())  # RemoveOnStop=
             self._listener.close()
         self.drop(*self.kept)
         for fd in self._unanswered:
