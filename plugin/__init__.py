@@ -35,6 +35,9 @@ Engine and installation put the managed plugin into an engine; requests never pa
 Only server, driver, survey, turns, keeper, worker, forkserver, output and blocking know trio, only
 server knows HTTP. The rest is synchronous, and runs in threads where it may wait.
 
+Each start finds what an earlier plugin has left, and settles it before the first request: mounts go
+on or are cleared away, half of a removal is undone or finished.
+
 Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
 and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get
 fails. And each volume has a lock of its own: a source that hangs holds up its volume and no other.
