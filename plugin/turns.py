@@ -64,7 +64,8 @@ class Turns:
     def under_way(self, name: str) -> str:
         """Which request for *name* has its turn, since when and what it does; empty if none has."""
         turn = self._turns.get(name)
-        if turn is None or not turn.lock.locked():
+        # Who has taken the lock comes to say its verb only in the next round of the event loop.
+        if turn is None or not turn.verb:
             return ""
         seconds = trio.current_time() - turn.deadline + DEADLINES_S[turn.verb]
         return f"{turn.verb}, for {seconds:.0f} s{turn.step and ': '}{turn.step}"
@@ -97,6 +98,7 @@ class Turns:
             try:
                 yield turn
             finally:
+                turn.verb = ""
                 turn.lock.release()
         finally:
             self._leave(name, turn)
