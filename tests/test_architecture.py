@@ -68,6 +68,7 @@ WITHOUT_IO = {
     "passthrough/values.py",
     "plugin/errors.py",
     "plugin/options.py",
+    "plugin/policy.py",
     "plugin/protocol.py",
     "plugin/settings.py",
     "plugin/volume.py",

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from passthrough.config import Config
 from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S
 from plugin.source import Host
 from plugin.turns import DEADLINES_S, SOURCE_DEADLINE_S
@@ -40,12 +41,12 @@ class DeadServer:
         self.gone_for_good = threading.Event()
         self.asked = threading.Semaphore(0)
 
-    def open(self, host: Host, source: str) -> int:
+    def open(self, host: Host, source: str, config: Config) -> int:
         if self.is_dead and source == self.directory:
             self.asked.release()
             self.gone_for_good.wait()
             raise OSError(errno.ESTALE, "it has been away for too long")
-        return really_open(host, source)
+        return really_open(host, source, config)
 
 
 really_open = Host.open
@@ -55,8 +56,8 @@ really_open = Host.open
 def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer]:
     server = DeadServer(source)
 
-    def open_source(host: Host, text: str) -> int:
-        return server.open(host, text)
+    def open_source(host: Host, text: str, config: Config) -> int:
+        return server.open(host, text, config)
 
     monkeypatch.setattr(Host, "open", open_source)
     yield server
