@@ -137,6 +137,15 @@ def test_the_subtype_tells_who_serves_a_fuse_file_system(
     assert refusal(source, cache="always") == ""
 
 
+def test_what_is_covered_by_another_mount_does_not_count(source: Path) -> None:
+    with fuse_mounted(source, "fuse.sshfs"):
+        syscalls.mount(b"none", os.fsencode(source), b"tmpfs", 0, b"")
+        try:
+            assert refusal(source, cache="always") == ""
+        finally:
+            syscalls.umount2(os.fsencode(source), syscalls.MNT_DETACH)
+
+
 def test_one_that_is_mounted_below_the_source_counts_unless_it_is_hidden(source: Path) -> None:
     with fuse_mounted(source / "deep" / "er", "fuse.sshfs"):
         assert "wrong for '/srv/deep/er', where sshfs is mounted" in refusal(source, cache="always")
