@@ -6,7 +6,7 @@ Where a request goes, each module importing only those below it:
     forkserver.py   forks worker processes, which share what it has loaded
     worker.py       the worker process of one volume: hand-over, lifetime, report
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
-    session/        what speaks FUSE: kernel.py on /dev/fuse itself, libfuse.py over pyfuse3
+    session/        what speaks FUSE: kernel.py itself, libfuse.py over pyfuse3
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
     operations/     the methods: entries, metadata, files and ranges of them, directories, locks,
                     extended attributes, file flags
@@ -34,7 +34,7 @@ Where a request goes, each module importing only those below it:
     fdpath.py       a path to the file behind a descriptor
     config.py       Config and its options: the one contract with who serves
     choices.py      the words that options choose from
-    running.py      which Linux this is
+    running.py      which Linux this is, and what is switched on in it
     values.py       the values of options from text, and back
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do

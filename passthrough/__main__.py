@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from passthrough import mount, mountinfo, worker
+from passthrough import mount, mountinfo, running, worker
 from passthrough.config import Config, OptionError, parse_options
 from passthrough.decisions import decide
 from passthrough.handover import Handover, Report
@@ -48,7 +48,8 @@ def _config(options: list[str]) -> Config:
         if given.setdefault(name, value) != value:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
     config = parse_options(given, has_source=True)
-    decide(config)  # to be refused before anything is mounted
+    # To be refused before anything is mounted.
+    decide(config, without_rings=running.without_rings())
     return config
 
 

@@ -43,6 +43,14 @@ class Session(enum.StrEnum):
     LIBFUSE = "libfuse"
 
 
+class Transport(enum.StrEnum):
+    """How requests come from the kernel and answers go; `auto` is /dev/fuse."""
+
+    AUTO = "auto"
+    DEV = "dev"
+    IO_URING = "io_uring"
+
+
 class Passthrough(enum.StrEnum):
     """Whether the kernel reads and writes the host's files by itself."""
 

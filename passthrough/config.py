@@ -22,6 +22,7 @@ from passthrough.choices import (
     Session,
     Squash,
     Submounts,
+    Transport,
 )
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Session",
     "Squash",
     "Submounts",
+    "Transport",
     "as_text",
     "automatic",
     "canonical",
@@ -80,6 +82,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     submounts: Submounts = Submounts.CROSS
     session: Session = Session.AUTO
+    transport: Transport = Transport.AUTO
     passthrough: Passthrough = Passthrough.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
@@ -183,6 +186,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "auto, kernel or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
     ),
+    "transport": Option(
+        values.word(Transport),
+        "auto, dev or io_uring",
+        "how requests come: by /dev/fuse, which auto takes, or by io_uring",
+    ),
     "passthrough": Option(
         values.word(Passthrough),
         "auto, on or off",
@@ -252,9 +260,13 @@ LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
         " the bits itself",
         "posix_acl": "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask"
         " where a default ACL should stand in its place",
+        "transport": "pyfuse3 reads /dev/fuse itself",
         "passthrough": "pyfuse3 does not negotiate PASSTHROUGH",
     },
 }
+
+# What would do instead of what a session lacks, where it is not "false".
+_INSTEAD: Final[Mapping[str, str]] = {"transport": "auto or dev", "passthrough": "auto or off"}
 
 # What is given to a directory that is made, and to none that is there already.
 FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
@@ -327,8 +339,8 @@ def parse_option(written: str, text: str, others: tuple[str, ...] = ()) -> tuple
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
     """Each option that cannot be had though its value is a good one, what would do, and why."""
     for name, why in LACKING.get(session_of(config), {}).items():
-        if getattr(config, name) in {True, Passthrough.ON}:
-            accepted = "auto or off" if name == "passthrough" else "false"
+        if getattr(config, name) in {True, Passthrough.ON, Transport.IO_URING}:
+            accepted = _INSTEAD.get(name, "false")
             yield name, accepted, f"cannot be had with session={config.session}: {why}"
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(config, name) is not None:

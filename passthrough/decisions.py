@@ -22,6 +22,7 @@ from passthrough.config import (
     Passthrough,
     Session,
     Squash,
+    Transport,
     as_text,
     automatic,
     session_of,
@@ -136,19 +137,25 @@ LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
 )
 
 
+_WHY_DEV: Final = (
+    "the kernel sends again what a worker has not answered when it dies, but not what it has sent"
+    " over io_uring"
+)
+
+
 def obstacle(config: Config) -> str:
     """Why *config*, in which other conflicts are decided, allows no passthrough; or nothing."""
     return next((reason for stands, reason in OBSTACLES if stands(config)), "")
 
 
-def decide(config: Config, without_handles: str = "") -> Decided:
+def decide(config: Config, without_handles: str = "", without_rings: str = "") -> Decided:
     """What applies where *config* was asked for; of what is decided already, the same again.
 
     *without_handles* is why files of the source cannot be held by handle, empty as long as they can
-    for all that is known.
+    for all that is known; *without_rings* is why requests cannot come over io_uring, the same way.
 
     Raises:
-        OptionError: they must be; or passthrough must be on, and cannot.
+        OptionError: they must be, or come so; or passthrough must be on, and cannot.
     """
     notes = []
     if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
@@ -171,6 +178,7 @@ def decide(config: Config, without_handles: str = "") -> Decided:
         **cache.timeouts(config)._asdict(),
         locks=Locks.LOCAL if local or config.locks is Locks.LOCAL else Locks.HOST,
         session=session,
+        transport=_transport(config, session, without_rings),
         killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
     )
     if config.passthrough is not Passthrough.OFF and (reason := obstacle(config)):
@@ -179,6 +187,16 @@ def decide(config: Config, without_handles: str = "") -> Decided:
         # Nobody has asked for it by name, so that it is no note.
         config = msgspec.structs.replace(config, passthrough=Passthrough.OFF)
     return Decided(config, tuple(notes))
+
+
+def _transport(config: Config, session: Session, without_rings: str) -> Transport:
+    """What brings the requests."""
+    if config.transport is not Transport.IO_URING:
+        return Transport.DEV
+    if why_not := LACKING.get(session, {}).get("transport") or without_rings:
+        reason = f"'io_uring' cannot be had: {why_not}"
+        raise OptionError("transport", "io_uring", "auto or dev", reason)
+    return Transport.IO_URING
 
 
 def described(
@@ -194,8 +212,15 @@ def described(
         "options": as_text(applies),
         "notes": [str(note) for note in notes],
         "session": f"{applies.session}: {why}",
+        "transport": f"{applies.transport}: {_why_transport(config, applies)}",
         "passthrough": _passthrough(config, applies, without_passthrough),
     }
+
+
+def _why_transport(asked: Config, applies: Config) -> str:
+    if asked.transport is not Transport.AUTO:
+        return "as asked for"
+    return LACKING.get(applies.session, {}).get("transport", _WHY_DEV)
 
 
 def _passthrough(asked: Config, applies: Config, without: str) -> str:

@@ -28,7 +28,7 @@ import itertools
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -89,6 +89,11 @@ class InodeTable:
 
     def __len__(self) -> int:
         return len(self._by_number)
+
+    def latest(self, count: int) -> Sequence[int]:
+        """The numbers of at most *count* inodes, the last that the kernel was told of first."""
+        with self._lock:
+            return tuple(itertools.islice(reversed(self._by_number), count))
 
     def __contains__(self, number: int) -> bool:
         return number in self._by_number

@@ -1,10 +1,44 @@
-"""Which Linux this is."""
+"""Which Linux this is, and what an administrator has switched on in it."""
 
+import functools
 import os
 import re
+from collections.abc import Sequence
+from typing import Final
+
+_OVER_IO_URING: Final = "/sys/module/fuse/parameters/enable_uring"
+_POSSIBLE: Final = "/sys/devices/system/cpu/possible"
 
 
 def linux_release() -> tuple[int, int]:
     """The first two numbers of the running kernel's release, uname(2); noughts if it has none."""
     match = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def without_rings() -> str:
+    """Why there is no FUSE over io_uring for new mounts here; empty if there is."""
+    try:
+        with open(_OVER_IO_URING, "rb") as file:
+            enabled = file.read().strip() == b"Y"
+    except OSError as error:
+        release = ".".join(map(str, linux_release()))
+        return (
+            f"Linux {release} has no FUSE over io_uring, which comes with 6.14"
+            f" ({_OVER_IO_URING}: {error.strerror})"
+        )
+    return "" if enabled else f"no administrator has switched it on: {_OVER_IO_URING} is N"
+
+
+@functools.cache
+def possible_processors() -> Sequence[int]:
+    """The numbers of all processors that the machine may ever have.
+
+    What was found once is remembered: a sandboxed process does not see /sys.
+
+    Raises:
+        OSError: there is no /sys.
+    """
+    with open(_POSSIBLE, "rb") as file:
+        last = file.read().strip().rpartition(b",")[2].rpartition(b"-")[2]
+    return range(int(last) + 1)

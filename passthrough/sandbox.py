@@ -16,7 +16,10 @@
 
 A worker that holds files by handle (inode_file_handles) keeps what opens them as well, and no other
 does: open_by_handle_at(2) knows no root directory, so that code which got into the process could
-open whatever lies on the source's own file system.
+open whatever lies on the source's own file system. In the same way, a worker whose requests come
+over io_uring may make rings, and no other. Each refuses all commands but those of FUSE; code that
+got into the process could make one that does not, but io_uring(7) has no command for what
+callfilter.py refuses.
 
 Python loads code late, and the C library too: a root directory that a volume's user writes to must
 never be where they look. So what may be needed later is loaded first, and the search is ended.
@@ -95,10 +98,10 @@ def kept(*, by_handle: bool) -> int:
     return sum(1 << KEPT[name][0] for name in wanted)
 
 
-def enter(source_fd: int, *, by_handle: bool) -> int:
+def enter(source_fd: int, *, by_handle: bool, by_ring: bool) -> int:
     """Confine this process to the directory *source_fd*, a descriptor that is taken.
 
-    It may open files *by_handle* afterwards, or not.
+    It may open files *by_handle* afterwards, or not, and make rings of io_uring(7), or not.
 
     For a process of one thread that has nothing else open that leads to the host. After a failure
     it is confined in part and must end.
@@ -116,7 +119,7 @@ def enter(source_fd: int, *, by_handle: bool) -> int:
         _look_no_further(load())
         links_fd, root_fd = _enter_namespaces(source_fd)
         fdpath.work_in(links_fd)
-        _give_up_privileges(by_handle=by_handle)
+        _give_up_privileges(by_handle=by_handle, by_ring=by_ring)
     except OSError as error:
         what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         raise SandboxError(f"{what}{error.strerror or error}") from error
@@ -179,11 +182,12 @@ def _detach_own_kind() -> None:
         before = found
 
 
-def _give_up_privileges(*, by_handle: bool) -> None:
+def _give_up_privileges(*, by_handle: bool, by_ring: bool) -> None:
     privileges.forbid_new_privileges()
     privileges.forbid_dumps()
     privileges.limit_capabilities(kept(by_handle=by_handle))
-    privileges.filter_calls(callfilter.program(os.uname().machine, by_handle=by_handle))
+    rules = callfilter.program(os.uname().machine, by_handle=by_handle, by_ring=by_ring)
+    privileges.filter_calls(rules)
 
 
 @functools.cache

@@ -16,19 +16,21 @@ from typing import Final, Protocol, cast
 
 import msgspec
 
-from passthrough import credentials, filehandles, memory, sandbox
+from passthrough import credentials, filehandles, memory, running, sandbox
 from passthrough.config import (
     Config,
     InodeFileHandles,
     OptionError,
     Sandbox,
     Session,
+    Transport,
     session_of,
 )
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
 from passthrough.sandbox import SandboxError
+from passthrough.session import uring
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ def serve(
     without_handles = ""
     if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
         without_handles = filehandles.without_handles(handover.source_fd)
-    config, notes = decide(handover.config, without_handles)
+    config, notes = decide(handover.config, without_handles, _without_rings(handover.config))
     for note in notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
@@ -124,11 +126,26 @@ def serve(
         fs.close()
 
 
+def _without_rings(config: Config) -> str:
+    """Why requests cannot come over io_uring, if they are to; tries what it takes."""
+    if config.transport is not Transport.IO_URING:
+        return ""
+    if reason := running.without_rings():
+        return reason
+    try:
+        uring.Ring().close()
+        running.possible_processors()  # for later, when /sys is out of sight
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
 def _confine(config: Config, source_fd: int) -> int:
     """Take from this process what it does not need; gives the source as seen from then on."""
     if config.sandbox is Sandbox.NAMESPACE:
         by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
-        return sandbox.enter(source_fd, by_handle=by_handle)
+        by_ring = config.transport is Transport.IO_URING
+        return sandbox.enter(source_fd, by_handle=by_handle, by_ring=by_ring)
     credentials.keep_capabilities()
     return source_fd
 

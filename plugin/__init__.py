@@ -38,5 +38,6 @@ and Path answer from memory and never touch a mount, because dockerd forgets a v
 fails. And each volume has a lock of its own: a source that hangs holds up its volume and no other.
 
 From the package `passthrough` come the contract with a worker (config, handover), the system calls
-around a mount (mount, mountinfo, filehandles, syscalls), and nothing of the file system itself.
+around a mount (mount, mountinfo, filehandles, syscalls), what the machine has (running), and
+nothing of the file system itself.
 """

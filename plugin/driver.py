@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import trio
 
+from passthrough import running
 from passthrough.config import Config
-from passthrough.decisions import decide, described
+from passthrough.decisions import described
 from plugin import blocking, options
 from plugin.errors import (
     InvalidOption,
@@ -94,12 +95,13 @@ class Driver:
             if present is not None:
                 self._refuse_difference(present, wanted)
                 return Reply()
+            notes = options.decided(wanted.config, running.without_rings())
             if wanted.source is not None:
                 await self._look_at(wanted.source, wanted.config, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
             await trio.to_thread.run_sync(self._store, record, wanted.config)
             self._volumes[name] = Volume(record)
-        for note in decide(wanted.config).notes:
+        for note in notes:
             log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
         return Reply()

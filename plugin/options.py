@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from passthrough.config import Config, OptionError, as_text, canonical, parse_options
-from passthrough.decisions import decide
+from passthrough.decisions import Note, decide
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
@@ -48,6 +48,18 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     if source is not None:
         _check_text(source)
     return VolumeOptions(source, config)
+
+
+def decided(config: Config, without_rings: str) -> tuple[Note, ...]:
+    """What does not apply of a new volume's *config*, on a machine *without_rings* for a reason.
+
+    Raises:
+        InvalidOption: what it demands cannot be had.
+    """
+    try:
+        return decide(config, without_rings=without_rings).notes
+    except OptionError as error:
+        raise InvalidOption(str(error)) from error
 
 
 def has_source(given: Mapping[str, str]) -> bool:

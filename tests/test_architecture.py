@@ -22,20 +22,26 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 # surrounds a mount; the benchmarks start the programs, and look at mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
-    "plugin": {"config", "decisions", "filehandles", "handover", "mount", "mountinfo", "syscalls"},
+    "plugin": {
+        *("config", "decisions", "filehandles", "handover", "mount", "mountinfo", "running"),
+        "syscalls",
+    },
     "benchmarks": {"config", "mount", "mountinfo", "syscalls"},
 }
 
 # Each foreign library, and the only modules that know it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
-    # listing.py makes the buffer that getdents64(2) fills, and calls nothing.
+    # listing.py makes the buffer that getdents64(2) fills, rings.py the one that the kernel puts
+    # requests into; neither calls anything.
     "ctypes": {
         "passthrough/syscalls.py",
         "passthrough/filecalls.py",
         "passthrough/privileges.py",
         "passthrough/listing.py",
         "passthrough/memory.py",
+        "passthrough/session/rings.py",
+        "passthrough/session/uring.py",
     },
     "docker": {"plugin/engine.py"},
     "hypercorn": {"plugin/server.py"},

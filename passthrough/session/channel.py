@@ -1,7 +1,7 @@
 """How requests come and answers go: what a session needs of a transport, and /dev/fuse as one.
 
-A channel knows headers and bytes, and nothing of what they mean. Any number of threads may use one
-at once, each with a request of its own.
+A channel knows headers and bytes, and nothing of what they mean. Any number of threads may use that
+of /dev/fuse at once, each with a request of its own.
 """
 
 import errno
@@ -37,6 +37,11 @@ _ONE_PIECE: Final = 4096
 _ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _NOBODY_WAITS: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPERM})
 _LEFT: Final = -1
+
+
+def checked_errno(number: int) -> int:
+    """*number*, or EIO where the kernel would not take it."""
+    return number if 0 < number <= _LAST_ERRNO else errno.EIO
 
 
 class Channel(Protocol):
@@ -142,10 +147,8 @@ class DeviceChannel:
 
     def fail(self, unique: int, number: int) -> None:
         """Answer with an errno."""
-        if not 0 < number <= _LAST_ERRNO:
-            number = errno.EIO
         try:
-            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
+            os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -checked_errno(number), unique))
         except OSError as error:
             self._undelivered(error)
 

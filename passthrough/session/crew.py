@@ -21,68 +21,33 @@ would keep a megabyte of that from going back.
 import _thread
 import errno
 import logging
-import resource
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
 from passthrough.errors import os_error
-from passthrough.session.abi import Opcode
 from passthrough.session.channel import Channel
+from passthrough.session.members import (
+    ENOUGH_FOR_SLOW,
+    LATE_LOOKS,
+    QUIET_LOOKS,
+    SLOW_LOOKS,
+    Interval,
+    Member,
+    let_finish,
+    moved,
+)
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 
 log = logging.getLogger(__name__)
 
-# How often the main thread looks while there is work: a compromise between the time that callers
-# wait for a thread and the processor time that looking takes.
-LOOK_S: Final = 0.005
 # More callers than this that all hang are beyond help; who waits for a lock does not count.
 _MOST: Final = 256
-# So many looks in a row are believed though they come late, as on a machine with too much to do.
-_LATE_LOOKS: Final = 4
-# Where the host is slow and not stuck, more callers at once than this gain little. Who waits for a
-# processor looks as slow, and a second thread makes that worse; so it takes this many looks.
-_ENOUGH_FOR_SLOW: Final = 8
-_SLOW_LOOKS: Final = 10
-# The part of the time that goes into computing from which on nobody is held up by the host.
-_BUSY: Final = 0.4
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 20
-# So many looks in a row without a request: the main thread stops looking until there is one.
-_QUIET_LOOKS: Final = 20
-# How long to wait for other threads, at least and at most, where they may be about to give way.
-_PASS_S: Final = 0.001
-_MOST_PASS_S: Final = 0.02
 # The places that are made at the start, and kept.
 _KEPT: Final = 4
-
-
-class _Member:
-    """The place of one thread, as the main thread sees it."""
-
-    __slots__ = ("alone", "moved", "request", "waits")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        """What it works at."""
-        self.alone = (self,)
-        self.waits = True
-        """Whether it waits for a request."""
-        self.moved = False
-        """Whether it has taken a request since the main thread looked."""
-
-    def waits_for_lock(self) -> bool:
-        """Whether it waits for somebody to give a lock up, perhaps."""
-        return self.request.opcode == Opcode.SETLKW
-
-    def forgets(self) -> bool:
-        """Whether it gives tens of thousands of inodes back, perhaps.
-
-        That takes longer than a look, waits for nobody, and no second thread hurries it.
-        """
-        return not self.waits and self.request.opcode == Opcode.BATCH_FORGET
 
 
 class Crew:
@@ -98,15 +63,15 @@ class Crew:
         self._wake = wake
         self._receive, self._answer, self._begin = channel.receive, session.answer, self._work
         self._lock = threading.Lock()
-        self._members: set[_Member] = set()
-        self._free: list[_Member] = []
+        self._members: set[Member] = set()
+        self._free: list[Member] = []
         self._wanted = 1
         self._stopped = False
         self._full = False
         self._short = False
         self._held_up = 0
         self._calm = self._quiet = 0
-        self._looked = self._computed = 0.0
+        self._interval = Interval()
         self.resting = False
         """Whether nothing happens, and nobody need look until woken."""
         self.ended = False
@@ -122,7 +87,7 @@ class Crew:
         """
         self._session.about_to_block = self.about_to_block
         self._session.let_others_finish = self.let_others_finish
-        self._free = [_Member(self._channel.open_request()) for _ in range(_KEPT)]
+        self._free = [Member(self._channel.open_request()) for _ in range(_KEPT)]
         self._grow(1)
         if not self._members and not self.ended:
             raise os_error(errno.EAGAIN)
@@ -157,59 +122,32 @@ class Crew:
         """
         if len(self._members) == 1:
             return False
-        # Who has taken a request may not have come to say so.
-        time.sleep(_PASS_S)
-        others = [
-            (member, member.request.unique)
-            for member in tuple(self._members)
-            if member.request is not request and not member.waits_for_lock()
-        ]
-        deadline = time.monotonic() + _MOST_PASS_S
-        while time.monotonic() < deadline:
-            if all(one.waits or one.request.unique != unique for one, unique in others):
-                break
-            time.sleep(_PASS_S)
+        let_finish(tuple(self._members), request)
         return True
 
     def look(self) -> None:
         """See whether there are too few threads, or too many; to be called every `LOOK_S`."""
         members = tuple(self._members)
-        moved = self._moved(members)
+        taken = moved(members)
         full = not any(member.waits for member in members)
-        held_up = full and self._full and not self._computes(members)
+        self._interval.end()
+        computes = self._interval.busy or any(member.forgets() for member in members)
+        held_up = full and self._full and not computes
         self._held_up = self._held_up + 1 if held_up else 0
-        if moved:
-            if self._held_up >= _SLOW_LOOKS and len(members) < _ENOUGH_FOR_SLOW:
+        if taken:
+            if self._held_up >= SLOW_LOOKS and len(members) < ENOUGH_FOR_SLOW:
                 self._held_up = 0
                 self._grow(1)
-        elif self._held_up >= (_LATE_LOOKS if self._late() else 1):
+        elif self._held_up >= (LATE_LOOKS if self._interval.late else 1):
             self._grow(len(members))
-        self._quiet = 0 if full or moved else self._quiet + 1
+        self._quiet = 0 if full or taken else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._full = full
-        self._looked, self._computed = time.monotonic(), _computed()
         if self._calm >= _CALM_LOOKS:
             self._calm = 0
             self._wanted = min(self._wanted, max(1 + self.at_work(), len(members) // 2))
-        if self._quiet >= _QUIET_LOOKS:
+        if self._quiet >= QUIET_LOOKS:
             self._rest()
-
-    def _moved(self, members: tuple[_Member, ...]) -> bool:
-        """Whether a request was taken since the last look."""
-        movers = [member for member in members if member.moved]
-        for member in movers:
-            member.moved = False
-        return bool(movers)
-
-    def _late(self) -> bool:
-        """Whether this look comes late: others have the processors, and it alone says little."""
-        return time.monotonic() - self._looked > 2 * LOOK_S
-
-    def _computes(self, members: tuple[_Member, ...]) -> bool:
-        """Whether it is this process that was busy since the last look, rather than the host."""
-        elapsed = time.monotonic() - self._looked
-        busy = _computed() - self._computed > elapsed * _BUSY
-        return busy or any(member.forgets() for member in members)
 
     def _rest(self) -> None:
         """Look no more, once those have left who are not needed, or with them if that cannot be."""
@@ -217,7 +155,7 @@ class Crew:
         too_many = len(self._members) - self._wanted
         if too_many > 0 and self._session.nudge(too_many):
             return
-        self._looked = self._computed = 0.0
+        self._interval.forget()
         self._channel.rest()
         self._session.rest()
         self.resting = True
@@ -243,7 +181,7 @@ class Crew:
         with self._lock:
             member = self._free.pop() if self._free else None
         if member is None:
-            member = _Member(self._channel.open_request())
+            member = Member(self._channel.open_request())
         with self._lock:
             if self._stopped or len(self._members) >= _MOST + self._session.waiting():
                 return
@@ -257,14 +195,14 @@ class Crew:
                 self._wanted = max(1, len(self._members))
             raise
 
-    def _part(self, member: _Member) -> None:
+    def _part(self, member: Member) -> None:
         """One thread less, whose place is free; under the lock."""
         self._members.discard(member)
         member.request.clear()
         if len(self._free) < _KEPT:
             self._free.append(member)
 
-    def _work(self, me: _Member) -> None:
+    def _work(self, me: Member) -> None:
         try:
             self._serve(me)
         except Exception as error:  # a thread less is a caller that waits for ever, and soon all
@@ -277,8 +215,9 @@ class Crew:
                 if self.ended and not self._stopped:
                     self._wake()
 
-    def _serve(self, me: _Member) -> None:
-        receive, answer, request = self._receive, self._answer, me.request
+    def _serve(self, me: Member) -> None:
+        receive, answer = self._receive, self._answer
+        request, channel = me.request, self._channel
         while receive(request):
             me.waits = False
             me.moved = True
@@ -286,7 +225,7 @@ class Crew:
                 self._look_again()
             if self._stopped:
                 return
-            answer(request)
+            answer(request, channel)
             if len(self._members) > self._wanted and self._leaves(me):
                 return
             me.waits = True
@@ -298,16 +237,10 @@ class Crew:
             if not self._stopped:
                 self._wake()
 
-    def _leaves(self, me: _Member) -> bool:
+    def _leaves(self, me: Member) -> bool:
         """Whether there are still more than are wanted, and this one leaves."""
         with self._lock:
             too_many = len(self._members) > self._wanted
             if too_many:
                 self._members.discard(me)
         return too_many
-
-
-def _computed() -> float:
-    """The processor time that this process has spent, in seconds."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

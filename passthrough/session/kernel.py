@@ -9,6 +9,9 @@ handlers/           one function per opcode, and the table of them
 notifications.py    what the kernel is told unasked
 backing.py          which files of the host the kernel reads and writes itself
 crew.py             the threads
+uring.py, rings.py  requests over io_uring in place of /dev/fuse
+queues.py           the threads for that
+members.py          what is seen of a thread
 ending.py           signals, and the end of the keeper
 """
 
@@ -16,17 +19,22 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from passthrough.config import Passthrough
+from passthrough import running
+from passthrough.config import Passthrough, Transport
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import ending
 from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
-from passthrough.session.crew import LOOK_S, Crew
+from passthrough.session.crew import Crew
 from passthrough.session.handlers.table import HANDLERS
+from passthrough.session.members import LOOK_S
+from passthrough.session.queues import Queues
+from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
+from passthrough.session.uring import Ring
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +50,8 @@ def run(
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
-    Requests in hand are answered first. Takes *fuse_fd*. Calls *serving* when the kernel has been
-    greeted. The keeper has ended when *keeper_fd*, a pipe, has no writer left. To be called by the
+    Requests in hand are answered first. Takes *fuse_fd*. Calls *serving* when requests are
+    answered. The keeper has ended when *keeper_fd*, a pipe, has no writer left. To be called by the
     main thread, which does nothing but wait.
 
     Raises:
@@ -54,15 +62,22 @@ def run(
     session = Session(fs, channel, HANDLERS)
     try:
         _greet(session, channel, fuse_fd)
-        serving(_without_passthrough(session))
+        without_passthrough = _without_passthrough(session)
         with ending.woken() as (woken_fd, wake):
             crew = Crew(session, channel, wake)
-            crew.start()
-            _wait_for_end(crew, channel, woken_fd, keeper_fd)
-            crew.stop()
-        _wait_for_requests(crew)
-        if crew.error is not None:
-            raise crew.error
+            queues = _queues(session, channel, fuse_fd, wake)
+            try:
+                crew.start()
+                queues.start()
+                serving(without_passthrough)
+                _wait_for_end(crew, queues, channel, woken_fd, keeper_fd)
+            finally:
+                crew.stop()
+                queues.stop()
+        _wait_for_requests(crew, queues)
+        for error in (crew.error, queues.error):
+            if error is not None:
+                raise error
     finally:
         channel.leave()
         os.close(fuse_fd)
@@ -74,7 +89,7 @@ def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
     while session.agreed is None:
         if not channel.receive(request):
             raise OSError(errno.EBADF, f"no FUSE mount speaks through descriptor {fuse_fd}")
-        session.answer(request)
+        session.answer(request, channel)
         if session.broken is not None:
             raise session.broken
 
@@ -90,24 +105,43 @@ def _without_passthrough(session: Session) -> str:
     return why
 
 
-def _wait_for_end(crew: Crew, channel: DeviceChannel, woken_fd: int, keeper_fd: int | None) -> None:
+def _queues(
+    session: Session, channel: DeviceChannel, fuse_fd: int, wake: Callable[[], object]
+) -> Queues:
+    """The threads for io_uring: of every processor, or of none."""
+    processors: Sequence[int] = ()
+    if session.fs.config.transport is Transport.IO_URING:
+        if not session.uses(Init.OVER_IO_URING):
+            why = session.why_not(Init.OVER_IO_URING)
+            raise OSError(errno.EPROTO, f"option 'transport': 'io_uring' cannot be had: {why}")
+        processors = running.possible_processors()
+    return Queues(
+        session, lambda number: RingChannel(Ring(), fuse_fd, number, channel), processors, wake
+    )
+
+
+def _wait_for_end(
+    crew: Crew, queues: Queues, channel: DeviceChannel, woken_fd: int, keeper_fd: int | None
+) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
     poll = ending.poll_of(woken_fd, keeper_fd)
-    while not crew.ended:
-        for fd, _ in poll.poll(None if crew.resting else LOOK_S * _MS_PER_S):
+    while not crew.ended and queues.error is None:
+        resting = crew.resting and queues.resting
+        for fd, _ in poll.poll(None if resting else LOOK_S * _MS_PER_S):
             if fd == keeper_fd:
                 log.info(ending.KEEPER_ENDED)
                 return
             if os.read(fd, _MANY).strip(ending.WAKE):
                 return  # a signal: its number is what was written
         crew.look()
+        queues.look()
         channel.polling.look()
 
 
-def _wait_for_requests(crew: Crew) -> None:
+def _wait_for_requests(crew: Crew, queues: Queues) -> None:
     """Give what is in hand time to be answered; it takes no longer, unless the host hangs."""
     deadline = time.monotonic() + _PATIENCE_S
-    while crew.at_work() and time.monotonic() < deadline:
+    while crew.at_work() + queues.at_work() and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_S)
-    if left := crew.at_work():
+    if left := crew.at_work() + queues.at_work():
         log.warning("%d requests hang in the host's file system and are left unanswered", left)

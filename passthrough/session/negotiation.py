@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from passthrough.config import CachePolicy, Config, Locks, Passthrough
+from passthrough.config import CachePolicy, Config, Locks, Passthrough, Transport
 from passthrough.session import abi
 from passthrough.session.abi import Init
 
@@ -147,6 +147,11 @@ FEATURES: Final = (
     Feature(Init.SUBMOUNTS, _always, "a device number of its own for each mount below the source"),
     Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again, and not dropped"),
     Feature(Init.HAS_RESEND, _always, "requests that come again when a worker has died with them"),
+    Feature(
+        Init.OVER_IO_URING,
+        lambda config: config.transport is Transport.IO_URING,
+        "requests over io_uring, on the processor where they are made, with transport=io_uring",
+    ),
     Feature(
         Init.CREATE_SUPP_GROUP,
         _never,

@@ -28,8 +28,7 @@ class Session:
     """What handlers have at hand. Threads share it."""
 
     __slots__ = (
-        *("_channel", "_handlers"),
-        *("about_to_block", "agreed", "backings", "broken", "fs"),
+        *("_handlers", "about_to_block", "agreed", "backings", "broken", "fs"),
         *("let_others_finish", "notifier", "passes_through"),
         "umask",
     )
@@ -41,7 +40,10 @@ class Session:
         handlers: Mapping[int, Handler],
         agreed: Agreed | None = None,
     ) -> None:
-        """Serve *fs* on *channel*; *agreed* is what a session before this one has negotiated."""
+        """Serve *fs*, and tell the kernel what it does not ask for through *channel*.
+
+        *agreed* is what a session before this one has negotiated.
+        """
         self.fs = fs
         self.notifier = Notifier(channel)
         self.backings = Backings(channel, always_direct=not fs.config.allow_direct_io)
@@ -58,7 +60,6 @@ class Session:
         """Give way to what was taken from the kernel before a request; whether there was any."""
         self.about_to_block: Callable[[], None] = _nothing
         """To be called before what is known to wait for the host's disk, or for somebody else."""
-        self._channel = channel
         # By plain numbers, which are faster to find than members of an enumeration.
         self._handlers = {int(opcode): handler for opcode, handler in handlers.items()}
 
@@ -67,7 +68,9 @@ class Session:
         return len(self.fs.waits)
 
     def nudge(self, count: int) -> bool:
-        """Have the kernel send *count* requests that want nothing; whether they will come."""
+        """Have /dev/fuse bring *count* requests that want nothing; whether they will come."""
+        if self.uses(Init.OVER_IO_URING):  # which they would come by
+            return False
         number = self.fs.inodes.some_file()
         if number is None:
             return False
@@ -101,27 +104,27 @@ class Session:
         if self.umask is not None:
             self.umask.set(mask)
 
-    def answer(self, request: Request) -> None:
-        """Handle what was received into *request*, and answer it."""
+    def answer(self, request: Request, channel: Channel) -> None:
+        """Handle what was received into *request* from *channel*, and answer it there."""
         try:
             request.decode()
             handler = self._handlers.get(request.opcode)
             if handler is None:
-                self._channel.fail(request.unique, errno.ENOSYS)
+                channel.fail(request.unique, errno.ENOSYS)
                 return
             body = handler(self, request)
         except OSError as error:
             if request.opcode in WITHOUT_ANSWER:
                 log.warning("%s: %s", _named(request.opcode), error)
             else:
-                self._channel.fail(request.unique, error.errno or errno.EIO)
+                channel.fail(request.unique, error.errno or errno.EIO)
         except Exception:
             log.exception("%s failed by a mistake of this program", _named(request.opcode))
             if request.opcode not in WITHOUT_ANSWER:
-                self._channel.fail(request.unique, errno.EIO)
+                channel.fail(request.unique, errno.EIO)
         else:
             if body is not None:
-                self._channel.reply(request.unique, body)
+                channel.reply(request.unique, body)
 
 
 def _nothing() -> None:

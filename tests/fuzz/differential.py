@@ -22,6 +22,7 @@ from tests.fuzz.known import DIFFERENCES, Difference
 from tests.fuzz.mounts import Ways
 from tests.support.callers import MEMBER, ROOT, TEAM_GID, USER
 from tests.support.mounted import Mounted, mounted
+from tests.support.rings import switched_for
 
 Step = tuple[object, ...]
 
@@ -246,7 +247,8 @@ def ground(ways: Ways) -> Iterator[Ground]:
         base.chmod(0o755)
         bare = base / "bare"
         bare.mkdir()
-        served = stack.enter_context(mounted(base, ways.options))
+        with switched_for(ways.options):
+            served = stack.enter_context(mounted(base, ways.options))
         # What it says at its start is about options, and every mount with these says it.
         sides = Ground(ways, bare, served, logged=len(served.logged().encode()))
         for name, caller in CALLERS.items():

@@ -47,6 +47,7 @@ _OPTIONS: Mapping[str, Ways] = {
     "no xattr": Ways({"cache": "metadata", "xattr": "false"}, _RAMFS),
     "unopened": Ways({"cache": "always", "no_open": "true", "no_opendir": "true"}),
     "acl": Ways({"cache": "metadata", "posix_acl": "true"}),
+    "over io_uring": Ways({"cache": "auto", "transport": "io_uring"}),
     "passed through": Ways({"cache": "auto", "passthrough": "on"}),
     "passed through, always": Ways({"cache": "always", "passthrough": "on"}),
 }

@@ -21,6 +21,7 @@ from passthrough.config import (
     Session,
     Squash,
     Submounts,
+    Transport,
     as_text,
     canonical,
     parse_options,
@@ -64,6 +65,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     },
     "submounts": {"cross": Submounts.CROSS, "HIDE": Submounts.HIDE},
     "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "transport": {"auto": Transport.AUTO, "dev": Transport.DEV, "IO_URING": Transport.IO_URING},
     "passthrough": {
         "auto": Passthrough.AUTO,
         "ON": Passthrough.ON,
@@ -369,14 +371,15 @@ def test_what_the_session_cannot_express_is_refused_with_the_reason(
 ) -> None:
     """Also with the session that `auto` takes here."""
     monkeypatch.setattr(running, "linux_release", lambda: (6, 8))
+    wish = "io_uring" if option == "transport" else "on"
     with pytest.raises(OptionError) as refused:
-        parse_options({option.upper(): "on", **session})
+        parse_options({option.upper(): wish, **session})
 
     named = session.get("session", "auto")
-    accepted = "auto or off" if option == "passthrough" else "false"
+    instead = {"passthrough": "auto or off", "transport": "auto or dev"}
     assert str(refused.value) == (
-        f"option {option.upper()!r}: 'on' cannot be had with session={named}: {why};"
-        f" expected {accepted}"
+        f"option {option.upper()!r}: {wish!r} cannot be had with session={named}: {why};"
+        f" expected {instead.get(option, 'false')}"
     )
 
 
@@ -420,6 +423,7 @@ def test_every_option_is_shown_as_text() -> None:
         "inode_file_handles": "prefer",
         "submounts": "cross",
         "session": "auto",
+        "transport": "auto",
         "passthrough": "auto",
         "map_uid": "none",
         "map_gid": "none",

@@ -17,6 +17,7 @@ from passthrough.config import (
     Passthrough,
     Session,
     Squash,
+    Transport,
     as_text,
     parse_options,
 )
@@ -285,3 +286,45 @@ def test_handles_that_the_source_has_not_cannot_be_mandatory() -> None:
         " expected prefer or never"
     )
     assert decide(config).config.inode_file_handles is InodeFileHandles.MANDATORY
+
+
+OFF = "no administrator has switched it on"
+
+
+@pytest.mark.parametrize(
+    ("asked", "session", "told"),
+    [
+        (Transport.AUTO, Session.KERNEL, "dev: the kernel sends again what a worker has not"),
+        (Transport.AUTO, Session.LIBFUSE, "dev: pyfuse3 reads /dev/fuse itself"),
+        (Transport.DEV, Session.KERNEL, "dev: as asked for"),
+        (Transport.IO_URING, Session.KERNEL, "io_uring: as asked for"),
+    ],
+)
+def test_the_transport_is_told_with_the_reason(
+    asked: Transport, session: Session, told: str
+) -> None:
+    config = Config(session=session, transport=asked)
+
+    applies = decide(config).config
+
+    assert str(described(config)["transport"]).startswith(told)
+    assert told.startswith(f"{applies.transport}: ")
+    assert decide(applies).config == applies
+
+
+def test_nobody_needs_rings_who_is_not_to_use_them() -> None:
+    for asked in (Transport.AUTO, Transport.DEV):
+        config = Config(session=Session.KERNEL, transport=asked)
+        assert decide(config, without_rings=OFF).config.transport is Transport.DEV
+
+
+@pytest.mark.parametrize(
+    ("session", "reason"), [(Session.KERNEL, OFF), (Session.LIBFUSE, "pyfuse3 reads /dev/fuse")]
+)
+def test_rings_that_cannot_be_had_are_refused(session: Session, reason: str) -> None:
+    config = Config(session=session, transport=Transport.IO_URING)
+
+    with pytest.raises(OptionError, match=reason) as refused:
+        decide(config, without_rings=OFF)
+
+    assert (refused.value.option, refused.value.accepted) == ("transport", "auto or dev")

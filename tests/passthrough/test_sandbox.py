@@ -132,7 +132,7 @@ def test_the_filter_alone_decides_on_opening_by_handle(*, held: bool, error: str
     """Whatever a kernel asks of the capability for."""
 
     def opening() -> str:
-        rules = callfilter.program(os.uname().machine, by_handle=held)
+        rules = callfilter.program(os.uname().machine, by_handle=held, by_ring=False)
         privileges.filter_calls(rules)
         return str(PROBES["by_handle"](""))
 
@@ -292,7 +292,7 @@ def refusal(become: Callable[[], object]) -> str:
     def entering() -> str:
         become()
         try:
-            sandbox.enter(os.open("/", os.O_PATH), by_handle=True)
+            sandbox.enter(os.open("/", os.O_PATH), by_handle=True, by_ring=False)
         except sandbox.SandboxError as error:
             return str(error)
         return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from passthrough import running
 from passthrough.config import Config, automatic
 from plugin.driver import Driver
 from plugin.errors import PluginError, RegistryFailed
@@ -443,3 +444,24 @@ async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> N
             with pytest.raises(PluginError):
                 await driver.remove(VolumeRequest(name=f"v{number}"))
         assert not len(driver._turns)
+
+
+async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "without_rings", lambda: "they are switched off")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        opts = {"session": "kernel", "transport": "io_uring"}
+        refused = await dockerd.call("Create", Name="v", Opts=opts)
+        assert refused.status == 400
+        assert "option 'transport': 'io_uring' cannot be had" in refused.error
+        assert "they are switched off" in refused.error
+
+        await dockerd.do("Create", Name="v", Opts={"session": "kernel"})
+        status = (await dockerd.volume("v"))["Status"]
+        assert status["transport"].startswith("dev: the kernel sends again")
+        assert status["options"]["transport"] == "dev"
+        monkeypatch.setattr(running, "without_rings", str)
+        await dockerd.do("Create", Name="w", Opts=opts)
+        monkeypatch.setattr(running, "without_rings", lambda: "they are switched off")
+        assert (await dockerd.volume("w"))["Status"]["transport"] == "io_uring: as asked for"

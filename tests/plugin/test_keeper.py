@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from passthrough.config import Config
+from passthrough.config import Config, Session, Transport
 from passthrough.mount import mount, unmount
 from plugin import worker as worker_module
 from plugin.errors import CannotStart
@@ -18,12 +18,13 @@ from tests.support.dockerd import mounted
 from tests.support.fake_worker import command
 from tests.support.orders import NAME, SERVE, in_thread, order
 from tests.support.processes import workers
+from tests.support.rings import switched_on
 
 
-async def lose_worker(keeper: Keeper, source: Path) -> str:
+async def lose_worker(keeper: Keeper, source: Path, config: Config | None = None) -> str:
     """Mount, kill the worker, and give what the keeper tells of it."""
     send, receive = trio.open_memory_channel[str](1)
-    await keeper.mount(order(source, lost=send.send_nowait))
+    await keeper.mount(order(source, lost=send.send_nowait, config=config or Config()))
     os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
     return await receive.receive()
 
@@ -68,6 +69,25 @@ async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
         with pytest.raises(OSError, match="not connected"):
             await in_thread(os.listdir, keeper.target(NAME))
         assert mounted(mounts) == ["data"]
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+@pytest.mark.logs("volume data: its mount is not whole, making a new one")
+async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
+    mounts: Path, source: Path
+) -> None:
+    over_rings = Config(session=Session.KERNEL, transport=Transport.IO_URING)
+    async with keeping(mounts) as keeper:
+        with switched_on():
+            assert await lose_worker(keeper, source, over_rings) == (
+                "its worker was killed by SIGKILL"
+            )
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread(os.listdir, keeper.target(NAME))
+        with switched_on():
+            await keeper.mount(order(source, config=over_rings))
+        await in_thread((keeper.target(NAME) / "file").write_text, "hello")
+        assert (source / "file").read_text() == "hello"
 
 
 @pytest.mark.logs("volume data: bug in watching worker [0-9]+")

@@ -9,6 +9,7 @@ itself; `large` keeps a long test away from the policies that share their listin
 `libfuse_lacks(feature, seen)` does so where libfuse serves. docs/sessions.md lists the latter.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -24,6 +25,7 @@ import pytest
 
 from tests.support.callers import MEMBER, ROOT, USER, Caller
 from tests.support.mounted import Mounted, mounted
+from tests.support.rings import switched_for
 
 TEST_LIMIT_S = 90.0
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
@@ -34,7 +36,7 @@ class Place:
     """One column of the battery: a session with a cache policy, or a bare directory; a caller.
 
     *handles* is the option inode_file_handles, *passthrough* the option of that name: with `auto`,
-    `kernel` has it on with every policy but `metadata`.
+    `kernel` has it on with every policy but `metadata`. *transport* is the option of that name.
     """
 
     session: str | None
@@ -43,6 +45,7 @@ class Place:
     large: bool = True
     handles: str = "prefer"
     passthrough: str = "auto"
+    transport: str = "auto"
 
     @property
     def id(self) -> str:
@@ -52,6 +55,8 @@ class Place:
             where += f"-handles-{self.handles}"
         if self.passthrough != "auto":
             where += f"-passthrough-{self.passthrough}"
+        if self.transport != "auto":
+            where += f"-{self.transport}"
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
@@ -76,6 +81,9 @@ PLACES = [
     Place("kernel", "always", ROOT, passthrough="off"),
     Place("kernel", "never", ROOT, large=False, passthrough="off"),
     Place("kernel", "auto", USER, large=False, passthrough="off"),
+    Place("kernel", "auto", ROOT, transport="io_uring"),
+    Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
+    Place("kernel", "auto", USER, large=False, transport="io_uring"),
 ]
 
 
@@ -165,8 +173,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
                 "cache": wanted.policy,
                 "inode_file_handles": wanted.handles,
                 "passthrough": wanted.passthrough,
+                "transport": wanted.transport,
             }
-            with mounted(base, options) as served:
+            with contextlib.ExitStack() as stack:
+                with switched_for(options):
+                    served = stack.enter_context(mounted(base, options))
                 yield Ground(wanted, served.mountpoint, served.source, served)
     finally:
         shutil.rmtree(base)

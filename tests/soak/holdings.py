@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from tests.soak.crowd import forget
 from tests.support.mounted import Mounted, device_of
 from tests.support.processes import children
+from tests.support.rings import rings
 
 LIMIT_S = 30.0
 POLL_S = 0.2
@@ -36,6 +37,7 @@ class Holdings(NamedTuple):
     descriptors: Counter[str]
     """What its open descriptors lead to."""
     threads: int
+    """Without those that have a ring of io_uring each: they stay, queues.py."""
     processes: Mapping[int, str]
     """Its own children and its parent's other ones, with their state: Z is a zombie."""
     unanswered: int
@@ -76,7 +78,7 @@ class Watch(NamedTuple):
         return Holdings(
             answer["held"],
             _descriptors(pid),
-            len(os.listdir(f"/proc/{pid}/task")),
+            len(os.listdir(f"/proc/{pid}/task")) - rings(pid),
             {other: _status(other)["State"] for other in others},
             _unanswered(self.served.mountpoint),
         )

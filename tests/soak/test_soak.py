@@ -7,7 +7,7 @@ what the source holds, and that is what everybody foresees; and when the files h
 the worker holds what it held before there were any: inodes, open files, locks, descriptors,
 threads, as many as then. Its memory is what it was after the first lap.
 
-Two minutes, half for each session. An hour, by hand:
+Two minutes, shared by the sessions, and `kernel` over io_uring beside /dev/fuse. An hour, by hand:
 
     PASSFS_SOAK_SECONDS=3600 make test ARGS='tests/soak -rP'
 
@@ -32,10 +32,15 @@ from tests.fuzz.differential import ALARMING
 from tests.soak.crowd import Lap, noting
 from tests.soak.holdings import Holdings, Memory, Watch
 from tests.support.mounted import mounted
+from tests.support.rings import switched_for
 
 SECONDS = float(os.environ.get("PASSFS_SOAK_SECONDS", "120"))
 SEED = os.environ.get("PASSFS_SOAK_SEED", "0")
-SESSIONS = ("kernel", "libfuse")
+SUBJECTS = {
+    "kernel": {"session": "kernel"},
+    "libfuse": {"session": "libfuse"},
+    "kernel over io_uring": {"session": "kernel", "transport": "io_uring"},
+}
 LAPS = 3
 LONGEST_LAP_S = 300.0
 # For what comes after each lap: reading everything three times, removing it, settling.
@@ -57,7 +62,7 @@ SHOWN = 50
 
 def laps() -> list[float]:
     """How long each lap takes, in seconds."""
-    each = SECONDS / len(SESSIONS)
+    each = SECONDS / len(SUBJECTS)
     number = max(LAPS, round(each / LONGEST_LAP_S))
     return [each / number] * number
 
@@ -71,19 +76,21 @@ def base() -> Iterator[Path]:
         yield path
 
 
-@pytest.mark.timeout(SECONDS / len(SESSIONS) + len(laps()) * SLACK_S)
-@pytest.mark.parametrize("session", SESSIONS)
-def test_nothing_goes_wrong_and_nothing_is_left_over(base: Path, session: str) -> None:
+@pytest.mark.timeout(SECONDS / len(SUBJECTS) + len(laps()) * SLACK_S)
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_nothing_goes_wrong_and_nothing_is_left_over(base: Path, subject: str) -> None:
     with ExitStack() as stack:
         ours, theirs = map(stack.enter_context, socket.socketpair())
         program = "tests.support.watched"
-        given = (base, {"session": session}, DESCRIPTORS)
-        served = stack.enter_context(mounted(*given, program=program, stdin=theirs.fileno()))
+        options = SUBJECTS[subject]
+        given = (base, options, DESCRIPTORS)
+        with switched_for(options):
+            served = stack.enter_context(mounted(*given, program=program, stdin=theirs.fileno()))
         watch = Watch(served, ours)
         begun = len(served.logged().encode())  # what it says at its start is about options
         before, memory = watch.settled(), list[Memory]()
         for number, seconds in enumerate(laps()):
-            lap = Lap(served, session, f"{session} {SEED} {number}", seconds)
+            lap = Lap(served, options["session"], f"{subject} {SEED} {number}", seconds)
             wrong = one_lap(lap, watch, before)
             if log := ALARMING.search(served.logged(begun)):
                 wrong.append(f"logged: {served.logged(begun)[log.start() :][:LOG_SHOWN]}")
@@ -95,7 +102,7 @@ def test_nothing_goes_wrong_and_nothing_is_left_over(base: Path, session: str) -
                     wrong.append(f"memory after each lap: {memory}")
             if wrong:
                 left = [f"and {len(wrong) - SHOWN} lines more"] if len(wrong) > SHOWN else []
-                text = "\n".join([f"{session}, lap {number}:", *wrong[:SHOWN], *left])
+                text = "\n".join([f"{subject}, lap {number}:", *wrong[:SHOWN], *left])
                 pytest.fail(text, pytrace=False)
 
 

@@ -63,7 +63,7 @@ class Keeper:
     def serve(self, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start a worker; it has said that it serves when this returns."""
         process = self.start(encode(self.handover), (self.fuse_fd, self.source_fd), within)
-        assert report_of(process) == Report(serving=True), self.log.read_text()
+        assert report_of(process).serving, self.log.read_text()
         return process
 
     def close(self) -> None:

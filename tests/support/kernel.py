@@ -88,7 +88,7 @@ class Kernel:
         request = self.channel.open_request()
         before = len(self.channel.replies)
         assert self.channel.receive(request)
-        self.session.answer(request)
+        self.session.answer(request, self.channel)
         return self.channel.replies[before:]
 
     def ask(self, opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID) -> Reply:

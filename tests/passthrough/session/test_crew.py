@@ -12,15 +12,8 @@ import pytest
 
 from passthrough.session import abi
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import (
-    _CALM_LOOKS,
-    _KEPT,
-    _MOST_PASS_S,
-    _QUIET_LOOKS,
-    _SLOW_LOOKS,
-    LOOK_S,
-    Crew,
-)
+from passthrough.session.crew import _CALM_LOOKS, _KEPT, Crew
+from passthrough.session.members import _MOST_PASS_S, LOOK_S, QUIET_LOOKS, SLOW_LOOKS
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from passthrough.session.wire import FIXED
@@ -95,7 +88,7 @@ class Hanging:
         self.go = threading.Event()
         self.about_to_block: Callable[[], None] = _nothing
 
-    def answer(self, request: Request) -> None:
+    def answer(self, request: Request, _channel: object) -> None:
         request.decode()
         unique = request.unique
         if unique == NUDGE:
@@ -221,7 +214,7 @@ def test_those_who_are_not_needed_any_more_leave_with_their_next_request(
     until(lambda: crew.at_work() == 0)
     assert crew.size() >= 20
 
-    for _ in range(_CALM_LOOKS + _QUIET_LOOKS):
+    for _ in range(_CALM_LOOKS + QUIET_LOOKS):
         crew.look()
     for unique in range(0, 200, 2):
         channel.waiting.put(unique)
@@ -263,7 +256,7 @@ def test_beside_one_who_hangs_there_is_somebody_for_the_next_request(
 ) -> None:
     channel.waiting.put(1)
     look_until(crew, lambda: crew.size() == 2)
-    for _ in range(3 * _QUIET_LOOKS):
+    for _ in range(3 * QUIET_LOOKS):
         crew.look()
 
     assert crew.size() == 2
@@ -285,7 +278,7 @@ def test_a_host_that_is_slow_gets_more_threads_but_not_at_once(
         session.go.set()
         until(lambda: not crew.at_work())
 
-    assert looks > _SLOW_LOOKS
+    assert looks > SLOW_LOOKS
     assert crew.size() == 2
 
 
@@ -318,7 +311,7 @@ def test_those_who_come_take_the_places_of_those_who_left(
 def test_nobody_looks_while_nothing_happens(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
-    for _ in range(_QUIET_LOOKS):
+    for _ in range(QUIET_LOOKS):
         assert not crew.resting
         crew.look()
     assert crew.resting
@@ -421,7 +414,7 @@ def test_a_thread_that_is_lost_ends_the_session(woken: threading.Event, channel:
     """Its request would wait for ever, and with the last one so would everybody's."""
 
     class Mistaken(Hanging):
-        def answer(self, request: Request) -> None:
+        def answer(self, request: Request, _channel: object) -> None:
             raise LookupError(request.unique)
 
     crew = Crew(cast("Session", Mistaken(channel)), channel, woken.set)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import CachePolicy, Config, Locks, Passthrough, Session as SessionName
+from passthrough.config import (
+    CachePolicy,
+    Config,
+    Locks,
+    Passthrough,
+    Session as SessionName,
+    Transport,
+)
 from passthrough.decisions import decide
 from passthrough.filesystem import PassthroughFs
 from passthrough.session import abi, negotiation, wire
@@ -42,6 +49,13 @@ WANTED: dict[str, tuple[Config, set[Init]]] = {
     "not passed through": (
         Config(session=KERNEL, passthrough=Passthrough.OFF),
         {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
+    ),
+    "over rings": (
+        Config(session=KERNEL, transport=Transport.IO_URING),
+        {
+            *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
+            *{Init.PASSTHROUGH, Init.OVER_IO_URING, *LOCKS},
+        },
     ),
     "never opened": (
         Config(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
@@ -121,12 +135,10 @@ def session(source: Path) -> Session:
 
 
 def answer(session: Session, raw: bytes) -> bytes:
-    channel = session._channel
-    assert isinstance(channel, FakeChannel)
-    channel.requests.append(raw)
+    channel = FakeChannel([raw])
     request = channel.open_request()
     channel.receive(request)
-    session.answer(request)
+    session.answer(request, channel)
     reply = channel.replies.pop()
     if reply.error:
         raise OSError(reply.error, os.strerror(reply.error))

@@ -95,11 +95,12 @@ def test_a_long_forget_leaves_no_pages_behind(kernel: Kernel, source: Path) -> N
     rows = b"\xff" * wire.FORGET_ONE.size * 8_000  # of inodes that there are not
     raw = message(Opcode.BATCH_FORGET, wire.BATCH_FORGET_IN.pack(8_000) + rows, 0, 2)
     with (source / "file").open("wb") as file:  # which is not used
-        request = DeviceChannel(file.fileno()).open_request()
+        channel = DeviceChannel(file.fileno())
+        request = channel.open_request()
     request.into[0][: len(raw)] = raw
     request.length = len(raw)
 
-    kernel.session.answer(request)
+    kernel.session.answer(request, channel)
 
     assert not any(request.into[0])
     assert request.length == 0

@@ -1,0 +1,183 @@
+"""Mounts whose requests come over io_uring: what differs from /dev/fuse."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough import running, syscalls
+from tests.support.files import noise
+from tests.support.mounted import ABORT, Mounted, mounted
+from tests.support.rings import rings, switched_for, switched_on
+
+LIMIT_S = 60.0
+SOON_S = 10.0
+HUNG = 7
+LOOK = "import os, sys; os.sched_setaffinity(0, {0}); os.stat(sys.argv[1])"
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
+        os.chmod(directory, 0o755)
+        (Path(directory) / "source").mkdir()
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def volume(base: Path, **options: str) -> Iterator[Mounted]:
+    given = {"session": "kernel", "transport": "io_uring"} | options
+    with contextlib.ExitStack() as stack:
+        with switched_for(given):
+            served = stack.enter_context(mounted(base, given))
+        stack.enter_context(served.limited(LIMIT_S))
+        yield served
+
+
+@pytest.fixture
+def hung(base: Path) -> Iterator[list[str]]:
+    """Names below the source where mounted file systems do not answer."""
+    with contextlib.ExitStack() as stack:
+        names = [f"hung-{number}" for number in range(HUNG)]
+        for name in names:
+            target = base / "source" / name
+            target.mkdir()
+            fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(syscalls.umount2, os.fsencode(target), syscalls.MNT_DETACH)
+            stack.callback(os.close, fd)
+            data = f"fd={fd},rootmode=40000,user_id=0,group_id=0".encode()
+            syscalls.mount(b"hung", os.fsencode(target), b"fuse.hung", 0, data)
+        yield names
+
+
+def _look(path: Path) -> subprocess.Popen[bytes]:
+    """Ask for *path*, on the first processor."""
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", LOOK, str(path)], stderr=subprocess.DEVNULL
+    )
+
+
+def threads(served: Mounted) -> int:
+    return len(os.listdir(f"/proc/{served.worker_pid}/task"))
+
+
+def test_requests_come_by_rings_and_not_by_the_device(base: Path) -> None:
+    with volume(base) as served:
+        assert rings(served.worker_pid)
+        links = Path(f"/proc/{served.worker_pid}/fd").iterdir()
+        assert not any("io_uring" in os.readlink(link) for link in links)
+
+
+def test_auto_takes_the_device_though_rings_are_switched_on(base: Path) -> None:
+    with switched_on(), volume(base, transport="auto") as served:
+        assert not rings(served.worker_pid)
+
+
+def test_many_callers_at_once(base: Path) -> None:
+    content = noise(3_000_000)
+    failed: list[int] = []
+
+    def work(top: Path, number: int) -> None:
+        directory = top / str(number)
+        directory.mkdir()
+        for at in range(30):
+            (directory / f"file-{at}").write_bytes(content[: 1000 * at])
+        (directory / "large").write_bytes(content)
+        if (directory / "large").read_bytes() != content or len(os.listdir(directory)) != 31:
+            failed.append(number)
+
+    with volume(base) as served:
+        workers = [threading.Thread(target=work, args=(served.mountpoint, at)) for at in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert failed == []
+        for number in range(8):
+            assert (served.source / str(number) / "large").read_bytes() == content
+
+
+def test_callers_that_hang_hold_up_nobody_else(base: Path, hung: list[str]) -> None:
+    """All of one processor, while its queue has fewer entries than there are who hang."""
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.write_text("content")
+        first = threads(served)
+        stuck = [_look(served.mountpoint / name) for name in hung]
+        try:
+            for _ in range(5):
+                assert _look(path).wait(10.0) == 0
+                assert _look(served.mountpoint / "nothing").wait(10.0) != 0
+            assert [process.poll() for process in stuck] == [None] * HUNG
+            assert threads(served) > first
+        finally:
+            for process in stuck:
+                process.kill()
+            for name in hung:
+                syscalls.umount2(os.fsencode(base / "source" / name), syscalls.MNT_FORCE | 2)
+            for process in stuck:
+                process.wait(10.0)
+            for name in hung:  # for the fixture, which takes one away again
+                syscalls.mount(b"none", os.fsencode(base / "source" / name), b"tmpfs", 0, b"")
+
+
+def test_unmounting_ends_the_worker_and_its_rings(base: Path) -> None:
+    with volume(base) as served:
+        pid = served.worker_pid
+        (served.mountpoint / "file").touch()
+        syscalls.umount2(os.fsencode(served.mountpoint), 0)
+        assert served.process.wait(LIMIT_S) == 0
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_aborted_connection_ends_the_worker_and_its_rings(base: Path) -> None:
+    """As with a mount that its keeper gives up."""
+    with volume(base) as served:
+        pid = served.worker_pid
+        (served.mountpoint / "file").touch()
+        minor = str(os.minor(os.stat(served.mountpoint).st_dev))
+        subprocess.run(["unshare", "--mount", "sh", "-c", ABORT, "sh", minor], check=True)
+        assert served.process.wait(LIMIT_S) == 0
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_with_rings_has_two_threads_for_each_processor_and_one_for_the_device(
+    base: Path,
+) -> None:
+    with volume(base) as served:
+        for number in range(200):
+            (served.mountpoint / f"file-{number}").write_text("content")
+        others = 2  # the main thread, and who reads /dev/fuse
+        assert threads(served) == others + 2 * len(running.possible_processors())
+
+
+def test_a_lock_is_gone_soon_after_its_file_is_closed(base: Path) -> None:
+    """The kernel does not wait for the answer to RELEASE, and another thread may take SETLK."""
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        path.touch()
+        for _ in range(1_000):
+            first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+            fcntl.flock(first, fcntl.LOCK_EX)
+            os.close(first)
+            deadline = time.monotonic() + SOON_S
+            while not locked(second):
+                assert time.monotonic() < deadline
+            os.close(second)
+
+
+def locked(fd: int) -> bool:
+    """Whether the lock could be had."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
