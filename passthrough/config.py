@@ -48,7 +48,6 @@ __all__ = [
     "as_text",
     "automatic",
     "canonical",
-    "option_of",
     "parse_option",
     "parse_options",
     "session_of",
@@ -388,12 +387,6 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
     if text.strip().lower() not in {"", "true"}:
         raise OptionError(written, text, "no value")
     return ALIASES[name]
-
-
-def option_of(written: str) -> str:
-    """The one name of the option that *written*, its name in any spelling or an alias, sets."""
-    name = canonical(written)
-    return ALIASES[name][0] if name in ALIASES else name
 
 
 def text_of(name: str, value: object) -> str:

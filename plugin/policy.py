@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from passthrough.config import (
+    ALIASES,
     FOR_A_NEW_DIRECTORY,
     OPTIONS,
     OptionError,
     canonical,
-    option_of,
     parse_option,
     text_of,
 )
@@ -50,7 +50,7 @@ class Policy(NamedTuple):
         understood = self._with_defaults(given)
         has, usual = understood.described(), self._usual()
         for written, text in given.items():
-            option = option_of(written)
+            option = _option_of(written)
             for ban in self.forbidden:
                 if ban.option == option and _meets(ban, has, usual):
                     meaning = repr(usual[option]) if option in usual else "a directory of its own"
@@ -65,7 +65,7 @@ class Policy(NamedTuple):
         return next((ban for ban in self.forbidden if _meets(ban, usual, usual)), None)
 
     def _with_defaults(self, given: Mapping[str, str]) -> VolumeOptions:
-        settled = {option_of(written) for written in given}
+        settled = {_option_of(written) for written in given}
         if options.has_source(given):
             settled |= set(FOR_A_NEW_DIRECTORY)  # which would be refused beside it
         beneath = {name: text for name, text in self.defaults.items() if name not in settled}
@@ -119,6 +119,12 @@ def _ban(name: str, sign: str, value: str) -> Ban:
         raise OptionError(name, value, accepted)
     option, meaning = parse_option(name, value, (SOURCE,))
     return Ban(option, text_of(option, meaning))
+
+
+def _option_of(written: str) -> str:
+    """The one name of the option that *written*, its name in any spelling or an alias, sets."""
+    name = canonical(written)
+    return ALIASES[name][0] if name in ALIASES else name
 
 
 def _meets(ban: Ban, has: Mapping[str, str], usual: Mapping[str, str]) -> bool:
