@@ -103,7 +103,8 @@ def _path(name: str, value: str) -> Path:
 
 
 def _paths(name: str, value: str) -> tuple[Path, ...]:
-    return tuple(_path(name, part) for part in value.split(":") if part)
+    # An empty part is refused too: `:` must not come to nothing, which allows everything.
+    return tuple(_path(name, part) for part in value.split(":"))
 
 
 def _options(parse: Callable[[str], T]) -> Callable[[str, str], T]:

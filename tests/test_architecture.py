@@ -240,6 +240,12 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
             yield from (child, *at_import(child))
 
 
+def test_nobody_understands_options_past_the_administrator() -> None:
+    asking = {module for module in modules() if "options.parse" in calls_in(tree(module))}
+
+    assert asking == {Path("plugin/policy.py")}
+
+
 @named
 def test_importing_does_nothing(module: Path) -> None:
     """No file is read, no logging set up, no process changed, before somebody calls a function."""

@@ -69,6 +69,12 @@ def test_a_refusal_names_variable_value_and_what_would_do(name: str, value: str)
     assert str(refusal.value).startswith(f"{name}={value!r} is not accepted; expected ")
 
 
+@pytest.mark.parametrize("value", [":", "/srv:", "/srv::/mnt", " "])
+def test_no_slip_of_the_pen_allows_every_source(value: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"PASSFS_ALLOWED_SOURCES=.*absolute path"):
+        Settings.from_environment({"PASSFS_ALLOWED_SOURCES": value})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
