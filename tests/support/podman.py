@@ -23,6 +23,7 @@ netns = "none"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+lock_type = "file"
 runtime = "runc"
 
 [engine.volume_plugins]
