@@ -259,7 +259,8 @@ class Driver:
         turn.comes_to("waiting for those who still use it")
         deadline = min(trio.current_time() + VACATE_S, turn.deadline)
         if not await self._keeper.vacated(volume.name, deadline):
-            self._note_loss(volume, "it was unmounted to be removed, and found in use")
+            if volume.state is not State.IDLE:
+                self._note_loss(volume, "it was unmounted to be removed, and found in use")
             raise VolumeInUse(
                 f"volume {volume.name!r} cannot be removed: somebody still uses files of it, or its"
                 f" worker does not answer (references: {volume.reference_count}); stop the"

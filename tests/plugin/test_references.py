@@ -212,7 +212,8 @@ async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
                 "volume 'v' cannot be removed: somebody still uses files of it"
             )
             assert f"(references: {count})" in refused.error
-            assert (await state(dockerd))[:2] == (False, count)
+            told = "it was unmounted to be removed, and found in use" if count else ""
+            assert await state(dockerd) == (False, count, told)
             await in_thread(os.write, fd, b"x")
             await dockerd.do("Unmount", Name="v", ID="a")
         assert file.read_bytes() == b"xx"
