@@ -18,9 +18,17 @@ import trio
 from passthrough import running
 from passthrough.config import Config
 from plugin import blocking, options
-from plugin.errors import NoSuchVolume, PluginError, StorageFailed, VolumeExists, VolumeInUse
+from plugin.errors import (
+    InvalidOption,
+    NoSuchVolume,
+    PluginError,
+    StorageFailed,
+    VolumeExists,
+    VolumeInUse,
+)
 from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
+from plugin.policy import Policy
 from plugin.protocol import (
     ActivateReply,
     CapabilitiesReply,
@@ -58,6 +66,8 @@ class Driver:
         storage: Storage,
         keeper: Keeper,
         host: Host,
+        *,
+        policy: Policy,
         nursery: trio.Nursery,
     ) -> None:
         """Take what the registry holds; *nursery* is for what is done beside the requests."""
@@ -65,6 +75,7 @@ class Driver:
         self._storage = storage
         self._keeper = keeper
         self._host = host
+        self._policy = policy
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
         self._volumes = {
@@ -90,11 +101,11 @@ class Driver:
             PluginError: nothing has been made.
         """
         name = volume_name(request.name)
-        wanted = options.parse(request.options)
+        wanted = self._policy.understand(request.options)
         async with self._turns.take(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
-                _refuse_difference(present, wanted)
+                self._refuse_difference(present, wanted)
                 return Reply()
             notes = options.decided(wanted.config, running.without_rings())
             if wanted.source is not None:
@@ -205,17 +216,17 @@ class Driver:
 
     def _describe(self, volume: Volume) -> VolumeInfo:
         under_way = self._turns.under_way(volume.name)
-        return describe(volume, self._keeper, under_way, options.parse)
+        return describe(volume, self._keeper, under_way, self._policy.understand)
 
     def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
-        understood = options.parse(volume.record.options)
+        understood = self._policy.understand(volume.record.options)
         if understood.source is None:
             origin = str(self._storage.path(volume.name))
             open_source = partial(self._storage.open, volume.name)
         else:
             origin = f"source {understood.source!r}"
-            open_source = partial(self._host.open, understood.source)
+            open_source = partial(self._host.open, understood.source, understood.config)
         return Order(
             name=volume.name,
             config=understood.config,
@@ -272,7 +283,7 @@ class Driver:
         """What to look at after the start."""
 
         def look() -> None:
-            understood = options.parse(volume.record.options)
+            understood = self._policy.understand(volume.record.options)
             if understood.source is None:
                 os.close(self._storage.open(volume.name))
             else:
@@ -283,6 +294,16 @@ class Driver:
             volume.source_error = "" if volume.state is State.MOUNTED else error
 
         return Subject(volume.name, look, note)
+
+    def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
+        try:
+            have = self._policy.understand(present.record.options)
+        except InvalidOption as error:
+            raise VolumeExists(
+                f"volume {present.name!r} exists with options that are not accepted: {error}"
+            ) from error
+        if difference := options.difference(have, wanted):
+            raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
     async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
@@ -336,12 +357,6 @@ class Driver:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete what was removed: %s", error)
-
-
-def _refuse_difference(present: Volume, wanted: VolumeOptions) -> None:
-    difference = options.difference(options.parse(present.record.options), wanted)
-    if difference:
-        raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
 
 Perform = Callable[[Driver, Any], Awaitable[Reply]]
