@@ -154,22 +154,22 @@ class Driver:
             volume = self._volume(request.name)
             try:
                 await self._keeper.mount(self._order(volume, turn))
-            except PluginError as error:
-                log.warning("volume %s: cannot be mounted: %s", volume.name, error)
-                self._note_loss(volume, str(error))
-                raise
-            references = volume.references_with(request.id)
-            volume.apply(Event.MOUNT)
-            volume.last_error = volume.source_error = ""
-            served = self._keeper.served(volume.name)
-            try:
+                volume.last_error = volume.source_error = ""
+                references = volume.references_with(request.id)
+                served = self._keeper.served(volume.name)
                 await trio.to_thread.run_sync(
                     self._registry.mounted, volume.name, references, served
                 )
-            except PluginError:
-                await self._release(volume)
+            except PluginError as error:
+                log.warning("volume %s: cannot be mounted: %s", volume.name, error)
+                self._note_loss(volume, str(error))
+                if volume.state in {State.IDLE, State.LEFT}:
+                    await self._keeper.unmount(volume.name)
                 raise
+            volume.apply(Event.MOUNT)
             volume.references = references
+            if not self._keeper.worker_pid(volume.name):  # it has died meanwhile
+                volume.apply(Event.LOSE)
         return MountpointReply(mountpoint=mountpoint(volume, self._keeper))
 
     async def unmount(self, request: MountRequest) -> Reply:
@@ -185,11 +185,8 @@ class Driver:
             return Reply()  # at once: what others wait for here is no matter of this user
         async with self._turns.take(request.name, "Unmount"):
             volume = self._volume(request.name)
-            references = volume.references_without(request.id)
-            if references != volume.references:
-                await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
-                volume.references = references
-                await self._release(volume)
+            if volume.references[request.id]:
+                await self._give_back(volume, volume.references_without(request.id))
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
@@ -250,9 +247,16 @@ class Driver:
 
     def _note_loss(self, volume: Volume, reason: str) -> None:
         """Remember what is wrong with *volume*, and that it is not served if that is so."""
-        volume.last_error = reason
+        volume.last_error, volume.source_error = reason, ""
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
+
+    async def _give_back(self, volume: Volume, references: Counter[str]) -> None:
+        """Go on with those users of *volume* that *references* leaves."""
+        if references != volume.references:
+            await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
+            volume.references = references
+        await self._release(volume)
 
     async def _release(self, volume: Volume) -> None:
         """Unmount *volume* if nobody uses it any more, also if that has failed before."""
@@ -273,15 +277,14 @@ class Driver:
         turn.comes_to("waiting for those who still use it")
         deadline = min(trio.current_time() + VACATE_S, turn.deadline)
         if not await self._keeper.vacated(volume.name, deadline):
-            self._note_loss(volume, "it was unmounted to be removed, and found in use")
+            if volume.state is not State.IDLE:
+                self._note_loss(volume, "it was unmounted to be removed, and found in use")
             raise VolumeInUse(
                 f"volume {volume.name!r} cannot be removed: somebody still uses files of it, or its"
                 f" worker does not answer (references: {volume.reference_count}); stop the"
                 " containers and programs that use it first"
             )
-        if volume.state is not State.IDLE:
-            volume.apply(Event.UNMOUNT)
-            volume.references.clear()
+        await self._give_back(volume, Counter())
 
     def _subject(self, volume: Volume) -> Subject:
         """What to look at after the start."""
