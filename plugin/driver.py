@@ -18,9 +18,17 @@ import trio
 from passthrough import running
 from passthrough.config import Config
 from plugin import blocking, options
-from plugin.errors import NoSuchVolume, PluginError, StorageFailed, VolumeExists, VolumeInUse
+from plugin.errors import (
+    InvalidOption,
+    NoSuchVolume,
+    PluginError,
+    StorageFailed,
+    VolumeExists,
+    VolumeInUse,
+)
 from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
+from plugin.policy import Policy
 from plugin.protocol import (
     ActivateReply,
     CapabilitiesReply,
@@ -58,6 +66,8 @@ class Driver:
         storage: Storage,
         keeper: Keeper,
         host: Host,
+        *,
+        policy: Policy,
         nursery: trio.Nursery,
     ) -> None:
         """Take what the registry holds; *nursery* is for what is done beside the requests."""
@@ -65,6 +75,7 @@ class Driver:
         self._storage = storage
         self._keeper = keeper
         self._host = host
+        self._policy = policy
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
         self._volumes = {
@@ -94,11 +105,11 @@ class Driver:
             PluginError: nothing has been made.
         """
         name = volume_name(request.name)
-        wanted = options.parse(request.options)
+        wanted = self._policy.understand(request.options)
         async with self._turns.take(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
-                _refuse_difference(present, wanted)
+                self._refuse_difference(present, wanted)
                 return Reply()
             notes = options.decided(wanted.config, running.without_rings())
             if wanted.source is not None:
@@ -143,22 +154,22 @@ class Driver:
             volume = self._volume(request.name)
             try:
                 await self._keeper.mount(self._order(volume, turn))
-            except PluginError as error:
-                log.warning("volume %s: cannot be mounted: %s", volume.name, error)
-                self._note_loss(volume, str(error))
-                raise
-            references = volume.references_with(request.id)
-            volume.apply(Event.MOUNT)
-            volume.last_error = volume.source_error = ""
-            served = self._keeper.served(volume.name)
-            try:
+                volume.last_error = volume.source_error = ""
+                references = volume.references_with(request.id)
+                served = self._keeper.served(volume.name)
                 await trio.to_thread.run_sync(
                     self._registry.mounted, volume.name, references, served
                 )
-            except PluginError:
-                await self._release(volume)
+            except PluginError as error:
+                log.warning("volume %s: cannot be mounted: %s", volume.name, error)
+                self._note_loss(volume, str(error))
+                if volume.state in {State.IDLE, State.LEFT}:
+                    await self._keeper.unmount(volume.name)
                 raise
+            volume.apply(Event.MOUNT)
             volume.references = references
+            if not self._keeper.worker_pid(volume.name):  # it has died meanwhile
+                volume.apply(Event.LOSE)
         return MountpointReply(mountpoint=mountpoint(volume, self._keeper))
 
     async def unmount(self, request: MountRequest) -> Reply:
@@ -174,11 +185,8 @@ class Driver:
             return Reply()  # at once: what others wait for here is no matter of this user
         async with self._turns.take(request.name, "Unmount"):
             volume = self._volume(request.name)
-            references = volume.references_without(request.id)
-            if references != volume.references:
-                await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
-                volume.references = references
-                await self._release(volume)
+            if volume.references[request.id]:
+                await self._give_back(volume, volume.references_without(request.id))
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
@@ -215,17 +223,17 @@ class Driver:
 
     def _describe(self, volume: Volume) -> VolumeInfo:
         under_way = self._turns.under_way(volume.name)
-        return describe(volume, self._keeper, under_way, options.parse)
+        return describe(volume, self._keeper, under_way, self._policy.understand)
 
     def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
-        understood = options.parse(volume.record.options)
+        understood = self._policy.understand(volume.record.options)
         if understood.source is None:
             origin = str(self._storage.path(volume.name))
             open_source = partial(self._storage.open, volume.name)
         else:
             origin = f"source {understood.source!r}"
-            open_source = partial(self._host.open, understood.source)
+            open_source = partial(self._host.open, understood.source, understood.config)
         return Order(
             name=volume.name,
             config=understood.config,
@@ -239,9 +247,16 @@ class Driver:
 
     def _note_loss(self, volume: Volume, reason: str) -> None:
         """Remember what is wrong with *volume*, and that it is not served if that is so."""
-        volume.last_error = reason
+        volume.last_error, volume.source_error = reason, ""
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
+
+    async def _give_back(self, volume: Volume, references: Counter[str]) -> None:
+        """Go on with those users of *volume* that *references* leaves."""
+        if references != volume.references:
+            await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
+            volume.references = references
+        await self._release(volume)
 
     async def _release(self, volume: Volume) -> None:
         """Unmount *volume* if nobody uses it any more, also if that has failed before."""
@@ -262,21 +277,20 @@ class Driver:
         turn.comes_to("waiting for those who still use it")
         deadline = min(trio.current_time() + VACATE_S, turn.deadline)
         if not await self._keeper.vacated(volume.name, deadline):
-            self._note_loss(volume, "it was unmounted to be removed, and found in use")
+            if volume.state is not State.IDLE:
+                self._note_loss(volume, "it was unmounted to be removed, and found in use")
             raise VolumeInUse(
                 f"volume {volume.name!r} cannot be removed: somebody still uses files of it, or its"
                 f" worker does not answer (references: {volume.reference_count}); stop the"
                 " containers and programs that use it first"
             )
-        if volume.state is not State.IDLE:
-            volume.apply(Event.UNMOUNT)
-            volume.references.clear()
+        await self._give_back(volume, Counter())
 
     def _subject(self, volume: Volume) -> Subject:
         """What to look at after the start."""
 
         def look() -> None:
-            understood = options.parse(volume.record.options)
+            understood = self._policy.understand(volume.record.options)
             if understood.source is None:
                 os.close(self._storage.open(volume.name))
             else:
@@ -287,6 +301,16 @@ class Driver:
             volume.source_error = "" if volume.state is State.MOUNTED else error
 
         return Subject(volume.name, look, note)
+
+    def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
+        try:
+            have = self._policy.understand(present.record.options)
+        except InvalidOption as error:
+            raise VolumeExists(
+                f"volume {present.name!r} exists with options that are not accepted: {error}"
+            ) from error
+        if difference := options.difference(have, wanted):
+            raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
     async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
@@ -340,12 +364,6 @@ class Driver:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete what was removed: %s", error)
-
-
-def _refuse_difference(present: Volume, wanted: VolumeOptions) -> None:
-    difference = options.difference(options.parse(present.record.options), wanted)
-    if difference:
-        raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
 
 Perform = Callable[[Driver, Any], Awaitable[Reply]]

@@ -22,10 +22,10 @@ def describe(volume: Volume, keeper: Keeper, under_way: str, understand: Underst
         "references": volume.reference_count,
         "worker_pid": keeper.worker_pid(volume.name),
     }
-    errors = [volume.last_error or volume.source_error]
+    errors = [volume.last_error, volume.source_error]
     try:
         understood = understand(volume.record.options)
-    except InvalidOption as error:  # of a passfs that knew other options
+    except InvalidOption as error:  # of another passfs, or another policy
         status |= {"options": dict(volume.record.options)}
         errors.append(str(error))
     else:

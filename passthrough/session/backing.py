@@ -89,7 +89,7 @@ class Backings:
         try:
             self._channel.close_backing(self._channel.open_backing(fd))
         except OSError as error:
-            return _WHY.get(error.errno or 0, str(error))
+            return _why(error)
         else:
             return ""
         finally:
@@ -134,11 +134,12 @@ class Backings:
         except OSError as error:
             if error.errno not in self._told:
                 self._told.add(error.errno)
-                log.warning(
-                    "some files are read and written by the worker: %s",
-                    _WHY.get(error.errno or 0, error),
-                )
+                log.warning("some files are read and written by the worker: %s", _why(error))
             return NONE
+
+
+def _why(error: OSError) -> str:
+    return _WHY.get(error.errno or 0, str(error))
 
 
 def _try_direct(fd: int) -> None:

@@ -44,7 +44,17 @@ def checked_errno(number: int) -> int:
     return number if 0 < number <= _LAST_ERRNO else errno.EIO
 
 
-class Channel(Protocol):
+class Replies(Protocol):
+    """What takes answers."""
+
+    def reply(self, unique: int, body: bytes) -> None:
+        """Answer the request *unique* with success."""
+
+    def fail(self, unique: int, number: int) -> None:
+        """Answer the request *unique* with errno *number*."""
+
+
+class Channel(Replies, Protocol):
     """What brings requests and takes answers."""
 
     def open_request(self) -> Request:
@@ -57,11 +67,8 @@ class Channel(Protocol):
             OSError: the transport is broken.
         """
 
-    def reply(self, unique: int, body: bytes) -> None:
-        """Answer the request *unique* with success."""
-
-    def fail(self, unique: int, number: int) -> None:
-        """Answer the request *unique* with errno *number*."""
+    def look(self) -> None:
+        """See how it goes; called by the main thread every `members.LOOK_S` while there is work."""
 
     def rest(self) -> None:
         """Nothing happens for now."""
@@ -95,8 +102,7 @@ class DeviceChannel:
         """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
         os.set_blocking(fuse_fd, True)
         self._fd = fuse_fd
-        self.polling = Polling(fuse_fd)
-        """What is done before sleeping."""
+        self._polling = Polling(fuse_fd)
 
     def leave(self) -> None:
         """Use the descriptor no more: its number may be another's next.
@@ -106,9 +112,13 @@ class DeviceChannel:
         """
         self._fd = _LEFT
 
+    def look(self) -> None:
+        """Decide whether to ask before sleeping."""
+        self._polling.look()
+
     def rest(self) -> None:
         """Remember nothing of what has happened."""
-        self.polling.rest()
+        self._polling.rest()
 
     def open_request(self) -> Request:
         """Make a place for requests."""
@@ -119,7 +129,7 @@ class DeviceChannel:
 
     def receive(self, request: Request) -> bool:
         """Wait for a request; False when the file system is unmounted everywhere, or aborted."""
-        polling = self.polling
+        polling = self._polling
         if polling.on:
             polling.wait()
         while True:

@@ -127,6 +127,7 @@ class Crew:
 
     def look(self) -> None:
         """See whether there are too few threads, or too many; to be called every `LOOK_S`."""
+        self._channel.look()
         members = tuple(self._members)
         taken = moved(members)
         full = not any(member.waits for member in members)

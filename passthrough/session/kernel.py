@@ -70,7 +70,7 @@ def run(
                 crew.start()
                 queues.start()
                 serving(without_passthrough)
-                _wait_for_end(crew, queues, channel, woken_fd, keeper_fd)
+                _wait_for_end(crew, queues, woken_fd, keeper_fd)
             finally:
                 crew.stop()
                 queues.stop()
@@ -120,9 +120,7 @@ def _queues(
     )
 
 
-def _wait_for_end(
-    crew: Crew, queues: Queues, channel: DeviceChannel, woken_fd: int, keeper_fd: int | None
-) -> None:
+def _wait_for_end(crew: Crew, queues: Queues, woken_fd: int, keeper_fd: int | None) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
     poll = ending.poll_of(woken_fd, keeper_fd)
     while not crew.ended and queues.error is None:
@@ -135,7 +133,6 @@ def _wait_for_end(
                 return  # a signal: its number is what was written
         crew.look()
         queues.look()
-        channel.polling.look()
 
 
 def _wait_for_requests(crew: Crew, queues: Queues) -> None:

@@ -1,16 +1,22 @@
 """Who uses a volume: as counted for each mount id, on disk, and as the kernel knows it."""
 
 import os
+import signal
 import sqlite3
+import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from plugin.errors import RegistryFailed
 from plugin.registry import FILE_NAME, Registry
 from tests.support.dockerd import Dockerd, mounted, plugin
 from tests.support.fake_worker import command
+from tests.support.mounts import bound
 from tests.support.orders import in_thread
 
 SERVE = command("serve")
@@ -97,6 +103,7 @@ def _fail(*_: object) -> None:
     raise RegistryFailed("the disk is full")
 
 
+@pytest.mark.logs("volume v: cannot be mounted: the disk is full")
 async def test_a_mount_that_cannot_be_recorded_is_taken_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,14 +113,46 @@ async def test_a_mount_that_cannot_be_recorded_is_taken_down(
             patch.setattr(Registry, "mounted", _fail)
             refused = await dockerd.call("Mount", Name="v", ID="a")
         assert (refused.status, refused.error) == (500, "the disk is full")
-        assert await state(dockerd) == (False, 0, "")
+        assert await state(dockerd) == (False, 0, "the disk is full")
         assert mounted(tmp_path) == []
 
         await dockerd.do("Mount", Name="v", ID="a")
-        monkeypatch.setattr(Registry, "mounted", _fail)
-        assert (await dockerd.call("Mount", Name="v", ID="b")).status == 500
-        assert await state(dockerd) == (True, 1, "")
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "mounted", _fail)
+            assert (await dockerd.call("Mount", Name="v", ID="b")).status == 500
+        assert await state(dockerd) == (True, 1, "the disk is full")
         assert mounted(tmp_path) == ["v"]
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "mounted", _fail)
+            assert (await dockerd.call("Mount", Name="v", ID="b")).status == 500
+        assert await state(dockerd) == (False, 1, "the disk is full")
+        assert mounted(tmp_path) == []
+
+
+@pytest.mark.logs("volume v: worker [0-9]+ was killed by SIGKILL")
+async def test_a_worker_that_dies_while_its_mount_is_recorded_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        died = threading.Event()
+
+        def record_when_it_is_dead(registry: Registry, *given: Any) -> None:
+            died.wait()
+            record(registry, *given)
+
+        record = Registry.mounted
+        monkeypatch.setattr(Registry, "mounted", record_when_it_is_dead)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(dockerd.do, "Mount", Name="v", ID="a"))
+            while not (pid := (await dockerd.volume("v"))["Status"]["worker_pid"]):
+                await trio.lowlevel.checkpoint()
+            os.kill(pid, signal.SIGKILL)
+            while (await dockerd.volume("v"))["Status"]["worker_pid"]:
+                await trio.lowlevel.checkpoint()
+            died.set()
+        assert await state(dockerd) == (False, 1, "its worker was killed by SIGKILL")
 
 
 async def test_an_unmount_that_cannot_be_recorded_changes_nothing(
@@ -146,6 +185,19 @@ async def test_a_volume_that_is_counted_and_not_used_is_removed(tmp_path: Path) 
         assert await state(dockerd) == (False, 0, "")
 
 
+async def test_a_count_that_was_wrong_is_so_no_more_when_the_removal_fails(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v")
+        await dockerd.do("Mount", Name="v", ID="a")
+        with bound(tmp_path, tmp_path / "data" / "volumes" / "v" / "inside"):
+            refused = await dockerd.call("Remove", Name="v")
+            assert "/data/volumes/v/inside is a mount point inside it" in refused.error
+        assert await state(dockerd) == (False, 0, "")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert await state(dockerd) == (False, 0, "")
+        await dockerd.do("Remove", Name="v")
+
+
 async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
     """Whether or not it is counted; and who uses it goes on doing so."""
     file = tmp_path / "data" / "volumes" / "v" / "file"
@@ -160,7 +212,8 @@ async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
                 "volume 'v' cannot be removed: somebody still uses files of it"
             )
             assert f"(references: {count})" in refused.error
-            assert (await state(dockerd))[:2] == (False, count)
+            told = "it was unmounted to be removed, and found in use" if count else ""
+            assert await state(dockerd) == (False, count, told)
             await in_thread(os.write, fd, b"x")
             await dockerd.do("Unmount", Name="v", ID="a")
         assert file.read_bytes() == b"xx"

@@ -64,6 +64,18 @@ async def test_a_directory_of_its_own_that_is_missing_after_a_restart_is_told(
         await dockerd.do("Remove", Name="v")
 
 
+async def test_what_a_restart_has_cost_and_what_is_missing_are_both_told(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    await made(tmp_path, {"v": source})
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Mount", Name="v", ID="a")
+    source.rmdir()
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with trio.fail_after(10):
+            await until(dockerd, "v", "does not exist")
+        assert "the plugin has ended while it was mounted" in await error_of(dockerd, "v")
+
+
 class Silence:
     """Whatever is looked at does not answer before `end`."""
 

@@ -63,6 +63,9 @@ class FakeChannel:
     def close_backing(self, number: int) -> None:
         self.backed[number - 1] = -1
 
+    def look(self) -> None:
+        """Nothing depends on it."""
+
     def rest(self) -> None:
         pass
 
