@@ -30,9 +30,9 @@ from plugin import log as logs
 from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.forkserver import COMMAND
+from plugin.inventory import Inventory
 from plugin.keeper import keeping
 from plugin.listening import listening
-from plugin.options import has_source
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
@@ -101,7 +101,7 @@ async def prepared(
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket) as listener,
     ):
-        storage.settle(r.name for r in registry.records if not has_source(r.options))
+        Inventory(registry, storage).settle()
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
             host = Host(
                 root=settings.host_root,
