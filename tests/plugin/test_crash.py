@@ -200,8 +200,16 @@ class Walk:
         if verb == "Mount":
             assert answer["Mountpoint"] == str(self.target)
             assert (self.target / "file").read_text() == DATA
-            (self.target / "written").write_text(DATA)
-            assert (self.files / "written").read_text() == DATA
+            self.use()
+        elif verb == "Create":
+            self.do("Mount z")
+            self.use()
+            self.do("Unmount z")
+
+    def use(self) -> None:
+        """Write through the mount."""
+        (self.target / "written").write_text(DATA)
+        assert (self.files / "written").read_text() == DATA
 
     def through(self) -> None:
         """Have the plugin killed at each moment of the act, until there is none left."""
@@ -226,6 +234,8 @@ class Walk:
                 if is_spared and not self.plugin.is_dead():
                     kill(self)
                 assert len(self.plugin.mounted()) <= 1
+                if stays:
+                    self.use()
                 self.revive()
             assert self.volume() in ([new] if answer is not None else [*old, new])
             assert self.is_mounted() or not stays
@@ -242,7 +252,7 @@ class Walk:
             # Its file system is alive as long as the file is open: no other has its number.
             assert os.fstat(file.fileno()).st_dev == self.target.stat().st_dev
             assert file.read() == DATA
-            (self.target / "written").write_text(DATA)
+            self.use()
 
 
 def kill(walk: Walk) -> None:
