@@ -3,10 +3,8 @@
 import contextlib
 import io
 import json
-import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -119,11 +117,10 @@ def test_other_settings_are_refused(engine: OwnEngine, driver: Driver) -> None:
 
 
 def test_an_upgrade_from_a_registry_keeps_everything(
-    engine: OwnEngine, driver: Driver, plugin_tree: Path
+    engine: OwnEngine, driver: Driver, plugin_tree: Path, tmp_path: Path
 ) -> None:
     """But for the sources of mounts, which the engine forgets: they are set once more."""
-    scratch = Path(tempfile.mkdtemp(prefix="passfs-registry-", dir="/var/tmp"))
-    with registry(scratch, engine.network) as address, driver.volume(cache="never") as volume:
+    with registry(tmp_path, engine.network) as address, driver.volume(cache="never") as volume:
         driver.run(volume, "echo kept > /data/file")
         newer = f"{address}/passfs:newer"
         _pushed(engine, plugin_tree, newer)
@@ -142,7 +139,6 @@ def test_an_upgrade_from_a_registry_keeps_everything(
         assert driver.status(volume)["options"]["cache"] == "never"
         assert driver.run(volume, "cat /data/file; echo new > /data/new") == "kept\n"
         assert (driver.own_directory(volume) / "new").read_text() == "new\n"
-    shutil.rmtree(scratch)
 
 
 def _pushed(engine: OwnEngine, tree: Path, name: str) -> None:

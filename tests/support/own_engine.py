@@ -23,7 +23,7 @@ import docker.errors
 
 from passthrough import mountinfo, syscalls
 from tests.support.driver import TOOLS_IMAGE
-from tests.support.processes import children, reap
+from tests.support.processes import children, end, reap
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ("cat", "echo", "grep", "hostname", "id", "ls", "sh", "sleep", "touch", "true")
@@ -171,14 +171,15 @@ def own_engine() -> Iterator[OwnEngine]:
         with _private(directory), _network() as network:
             before = children()
             engine = OwnEngine(directory, network)
-            engine.start()
             try:
+                engine.start()
                 engine.client.api.import_image_from_data(_image(), repository=TOOLS_IMAGE)
                 yield engine
-            finally:
                 engine.close()
                 # The shims of its containers, which it has left to us.
                 reap(before)
+            finally:
+                end(before)  # whatever has failed
     finally:
         shutil.rmtree(directory)
 

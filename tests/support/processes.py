@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -32,3 +33,11 @@ def reap(before: set[int]) -> None:
     for pid in children() - before:
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < limit:
             time.sleep(0.01)
+
+
+def end(before: set[int]) -> None:
+    """Kill children that are not among *before*, and theirs, which come to this process then."""
+    while left := children() - before:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
