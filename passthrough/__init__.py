@@ -23,6 +23,7 @@ Where a request goes, each module importing only those below it:
     inodes.py       identity <-> inode number <-> lookup count
     inode_file.py   how an inode is held: O_PATH descriptor or kernel file handle
     places.py       which mount and device a file lies on
+    freshness.py    what the kernel was told of a moment ago
     credentials.py  acting as the caller
     idmap.py        whose ids are whose, squashing
     decisions.py    what applies of what was asked for, and why

@@ -48,8 +48,10 @@ __all__ = [
     "as_text",
     "automatic",
     "canonical",
+    "parse_option",
     "parse_options",
     "session_of",
+    "text_of",
 ]
 
 
@@ -306,22 +308,31 @@ def parse_options(
     parsed: dict[str, object] = {}
     spelled: dict[str, str] = {}
     for written, text in given.items():
-        name, value = _resolve(written, text, others)
+        name, value = parse_option(written, text, others)
         if name in spelled:
             reason = f"is given twice, here as {text!r}"
             accepted = f"one of the two: {spelled[name]} sets the same"
             raise OptionError(written, text, accepted, reason)
         spelled[name] = written
-        option = OPTIONS[name]
-        try:
-            parsed[name] = option.parse(value)
-        except ValueError:
-            raise OptionError(written, text, option.accepts) from None
+        parsed[name] = value
     config = msgspec.convert(parsed, Config)
     for name, accepted, reason in _refusals(config, has_source=has_source):
         written = spelled[name]
         raise OptionError(written, given[written], accepted, f"{given[written]!r} {reason}")
     return config
+
+
+def parse_option(written: str, text: str, others: tuple[str, ...] = ()) -> tuple[str, object]:
+    """The option that *written*, its name or an alias, sets, and its value; others as above.
+
+    Raises:
+        OptionError: there is no such option, or *text* is no value of it.
+    """
+    name, value = _resolve(written, text, others)
+    try:
+        return name, OPTIONS[name].parse(value)
+    except ValueError:
+        raise OptionError(written, text, OPTIONS[name].accepts) from None
 
 
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
@@ -378,10 +389,12 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
     return ALIASES[name]
 
 
+def text_of(name: str, value: object) -> str:
+    """The value of an option as text; of one that was left open, what decides it."""
+    option = OPTIONS[name]
+    return option.left_open if value is None else option.show(value)
+
+
 def as_text(config: Config) -> dict[str, str]:
-    """Every option as text; of one that was left open, what decides it."""
-    texts = {}
-    for name, option in OPTIONS.items():
-        value = getattr(config, name)
-        texts[name] = option.left_open if value is None else option.show(value)
-    return texts
+    """Every option as text."""
+    return {name: text_of(name, getattr(config, name)) for name in OPTIONS}

@@ -26,6 +26,7 @@ from typing import Final
 
 from passthrough import syscalls
 from passthrough.config import InodeFileHandles
+from passthrough.freshness import NEVER
 from passthrough.places import Mount, Place
 
 # Half of the descriptors are for inodes, the other half for the files and directories that users
@@ -41,7 +42,7 @@ type_of = stat.S_IFMT
 class Inode:
     """A file that the kernel knows. The table owns it, and alone changes what `lookups` counts."""
 
-    __slots__ = ("host_number", "kind", "lookups", "number", "place")
+    __slots__ = ("host_number", "kind", "lookups", "number", "place", "told")
 
     handle: bytes = b""
     """What it is held by; empty where that is a descriptor."""
@@ -52,6 +53,8 @@ class Inode:
     kind: int
     """The file's type, S_IF*."""
     lookups: int
+    told: int
+    """The moment at which the kernel was last told of it, freshness.py."""
 
     def opened(self) -> AbstractContextManager[int]:
         """A guard that lends a descriptor, which may be an O_PATH one.
@@ -98,6 +101,7 @@ class ByDescriptor(Inode):
         self.host_number = attributes.st_ino
         self.kind = type_of(attributes.st_mode)
         self.lookups = 1
+        self.told = NEVER
         self._fd = fd
 
     def opened(self) -> "ByDescriptor":
@@ -196,6 +200,7 @@ class ByHandle(Inode):
         self.host_number = attributes.st_ino
         self.kind = type_of(attributes.st_mode)
         self.lookups = 1
+        self.told = NEVER
         self.handle = handle
         self._recent = recent
         self._pin: _Loan | None = None

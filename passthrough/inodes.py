@@ -112,6 +112,10 @@ class InodeTable:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return inode
 
+    def neighbour(self, inode: Inode, host_number: int) -> Inode | None:
+        """What the kernel knows beside *inode*, in its place, by its host's number; if it does."""
+        return self._by_identity.get(inode.place.base | host_number)
+
     def some_file(self) -> int | None:
         """The number of a regular file that the kernel knows, if one is found soon."""
         with self._lock:

@@ -23,6 +23,8 @@ from passthrough.errors import os_error
 _Entries: Final = ctypes.c_char * (32 * 1024)
 # struct linux_dirent64 up to its name: d_ino, d_off, d_reclen, d_type; getdents64(2)
 _RECORD: Final = struct.Struct("=QqHB")
+# From st_mode to DT_*, as S_IFMT is laid out.
+KIND_SHIFT: Final = 12
 # Offsets from here up are ours. ext4 has none there but its end, as it lets no hash be the highest.
 _OWN: Final = (1 << 63) - (1 << 32)
 

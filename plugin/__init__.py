@@ -17,13 +17,15 @@ above.
     forkserver    the process that forks workers
     output        what our processes write, line by line, to our own log
     source        opens the host's directory that a volume serves, if it may be served
+    network       file systems on which other machines write too, and what is wrong there
     storage       the directories of volumes without a source, and their deletion
     registry      the volumes on disk
     volume        a volume: record, state, references
+    settings      the environment
+    policy        what an administrator has decided: default options and forbidden ones
     options       `-o key=value` and its refusals
     protocol      the protocol's requests and replies
     blocking      system calls that may never return
-    settings      the environment
     log           the two streams of log lines
     errors        what is refused, with its HTTP status
 

@@ -85,6 +85,19 @@ _Force = Annotated[
 ]
 
 
+# What an administrator decides for all volumes.
+_Sources = Annotated[
+    list[str] | None,
+    typer.Option(help="Directory that sources may lie in; repeatable [all of --host-dir]."),
+]
+_Defaults = Annotated[
+    str | None, typer.Option(help="Options of volumes that do not give them: a=b,c [none].")
+]
+_Forbidden = Annotated[
+    str | None, typer.Option(help="Options or values that volumes may not give: a,b=c [none].")
+]
+
+
 @app.command()
 def install(
     *,
@@ -95,6 +108,9 @@ def install(
     data_dir: Annotated[
         str | None, typer.Option(help="Host directory for records and data [/var/lib/passfs].")
     ] = None,
+    allow_source: _Sources = None,
+    default_options: _Defaults = None,
+    forbid_options: _Forbidden = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="What the plugin logs [info].")] = None,
     ca_bundle: Annotated[
         Path | None,
@@ -114,6 +130,9 @@ def install(
         name=name,
         host_dir=host_dir,
         data_dir=data_dir,
+        allowed_sources=allow_source or None,
+        default_options=default_options,
+        forbidden_options=forbid_options,
         log_level=log_level,
         ca_bundle=ca_bundle,
         tree=tree or TREE,

@@ -26,6 +26,7 @@ from plugin.errors import (
 )
 from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
+from plugin.policy import Policy
 from plugin.protocol import (
     ActivateReply,
     CapabilitiesReply,
@@ -58,6 +59,8 @@ class Driver:
         storage: Storage,
         keeper: Keeper,
         host: Host,
+        *,
+        policy: Policy,
         nursery: trio.Nursery,
     ) -> None:
         """Take what the registry holds; *nursery* is for deleting what has been removed."""
@@ -65,6 +68,7 @@ class Driver:
         self._storage = storage
         self._keeper = keeper
         self._host = host
+        self._policy = policy
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
         self._volumes = {record.name: Volume(record) for record in registry.records}
@@ -85,11 +89,11 @@ class Driver:
             PluginError: nothing has been made.
         """
         name = volume_name(request.name)
-        wanted = options.parse(request.options)
+        wanted = self._policy.understand(request.options)
         async with self._turns.take(name, "Create") as turn:
             present = self._volumes.get(name)
             if present is not None:
-                _refuse_difference(present, wanted)
+                self._refuse_difference(present, wanted)
                 return Reply()
             notes = options.decided(wanted.config, running.without_rings())
             if wanted.source is not None:
@@ -202,8 +206,8 @@ class Driver:
             "worker_pid": self._keeper.worker_pid(volume.name),
         }
         try:
-            understood = options.parse(volume.record.options)
-        except InvalidOption as error:  # of a passfs that knew other options
+            understood = self._policy.understand(volume.record.options)
+        except InvalidOption as error:  # of another passfs, or another policy
             status |= {"options": dict(volume.record.options), "error": str(error)}
         else:
             status |= described(understood.config, *self._keeper.without(volume.name))
@@ -226,13 +230,13 @@ class Driver:
 
     def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
-        understood = options.parse(volume.record.options)
+        understood = self._policy.understand(volume.record.options)
         if understood.source is None:
             origin = str(self._storage.path(volume.name))
             open_source = partial(self._storage.open, volume.name)
         else:
             origin = f"source {understood.source!r}"
-            open_source = partial(self._host.open, understood.source)
+            open_source = partial(self._host.open, understood.source, understood.config)
         return Order(
             name=volume.name,
             config=understood.config,
@@ -255,6 +259,16 @@ class Driver:
             await self._keeper.unmount(volume.name)
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
+
+    def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
+        try:
+            have = self._policy.understand(present.record.options)
+        except InvalidOption as error:
+            raise VolumeExists(
+                f"volume {present.name!r} exists with options that are not accepted: {error}"
+            ) from error
+        if difference := options.difference(have, wanted):
+            raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
     async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
@@ -302,12 +316,6 @@ class Driver:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete what was removed: %s", error)
-
-
-def _refuse_difference(present: Volume, wanted: VolumeOptions) -> None:
-    difference = options.difference(options.parse(present.record.options), wanted)
-    if difference:
-        raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
 
 Perform = Callable[[Driver, Any], Awaitable[Reply]]

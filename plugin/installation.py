@@ -13,6 +13,9 @@ from typing import IO, Any
 
 import msgspec
 
+from plugin.errors import InvalidSetting
+from plugin.settings import Settings
+
 CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pyproject.toml")
 """What enters the image build; .dockerignore says the same to those who build by hand."""
 
@@ -31,6 +34,9 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     tree: Path = TREE
     host_dir: str | None = None
     data_dir: str | None = None
+    allowed_sources: list[str] | None = None
+    default_options: str | None = None
+    forbidden_options: str | None = None
     log_level: str | None = None
     ca_bundle: Path | None = None
     force: bool = False
@@ -79,7 +85,7 @@ def choose_settings(
     """What to configure, as `docker plugin set` names it: wanted over former over default.
 
     Raises:
-        InstallationError: a directory is not absolute.
+        InstallationError: a directory is not absolute, or the plugin would not start with them.
     """
     settings = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
     if former is not None:
@@ -94,8 +100,18 @@ def choose_settings(
         )
     if wanted.data_dir is not None:
         settings["data.source"] = _absolute("--data-dir", wanted.data_dir)
+    if wanted.allowed_sources is not None:
+        settings["PASSFS_ALLOWED_SOURCES"] = ":".join(wanted.allowed_sources)
+    if wanted.default_options is not None:
+        settings["PASSFS_DEFAULT_OPTIONS"] = wanted.default_options
+    if wanted.forbidden_options is not None:
+        settings["PASSFS_FORBIDDEN_OPTIONS"] = wanted.forbidden_options
     if wanted.log_level is not None:
         settings["PASSFS_LOG_LEVEL"] = wanted.log_level
+    try:
+        Settings.from_environment(settings)
+    except InvalidSetting as error:
+        raise InstallationError(str(error)) from error
     return settings
 
 

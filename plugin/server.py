@@ -104,9 +104,15 @@ async def prepared(
     ):
         async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
             host = Host(
-                settings.host_root, settings.host_dir, settings.mount_dir, settings.data_dir
+                root=settings.host_root,
+                directory=settings.host_dir,
+                mount_dir=settings.mount_dir,
+                data_dir=settings.data_dir,
+                allowed=settings.allowed_sources,
             )
-            driver = Driver(registry, storage, keeper, host, background)
+            driver = Driver(
+                registry, storage, keeper, host, policy=settings.policy, nursery=background
+            )
             log.info("serving %d volumes on %s", len(registry.records), settings.socket)
             yield driver, listener
             background.cancel_scope.cancel()

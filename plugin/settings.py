@@ -7,11 +7,12 @@ upgrade, when the engine still holds the environment of the older one.
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import msgspec
 
-from plugin.errors import InvalidSetting, quoted
+from plugin.errors import InvalidOption, InvalidSetting, quoted
+from plugin.policy import Ban, Policy, default_options, forbidden_options
 
 LOG_LEVELS = {
     "debug": logging.DEBUG,
@@ -19,6 +20,8 @@ LOG_LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+T = TypeVar("T")
 
 # sockaddr_un.sun_path holds 108 bytes with the final NUL, unix(7).
 SOCKET_PATH_LIMIT_BYTES = 107
@@ -42,44 +45,90 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host_dir: Path = Path("/")
     """The directory of the host that sources lie in, by the name that users know."""
 
+    allowed_sources: tuple[Path, ...] = ()
+    """The directories in *host_dir* that sources lie in, as users know them; none for all of it."""
+
+    default_options: Mapping[str, str] = {}
+    """Option -> text, for volumes that do not give it."""
+
+    forbidden_options: tuple[Ban, ...] = ()
+    """What volumes may not give."""
+
     log_level: int = logging.INFO
     """The least severe level that is logged, as in `logging`."""
+
+    @property
+    def policy(self) -> Policy:
+        """What the administrator has decided about options."""
+        return Policy(self.default_options, self.forbidden_options)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Read the settings; a variable that is unset or empty has its default.
 
         Raises:
-            InvalidSetting: names the variable, quotes its value and says what is accepted.
+            InvalidSetting: names the variable, quotes its value and says what is accepted; or two
+                variables do not go together.
         """
         given = {
             variable.field: variable.parse(name, value)
             for name, variable in VARIABLES.items()
             if (value := environment.get(name, ""))
         }
-        return msgspec.structs.replace(cls(), **given)
+        settings = msgspec.structs.replace(cls(), **given)
+        _check(settings)
+        return settings
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what cannot be together."""
+    for source in settings.allowed_sources:
+        if not source.is_relative_to(settings.host_dir):
+            accepted = f"directories in PASSFS_HOST_DIR={quoted(str(settings.host_dir))}"
+            raise _refused("PASSFS_ALLOWED_SOURCES", str(source), accepted)
+    if ban := settings.policy.contradiction():
+        accepted = f"PASSFS_DEFAULT_OPTIONS with another {ban.option} beside it"
+        raise _refused("PASSFS_FORBIDDEN_OPTIONS", str(ban), accepted)
+
+
+def _refused(name: str, value: str, accepted: str) -> InvalidSetting:
+    return InvalidSetting(f"{name}={quoted(value)} is not accepted; expected {accepted}")
 
 
 def _path(name: str, value: str) -> Path:
     path = Path(value)
     if not path.is_absolute() or ".." in path.parts or "\0" in value:
-        accepted = "an absolute path without '..'"
-        raise InvalidSetting(f"{name}={quoted(value)} is not accepted; expected {accepted}")
+        raise _refused(name, value, "an absolute path without '..'")
     return path
+
+
+def _paths(name: str, value: str) -> tuple[Path, ...]:
+    # An empty part is refused too: `:` must not come to nothing, which allows everything.
+    return tuple(_path(name, part) for part in value.split(":"))
+
+
+def _options(parse: Callable[[str], T]) -> Callable[[str, str], T]:
+    """A reader of options, whose refusals say which of them and why."""
+
+    def read(name: str, value: str) -> T:
+        try:
+            return parse(value)
+        except InvalidOption as error:
+            raise InvalidSetting(f"{name}={quoted(value)} is not accepted: {error}") from error
+
+    return read
 
 
 def _socket(name: str, value: str) -> Path:
     if len(value.encode(errors="surrogateescape")) > SOCKET_PATH_LIMIT_BYTES:
-        accepted = f"a path of at most {SOCKET_PATH_LIMIT_BYTES} bytes"
-        raise InvalidSetting(f"{name}={quoted(value)} is not accepted; expected {accepted}")
+        raise _refused(name, value, f"a path of at most {SOCKET_PATH_LIMIT_BYTES} bytes")
     return _path(name, value)
 
 
 def _log_level(name: str, value: str) -> int:
     level = LOG_LEVELS.get(value.lower())
     if level is None:
-        accepted = ", ".join(LOG_LEVELS)
-        raise InvalidSetting(f"{name}={quoted(value)} is not accepted; expected one of {accepted}")
+        raise _refused(name, value, f"one of {', '.join(LOG_LEVELS)}")
     return level
 
 
@@ -87,7 +136,7 @@ class Variable(NamedTuple):
     """One environment variable: the field that it sets and how its text is read."""
 
     field: str
-    parse: Callable[[str, str], Path | int]
+    parse: Callable[[str, str], object]
 
 
 VARIABLES: Mapping[str, Variable] = {
@@ -96,5 +145,8 @@ VARIABLES: Mapping[str, Variable] = {
     "PASSFS_MOUNT_DIR": Variable("mount_dir", _path),
     "PASSFS_HOST_ROOT": Variable("host_root", _path),
     "PASSFS_HOST_DIR": Variable("host_dir", _path),
+    "PASSFS_ALLOWED_SOURCES": Variable("allowed_sources", _paths),
+    "PASSFS_DEFAULT_OPTIONS": Variable("default_options", _options(default_options)),
+    "PASSFS_FORBIDDEN_OPTIONS": Variable("forbidden_options", _options(forbidden_options)),
     "PASSFS_LOG_LEVEL": Variable("log_level", _log_level),
 }

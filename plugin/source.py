@@ -8,7 +8,7 @@ a dead network file system, so callers run it in a thread that they can leave be
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from passthrough import filehandles, mountinfo, syscalls
 from passthrough.config import Config, InodeFileHandles, OptionError
 from passthrough.decisions import decide
 from passthrough.mount import FSTYPE
+from plugin import network
 from plugin.errors import InvalidOption
 from plugin.options import refused_source
 
@@ -41,27 +42,27 @@ class Host(NamedTuple):
     """Where the plugin mounts volumes; no volume may have it inside."""
     data_dir: Path
     """Where the plugin keeps its data; no volume may have it inside, or lie in it."""
+    allowed: tuple[Path, ...] = ()
+    """The directories that sources lie in, as users name them; none for all of *directory*."""
 
-    def open(self, source: str) -> int:
-        """Open the directory that users know as *source*.
+    def open(self, source: str, config: Config) -> int:
+        """Open the directory that users know as *source*, to be served as *config* says.
 
         Returns:
             An O_PATH descriptor that the caller owns.
 
         Raises:
-            InvalidOption: there is no such directory, or it cannot be the source of a volume.
+            InvalidOption: there is no such directory, or it cannot be the source of the volume.
         """
         path = os.fsencode(self._below_root(source))
-        root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _place(self.root) as root:
+            try:
+                # O_DIRECTORY on purpose: with O_PATH, only that sets off an automount at the end.
+                fd = self._opened(root, path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except OSError as error:
+                raise self._explained(root, path, source, error) from error
         try:
-            # O_DIRECTORY on purpose: with O_PATH, only that sets off an automount at the last name.
-            fd = self._opened(root, path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError as error:
-            raise self._explained(root, path, source, error) from error
-        finally:
-            os.close(root)
-        try:
-            self._check(source, fd)
+            self._check(source, config, fd)
         except BaseException:
             os.close(fd)
             raise
@@ -73,7 +74,7 @@ class Host(NamedTuple):
         Raises:
             InvalidOption: says what is in the way.
         """
-        fd = self.open(source)
+        fd = self.open(source, config)
         try:
             if config.inode_file_handles is InodeFileHandles.MANDATORY:
                 decide(config, filehandles.without_handles(fd))
@@ -94,7 +95,7 @@ class Host(NamedTuple):
             )
         return "/".join(names[len(above) :]) or "."
 
-    def _opened(self, root: int, path: bytes, flags: int) -> int:
+    def _opened(self, root: int, path: bytes, flags: int, resolve: int = RESOLVE) -> int:
         """Open *path* below *root*, with symlinks as they are on the host, or not at all.
 
         Where the plugin sees all of the host's tree, they are resolved against its root. Where it
@@ -102,7 +103,7 @@ class Host(NamedTuple):
         """
         sees_all = not self.directory.parts[1:]
         within = syscalls.RESOLVE_IN_ROOT if sees_all else syscalls.RESOLVE_BENEATH
-        return syscalls.openat2(root, path, flags, RESOLVE | within)
+        return syscalls.openat2(root, path, flags, resolve | within)
 
     def _explained(self, root: int, path: bytes, source: str, error: OSError) -> InvalidOption:
         """The refusal for what openat2(2) reported."""
@@ -127,24 +128,68 @@ class Host(NamedTuple):
         finally:
             os.close(fd)
 
-    def _check(self, source: str, fd: int) -> None:
-        """Refuse what the plugin itself changes, or would make the file system wait for itself."""
-        with _place(self.mount_dir) as mount_dir, _place(self.data_dir) as data_dir:
+    def _check(self, source: str, config: Config, fd: int) -> None:
+        """Refuse a directory that is there, and must not be served, or not in this way."""
+        self._check_allowed(source, fd)
+        try:
+            mounts = mountinfo.read()
+            self._check_apart(source, fd, mounts)
+            network.check(source, config, fd, mounts)
+        except OptionError as error:
+            raise InvalidOption(str(error)) from error
+        except LookupError as error:
+            reason = "lies on a file system that is being unmounted"
+            raise refused_source(source, reason) from error
+
+    def _check_allowed(self, source: str, fd: int) -> None:
+        """Refuse what lies in no allowed directory: where it is, whichever way has led to it."""
+        path, accepted = _path(fd), []
+        # Another one may lie on a dead network file system: first those that the name points to.
+        for directory in sorted(self.allowed, key=lambda one: not Path(source).is_relative_to(one)):
             try:
-                mounts = mountinfo.read()
-                if mountinfo.of(mounts, fd).fstype == FSTYPE:
-                    raise refused_source(source, "lies in a volume of passfs itself")
-                for outer, inner, reason in (
-                    (fd, mount_dir, f"contains {self.mount_dir}, where volumes are mounted"),
-                    (mount_dir, fd, f"lies in {self.mount_dir}, where volumes are mounted"),
-                    (fd, data_dir, f"contains {self.data_dir}, where passfs keeps its data"),
-                    (data_dir, fd, f"lies in {self.data_dir}, where passfs keeps its data"),
-                ):
-                    if mountinfo.contains(mounts, outer, inner):
-                        raise refused_source(source, reason, "a directory that does not")
-            except LookupError as error:
-                reason = "lies on a file system that is being unmounted"
-                raise refused_source(source, reason) from error
+                if self._is_below(path, directory):
+                    return
+                accepted.append(str(directory))
+            except OSError as error:
+                is_link = error.errno == errno.ELOOP
+                why = "a symbolic link is part of it" if is_link else error.strerror
+                accepted.append(f"{directory} (which allows nothing: {why})")
+        if accepted:
+            reason = "lies in none of the directories that the administrator of this plugin allows"
+            raise refused_source(source, reason, f"a directory in {', '.join(accepted)}")
+
+    def _is_below(self, path: bytes, directory: Path) -> bool:
+        """Whether *path* lies in *directory*, a name without symlinks.
+
+        With them, who may write above it, in a volume or on the host, could have it allow anything.
+        """
+        name = os.fsencode(self._below_root(str(directory)))
+        with _place(self.root) as root:
+            resolve = RESOLVE | syscalls.RESOLVE_NO_SYMLINKS
+            allowed = self._opened(root, name, os.O_PATH | os.O_DIRECTORY, resolve)
+        try:
+            return mountinfo.is_below(path, _path(allowed))
+        finally:
+            os.close(allowed)
+
+    def _check_apart(self, source: str, fd: int, mounts: Sequence[mountinfo.Mount]) -> None:
+        """Refuse what the plugin itself changes, or would make the file system wait for itself."""
+        if mountinfo.of(mounts, fd).fstype == FSTYPE:
+            raise refused_source(source, "lies in a volume of passfs itself")
+        with _place(self.mount_dir) as mount_dir, _place(self.data_dir) as data_dir:
+            for outer, inner, reason in (
+                (fd, mount_dir, f"contains {self.mount_dir}, where volumes are mounted"),
+                (mount_dir, fd, f"lies in {self.mount_dir}, where volumes are mounted"),
+                (fd, data_dir, f"contains {self.data_dir}, where passfs keeps its data"),
+                (data_dir, fd, f"lies in {self.data_dir}, where passfs keeps its data"),
+            ):
+                if mountinfo.contains(mounts, outer, inner):
+                    raise refused_source(source, reason, "a directory that does not")
+
+
+def _path(fd: int) -> bytes:
+    """Where the directory behind *fd* is, with no symlink in it."""
+    return os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
 
 
 @contextmanager

@@ -74,6 +74,7 @@ WITHOUT_IO = {
     "passthrough/values.py",
     "plugin/errors.py",
     "plugin/options.py",
+    "plugin/policy.py",
     "plugin/protocol.py",
     "plugin/settings.py",
     "plugin/volume.py",
@@ -237,6 +238,17 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
                     yield from (part, *at_import(part))
         elif not isinstance(child, ast.Lambda):
             yield from (child, *at_import(child))
+
+
+def test_nobody_understands_options_past_the_administrator() -> None:
+    asking = {
+        module
+        for module in modules()
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "options.parse"
+    }
+
+    assert asking == {Path("plugin/policy.py")}
 
 
 @named

@@ -6,10 +6,11 @@ import threading
 
 from passthrough import fdpath, syscalls
 from passthrough.attributes import Attributes, Entry
-from passthrough.cache import Cache
+from passthrough.cache import Cache, timeouts
 from passthrough.config import Config, Submounts
 from passthrough.decisions import decide
 from passthrough.errors import os_error
+from passthrough.freshness import Freshness
 from passthrough.handles import HandleTable, OpenFile
 from passthrough.inode_file import Inode
 from passthrough.inodes import InodeTable
@@ -32,6 +33,7 @@ class Operations:
         """
         self.config = decide(config).config
         self.cache = Cache(self.config)
+        self.freshness = Freshness(timeouts(self.config))
         self.inodes = InodeTable(
             source_fd, self.config.inode_file_handles, packed=self.config.use_host_ino
         )
@@ -83,8 +85,9 @@ class Operations:
             os.close(fd)
             raise
         inode = self.inodes.grant(fd, attributes, place)
-        timeouts = self.cache.timeouts(attributes.st_mode)
-        return Entry(inode.number, attributes, timeouts, self.ownership.shown(attributes))
+        inode.told = self.freshness.moment()
+        known_for = self.cache.timeouts(attributes.st_mode)
+        return Entry(inode.number, attributes, known_for, self.ownership.shown(attributes))
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = inode.stat()

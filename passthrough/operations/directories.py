@@ -11,8 +11,9 @@ from typing import Final
 
 from passthrough import names, syscalls
 from passthrough.attributes import Entry
+from passthrough.inode_file import Inode
 from passthrough.inodes import ROOT
-from passthrough.listing import OpenDirectory, Record
+from passthrough.listing import KIND_SHIFT, OpenDirectory, Record
 from passthrough.operations.entries import EntryOperations
 from passthrough.places import Place
 
@@ -30,8 +31,12 @@ class DirectoryOperations(EntryOperations):
         fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
         return self.directories.add(OpenDirectory(number, fd))
 
-    def readdirplus(self, handle: int, offset: int) -> Iterator[tuple[Record, Entry | None]]:
+    def readdirplus(
+        self, handle: int, offset: int, *, known: bool = True
+    ) -> Iterator[tuple[Record, Entry | None]]:
         """The names from *offset* on, each with its entry; none for `.` and `..`, which count not.
+
+        With *known* false, there is none for a file that the kernel was told of a moment ago.
 
         Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
         that vanished meanwhile is left out, and so is one that cannot be looked at: a dead mount
@@ -49,6 +54,9 @@ class DirectoryOperations(EntryOperations):
                 yield self._dot(directory, record), None
                 continue
             if self._is_hidden(inode):
+                continue
+            if not known and (just_told := self._just_told(inode, record)):
+                yield just_told, None
                 continue
             try:
                 entry = self._entry(directory.fd, inode.place, record.name)
@@ -105,6 +113,14 @@ class DirectoryOperations(EntryOperations):
     def releasedir(self, handle: int) -> None:
         """The last descriptor of a directory stream is closed."""
         self.directories.release(handle)
+
+    def _just_told(self, directory: Inode, record: Record) -> Record | None:
+        """*record* as users know it, if the kernel knows the file; where that errs, it will ask."""
+        inode = self.inodes.neighbour(directory, record.number)
+        if inode is None or not self.freshness.lasts(inode.told):
+            return None
+        kind = inode.kind >> KIND_SHIFT
+        return record._replace(number=self.inodes.shown_number(inode), kind=kind)
 
     def _entry(self, directory_fd: int, place: Place, name: bytes) -> Entry:
         """Look *name* up beneath a stream's own descriptor: its inode may have to be opened."""

@@ -44,7 +44,17 @@ def checked_errno(number: int) -> int:
     return number if 0 < number <= _LAST_ERRNO else errno.EIO
 
 
-class Channel(Protocol):
+class Replies(Protocol):
+    """What takes answers."""
+
+    def reply(self, unique: int, body: bytes) -> None:
+        """Answer the request *unique* with success."""
+
+    def fail(self, unique: int, number: int) -> None:
+        """Answer the request *unique* with errno *number*."""
+
+
+class Channel(Replies, Protocol):
     """What brings requests and takes answers."""
 
     def open_request(self) -> Request:
@@ -56,12 +66,6 @@ class Channel(Protocol):
         Raises:
             OSError: the transport is broken.
         """
-
-    def reply(self, unique: int, body: bytes) -> None:
-        """Answer the request *unique* with success."""
-
-    def fail(self, unique: int, number: int) -> None:
-        """Answer the request *unique* with errno *number*."""
 
     def look(self) -> None:
         """See how it goes; called by the main thread every `members.LOOK_S` while there is work."""

@@ -14,7 +14,7 @@ from passthrough.credentials import ThreadUmask
 from passthrough.filesystem import PassthroughFs
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.backing import Backings
-from passthrough.session.channel import Channel
+from passthrough.session.channel import Channel, Replies
 from passthrough.session.negotiation import Agreed, ProtocolError
 from passthrough.session.notifications import Notifier
 from passthrough.session.request import Request
@@ -104,7 +104,7 @@ class Session:
         if self.umask is not None:
             self.umask.set(mask)
 
-    def answer(self, request: Request, channel: Channel) -> None:
+    def answer(self, request: Request, channel: Replies) -> None:
         """Handle what was received into *request* from *channel*, and answer it there."""
         try:
             request.decode()

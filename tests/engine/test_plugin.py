@@ -51,7 +51,6 @@ def _logs_requests(engine: OwnEngine, driver: Driver, _: Path) -> None:
 
 def _sees_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> None:
     source = directory / "host" / "source"
-    source.mkdir(exist_ok=True)
     with driver.volume(source=str(source)) as volume:
         driver.run(volume, "echo seen > /data/file")
     assert (source / "file").read_text() == "seen\n"
@@ -66,6 +65,23 @@ def _keeps_data_there(_: OwnEngine, driver: Driver, directory: Path) -> None:
         assert file.read_text() == "there\n"
 
 
+def _allows_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> None:
+    refused = directory / "host" / "refused"
+    refused.mkdir()
+    with pytest.raises(docker.errors.APIError, match="administrator"):
+        engine.client.volumes.create("r", driver=driver.name, driver_opts={"source": str(refused)})
+
+
+def _has_defaults(_: OwnEngine, driver: Driver, __: Path) -> None:
+    with driver.volume() as volume:
+        assert driver.status(volume)["options"]["cache"] == "never"
+
+
+def _forbids_options(engine: OwnEngine, driver: Driver, _: Path) -> None:
+    with pytest.raises(docker.errors.APIError, match="administrator"):
+        engine.client.volumes.create("f", driver=driver.name, driver_opts={"dev": "true"})
+
+
 class Setting(NamedTuple):
     """A value for a setting, and what shows that the plugin has it."""
 
@@ -77,6 +93,9 @@ class Setting(NamedTuple):
 SETTINGS: Mapping[str, Setting] = {
     "PASSFS_LOG_LEVEL": Setting("debug", _logs_requests),
     "PASSFS_HOST_DIR": Setting("{}/host", _sees_one_directory),
+    "PASSFS_ALLOWED_SOURCES": Setting("{}/host/source", _allows_one_directory),
+    "PASSFS_DEFAULT_OPTIONS": Setting("cache=never,readonly=false", _has_defaults),
+    "PASSFS_FORBIDDEN_OPTIONS": Setting("suid,dev", _forbids_options),
     "host.source": Setting("{}/host", _sees_one_directory),
     "data.source": Setting("{}/data", _keeps_data_there),
 }
@@ -94,7 +113,7 @@ def test_every_setting_has_a_row() -> None:
 
 def test_settings_have_their_effect(engine: OwnEngine, driver: Driver, tmp_path: Path) -> None:
     """All at once, because each change is a stop and a start; and what was there before is back."""
-    for name in ("host", "data"):
+    for name in ("host", "host/source", "data"):
         (tmp_path / name).mkdir()
     wanted = {name: setting.value.format(tmp_path) for name, setting in SETTINGS.items()}
     with driver.volume() as kept:

@@ -131,6 +131,10 @@ def test_every_setting_is_documented_with_its_default(manifest: Manifest) -> Non
     assert all(row[2] for row in documented.values())
 
 
+def test_every_variable_is_documented_for_the_service() -> None:
+    assert table("## The service\n").keys() == VARIABLES.keys()
+
+
 def test_every_variable_is_one_that_the_plugin_reads(manifest: Manifest) -> None:
     names = {variable.name for variable in manifest.env}
 

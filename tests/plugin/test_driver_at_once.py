@@ -4,7 +4,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from passthrough.config import Config
+from plugin.forkserver import COMMAND
 from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S
 from plugin.source import Host
 from plugin.turns import DEADLINES_S, SOURCE_DEADLINE_S
@@ -40,12 +42,12 @@ class DeadServer:
         self.gone_for_good = threading.Event()
         self.asked = threading.Semaphore(0)
 
-    def open(self, host: Host, source: str) -> int:
+    def open(self, host: Host, source: str, config: Config) -> int:
         if self.is_dead and source == self.directory:
             self.asked.release()
             self.gone_for_good.wait()
             raise OSError(errno.ESTALE, "it has been away for too long")
-        return really_open(host, source)
+        return really_open(host, source, config)
 
 
 really_open = Host.open
@@ -55,8 +57,8 @@ really_open = Host.open
 def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer]:
     server = DeadServer(source)
 
-    def open_source(host: Host, text: str) -> int:
-        return server.open(host, text)
+    def open_source(host: Host, text: str, config: Config) -> int:
+        return server.open(host, text, config)
 
     monkeypatch.setattr(Host, "open", open_source)
     yield server
@@ -167,7 +169,10 @@ async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) ->
         assert [volume["Name"] for volume in (await dockerd.do("List"))["Volumes"]] == ["v"]
 
 
-async def test_a_storm_of_mounts_ends_consistent(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("worker", [SERVE, COMMAND], ids=["fake", "real"])
+async def test_a_storm_of_mounts_ends_consistent(
+    tmp_path: Path, source: Path, worker: Sequence[str]
+) -> None:
     """100 users of 20 volumes come and go in any order; some stay."""
     chance = random.Random(2)  # noqa: S311 - repeatable, not secret
     names = [f"v{number}" for number in range(20)]
@@ -178,7 +183,7 @@ async def test_a_storm_of_mounts_ends_consistent(tmp_path: Path, source: Path) -
         if not stays:
             await dockerd.do("Unmount", Name=name, ID=mount_id)
 
-    async with plugin(tmp_path, SERVE) as dockerd:
+    async with plugin(tmp_path, worker) as dockerd:
         for name in names:
             await dockerd.do("Create", Name=name, Opts={"source": str(source)})
         async with trio.open_nursery() as nursery:

@@ -1,5 +1,6 @@
 """The installer, against an engine that keeps plugins in memory and refuses what Docker refuses."""
 
+import contextlib
 import stat
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,54 @@ def test_a_changed_setting_needs_no_new_plugin(docker: FakeEngine, install: Inst
     assert docker.calls == ["disable passfs", "configure passfs", "enable passfs"]
     assert docker.settings()["PASSFS_LOG_LEVEL"] == "warning"
     assert docker.settings()["PASSFS_HOST_DIR"] == "/usr"
+
+
+def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
+    docker: FakeEngine, install: Install
+) -> None:
+    decided = {
+        "PASSFS_ALLOWED_SOURCES": "/usr/lib:/usr/share",
+        "PASSFS_DEFAULT_OPTIONS": "cache=never,ro",
+        "PASSFS_FORBIDDEN_OPTIONS": "rw,suid",
+    }
+    install(
+        allowed_sources=["/usr/lib", "/usr/share"],
+        default_options="cache=never,ro",
+        forbidden_options="rw,suid",
+    )
+    assert docker.settings().items() >= decided.items()
+
+    docker.image_id = "sha256:2"
+    install()
+    assert docker.settings().items() >= decided.items()
+
+    install(allowed_sources=[""], forbidden_options="")
+    forgotten = {"PASSFS_ALLOWED_SOURCES": "", "PASSFS_FORBIDDEN_OPTIONS": ""}
+    assert docker.settings().items() >= (decided | forgotten).items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], {"allowed_sources": None, "default_options": None, "forbidden_options": None}),
+        (
+            ["--allow-source", "/a", "--allow-source", "/b", "--default-options", "ro"],
+            {"allowed_sources": ["/a", "/b"], "default_options": "ro"},
+        ),
+        (["--allow-source", ""], {"allowed_sources": [""]}),
+        (["--forbid-options", "suid,dev=true"], {"forbidden_options": "suid,dev=true"}),
+    ],
+)
+def test_the_command_takes_what_an_administrator_decides(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: dict[str, object]
+) -> None:
+    asked: list[Installation] = []
+    monkeypatch.setattr(engine, "connect", contextlib.nullcontext)
+    monkeypatch.setattr(engine, "install", lambda _client, wanted, _display: asked.append(wanted))
+    result = CliRunner().invoke(app, ["install", *arguments])
+
+    assert result.exit_code == 0, result.output
+    assert {name: getattr(asked[0], name) for name in wanted} == wanted
 
 
 def test_an_upgrade_touches_the_old_plugin_only_when_the_new_one_has_started(
@@ -274,6 +323,13 @@ def test_the_engines_reason_is_in_the_message(
         ({"host_dir": "/no/such/place"}, "'/no/such/place' does not exist.*--host-dir"),
         ({"data_dir": "/etc/passwd"}, "'/etc/passwd' cannot be made: File exists.*--data-dir"),
         ({"tree": Path("/etc")}, "/etc is not the source tree.*--tree"),
+        ({"allowed_sources": ["srv"]}, "PASSFS_ALLOWED_SOURCES='srv' is not accepted"),
+        ({"default_options": "cach=never"}, "PASSFS_DEFAULT_OPTIONS='cach=never'.*cache, perhaps"),
+        ({"forbidden_options": "cache=auto"}, "PASSFS_DEFAULT_OPTIONS with another cache"),
+        (
+            {"host_dir": "/usr", "allowed_sources": ["/etc"]},
+            "expected directories in PASSFS_HOST_DIR='/usr'",
+        ),
     ],
 )
 def test_what_cannot_serve_is_refused_before_anything_is_built(

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.mount import mount
-from plugin import keeper as keeper_module
+from plugin import targets
 from plugin.errors import MountFailed
 from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from tests.support.dockerd import mounted
@@ -127,7 +127,7 @@ async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
 
     async with keeping(mounts, SERVE) as keeper:
         with monkeypatch.context() as patch:
-            patch.setattr(keeper_module, "mount", mount_and_fail)
+            patch.setattr(targets, "mount", mount_and_fail)
             with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
                 await keeper.mount(order(source))
         assert mounted(mounts) == []

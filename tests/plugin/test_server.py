@@ -106,6 +106,8 @@ async def test_times_carry_a_zone(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="v")
         created = (await dockerd.volume("v"))["CreatedAt"]
+        (listed,) = (await dockerd.do("List"))["Volumes"]
+        assert listed["CreatedAt"] == created
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", created)
     assert abs((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()) < 60
 

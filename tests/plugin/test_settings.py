@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from plugin.errors import InvalidSetting
+from plugin.policy import Ban
 from plugin.settings import VARIABLES, Settings
 
 
@@ -21,6 +22,20 @@ def test_everything_has_a_default() -> None:
         ("PASSFS_MOUNT_DIR", "/m", "mount_dir", Path("/m")),
         ("PASSFS_HOST_ROOT", "/host", "host_root", Path("/host")),
         ("PASSFS_HOST_DIR", "/srv", "host_dir", Path("/srv")),
+        (
+            "PASSFS_ALLOWED_SOURCES",
+            "/srv:/mnt/x/",
+            "allowed_sources",
+            (Path("/srv"), Path("/mnt/x")),
+        ),
+        (
+            *("PASSFS_DEFAULT_OPTIONS", "Cache=never, ro", "default_options"),
+            {"cache": "never", "readonly": "true"},
+        ),
+        (
+            *("PASSFS_FORBIDDEN_OPTIONS", "suid,dev=1", "forbidden_options"),
+            (Ban("suid"), Ban("dev", "true")),
+        ),
         ("PASSFS_LOG_LEVEL", "Debug", "log_level", logging.DEBUG),
     ],
 )
@@ -43,6 +58,8 @@ def test_an_empty_value_is_the_default(name: str) -> None:
         ("PASSFS_MOUNT_DIR", "/mnt/../etc"),
         ("PASSFS_HOST_ROOT", "host"),
         ("PASSFS_HOST_DIR", "./srv"),
+        ("PASSFS_ALLOWED_SOURCES", "srv"),
+        ("PASSFS_FORBIDDEN_OPTIONS", "cache=auto"),
         ("PASSFS_LOG_LEVEL", "loud"),
     ],
 )
@@ -50,3 +67,43 @@ def test_a_refusal_names_variable_value_and_what_would_do(name: str, value: str)
     with pytest.raises(InvalidSetting) as refusal:
         Settings.from_environment({name: value})
     assert str(refusal.value).startswith(f"{name}={value!r} is not accepted; expected ")
+
+
+@pytest.mark.parametrize("value", [":", "/srv:", "/srv::/mnt", " "])
+def test_no_slip_of_the_pen_allows_every_source(value: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"PASSFS_ALLOWED_SOURCES=.*absolute path"):
+        Settings.from_environment({"PASSFS_ALLOWED_SOURCES": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("PASSFS_DEFAULT_OPTIONS", "cash=auto", "option 'cash': is not known"),
+        ("PASSFS_DEFAULT_OPTIONS", "cache=auto,Cache=never", "'never' is a second value"),
+        ("PASSFS_FORBIDDEN_OPTIONS", "dev=perhaps", "expected true or false"),
+    ],
+)
+def test_an_option_is_refused_in_its_own_words(name: str, value: str, sentence: str) -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment({name: value})
+    assert str(refusal.value).startswith(f"{name}={value!r} is not accepted: option ")
+    assert sentence in str(refusal.value)
+
+
+def test_what_is_forbidden_is_no_default() -> None:
+    """A volume without options is always accepted."""
+    given = {"PASSFS_FORBIDDEN_OPTIONS": "rw"}
+    with pytest.raises(InvalidSetting, match="with another readonly beside it"):
+        Settings.from_environment(given)
+    Settings.from_environment(given | {"PASSFS_DEFAULT_OPTIONS": "ro"})
+
+
+def test_what_is_allowed_lies_in_what_the_plugin_sees() -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment(
+            {"PASSFS_HOST_DIR": "/srv", "PASSFS_ALLOWED_SOURCES": "/srv/a:/mnt"}
+        )
+    assert str(refusal.value) == (
+        "PASSFS_ALLOWED_SOURCES='/mnt' is not accepted;"
+        " expected directories in PASSFS_HOST_DIR='/srv'"
+    )

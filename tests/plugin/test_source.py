@@ -56,7 +56,7 @@ def bound(tmp_path: Path) -> Iterator[Path]:
 
 
 def opened(host: Host, source: str | Path) -> os.stat_result:
-    fd = host.open(str(source))
+    fd = host.open(str(source), Config())
     try:
         assert not os.get_inheritable(fd)
         return os.fstat(fd)
@@ -66,7 +66,7 @@ def opened(host: Host, source: str | Path) -> os.stat_result:
 
 def refusal(host: Host, source: str | Path) -> str:
     with pytest.raises(InvalidOption) as refused:
-        host.open(str(source))
+        host.open(str(source), Config())
     start = f"option 'source': {str(source)!r} "
     assert str(refused.value).startswith(start)
     return str(refused.value).removeprefix(start)
@@ -217,3 +217,95 @@ def test_a_directory_beside_the_plugin_s_own_is_fine(host: Host, tmp_path: Path)
     for beside in ("mounts-of-others", "data-of-others"):
         (tmp_path / beside).mkdir()
         opened(host, tmp_path / beside)
+
+
+# The directories that an administrator allows.
+
+NOT_ALLOWED = "lies in none of the directories that the administrator of this plugin allows"
+
+
+@pytest.fixture
+def narrow(host: Host, tmp_path: Path) -> Host:
+    """Sources may lie in `allowed/one` and in `allowed/two`, of which only the first is there."""
+    (tmp_path / "allowed" / "one" / "app").mkdir(parents=True)
+    (tmp_path / "other" / "app").mkdir(parents=True)
+    return host._replace(
+        allowed=(tmp_path / "allowed" / "two", tmp_path / "allowed" / "one"),
+    )
+
+
+def test_what_lies_in_an_allowed_directory_is_opened(narrow: Host, tmp_path: Path) -> None:
+    for source in (tmp_path / "allowed" / "one", tmp_path / "allowed" / "one" / "app"):
+        assert os.path.samestat(opened(narrow, source), source.stat())
+
+
+@pytest.mark.parametrize("source", ["other", "other/app", "allowed", "allowed/one-more"])
+def test_what_lies_in_none_is_refused(narrow: Host, tmp_path: Path, source: str) -> None:
+    (tmp_path / "allowed" / "one-more").mkdir()
+    missing, there = narrow.allowed
+    assert refusal(narrow, tmp_path / source) == (
+        f"{NOT_ALLOWED}; expected a directory in"
+        f" {missing} (which allows nothing: No such file or directory), {there}"
+    )
+
+
+def test_a_symlink_does_not_lead_out_of_an_allowed_directory(narrow: Host, tmp_path: Path) -> None:
+    for name, to in (("absolute", tmp_path / "other"), ("relative", Path("../../other"))):
+        link = tmp_path / "allowed" / "one" / name
+        link.symlink_to(to)
+        assert os.path.samestat((link / "app").stat(), (tmp_path / "other" / "app").stat())
+        assert refusal(narrow, link / "app").startswith(NOT_ALLOWED)
+
+
+def test_a_symlink_may_lead_into_an_allowed_directory(narrow: Host, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "allowed" / "one")
+    found = opened(narrow, tmp_path / "link" / "app")
+    assert os.path.samestat(found, (tmp_path / "allowed" / "one" / "app").stat())
+
+
+def test_an_allowed_directory_that_became_a_symlink_allows_nothing(
+    narrow: Host, tmp_path: Path
+) -> None:
+    """Somebody who may write above it, such as in a volume, would choose what it allows."""
+    (tmp_path / "allowed" / "two").symlink_to(tmp_path / "other")
+    why = f"{tmp_path}/allowed/two (which allows nothing: a symbolic link is part of it)"
+    assert why in refusal(narrow, tmp_path / "other" / "app")
+    assert NOT_ALLOWED in refusal(narrow, tmp_path / "allowed" / "two" / "app")
+    below = narrow._replace(allowed=(tmp_path / "allowed" / "two" / "app",))
+    assert "a symbolic link is part of it" in refusal(below, tmp_path / "other" / "app")
+
+
+def test_another_way_to_an_allowed_directory_is_none(
+    narrow: Host, tmp_path: Path, bound: Path
+) -> None:
+    """A bind mount may be a read-only one: what is allowed is the way to the files."""
+    assert refusal(narrow, bound / "allowed" / "one" / "app").startswith(NOT_ALLOWED)
+    through = narrow._replace(allowed=(bound / "allowed",))
+    assert opened(through, bound / "allowed" / "one").st_ino
+    assert refusal(through, tmp_path / "allowed" / "one").startswith(NOT_ALLOWED)
+
+
+def test_allowed_directories_are_named_as_on_the_host(seen_elsewhere: Host) -> None:
+    (seen_elsewhere.root / "other").mkdir()
+    narrow = seen_elsewhere._replace(allowed=(Path("/srv/app"),))
+    assert opened(narrow, "/srv/app").st_ino
+    assert refusal(narrow, "/srv/other") == f"{NOT_ALLOWED}; expected a directory in /srv/app"
+
+
+def test_all_of_the_host_may_be_allowed(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    assert opened(host._replace(allowed=(Path("/"),)), tmp_path / "app").st_ino
+
+
+def test_an_allowed_directory_that_hangs_holds_up_no_source_elsewhere(
+    narrow: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one on a network file system whose server has gone; nobody looks at it."""
+    really_open = syscalls.openat2
+
+    def hanging(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+        assert b"two" not in path
+        return really_open(dir_fd, path, flags, resolve)
+
+    monkeypatch.setattr(syscalls, "openat2", hanging)
+    assert opened(narrow, tmp_path / "allowed" / "one" / "app").st_ino

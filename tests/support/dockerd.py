@@ -140,11 +140,11 @@ class Dockerd:
         return {volume["Name"] for volume in (await self.do("List"))["Volumes"]}
 
 
-def settings(directory: Path) -> Settings:
+def settings(directory: Path, **environment: str) -> Settings:
     """Settings of a plugin that has all that is its own below *directory*."""
-    return Settings(
-        socket=directory / "p.sock", data_dir=directory / "data", mount_dir=directory / "mounts"
-    )
+    own = {"SOCKET": "p.sock", "DATA_DIR": "data", "MOUNT_DIR": "mounts"}
+    ours = {f"PASSFS_{name}": str(directory / place) for name, place in own.items()}
+    return Settings.from_environment(ours | environment)
 
 
 def mounted(directory: Path) -> list[str]:
@@ -158,11 +158,13 @@ def mounted(directory: Path) -> list[str]:
 
 
 @asynccontextmanager
-async def plugin(directory: Path, worker: Sequence[str] = COMMAND) -> AsyncIterator[Dockerd]:
+async def plugin(
+    directory: Path, worker: Sequence[str] = COMMAND, **environment: str
+) -> AsyncIterator[Dockerd]:
     """A plugin in this process, and its engine; what it kept is there for the next one."""
     stop = trio.Event()
     async with (
-        prepared(settings(directory), worker) as (driver, listener),
+        prepared(settings(directory, **environment), worker) as (driver, listener),
         trio.open_nursery() as own,
     ):
         own.start_soon(serve, driver, listener, stop.wait)

@@ -8,13 +8,11 @@ from typing import Final
 
 from passthrough.attributes import Entry
 from passthrough.errors import os_error
-from passthrough.listing import Record
+from passthrough.listing import KIND_SHIFT, Record
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
-
-_TYPE_SHIFT: Final = 12  # from st_mode to DT_*, as S_IFMT is laid out
 
 
 def opendir(session: Session, request: Request) -> bytes:
@@ -50,7 +48,7 @@ def readdirplus(session: Session, request: Request) -> bytes:
     parts: list[bytes] = []
     with _stream(session, request, handle) as stream:
         try:
-            for record, entry in session.fs.readdirplus(stream, offset):
+            for record, entry in session.fs.readdirplus(stream, offset, known=False):
                 part = _plus(record, entry)
                 size -= len(part)
                 if size < 0:
@@ -67,7 +65,7 @@ def readdirplus(session: Session, request: Request) -> bytes:
 def _plus(record: Record, entry: Entry | None) -> bytes:
     if entry is None:
         return wire.absent(0) + wire.dirent(record.number, record.end, record.kind, record.name)
-    kind = entry.stat.st_mode >> _TYPE_SHIFT
+    kind = entry.stat.st_mode >> KIND_SHIFT
     return wire.entry(entry) + wire.dirent(entry.inode_number, record.end, kind, record.name)
 
 

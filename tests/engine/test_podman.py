@@ -1,0 +1,161 @@
+"""podman's client of volume plugins: the same protocol, spoken by another program, with habits.
+
+It has no daemon: each command activates the plugin and goes away. Whatever the container, its mount
+id is the same, because podman counts the users of a volume by itself. It mounts once for the copy
+of an image's content and once more for the container, gives each call five seconds, and looks at
+nothing but the status of an answer. The plugin is `passfs serve`, as on a host.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough import mountinfo
+from tests.support.driver import Service
+from tests.support.podman import DRIVER, IMAGE, Podman
+from tests.support.processes import children
+
+pytestmark = pytest.mark.usefixtures("service")
+PROCESSES_END_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """Where all of it lies: nothing may be mounted below when it goes."""
+    directory = Path(tempfile.mkdtemp(prefix="passfs-podman-", dir="/var/tmp"))
+    yield directory
+    assert mounts_below(directory) == []
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def podman(directory: Path) -> Iterator[Podman]:
+    if shutil.which("podman") is None:
+        pytest.fail("there is no podman; `make test` installs it")
+    podman = Podman(directory, directory / "p.sock")
+    podman.import_image(directory)
+    yield podman
+    podman.do("rm", "--all", "--force", "--time=0")
+    podman.do("rmi", "--all", "--force")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(podman: Podman, directory: Path) -> Iterator[None]:
+    """No container, volume, mount or process outlives a test; the one for Docker needs an engine.
+
+    What podman leaves to itself, to clean up after a container, becomes a child of ours.
+    """
+    processes = children()
+    yield
+    deadline = time.monotonic() + PROCESSES_END_S
+    while (left := children() - processes) and time.monotonic() < deadline:
+        for pid in left:
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.02)
+
+    assert children() - processes == set()
+    assert podman.do("ps", "--all", "--quiet") == ""
+    assert podman.volumes() == set()
+    assert mounts_below(directory) == []
+
+
+@pytest.fixture
+def service(directory: Path) -> Iterator[Service]:
+    service = Service(directory / "p.sock", directory)
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def source(directory: Path, request: pytest.FixtureRequest) -> Path:
+    """A directory of the host's that everybody may write to."""
+    directory.chmod(0o711)
+    source = directory / f"source-of-{request.node.name}"
+    source.mkdir()
+    source.chmod(0o777)
+    return source
+
+
+def mounts_below(directory: Path) -> list[str]:
+    return [
+        os.fsdecode(mount.target)
+        for mount in mountinfo.read()
+        if mountinfo.is_below(mount.target, os.fsencode(directory))
+    ]
+
+
+def test_a_volume_is_created_mounted_and_removed(podman: Podman, source: Path) -> None:
+    podman.create("v", source=str(source), cache="never")
+    volume = podman.inspect("v")
+    assert volume["Driver"] == DRIVER
+    assert volume["Options"] == {"source": str(source), "cache": "never"}
+    assert volume["Status"]["options"]["cache"] == "never"
+    assert volume["Status"]["source"] == str(source)
+    assert podman.volumes() == {"v"}
+
+    assert podman.run("v", "id -u; echo from-podman > /data/file", "--user=1234:2345") == "1234\n"
+    written = (source / "file").stat()
+    assert (written.st_uid, written.st_gid) == (1234, 2345)
+    assert (source / "file").read_text() == "from-podman\n"
+    assert podman.inspect("v")["Status"]["mounted"] is False
+
+    podman.do("volume", "rm", "v")
+    assert podman.volumes() == set()
+    assert (source / "file").exists()
+
+
+def test_two_containers_share_one_mount(podman: Podman, directory: Path, source: Path) -> None:
+    podman.create("v", source=str(source))
+    podman.do("run", "--detach", "--name=a", "--volume=v:/data", IMAGE, "sleep", "infinity")
+    podman.do("exec", "a", "sh", "-c", "echo from-a > /data/a")
+    assert podman.run("v", "cat /data/a; echo from-b > /data/b") == "from-a\n"
+    # Who has ended was not the last.
+    assert podman.do("exec", "a", "cat", "/data/b") == "from-b\n"
+    assert mounts_below(directory / "mounts") == [str(directory / "mounts" / "v")]
+    assert "being used" in podman.refused("volume", "rm", "v")
+
+    podman.do("rm", "--force", "--time=0", "a")
+    assert mounts_below(directory) == []
+    podman.do("volume", "rm", "v")
+
+
+def test_an_empty_volume_gets_the_content_of_the_image(podman: Podman, directory: Path) -> None:
+    podman.create("v")
+    assert podman.run("v", "cat /seed/file", at="/seed") == "seeded\n"
+    copied = directory / "data" / "volumes" / "v" / "file"
+    assert (copied.stat().st_uid, copied.stat().st_gid) == (1234, 2345)
+    podman.do("volume", "rm", "v")
+    assert not copied.exists()
+
+
+def test_a_refusal_is_shown_as_it_is(podman: Podman, source: Path) -> None:
+    """At creation, and when a container starts; after that, the next one does."""
+    refused = podman.refused("volume", "create", f"--driver={DRIVER}", "--opt=cash=never", "v")
+    assert "option 'cash': is not known, given here as 'never'; expected cache, perhaps" in refused
+    assert podman.volumes() == set()
+
+    podman.create("v", source=str(source))
+    source.rename(source.with_suffix(".away"))
+    refused = podman.refused("run", "--rm", "--volume=v:/data", IMAGE, "id")
+    assert f"option 'source': '{source}' does not exist" in refused
+    source.with_suffix(".away").rename(source)
+    assert podman.run("v", "echo served > /data/file; cat /data/file") == "served\n"
+    podman.do("rm", "--all", "--force", "--time=0")
+    podman.do("volume", "rm", "v")
+
+
+def test_volumes_outlive_a_restart_of_the_plugin(podman: Podman, service: Service) -> None:
+    podman.create("v", cache="metadata")
+    podman.run("v", "echo kept > /data/file")
+    service.stop()
+    service.start()
+
+    assert podman.inspect("v")["Status"]["options"]["cache"] == "metadata"
+    assert podman.run("v", "cat /data/file") == "kept\n"
+    podman.do("volume", "rm", "v")

@@ -1,0 +1,47 @@
+"""Activate is answered at once, whatever else goes on in the plugin's process."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.support.hung import HungSource, waits
+from tests.support.mounts import mounted_on
+from tests.support.service import Service, started
+
+LIMIT_S = 0.1
+VOLUMES = 500
+
+
+def activation_s(service: Service) -> float:
+    """How long an activation takes; the best of five, because others use the machine as well."""
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert service.call("Plugin.Activate") == {"Implements": ["VolumeDriver"]}
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+def test_activate_is_answered_within_100_ms_beside_a_mount_that_hangs(tmp_path: Path) -> None:
+    options = {"source": str(tmp_path / "source" / "far")}
+    # In memory, where 500 records take no time to be synchronised.
+    with ExitStack() as stack:
+        stack.enter_context(mounted_on(tmp_path, "tmpfs"))
+        Path(options["source"]).mkdir(parents=True)
+        threads = stack.enter_context(ThreadPoolExecutor())
+        service = stack.enter_context(started(tmp_path))
+        for number in range(VOLUMES):
+            assert service.call("VolumeDriver.Create", Name=f"v{number}", Opts=options) == {}
+        assert activation_s(service) < LIMIT_S
+
+        assert service.process is not None
+        with HungSource(tmp_path / "source"):
+            mounting = threads.submit(service.call, "VolumeDriver.Mount", Name="v0", ID="i")
+            while not waits(service.process.pid):
+                assert not mounting.done(), mounting.result()
+                time.sleep(0.01)
+            assert activation_s(service) < LIMIT_S
+            assert not mounting.done()
+            assert len(service.call("VolumeDriver.List")["Volumes"]) == VOLUMES
+        assert "'source'" in mounting.result()["Err"]
