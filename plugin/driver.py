@@ -83,6 +83,10 @@ class Driver:
             record.name: Volume(record, registry.references.get(record.name))
             for record in registry.records
         }
+        for volume in self._volumes.values():
+            if keeper.watch(volume.name, partial(self._note_loss, volume)):
+                volume.apply(Event.MOUNT)
+                volume.last_error = ""
         self._turns = Turns()
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
@@ -153,7 +157,10 @@ class Driver:
                 await self._keeper.mount(self._order(volume, turn))
                 volume.last_error = volume.source_error = ""
                 references = volume.references_with(request.id)
-                await trio.to_thread.run_sync(self._registry.mounted, volume.name, references)
+                served = self._keeper.served(volume.name)
+                await trio.to_thread.run_sync(
+                    self._registry.mounted, volume.name, references, served
+                )
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))

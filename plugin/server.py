@@ -5,6 +5,7 @@ is a bug: it is answered with 500 and logged with its traceback, and the plugin 
 """
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -33,6 +34,7 @@ from plugin.forkserver import COMMAND
 from plugin.inventory import Inventory
 from plugin.keeper import keeping
 from plugin.listening import listening
+from plugin.manager import NOTHING, Inherited, inherited
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
@@ -48,14 +50,17 @@ BODY_DEADLINE_S = 30.0
 # dockerd keeps idle connections for 30 s and takes it badly when we close one under a request.
 KEEP_ALIVE_S = 75.0
 # At shutdown, for requests under way. The engine kills a plugin after 10 s; mounts need the rest.
-DRAIN_S = 2.0
+DRAIN_S = 1.5
 # Pieces of a body that wait to be read. hypercorn itself waits when it is full, and would for ever
 # if we have refused the body meanwhile and read no more; a refused one never comes near this.
 BODY_QUEUE = 4096
 
 
 def run(settings: Settings) -> None:
-    """Be the plugin until SIGTERM or SIGINT; no mount, worker or socket is left at the end.
+    """Be the plugin until SIGTERM or SIGINT.
+
+    No mount, worker or socket is left at the end, but what a service manager keeps for the next
+    plugin; what that has handed over it tells in the process's environment.
 
     Raises:
         CannotStart: says what is in the way.
@@ -63,7 +68,7 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_level)
     _raise_descriptor_limit()
     try:
-        trio.run(_run, settings)
+        trio.run(_run, settings, inherited(os.environ))
     except OSError as error:
         raise CannotStart(f"cannot start: {error}") from error
 
@@ -77,18 +82,26 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, given: Inherited = NOTHING) -> None:
+    async def signalled() -> None:
+        number = await anext(signals)
+        log.info("ending on %s", signal.Signals(number).name)
+        given.store.say("STOPPING=1")
+
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with prepared(settings) as (driver, listener):
-            await serve(driver, listener, partial(_signalled, signals))
+        async with prepared(settings, given=given) as (driver, listener):
+            given.store.say("READY=1")
+            await serve(driver, listener, signalled)
     log.info("ended")
 
 
 @asynccontextmanager
 async def prepared(
-    settings: Settings, worker: Sequence[str] = COMMAND
+    settings: Settings, worker: Sequence[str] = COMMAND, given: Inherited = NOTHING
 ) -> AsyncIterator[tuple[Driver, socket.socket]]:
     """The driver and its listening socket, with all that they stand on; taken down at the end.
+
+    *given* is what the service manager has handed over.
 
     Raises:
         CannotStart: says what is in the way.
@@ -99,10 +112,14 @@ async def prepared(
     with (
         # First: what follows clears away what a plugin that is still alive would miss.
         Registry.open(settings.data_dir) as registry,
-        listening(settings.socket) as listener,
+        listening(settings.socket, given.listener) as listener,
     ):
         Inventory(registry, storage).settle()
-        async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
+        used = [row for row in registry.served if row.volume in registry.references]
+        async with (
+            keeping(settings.mount_dir, worker, given, used) as keeper,
+            trio.open_nursery() as background,
+        ):
             host = Host(
                 root=settings.host_root,
                 directory=settings.host_dir,
@@ -113,14 +130,9 @@ async def prepared(
             driver = Driver(
                 registry, storage, keeper, host, policy=settings.policy, nursery=background
             )
-            log.info("serving %d volumes on %s", len(registry.records), settings.socket)
+            log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
-
-
-async def _signalled(signals: AsyncIterator[int]) -> None:
-    number = await anext(signals)
-    log.info("ending on %s", signal.Signals(number).name)
 
 
 async def serve(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from plugin.forkserver import UNKNOWN, Forked, Process, forking
+from plugin.forkserver import UNKNOWN, Forked, forking
 from tests.support.fake_worker import command
 from tests.support.processes import children, workers
 
@@ -27,12 +27,12 @@ def fds() -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
-async def close(process: Process) -> None:
+async def close(process: Forked) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         await stream.aclose()
 
 
-async def end(process: Process) -> None:
+async def end(process: Forked) -> None:
     process.kill()
     await process.wait()
     await close(process)
@@ -52,7 +52,7 @@ def reap(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-async def until_it_sleeps(process: Process) -> None:
+async def until_it_sleeps(process: Forked) -> None:
     """Wait until a worker of the manner "sleep" has put its descriptors in order."""
     assert await process.stdout.receive_some() == b"asleep\n"
 
@@ -104,7 +104,7 @@ async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
 
 
 async def test_many_start_at_once(fds: tuple[int, int]) -> None:
-    started: list[Process] = []
+    started: list[Forked] = []
 
     async with forking(command("sleep")) as start:
 
