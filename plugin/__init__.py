@@ -10,14 +10,19 @@ above.
     greetings     what the engine's connections without a word mean
     listening     the socket itself
     driver        the nine verbs, and the table from path to verb
+    status        what Get and List say of a volume
+    survey        a look, after the start, at what each volume serves
     turns         one request at a time for each volume
     keeper        keeps mounts alive: mount point, FUSE descriptor, worker
+    mounts        one mount with its worker, and what an earlier plugin has left of them
     targets       mount points, and what lies on them
     worker        one worker process, from its start to its end
     forkserver    the process that forks workers
+    manager       the service manager: the socket it listens on, the descriptors it keeps
     output        what our processes write, line by line, to our own log
     source        opens the host's directory that a volume serves, if it may be served
     network       file systems on which other machines write too, and what is wrong there
+    inventory     what a volume is on disk: its record and, without a source, its directory
     storage       the directories of volumes without a source, and their deletion
     registry      the volumes on disk
     volume        a volume: record, state, references
@@ -31,8 +36,11 @@ above.
 
 Engine and installation put the managed plugin into an engine; requests never pass them.
 
-Only server, driver, turns, keeper, worker, forkserver, output and blocking know trio, only server
-knows HTTP. The rest is synchronous, and runs in threads where it may wait.
+Only server, driver, survey, turns, keeper, worker, forkserver, output and blocking know trio, only
+server knows HTTP. The rest is synchronous, and runs in threads where it may wait.
+
+Each start finds what an earlier plugin has left, and settles it before the first request: mounts go
+on or are cleared away, half of a removal is undone or finished.
 
 Three rules hold the rest together. What an answer promises is on disk before it is given. Get, List
 and Path answer from memory and never touch a mount, because dockerd forgets a volume whose Get

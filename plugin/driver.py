@@ -5,6 +5,7 @@ alone: dockerd forgets a volume whose Get fails.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +17,15 @@ import trio
 
 from passthrough import running
 from passthrough.config import Config
-from passthrough.decisions import described
 from plugin import blocking, options
 from plugin.errors import (
     InvalidOption,
     NoSuchVolume,
     PluginError,
     VolumeExists,
+    VolumeInUse,
 )
+from plugin.inventory import Inventory
 from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
 from plugin.policy import Policy
@@ -43,11 +45,16 @@ from plugin.protocol import (
 )
 from plugin.registry import Registry
 from plugin.source import Host
+from plugin.status import describe, mountpoint
 from plugin.storage import Storage
+from plugin.survey import Subject, survey
 from plugin.turns import SOURCE_DEADLINE_S, Turn, Turns
 from plugin.volume import Event, Record, State, Volume, VolumeName, volume_name
 
 log = logging.getLogger(__name__)
+
+# For the kernel to end a worker's session whose last user has gone: milliseconds, if there is none.
+VACATE_S = 2.0
 
 
 class Driver:
@@ -63,20 +70,30 @@ class Driver:
         policy: Policy,
         nursery: trio.Nursery,
     ) -> None:
-        """Take what the registry holds; *nursery* is for deleting what has been removed."""
+        """Take what the registry holds; *nursery* is for what is done beside the requests."""
         self._registry = registry
         self._storage = storage
+        self._inventory = Inventory(registry, storage)
         self._keeper = keeper
         self._host = host
         self._policy = policy
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
-        self._volumes = {record.name: Volume(record) for record in registry.records}
+        self._volumes = {
+            record.name: Volume(record, registry.references.get(record.name))
+            for record in registry.records
+        }
+        for volume in self._volumes.values():
+            if keeper.watch(volume.name, partial(self._note_loss, volume)):
+                volume.apply(Event.MOUNT)
+                volume.last_error = ""
         self._turns = Turns()
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
         nursery.start_soon(self._purge)
+        subjects = [self._subject(volume) for volume in self._volumes.values()]
+        nursery.start_soon(survey, subjects, self._turns)
 
     async def activate(self, _: EmptyRequest) -> Reply:
         """Say what kind of plugin this is."""
@@ -99,7 +116,7 @@ class Driver:
             if wanted.source is not None:
                 await self._look_at(wanted.source, wanted.config, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
-            await trio.to_thread.run_sync(self._store, record, wanted.config)
+            await trio.to_thread.run_sync(self._inventory.add, record, wanted.config)
             self._volumes[name] = Volume(record)
         for note in notes:
             log.warning("volume %s: %s", name, note)
@@ -110,14 +127,14 @@ class Driver:
         """Forget a volume, and delete its files if it had no source.
 
         Raises:
-            VolumeInUse: it is mounted.
+            VolumeInUse: somebody uses it, and goes on doing so.
             PluginError: it is still there.
         """
-        async with self._turns.take(request.name, "Remove"):
+        async with self._turns.take(request.name, "Remove") as turn:
             volume = self._volume(request.name)
-            await self._release(volume)
+            await self._vacate(volume, turn)
             volume.check(Event.REMOVE)
-            await trio.to_thread.run_sync(self._erase, volume.record)
+            await trio.to_thread.run_sync(self._inventory.remove, volume.record)
             volume.apply(Event.REMOVE)
             del self._volumes[volume.name]
         self._nursery.start_soon(self._purge)
@@ -138,14 +155,23 @@ class Driver:
             volume = self._volume(request.name)
             try:
                 await self._keeper.mount(self._order(volume, turn))
+                volume.last_error = volume.source_error = ""
+                references = volume.references_with(request.id)
+                served = self._keeper.served(volume.name)
+                await trio.to_thread.run_sync(
+                    self._registry.mounted, volume.name, references, served
+                )
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))
+                if volume.state in {State.IDLE, State.LEFT}:
+                    await self._keeper.unmount(volume.name)
                 raise
             volume.apply(Event.MOUNT)
-            volume.add_reference(request.id)
-            volume.last_error = ""
-        return MountpointReply(mountpoint=str(self._keeper.target(volume.name)))
+            volume.references = references
+            if not self._keeper.worker_pid(volume.name):  # it has died meanwhile
+                volume.apply(Event.LOSE)
+        return MountpointReply(mountpoint=mountpoint(volume, self._keeper))
 
     async def unmount(self, request: MountRequest) -> Reply:
         """Count one user less, and unmount after the last; an unknown id changes nothing.
@@ -153,19 +179,20 @@ class Driver:
         Raises:
             MountFailed: the user is gone, the mount is not.
             VolumeBusy: the user is still counted.
+            RegistryFailed: the user is still counted.
         """
         user = (request.name, request.id)
         if not self._volume(request.name).references[request.id] and user not in self._arriving:
             return Reply()  # at once: what others wait for here is no matter of this user
         async with self._turns.take(request.name, "Unmount"):
             volume = self._volume(request.name)
-            if volume.drop_reference(request.id):
-                await self._release(volume)
+            if volume.references[request.id]:
+                await self._give_back(volume, volume.references_without(request.id))
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
         """Say where a volume is mounted; an empty path if it is not."""
-        return MountpointReply(mountpoint=self._mountpoint(self._volume(request.name)))
+        return MountpointReply(mountpoint=mountpoint(self._volume(request.name), self._keeper))
 
     async def get(self, request: VolumeRequest) -> Reply:
         """Describe a volume, however sick it is."""
@@ -200,33 +227,8 @@ class Driver:
             self._arriving -= Counter([user])
 
     def _describe(self, volume: Volume) -> VolumeInfo:
-        status: dict[str, object] = {
-            "mounted": volume.state is State.MOUNTED,
-            "references": volume.reference_count,
-            "worker_pid": self._keeper.worker_pid(volume.name),
-        }
-        try:
-            understood = self._policy.understand(volume.record.options)
-        except InvalidOption as error:  # of another passfs, or another policy
-            status |= {"options": dict(volume.record.options), "error": str(error)}
-        else:
-            status |= described(understood.config, *self._keeper.without(volume.name))
-            if understood.source is None:
-                # Not its path, because in a managed plugin that need not be the host's.
-                status["data"] = "own directory"
-            else:
-                status["source"] = understood.source
-        if volume.last_error:
-            status["error"] = volume.last_error
-        return VolumeInfo(
-            name=volume.name,
-            created_at=volume.record.created_at,
-            mountpoint=self._mountpoint(volume),
-            status=status,
-        )
-
-    def _mountpoint(self, volume: Volume) -> str:
-        return "" if volume.state is State.IDLE else str(self._keeper.target(volume.name))
+        under_way = self._turns.under_way(volume.name)
+        return describe(volume, self._keeper, under_way, self._policy.understand)
 
     def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
@@ -245,13 +247,21 @@ class Driver:
             limiter=turn.limiter,
             deadline=turn.deadline,
             lost=partial(self._note_loss, volume),
+            step=turn.comes_to,
         )
 
     def _note_loss(self, volume: Volume, reason: str) -> None:
         """Remember what is wrong with *volume*, and that it is not served if that is so."""
-        volume.last_error = reason
+        volume.last_error, volume.source_error = reason, ""
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
+
+    async def _give_back(self, volume: Volume, references: Counter[str]) -> None:
+        """Go on with those users of *volume* that *references* leaves."""
+        if references != volume.references:
+            await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
+            volume.references = references
+        await self._release(volume)
 
     async def _release(self, volume: Volume) -> None:
         """Unmount *volume* if nobody uses it any more, also if that has failed before."""
@@ -259,6 +269,43 @@ class Driver:
             await self._keeper.unmount(volume.name)
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
+
+    async def _vacate(self, volume: Volume, turn: Turn) -> None:
+        """Have *volume* unmounted, and refuse if it is used all the same.
+
+        An engine asks for Remove when it knows of no container with the volume. Users that are
+        counted then were never given back, because the engine was killed; or they are another's.
+        The kernel knows: it ends the worker's session when nobody uses the mount any more.
+        """
+        if volume.state is not State.IDLE:
+            await self._keeper.unmount(volume.name)
+        turn.comes_to("waiting for those who still use it")
+        deadline = min(trio.current_time() + VACATE_S, turn.deadline)
+        if not await self._keeper.vacated(volume.name, deadline):
+            if volume.state is not State.IDLE:
+                self._note_loss(volume, "it was unmounted to be removed, and found in use")
+            raise VolumeInUse(
+                f"volume {volume.name!r} cannot be removed: somebody still uses files of it, or its"
+                f" worker does not answer (references: {volume.reference_count}); stop the"
+                " containers and programs that use it first"
+            )
+        await self._give_back(volume, Counter())
+
+    def _subject(self, volume: Volume) -> Subject:
+        """What to look at after the start."""
+
+        def look() -> None:
+            understood = self._policy.understand(volume.record.options)
+            if understood.source is None:
+                os.close(self._storage.open(volume.name))
+            else:
+                self._host.look_at(understood.source, understood.config)
+
+        def note(error: str) -> None:
+            # Once it is mounted, or could not be, that says more.
+            volume.source_error = "" if volume.state is State.MOUNTED else error
+
+        return Subject(volume.name, look, note)
 
     def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
         try:
@@ -272,6 +319,7 @@ class Driver:
 
     async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
         """Refuse a source that could not be mounted."""
+        turn.comes_to(f"looking at source {source!r}")
         look = partial(self._host.look_at, source, config)
         try:
             with trio.fail_at(turn.deadline):
@@ -280,32 +328,6 @@ class Driver:
             raise options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
             ) from error
-
-    # Both run in a thread and whole, whoever goes away meanwhile: a record without its directory
-    # could not be mounted, a directory without its record would be in the way of a new volume.
-
-    def _store(self, record: Record, config: Config) -> None:
-        if options.has_source(record.options):
-            self._registry.add(record)
-            return
-        self._storage.create(record.name, config.mode, config.uid, config.gid)
-        try:
-            self._registry.add(record)
-        except PluginError:
-            self._storage.discard(record.name)
-            raise
-
-    def _erase(self, record: Record) -> None:
-        if options.has_source(record.options):
-            self._registry.remove(record.name)
-            return
-        # In this order, so that a crash in between leaves a volume that can be removed once more.
-        token = self._storage.discard(record.name)
-        try:
-            self._registry.remove(record.name)
-        except PluginError:
-            self._storage.restore(record.name, token)
-            raise
 
     async def _purge(self) -> None:
         """Delete what is in the trash; left behind at shutdown, and taken up at the next start.

@@ -12,13 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import Final, Protocol
+from typing import Final, Self
 
 import trio
 
 from plugin.output import forward
+from plugin.volume import VolumeName, file_name
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 COMMAND: Final = (sys.executable, "-I", "-m", "passthrough.forkserver")
 # The return code of a worker whose fork server did not live to say it; no process has it.
 UNKNOWN: Final = 256
-# The fork server has nothing to do when it is told to end.
-END_GRACE_S: Final = 2.0
+# The fork server has nothing to do when it is told to end, and nothing to lose when it is killed.
+END_GRACE_S: Final = 0.5
 # How ps(1) lists a worker, of whose name 15 bytes count: by its volume.
 PROCESS_NAME: Final = "passfs:{}"
 
@@ -35,37 +36,63 @@ _PACKET: Final = 64
 _STDIO: Final = 3
 
 
-class Process(Protocol):
-    """A started worker. Whoever started it closes the streams."""
+class Process:
+    """A worker, by its process descriptor. Whoever has it closes the streams, and lets it go."""
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-
-    @property
-    def returncode(self) -> int | None:
+    def __init__(
+        self, pid_fd: int, stdin: trio.lowlevel.FdStream, stderr: trio.lowlevel.FdStream
+    ) -> None:
+        """Take the process descriptor, -1 as long as there is none, and our ends of two pipes."""
+        self.pid = _pid_behind(pid_fd) if pid_fd >= 0 else 0
+        self.returncode: int | None = None
         """As subprocess.Popen has it, or UNKNOWN; None until `wait` has returned."""
+        self.stdin = stdin
+        self.stderr = stderr
+        self._pid_fd = pid_fd
 
-    @property
-    def given(self) -> Sequence[int]:
-        """The numbers by which it knows the descriptors that it was given."""
+    @classmethod
+    def behind(cls, ties: Mapping[str, int]) -> Self:
+        """The process that `ties` has led to in another process; takes these descriptors."""
+        streams = [trio.lowlevel.FdStream(ties[kind]) for kind in ("life", "log")]
+        return cls(ties["process"], *streams)
 
-    stdin: trio.abc.SendStream
-    stdout: trio.abc.ReceiveStream
-    stderr: trio.abc.ReceiveStream
+    def ties(self) -> dict[str, int]:
+        """The descriptors by which another process could do all that this one can.
 
-    async def wait(self) -> object:
-        """Wait until it has ended, one task at a time."""
+        By their kinds in the service manager's store, plugin/manager.py.
+        """
+        return {
+            "life": self.stdin.fileno(),
+            "log": self.stderr.fileno(),
+            "process": self._pid_fd,
+        }
+
+    async def wait(self) -> int:
+        """Wait until it has ended, one task at a time; gives the return code."""
+        if self.returncode is None:
+            self.returncode = await self._ended()
+            self.let_go()
+        return self.returncode
+
+    async def _ended(self) -> int:
+        # Its parent has ended, and nobody else is told how it ends.
+        await trio.lowlevel.wait_readable(self._pid_fd)
+        return UNKNOWN
 
     def kill(self) -> None:
         """End it at once; `wait` tells when."""
+        if self._pid_fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        """Close what leads to the process, but for its streams."""
+        fd, self._pid_fd = self._pid_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
-Start = Callable[[str, Sequence[int]], Awaitable[Process]]
-"""Start a worker of a volume and give it descriptors, which are borrowed meanwhile."""
-
-
-class Forked:
+class Forked(Process):
     """A worker that the fork server has forked."""
 
     def __init__(
@@ -76,14 +103,11 @@ class Forked:
         stderr: trio.lowlevel.FdStream,
     ) -> None:
         """Take the life socket and the plugin's ends of the standard streams."""
-        self.pid = 0
-        self.returncode: int | None = None
+        super().__init__(-1, stdin, stderr)
+        self.stdout = stdout
         self.given: Sequence[int] = ()
-        self.stdin: trio.abc.SendStream = stdin
-        self.stdout: trio.abc.ReceiveStream = stdout
-        self.stderr: trio.abc.ReceiveStream = stderr
+        """The numbers by which it knows the descriptors that it was given."""
         self._life = life
-        self._pid_fd = -1
 
     async def born(self) -> None:
         """Wait until it exists.
@@ -100,30 +124,20 @@ class Forked:
         self.pid = number
         self._pid_fd = array.array("i", ancillary[0][2])[0]
 
-    async def wait(self) -> int:
-        """Wait until it has ended; gives the return code."""
-        if self.returncode is None:
-            packet = await self._life.recv(_PACKET)
-            if packet:
-                self.returncode = os.waitstatus_to_exitcode(int(packet))
-            else:  # the fork server has ended before
-                await trio.lowlevel.wait_readable(self._pid_fd)
-                self.returncode = UNKNOWN
-            self.let_go()
-        return self.returncode
-
-    def kill(self) -> None:
-        """End it at once; `wait` tells when."""
-        if self._pid_fd >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
+    async def _ended(self) -> int:
+        packet = await self._life.recv(_PACKET)
+        if packet:
+            return os.waitstatus_to_exitcode(int(packet))
+        return await super()._ended()  # the fork server has ended before
 
     def let_go(self) -> None:
         """Close what leads to the process, but for its streams."""
         self._life.close()
-        fd, self._pid_fd = self._pid_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        super().let_go()
+
+
+Start = Callable[[str, str, Sequence[int]], Awaitable[Forked]]
+"""Start a worker of a volume, for a session, and give it descriptors, which are borrowed."""
 
 
 class ForkServer:
@@ -163,8 +177,8 @@ class ForkServer:
         if control is not None:
             control.close()
 
-    async def start(self, volume: str, fds: Sequence[int]) -> Process:
-        """Start a worker of *volume* that is given *fds*.
+    async def start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
+        """Start a worker of *volume* that will run *session* and is given *fds*.
 
         Raises:
             OSError: there can be no further process, descriptor or memory.
@@ -173,25 +187,26 @@ class ForkServer:
             life, worker_ends, streams = _ties(theirs, undo)
             process = Forked(life, *streams)
             undo.callback(process.let_go)
-            await self._ask(PROCESS_NAME.format(volume), [*worker_ends, *fds])
+            name = PROCESS_NAME.format(file_name(VolumeName(volume)))
+            await self._ask(f"{session}\0{name}", [*worker_ends, *fds])
             theirs.close()
             await process.born()
             process.given = range(_STDIO, _STDIO + len(fds))
             undo.pop_all()
             return process
 
-    async def _ask(self, name: str, fds: Sequence[int]) -> None:
+    async def _ask(self, packet: str, fds: Sequence[int]) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         async with self._asking:
             if self._control is not None:
                 # One that has just ended gets another; a second failure is the caller's.
                 with suppress(BrokenPipeError, ConnectionResetError, trio.ClosedResourceError):
-                    await self._control.sendmsg([name.encode()], [rights])
+                    await self._control.sendmsg([packet.encode()], [rights])
                     return
                 self._forget()
             control = await self.begin()
             try:
-                await control.sendmsg([name.encode()], [rights])
+                await control.sendmsg([packet.encode()], [rights])
             except trio.ClosedResourceError:
                 raise ConnectionResetError(
                     errno.ECONNRESET, os.strerror(errno.ECONNRESET)
@@ -203,7 +218,7 @@ class ForkServer:
             await forward(process.stderr, lambda level, text: log.log(level, "%s", text))
         finally:
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(END_GRACE_S):
+                with trio.move_on_after(0 if self._ending else END_GRACE_S):
                     await process.wait()
                 if process.returncode is None:
                     process.kill()
@@ -214,6 +229,13 @@ class ForkServer:
             log.warning(
                 "the fork server ended with %d; the next mount begins another", process.returncode
             )
+
+
+def _pid_behind(pid_fd: int) -> int:
+    """The process id behind a process descriptor, below 1 if the process has ended."""
+    with open(f"/proc/self/fdinfo/{pid_fd}", "rb") as lines:
+        fields = dict(line.split(b":", 1) for line in lines)
+    return int(fields[b"Pid"])
 
 
 def _ties(
@@ -246,3 +268,5 @@ async def forking(command: Sequence[str] = COMMAND) -> AsyncIterator[Start]:
             yield server.start
         finally:
             server.end()
+            # One that hangs does not close its standard error.
+            nursery.cancel_scope.deadline = trio.current_time() + END_GRACE_S

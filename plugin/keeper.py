@@ -5,6 +5,9 @@ mount(2), start the worker, wait until it says that it serves. It is taken down 
 (MNT_DETACH): its mount point goes at once, and its worker serves on until the last user is gone,
 then ends by itself.
 
+Where a service manager keeps what workers hang on (plugin/manager.py), they and their mounts go on
+while the plugin restarts. The keeper takes over what is whole, and clears the rest away.
+
 The keeper holds a duplicate of the descriptor of /dev/fuse. As long as it does, requests of a dead
 worker's users wait. Today nobody succeeds a worker that died, so the keeper lets go of its
 duplicate then: the kernel ends the connection, and users get ENOTCONN instead of waiting for ever.
@@ -16,11 +19,13 @@ Mounts are made and taken down by one caller per volume at a time; the driver's 
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from itertools import count
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -30,7 +35,9 @@ from passthrough.mount import FSTYPE, unmount
 from plugin import blocking, targets
 from plugin.errors import MountFailed
 from plugin.forkserver import COMMAND, Start, forking
-from plugin.volume import VolumeName
+from plugin.manager import NOTHING, Inherited, Store
+from plugin.mounts import Mount, TakenOver, take_over
+from plugin.volume import Served, VolumeName, file_name
 from plugin.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -41,8 +48,10 @@ log = logging.getLogger(__name__)
 MOUNT_DEADLINE_S = 18.0
 # Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
 UNMOUNT_DEADLINE_S = 3.0
+# After a Mount that has failed: nobody has used it.
+UNDO_DEADLINE_S = 1.0
 # At shutdown all mounts go at once, in the first of the seconds that the engine gives us.
-SHUTDOWN_DEADLINE_S = 2.0
+SHUTDOWN_DEADLINE_S = 1.0
 
 # Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount goes.
 KERNEL_THREADS = 64
@@ -63,46 +72,59 @@ class Order(NamedTuple):
     """When the attempt is given up, by trio's clock; `MOUNT_DEADLINE_S` after the request."""
     lost: Callable[[str], None]
     """Called with how it ended when the worker ends though the volume is still mounted."""
+    step: Callable[[str], object] = lambda _: None
+    """Called with each step that may hang."""
 
 
-class Mount:
-    """A volume's mount, from mount(2) to umount2(2), and its worker."""
+class Run(Protocol):
+    """Stays with a worker until it has ended; gives how."""
 
-    def __init__(self, target: Path, attached: targets.Attached, worker: Worker) -> None:
-        self.target = target
-        self.worker = worker
-        self.lost = ""
-        """How the worker ended if it did so unasked; the mount is dead then."""
-        self.leaving = False
-        """Whether it is being taken down, so that its worker may end."""
-        self._device = attached.device
-        self._fuse_fd = attached.fuse_fd
-
-    def let_go(self) -> None:
-        """Close the descriptor of /dev/fuse; the connection ends unless the worker has it too."""
-        fd, self._fuse_fd = self._fuse_fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def is_whole(self) -> bool:
-        """Whether this and nothing else is mounted at the target, with a live worker."""
-        found = [entry.device for entry in targets.mounts_at(self.target)]
-        return not self.lost and not self.leaving and found == [self._device]
+    async def __call__(self, *, task_status: trio.TaskStatus[None]) -> str:
+        """Started once the worker serves."""
 
 
 class Keeper:
     """The mounts of all volumes below one directory; made by `keeping`."""
 
-    def __init__(self, mount_dir: Path, nursery: trio.Nursery, start: Start) -> None:
+    def __init__(
+        self,
+        mount_dir: Path,
+        nursery: trio.Nursery,
+        start: Start,
+        store: Store,
+        numbers: Iterator[int],
+    ) -> None:
+        """*numbers* are those by which *store* knows new mounts."""
         self._mount_dir = mount_dir
         self._nursery = nursery
         self._start = start
+        self._store = store
+        self._numbers = numbers
         self._mounts: dict[VolumeName, Mount] = {}
+        # Of these and of mounts that have been taken down, as long as they run.
+        self._workers: dict[VolumeName, list[Worker]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
 
     def target(self, name: VolumeName) -> Path:
         """Where *name* is mounted when it is."""
-        return self._mount_dir / name
+        return targets.at(self._mount_dir, name)
+
+    def served(self, name: VolumeName) -> Served | None:
+        """What a later plugin must know to go on with the mount of *name*, if it could."""
+        present = self._mounts.get(name)
+        if present is None or present.lost or not present.worker.kept:
+            return None
+        return present.served(name)
+
+    def watch(self, name: VolumeName, tell_loss: Callable[[str], None]) -> bool:
+        """Whether *name* is served since before this plugin began; *tell_loss* is as in an Order.
+
+        A loss before this is not told, but makes it false.
+        """
+        if not self.worker_pid(name):
+            return False
+        self._mounts[name].tell_loss = tell_loss
+        return True
 
     def worker_pid(self, name: VolumeName) -> int:
         """The process that serves *name*; 0 when there is none."""
@@ -117,7 +139,8 @@ class Keeper:
         present = self._mounts.get(name)
         if present is None:
             return "", ""
-        return present.worker.without_handles, present.worker.without_passthrough
+        report = present.worker.report
+        return report.without_handles, report.without_passthrough
 
     async def mount(self, order: Order) -> None:
         """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.
@@ -128,7 +151,7 @@ class Keeper:
         """
         present = self._mounts.get(order.name)
         if present is not None:
-            with _step(order.name, "looking at its mount", order.deadline):
+            with _step(order, "looking at its mount"):
                 whole = await blocking.call(present.is_whole, self._threads, bool)
             if whole:
                 return
@@ -149,8 +172,26 @@ class Keeper:
             del self._mounts[name]
             log.info("volume %s: unmounted", name)
 
-    async def unmount_all(self) -> None:
-        """Detach every mount, as far as that is possible in short time."""
+    async def vacated(self, name: VolumeName, deadline: float) -> bool:
+        """Whether by *deadline*, trio's clock, nobody uses *name* any more, which is not mounted.
+
+        The kernel ends the worker's session when the last one has gone who has a file of it open,
+        is in a directory of it, or has a bind mount of it, such as a container.
+        """
+        with trio.move_on_at(deadline):
+            for worker in self._workers.get(name, ()):
+                await worker.ended.wait()
+        return not self._running(name)
+
+    def _running(self, name: VolumeName) -> list[Worker]:
+        """The workers of *name*; those that have ended are forgotten."""
+        running = [worker for worker in self._workers.pop(name, ()) if not worker.ended.is_set()]
+        if running:
+            self._workers[name] = running
+        return running
+
+    async def end(self) -> None:
+        """Detach every mount but those that the service manager keeps, if short time allows it."""
 
         async def attempt(name: VolumeName, mount: Mount) -> None:
             try:
@@ -160,63 +201,93 @@ class Keeper:
 
         async with trio.open_nursery() as nursery:
             for name, present in self._mounts.items():
-                nursery.start_soon(attempt, name, present)
+                if present.worker.kept:
+                    present.let_go()
+                else:
+                    nursery.start_soon(attempt, name, present)
         self._mounts.clear()
 
+    def take_over(self, left: TakenOver) -> None:
+        """Go on with what an earlier plugin has left."""
+        for name, mount in left.whole.items():
+            log.info("volume %s: served on by worker %d", name, mount.worker.pid)
+            self._mounts[name] = mount
+        for mount in (*left.whole.values(), *left.leaving):
+            self._workers.setdefault(mount.worker.volume, []).append(mount.worker)
+            self._nursery.start_soon(self._attend, mount, mount.worker.attend)
+
     async def _mount_anew(self, order: Order) -> Mount:
-        name, target, deadline = order.name, self.target(order.name), order.deadline
+        name, target = order.name, self.target(order.name)
         with ExitStack() as borrowed:
-            with _step(name, f"opening {order.origin}", deadline):
+            with _step(order, f"opening {order.origin}"):
                 source_fd = await blocking.call(order.open_source, order.limiter, os.close)
             borrowed.callback(os.close, source_fd)
             async with AsyncExitStack() as undo:
-                with _step(name, f"mounting at {target}", deadline):
+                with _step(order, f"mounting at {target}"):
                     await self._detach(target)
                     attached = await trio.to_thread.run_sync(targets.attach, target, order.config)
-                made = Mount(target, attached, Worker(name, self._start))
-                undo.push_async_callback(self._take_down, made, UNMOUNT_DEADLINE_S)
+                made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
+                undo.push_async_callback(self._take_down, made, UNDO_DEADLINE_S)
                 handover = Handover(
-                    volume=name,
+                    volume=file_name(name),
                     config=order.config,
                     fuse_fd=attached.fuse_fd,
                     source_fd=source_fd,
                 )
-                with _step(name, "starting its worker", deadline, made.worker):
-                    await self._nursery.start(self._serve, order, made, handover)
+                with _step(order, "starting its worker", made.worker):
+                    run = partial(made.worker.run, self._start, handover)
+                    await self._nursery.start(self._attend, made, run)
+                self._workers[name] = [*self._running(name), made.worker]
+                await self._keep(made)
                 if made.lost:
                     raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
                 undo.pop_all()
                 return made
 
-    async def _serve(
-        self,
-        order: Order,
-        made: Mount,
-        handover: Handover,
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        """Run the worker of *made*; started once it serves."""
-        try:
-            ended = await made.worker.run(handover, task_status=task_status)
-        except Exception:  # a boundary, as the server's: a bug in serving one volume ends no other
-            if not made.worker.serving:
-                raise  # to the Mount that waits for it
-            log.exception("volume %s: bug in watching worker %d", order.name, made.worker.pid)
-            made.worker.kill()
-            ended = "is watched no more, because of a bug; the plugin's log says more"
-        if made.leaving:
-            log.info("volume %s: worker %d %s", order.name, made.worker.pid, ended)
+    async def _keep(self, made: Mount) -> None:
+        """Have the service manager keep what it takes to go on with *made*."""
+        if not self._store.keeps or made.lost:
             return
-        made.lost = ended
-        made.let_go()
-        log.warning(
-            "volume %s: worker %d %s; the volume fails until it is mounted again",
-            order.name,
-            made.worker.pid,
-            ended,
-        )
-        order.lost(f"its worker {ended}")
+        try:
+            with made.duplicated() as descriptors:
+                await trio.to_thread.run_sync(self._store.keep, made.number, descriptors)
+        except OSError as error:
+            log.warning("%s is served, but it will end with the plugin: %s", made.target, error)
+        else:
+            made.worker.kept = True
+
+    async def _attend(
+        self,
+        mount: Mount,
+        run: Run,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Stay with the worker of *mount*, as *run* does, which is started once it serves."""
+        worker = mount.worker
+        try:
+            ended = await run(task_status=task_status)
+        except Exception:  # a boundary, as the server's: a bug in serving one volume ends no other
+            if not worker.report.serving:
+                raise  # to the Mount that waits for it
+            log.exception("volume %s: bug in watching worker %d", worker.volume, worker.pid)
+            worker.kill()
+            ended = "is watched no more, because of a bug; the plugin's log says more"
+        worker.kept = False
+        if mount.leaving:
+            log.info("volume %s: worker %d %s", worker.volume, worker.pid, ended)
+        else:
+            mount.lost = ended
+            mount.let_go()
+            log.warning(
+                "volume %s: worker %d %s; the volume fails until it is mounted again",
+                worker.volume,
+                worker.pid,
+                ended,
+            )
+            mount.tell_loss(f"its worker {ended}")
+        if self._store.keeps:
+            await trio.to_thread.run_sync(self._store.forget, [mount.number])
 
     async def _take_down(self, mount: Mount, deadline_s: float) -> None:
         mount.leaving = True
@@ -243,41 +314,64 @@ class Keeper:
 
 
 @asynccontextmanager
-async def keeping(mount_dir: Path, command: Sequence[str] = COMMAND) -> AsyncIterator[Keeper]:
-    """A keeper of mounts below *mount_dir*, which is made; none is left there, before and after.
+async def keeping(
+    mount_dir: Path,
+    command: Sequence[str] = COMMAND,
+    inherited: Inherited = NOTHING,
+    served: Collection[Served] = (),
+) -> AsyncIterator[Keeper]:
+    """A keeper of mounts below *mount_dir*, which is made.
 
-    Workers are forked by a process that runs *command*, and ended at the end, whoever still uses
-    what they serve.
+    Of the mounts that an earlier plugin has left, those *served* go on if they are whole, with what
+    the service manager hands over. At the end it is left what it keeps. Nothing else remains there,
+    before and after: workers, which are forked by a process that runs *command*, are ended, whoever
+    still uses what they serve.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
         OSError: the directory cannot be made or read.
     """
+    numbers = count(1 + max([*inherited.kept, *(row.number for row in served)], default=0))
     with targets.claimed(mount_dir) as claimed:
-        await trio.to_thread.run_sync(targets.clear, claimed)
+        left = take_over(claimed, inherited, served)
+        await _clear(claimed, left)
         async with forking(command) as start, trio.open_nursery() as nursery:
-            keeper = Keeper(claimed, nursery, start)
+            keeper = Keeper(claimed, nursery, start, inherited.store, numbers)
+            keeper.take_over(left)
             try:
                 yield keeper
             finally:
                 with trio.CancelScope(shield=True):
-                    await keeper.unmount_all()
+                    await keeper.end()
                 nursery.cancel_scope.cancel()
 
 
+async def _clear(mount_dir: Path, left: TakenOver) -> None:
+    """Have nothing mounted in *mount_dir* but what goes on."""
+    spared = [mount.target for mount in left.whole.values()]
+    clear = partial(targets.clear, mount_dir, spared)
+    # A mount whose workers are all dead detaches at once.
+    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.leaving else inf) as waiting:
+        await blocking.call(clear, trio.CapacityLimiter(1), lambda _: None)
+    if waiting.cancelled_caught:
+        log.warning("%s: workers that do not answer are ended", mount_dir)
+        for mount in left.leaving:
+            mount.worker.kill()
+        await trio.to_thread.run_sync(clear)
+
+
 @contextmanager
-def _step(
-    volume: VolumeName, what: str, deadline: float, worker: Worker | None = None
-) -> Iterator[None]:
-    """A part of mounting that may hang; at *deadline*, trio's clock, the refusal names it."""
+def _step(order: Order, what: str, worker: Worker | None = None) -> Iterator[None]:
+    """A part of mounting that may hang; at the order's deadline, the refusal names it."""
+    order.step(what)
     try:
-        with trio.fail_at(deadline):
+        with trio.fail_at(order.deadline):
             yield
     except trio.TooSlowError as error:
         last_words = "" if worker is None else worker.last_words
         raise MountFailed(
-            f"volume {volume!r}: {what} has not come to an end,"
+            f"volume {order.name!r}: {what} has not come to an end,"
             f" {MOUNT_DEADLINE_S:g} s after it was to be mounted{last_words}"
         ) from error
     except OSError as error:
-        raise MountFailed(f"volume {volume!r}: {what} failed: {error.strerror}") from error
+        raise MountFailed(f"volume {order.name!r}: {what} failed: {error.strerror}") from error

@@ -20,12 +20,19 @@ PROBE_S = 1.0
 
 
 @contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
+def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[socket.socket]:
     """Listen at *path*, and at the end remove it if it is still ours.
+
+    A socket that was *inherited* is only closed in the end: its path is the service manager's, who
+    goes on listening.
 
     Raises:
         CannotStart: somebody listens there, or *path* is no socket.
     """
+    if inherited is not None:
+        with inherited:
+            yield inherited
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

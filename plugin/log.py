@@ -10,6 +10,19 @@ import sys
 LINE = "%(levelname)s %(name)s: %(message)s"
 
 
+class OneLine(logging.Formatter):
+    """Keeps a message to its line; a traceback follows in lines of its own.
+
+    Whatever cannot be printed is escaped: a volume may be called anything, and nobody is to write
+    lines of our log by the name of a volume.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line of *record*."""
+        line = super().formatMessage(record)
+        return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+
+
 def _below_warning(record: logging.LogRecord) -> bool:
     return record.levelno < logging.WARNING
 
@@ -20,4 +33,6 @@ def configure(level: int) -> None:
     ordinary.addFilter(_below_warning)
     urgent = logging.StreamHandler(sys.stderr)
     urgent.setLevel(logging.WARNING)
-    logging.basicConfig(level=level, format=LINE, handlers=[ordinary, urgent], force=True)
+    for handler in (ordinary, urgent):
+        handler.setFormatter(OneLine(LINE))
+    logging.basicConfig(level=level, handlers=[ordinary, urgent], force=True)

@@ -1,10 +1,15 @@
-"""The volumes on disk: one SQLite database in the data directory, written before any answer.
+"""The volumes on disk, and who uses them: one SQLite database, written before any answer.
 
 A registry that cannot be read stops the plugin and is left as it is. It is never taken for an empty
 one: dockerd forgets a volume, with its options, when Get says that it does not exist.
 
-All of it blocks. One connection serves every thread, one statement at a time; each change is a
-single statement and so is whole or absent after a crash.
+    volumes   what Create was asked for
+    refs      for each volume, how many mounts each mount id has that have not been given back
+    served    for each mounted volume, what it takes to go on serving it after a restart
+    boot      which run of the machine `refs` and `served` are of: no mount outlives it
+
+All of it blocks. One connection serves every thread, one change at a time; each change is a single
+transaction and so is whole or absent after a crash.
 """
 
 import fcntl
@@ -12,22 +17,23 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
-from plugin.errors import CannotStart, RegistryFailed
-from plugin.volume import NAME, Record, VolumeName
+from plugin.errors import BadRequest, CannotStart, RegistryFailed
+from plugin.volume import Record, Served, VolumeName, volume_name
 
 FILE_NAME = "passfs.db"
 LOCK_NAME = "passfs.lock"
 
 APPLICATION_ID = 0x70617366  # "pasf": what file(1) and we tell our databases from others by
-FORMAT = 1  # raised with every change that an older plugin would misread
+FORMAT = 2  # raised with every change that an older plugin would misread
 
 # sqlite.org/fileformat2.html: the first 100 bytes. Read by hand, because opening a foreign database
 # through SQLite may already change it (recover a journal, create a -wal file beside it).
@@ -35,35 +41,75 @@ MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 VERSION_AND_ID = struct.Struct(">60xi4xi")  # user_version, application_id
 
-SCHEMA = """
-CREATE TABLE volumes (
-    name TEXT PRIMARY KEY,
-    options TEXT NOT NULL,
-    created_at TEXT NOT NULL
-) STRICT
-"""
+# What each format has that the one before had not: a new registry goes through all of them, and one
+# that an older passfs has written through those that it lacks.
+STEPS: Mapping[int, tuple[str, ...]] = {
+    1: (
+        """
+        CREATE TABLE volumes (
+            name TEXT PRIMARY KEY,
+            options TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        ) STRICT
+        """,
+    ),
+    2: (
+        "CREATE TABLE boot (id TEXT NOT NULL) STRICT",
+        """
+        CREATE TABLE refs (
+            volume TEXT NOT NULL REFERENCES volumes ON DELETE CASCADE,
+            id TEXT NOT NULL,
+            count INTEGER NOT NULL CHECK (count > 0),
+            PRIMARY KEY (volume, id)
+        ) STRICT
+        """,
+        """
+        CREATE TABLE served (
+            number INTEGER PRIMARY KEY,
+            volume TEXT NOT NULL UNIQUE REFERENCES volumes ON DELETE CASCADE,
+            device INTEGER NOT NULL,
+            report TEXT NOT NULL
+        ) STRICT
+        """,
+    ),
+}
+
+# Another after each start of the machine, random(4).
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+Statement = tuple[str, tuple[str | int, ...]]
+
+
+class Contents(NamedTuple):
+    """What a registry holds."""
+
+    records: Sequence[Record]
+    """The volumes, by name."""
+    references: Mapping[VolumeName, Counter[str]]
+    """How often each mount id has a volume mounted; nothing of a volume that nobody uses."""
+    served: Sequence[Served]
+    """The mounts that were there."""
 
 
 class Registry:
     """The open registry and the lock that keeps other plugins away from it; a context manager."""
 
     def __init__(
-        self,
-        path: Path,
-        connection: sqlite3.Connection,
-        records: Sequence[Record],
-        owned: ExitStack,
+        self, path: Path, connection: sqlite3.Connection, contents: Contents, owned: ExitStack
     ) -> None:
-        self.records = records
-        """The volumes, by name, as they were when the registry was opened."""
+        # All three as they were when the registry was opened.
+        self.records, self.references, self.served = contents
         self._path = path
         self._connection = connection
         self._owned = owned
         self._turn = threading.Lock()
 
     @classmethod
-    def open(cls, data_dir: Path) -> Self:
+    def open(cls, data_dir: Path, boot_id: str = "") -> Self:
         """Lock *data_dir*, which must exist, and open its registry; a first one is created.
+
+        What was mounted before the machine was started is forgotten; *boot_id* says which start
+        that was, and is the kernel's own unless it is given.
 
         Raises:
             CannotStart: another plugin has the lock, or the registry is damaged, foreign or newer;
@@ -77,11 +123,19 @@ class Registry:
             _refuse_foreign(path)
             connection = owned.enter_context(closing(_connect(path)))
             try:
-                _make_durable(connection)
-                records = _read(connection)
+                _configure(connection)
+                contents, boot = _read(connection)
             except (sqlite3.Error, ValueError) as error:
                 raise _refusal(path, f"it is damaged: {error}") from error
-            return cls(path, connection, records, owned.pop_all())
+            try:
+                with _transaction(connection):
+                    _update(connection)
+                    if boot != (boot_id := boot_id or BOOT_ID.read_text().strip()):
+                        _begin_anew(connection, boot_id)
+                        contents = Contents(contents.records, {}, [])
+            except sqlite3.Error as error:
+                raise CannotStart(f"cannot write the registry {path}: {error}") from error
+            return cls(path, connection, contents, owned.pop_all())
 
     def __enter__(self) -> Self:
         return self
@@ -97,22 +151,69 @@ class Registry:
         """
         options = msgspec.json.encode(record.options).decode()
         values = (record.name, options, record.created_at.isoformat())
-        self._change("INSERT INTO volumes (name, options, created_at) VALUES (?, ?, ?)", values)
+        insert = "INSERT INTO volumes (name, options, created_at) VALUES (?, ?, ?)"
+        self._change([(insert, values)])
 
     def remove(self, name: VolumeName) -> None:
-        """Forget a volume; on return that survives a power cut.
+        """Forget a volume and its users; on return that survives a power cut.
 
         Raises:
             RegistryFailed: nothing was written.
         """
-        self._change("DELETE FROM volumes WHERE name = ?", (name,))
+        self._change([("DELETE FROM volumes WHERE name = ?", (name,))])
 
-    def _change(self, statement: str, values: tuple[str, ...]) -> None:
+    def mounted(
+        self, name: VolumeName, references: Mapping[str, int], served: Served | None = None
+    ) -> None:
+        """Write, after a Mount, who uses the volume *name* and, where it is known, by what mount.
+
+        *references* are all that there are, with counts above zero.
+
+        Raises:
+            RegistryFailed: nothing was written.
+        """
+        self._change([*_using(name, references), *([] if served is None else [_serving(served)])])
+
+    def unmounted(self, name: VolumeName, references: Mapping[str, int]) -> None:
+        """Write, before the end of a mount, who still uses it; after the last user it is no more.
+
+        Raises:
+            RegistryFailed: nothing was written.
+        """
+        gone = () if references else (("DELETE FROM served WHERE volume = ?", (name,)),)
+        self._change([*_using(name, references), *gone])
+
+    def _change(self, statements: Iterable[Statement]) -> None:
+        """Execute all of *statements*, or none."""
         with self._turn:
             try:
-                self._connection.execute(statement, values)
+                with _transaction(self._connection):
+                    for statement, values in statements:
+                        self._connection.execute(statement, values)
             except sqlite3.Error as error:
                 raise RegistryFailed(f"cannot write the registry {self._path}: {error}") from error
+
+
+def _using(name: VolumeName, references: Mapping[str, int]) -> Iterator[Statement]:
+    yield "DELETE FROM refs WHERE volume = ?", (name,)
+    for mount_id, count in references.items():
+        yield "INSERT INTO refs (volume, id, count) VALUES (?, ?, ?)", (name, mount_id, count)
+
+
+def _serving(served: Served) -> Statement:
+    return (
+        "INSERT INTO served (volume, number, device, report) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (volume) DO UPDATE"
+        " SET number = excluded.number, device = excluded.device, report = excluded.report"
+    ), served
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is executed within is written at the end, or nothing of it."""
+    with connection:  # commits, or rolls back
+        connection.execute("BEGIN IMMEDIATE")
+        yield
 
 
 @contextmanager
@@ -137,12 +238,10 @@ def _create(path: Path) -> None:
     unfinished = path.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
     with closing(_connect(unfinished)) as connection:
-        _make_durable(connection)
-        connection.execute("BEGIN")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
-        connection.execute(SCHEMA)
-        connection.execute("COMMIT")
+        _configure(connection)
+        with _transaction(connection):
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _update(connection)
     unfinished.rename(path)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -152,14 +251,36 @@ def _create(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level None: each statement commits by itself.
+    # isolation_level None: transactions begin where we say so.
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
 
-def _make_durable(connection: sqlite3.Connection) -> None:
+def _configure(connection: sqlite3.Connection) -> None:
     # EXTRA is FULL, and syncs the directory as well once the journal is unlinked: without that, a
     # power cut soon after the commit brings the journal back and undoes what we have answered.
     connection.execute("PRAGMA synchronous = EXTRA")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _update(connection: sqlite3.Connection) -> None:
+    """Give a registry what its format lacks; within a transaction."""
+    for step in range(_format(connection) + 1, FORMAT + 1):
+        for statement in STEPS[step]:
+            connection.execute(statement)
+    if _format(connection) != FORMAT:
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _format(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _begin_anew(connection: sqlite3.Connection, boot_id: str) -> None:
+    """Forget what was mounted before the machine was started; within a transaction."""
+    for table in ("refs", "served", "boot"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own three names
+    connection.execute("INSERT INTO boot (id) VALUES (?)", (boot_id,))
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -177,27 +298,45 @@ def _refuse_foreign(path: Path) -> None:
             f"it was written by a newer passfs (format {version}, this one knows {FORMAT});"
             " install that version again or a later one",
         )
-    if version != FORMAT:
-        raise _refusal(path, f"its format is {version}, and {FORMAT} was expected")
+    if version not in STEPS:
+        raise _refusal(path, f"its format is {version}, and 1 to {FORMAT} was expected")
 
 
-def _read(connection: sqlite3.Connection) -> list[Record]:
-    """Every volume; raises what SQLite, msgspec and we say to a damaged one."""
+def _read(connection: sqlite3.Connection) -> tuple[Contents, str]:
+    """All that is there, and the boot id; raises what SQLite, msgspec and we say to a damaged one.
+
+    The format is asked for once more: what was in the file's first bytes may have been the half of
+    a change, which SQLite has taken back by now.
+    """
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
     rows = connection.execute("SELECT name, options, created_at FROM volumes ORDER BY name")
-    return [_record(*row) for row in rows.fetchall()]
+    records = [_record(*row) for row in rows.fetchall()]
+    if _format(connection) == 1:
+        return Contents(records, {}, []), ""
+    orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if orphan is not None:
+        raise ValueError(f"a row of {orphan[0]} is of no volume")
+    references: dict[VolumeName, Counter[str]] = {}
+    for name, mount_id, count in connection.execute("SELECT volume, id, count FROM refs"):
+        references.setdefault(name, Counter())[mount_id] = count
+    rows = connection.execute("SELECT volume, number, device, report FROM served ORDER BY number")
+    served = [Served(*row) for row in rows.fetchall()]
+    boots = [boot for (boot,) in connection.execute("SELECT id FROM boot")]
+    return Contents(records, references, served), boots[0] if len(boots) == 1 else ""
 
 
 def _record(name: str, options: str, created_at: str) -> Record:
-    if NAME.fullmatch(name) is None:
-        raise ValueError(f"the volume name {name!r}")
+    try:
+        accepted = volume_name(name)
+    except BadRequest as error:
+        raise ValueError(str(error)) from error
     created = datetime.fromisoformat(created_at)
     if created.tzinfo is None:
         raise ValueError(f"the time {created_at!r}, which has no zone")
     return Record(
-        name=VolumeName(name),
+        name=accepted,
         options=msgspec.json.decode(options, type=dict[str, str]),
         created_at=created,
     )

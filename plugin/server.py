@@ -5,6 +5,7 @@ is a bug: it is answered with 500 and logged with its traceback, and the plugin 
 """
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -31,8 +32,10 @@ from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.forkserver import COMMAND
 from plugin.greetings import Greetings
+from plugin.inventory import Inventory
 from plugin.keeper import keeping
 from plugin.listening import listening
+from plugin.manager import NOTHING, Inherited, inherited
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
@@ -48,14 +51,17 @@ BODY_DEADLINE_S = 30.0
 # dockerd keeps idle connections for 30 s and takes it badly when we close one under a request.
 KEEP_ALIVE_S = 75.0
 # At shutdown, for requests under way. The engine kills a plugin after 10 s; mounts need the rest.
-DRAIN_S = 2.0
+DRAIN_S = 1.5
 # Pieces of a body that wait to be read. hypercorn itself waits when it is full, and would for ever
 # if we have refused the body meanwhile and read no more; a refused one never comes near this.
 BODY_QUEUE = 4096
 
 
 def run(settings: Settings) -> None:
-    """Be the plugin until SIGTERM or SIGINT; no mount, worker or socket is left at the end.
+    """Be the plugin until SIGTERM or SIGINT.
+
+    No mount, worker or socket is left at the end, but what a service manager keeps for the next
+    plugin; what that has handed over it tells in the process's environment.
 
     Raises:
         CannotStart: says what is in the way.
@@ -63,7 +69,7 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_level)
     _raise_descriptor_limit()
     try:
-        trio.run(_run, settings)
+        trio.run(_run, settings, inherited(os.environ))
     except OSError as error:
         raise CannotStart(f"cannot start: {error}") from error
 
@@ -77,19 +83,27 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, given: Inherited = NOTHING) -> None:
+    async def signalled() -> None:
+        number = await anext(signals)
+        log.info("ending on %s", signal.Signals(number).name)
+        given.store.say("STOPPING=1")
+
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with prepared(settings) as (driver, listener):
+        async with prepared(settings, given=given) as (driver, listener):
+            given.store.say("READY=1")
             greetings = Greetings(settings.mount_dir, driver.is_idle)
-            await serve(driver, listener, partial(_signalled, signals), greetings.hear)
+            await serve(driver, listener, signalled, greetings.hear)
     log.info("ended")
 
 
 @asynccontextmanager
 async def prepared(
-    settings: Settings, worker: Sequence[str] = COMMAND
+    settings: Settings, worker: Sequence[str] = COMMAND, given: Inherited = NOTHING
 ) -> AsyncIterator[tuple[Driver, socket.socket]]:
     """The driver and its listening socket, with all that they stand on; taken down at the end.
+
+    *given* is what the service manager has handed over.
 
     Raises:
         CannotStart: says what is in the way.
@@ -100,9 +114,14 @@ async def prepared(
     with (
         # First: what follows clears away what a plugin that is still alive would miss.
         Registry.open(settings.data_dir) as registry,
-        listening(settings.socket) as listener,
+        listening(settings.socket, given.listener) as listener,
     ):
-        async with keeping(settings.mount_dir, worker) as keeper, trio.open_nursery() as background:
+        Inventory(registry, storage).settle()
+        used = [row for row in registry.served if row.volume in registry.references]
+        async with (
+            keeping(settings.mount_dir, worker, given, used) as keeper,
+            trio.open_nursery() as background,
+        ):
             host = Host(
                 root=settings.host_root,
                 directory=settings.host_dir,
@@ -113,14 +132,9 @@ async def prepared(
             driver = Driver(
                 registry, storage, keeper, host, policy=settings.policy, nursery=background
             )
-            log.info("serving %d volumes on %s", len(registry.records), settings.socket)
+            log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
-
-
-async def _signalled(signals: AsyncIterator[int]) -> None:
-    number = await anext(signals)
-    log.info("ending on %s", signal.Signals(number).name)
 
 
 async def serve(

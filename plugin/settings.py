@@ -31,13 +31,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the plugin listens, keeps its data and mounts, and how much it logs."""
 
     socket: Path = Path("/run/docker/plugins/passfs.sock")
-    """The Unix socket that dockerd connects to; its name is the driver's name."""
+    """The Unix socket that dockerd connects to, unless the service manager listens on one; its name
+    is the driver's name."""
 
     data_dir: Path = Path("/var/lib/passfs")
     """Holds the registry and the directories of volumes without a source; survives upgrades."""
 
     mount_dir: Path = Path("/run/passfs/mounts")
-    """Holds one mount point per mounted volume; nothing in it outlives the plugin."""
+    """Holds one mount point per mounted volume; nothing in it outlives the plugin, but what a
+    service manager keeps for the next one."""
 
     host_root: Path = Path("/")
     """Where the plugin sees *host_dir*; `/host` in the managed plugin."""

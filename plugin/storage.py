@@ -1,11 +1,13 @@
 """The directories of volumes that have no source of their own; nothing else is ever deleted.
 
     <data dir>/volumes/<name>   the files of the volume
+    <data dir>/removed/<name>   the same, until the registry has forgotten a volume that is removed
     <data dir>/trash/<token>    what is to be deleted: moved there at once, deleted later
 
-Deleting works on the trash alone and cannot leave it. A subdirectory is never walked into: it is
-moved up into the trash, to be emptied in its turn. So the depth of a tree does not matter, no path
-is ever followed, and what is a mount refuses to be moved (rename(2): EBUSY or EXDEV) and stays.
+So what lies in the trash belongs to no volume, whatever moment the plugin was killed at. Deleting
+works on the trash alone and cannot leave it. A subdirectory is never walked into: it is moved up
+into the trash, to be emptied in its turn. So the depth of a tree does not matter, no path is ever
+followed, and what is a mount refuses to be moved (rename(2): EBUSY or EXDEV) and stays.
 
 All of it blocks. Every call opens the descriptors that it uses and keeps none, so that one which
 is stuck in a thread of its own can be left behind without harm.
@@ -16,13 +18,13 @@ import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from passthrough import mountinfo, syscalls
 from plugin.errors import StorageFailed, VolumeInUse
-from plugin.volume import VolumeName
+from plugin.volume import VolumeName, file_name
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +45,39 @@ class Storage:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._volumes = data_dir / "volumes"
+        self._removed = data_dir / "removed"
         self._trash = data_dir / "trash"
 
     def prepare(self) -> None:
         """Make what is missing of the data directory."""
-        for directory in (self._data_dir, self._volumes, self._trash):
+        for directory in (self._data_dir, self._volumes, self._removed, self._trash):
             directory.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
+
+    def settle(self, names: Iterable[VolumeName]) -> None:
+        """Finish what a plugin that was killed has left half removed; before any other call.
+
+        What belongs to one of *names*, which are all the volumes that have a directory, was to be
+        removed and has not been: it gets its files back. The rest goes into the trash.
+
+        Raises:
+            OSError: the directory of what is being removed cannot be read.
+        """
+        owners = {file_name(name): name for name in names}
+        for entry in os.listdir(self._removed):
+            name = owners.get(entry)
+            try:
+                if name is None:
+                    self._move(self._removed, entry, self._trash, secrets.token_hex(8))
+                else:
+                    self._move(self._removed, entry, self._volumes, entry)
+                    log.warning("volume %s: its removal was cut off; it is there again", name)
+            except OSError as error:
+                where, why = self._removed / entry, error.strerror
+                log.warning("cannot move %s, which a killed plugin has left: %s", where, why)
 
     def path(self, name: VolumeName) -> Path:
         """Where the files of *name* lie, whether or not they do."""
-        return self._volumes / name
+        return self._volumes / file_name(name)
 
     def create(
         self,
@@ -71,8 +96,8 @@ class Storage:
         """
         with self._reported(name), _opened(self._volumes) as volumes:
             with suppress(FileExistsError):
-                os.mkdir(name, mode=PRIVATE_MODE, dir_fd=volumes)
-            with _opened_below(volumes, name) as directory:
+                os.mkdir(file_name(name), mode=PRIVATE_MODE, dir_fd=volumes)
+            with _opened_below(volumes, file_name(name)) as directory:
                 if os.listdir(directory):
                     raise StorageFailed(
                         f"{self.path(name)} already exists and is not empty; move it away to create"
@@ -95,39 +120,39 @@ class Storage:
         with self._reported(name), _opened(self._volumes) as volumes:
             return syscalls.openat2(
                 volumes,
-                os.fsencode(name),
+                os.fsencode(file_name(name)),
                 os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW,
                 syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
             )
 
-    def discard(self, name: VolumeName) -> str:
-        """Move the directory of *name* into the trash, durably; `purge` deletes it.
-
-        Returns:
-            What `restore` needs to bring it back; empty if there was no directory.
+    def set_aside(self, name: VolumeName) -> None:
+        """Take the directory of *name* away, durably, if there is one; `restore` brings it back.
 
         Raises:
             VolumeInUse: something is mounted in it.
             StorageFailed: it cannot be moved.
         """
-        with self._reported(name):
+        with self._reported(name), suppress(FileNotFoundError):
             self._refuse_mounts(name)
-            token = secrets.token_hex(8)
-            try:
-                self._move(self._volumes, name, self._trash, token)
-            except FileNotFoundError:
-                return ""
-            return token
+            self._move(self._volumes, file_name(name), self._removed, file_name(name))
 
-    def restore(self, name: VolumeName, token: str) -> None:
-        """Undo `discard`.
+    def restore(self, name: VolumeName) -> None:
+        """Undo `set_aside`.
 
         Raises:
-            StorageFailed: it stays in the trash.
+            StorageFailed: it stays aside.
         """
-        if token:
-            with self._reported(name):
-                self._move(self._trash, token, self._volumes, name)
+        with self._reported(name), suppress(FileNotFoundError):
+            self._move(self._removed, file_name(name), self._volumes, file_name(name))
+
+    def discard(self, name: VolumeName) -> None:
+        """Put into the trash what has been set aside of *name*, which no volume has any more.
+
+        Raises:
+            StorageFailed: it stays aside, until the next start.
+        """
+        with self._reported(name), suppress(FileNotFoundError):
+            self._move(self._removed, file_name(name), self._trash, secrets.token_hex(8))
 
     def purge(self) -> None:
         """Delete all that is in the trash; what cannot be deleted stays there and is logged.
@@ -153,7 +178,7 @@ class Storage:
 
     def _refuse_mounts(self, name: VolumeName) -> None:
         # mountinfo has no symlinks in its paths, and the data directory may be behind one.
-        path = os.fsencode(self._volumes.resolve() / name)
+        path = os.fsencode(self._volumes.resolve() / file_name(name))
         for mount in mountinfo.read():
             if mountinfo.is_below(mount.target, path):
                 raise VolumeInUse(

@@ -7,7 +7,7 @@ volume stays as it is.
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.mount import FSTYPE, mount, unmount
 from plugin.errors import CannotStart
+from plugin.volume import VolumeName, file_name
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,21 @@ def mounts_at(target: Path) -> list[mountinfo.Mount]:
     """What is mounted at *target*, the uppermost last."""
     path = os.fsencode(target)
     return [entry for entry in mountinfo.read() if entry.target == path]
+
+
+def at(mount_dir: Path, name: VolumeName) -> Path:
+    """Where in *mount_dir* the volume *name* is mounted when it is."""
+    return mount_dir / file_name(name)
+
+
+def devices_by_target(mount_dir: Path) -> dict[Path, list[int]]:
+    """Whatever is mounted below *mount_dir*, the uppermost of one place last, read at once."""
+    above = os.fsencode(mount_dir)
+    found: dict[Path, list[int]] = {}
+    for entry in mountinfo.read():
+        if mountinfo.is_below(entry.target, above):
+            found.setdefault(Path(os.fsdecode(entry.target)), []).append(entry.device)
+    return found
 
 
 def attach(target: Path, config: Config) -> Attached:
@@ -81,16 +97,22 @@ def claimed(mount_dir: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def clear(mount_dir: Path) -> None:
-    """Take away what a plugin that died has left in *mount_dir*."""
+def clear(mount_dir: Path, spared: Collection[Path] = ()) -> None:
+    """Take away what a plugin that died has left in *mount_dir*, but for the *spared* places.
+
+    Blocks as long as a worker that lives answers nothing, if it has pages left to write.
+    """
     above = os.fsencode(mount_dir)
-    left = [
-        os.fsdecode(entry.target)
-        for entry in mountinfo.read()
-        if entry.fstype == FSTYPE and mountinfo.is_below(entry.target, above)
-    ]
-    for target in reversed(left):
-        log.info("unmounting %s, which an earlier plugin has left", target)
-        unmount(Path(target))
+    covered = set(spared)
+    for entry in reversed(mountinfo.read()):
+        target = Path(os.fsdecode(entry.target))
+        if target in covered or not mountinfo.is_below(entry.target, above):
+            continue
+        if entry.fstype == FSTYPE:
+            log.info("unmounting %s, which an earlier plugin has left", target)
+            unmount(target)
+        else:  # with whatever lies below
+            covered.add(target)
     for leftover in mount_dir.iterdir():
-        remove(leftover)
+        if leftover not in covered:
+            remove(leftover)

@@ -4,8 +4,8 @@ Each volume has a lock of its own, so that one whose source hangs holds up no ot
 while somebody has it, or waits for it, or a thread hangs that was started in it.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
@@ -30,12 +30,13 @@ DEADLINES_S = {
 class Turn:
     """What the requests for one volume share: they run one at a time, and so do their threads."""
 
-    __slots__ = ("deadline", "limiter", "lock", "verb")
+    __slots__ = ("deadline", "limiter", "lock", "step", "verb")
 
     def __init__(self) -> None:
         self.lock = trio.Lock()
         # Of the request that holds the lock.
         self.verb = ""
+        self.step = ""
         self.deadline = 0.0
         # For opening the source. A thread that hangs there holds the limiter, so that the next
         # request waits for that same thread and there is never a second one.
@@ -46,6 +47,10 @@ class Turn:
         """Whether no request and no thread has to do with it any more."""
         return not self.lock.locked() and not self.limiter.borrowed_tokens
 
+    def comes_to(self, step: str) -> None:
+        """Say what the request that has the turn does now; it may take its time."""
+        self.step = step
+
 
 class Turns:
     """The turns of all volumes, by name."""
@@ -55,6 +60,27 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._turns)
+
+    def under_way(self, name: str) -> str:
+        """Which request for *name* has its turn, since when and what it does; empty if none has."""
+        turn = self._turns.get(name)
+        if turn is None or not turn.lock.locked():
+            return ""
+        seconds = trio.current_time() - turn.deadline + DEADLINES_S[turn.verb]
+        return f"{turn.verb}, for {seconds:.0f} s{turn.step and ': '}{turn.step}"
+
+    @contextmanager
+    def beside(self, name: str) -> Iterator[Turn]:
+        """The turn of *name* for a thread alone, which changes nothing and waits for nobody."""
+        turn = self._turns.setdefault(name, Turn())
+        try:
+            yield turn
+        finally:
+            self._leave(name, turn)
+
+    def _leave(self, name: str, turn: Turn) -> None:
+        if turn.idle:
+            self._turns.pop(name, None)
 
     @asynccontextmanager
     async def take(self, name: str, verb: str) -> AsyncIterator[Turn]:
@@ -67,14 +93,13 @@ class Turns:
         turn = self._turns.setdefault(name, Turn())
         try:
             await _wait_for(turn, name, verb, deadline)
-            turn.verb, turn.deadline = verb, deadline
+            turn.verb, turn.step, turn.deadline = verb, "", deadline
             try:
                 yield turn
             finally:
                 turn.lock.release()
         finally:
-            if turn.idle:
-                self._turns.pop(name, None)
+            self._leave(name, turn)
 
 
 async def _wait_for(turn: Turn, name: str, verb: str, deadline: float) -> None:

@@ -11,19 +11,26 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from hashlib import sha256
+from typing import NamedTuple, NewType
+from urllib.parse import quote
 
 import msgspec
 
 from plugin.errors import BadRequest, VolumeInUse, quoted
 
 VolumeName = NewType("VolumeName", str)
-"""A name that `volume_name` has let through: usable as the name of a file in any directory."""
+"""A name that `volume_name` has let through; as the name of a file only what `file_name` makes."""
 
-# The rule of Docker's own local driver, with the length bounded: dockerd does not check the names
-# of plugins' volumes, and ours become names of directories and mount points.
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-NAME_ACCEPTED = "1 to 128 of the characters a-z A-Z 0-9 _ . -, the first a letter or a digit"
+# dockerd checks no name of a plugin's volume. What people write has a few dozen characters; this
+# bounds what goes into the registry and the log.
+LONGEST_NAME = 1024
+NAME_ACCEPTED = f"1 to {LONGEST_NAME} characters of Unicode text, none of them NUL"
+
+# The rule of Docker's own local driver: such a name is the name of its files, too.
+PLAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+# NAME_MAX is 255 bytes; what is encoded is ASCII.
+LONGEST_ENCODED = 200
 
 
 def volume_name(text: str) -> VolumeName:
@@ -32,9 +39,29 @@ def volume_name(text: str) -> VolumeName:
     Raises:
         BadRequest: quotes the name and says what is accepted.
     """
-    if NAME.fullmatch(text) is None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express
+        accepted = False
+    else:
+        accepted = 0 < len(text) <= LONGEST_NAME and "\0" not in text
+    if not accepted:
         raise BadRequest(f"volume name {quoted(text)} is not accepted; expected {NAME_ACCEPTED}")
     return VolumeName(text)
+
+
+def file_name(name: VolumeName) -> str:
+    """What the mount point and the directory of *name* are called, in any directory of ours.
+
+    No two names share one, and none has a slash, a colon (which ends a path in the notations of
+    Docker) or a character that needs quoting in a log or in a table of mounts.
+    """
+    if PLAIN_NAME.fullmatch(name) is not None:
+        return name
+    encoded = quote(name, safe="")
+    if len(encoded) <= LONGEST_ENCODED:
+        return f"@{encoded}"
+    return f"#{sha256(name.encode()).hexdigest()}"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,13 +74,29 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """With a time zone."""
 
 
+class Served(NamedTuple):
+    """What a successor of this plugin has to know of a mount in order to go on with it."""
+
+    volume: VolumeName
+    number: int
+    """What its descriptors are called while the service manager keeps them; each mount has another
+    one, also after a restart."""
+    device: int
+    """As in st_dev."""
+    report: str
+    """What its worker said when it began to serve (`passthrough.handover.Report`), as JSON."""
+
+
 class State(StrEnum):
     """What is true of a volume's mount."""
 
     IDLE = "idle"
     MOUNTED = "mounted"
     LOST = "lost"
-    """Mounted, but its worker is dead: users get errors until the next Mount heals it."""
+    """Mounted for some, but its worker is dead or its mount is gone from the mount point; the next
+    Mount heals it."""
+    LEFT = "left by a plugin that has ended"
+    """It was mounted then, and is not; who used it gets errors until it is started again."""
     REMOVED = "removed"
 
 
@@ -70,23 +113,36 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.IDLE, Event.MOUNT): State.MOUNTED,
     (State.MOUNTED, Event.MOUNT): State.MOUNTED,
     (State.LOST, Event.MOUNT): State.MOUNTED,
+    (State.LEFT, Event.MOUNT): State.MOUNTED,
     (State.MOUNTED, Event.LOSE): State.LOST,
     (State.MOUNTED, Event.UNMOUNT): State.IDLE,
     (State.LOST, Event.UNMOUNT): State.IDLE,
+    (State.LEFT, Event.UNMOUNT): State.IDLE,
     (State.IDLE, Event.REMOVE): State.REMOVED,
 }
+
+
+ENDED = (
+    "the plugin has ended while it was mounted; containers that used it then get errors until they"
+    " are started again"
+)
 
 
 class Volume:
     """One volume of the driver; every change happens under the driver's lock for its name."""
 
-    __slots__ = ("last_error", "record", "references", "state")
+    __slots__ = ("last_error", "record", "references", "source_error", "state")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, references: Mapping[str, int] | None = None) -> None:
+        """A volume that is not mounted; *references* were counted by a plugin that has ended."""
         self.record = record
-        self.state = State.IDLE
-        self.references: Counter[str] = Counter()
-        self.last_error = ""
+        self.references = Counter(references or {})
+        """How many mounts of each mount id have not been given back; changed after the registry."""
+        self.state = State.LEFT if self.references else State.IDLE
+        self.last_error = ENDED if self.references else ""
+        """Why the last Mount failed, or the mount is lost."""
+        self.source_error = ""
+        """Why a Mount would have failed when the plugin was started."""
 
     @property
     def name(self) -> VolumeName:
@@ -120,15 +176,16 @@ class Volume:
         """
         self.state = self.check(event)
 
-    def add_reference(self, mount_id: str) -> None:
-        """Count one more mount of *mount_id*."""
-        self.references[mount_id] += 1
+    def references_with(self, mount_id: str) -> Counter[str]:
+        """What is counted after one more Mount of *mount_id*.
 
-    def drop_reference(self, mount_id: str) -> bool:
-        """Give back one mount of *mount_id*; False when that id has none, which changes nothing."""
-        if not self.references[mount_id]:
-            del self.references[mount_id]
-            return False
-        self.references[mount_id] -= 1
-        self.references += Counter()  # forgets the ids that have come down to zero
-        return True
+        Those who had the mount of a plugin that has ended are no users of this one's, whether they
+        give theirs back or not. An engine that has been killed does not, and mounts with the same
+        ids again.
+        """
+        present = Counter[str]() if self.state is State.LEFT else self.references
+        return present + Counter([mount_id])
+
+    def references_without(self, mount_id: str) -> Counter[str]:
+        """What is counted after an Unmount of *mount_id*, which changes nothing if it has none."""
+        return self.references - Counter([mount_id])

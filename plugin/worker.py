@@ -1,26 +1,31 @@
 """One worker process, from its start to its end: the hand-over, its log lines, how it ended.
 
-The process ends by itself when its file system has no user any more, and when the pipe to its
-standard input closes, so that it never outlives the plugin.
+The process ends by itself when its file system has no user any more, and when nobody holds the
+other end of its standard input. Where a service manager keeps that end as well, the process goes on
+while one plugin ends and the next one begins, which then attends to it. Its log lines wait in the
+pipe meanwhile; if there are more than the pipe holds, 64 KiB, it waits too.
 """
 
 import logging
 import signal
 from collections import deque
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 import trio
 
+from passthrough.config import session_of
 from passthrough.handover import Handover, Report, decode_report, encode
 from plugin.errors import MountFailed
-from plugin.forkserver import UNKNOWN, Process, Start
+from plugin.forkserver import UNKNOWN, Forked, Process, Start
 from plugin.output import forward, lines
+from plugin.volume import VolumeName
 
 log = logging.getLogger(__name__)
 
-# A worker that is told to end only has to leave its loop; at shutdown the engine gives us 10 s.
-END_GRACE_S = 2.0
+# A worker that is told to end only has to leave its loop.
+END_GRACE_S = 1.5
 # SIGKILL waits only for a call that is stuck in the kernel, which may be for ever.
 KILL_GRACE_S = 1.0
 # After its end, for what still lies in the pipe. Only a stranger that inherited it could hold it.
@@ -33,15 +38,14 @@ LAST_LINES = 5
 class Worker:
     """The process that serves one mount of *volume*."""
 
-    def __init__(self, volume: str, start: Start) -> None:
-        self._volume = volume
-        self._start = start
-        self.serving = False
-        """Whether it has said that it serves, from when on nobody waits for `run` any more."""
-        self.without_handles = ""
-        """Why it does not hold files by handle, if it serves and was wished to."""
-        self.without_passthrough = ""
-        """Why the kernel does not pass reads and writes on, if it was wished to."""
+    def __init__(self, volume: VolumeName) -> None:
+        self.volume = volume
+        self.report = Report(serving=False)
+        """What it has said of itself."""
+        self.kept = False
+        """Whether the process goes on when it is attended to no more: somebody else keeps it."""
+        self.ended = trio.Event()
+        """Set when it is attended to no more: once it served, nobody uses its file system then."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -60,12 +64,22 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
+    def ties(self) -> dict[str, int]:
+        """The descriptors that lead to the process, by kind; it has been started."""
+        assert self._process is not None  # noqa: S101 - says who may ask
+        return self._process.ties()
+
     async def run(
-        self, handover: Handover, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        start: Start,
+        handover: Handover,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> str:
         """Start the process and stay until it has ended; started once it says that it serves.
 
-        The descriptors in *handover* are borrowed until then. Cancellation ends the process.
+        The descriptors in *handover* are borrowed until then. Cancellation ends the process, unless
+        it is kept.
 
         Returns:
             How the process ended.
@@ -73,37 +87,54 @@ class Worker:
         Raises:
             MountFailed: it never served; says why, in its own last words.
         """
-        borrowed = (handover.fuse_fd, handover.source_fd)
-        process = self._process = await self._start(self._volume, borrowed)
+        session = session_of(handover.config)
+        process = await start(self.volume, session, (handover.fuse_fd, handover.source_fd))
         fuse_fd, source_fd = process.given
         handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, source_fd=source_fd)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(forward, process.stderr, self._log)
-            grace_s = 0.0
-            try:
-                report = await _hand_over(process, handover)
-                if report.serving:
-                    grace_s = END_GRACE_S
-                    self.serving = True
-                    self.without_handles = report.without_handles
-                    self.without_passthrough = report.without_passthrough
-                    task_status.started()
-                    await process.wait()
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._end(process, grace_s)
-            nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
+        async with self._attended(process):
+            self.report = await _hand_over(process, handover)
+            if self.report.serving:
+                task_status.started()
+                await process.wait()
         ended = _how_it_ended(process.returncode)
-        if not report.serving:
-            reason = report.error or f"its worker {ended} before it served"
-            raise MountFailed(
-                f"volume {self._volume!r} cannot be served: {reason}{self.last_words}"
-            )
+        if not self.report.serving:
+            reason = self.report.error or f"its worker {ended} before it served"
+            raise MountFailed(f"volume {self.volume!r} cannot be served: {reason}{self.last_words}")
         return ended
 
-    async def _end(self, process: Process, grace_s: float) -> None:
-        await process.stdin.aclose()
-        with trio.move_on_after(grace_s):
+    def adopt(self, process: Process, report: Report) -> None:
+        """Take over *process*, which serves since an earlier plugin has started it."""
+        self._process = process
+        self.report = report
+        self.kept = True
+
+    async def attend(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> str:
+        """Stay with a process that was adopted until it has ended; gives how."""
+        assert self._process is not None  # noqa: S101 - says who may ask
+        task_status.started()
+        async with self._attended(self._process) as process:
+            await process.wait()
+        return _how_it_ended(process.returncode)
+
+    @asynccontextmanager
+    async def _attended(self, process: Process) -> AsyncIterator[Process]:
+        """Take its log lines; at the end it has ended, or has been left to who keeps it."""
+        self._process = process
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forward, process.stderr, self._log)
+            try:
+                yield process
+            finally:
+                with trio.CancelScope(shield=True):
+                    await process.stdin.aclose()
+                    if not self.kept:
+                        await self._end(process)
+                process.let_go()
+                self.ended.set()
+            nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
+
+    async def _end(self, process: Process) -> None:
+        with trio.move_on_after(END_GRACE_S if self.report.serving else 0):
             await process.wait()
         if process.returncode is None:
             process.kill()
@@ -112,24 +143,24 @@ class Worker:
         if process.returncode is None:
             log.error(
                 "volume %s: worker %d is stuck in the kernel and does not end",
-                self._volume,
+                self.volume,
                 process.pid,
             )
-        await process.stdout.aclose()
 
     def _log(self, level: int, text: str) -> None:
         self._last_lines.append(text)
-        log.log(level, "volume %s: %s", self._volume, text)
+        log.log(level, "volume %s: %s", self.volume, text)
 
 
-async def _hand_over(process: Process, handover: Handover) -> Report:
-    """Tell the worker what to serve and wait for its answer; a worker that dies gives none."""
-    try:
-        await process.stdin.send_all(encode(handover))
-    except trio.BrokenResourceError:
-        return Report(serving=False)
-    async with aclosing(lines(process.stdout)) as said:
-        line = await anext(said, None)
+async def _hand_over(process: Forked, handover: Handover) -> Report:
+    """Tell the worker what to serve and wait for its one answer; a worker that dies gives none."""
+    async with process.stdout:
+        try:
+            await process.stdin.send_all(encode(handover))
+        except trio.BrokenResourceError:
+            return Report(serving=False)
+        async with aclosing(lines(process.stdout)) as said:
+            line = await anext(said, None)
     if line is None:
         return Report(serving=False)
     try:

@@ -49,7 +49,7 @@ DOORS = {
     "trio": {
         f"plugin/{name}.py"
         for name in (
-            *("server", "driver", "turns", "keeper"),
+            *("server", "driver", "survey", "turns", "keeper"),
             *("worker", "blocking", "forkserver", "output"),
         )
     },
@@ -77,6 +77,7 @@ WITHOUT_IO = {
     "plugin/policy.py",
     "plugin/protocol.py",
     "plugin/settings.py",
+    "plugin/status.py",
     "plugin/volume.py",
     "benchmarks/markdown.py",
     "benchmarks/picture.py",

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from docker.models.containers import Container
 from docker.models.volumes import Volume
 
 from tests.support.driver import TRUST, Driver, execute, passfs
@@ -45,6 +47,44 @@ def test_installing_again_upgrades_in_place(driver: Driver) -> None:
 
         assert driver.status(volume)["options"]["cache"] == "never"
         assert driver.run(volume, "cat /data/file") == "kept\n"
+
+
+@pytest.mark.parametrize("driver", ["host"], indirect=True)
+def test_running_containers_notice_nothing_of_a_restart_of_the_service(driver: Driver) -> None:
+    """One writes and reads all the time, and meets with no error and no other worker."""
+    with driver.volume() as volume:
+        with driver.container(volume) as container:
+            container.exec_run(["sh", "-c", BUSY], detach=True)
+            before = driver.status(volume), driver.file_systems(volume)
+            for _ in "123":
+                driver.restart()
+                _goes_on(container)
+                assert (driver.status(volume), driver.file_systems(volume)) == before
+            assert driver.run(volume, "cat /data/more; echo new > /data/more") == ""
+            assert execute(container, "cat /data/more; cat /tmp/failures") == "new\n"
+        assert driver.file_systems(volume) == set()
+
+
+# In a container: counts the turns in which it read what it had written, and notes the others.
+BUSY = """
+touch /tmp/failures /data/more
+turn=0
+while sleep 0.01; do
+    turn=$((turn + 1))
+    { echo $turn > /data/file && [ "$(cat /data/file)" = $turn ]; } 2>> /tmp/failures ||
+        echo "turn $turn" >> /tmp/failures
+    echo $turn > /tmp/turn.new && mv /tmp/turn.new /tmp/turn
+done
+"""
+BUSY_S = 20.0
+
+
+def _goes_on(container: Container) -> None:
+    """Wait for some turns of what is busy."""
+    turns = "cat /tmp/turn 2>/dev/null || echo 0"
+    before, limit = int(execute(container, turns)), time.monotonic() + BUSY_S
+    while int(execute(container, turns)) < before + 5:
+        assert time.monotonic() < limit, "it hangs"
 
 
 def _kill_worker(driver: Driver, volume: Volume) -> None:

@@ -80,9 +80,14 @@ async def test_a_source_that_hangs_holds_up_no_other_volume(
                 await dockerd.do("Mount", Name="well", ID="b")
                 await dockerd.do("Unmount", Name="well", ID="b")
                 assert await dockerd.names() == {"dead", "well"}
-            assert (await dockerd.volume("dead"))["Status"]["mounted"] is False
+            mock_clock.jump(3)
+            status = (await dockerd.volume("dead"))["Status"]
+            assert status["mounted"] is False
+            assert status["waiting"] == f"Mount, for 3 s: opening source '{source}'"
             mock_clock.jump(MOUNT_DEADLINE_S)
-        assert "opening source" in (await dockerd.volume("dead"))["Status"]["error"]
+        status = (await dockerd.volume("dead"))["Status"]
+        assert "opening source" in status["error"]
+        assert "waiting" not in status
         await dockerd.do("Unmount", Name="dead", ID="a")
         await dockerd.do("Remove", Name="dead")
 

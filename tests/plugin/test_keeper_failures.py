@@ -1,9 +1,11 @@
 """plugin/keeper.py: a mount that fails leaves nothing of the attempt, and of others everything."""
-# ruff: noqa: ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
 
 import errno
 import logging
 import os
+import select
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -14,10 +16,11 @@ from trio.testing import MockClock
 
 from passthrough import mountinfo
 from passthrough.config import Config
-from passthrough.mount import mount
-from plugin import targets
+from passthrough.mount import mount, unmount
+from plugin import keeper as keeper_module, targets
 from plugin.errors import MountFailed
 from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
+from plugin.manager import Inherited
 from tests.support.dockerd import mounted
 from tests.support.fake_worker import command
 from tests.support.orders import NAME, SERVE, in_thread, order
@@ -158,3 +161,33 @@ async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Pa
         assert (mounts / "data" / "file").exists()
         await keeper.mount(order(source))  # over it, as before
         assert mounted(mounts) == ["data"]
+
+
+@pytest.mark.logs("mounts: workers that do not answer are ended")
+async def test_a_worker_that_hangs_does_not_hold_up_the_start(
+    mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mount is nobody's; to take that away may wait for its answer, and so for its end."""
+    (mounts / "left").mkdir(parents=True)
+    worker = subprocess.Popen(["sleep", "infinity"])
+    life, log, ended = os.pipe(), os.pipe(), os.pidfd_open(worker.pid)
+    kept = {
+        "fuse": mount(mounts / "left", Config()),
+        "life": life[1],
+        "log": log[0],
+        "process": os.dup(ended),
+    }
+
+    def unmount_and_wait(target: Path) -> None:
+        unmount(target)
+        select.select([ended], [], [])
+
+    monkeypatch.setattr(targets, "unmount", unmount_and_wait)
+    monkeypatch.setattr(keeper_module, "UNMOUNT_DEADLINE_S", 0.1)
+    with trio.fail_after(10):
+        async with keeping(mounts, SERVE, Inherited(kept={7: kept})):
+            assert mounted(mounts) == []
+            assert list(mounts.iterdir()) == []
+    assert worker.wait() == -signal.SIGKILL
+    for fd in (life[0], log[1], ended):
+        os.close(fd)

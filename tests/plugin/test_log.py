@@ -28,3 +28,27 @@ def test_warnings_and_worse_go_to_standard_error(capsys: pytest.CaptureFixture[s
     out, err = capsys.readouterr()
     assert out == "INFO passfs.test: a line\n"
     assert err == "WARNING passfs.test: a line\nERROR passfs.test: a line\n"
+
+
+@pytest.mark.usefixtures("root_logger_restored")
+def test_a_message_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Volumes are called as their users like."""
+    log.configure(logging.INFO)
+    name = "a\nERROR passfs: \x1b[2J\u2028\ud800 \u00e4\t\\"
+    logging.getLogger("passfs.test").info("volume %s: created", name)
+
+    line = r"INFO passfs.test: volume a\nERROR passfs: \x1b[2J\u2028\ud800 ä\t\: created"
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+@pytest.mark.usefixtures("root_logger_restored")
+def test_a_traceback_has_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(logging.INFO)
+    try:
+        int("no")
+    except ValueError:
+        logging.getLogger("passfs.test").exception("bug")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["ERROR passfs.test: bug", "Traceback (most recent call last):"]
+    assert lines[-1].startswith("ValueError: invalid literal")

@@ -17,7 +17,7 @@ import pytest
 from plugin import registry
 from plugin.errors import CannotStart, RegistryFailed
 from plugin.registry import Registry
-from plugin.volume import Record, VolumeName
+from plugin.volume import Record, Served, VolumeName
 
 
 def record(name: str, **options: str) -> Record:
@@ -76,6 +76,155 @@ def test_commits_are_synced(tmp_path: Path) -> None:
         assert opened._connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
+# Who uses a volume, and what serves it.
+
+
+A, B = VolumeName("a"), VolumeName("b")
+
+
+def in_use(
+    data_dir: Path, boot_id: str = ""
+) -> tuple[dict[VolumeName, dict[str, int]], list[Served]]:
+    """The references and the mounts that the next plugin finds."""
+    with Registry.open(data_dir, boot_id) as opened:
+        return {name: dict(count) for name, count in opened.references.items()}, [*opened.served]
+
+
+@pytest.fixture
+def two_in_use(tmp_path: Path) -> Path:
+    """A data directory with two mounted volumes, of which one has been mounted anew."""
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        opened.add(record("b"))
+        opened.mounted(A, {"x": 1}, Served(A, 1, 40, "{}"))
+        opened.mounted(B, {"x": 1}, Served(B, 2, 41, '{"serving":true}'))
+        opened.mounted(A, {"x": 2, "y": 1}, Served(A, 3, 42, "{}"))
+    return tmp_path
+
+
+def test_who_uses_a_volume_is_known_to_the_next_plugin(two_in_use: Path) -> None:
+    assert in_use(two_in_use) == (
+        {A: {"x": 2, "y": 1}, B: {"x": 1}},
+        [Served(B, 2, 41, '{"serving":true}'), Served(A, 3, 42, "{}")],
+    )
+
+
+def test_a_mount_is_known_until_its_last_user_has_gone(two_in_use: Path) -> None:
+    with Registry.open(two_in_use) as opened:
+        opened.unmounted(A, {"y": 1})
+        opened.unmounted(B, {})
+    assert in_use(two_in_use) == ({A: {"y": 1}}, [Served(A, 3, 42, "{}")])
+
+
+def test_users_can_be_known_without_the_mount(two_in_use: Path) -> None:
+    with Registry.open(two_in_use) as opened:
+        opened.mounted(A, {"z": 1})
+    assert in_use(two_in_use)[0][A] == {"z": 1}
+    assert [served.number for served in in_use(two_in_use)[1]] == [2, 3]
+
+
+def test_users_go_with_their_volume(two_in_use: Path) -> None:
+    with Registry.open(two_in_use) as opened:
+        opened.remove(A)
+    assert in_use(two_in_use) == ({B: {"x": 1}}, [Served(B, 2, 41, '{"serving":true}')])
+
+
+def test_no_user_and_no_mount_outlives_the_machine_s_run(two_in_use: Path) -> None:
+    assert in_use(two_in_use, "another") == ({}, [])
+    assert in_use(two_in_use, "another") == ({}, [])
+    assert in_use(two_in_use) == ({}, [])
+    assert names(two_in_use) == ["a", "b"]
+
+
+def test_the_kernel_says_which_run_it_is(two_in_use: Path) -> None:
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert len(in_use(two_in_use, boot_id)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "served",
+    [Served(A, 2, 42, "{}"), Served(VolumeName("none"), 4, 42, "{}")],
+    ids=["a number of another", "of no volume"],
+)
+def test_users_and_mount_are_written_together_or_not_at_all(
+    two_in_use: Path, served: Served
+) -> None:
+    before = in_use(two_in_use)
+    with Registry.open(two_in_use) as opened:
+        with pytest.raises(RegistryFailed, match=r"cannot write the registry .*constraint failed"):
+            opened.mounted(A, {"z": 1}, served)
+        opened.add(record("c"))  # the next change is whole again
+    assert in_use(two_in_use) == before
+    assert names(two_in_use) == ["a", "b", "c"]
+
+
+# What an older passfs has written.
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A data directory of format 1, with two volumes."""
+    with closing(sqlite3.connect(tmp_path / registry.FILE_NAME)) as connection, connection:
+        connection.execute(f"PRAGMA application_id = {registry.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute(
+            "CREATE TABLE volumes"
+            " (name TEXT PRIMARY KEY, options TEXT NOT NULL, created_at TEXT NOT NULL) STRICT"
+        )
+        for name in ("a", "b"):
+            values = (name, '{"cache":"never"}', "2026-01-02T03:04:05+01:00")
+            connection.execute("INSERT INTO volumes VALUES (?, ?, ?)", values)
+    return tmp_path
+
+
+def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
+    for _ in "12":
+        with Registry.open(older) as opened:
+            assert [each.name for each in opened.records] == ["a", "b"]
+            assert opened.records[0].options == {"cache": "never"}
+            opened.mounted(A, {"x": 1}, Served(A, 1, 40, "{}"))
+    assert in_use(older) == ({A: {"x": 1}}, [Served(A, 1, 40, "{}")])
+
+
+def test_an_older_passfs_refuses_what_this_one_has_written(older: Path) -> None:
+    names(older)
+    header = (older / registry.FILE_NAME).read_bytes()[: registry.HEADER_BYTES]
+    assert registry.VERSION_AND_ID.unpack_from(header) == (2, registry.APPLICATION_ID)
+
+
+def test_a_change_of_format_that_was_cut_off_is_made_once_more(older: Path) -> None:
+    """As if killed when all is written, but the journal that takes it back is still there."""
+    path, journal = older / registry.FILE_NAME, older / f"{registry.FILE_NAME}-journal"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        registry._update(connection)
+        os.link(journal, older / "kept")
+        connection.execute("COMMIT")
+    (older / "kept").rename(journal)
+    assert registry.VERSION_AND_ID.unpack_from(path.read_bytes())[0] == registry.FORMAT
+
+    assert names(older) == ["a", "b"]
+    assert in_use(older) == ({}, [])
+    assert not journal.exists()
+
+
+def test_a_registry_that_cannot_be_changed_stops_the_start(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configure_as_on_a_full_disk(connection: sqlite3.Connection) -> None:
+        configure(connection)
+        connection.execute("PRAGMA max_page_count = 1")
+
+    configure = registry._configure
+    before = (older / registry.FILE_NAME).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_configure", configure_as_on_a_full_disk)
+        with pytest.raises(CannotStart, match=r"cannot write the registry .*disk is full"):
+            Registry.open(older)
+    assert (older / registry.FILE_NAME).read_bytes() == before
+    assert names(older) == ["a", "b"]
+
+
 def _rewrite(path: Path, statement: str) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(statement)
@@ -97,8 +246,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_bytes(b"volumes\n" * 100), "it is no SQLite database"),
     "foreign": (_foreign, "it is the database of another program"),
     "newer": (
-        lambda path: _rewrite(path, "PRAGMA user_version = 2"),
-        r"it was written by a newer passfs \(format 2, this one knows 1\)",
+        lambda path: _rewrite(path, "PRAGMA user_version = 3"),
+        r"it was written by a newer passfs \(format 3, this one knows 2\)",
     ),
     "no format": (lambda path: _rewrite(path, "PRAGMA user_version = 0"), "its format is 0"),
     "truncated": (lambda path: os.truncate(path, 5000), "it is damaged: "),
@@ -109,8 +258,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "it is damaged: Expected `object`",
     ),
     "name": (
-        lambda path: _rewrite(path, "UPDATE volumes SET name = '../x'"),
-        "it is damaged: the volume name '../x'",
+        lambda path: _rewrite(path, "UPDATE volumes SET name = ''"),
+        "it is damaged: volume name '' is not accepted",
+    ),
+    "no table of users": (
+        lambda path: _rewrite(path, "DROP TABLE refs"),
+        "it is damaged: no such table: refs",
+    ),
+    "a user of nothing": (
+        lambda path: _rewrite(path, "INSERT INTO refs VALUES ('none', 'id', 1)"),
+        "it is damaged: a row of refs is of no volume",
+    ),
+    "a mount of nothing": (
+        lambda path: _rewrite(path, "INSERT INTO served VALUES (1, 'none', 2, '{}')"),
+        "it is damaged: a row of served is of no volume",
     ),
     "time": (
         lambda path: _rewrite(path, "UPDATE volumes SET created_at = '2026-01-01T00:00:00'"),
@@ -162,16 +323,21 @@ def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None
             opened.add(record("b"))
         with pytest.raises(RegistryFailed, match="cannot write the registry"):
             opened.remove(VolumeName("a"))
+        with pytest.raises(RegistryFailed, match="cannot write the registry"):
+            opened.mounted(A, {"x": 1})
+        with pytest.raises(RegistryFailed, match="cannot write the registry"):
+            opened.unmounted(A, {})
     assert names(tmp_path) == ["a"]
 
 
-# Adds and removes volumes, and says of each change that it is about to be made and that it is made.
+# Adds, mounts and removes volumes, and says of each change that it is about to be made and that it
+# is made. What is mounted has two users, who come and go together.
 WRITER = """
 import os, sys
 from datetime import datetime, UTC
 from pathlib import Path
 from plugin.registry import Registry
-from plugin.volume import Record
+from plugin.volume import Record, Served
 
 def say(text):
     os.write(1, text.encode())
@@ -183,6 +349,9 @@ with Registry.open(Path(sys.argv[1])) as registry:
         say(f"add {name}\\n")
         registry.add(Record(name=name, options={"n": "x" * 3000}, created_at=datetime.now(UTC)))
         say(f"added {name}\\n")
+        say(f"mount {name}\\n")
+        registry.mounted(name, {"x": 1, "y": number + 1}, Served(name, number + 1, 1, "{}"))
+        say(f"mounted {name}\\n")
         if number % 3:
             say(f"remove {name}\\n")
             registry.remove(name)
@@ -206,14 +375,22 @@ def test_a_killed_writer_loses_nothing_that_it_has_answered(tmp_path: Path, seed
         writer.wait()
 
     present: set[str] = set()
+    mounted: set[str] = set()
     undecided = ""
     for line in said.read_text().splitlines()[1:]:
         change, name = line.split()
-        undecided = name if change in {"add", "remove"} else ""
+        undecided = name if change in {"add", "mount", "remove"} else ""
         if change == "added":
             present.add(name)
+        if change == "mounted":
+            mounted.add(name)
         if change == "removed":
             present.discard(name)
+            mounted.discard(name)
     found = set(names(tmp_path))
     assert found - {undecided} == present - {undecided}
+    users, served = in_use(tmp_path)
+    assert set(users) == {mount.volume for mount in served}
+    assert set(users) - {undecided} == mounted - {undecided}
+    assert all(len(count) == 2 for count in users.values())
     assert names(tmp_path) == sorted(found)

@@ -77,8 +77,8 @@ async def test_a_body_that_is_no_request_is_refused(tmp_path: Path, path: str, b
     ],
 )
 async def test_headers_do_not_matter(tmp_path: Path, headers: list[tuple[str, str]]) -> None:
-    answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": "/"}', headers=headers)
-    assert answer.error.startswith("volume name '/' is not accepted")
+    answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": ""}', headers=headers)
+    assert answer.error.startswith("volume name '' is not accepted")
 
 
 @pytest.mark.parametrize(

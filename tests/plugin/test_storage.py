@@ -12,9 +12,9 @@ from passthrough import syscalls
 from plugin.errors import StorageFailed, VolumeInUse
 from plugin.storage import Storage
 from plugin.volume import VolumeName
+from tests.support.mounts import bound
 
 NAME = VolumeName("data")
-MS_BIND = 4096
 
 
 @pytest.fixture
@@ -38,23 +38,15 @@ def precious(tmp_path: Path) -> Path:
     return directory
 
 
-@contextmanager
-def bound(source: Path, target: Path) -> Iterator[None]:
-    """A bind mount, wherever it has been moved to by the end."""
-    target.mkdir(parents=True, exist_ok=True)
-    syscalls.mount(os.fsencode(source), os.fsencode(target), b"none", MS_BIND, b"")
-    fd = os.open(target, os.O_PATH)
-    try:
-        yield
-    finally:
-        where = os.readlink(f"/proc/self/fd/{fd}")
-        os.close(fd)
-        syscalls.umount2(os.fsencode(where), syscalls.MNT_DETACH)
-
-
 def remove(storage: Storage) -> None:
-    assert storage.discard(NAME)
+    discard(storage)
     storage.purge()
+
+
+def discard(storage: Storage) -> None:
+    """All of a removal but for the deleting."""
+    storage.set_aside(NAME)
+    storage.discard(NAME)
 
 
 def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -> None:
@@ -125,24 +117,95 @@ def test_a_symlink_in_place_of_the_directory_is_an_error(storage: Storage, preci
             use(NAME)
 
 
-def test_discarded_files_are_out_of_the_way_at_once(storage: Storage, trash: Path) -> None:
-    storage.create(NAME)
-    (storage.path(NAME) / "file").touch()
-    token = storage.discard(NAME)
+def test_what_is_removed_is_out_of_the_way_at_once(storage: Storage, trash: Path) -> None:
+    fill(storage)
+    storage.set_aside(NAME)
     assert not storage.path(NAME).exists()
-    assert [path.name for path in (trash / token).iterdir()] == ["file"]
+    assert list(trash.iterdir()) == []
+    storage.discard(NAME)
+    assert contents(trash.parent) == [["file"]]
 
 
-def test_a_discard_can_be_undone(storage: Storage) -> None:
+def fill(storage: Storage, file: str = "file") -> None:
     storage.create(NAME)
-    (storage.path(NAME) / "file").touch()
-    storage.restore(NAME, storage.discard(NAME))
+    (storage.path(NAME) / file).touch()
+
+
+def contents(data_dir: Path) -> list[list[str]]:
+    """What is in each directory that is no volume's any more, or may be none's soon."""
+    return [
+        sorted(file.name for file in entry.iterdir())
+        for place in ("removed", "trash")
+        for entry in (data_dir / place).iterdir()
+    ]
+
+
+def test_what_is_set_aside_can_be_restored(storage: Storage) -> None:
+    fill(storage)
+    storage.set_aside(NAME)
+    storage.restore(NAME)
     assert (storage.path(NAME) / "file").exists()
 
 
-def test_a_directory_that_is_gone_already_is_discarded(storage: Storage) -> None:
-    assert storage.discard(NAME) == ""
-    storage.restore(NAME, "")
+def test_a_directory_that_is_gone_already_is_removed(storage: Storage) -> None:
+    storage.set_aside(NAME)
+    storage.restore(NAME)
+    storage.set_aside(NAME)
+    storage.discard(NAME)
+
+
+@pytest.mark.logs("volume data: its removal was cut off; it is there again")
+def test_a_volume_whose_removal_was_cut_off_gets_its_files_back(
+    storage: Storage, trash: Path
+) -> None:
+    """Whole, though an earlier volume of that name is still being deleted."""
+    fill(storage, "older")
+    discard(storage)
+    fill(storage)
+    storage.set_aside(NAME)
+    storage.settle([NAME])
+    assert [path.name for path in storage.path(NAME).iterdir()] == ["file"]
+    assert contents(trash.parent) == [["older"]]
+    storage.settle([NAME])  # once more changes nothing
+    assert (storage.path(NAME) / "file").exists()
+
+
+def test_a_volume_that_the_registry_has_forgotten_is_deleted(storage: Storage, trash: Path) -> None:
+    fill(storage)
+    storage.set_aside(NAME)
+    storage.settle([VolumeName("other")])
+    assert not storage.path(NAME).exists()
+    assert list((trash.parent / "removed").iterdir()) == []
+    storage.purge()
+    assert contents(trash.parent) == []
+
+
+@pytest.mark.logs("cannot move .*/removed/data, which a killed plugin has left: File exists")
+def test_files_that_are_there_are_not_exchanged_for_those_set_aside(
+    storage: Storage, trash: Path
+) -> None:
+    """As after an administrator has put a copy in the place of what was gone."""
+    fill(storage, "set aside")
+    storage.set_aside(NAME)
+    fill(storage, "copy")
+    storage.settle([NAME])
+    storage.purge()
+    assert [path.name for path in storage.path(NAME).iterdir()] == ["copy"]
+    assert contents(trash.parent) == [["set aside"]]
+
+
+@pytest.mark.parametrize("name", ["..", "a/../../b", "/etc", "a\nb", "x" * 300, "\u00e4"])
+def test_every_name_has_a_directory_beside_the_others(storage: Storage, name: str) -> None:
+    storage.create(VolumeName(name))
+    os.close(storage.open(VolumeName(name)))
+    made = storage.path(VolumeName(name))
+    assert made.is_dir()
+    assert made.parent == storage.path(NAME).parent
+    assert list(made.parent.iterdir()) == [made]
+    storage.set_aside(VolumeName(name))
+    storage.discard(VolumeName(name))
+    storage.purge()
+    assert list(made.parent.iterdir()) == []
 
 
 def test_purge_deletes_files_of_every_kind(storage: Storage, trash: Path) -> None:
@@ -184,7 +247,7 @@ def test_a_volume_with_a_mount_inside_is_not_discarded(storage: Storage, preciou
     storage.create(NAME)
     with bound(precious, storage.path(NAME) / "a" / "mounted"):
         with pytest.raises(VolumeInUse, match=r"data/a/mounted is a mount point inside it"):
-            storage.discard(NAME)
+            storage.set_aside(NAME)
         assert (storage.path(NAME) / "a" / "mounted" / "file").exists()
 
 
@@ -196,7 +259,7 @@ def test_a_symlink_to_the_data_directory_hides_no_mount(tmp_path: Path, precious
     storage.create(NAME)
     refusal = pytest.raises(VolumeInUse, match=r"real/volumes/data/mounted is a mount point")
     with bound(precious, storage.path(NAME) / "mounted"), refusal:
-        storage.discard(NAME)
+        storage.set_aside(NAME)
 
 
 @pytest.mark.parametrize("use", [Storage.create, Storage.open])
@@ -216,13 +279,15 @@ def test_a_full_disk_is_told_in_a_sentence(storage: Storage) -> None:
 
 def test_what_cannot_be_moved_is_told_in_a_sentence(storage: Storage) -> None:
     storage.create(NAME)
-    token = storage.discard(NAME)
+    storage.set_aside(NAME)
     storage.create(NAME)
-    with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: File exists"):
-        storage.restore(NAME, token)
+    for move in (storage.restore, storage.set_aside):
+        with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: File exists"):
+            move(NAME)
+    storage.discard(NAME)
     refusal = pytest.raises(StorageFailed, match=r"cannot use .*: Operation not permitted")
     with immutable(storage.path(NAME)), refusal:
-        storage.discard(NAME)
+        storage.set_aside(NAME)
 
 
 @contextmanager
@@ -270,8 +335,9 @@ def test_a_mount_that_comes_after_the_discard_stops_the_purge(
     storage: Storage, trash: Path, precious: Path
 ) -> None:
     storage.create(NAME)
-    token = storage.discard(NAME)
-    with bound(precious, trash / token / "a" / "mounted"):
+    discard(storage)
+    (discarded,) = trash.iterdir()
+    with bound(precious, discarded / "a" / "mounted"):
         storage.purge()
         assert (precious / "file").read_text() == "precious"
     storage.purge()

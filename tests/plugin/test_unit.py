@@ -3,22 +3,26 @@
 import subprocess
 from pathlib import Path
 
-from tests.support.driver import UNIT, unit
+from plugin.listening import SOCKET_UMASK
+from plugin.manager import KINDS
+from plugin.settings import Settings
+from tests.support.driver import SOCKET, UNIT, unit
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
     """systemd-analyze(1) names unknown sections, settings and values."""
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace(unit("ExecStart")[0], "/bin/true"))
+    copies = [tmp_path / UNIT.name, tmp_path / SOCKET.name]
+    copies[0].write_text(UNIT.read_text().replace(unit("ExecStart")[0], "/bin/true"))
+    copies[1].write_text(SOCKET.read_text())
     verified = subprocess.run(
-        ["systemd-analyze", "verify", copy],
+        ["systemd-analyze", "verify", *copies],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
 
-    ours = [line for line in verified.stderr.splitlines() if UNIT.name in line]
+    ours = [line for line in verified.stderr.splitlines() if UNIT.stem in line]
     assert ours == []
     assert verified.returncode == 0, verified.stderr
 
@@ -36,3 +40,28 @@ def test_the_service_mounts_in_the_hosts_own_namespace() -> None:
     hiding = ("PrivateTmp", "PrivateDevices", "ProtectHome", "ProtectKernel", "PrivateMounts")
 
     assert [name for name in hiding if f"\n{name}" in text] == []
+
+
+def test_a_restart_of_the_service_leaves_its_workers_alone() -> None:
+    """And gives them up only when it is stopped: a unit that fails for good loses what is kept."""
+    assert unit("Type") == ["notify"]
+    assert unit("NotifyAccess") == ["main"]
+    assert unit("KillMode") == ["process"]
+    assert unit("Restart") == ["always"]
+    assert unit("StartLimitIntervalSec") == ["0"]
+    assert unit("OOMPolicy") == ["continue"]
+    assert unit("RestartPreventExitStatus") == []
+
+
+def test_systemd_keeps_the_descriptors_of_2000_volumes() -> None:
+    (most,) = unit("FileDescriptorStoreMax")
+    assert int(most) >= 2000 * len(KINDS)
+
+
+def test_the_socket_unit_is_the_service_s_own() -> None:
+    """One socket of the mode that the plugin itself would give it, at the plugin's default path."""
+    assert SOCKET.stem == UNIT.stem
+    assert unit("ListenStream", SOCKET) == [str(Settings().socket)]
+    (mode,) = unit("SocketMode", SOCKET)
+    assert int(mode, base=8) == 0o777 & ~SOCKET_UMASK == 0o660
+    assert unit("Also") == [SOCKET.name]

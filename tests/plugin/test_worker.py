@@ -15,6 +15,7 @@ from plugin.errors import MountFailed
 from plugin.forkserver import forking
 from plugin.worker import Worker
 from tests.support.fake_worker import command
+from tests.support.orders import NAME
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ async def test_a_worker_that_does_not_serve_says_why(
 ) -> None:
     async with forking(command(manner)) as start:
         with pytest.raises(MountFailed) as refusal:
-            await Worker("data", start).run(handover)
+            await Worker(NAME).run(start, handover)
     assert str(refusal.value).startswith(sentence)
 
 
@@ -56,10 +57,10 @@ async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) 
     ended: list[str] = []
 
     async with forking(command("serve")) as start, trio.open_nursery() as nursery:
-        worker = Worker("data", start)
+        worker = Worker(NAME)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            ended.append(await worker.run(handover, task_status=task_status))
+            ended.append(await worker.run(start, handover, task_status=task_status))
 
         await nursery.start(run)
         assert Path(f"/proc/{worker.pid}/comm").exists()  # noqa: ASYNC240 - not a real file
@@ -70,8 +71,8 @@ async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) 
 async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
     """Cancellation closes its standard input, which a worker takes for the plugin's end."""
     async with forking(command("serve")) as start, trio.open_nursery() as nursery:
-        worker = Worker("data", start)
-        await nursery.start(worker.run, handover)
+        worker = Worker(NAME)
+        await nursery.start(worker.run, start, handover)
         nursery.cancel_scope.cancel()
     assert not Path(f"/proc/{worker.pid}").exists()  # noqa: ASYNC240 - not a real file
 
@@ -84,7 +85,7 @@ async def test_a_worker_s_log_keeps_its_levels(
     """A line without a level, as in a traceback, belongs to the one before it."""
     caplog.set_level(logging.DEBUG)
     async with forking(command("talk")) as start, trio.open_nursery() as nursery:
-        await nursery.start(Worker("data", start).run, handover)
+        await nursery.start(Worker(NAME).run, start, handover)
         while "volume data: c: three" not in caplog.messages:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()

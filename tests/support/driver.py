@@ -20,6 +20,8 @@ from docker.models.volumes import Volume
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
+from plugin.volume import VolumeName, file_name
+from tests.support.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"
 # In engines of a test's own: the installations beside the ones in the machine's engine.
@@ -28,9 +30,9 @@ OWN_HOST_NAME = "passfs-own-host-test"
 BASE_IMAGE = "debian:trixie-slim"
 # An install builds an image once, and later runs find every layer in the engine's cache.
 INSTALL_S = 900
-START_S = 20
 STOP_S = 10
 UNIT = Path(__file__).parents[2] / "packaging" / "passfs.service"
+SOCKET = UNIT.with_suffix(".socket")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What this machine trusts, the build of an image on it may trust.
 TRUST = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
@@ -48,7 +50,7 @@ class Driver:
 
     def own_directory(self, volume: Volume) -> Path:
         """Where the files of a volume without a source lie."""
-        return self.data_dir / "volumes" / str(volume.name)
+        return self.data_dir / "volumes" / file_name(VolumeName(str(volume.name)))
 
     @contextlib.contextmanager
     def volume(self, **options: str) -> Iterator[Volume]:
@@ -190,8 +192,7 @@ def on_host(
     service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
 
     def restart() -> None:
-        service.stop()
-        service.start()
+        service.restart()
 
     service.start()
     try:
@@ -200,14 +201,18 @@ def on_host(
         service.stop()
 
 
-def unit(setting: str) -> list[str]:
-    """The words of one setting of the systemd unit."""
-    values = re.findall(rf"^{setting}=(.*)$", UNIT.read_text(), re.MULTILINE)
+def unit(setting: str, file: Path = UNIT) -> list[str]:
+    """The words of one setting of a systemd unit."""
+    values = re.findall(rf"^{setting}=(.*)$", file.read_text(), re.MULTILINE)
     return [word for value in values for word in value.split()]
 
 
 class Service:
-    """A `passfs serve` process, as systemd runs it: with the unit's capabilities and no others."""
+    """A `passfs serve` process, as systemd runs it: with the unit's capabilities and no others.
+
+    What systemd does for it by the units, tests/support/manager.py does: it listens, and keeps
+    descriptors while the service restarts.
+    """
 
     def __init__(self, socket: Path, directory: Path) -> None:
         self._socket = socket
@@ -217,34 +222,49 @@ class Service:
             "PASSFS_DATA_DIR": str(directory / "data"),
             "PASSFS_MOUNT_DIR": str(directory / "mounts"),
         }
+        self._manager: Manager | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start, and wait for the socket, which is made when requests can be answered."""
+        """Start it, and wait until it says that requests are answered."""
+        assert self._manager is None
+        self._manager = Manager(self._log.parent, self._socket)
+        self._begin(self._manager)
+
+    def restart(self) -> None:
+        """End it and begin it anew, without giving up what is kept for it."""
+        assert self._manager is not None
+        self._end()
+        self._begin(self._manager)
+
+    def stop(self) -> None:
+        """End it for good; its socket goes, and workers that still serve somebody end."""
+        assert self._manager is not None
+        try:
+            self._end()
+        finally:
+            self._manager.close()
+            self._manager = None
+
+        assert not self._socket.exists()
+
+    def _begin(self, manager: Manager) -> None:
         names = [name.removeprefix("CAP_").lower() for name in unit("CapabilityBoundingSet")]
         bounding_set = ",".join(["-all", *(f"+{name}" for name in names)])
         restricted = ["setpriv", "--no-new-privs", f"--bounding-set={bounding_set}"]
         with self._log.open("ab") as log:
-            process = subprocess.Popen(
+            self._process = manager.start(
                 [*restricted, sys.executable, "-m", "plugin", "serve"],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
             )
-        self._process = process
-        for _ in range(START_S * 20):
-            if self._socket.is_socket():
-                return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-                break
-        raise AssertionError("passfs serve does not listen: " + self._log.read_text())
+        assert manager.hears("READY=1"), self._log.read_text()
 
-    def stop(self) -> None:
-        """End it as a service manager does; it must be quick, clean, and take its socket along."""
+    def _end(self) -> None:
+        """End it as a service manager does; it must be quick and clean."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(STOP_S)
 
         assert status == 0, self._log.read_text()
-        assert not self._socket.exists()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from passthrough import mountinfo, syscalls
 
+MS_BIND = 4096
+
 
 def mounts_at(path: Path) -> list[mountinfo.Mount]:
     """What is mounted on *path*, the uppermost last."""
@@ -29,3 +31,17 @@ def mounted_on(target: Path, fstype: str) -> Iterator[Path]:
         yield target
     finally:
         syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
+
+
+@contextlib.contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """A bind mount, wherever it has been moved to by the end."""
+    target.mkdir(parents=True, exist_ok=True)
+    syscalls.mount(os.fsencode(source), os.fsencode(target), b"none", MS_BIND, b"")
+    fd = os.open(target, os.O_PATH)
+    try:
+        yield
+    finally:
+        where = os.readlink(f"/proc/self/fd/{fd}")
+        os.close(fd)
+        syscalls.umount2(os.fsencode(where), syscalls.MNT_DETACH)

@@ -1,0 +1,79 @@
+"""packaging/: the service under systemd itself, with the units as they are installed."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin.manager import KINDS
+from tests.support.service import Service
+from tests.support.systemd import Systemd
+
+RESTARTS = [["restart"], ["kill", "--signal=KILL", "--kill-who=main"], ["restart"]]
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    """systemd, which listens for the service; the first call starts it."""
+    with Systemd(tmp_path) as systemd:
+        systemd.control("start", "passfs.socket")
+        yield systemd
+
+
+def mounted(service: Service) -> dict[str, Any]:
+    """Make the volume `v`, mount it, and give its status."""
+    service.call("VolumeDriver.Create", Name="v")
+    service.call("VolumeDriver.Mount", Name="v", ID="i")
+    return status(service)
+
+
+def status(service: Service) -> dict[str, Any]:
+    answer = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_volumes_stay_mounted_whatever_restarts_the_service(
+    tmp_path: Path, systemd: Systemd
+) -> None:
+    service = Service(tmp_path)
+    before = mounted(service)
+    assert before["mounted"]
+    assert stat.S_IMODE((tmp_path / "p.sock").stat().st_mode) == 0o660
+    file = systemd.inside(tmp_path / "mounts" / "v") / "file"
+    with file.open("w+b", buffering=0) as used:
+        processes = {systemd.show("MainPID")}
+        for words in RESTARTS:
+            systemd.control(*words, "passfs.service")
+            used.write(b"more\n")
+            assert status(service) == before
+            assert systemd.show("NFileDescriptorStore") == str(len(KINDS))
+            processes.add(systemd.show("MainPID"))
+        assert len(processes) == 1 + len(RESTARTS)
+        assert file.read_bytes() == b"more\n" * len(RESTARTS)
+    service.call("VolumeDriver.Unmount", Name="v", ID="i")
+    while systemd.show("NFileDescriptorStore") != "0":
+        assert not status(service)["mounted"]
+    assert "WARNING" not in service.log.read_text()
+
+
+def test_a_stop_ends_the_workers_and_the_next_start_clears_away(
+    tmp_path: Path, systemd: Systemd
+) -> None:
+    service = Service(tmp_path)
+    worker = mounted(service)["worker_pid"]
+    target = systemd.inside(tmp_path / "mounts" / "v")
+    assert os.listdir(target) == []
+    systemd.control("stop", "passfs.socket", "passfs.service")
+    while systemd.inside(Path(f"/proc/{worker}")).exists():
+        assert systemd.show("NFileDescriptorStore") == "0"
+    assert not (tmp_path / "p.sock").exists()
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(target)
+    systemd.control("start", "passfs.socket", "passfs.service")
+    assert not status(service)["mounted"]
+    assert not target.exists()
+    assert "WARNING" not in service.log.read_text()
