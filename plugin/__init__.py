@@ -21,6 +21,7 @@ above.
     output        what our processes write, line by line, to our own log
     source        opens the host's directory that a volume serves, if it may be served
     network       file systems on which other machines write too, and what is wrong there
+    inventory     what a volume is on disk: its record and, without a source, its directory
     storage       the directories of volumes without a source, and their deletion
     registry      the volumes on disk
     volume        a volume: record, state, references

@@ -22,10 +22,10 @@ from plugin.errors import (
     InvalidOption,
     NoSuchVolume,
     PluginError,
-    StorageFailed,
     VolumeExists,
     VolumeInUse,
 )
+from plugin.inventory import Inventory
 from plugin.keeper import Keeper, Order
 from plugin.options import VolumeOptions
 from plugin.policy import Policy
@@ -73,6 +73,7 @@ class Driver:
         """Take what the registry holds; *nursery* is for what is done beside the requests."""
         self._registry = registry
         self._storage = storage
+        self._inventory = Inventory(registry, storage)
         self._keeper = keeper
         self._host = host
         self._policy = policy
@@ -115,7 +116,7 @@ class Driver:
             if wanted.source is not None:
                 await self._look_at(wanted.source, wanted.config, turn)
             record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
-            await trio.to_thread.run_sync(self._store, record, wanted.config)
+            await trio.to_thread.run_sync(self._inventory.add, record, wanted.config)
             self._volumes[name] = Volume(record)
         for note in notes:
             log.warning("volume %s: %s", name, note)
@@ -133,7 +134,7 @@ class Driver:
             volume = self._volume(request.name)
             await self._vacate(volume, turn)
             volume.check(Event.REMOVE)
-            await trio.to_thread.run_sync(self._erase, volume.record)
+            await trio.to_thread.run_sync(self._inventory.remove, volume.record)
             volume.apply(Event.REMOVE)
             del self._volumes[volume.name]
         self._nursery.start_soon(self._purge)
@@ -323,37 +324,6 @@ class Driver:
             raise options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
             ) from error
-
-    # Both run in a thread and whole, whoever goes away meanwhile: a record without its directory
-    # could not be mounted, a directory without its record would be in the way of a new volume.
-
-    def _store(self, record: Record, config: Config) -> None:
-        if options.has_source(record.options):
-            self._registry.add(record)
-            return
-        self._storage.create(record.name, config.mode, config.uid, config.gid)
-        try:
-            self._registry.add(record)
-        except PluginError:
-            self._storage.set_aside(record.name)
-            self._storage.discard(record.name)
-            raise
-
-    def _erase(self, record: Record) -> None:
-        if options.has_source(record.options):
-            self._registry.remove(record.name)
-            return
-        # Between these the plugin may be killed; the next one finds them aside and gives them back.
-        self._storage.set_aside(record.name)
-        try:
-            self._registry.remove(record.name)
-        except PluginError:
-            self._storage.restore(record.name)
-            raise
-        try:
-            self._storage.discard(record.name)
-        except StorageFailed as error:  # removed it is; the next start tries once more
-            log.warning("volume %s: %s", record.name, error)
 
     async def _purge(self) -> None:
         """Delete what is in the trash; left behind at shutdown, and taken up at the next start.

@@ -31,10 +31,10 @@ from plugin import log as logs
 from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.forkserver import COMMAND
+from plugin.inventory import Inventory
 from plugin.keeper import keeping
 from plugin.listening import listening
 from plugin.manager import NOTHING, Inherited, inherited
-from plugin.options import has_source
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
 from plugin.settings import Settings
@@ -114,7 +114,7 @@ async def prepared(
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket, given.listener) as listener,
     ):
-        storage.settle(r.name for r in registry.records if not has_source(r.options))
+        Inventory(registry, storage).settle()
         used = [row for row in registry.served if row.volume in registry.references]
         async with (
             keeping(settings.mount_dir, worker, given, used) as keeper,

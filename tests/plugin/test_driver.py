@@ -436,7 +436,7 @@ async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -
 async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
     """Create a volume as a later version might."""
     record = Record(name=volume_name(name), options=options, created_at=datetime.now(UTC))
-    await trio.to_thread.run_sync(driver._store, record, Config())
+    await trio.to_thread.run_sync(driver._inventory.add, record, Config())
 
 
 async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""What a volume is on disk: its record and, where it has no source, its directory; both or neither.
+
+All of it blocks. Callers run it in a thread and to its end, whoever goes away meanwhile: a record
+without its directory could not be mounted, a directory without its record would be in the way of a
+new volume.
+"""
+
+import logging
+from typing import NamedTuple
+
+from passthrough.config import Config
+from plugin.errors import PluginError, StorageFailed
+from plugin.options import has_source
+from plugin.registry import Registry
+from plugin.storage import Storage
+from plugin.volume import Record
+
+log = logging.getLogger(__name__)
+
+
+class Inventory(NamedTuple):
+    """The volumes on disk."""
+
+    registry: Registry
+    storage: Storage
+
+    def settle(self) -> None:
+        """Finish what a plugin that was killed has left half removed; before any other call.
+
+        Raises:
+            OSError: the data directory cannot be read.
+        """
+        records = self.registry.records
+        self.storage.settle(record.name for record in records if not has_source(record.options))
+
+    def add(self, record: Record, config: Config) -> None:
+        """Make a volume; on return it survives a power cut.
+
+        Raises:
+            PluginError: nothing has been made.
+        """
+        if has_source(record.options):
+            self.registry.add(record)
+            return
+        self.storage.create(record.name, config.mode, config.uid, config.gid)
+        try:
+            self.registry.add(record)
+        except PluginError:
+            self.storage.set_aside(record.name)
+            self.storage.discard(record.name)
+            raise
+
+    def remove(self, record: Record) -> None:
+        """Forget a volume; its files, if it had no source, are in the trash afterwards.
+
+        Raises:
+            PluginError: it is still there.
+        """
+        if has_source(record.options):
+            self.registry.remove(record.name)
+            return
+        # Between these the plugin may be killed; the next one finds them aside and gives them back.
+        self.storage.set_aside(record.name)
+        try:
+            self.registry.remove(record.name)
+        except PluginError:
+            self.storage.restore(record.name)
+            raise
+        try:
+            self.storage.discard(record.name)
+        except StorageFailed as error:  # removed it is; the next start tries once more
+            log.warning("volume %s: %s", record.name, error)
