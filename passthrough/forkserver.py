@@ -4,12 +4,13 @@
 as standard input. To start an interpreter and load its modules takes the better part of a second on
 a busy machine, and every worker would have a copy of them all; forked workers share them.
 
-Each packet asks for one worker. It holds a name for the process; with it come descriptors, the
-first of them the *life socket* of this worker, SOCK_SEQPACKET as well, the others for the worker,
-which knows them as 0, 1, 2 and so on. Over the life socket goes one packet with the process id and
-a descriptor of the process (pidfd_open(2)), or with an error number below zero if there can be
-none, and one more with the wait status when the worker has ended. The fork server ends when nobody
-holds the other end of its standard input; its workers have their own ties to the keeper.
+Each packet asks for one worker. It holds the session that this will run, NUL, and a name for the
+process; with it come descriptors, the first of them the *life socket* of this worker,
+SOCK_SEQPACKET as well, the others for the worker, which knows them as 0, 1, 2 and so on. Over the
+life socket goes one packet with the process id and a descriptor of the process (pidfd_open(2)), or
+with an error number below zero if there can be none, and one more with the wait status when the
+worker has ended. The fork server ends when nobody holds the other end of its standard input; its
+workers have their own ties to the keeper.
 
 There is one thread, and nothing is open but what is named here: a child closes all the rest.
 """
@@ -25,16 +26,17 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Final, NamedTuple, NoReturn
 
 from passthrough import privileges, sandbox, worker
-from passthrough.config import Config, session_of
+from passthrough.config import Config, Session, session_of
 
 log = logging.getLogger(__name__)
 
 _CONTROL: Final = 0
 _NAME: Final = b"passfs-forks"
-_LONGEST_NAME: Final = 256
+_LONGEST_PACKET: Final = 256
 # The life socket; standard input, output and error; what a worker serves. More is a mistake.
 _MOST_DESCRIPTORS: Final = 16
 
@@ -48,15 +50,25 @@ def main() -> int:
     """Fork workers until the keeper ends; gives the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     sandbox.load()
-    worker.load(session_of(Config()))  # the one that volumes have unless they ask for the other
-    # What exists by now is garbage in no child: its pages stay shared, and are not looked through.
-    gc.freeze()
-    serve(worker.main)
+    prepare(session_of(Config()))  # the one that volumes have unless they ask for the other
+    serve(worker.main, prepare)
     return 0
 
 
-def serve(work: Callable[[], int]) -> None:
-    """Fork a process for each packet on standard input; it does *work* and ends with its result."""
+@cache
+def prepare(session: str) -> None:
+    """Load what *session* runs on, once for all the workers that follow."""
+    with suppress(ImportError):  # which the worker will report
+        worker.load(Session(session))
+    # What exists by now is garbage in no child: its pages stay shared, and are not looked through.
+    gc.freeze()
+
+
+def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> None:
+    """Fork a process for each packet on standard input; it does *work* and ends with its result.
+
+    Before that, *prepare* is called here with the session that the packet names.
+    """
     privileges.call_process(_NAME)
     control = socket.socket(fileno=os.dup(_CONTROL))
     poll = select.poll()
@@ -68,14 +80,16 @@ def serve(work: Callable[[], int]) -> None:
                 poll.unregister(fd)
                 _reap(fd, children.pop(fd))
                 continue
-            name, fds, flags, _ = socket.recv_fds(control, _LONGEST_NAME, _MOST_DESCRIPTORS)
-            if not name:
+            packet, fds, flags, _ = socket.recv_fds(control, _LONGEST_PACKET, _MOST_DESCRIPTORS)
+            if not packet:
                 return
             if not fds or flags & socket.MSG_CTRUNC:  # no room, or not for all of them
                 log.error("a worker is not started: too many open files")
                 for given in fds:  # who asked sees its life socket closed
                     os.close(given)
                 continue
+            session, _, name = packet.partition(b"\0")
+            prepare(session.decode())
             started = _start(name, fds, work)
             if started is not None:
                 pid_fd, child = started

@@ -7,6 +7,7 @@ above.
     engine        what the installer asks of the Docker engine
     installation  what makes up a managed plugin and its settings
     server        HTTP on the Unix socket; the one place where an error becomes a reply
+    greetings     what the engine's connections without a word mean
     listening     the socket itself
     driver        the nine verbs, and the table from path to verb
     status        what Get and List say of a volume

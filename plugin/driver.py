@@ -206,6 +206,10 @@ class Driver:
         """Say that volumes are a matter of this machine alone."""
         return CapabilitiesReply()
 
+    def is_idle(self) -> bool:
+        """Whether no volume is mounted."""
+        return all(volume.state is not State.MOUNTED for volume in self._volumes.values())
+
     def _volume(self, name: str) -> Volume:
         volume = self._volumes.get(VolumeName(name))
         if volume is None:

@@ -136,8 +136,8 @@ class Forked(Process):
         super().let_go()
 
 
-Start = Callable[[str, Sequence[int]], Awaitable[Forked]]
-"""Start a worker of a volume and give it descriptors, which are borrowed meanwhile."""
+Start = Callable[[str, str, Sequence[int]], Awaitable[Forked]]
+"""Start a worker of a volume, for a session, and give it descriptors, which are borrowed."""
 
 
 class ForkServer:
@@ -177,8 +177,8 @@ class ForkServer:
         if control is not None:
             control.close()
 
-    async def start(self, volume: str, fds: Sequence[int]) -> Forked:
-        """Start a worker of *volume* that is given *fds*.
+    async def start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
+        """Start a worker of *volume* that will run *session* and is given *fds*.
 
         Raises:
             OSError: there can be no further process, descriptor or memory.
@@ -187,27 +187,26 @@ class ForkServer:
             life, worker_ends, streams = _ties(theirs, undo)
             process = Forked(life, *streams)
             undo.callback(process.let_go)
-            await self._ask(
-                PROCESS_NAME.format(file_name(VolumeName(volume))), [*worker_ends, *fds]
-            )
+            name = PROCESS_NAME.format(file_name(VolumeName(volume)))
+            await self._ask(f"{session}\0{name}", [*worker_ends, *fds])
             theirs.close()
             await process.born()
             process.given = range(_STDIO, _STDIO + len(fds))
             undo.pop_all()
             return process
 
-    async def _ask(self, name: str, fds: Sequence[int]) -> None:
+    async def _ask(self, packet: str, fds: Sequence[int]) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         async with self._asking:
             if self._control is not None:
                 # One that has just ended gets another; a second failure is the caller's.
                 with suppress(BrokenPipeError, ConnectionResetError, trio.ClosedResourceError):
-                    await self._control.sendmsg([name.encode()], [rights])
+                    await self._control.sendmsg([packet.encode()], [rights])
                     return
                 self._forget()
             control = await self.begin()
             try:
-                await control.sendmsg([name.encode()], [rights])
+                await control.sendmsg([packet.encode()], [rights])
             except trio.ClosedResourceError:
                 raise ConnectionResetError(
                     errno.ECONNRESET, os.strerror(errno.ECONNRESET)

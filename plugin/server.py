@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import cast
 
@@ -31,6 +31,7 @@ from plugin import log as logs
 from plugin.driver import VERBS, Driver, Perform, Verb
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.forkserver import COMMAND
+from plugin.greetings import Greetings
 from plugin.inventory import Inventory
 from plugin.keeper import keeping
 from plugin.listening import listening
@@ -91,7 +92,8 @@ async def _run(settings: Settings, given: Inherited = NOTHING) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with prepared(settings, given=given) as (driver, listener):
             given.store.say("READY=1")
-            await serve(driver, listener, signalled)
+            greetings = Greetings(settings.mount_dir, driver.is_idle)
+            await serve(driver, listener, signalled, greetings.hear)
     log.info("ended")
 
 
@@ -136,9 +138,14 @@ async def prepared(
 
 
 async def serve(
-    driver: Driver, listener: socket.socket, stopped: Callable[[], Awaitable[None]]
+    driver: Driver,
+    listener: socket.socket,
+    stopped: Callable[[], Awaitable[None]],
+    wordless: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Answer requests on *listener*, which is closed in the end, until *stopped* returns.
+
+    *wordless* is told of each client that has gone without a word, and after how many seconds.
 
     This is what hypercorn does itself to serve an application, but for `Connection`.
     """
@@ -152,8 +159,12 @@ async def serve(
 
     async def handle(stream: trio.SocketStream) -> None:
         state = ConnectionState({})
+        opened = trio.current_time()
         # Annotated for TLS alone.
-        await Connection(app, config, context, state, stream).run()  # type: ignore[arg-type]
+        connection = Connection(app, config, context, state, stream)  # type: ignore[arg-type]
+        await connection.run()
+        if connection.wordless:
+            wordless(trio.current_time() - opened)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -174,6 +185,9 @@ class Connection(TCPServer):
     what is raised in one, such as by a client that hangs up at a bad moment, ends all of them.
     """
 
+    wordless = False
+    """Whether the client has gone and has never said anything."""
+
     async def run(self) -> None:
         """Serve the connection to its end."""
         try:
@@ -182,6 +196,8 @@ class Connection(TCPServer):
             log.exception("a connection has failed", exc_info=errors)
 
     async def _read_data(self) -> None:
+        with suppress(trio.ClosedResourceError, OSError):  # for those who read to find the same
+            self.wordless = not await self.stream.socket.recv(1, socket.MSG_PEEK)
         await super()._read_data()
         await self.idle_task.stop()
 

@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 import msgspec
 import trio
 
+from passthrough.config import session_of
 from passthrough.handover import Handover, Report, decode_report, encode
 from plugin.errors import MountFailed
 from plugin.forkserver import UNKNOWN, Forked, Process, Start
@@ -86,7 +87,8 @@ class Worker:
         Raises:
             MountFailed: it never served; says why, in its own last words.
         """
-        process = await start(self.volume, (handover.fuse_fd, handover.source_fd))
+        session = session_of(handover.config)
+        process = await start(self.volume, session, (handover.fuse_fd, handover.source_fd))
         fuse_fd, source_fd = process.given
         handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, source_fd=source_fd)
         async with self._attended(process):

@@ -5,17 +5,15 @@ import gc
 import logging
 import os
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
-from tests.support.processes import children
+from tests.support.processes import children, reap
 
 PR_SET_CHILD_SUBREAPER = 36
-ORPHANS_END_S = 5.0
 
 
 def pytest_sessionstart() -> None:
@@ -74,17 +72,9 @@ def nothing_left_behind() -> Iterator[None]:
         gc.collect()  # too slow to do after each of thousands of tests
 
     assert _descriptors() - descriptors == set()
-    _reap_orphans(processes)
+    reap(processes)
     assert _mounts() - mounts == set()
     assert children() - processes == set()
-
-
-def _reap_orphans(before: set[int]) -> None:
-    """Wait for what a process that was killed has left to us, if it is about to end."""
-    limit = time.monotonic() + ORPHANS_END_S
-    for pid in children() - before:
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < limit:
-            time.sleep(0.01)
 
 
 def _descriptors() -> set[tuple[int, str]]:

@@ -4,6 +4,7 @@ Without an engine the tests fail; `make test` starts one.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -17,7 +18,19 @@ import pytest
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
-from tests.support.driver import BASE_IMAGE, TOOLS_IMAGE, Driver, managed, on_host
+from plugin import engine as installer
+from plugin.__main__ import Display
+from plugin.installation import TREE, read_manifest
+from tests.support.driver import (
+    BASE_IMAGE,
+    CA_BUNDLE,
+    TOOLS_IMAGE,
+    Driver,
+    created,
+    managed,
+    on_host,
+)
+from tests.support.own_engine import OwnEngine, own_engine
 
 HERE = Path(__file__).parent
 # Seconds: the engine itself gives a plugin 120 for Create and Mount.
@@ -68,6 +81,45 @@ def driver(
         yield driver
         left = [volume.name for volume in client.volumes.list(filters={"driver": driver.name})]
         assert left == []
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def plugin_tree(client: docker.DockerClient) -> Iterator[Path]:
+    """What `docker plugin create` takes: the plugin's config.json and its root file system.
+
+    The programs in it are bound and not packed. Packing them takes an engine 10 s and more, each
+    time; the driver that `passfs install` makes is packed as a user's.
+    """
+    with tempfile.TemporaryDirectory(prefix="passfs-tree-", dir="/var/tmp") as scratch:
+        tree, programs = Path(scratch, "tree"), Path(scratch, "programs")
+        programs.mkdir()
+        bundle = CA_BUNDLE if CA_BUNDLE.exists() else None
+        image = installer.build(client.api, TREE, bundle, Display())
+        installer.export(client.api, image, tree / "rootfs", Display())
+        manifest = read_manifest(TREE)
+        for name in ("usr", "opt"):
+            (tree / "rootfs" / name).rename(programs / name)
+            (tree / "rootfs" / name).mkdir()
+            bound = {"source": str(programs / name), "destination": f"/{name}"}
+            manifest["mounts"].append({**bound, "type": "bind", "options": ["rbind", "ro"]})
+        (tree / "config.json").write_text(json.dumps(manifest))
+        yield tree
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[OwnEngine]:
+    """An engine that tests may end and start, and in which they do as they like."""
+    with own_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def own_managed(engine: OwnEngine, plugin_tree: Path) -> Iterator[Driver]:
+    """The managed plugin in that engine."""
+    directory = Path(tempfile.mkdtemp(prefix="passfs-own-", dir="/var/tmp"))
+    with created(engine.client, directory, plugin_tree) as driver:
+        yield driver
     shutil.rmtree(directory)
 
 

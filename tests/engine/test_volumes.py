@@ -12,6 +12,7 @@ import docker.errors
 import pytest
 
 from tests.support.driver import Driver, execute
+from tests.support.files import archive
 
 
 def test_two_commands_write_a_file_that_lies_on_the_host(driver: Driver) -> None:
@@ -152,7 +153,7 @@ def test_docker_cp_in_and_out(driver: Driver, running: bool) -> None:
     with driver.volume() as volume, driver.container(volume) as container:
         if not running:
             container.stop(timeout=0)
-        assert container.put_archive("/data", _archive("copied", b"in"))
+        assert container.put_archive("/data", archive("copied", b"in"))
         assert (driver.own_directory(volume) / "copied").read_bytes() == b"in"
         chunks, _ = container.get_archive("/data/copied")
         assert _content(b"".join(chunks)) == b"in"
@@ -231,15 +232,6 @@ def test_a_volume_may_be_called_nearly_anything(driver: Driver, name: str) -> No
     finally:
         driver.client.api.remove_volume(name)
     assert not directory.exists()
-
-
-def _archive(name: str, content: bytes) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    return data.getvalue()
 
 
 def _content(archive: bytes) -> bytes:

@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from plugin.volume import VolumeName, file_name
 from tests.support.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"
+# In engines of a test's own: the installations beside the ones in the machine's engine.
+OWN_NAME = "passfs-own"
+OWN_HOST_NAME = "passfs-own-host-test"
 BASE_IMAGE = "debian:trixie-slim"
 # An install builds an image once, and later runs find every layer in the engine's cache.
 INSTALL_S = 900
@@ -144,27 +148,47 @@ def passfs(*arguments: str, timeout_s: float = INSTALL_S) -> str:
 @contextlib.contextmanager
 def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     """The managed plugin, installed by `passfs install` under a name of its own."""
-    name = f"passfs-test-{uuid.uuid4().hex[:8]}"
-
-    def restart() -> None:
-        plugin = client.plugins.get(f"{name}:latest")
-        plugin.disable(force=True)
-        plugin.enable()
-
+    name = f"passfs-test-{uuid.uuid4().hex[:8]}:latest"
     try:
-        passfs("install", "--name", name, "--data-dir", str(directory / "data"), *TRUST)
-        yield Driver(client, f"{name}:latest", directory / "data", restart)
+        short = name.removesuffix(":latest")
+        passfs("install", "--name", short, "--data-dir", str(directory / "data"), *TRUST)
+        yield Driver(client, name, directory / "data", partial(_off_and_on, client, name))
     finally:
         with contextlib.suppress(docker.errors.NotFound):
-            client.plugins.get(f"{name}:latest").remove(force=True)
+            client.plugins.get(name).remove(force=True)
 
 
 @contextlib.contextmanager
-def on_host(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
-    """`passfs serve` on this host, with its socket where the engine looks for plugins."""
-    # The same in each run: the engine remembers every name whose socket it has ever found, and
-    # asks each of them for 15 s whenever it lists volumes.
-    name = "passfs-host-test"
+def created(
+    client: docker.DockerClient, directory: Path, tree: Path, name: str = OWN_NAME
+) -> Iterator[Driver]:
+    """The managed plugin, made of *tree* (config.json and rootfs) in an engine of a test's own."""
+    data_dir = directory / "data"
+    data_dir.mkdir(exist_ok=True)
+    client.api.create_plugin(name, str(tree))
+    try:
+        client.api.configure_plugin(name, {"data.source": str(data_dir)})
+        client.api.enable_plugin(name, timeout=0)
+        yield Driver(client, f"{name}:latest", data_dir, partial(_off_and_on, client, name))
+    finally:
+        client.plugins.get(name).remove(force=True)
+
+
+def _off_and_on(client: docker.DockerClient, name: str) -> None:
+    plugin = client.plugins.get(name)
+    plugin.disable(force=True)
+    plugin.enable()
+
+
+@contextlib.contextmanager
+def on_host(
+    client: docker.DockerClient, directory: Path, name: str = "passfs-host-test"
+) -> Iterator[Driver]:
+    """`passfs serve` on this host, with its socket where the engine looks for plugins.
+
+    The name is the same in each run: an engine remembers every name whose socket it has ever found,
+    and asks each of them for 15 s whenever it lists volumes.
+    """
     service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
 
     def restart() -> None:

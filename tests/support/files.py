@@ -1,10 +1,12 @@
 """Files to try things on: one of each kind, content that does not repeat, and refusals by name."""
 
 import errno
+import io
 import os
 import random
 import socket
 import stat
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +64,13 @@ def refused(number: int, call: Callable[[], object]) -> None:
     with pytest.raises(OSError) as caught:
         call()
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+
+
+def archive(name: str, content: bytes) -> bytes:
+    """A tar archive of one file, as `docker cp` sends it."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return data.getvalue()

@@ -1,0 +1,104 @@
+"""What the engine asks of the plugin for what a user does, against the fake engine's table."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker.models.containers import Container
+
+from tests.support.calls import CALLS
+from tests.support.counted import Counted, Note, counted
+from tests.support.driver import TOOLS_IMAGE, Service
+from tests.support.files import archive
+from tests.support.own_engine import OwnEngine
+
+NAME = "passfs-counted-test"
+
+
+@pytest.fixture
+def noted(engine: OwnEngine) -> Iterator[Counted]:
+    """`passfs serve`, with what the engine asks for noted on the way."""
+    # So that it knows no service that has gone: it would ask each of them for 15 s.
+    engine.restart()
+    directory = Path(tempfile.mkdtemp(prefix="passfs-counted-", dir="/var/tmp"))
+    service = Service(directory / "p.sock", directory)
+    service.start()
+    try:
+        with counted(Path(f"/run/docker/plugins/{NAME}.sock"), directory / "p.sock") as noted:
+            yield noted
+    finally:
+        service.stop()
+    shutil.rmtree(directory)
+
+
+def test_the_fake_engine_asks_for_what_the_real_one_does(engine: OwnEngine, noted: Counted) -> None:
+    asked = dict(_actions(engine, noted))
+
+    assert {action: tuple(note.verb for note in notes) for action, notes in asked.items()} == CALLS
+    ids = {
+        action: {note.fields["ID"] for note in notes if "ID" in note.fields}
+        for action, notes in asked.items()
+    }
+    running = [ids.pop(action) for action in ("start", "copy in, running", "copy out, running")]
+    assert running == [ids["stop"]] * 3
+    others = [found for found in ids.values() if found]
+    assert [len(found) for found in others] == [1] * 5
+    assert len(set.union(*others)) == 5
+
+
+def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[Note]]]:
+    """What a user can do, each with what came of it."""
+    client = engine.client
+    first = client.volumes.create("first", driver=NAME)
+    yield "create the first volume", noted.take()
+    client.volumes.create("v", driver=NAME)
+    yield "create", noted.take()
+    client.volumes.create("v", driver=NAME)
+    yield "create again", noted.take()
+    container = _created(engine, "v", "/data")
+    yield "create a container", noted.take()
+    seeded = _created(engine, "first", "/seed")
+    yield "create a container with content", noted.take()
+    seeded.remove()
+    yield "remove a container", noted.take()
+    container.start()
+    yield "start", noted.take()
+    container.put_archive("/data", archive("file", b"in"))
+    yield "copy in, running", noted.take()
+    b"".join(container.get_archive("/data/file")[0])
+    yield "copy out, running", noted.take()
+    container.stop(timeout=0)
+    container.wait()
+    yield "stop", noted.take()
+    container.put_archive("/data", archive("file", b"in"))
+    yield "copy in, stopped", noted.take()
+    b"".join(container.get_archive("/data/file")[0])
+    yield "copy out, stopped", noted.take()
+    container.remove()
+    noted.take()
+    client.containers.run(
+        TOOLS_IMAGE, ["true"], volumes=["v:/data"], network_mode="none", remove=True
+    )
+    yield "run", noted.take()
+    client.api.inspect_volume("v")
+    yield "inspect", noted.take()
+    client.volumes.list()
+    yield "list", noted.take()
+    first.remove()
+    yield "remove", noted.take()
+    engine.restart()
+    yield "restart", noted.take()
+    client.volumes.get("v").remove()
+    yield "remove after a restart", noted.take()
+
+
+def _created(engine: OwnEngine, volume: str, at: str) -> Container:
+    return engine.client.containers.create(
+        TOOLS_IMAGE,
+        ["sleep", "infinity"],
+        volumes=[f"{volume}:{at}"],
+        network_mode="none",
+        init=True,
+    )

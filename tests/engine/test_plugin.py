@@ -1,0 +1,234 @@
+"""The managed plugin in a real engine: its settings, its upgrade, and its view of the host."""
+
+import contextlib
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import docker.errors
+import pytest
+
+from plugin.installation import TREE, environment, mount_sources, read_manifest
+from tests.support.driver import TOOLS_IMAGE, Driver, execute
+from tests.support.own_engine import OwnEngine
+from tests.support.registry import registry
+
+
+@pytest.fixture
+def driver(engine: OwnEngine, own_managed: Driver) -> Driver:
+    """The managed plugin in an engine of its own."""
+    if engine.live_restore:
+        engine.restart()
+    return own_managed
+
+
+@contextlib.contextmanager
+def _set(engine: OwnEngine, driver: Driver, **wanted: str) -> Iterator[None]:
+    """The plugin with other settings, as an administrator gives them; as before in the end."""
+    inspected = engine.client.api.inspect_plugin(driver.name)
+    before = mount_sources(inspected) | environment(inspected)
+    _while_disabled(engine, driver, wanted)
+    try:
+        yield
+    finally:
+        _while_disabled(engine, driver, {name: before[name] for name in wanted})
+
+
+def _while_disabled(engine: OwnEngine, driver: Driver, wanted: Mapping[str, str]) -> None:
+    engine.docker("plugin", "disable", "--force", driver.name)
+    engine.docker("plugin", "set", driver.name, *(f"{k}={v}" for k, v in wanted.items()))
+    engine.docker("plugin", "enable", driver.name)
+
+
+def _logs_requests(engine: OwnEngine, driver: Driver, _: Path) -> None:
+    with driver.volume() as volume:
+        assert f"/VolumeDriver.Create {volume.name}" in engine.log.read_text()
+
+
+def _sees_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> None:
+    source = directory / "host" / "source"
+    with driver.volume(source=str(source)) as volume:
+        driver.run(volume, "echo seen > /data/file")
+    assert (source / "file").read_text() == "seen\n"
+    with pytest.raises(docker.errors.APIError, match=f"does not lie in {directory / 'host'}"):
+        engine.client.volumes.create("o", driver=driver.name, driver_opts={"source": "/etc"})
+
+
+def _keeps_data_there(_: OwnEngine, driver: Driver, directory: Path) -> None:
+    with driver.volume() as volume:
+        driver.run(volume, "echo there > /data/file")
+        file = directory / "data" / "volumes" / str(volume.name) / "file"
+        assert file.read_text() == "there\n"
+
+
+def _allows_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> None:
+    refused = directory / "host" / "refused"
+    refused.mkdir()
+    with pytest.raises(docker.errors.APIError, match="administrator"):
+        engine.client.volumes.create("r", driver=driver.name, driver_opts={"source": str(refused)})
+
+
+def _has_defaults(_: OwnEngine, driver: Driver, __: Path) -> None:
+    with driver.volume() as volume:
+        assert driver.status(volume)["options"]["cache"] == "never"
+
+
+def _forbids_options(engine: OwnEngine, driver: Driver, _: Path) -> None:
+    with pytest.raises(docker.errors.APIError, match="administrator"):
+        engine.client.volumes.create("f", driver=driver.name, driver_opts={"dev": "true"})
+
+
+class Setting(NamedTuple):
+    """A value for a setting, and what shows that the plugin has it."""
+
+    value: str
+    """`{}` is a directory of the test's."""
+    shows: Callable[[OwnEngine, Driver, Path], None]
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "PASSFS_LOG_LEVEL": Setting("debug", _logs_requests),
+    "PASSFS_HOST_DIR": Setting("{}/host", _sees_one_directory),
+    "PASSFS_ALLOWED_SOURCES": Setting("{}/host/source", _allows_one_directory),
+    "PASSFS_DEFAULT_OPTIONS": Setting("cache=never,readonly=false", _has_defaults),
+    "PASSFS_FORBIDDEN_OPTIONS": Setting("suid,dev", _forbids_options),
+    "host.source": Setting("{}/host", _sees_one_directory),
+    "data.source": Setting("{}/data", _keeps_data_there),
+}
+
+
+def test_every_setting_has_a_row() -> None:
+    manifest = read_manifest(TREE)
+    settable = {
+        *(f"{mount['name']}.source" for mount in manifest["mounts"] if mount.get("settable")),
+        *(entry["name"] for entry in manifest["env"] if entry.get("settable")),
+    }
+
+    assert settable == SETTINGS.keys()
+
+
+def test_settings_have_their_effect(engine: OwnEngine, driver: Driver, tmp_path: Path) -> None:
+    """All at once, because each change is a stop and a start; and what was there before is back."""
+    for name in ("host", "host/source", "data"):
+        (tmp_path / name).mkdir()
+    wanted = {name: setting.value.format(tmp_path) for name, setting in SETTINGS.items()}
+    with driver.volume() as kept:
+        driver.run(kept, "echo kept > /data/file")
+        with _set(engine, driver, **wanted):
+            for setting in SETTINGS.values():
+                setting.shows(engine, driver, tmp_path)
+        assert driver.run(kept, "cat /data/file") == "kept\n"
+
+
+def test_other_settings_are_refused(engine: OwnEngine, driver: Driver) -> None:
+    """Where the plugin has its mounts and its data is a matter of config.json."""
+    engine.client.api.disable_plugin(driver.name, force=True)
+    try:
+        for setting in ("PASSFS_MOUNT_DIR=/mnt", "PASSFS_UNKNOWN=1"):
+            with pytest.raises(docker.errors.APIError):
+                engine.client.api.configure_plugin(driver.name, [setting])
+    finally:
+        engine.client.api.enable_plugin(driver.name, timeout=0)
+
+
+def test_an_upgrade_from_a_registry_keeps_everything(
+    engine: OwnEngine, driver: Driver, plugin_tree: Path, tmp_path: Path
+) -> None:
+    """But for the sources of mounts, which the engine forgets: they are set once more."""
+    with registry(tmp_path, engine.network) as address, driver.volume(cache="never") as volume:
+        driver.run(volume, "echo kept > /data/file")
+        newer = f"{address}/passfs:newer"
+        _pushed(engine, plugin_tree, newer)
+        engine.docker("plugin", "disable", "--force", driver.name)
+        engine.docker("plugin", "set", driver.name, "PASSFS_LOG_LEVEL=debug")
+        upgrade = ("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check")
+        engine.docker(*upgrade, driver.name, newer)
+
+        inspected = engine.client.api.inspect_plugin(driver.name)
+        assert inspected["Config"]["Description"] == "newer"
+        assert environment(inspected)["PASSFS_LOG_LEVEL"] == "debug"
+        assert mount_sources(inspected)["data.source"] == "/var/lib/passfs"
+        settings = ("PASSFS_LOG_LEVEL=info", f"data.source={driver.data_dir}")
+        engine.docker("plugin", "set", driver.name, *settings)
+        engine.docker("plugin", "enable", driver.name)
+        assert driver.status(volume)["options"]["cache"] == "never"
+        assert driver.run(volume, "cat /data/file; echo new > /data/new") == "kept\n"
+        assert (driver.own_directory(volume) / "new").read_text() == "new\n"
+
+
+def _pushed(engine: OwnEngine, tree: Path, name: str) -> None:
+    """Have another build of the plugin in the registry, and not in the engine."""
+    config, file = tree / "config.json", tree / "rootfs" / "newer"
+    text = config.read_text()
+    config.write_text(json.dumps(json.loads(text) | {"description": "newer"}))
+    file.touch()
+    try:
+        engine.client.api.create_plugin(name, str(tree))
+    finally:
+        config.write_text(text)
+        file.unlink()
+    try:
+        engine.docker("plugin", "push", name)
+    finally:
+        engine.client.api.remove_plugin(name, force=True)
+
+
+def test_what_is_mounted_on_the_host_later_is_visible(driver: Driver, source: Path) -> None:
+    """And goes again when the host unmounts it, while the volume is in use."""
+    _mount("-t", "tmpfs", "--make-shared", "source", source)  # as systemd makes all mounts
+    try:
+        driver.restart()
+        disk = source / "disk"
+        disk.mkdir()
+        with (
+            driver.volume(source=str(source), cache="never") as volume,
+            driver.container(volume) as container,
+        ):
+            _mount("-t", "tmpfs", "disk", disk)
+            (disk / "file").write_text("later")
+            assert execute(container, "cat /data/disk/file") == "later"
+            Path("/proc/sys/vm/drop_caches").write_text("2")  # the kernel's hold on the file
+            subprocess.run(["umount", disk], check=True, timeout=30)
+            assert execute(container, "ls /data/disk") == ""
+    finally:
+        subprocess.run(["umount", "--lazy", source], check=True, timeout=30)
+
+
+def _mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True, timeout=30)
+
+
+def test_containers_and_images_go_though_the_plugin_sees_the_host(
+    engine: OwnEngine, driver: Driver
+) -> None:
+    """It sees the mounts of the container that ran when it started, and keeps none busy."""
+    image = engine.client.api.import_image_from_data(_another_image(engine), repository="another")
+    assert image
+    container = engine.client.containers.run(
+        "another", ["sleep", "infinity"], detach=True, init=True, network_mode="none"
+    )
+    try:
+        root = Path(container.attrs["GraphDriver"]["Data"]["MergedDir"])
+        assert (root / "bin").is_dir()
+        driver.restart()
+    finally:
+        container.remove(force=True)
+    engine.client.images.remove("another")
+
+    assert not root.parent.exists()
+
+
+def _another_image(engine: OwnEngine) -> bytes:
+    """The image of the tests and a file more, so that no other has its layer."""
+    exported = engine.client.containers.create(TOOLS_IMAGE, ["true"], network_mode="none")
+    try:
+        data = io.BytesIO(b"".join(exported.export()))
+    finally:
+        exported.remove()
+    with tarfile.open(fileobj=data, mode="a") as archive:
+        archive.addfile(tarfile.TarInfo("another"))
+    return data.getvalue()

@@ -1,0 +1,82 @@
+"""What a user does with Docker, call by call as the engine makes them, and what is mounted then."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.support import fake_worker
+from tests.support.calls import CALLS, User
+from tests.support.dockerd import mounted, plugin
+
+SERVE = fake_worker.command("serve")
+
+
+class Step(NamedTuple):
+    """An action, with whose mount id, and how many users the volume has then."""
+
+    action: str
+    mount_id: str
+    references: int
+
+
+A_LIFE = [
+    Step("create the first volume", "", 0),
+    Step("create again", "", 0),
+    Step("create a container with content", "filling", 0),
+    Step("start", "one", 1),
+    Step("copy in, running", "one", 1),
+    Step("copy out, running", "one", 1),
+    Step("create a container", "", 1),
+    Step("start", "two", 2),
+    Step("run", "three", 2),
+    Step("copy in, running", "two", 2),
+    Step("stop", "one", 1),
+    Step("copy in, stopped", "four", 1),
+    Step("inspect", "", 1),
+    Step("list", "", 1),
+    Step("stop", "two", 0),
+    Step("copy out, stopped", "five", 0),
+    Step("remove a container", "", 0),
+    Step("run", "six", 0),
+    Step("restart", "", 0),
+]
+
+
+async def test_a_volume_is_mounted_while_a_container_runs(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        user = User(dockerd)
+        for step in A_LIFE:
+            await user.act(step.action, "v", step.mount_id)
+            assert await dockerd.references("v") == step.references, step
+            assert mounted(tmp_path) == ["v"] * bool(step.references), step
+        await user.act("remove after a restart", "v")
+        assert await dockerd.names() == set()
+
+
+async def test_volumes_are_used_beside_each_other(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        user = User(dockerd)
+        for name in ("a", "b"):
+            await user.act("create", name, cache="never")
+            await user.act("start", name, "one")
+        await user.act("stop", "a", "one")
+        assert mounted(tmp_path) == ["b"]
+        await user.act("remove", "a")
+        await user.act("stop", "b", "one")
+        assert await dockerd.names() == {"b"}
+
+
+async def test_a_user_is_told_what_is_refused(tmp_path: Path) -> None:
+    """The fake user takes no refusal for a success."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with pytest.raises(AssertionError, match="Create"):
+            await User(dockerd).act("create", "v", cahce="never")
+
+
+def test_every_action_is_used() -> None:
+    assert CALLS.keys() - {step.action for step in A_LIFE} == {
+        "create",
+        "remove",
+        "remove after a restart",
+    }
