@@ -184,10 +184,10 @@ class Driver:
         user = (request.name, request.id)
         if not self._volume(request.name).references[request.id] and user not in self._arriving:
             return Reply()  # at once: what others wait for here is no matter of this user
-        async with self._turns.take(request.name, "Unmount"):
+        async with self._turns.take(request.name, "Unmount") as turn:
             volume = self._volume(request.name)
             if volume.references[request.id]:
-                await self._give_back(volume, volume.references_without(request.id))
+                await self._give_back(volume, volume.references_without(request.id), turn)
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
@@ -207,8 +207,9 @@ class Driver:
         return CapabilitiesReply()
 
     def is_idle(self) -> bool:
-        """Whether no volume is mounted."""
-        return all(volume.state is not State.MOUNTED for volume in self._volumes.values())
+        """Whether no volume is mounted, or about to be."""
+        mounted = any(volume.state is State.MOUNTED for volume in self._volumes.values())
+        return not mounted and not self._arriving
 
     def _volume(self, name: str) -> Volume:
         volume = self._volumes.get(VolumeName(name))
@@ -256,17 +257,17 @@ class Driver:
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
 
-    async def _give_back(self, volume: Volume, references: Counter[str]) -> None:
+    async def _give_back(self, volume: Volume, references: Counter[str], turn: Turn) -> None:
         """Go on with those users of *volume* that *references* leaves."""
         if references != volume.references:
             await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
             volume.references = references
-        await self._release(volume)
+        await self._release(volume, turn)
 
-    async def _release(self, volume: Volume) -> None:
+    async def _release(self, volume: Volume, turn: Turn) -> None:
         """Unmount *volume* if nobody uses it any more, also if that has failed before."""
         if volume.state is not State.IDLE and not volume.references:
-            await self._keeper.unmount(volume.name)
+            await self._keeper.unmount(volume.name, turn.deadline)
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
 
@@ -278,7 +279,7 @@ class Driver:
         The kernel knows: it ends the worker's session when nobody uses the mount any more.
         """
         if volume.state is not State.IDLE:
-            await self._keeper.unmount(volume.name)
+            await self._keeper.unmount(volume.name, turn.deadline)
         turn.comes_to("waiting for those who still use it")
         deadline = min(trio.current_time() + VACATE_S, turn.deadline)
         if not await self._keeper.vacated(volume.name, deadline):
@@ -289,7 +290,7 @@ class Driver:
                 f" worker does not answer (references: {volume.reference_count}); stop the"
                 " containers and programs that use it first"
             )
-        await self._give_back(volume, Counter())
+        await self._give_back(volume, Counter(), turn)
 
     def _subject(self, volume: Volume) -> Subject:
         """What to look at after the start."""

@@ -18,6 +18,7 @@ Mounts are made and taken down by one caller per volume at a time; the driver's 
 
 import errno
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 MOUNT_DEADLINE_S = 18.0
 # Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
 UNMOUNT_DEADLINE_S = 3.0
+# For who has waited so long for its turn that there is no time left.
+UNMOUNT_LEAST_S = 0.5
 # After a Mount that has failed: nobody has used it.
 UNDO_DEADLINE_S = 1.0
 # At shutdown all mounts go at once, in the first of the seconds that the engine gives us.
@@ -154,21 +157,36 @@ class Keeper:
             with _step(order, "looking at its mount"):
                 whole = await blocking.call(present.is_whole, self._threads, bool)
             if whole:
+                await self._go_on_with(present, order)
                 return
             log.warning("volume %s: its mount is not whole, making a new one", order.name)
             await self.unmount(order.name)
         self._mounts[order.name] = await self._mount_anew(order)
         log.info("volume %s: mounted, worker %d", order.name, self.worker_pid(order.name))
 
-    async def unmount(self, name: VolumeName) -> None:
+    async def _go_on_with(self, present: Mount, order: Order) -> None:
+        """Give one more user a mount that is whole, if it may be given."""
+        if present.unchecked:  # what may be served may have changed since an earlier plugin began
+            with _step(order, f"opening {order.origin}"):
+                os.close(await blocking.call(order.open_source, order.limiter, os.close))
+            present.unchecked = False
+        if not present.worker.kept and self._store.keeps:
+            # It had no time to say that it keeps them, and may have taken some all the same.
+            await trio.to_thread.run_sync(self._store.forget, [present.number])
+            await self._keep(present)
+
+    async def unmount(self, name: VolumeName, deadline: float = math.inf) -> None:
         """Detach the mount of *name*, if there is one; its worker serves those who still use it.
+
+        A worker that has not answered by *deadline*, trio's clock, is ended.
 
         Raises:
             MountFailed: the mount is still there.
         """
         present = self._mounts.get(name)
         if present is not None:
-            await self._take_down(present, UNMOUNT_DEADLINE_S)
+            left_s = max(UNMOUNT_LEAST_S, deadline - trio.current_time())
+            await self._take_down(present, min(UNMOUNT_DEADLINE_S, left_s))
             del self._mounts[name]
             log.info("volume %s: unmounted", name)
 

@@ -52,6 +52,8 @@ class Mount:
         """How the worker ended if it did so unasked; the mount is dead then."""
         self.leaving = False
         """Whether it is being taken down, so that its worker may end."""
+        self.unchecked = False
+        """Whether an earlier plugin has looked at what it serves, and this one has not."""
         self._device = attached.device
         self._fuse_fd = attached.fuse_fd
 
@@ -138,7 +140,9 @@ def _found(
         return None
     worker = Worker(name)
     worker.adopt(Process.behind(descriptors), _report_of(row))
-    return Mount(targets.at(mount_dir, name), attached, worker, number)
+    mount = Mount(targets.at(mount_dir, name), attached, worker, number)
+    mount.unchecked = True
+    return mount
 
 
 def _report_of(row: Served | None) -> Report:

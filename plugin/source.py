@@ -140,6 +140,8 @@ class Host(NamedTuple):
         except LookupError as error:
             reason = "lies on a file system that is being unmounted"
             raise refused_source(source, reason) from error
+        except OSError as error:  # of a file system whose server has gone
+            raise refused_source(source, f"cannot be looked at: {error.strerror}") from error
 
     def _check_allowed(self, source: str, fd: int) -> None:
         """Refuse what lies in no allowed directory: where it is, whichever way has led to it."""

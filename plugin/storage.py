@@ -134,7 +134,11 @@ class Storage:
         """
         with self._reported(name), suppress(FileNotFoundError):
             self._refuse_mounts(name)
-            self._move(self._volumes, file_name(name), self._removed, file_name(name))
+            try:
+                self._move(self._volumes, file_name(name), self._removed, file_name(name))
+            except FileExistsError:  # of an older volume of this name, which could not be discarded
+                self.discard(name)
+                self._move(self._volumes, file_name(name), self._removed, file_name(name))
 
     def restore(self, name: VolumeName) -> None:
         """Undo `set_aside`.

@@ -34,7 +34,7 @@ class Turn:
 
     def __init__(self) -> None:
         self.lock = trio.Lock()
-        # Of the request that holds the lock.
+        # Of the request that holds the lock, or was the last to do so.
         self.verb = ""
         self.step = ""
         self.deadline = 0.0
@@ -64,8 +64,9 @@ class Turns:
     def under_way(self, name: str) -> str:
         """Which request for *name* has its turn, since when and what it does; empty if none has."""
         turn = self._turns.get(name)
-        # Who has taken the lock comes to say its verb only in the next round of the event loop.
-        if turn is None or not turn.verb:
+        # Who has taken the lock comes to say its verb only in the next round of the event loop;
+        # until then there is none, or that of the request before.
+        if turn is None or not turn.verb or not turn.lock.locked():
             return ""
         seconds = trio.current_time() - turn.deadline + DEADLINES_S[turn.verb]
         return f"{turn.verb}, for {seconds:.0f} s{turn.step and ': '}{turn.step}"
@@ -98,7 +99,6 @@ class Turns:
             try:
                 yield turn
             finally:
-                turn.verb = ""
                 turn.lock.release()
         finally:
             self._leave(name, turn)

@@ -322,6 +322,47 @@ def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
     service.call("VolumeDriver.Unmount", Name="w", ID="i")
 
 
+def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
+    service: Service, manager: Manager
+) -> None:
+    service.call("VolumeDriver.Create", Name="w")
+    manager.deaf = True
+    service.call("VolumeDriver.Mount", Name="w", ID="i")
+    manager.deaf = False
+    service.call("VolumeDriver.Mount", Name="w", ID="j")
+    assert manager.keeps(2 * len(KINDS))
+    service.end(signal.SIGTERM)
+    assert service.mounted() == ["v", "w"]
+    service.start()
+    for mount_id in "ij":
+        service.call("VolumeDriver.Unmount", Name="w", ID=mount_id)
+
+
+def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has it mounted already is not disturbed."""
+    source = tmp_path / "source"
+    source.mkdir()
+    service.call("VolumeDriver.Create", Name="w", Opts={"source": str(source)})
+    service.call("VolumeDriver.Mount", Name="w", ID="i")
+    service.end(signal.SIGTERM)
+    monkeypatch.setenv("PASSFS_ALLOWED_SOURCES", str(tmp_path / "elsewhere"))
+    service.start()
+    refused = service.call("VolumeDriver.Mount", Name="w", ID="j")["Err"]
+    assert "in none of the directories that the administrator of this plugin allows" in refused
+    status = service.call("VolumeDriver.Get", Name="w")["Volume"]["Status"]
+    assert (status["mounted"], status["references"]) == (True, 1)
+    assert "Err" not in service.call("VolumeDriver.Mount", Name="v", ID="i")
+    service.end(signal.SIGTERM)
+    monkeypatch.delenv("PASSFS_ALLOWED_SOURCES")
+    service.start()
+    for mount_id in "ji":
+        assert "Err" not in service.call("VolumeDriver.Mount", Name="w", ID=mount_id)
+    for mount_id in "jii":
+        service.call("VolumeDriver.Unmount", Name="w", ID=mount_id)
+
+
 def test_the_service_manager_hears_when_it_serves_and_when_it_ends(
     service: Service, manager: Manager
 ) -> None:

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from passthrough.config import Config
 from plugin.forkserver import COMMAND
-from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S
+from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S, UNMOUNT_LEAST_S
 from plugin.source import Host
 from plugin.turns import DEADLINES_S, SOURCE_DEADLINE_S
 from plugin.worker import KILL_GRACE_S
@@ -145,6 +145,7 @@ def test_every_call_is_answered_before_an_engine_gives_up() -> None:
     """A Mount that fails is taken down on top of its own time; who waits for it waits longer."""
     for deadline in DEADLINES_S.values():
         assert deadline < ENGINE_PATIENCE_S
+    assert DEADLINES_S["Unmount"] + UNMOUNT_LEAST_S < 25
     assert DEADLINES_S["Unmount"] > MOUNT_DEADLINE_S + UNMOUNT_DEADLINE_S + KILL_GRACE_S
 
 

@@ -1,5 +1,6 @@
 """plugin/network.py: cache policies that are wrong where other machines write, and are refused."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,6 +154,20 @@ def test_one_that_is_mounted_below_the_source_counts_unless_it_is_hidden(source:
         beside = source.with_name("source-of-others")
         beside.mkdir()
         assert refusal(beside, cache="always") == ""
+
+
+async def test_a_server_that_has_gone_is_a_refusal(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: int) -> int:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        monkeypatch.setattr(syscalls, "filesystem_type", gone)
+        opts = {"source": str(source), "cache": "always"}
+        refused = await dockerd.call("Create", Name="v", Opts=opts)
+        assert refused.status == 400
+        assert "cannot be looked at: Transport endpoint is not connected" in refused.error
 
 
 @pytest.mark.logs("volume v: cannot be mounted: option 'cache'")
