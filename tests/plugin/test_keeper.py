@@ -82,7 +82,8 @@ async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
             assert await lose_worker(keeper, source, over_rings) == (
                 "its worker was killed by SIGKILL"
             )
-        with pytest.raises(OSError, match="not connected"):
+        # The second while the kernel still takes the rings down.
+        with pytest.raises(OSError, match=r"not connected|connection abort"):
             await in_thread(os.listdir, keeper.target(NAME))
         with switched_on():
             await keeper.mount(order(source, config=over_rings))
