@@ -50,13 +50,11 @@ ENDINGS = [
     ("managed", Ending(live_restore=False, running=True, signal=STOP)),
     ("managed", Ending(live_restore=False, running=True, signal=KILL)),
     ("managed", Ending(live_restore=True, running=False, signal=STOP)),
-    ("managed", Ending(live_restore=True, running=False, signal=KILL)),
     ("managed", Ending(live_restore=True, running=True, signal=STOP)),
     ("managed", Ending(live_restore=True, running=True, signal=KILL)),
     ("host", Ending(live_restore=False, running=True, signal=STOP)),
     # The engine forgets this user of the volume, and mounts again with the same id.
     ("host", Ending(live_restore=False, running=True, signal=KILL)),
-    ("host", Ending(live_restore=True, running=True, signal=STOP)),
     ("host", Ending(live_restore=True, running=True, signal=KILL)),
 ]
 

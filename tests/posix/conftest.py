@@ -81,9 +81,7 @@ PLACES = [
     Place("kernel", "always", ROOT, passthrough="off"),
     Place("kernel", "never", ROOT, large=False, passthrough="off"),
     Place("kernel", "auto", USER, large=False, passthrough="off"),
-    Place("kernel", "auto", ROOT, transport="io_uring"),
     Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
-    Place("kernel", "auto", USER, large=False, transport="io_uring"),
 ]
 
 
