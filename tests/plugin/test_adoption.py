@@ -305,14 +305,19 @@ def test_a_stop_is_the_end_of_the_workers(service: Service, manager: Manager) ->
     assert service.mounted() == []
 
 
-def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
-    service: Service, manager: Manager
-) -> None:
-    """The volume is served, and ends with the plugin as it would without a service manager."""
+def mount_unkept(service: Service, manager: Manager) -> None:
+    """Have the volume `w` mounted for `i` while the service manager does not answer."""
     service.call("VolumeDriver.Create", Name="w")
     manager.deaf = True
     service.call("VolumeDriver.Mount", Name="w", ID="i")
     manager.deaf = False
+
+
+def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
+    service: Service, manager: Manager
+) -> None:
+    """The volume is served, and ends with the plugin as it would without a service manager."""
+    mount_unkept(service, manager)
     assert service.mounted() == ["v", "w"]
     assert "w is served, but it will end with the plugin" in service.log.read_text()
     assert service.end(signal.SIGTERM)[0] == 0
@@ -325,10 +330,7 @@ def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
 def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
     service: Service, manager: Manager
 ) -> None:
-    service.call("VolumeDriver.Create", Name="w")
-    manager.deaf = True
-    service.call("VolumeDriver.Mount", Name="w", ID="i")
-    manager.deaf = False
+    mount_unkept(service, manager)
     service.call("VolumeDriver.Mount", Name="w", ID="j")
     assert manager.keeps(2 * len(KINDS))
     service.end(signal.SIGTERM)
