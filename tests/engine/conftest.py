@@ -24,9 +24,12 @@ from plugin.installation import TREE, read_manifest
 from tests.support.driver import (
     BASE_IMAGE,
     CA_BUNDLE,
+    HOST_NAME,
+    OWN_HOST_NAME,
     TOOLS_IMAGE,
     Driver,
     created,
+    host_socket,
     managed,
     on_host,
 )
@@ -51,6 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[docker.DockerClient]:
+    for name in (HOST_NAME, OWN_HOST_NAME):
+        # What is left of a run that was killed: whenever the engine lists volumes, or Create was
+        # refused, it would ask there for 15 s.
+        host_socket(name).unlink(missing_ok=True)
     try:
         client = docker.from_env(timeout=ENGINE_TIMEOUT_S)
         client.ping()

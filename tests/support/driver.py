@@ -24,6 +24,8 @@ from plugin.volume import VolumeName, file_name
 from tests.support.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"
+# The same in each run: an engine remembers every name whose socket it has ever found.
+HOST_NAME = "passfs-host-test"
 # In engines of a test's own: the installations beside the ones in the machine's engine.
 OWN_NAME = "passfs-own"
 OWN_HOST_NAME = "passfs-own-host-test"
@@ -180,16 +182,17 @@ def _off_and_on(client: docker.DockerClient, name: str) -> None:
     plugin.enable()
 
 
+def host_socket(name: str) -> Path:
+    """Where engines look for the plugin *name* that this host runs."""
+    return Path(f"/run/docker/plugins/{name}.sock")
+
+
 @contextlib.contextmanager
 def on_host(
-    client: docker.DockerClient, directory: Path, name: str = "passfs-host-test"
+    client: docker.DockerClient, directory: Path, name: str = HOST_NAME
 ) -> Iterator[Driver]:
-    """`passfs serve` on this host, with its socket where the engine looks for plugins.
-
-    The name is the same in each run: an engine remembers every name whose socket it has ever found,
-    and asks each of them for 15 s whenever it lists volumes.
-    """
-    service = Service(Path(f"/run/docker/plugins/{name}.sock"), directory)
+    """`passfs serve` on this host, with its socket where the engine looks for plugins."""
+    service = Service(host_socket(name), directory)
 
     def restart() -> None:
         service.restart()

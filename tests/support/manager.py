@@ -49,6 +49,9 @@ class Manager:
         self._notify.bind(str(self._address))
         self._listener: socket.socket | None = None
         if listen is not None:
+            # Both as systemd does, systemd.socket(5).
+            listen.parent.mkdir(parents=True, exist_ok=True)
+            listen.unlink(missing_ok=True)
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._listener.bind(str(listen))
             self._listener.listen()

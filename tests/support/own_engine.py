@@ -9,11 +9,11 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,8 +165,10 @@ def _network() -> Iterator[int]:
 @contextlib.contextmanager
 def own_engine() -> Iterator[OwnEngine]:
     """An engine that runs and has the image of the tests; nothing of it is left at the end."""
-    # Short, because the kernel takes 107 bytes for a socket's path.
-    directory = Path(tempfile.mkdtemp(prefix="passfs-e", dir="/var/tmp"))
+    # Short, because the kernel takes 107 bytes for a socket's path; and its name is one of a name
+    # space of containerd, which has rules for them that mkdtemp does not keep.
+    directory = Path(f"/var/tmp/passfs-e{secrets.token_hex(4)}")
+    directory.mkdir(mode=0o700)
     try:
         with _private(directory), _network() as network:
             before = children()
