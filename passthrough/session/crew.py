@@ -56,12 +56,24 @@ class Crew:
     Members change their own fields without a lock; each change is one step for the interpreter.
     """
 
-    def __init__(self, session: Session, channel: Channel, wake: Callable[[], object]) -> None:
-        """Make a crew without members; *wake* has the main thread look again, and may be lost."""
+    def __init__(
+        self,
+        session: Session,
+        channel: Channel,
+        wake: Callable[[], object],
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Make a crew without members; *wake* has the main thread look again, and may be lost.
+
+        With *alone* it is of one thread, whatever happens: for a channel that brings forgets and
+        interrupts only, which wait for nobody, and nothing that a thread too many is woken by.
+        """
         self._session = session
         self._channel = channel
         self._wake = wake
         self._receive, self._answer, self._begin = channel.receive, session.answer, self._work
+        self._alone = alone
         self._lock = threading.Lock()
         self._members: set[Member] = set()
         self._free: list[Member] = []
@@ -184,7 +196,8 @@ class Crew:
         if member is None:
             member = Member(self._channel.open_request())
         with self._lock:
-            if self._stopped or len(self._members) >= _MOST + self._session.waiting():
+            if self._stopped or self._is_complete():
+                self._part(member)
                 return
             self._members.add(member)
             self._wanted = len(self._members)
@@ -195,6 +208,11 @@ class Crew:
                 self._part(member)
                 self._wanted = max(1, len(self._members))
             raise
+
+    def _is_complete(self) -> bool:
+        """Whether there are as many as there may be."""
+        most = 1 if self._alone else _MOST + self._session.waiting()
+        return len(self._members) >= most
 
     def _part(self, member: Member) -> None:
         """One thread less, whose place is free; under the lock."""

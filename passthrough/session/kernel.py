@@ -64,8 +64,8 @@ def run(
         _greet(session, channel, fuse_fd)
         without_passthrough = _without_passthrough(session)
         with ending.woken() as (woken_fd, wake):
-            crew = Crew(session, channel, wake)
             queues = _queues(session, channel, fuse_fd, wake)
+            crew = Crew(session, channel, wake, alone=queues.in_use)
             try:
                 crew.start()
                 queues.start()

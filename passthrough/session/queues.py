@@ -96,13 +96,18 @@ class Queues:
         self.error: Exception | None = None
         """What broke the transport."""
 
+    @property
+    def in_use(self) -> bool:
+        """Whether requests come this way, and only forgets and interrupts by /dev/fuse."""
+        return bool(self._queues)
+
     def start(self) -> None:
         """Have threads wait for requests of every processor; there may be none.
 
         Raises:
             OSError: the kernel does not take their entries.
         """
-        if not self._queues:
+        if not self.in_use:
             return
         self._session.let_others_finish = self.let_others_finish
         started: SimpleQueue[OSError | None] = SimpleQueue()

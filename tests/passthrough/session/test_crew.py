@@ -396,6 +396,25 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
     assert session.done.get() == 2
 
 
+def test_who_is_alone_stays_alone(session: Hanging, channel: Queued) -> None:
+    """As beside io_uring, where the one too many would never be woken to leave."""
+    crew = Crew(cast("Session", session), channel, _nothing, alone=True)
+    crew.start()
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+
+    for _ in range(2 * max(SLOW_LOOKS, _KEPT)):
+        crew.about_to_block()
+        time.sleep(LOOK_S)
+        crew.look()
+
+    assert crew.size() == 1
+    assert channel.places == _KEPT
+    session.go.set()
+    channel.waiting.put(None)
+    until(lambda: not crew.size())
+
+
 @pytest.mark.logs("no more threads than 0 can be had")
 def test_without_any_thread_there_is_nothing_to_serve_with(
     session: Hanging, channel: Queued, monkeypatch: pytest.MonkeyPatch
