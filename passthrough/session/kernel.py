@@ -38,8 +38,9 @@ from passthrough.session.uring import Ring
 
 log = logging.getLogger(__name__)
 
-# How long requests in hand may take when the session is to end. What takes longer hangs.
-_PATIENCE_S: Final = 5.0
+# How long requests in hand may take when the session is to end. What takes longer hangs. Shorter
+# than who waits for the end of this process has patience: the plugin when it ends, and Remove.
+_PATIENCE_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 0.005
 _MS_PER_S: Final = 1000
 _MANY: Final = 4096
