@@ -26,6 +26,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     serving: bool
     error: str = ""
+    config: Config | None = None
+    """What it goes by, if it serves, for as long as it does; what applies may change meanwhile."""
     without_handles: str = ""
     """Why files of the source are not held by handle, although that was wished for."""
     without_passthrough: str = ""

@@ -115,6 +115,7 @@ def serve(
         serving(
             Report(
                 serving=True,
+                config=handover.config,
                 without_handles=without_handles,
                 without_passthrough=without_passthrough,
             )

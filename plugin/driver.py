@@ -158,9 +158,7 @@ class Driver:
                 volume.last_error = volume.source_error = ""
                 references = volume.references_with(request.id)
                 served = self._keeper.served(volume.name)
-                await trio.to_thread.run_sync(
-                    self._registry.mounted, volume.name, references, served
-                )
+                await trio.to_thread.run_sync(self._registry.use, volume.name, references, served)
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))
@@ -260,7 +258,8 @@ class Driver:
     async def _give_back(self, volume: Volume, references: Counter[str], turn: Turn) -> None:
         """Go on with those users of *volume* that *references* leaves."""
         if references != volume.references:
-            await trio.to_thread.run_sync(self._registry.unmounted, volume.name, references)
+            served = self._keeper.served(volume.name)
+            await trio.to_thread.run_sync(self._registry.use, volume.name, references, served)
             volume.references = references
         await self._release(volume, turn)
 

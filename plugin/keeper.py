@@ -20,18 +20,17 @@ import errno
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
-from math import inf
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import trio
 
 from passthrough.config import Config
-from passthrough.handover import Handover
+from passthrough.handover import Handover, Report
 from passthrough.mount import FSTYPE, unmount
 from plugin import blocking, targets
 from plugin.errors import MountFailed
@@ -104,20 +103,17 @@ class Keeper:
         self._store = store
         self._numbers = numbers
         self._mounts: dict[VolumeName, Mount] = {}
-        # Of these and of mounts that have been taken down, as long as they run.
-        self._workers: dict[VolumeName, list[Worker]] = {}
+        # These and those that have been taken down, as long as their workers run.
+        self._served: dict[VolumeName, list[Mount]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
 
     def target(self, name: VolumeName) -> Path:
         """Where *name* is mounted when it is."""
         return targets.at(self._mount_dir, name)
 
-    def served(self, name: VolumeName) -> Served | None:
-        """What a later plugin must know to go on with the mount of *name*, if it could."""
-        present = self._mounts.get(name)
-        if present is None or present.lost or not present.worker.kept:
-            return None
-        return present.served(name)
+    def served(self, name: VolumeName) -> list[Served]:
+        """What a later plugin must know to go on with those mounts of *name* that it can."""
+        return [mount.served(name) for mount in self._running(name) if mount.worker.kept]
 
     def watch(self, name: VolumeName, tell_loss: Callable[[str], None]) -> bool:
         """Whether *name* is served since before this plugin began; *tell_loss* is as in an Order.
@@ -134,16 +130,10 @@ class Keeper:
         present = self._mounts.get(name)
         return 0 if present is None or present.lost else present.worker.pid
 
-    def without(self, name: VolumeName) -> tuple[str, str]:
-        """Why *name* is served without file handles, and why without passthrough.
-
-        Empty where it is served with them, and when it is not mounted.
-        """
+    def report(self, name: VolumeName) -> Report | None:
+        """What the worker of *name* has said of itself; None when it is not mounted."""
         present = self._mounts.get(name)
-        if present is None:
-            return "", ""
-        report = present.worker.report
-        return report.without_handles, report.without_passthrough
+        return None if present is None else present.worker.report
 
     async def mount(self, order: Order) -> None:
         """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.
@@ -197,15 +187,16 @@ class Keeper:
         is in a directory of it, or has a bind mount of it, such as a container.
         """
         with trio.move_on_at(deadline):
-            for worker in self._workers.get(name, ()):
-                await worker.ended.wait()
+            for mount in self._served.get(name, ()):
+                await mount.worker.ended.wait()
         return not self._running(name)
 
-    def _running(self, name: VolumeName) -> list[Worker]:
-        """The workers of *name*; those that have ended are forgotten."""
-        running = [worker for worker in self._workers.pop(name, ()) if not worker.ended.is_set()]
+    def _running(self, name: VolumeName) -> list[Mount]:
+        """The mounts of *name* that are served; the others are forgotten."""
+        mounts = self._served.pop(name, ())
+        running = [mount for mount in mounts if not mount.worker.ended.is_set()]
         if running:
-            self._workers[name] = running
+            self._served[name] = running
         return running
 
     async def end(self) -> None:
@@ -231,7 +222,7 @@ class Keeper:
             log.info("volume %s: served on by worker %d", name, mount.worker.pid)
             self._mounts[name] = mount
         for mount in (*left.whole.values(), *left.leaving):
-            self._workers.setdefault(mount.worker.volume, []).append(mount.worker)
+            self._served.setdefault(mount.worker.volume, []).append(mount)
             self._nursery.start_soon(self._attend, mount, mount.worker.attend)
 
     async def _mount_anew(self, order: Order) -> Mount:
@@ -255,7 +246,7 @@ class Keeper:
                 with _step(order, "starting its worker", made.worker):
                     run = partial(made.worker.run, self._start, handover)
                     await self._nursery.start(self._attend, made, run)
-                self._workers[name] = [*self._running(name), made.worker]
+                self._served[name] = [*self._running(name), made]
                 await self._keep(made)
                 if made.lost:
                     raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
@@ -337,13 +328,14 @@ async def keeping(
     command: Sequence[str] = COMMAND,
     inherited: Inherited = NOTHING,
     served: Collection[Served] = (),
+    used: Container[VolumeName] = (),
 ) -> AsyncIterator[Keeper]:
     """A keeper of mounts below *mount_dir*, which is made.
 
-    Of the mounts that an earlier plugin has left, those *served* go on if they are whole, with what
-    the service manager hands over. At the end it is left what it keeps. Nothing else remains there,
-    before and after: workers, which are forked by a process that runs *command*, are ended, whoever
-    still uses what they serve.
+    Of the mounts that an earlier plugin has left, those *served* of volumes that are *used* go on
+    if they are whole, with what the service manager hands over. At the end it is left what it
+    keeps. Nothing else remains there, before and after: workers, which are forked by a process that
+    runs *command*, are ended, whoever still uses what they serve.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
@@ -351,8 +343,8 @@ async def keeping(
     """
     numbers = count(1 + max([*inherited.kept, *(row.number for row in served)], default=0))
     with targets.claimed(mount_dir) as claimed:
-        left = take_over(claimed, inherited, served)
-        await _clear(claimed, left)
+        left = take_over(claimed, inherited, served, used)
+        await _clear(claimed, left, inherited.store)
         async with forking(command) as start, trio.open_nursery() as nursery:
             keeper = Keeper(claimed, nursery, start, inherited.store, numbers)
             keeper.take_over(left)
@@ -364,17 +356,19 @@ async def keeping(
                 nursery.cancel_scope.cancel()
 
 
-async def _clear(mount_dir: Path, left: TakenOver) -> None:
+async def _clear(mount_dir: Path, left: TakenOver, store: Store) -> None:
     """Have nothing mounted in *mount_dir* but what goes on."""
     spared = [mount.target for mount in left.whole.values()]
     clear = partial(targets.clear, mount_dir, spared)
     # A mount whose workers are all dead detaches at once.
-    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.leaving else inf) as waiting:
+    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.leaving else math.inf) as waiting:
         await blocking.call(clear, trio.CapacityLimiter(1), lambda _: None)
     if waiting.cancelled_caught:
         log.warning("%s: workers that do not answer are ended", mount_dir)
         for mount in left.leaving:
             mount.worker.kill()
+        # As long as it keeps /dev/fuse, the connections go on without them.
+        await trio.to_thread.run_sync(store.forget, [mount.number for mount in left.leaving])
         await trio.to_thread.run_sync(clear)
 
 

@@ -10,7 +10,7 @@ that was unmounted while files were open, serves its last users and is attended 
 import logging
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -99,10 +99,13 @@ class TakenOver(NamedTuple):
     """Mounts that are or will be detached; their workers serve whoever still uses them."""
 
 
-def take_over(mount_dir: Path, inherited: Inherited, served: Iterable[Served]) -> TakenOver:
+def take_over(
+    mount_dir: Path, inherited: Inherited, served: Iterable[Served], used: Container[VolumeName]
+) -> TakenOver:
     """Sort out what has come back from the service manager; takes all of its descriptors.
 
-    *served* are the mounts of volumes that somebody uses. Each mount must be attended to.
+    *served* are the mounts that the earlier plugin knew. Those of volumes that are not *used*, who
+    have been given back, are for users with files open alone. Each mount must be attended to.
     """
     devices = targets.devices_by_target(mount_dir)
     rows = {row.number: row for row in served}
@@ -112,7 +115,11 @@ def take_over(mount_dir: Path, inherited: Inherited, served: Iterable[Served]) -
         found = _found(mount_dir, number, row, descriptors)
         if found is None:
             gone.append(number)
-        elif row is not None and _is_whole(devices.get(found.target, []), row, descriptors):
+        elif (
+            row is not None
+            and row.volume in used
+            and _is_whole(devices.get(found.target, []), row, descriptors)
+        ):
             taken.whole[row.volume] = found
         else:
             found.leaving = True

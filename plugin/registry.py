@@ -5,7 +5,8 @@ one: dockerd forgets a volume, with its options, when Get says that it does not 
 
     volumes   what Create was asked for
     refs      for each volume, how many mounts each mount id has that have not been given back
-    served    for each mounted volume, what it takes to go on serving it after a restart
+    served    for each mount that is served, also when it is detached, what it takes to go on
+              serving it after a restart
     boot      which run of the machine `refs` and `served` are of: no mount outlives it
 
 All of it blocks. One connection serves every thread, one change at a time; each change is a single
@@ -66,7 +67,7 @@ STEPS: Mapping[int, tuple[str, ...]] = {
         """
         CREATE TABLE served (
             number INTEGER PRIMARY KEY,
-            volume TEXT NOT NULL UNIQUE REFERENCES volumes ON DELETE CASCADE,
+            volume TEXT NOT NULL REFERENCES volumes ON DELETE CASCADE,
             device INTEGER NOT NULL,
             report TEXT NOT NULL
         ) STRICT
@@ -162,26 +163,18 @@ class Registry:
         """
         self._change([("DELETE FROM volumes WHERE name = ?", (name,))])
 
-    def mounted(
-        self, name: VolumeName, references: Mapping[str, int], served: Served | None = None
+    def use(
+        self, name: VolumeName, references: Mapping[str, int], served: Iterable[Served] = ()
     ) -> None:
-        """Write, after a Mount, who uses the volume *name* and, where it is known, by what mount.
+        """Write who uses the volume *name*, and by which mounts: after a Mount, before an unmount.
 
-        *references* are all that there are, with counts above zero.
-
-        Raises:
-            RegistryFailed: nothing was written.
-        """
-        self._change([*_using(name, references), *([] if served is None else [_serving(served)])])
-
-    def unmounted(self, name: VolumeName, references: Mapping[str, int]) -> None:
-        """Write, before the end of a mount, who still uses it; after the last user it is no more.
+        Both are all that there are, *references* with counts above zero; *served* may be those of
+        users who have given the volume back and still have files open.
 
         Raises:
             RegistryFailed: nothing was written.
         """
-        gone = () if references else (("DELETE FROM served WHERE volume = ?", (name,)),)
-        self._change([*_using(name, references), *gone])
+        self._change([*_using(name, references), *_serving(name, served)])
 
     def _change(self, statements: Iterable[Statement]) -> None:
         """Execute all of *statements*, or none."""
@@ -200,12 +193,11 @@ def _using(name: VolumeName, references: Mapping[str, int]) -> Iterator[Statemen
         yield "INSERT INTO refs (volume, id, count) VALUES (?, ?, ?)", (name, mount_id, count)
 
 
-def _serving(served: Served) -> Statement:
-    return (
-        "INSERT INTO served (volume, number, device, report) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (volume) DO UPDATE"
-        " SET number = excluded.number, device = excluded.device, report = excluded.report"
-    ), served
+def _serving(name: VolumeName, served: Iterable[Served]) -> Iterator[Statement]:
+    yield "DELETE FROM served WHERE volume = ?", (name,)
+    for mount in served:
+        insert = "INSERT INTO served (volume, number, device, report) VALUES (?, ?, ?, ?)"
+        yield insert, mount
 
 
 @contextmanager

@@ -117,9 +117,10 @@ async def prepared(
         listening(settings.socket, given.listener) as listener,
     ):
         Inventory(registry, storage).settle()
-        used = [row for row in registry.served if row.volume in registry.references]
         async with (
-            keeping(settings.mount_dir, worker, given, used) as keeper,
+            keeping(
+                settings.mount_dir, worker, given, registry.served, registry.references
+            ) as keeper,
             trio.open_nursery() as background,
         ):
             host = Host(

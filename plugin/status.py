@@ -5,7 +5,9 @@ No I/O: dockerd forgets a volume whose Get fails or does not come.
 
 from collections.abc import Callable, Mapping
 
+from passthrough.config import Config
 from passthrough.decisions import described
+from passthrough.handover import Report
 from plugin.errors import InvalidOption
 from plugin.keeper import Keeper
 from plugin.options import VolumeOptions
@@ -29,7 +31,7 @@ def describe(volume: Volume, keeper: Keeper, under_way: str, understand: Underst
         status |= {"options": dict(volume.record.options)}
         errors.append(str(error))
     else:
-        status |= described(understood.config, *keeper.without(volume.name))
+        status |= _applying(understood.config, keeper.report(volume.name))
         if understood.source is None:
             # Not its path, because in a managed plugin that need not be the host's.
             status["data"] = "own directory"
@@ -42,6 +44,15 @@ def describe(volume: Volume, keeper: Keeper, under_way: str, understand: Underst
         mountpoint=mountpoint(volume, keeper),
         status=status | {name: text for name, text in said.items() if text},
     )
+
+
+def _applying(config: Config, report: Report | None) -> dict[str, object]:
+    """What applies to the volume's mount, or would to its next one, of *config*."""
+    if report is None:
+        return described(config)
+    # A mount may be older than this plugin, and than what it was told of other defaults.
+    goes_by = report.config or config
+    return described(goes_by, report.without_handles, report.without_passthrough)
 
 
 def mountpoint(volume: Volume, keeper: Keeper) -> str:

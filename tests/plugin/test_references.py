@@ -110,7 +110,7 @@ async def test_a_mount_that_cannot_be_recorded_is_taken_down(
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="v")
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "mounted", _fail)
+            patch.setattr(Registry, "use", _fail)
             refused = await dockerd.call("Mount", Name="v", ID="a")
         assert (refused.status, refused.error) == (500, "the disk is full")
         assert await state(dockerd) == (False, 0, "the disk is full")
@@ -118,13 +118,13 @@ async def test_a_mount_that_cannot_be_recorded_is_taken_down(
 
         await dockerd.do("Mount", Name="v", ID="a")
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "mounted", _fail)
+            patch.setattr(Registry, "use", _fail)
             assert (await dockerd.call("Mount", Name="v", ID="b")).status == 500
         assert await state(dockerd) == (True, 1, "the disk is full")
         assert mounted(tmp_path) == ["v"]
     async with plugin(tmp_path, SERVE) as dockerd:
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "mounted", _fail)
+            patch.setattr(Registry, "use", _fail)
             assert (await dockerd.call("Mount", Name="v", ID="b")).status == 500
         assert await state(dockerd) == (False, 1, "the disk is full")
         assert mounted(tmp_path) == []
@@ -142,8 +142,8 @@ async def test_a_worker_that_dies_while_its_mount_is_recorded_is_lost(
             died.wait()
             record(registry, *given)
 
-        record = Registry.mounted
-        monkeypatch.setattr(Registry, "mounted", record_when_it_is_dead)
+        record = Registry.use
+        monkeypatch.setattr(Registry, "use", record_when_it_is_dead)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(dockerd.do, "Mount", Name="v", ID="a"))
             while not (pid := (await dockerd.volume("v"))["Status"]["worker_pid"]):
@@ -162,7 +162,7 @@ async def test_an_unmount_that_cannot_be_recorded_changes_nothing(
         await dockerd.do("Create", Name="v")
         await dockerd.do("Mount", Name="v", ID="a")
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "unmounted", _fail)
+            patch.setattr(Registry, "use", _fail)
             assert (await dockerd.call("Unmount", Name="v", ID="a")).error == "the disk is full"
         assert await state(dockerd) == (True, 1, "")
         await dockerd.do("Unmount", Name="v", ID="a")

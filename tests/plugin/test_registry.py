@@ -96,9 +96,9 @@ def two_in_use(tmp_path: Path) -> Path:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
         opened.add(record("b"))
-        opened.mounted(A, {"x": 1}, Served(A, 1, 40, "{}"))
-        opened.mounted(B, {"x": 1}, Served(B, 2, 41, '{"serving":true}'))
-        opened.mounted(A, {"x": 2, "y": 1}, Served(A, 3, 42, "{}"))
+        opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
+        opened.use(B, {"x": 1}, [Served(B, 2, 41, '{"serving":true}')])
+        opened.use(A, {"x": 2, "y": 1}, [Served(A, 3, 42, "{}")])
     return tmp_path
 
 
@@ -111,16 +111,28 @@ def test_who_uses_a_volume_is_known_to_the_next_plugin(two_in_use: Path) -> None
 
 def test_a_mount_is_known_until_its_last_user_has_gone(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
-        opened.unmounted(A, {"y": 1})
-        opened.unmounted(B, {})
+        opened.use(A, {"y": 1}, [Served(A, 3, 42, "{}")])
+        opened.use(B, {})
     assert in_use(two_in_use) == ({A: {"y": 1}}, [Served(A, 3, 42, "{}")])
+
+
+def test_a_volume_may_have_mounts_that_it_has_been_given_back(two_in_use: Path) -> None:
+    """Beside the one that counts, or alone: their workers serve whoever has files open."""
+    mounts = [Served(A, 3, 42, "{}"), Served(A, 5, 44, "{}")]
+    with Registry.open(two_in_use) as opened:
+        opened.use(B, {})
+        opened.use(A, {"y": 1}, mounts)
+    assert in_use(two_in_use) == ({A: {"y": 1}}, mounts)
+    with Registry.open(two_in_use) as opened:
+        opened.use(A, {}, mounts)
+    assert in_use(two_in_use) == ({}, mounts)
 
 
 def test_users_can_be_known_without_the_mount(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
-        opened.mounted(A, {"z": 1})
+        opened.use(A, {"z": 1})
     assert in_use(two_in_use)[0][A] == {"z": 1}
-    assert [served.number for served in in_use(two_in_use)[1]] == [2, 3]
+    assert [served.number for served in in_use(two_in_use)[1]] == [2]
 
 
 def test_users_go_with_their_volume(two_in_use: Path) -> None:
@@ -152,7 +164,7 @@ def test_users_and_mount_are_written_together_or_not_at_all(
     before = in_use(two_in_use)
     with Registry.open(two_in_use) as opened:
         with pytest.raises(RegistryFailed, match=r"cannot write the registry .*constraint failed"):
-            opened.mounted(A, {"z": 1}, served)
+            opened.use(A, {"z": 1}, [served])
         opened.add(record("c"))  # the next change is whole again
     assert in_use(two_in_use) == before
     assert names(two_in_use) == ["a", "b", "c"]
@@ -182,7 +194,7 @@ def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
         with Registry.open(older) as opened:
             assert [each.name for each in opened.records] == ["a", "b"]
             assert opened.records[0].options == {"cache": "never"}
-            opened.mounted(A, {"x": 1}, Served(A, 1, 40, "{}"))
+            opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
     assert in_use(older) == ({A: {"x": 1}}, [Served(A, 1, 40, "{}")])
 
 
@@ -324,9 +336,7 @@ def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None
         with pytest.raises(RegistryFailed, match="cannot write the registry"):
             opened.remove(VolumeName("a"))
         with pytest.raises(RegistryFailed, match="cannot write the registry"):
-            opened.mounted(A, {"x": 1})
-        with pytest.raises(RegistryFailed, match="cannot write the registry"):
-            opened.unmounted(A, {})
+            opened.use(A, {"x": 1})
     assert names(tmp_path) == ["a"]
 
 
@@ -350,7 +360,7 @@ with Registry.open(Path(sys.argv[1])) as registry:
         registry.add(Record(name=name, options={"n": "x" * 3000}, created_at=datetime.now(UTC)))
         say(f"added {name}\\n")
         say(f"mount {name}\\n")
-        registry.mounted(name, {"x": 1, "y": number + 1}, Served(name, number + 1, 1, "{}"))
+        registry.use(name, {"x": 1, "y": number + 1}, [Served(name, number + 1, 1, "{}")])
         say(f"mounted {name}\\n")
         if number % 3:
             say(f"remove {name}\\n")
