@@ -5,7 +5,8 @@ sleeps less, and need not share the interpreter. More are there for the host's s
 looks at the crew in short intervals while there is work. Where nobody waits for requests, because
 all are held up by the host and not by the interpreter, it enlarges the crew; a handler that is
 about to wait for a disk says so before (`about_to_block`). Who is not needed any more leaves. So a
-system call that hangs holds up its own caller, and everybody else for two intervals at most.
+system call that hangs holds up its own caller, and everybody else for two intervals at most, or
+for six where others have the processors: a thread that waits for one looks much like that.
 
 A thread inside read(2) is woken by nothing but a request. So one too many leaves after its next
 one, and when nothing happens the kernel is asked for one that wants no answer (`Session.nudge`).
@@ -35,7 +36,7 @@ from passthrough.session.members import (
     Interval,
     Member,
     let_finish,
-    moved,
+    taken,
 )
 from passthrough.session.request import Request
 from passthrough.session.session import Session
@@ -141,19 +142,23 @@ class Crew:
         """See whether there are too few threads, or too many; to be called every `LOOK_S`."""
         self._channel.look()
         members = tuple(self._members)
-        taken = moved(members)
+        requests = taken(members)
         full = not any(member.waits for member in members)
         self._interval.end()
-        computes = self._interval.busy or any(member.forgets() for member in members)
+        computes = (
+            self._interval.busy
+            or self._interval.fast(requests, len(members))
+            or any(member.forgets() for member in members)
+        )
         held_up = full and self._full and not computes
         self._held_up = self._held_up + 1 if held_up else 0
-        if taken:
+        if requests:
             if self._held_up >= SLOW_LOOKS and len(members) < ENOUGH_FOR_SLOW:
                 self._held_up = 0
                 self._grow(1)
         elif self._held_up >= (LATE_LOOKS if self._interval.late else 1):
             self._grow(len(members))
-        self._quiet = 0 if full or taken else self._quiet + 1
+        self._quiet = 0 if full or requests else self._quiet + 1
         self._calm = 0 if full else self._calm + 1
         self._full = full
         if self._calm >= _CALM_LOOKS:
@@ -239,7 +244,7 @@ class Crew:
         request, channel = me.request, self._channel
         while receive(request):
             me.waits = False
-            me.moved = True
+            me.count += 1
             if self.resting:
                 self._look_again()
             if self._stopped:

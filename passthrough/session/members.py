@@ -17,6 +17,9 @@ LATE_LOOKS: Final = 4
 # processor looks as slow, and a second thread makes that worse; so it takes this many looks.
 ENOUGH_FOR_SLOW: Final = 8
 SLOW_LOOKS: Final = 10
+# So many requests of a thread between two looks are too many for a host that is slow: one in 250
+# microseconds. It looks held up nevertheless where others have the processors.
+_FAST: Final = 20
 # So many looks in a row without a request: the main thread stops looking until there is one.
 QUIET_LOOKS: Final = 20
 # The part of the time that goes into computing from which on nobody is held up by the host.
@@ -32,7 +35,7 @@ class Member:
     The thread changes the fields without a lock; each change is one step for the interpreter.
     """
 
-    __slots__ = ("alone", "moved", "request", "waits")
+    __slots__ = ("alone", "count", "request", "seen", "waits")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -40,8 +43,10 @@ class Member:
         self.alone = (self,)
         self.waits = True
         """Whether it waits for a request."""
-        self.moved = False
-        """Whether it has taken a request since the main thread looked."""
+        self.count = 0
+        """How many requests it has taken."""
+        self.seen = 0
+        """How many of them when the main thread looked, which alone changes this."""
 
     def waits_for_lock(self) -> bool:
         """Whether it waits for somebody to give a lock up, perhaps."""
@@ -58,34 +63,46 @@ class Member:
 class Interval:
     """The time between two looks: whether the host had it, or this process."""
 
-    __slots__ = ("_computed", "_looked", "busy", "late")
+    __slots__ = ("_computed", "_elapsed", "_interrupted", "_looked", "_unsure", "busy", "late")
 
     def __init__(self) -> None:
-        self._looked = self._computed = 0.0
+        self._looked = self._computed = self._elapsed = 0.0
+        self._interrupted = self._unsure = 0
         self.busy = False
         """Whether it was this process that was busy meanwhile, rather than the host."""
         self.late = False
-        """Whether it was long: others have the processors, and the look says little by itself."""
+        """Whether others have the processors, and the look says little by itself: it was long, or a
+        moment ago one of our threads had to give way to somebody, and may be waiting still."""
 
     def end(self) -> None:
         """Look at the one that ends, and begin another."""
-        now, computed = time.monotonic(), _computed()
+        now, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+        computed = usage.ru_utime + usage.ru_stime
         elapsed = now - self._looked
+        interrupted = usage.ru_nivcsw > self._interrupted
+        self._unsure = LATE_LOOKS if interrupted else max(0, self._unsure - 1)
         self.busy = computed - self._computed > elapsed * _BUSY
-        self.late = elapsed > 2 * LOOK_S
-        self._looked, self._computed = now, computed
+        self.late = elapsed > 2 * LOOK_S or self._unsure > 0
+        self._looked, self._computed, self._elapsed = now, computed, elapsed
+        self._interrupted = usage.ru_nivcsw
+
+    def fast(self, requests: int, threads: int) -> bool:
+        """Whether *requests* of so many *threads* in this time are too many for a slow host."""
+        return requests * LOOK_S > _FAST * threads * self._elapsed
 
     def forget(self) -> None:
         """There was no last look."""
-        self._looked = self._computed = 0.0
+        self._looked = self._computed = self._elapsed = 0.0
 
 
-def moved(members: Iterable[Member]) -> bool:
-    """Whether one of *members* has taken a request since this was last asked."""
-    movers = [member for member in members if member.moved]
-    for member in movers:
-        member.moved = False
-    return bool(movers)
+def taken(members: Iterable[Member]) -> int:
+    """How many requests *members* have taken since this was last asked."""
+    total = 0
+    for member in members:
+        count = member.count
+        total += count - member.seen
+        member.seen = count
+    return total
 
 
 def let_finish(members: Iterable[Member], request: Request) -> None:
@@ -102,9 +119,3 @@ def let_finish(members: Iterable[Member], request: Request) -> None:
         if all(one.waits or one.request.unique != unique for one, unique in others):
             break
         time.sleep(_PASS_S)
-
-
-def _computed() -> float:
-    """The processor time that this process has spent, in seconds."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -28,7 +28,7 @@ from passthrough.session.members import (
     Interval,
     Member,
     let_finish,
-    moved,
+    taken,
 )
 from passthrough.session.request import Request
 from passthrough.session.rings import THE_END, RingChannel
@@ -153,13 +153,14 @@ class Queues:
         enough = LATE_LOOKS if self._interval.late else 1
         self._quiet += 1
         for queue in self._queues:
-            taken, full = moved(queue.members), queue.all_at_work()
+            requests, full = taken(queue.members), queue.all_at_work()
             if full:
                 self._quiet = 0
             starting = len(queue.members) < queue.size
-            held_up = full and queue.full and not starting and not self._interval.busy
+            computes = self._interval.busy or self._interval.fast(requests, len(queue.members))
+            held_up = full and queue.full and not starting and not computes
             queue.held_up = queue.held_up + 1 if held_up else 0
-            if taken:
+            if requests:
                 if queue.held_up >= SLOW_LOOKS and queue.size < ENOUGH_FOR_SLOW:
                     queue.held_up = 0
                     self._grow(queue, _log_failure)
@@ -227,7 +228,7 @@ class Queues:
         try:
             while receive(request):
                 me.waits = False
-                me.moved = True
+                me.count += 1
                 if self.resting and queue.all_at_work():
                     self._look_again()
                 if self._stopped:

@@ -282,6 +282,20 @@ def test_a_host_that_is_slow_gets_more_threads_but_not_at_once(
     assert crew.size() == 2
 
 
+def test_who_serves_many_requests_is_not_held_up(channel: Queued, crew: Crew) -> None:
+    """It is at work at each look, and computes little: others have the processors."""
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+    (member,) = crew._members
+
+    for _ in range(3 * SLOW_LOOKS):
+        time.sleep(LOOK_S)
+        member.count += 10_000
+        crew.look()
+
+    assert crew.size() == 1
+
+
 def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
     channel.kinds[1] = Opcode.BATCH_FORGET
     channel.waiting.put(1)
