@@ -150,6 +150,7 @@ def wheel(path: Path) -> None:
 
 
 @pytest.mark.privileged
+@pytest.mark.large
 def test_venv_and_pip(directory: Path) -> None:
     """A virtual environment is made, a wheel installed into it, its command runs: venv, pip."""
     archive, environment = directory / "sample-1.0-py3-none-any.whl", directory / "environment"
