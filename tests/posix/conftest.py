@@ -4,7 +4,7 @@ The bare directory is the oracle: a test that fails on `control` is a wrong test
 as root, as another user and as a member of a supplementary group, each the owner of *directory*.
 
 Markers: `privileged` runs as root only, because the test needs a privilege or chooses its callers
-itself; `large` keeps a long test away from the policies that share their listing code with others;
+itself; `large` keeps a long test away from policies and callers that share its code with others;
 `known_difference(reason)` expects the failure on a mount, and fails when it does not come;
 `libfuse_lacks(feature, seen)` does so where libfuse serves. docs/sessions.md lists the latter.
 """
