@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # The name, in the log, of a volume whose mount is not in the registry any more.
 UNKNOWN = "(unmounted)"
+NO_DEVICE = 0
 
 
 class Mount:
@@ -69,8 +70,12 @@ class Mount:
         return not self.lost and not self.leaving and found == [self._device]
 
     def served(self, name: VolumeName) -> Served:
-        """What a later plugin must know of it."""
-        return Served(name, self.number, self._device, encode(self.worker.report).decode())
+        """What a later plugin must know of it.
+
+        Of a mount that has been detached no device: a later one at the same target may have it now.
+        """
+        device = NO_DEVICE if self.leaving else self._device
+        return Served(name, self.number, device, encode(self.worker.report).decode())
 
     @contextmanager
     def duplicated(self) -> Iterator[dict[str, int]]:
@@ -138,7 +143,9 @@ def _found(
 ) -> Mount | None:
     """The mount *number*, if its worker lives and can be attended to; else its descriptors go."""
     name = VolumeName(UNKNOWN) if row is None else row.volume
-    attached = targets.Attached(descriptors.get("fuse", -1), 0 if row is None else row.device)
+    attached = targets.Attached(
+        descriptors.get("fuse", -1), NO_DEVICE if row is None else row.device
+    )
     needed = {"life", "log", "process"} <= descriptors.keys()
     if not needed or _has_ended(descriptors["process"]):
         log.info("volume %s: its worker has ended, or has not been kept", name)

@@ -5,8 +5,8 @@ one: dockerd forgets a volume, with its options, when Get says that it does not 
 
     volumes   what Create was asked for
     refs      for each volume, how many mounts each mount id has that have not been given back
-    served    for each mount that is served, also when it is detached, what it takes to go on
-              serving it after a restart
+    served    for each mount that was served when its volume was last used or given back, also for
+              a detached one, what it takes to go on serving it after a restart
     boot      which run of the machine `refs` and `served` are of: no mount outlives it
 
 All of it blocks. One connection serves every thread, one change at a time; each change is a single

@@ -82,7 +82,7 @@ class Served(NamedTuple):
     """What its descriptors are called while the service manager keeps them; each mount has another
     one, also after a restart."""
     device: int
-    """As in st_dev."""
+    """As in st_dev; 0 of a mount that has been detached."""
     report: str
     """What its worker said when it began to serve (`passthrough.handover.Report`), as JSON."""
 
