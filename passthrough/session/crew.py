@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 _MOST: Final = 256
 # So many looks in a row with somebody waiting for requests: there are more threads than needed.
 _CALM_LOOKS: Final = 20
+# For so many looks in a row, a second, who gives inodes back may just have many.
+_LONGEST_FORGET_LOOKS: Final = 200
 # The places that are made at the start, and kept.
 _KEPT: Final = 4
 
@@ -63,18 +65,19 @@ class Crew:
         channel: Channel,
         wake: Callable[[], object],
         *,
-        alone: bool = False,
+        beside_rings: bool = False,
     ) -> None:
         """Make a crew without members; *wake* has the main thread look again, and may be lost.
 
-        With *alone* it is of one thread, whatever happens: for a channel that brings forgets and
-        interrupts only, which wait for nobody, and nothing that a thread too many is woken by.
+        With *beside_rings* it serves what comes by /dev/fuse then, forgets and interrupts. Who is
+        about to wait is no member of it, and what would wake one too many comes by the rings: so
+        it grows only when something hangs, and shrinks with the next forgets.
         """
         self._session = session
         self._channel = channel
         self._wake = wake
         self._receive, self._answer, self._begin = channel.receive, session.answer, self._work
-        self._alone = alone
+        self._beside_rings = beside_rings
         self._lock = threading.Lock()
         self._members: set[Member] = set()
         self._free: list[Member] = []
@@ -82,7 +85,7 @@ class Crew:
         self._stopped = False
         self._full = False
         self._short = False
-        self._held_up = 0
+        self._held_up = self._forgetting = 0
         self._calm = self._quiet = 0
         self._interval = Interval()
         self.resting = False
@@ -98,7 +101,8 @@ class Crew:
         Raises:
             OSError: not even one thread can be had (EAGAIN), or no memory for what they need.
         """
-        self._session.about_to_block = self.about_to_block
+        if not self._beside_rings:
+            self._session.about_to_block = self.about_to_block
         self._session.let_others_finish = self.let_others_finish
         self._free = [Member(self._channel.open_request()) for _ in range(_KEPT)]
         self._grow(1)
@@ -145,10 +149,12 @@ class Crew:
         requests = taken(members)
         full = not any(member.waits for member in members)
         self._interval.end()
+        forgets = any(member.forgets() for member in members)
+        self._forgetting = self._forgetting + 1 if forgets else 0
         computes = (
             self._interval.busy
             or self._interval.fast(requests, len(members))
-            or any(member.forgets() for member in members)
+            or 0 < self._forgetting < _LONGEST_FORGET_LOOKS
         )
         held_up = full and self._full and not computes
         self._held_up = self._held_up + 1 if held_up else 0
@@ -201,7 +207,7 @@ class Crew:
         if member is None:
             member = Member(self._channel.open_request())
         with self._lock:
-            if self._stopped or self._is_complete():
+            if self._stopped or len(self._members) >= _MOST + self._session.waiting():
                 self._part(member)
                 return
             self._members.add(member)
@@ -213,11 +219,6 @@ class Crew:
                 self._part(member)
                 self._wanted = max(1, len(self._members))
             raise
-
-    def _is_complete(self) -> bool:
-        """Whether there are as many as there may be."""
-        most = 1 if self._alone else _MOST + self._session.waiting()
-        return len(self._members) >= most
 
     def _part(self, member: Member) -> None:
         """One thread less, whose place is free; under the lock."""

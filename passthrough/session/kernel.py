@@ -66,7 +66,7 @@ def run(
         without_passthrough = _without_passthrough(session)
         with ending.woken() as (woken_fd, wake):
             queues = _queues(session, channel, fuse_fd, wake)
-            crew = Crew(session, channel, wake, alone=queues.in_use)
+            crew = Crew(session, channel, wake, beside_rings=queues.in_use)
             try:
                 crew.start()
                 queues.start()

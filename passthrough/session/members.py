@@ -79,7 +79,7 @@ class Interval:
         now, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
         computed = usage.ru_utime + usage.ru_stime
         elapsed = now - self._looked
-        interrupted = usage.ru_nivcsw > self._interrupted
+        interrupted = self._looked > 0 and usage.ru_nivcsw > self._interrupted
         self._unsure = LATE_LOOKS if interrupted else max(0, self._unsure - 1)
         self.busy = computed - self._computed > elapsed * _BUSY
         self.late = elapsed > 2 * LOOK_S or self._unsure > 0
@@ -93,6 +93,7 @@ class Interval:
     def forget(self) -> None:
         """There was no last look."""
         self._looked = self._computed = self._elapsed = 0.0
+        self._unsure = 0
 
 
 def taken(members: Iterable[Member]) -> int:

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from passthrough.session import abi
+from passthrough.session import abi, crew as crew_module
 from passthrough.session.abi import Opcode
 from passthrough.session.crew import _CALM_LOOKS, _KEPT, Crew
 from passthrough.session.members import _MOST_PASS_S, LOOK_S, QUIET_LOOKS, SLOW_LOOKS
@@ -410,23 +410,41 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
     assert session.done.get() == 2
 
 
-def test_who_is_alone_stays_alone(session: Hanging, channel: Queued) -> None:
-    """As beside io_uring, where the one too many would never be woken to leave."""
-    crew = Crew(cast("Session", session), channel, _nothing, alone=True)
+def test_beside_rings_it_grows_only_when_something_hangs(session: Hanging, channel: Queued) -> None:
+    """Nothing would wake one too many, so that it leaves."""
+    crew = Crew(cast("Session", session), channel, _nothing, beside_rings=True)
     crew.start()
+    session.about_to_block()
+    assert crew.size() == 1
+
     channel.waiting.put(1)
     until(lambda: crew.at_work() == 1)
-
-    for _ in range(2 * max(SLOW_LOOKS, _KEPT)):
-        crew.about_to_block()
-        time.sleep(LOOK_S)
-        crew.look()
-
+    session.about_to_block()
     assert crew.size() == 1
-    assert channel.places == _KEPT
+    channel.waiting.put(2)
+    look_until(crew, lambda: bool(session.done.qsize()))
+
+    assert session.done.get() == 2
     session.go.set()
     channel.waiting.put(None)
     until(lambda: not crew.size())
+
+
+def test_a_forget_that_hangs_holds_up_nobody_else(
+    session: Hanging, channel: Queued, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "_LONGEST_FORGET_LOOKS", 20)
+    channel.kinds[1] = Opcode.BATCH_FORGET
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+    channel.waiting.put(2)
+
+    for _ in range(10):
+        crew.look()
+    assert crew.size() == 1
+    look_until(crew, lambda: bool(session.done.qsize()))
+
+    assert session.done.get() == 2
 
 
 @pytest.mark.logs("no more threads than 0 can be had")
