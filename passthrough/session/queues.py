@@ -4,7 +4,9 @@ The kernel gives a request to the entry that was free last, so that one thread o
 all the work as long as it keeps up, on the processor where the request was made: nobody is woken
 elsewhere. The other is there for when the host holds that one up. When neither waits for requests
 any more, the main thread looks at them in short intervals, as it does at the crew of /dev/fuse. If
-it is the host that holds them up, and not the interpreter, it doubles their number.
+it is the host that holds them up, and not the interpreter, it doubles their number. What the
+process computes meanwhile may be for other processors: so it does that, too, where none of them has
+come to an end for ten looks.
 
 No thread leaves before the connection ends: an entry cannot be taken back.
 """
@@ -49,7 +51,7 @@ _START_LIMIT_S: Final = 10.0
 class _Queue:
     """One processor's threads."""
 
-    __slots__ = ("full", "held_up", "members", "processor", "size")
+    __slots__ = ("full", "held_up", "members", "processor", "size", "stuck")
 
     def __init__(self, processor: int) -> None:
         self.processor = processor
@@ -61,6 +63,8 @@ class _Queue:
         """Whether none waited for a request when they were looked at."""
         self.held_up = 0
         """For how many looks in a row the host has held all of them up."""
+        self.stuck = 0
+        """For how many looks in a row none of them has come to an end, whatever others do."""
 
     def all_at_work(self) -> bool:
         """Whether none waits for a request."""
@@ -160,11 +164,13 @@ class Queues:
             computes = self._interval.busy or self._interval.fast(requests, len(queue.members))
             held_up = full and queue.full and not starting and not computes
             queue.held_up = queue.held_up + 1 if held_up else 0
+            queue.stuck = queue.stuck + 1 if full and not requests and not starting else 0
             if requests:
                 if queue.held_up >= SLOW_LOOKS and queue.size < ENOUGH_FOR_SLOW:
                     queue.held_up = 0
                     self._grow(queue, _log_failure)
-            elif queue.held_up >= enough:
+            elif queue.held_up >= enough or queue.stuck >= SLOW_LOOKS:
+                queue.stuck = 0
                 for _ in range(queue.size):
                     self._grow(queue, _log_failure)
             queue.full = full

@@ -22,6 +22,13 @@ LIMIT_S = 60.0
 SOON_S = 10.0
 HUNG = 7
 LOOK = "import os, sys; os.sched_setaffinity(0, {0}); os.stat(sys.argv[1])"
+# Nearly all of the time that this takes is the worker's.
+LIST = """
+import os, sys
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+while True:
+    os.listdir(sys.argv[1])
+"""
 
 
 @pytest.fixture
@@ -65,6 +72,21 @@ def _look(path: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@contextlib.contextmanager
+def _at_work(served: Mounted) -> Iterator[None]:
+    """Somebody who lists many names again and again, on the last processor."""
+    many = served.source / "many"
+    many.mkdir()
+    for number in range(3_000):
+        (many / str(number)).touch()
+    listing = [sys.executable, "-S", "-c", LIST, str(served.mountpoint / "many")]
+    with subprocess.Popen(listing) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def threads(served: Mounted) -> int:
     return len(os.listdir(f"/proc/{served.worker_pid}/task"))
 
@@ -106,9 +128,13 @@ def test_many_callers_at_once(base: Path) -> None:
             assert (served.source / str(number) / "large").read_bytes() == content
 
 
-def test_callers_that_hang_hold_up_nobody_else(base: Path, hung: list[str]) -> None:
+@pytest.mark.parametrize("busy", [False, True], ids=["", "others at work"])
+def test_callers_that_hang_hold_up_nobody_else(base: Path, hung: list[str], *, busy: bool) -> None:
     """All of one processor, while its queue has fewer entries than there are who hang."""
-    with volume(base) as served:
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(volume(base))
+        if busy:
+            stack.enter_context(_at_work(served))
         path = served.mountpoint / "file"
         path.write_text("content")
         first = threads(served)
