@@ -47,6 +47,7 @@ STOP, KILL = signal.SIGTERM, signal.SIGKILL
 # plugin and starts it anew, whatever uses it, and has nothing to do with a service's mounts but by
 # its containers.
 ENDINGS = [
+    ("managed", Ending(live_restore=False, running=False, signal=STOP)),
     ("managed", Ending(live_restore=False, running=True, signal=STOP)),
     ("managed", Ending(live_restore=False, running=True, signal=KILL)),
     ("managed", Ending(live_restore=True, running=False, signal=STOP)),
