@@ -157,8 +157,7 @@ class Driver:
                 await self._keeper.mount(self._order(volume, turn))
                 volume.last_error = volume.source_error = ""
                 references = volume.references_with(request.id)
-                served = self._keeper.served(volume.name)
-                await trio.to_thread.run_sync(self._registry.use, volume.name, references, served)
+                await self._record(volume, references)
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))
@@ -255,11 +254,15 @@ class Driver:
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
 
+    async def _record(self, volume: Volume, references: Counter[str]) -> None:
+        """Write who uses *volume*, and by which mounts, for the next plugin."""
+        served = self._keeper.served(volume.name)
+        await trio.to_thread.run_sync(self._registry.use, volume.name, references, served)
+
     async def _give_back(self, volume: Volume, references: Counter[str], turn: Turn) -> None:
         """Go on with those users of *volume* that *references* leaves."""
         if references != volume.references:
-            served = self._keeper.served(volume.name)
-            await trio.to_thread.run_sync(self._registry.use, volume.name, references, served)
+            await self._record(volume, references)
             volume.references = references
         await self._release(volume, turn)
 
