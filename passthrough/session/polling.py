@@ -6,6 +6,9 @@ next request it wants. Nothing tells the two apart beforehand. So both ways are 
 for a moment each, and the better one is kept for a while: the one that serves more requests a
 second, by a greater factor than that of the processor time that each of them takes.
 
+Who asks gives way in between, for the caller may wait for this very processor. If somebody else
+does, it is gone for milliseconds, and so for everybody who has requests. Then asking ends at once.
+
 Only poll(2) can ask: read(2) goes by O_NONBLOCK, which belongs to everybody who has the descriptor.
 """
 
@@ -17,6 +20,8 @@ from typing import Final, NamedTuple
 
 # How long a thread asks after its last request.
 _LIMIT_NS: Final = 75_000
+# Who gave way for longer did so to somebody else's computing: a caller under load asks before.
+_GIVEN_AWAY_NS: Final = 500_000
 # The main thread's looks (crew.LOOK_S) that make one trial, and how many requests are a load.
 _LOOKS: Final = 4
 _LOAD: Final = 40
@@ -74,7 +79,9 @@ class Polling:
         try:
             end = time.perf_counter_ns() + _LIMIT_NS
             while not self._poll.poll(0) and time.perf_counter_ns() < end:
-                os.sched_yield()  # to the caller, if it waits for this very processor
+                os.sched_yield()
+            if time.perf_counter_ns() > end + _GIVEN_AWAY_NS:
+                self.on = False
         finally:
             self._turn.release()
 
@@ -97,7 +104,9 @@ class Polling:
 
     def judge(self, trial: Trial) -> None:
         """Take what has happened since the last call into account."""
-        if trial.requests < _LOAD:
+        if self._without is not None and not self.on:  # it was tried, and found out while asking
+            self._keep_off()
+        elif trial.requests < _LOAD:
             self._left = 0 if self.on else self._left
             self.on, self._without, self._agreeing = False, None, 0
         elif self._left:
@@ -113,8 +122,12 @@ class Polling:
             if self.on:
                 self._settle(_BELIEVED)
         else:
-            self.on, self._without = False, None
-            self._settle(min(2 * self._believed, _MOST_BELIEVED))
+            self._keep_off()
+
+    def _keep_off(self) -> None:
+        """It did not pay: leave it for twice as long as the last time."""
+        self.on, self._without = False, None
+        self._settle(min(2 * self._believed, _MOST_BELIEVED))
 
     def _settle(self, believed: int) -> None:
         """Leave it as it is for so many times the length of a trial."""

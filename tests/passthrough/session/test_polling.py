@@ -1,5 +1,6 @@
 """When it is worth to ask for the next request before sleeping, and how long."""
 
+import os
 import socket
 import time
 
@@ -68,6 +69,43 @@ def test_what_did_not_pay_is_left_alone_until_then(polling: Polling) -> None:
     assert told(polling, FAST, SLOW) == [True, False]
     assert told(polling, *[FAST] * 4 * _BELIEVED) == [False] * 4 * _BELIEVED
     assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+
+
+def test_who_gave_a_processor_away_asks_no_more(
+    polling: Polling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time costs everybody milliseconds where another program computes."""
+    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.002))
+    assert told(polling, SLOW) == [True]
+
+    polling.wait()
+
+    assert not polling.on
+    assert told(polling, FEW, *[SLOW] * 2 * _BELIEVED) == [False] * (1 + 2 * _BELIEVED)
+    assert told(polling, SLOW) == [True]
+
+
+def test_also_where_it_had_paid(polling: Polling, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(polling, SLOW, FAST, SLOW, FAST, FAST) == [True, False, True, True, True]
+    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.002))
+
+    polling.wait()
+
+    assert not polling.on
+    left = _BELIEVED - 1
+    assert told(polling, *[FAST] * left) == [False] * left
+    assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+
+
+def test_to_give_way_to_nobody_changes_nothing(
+    polling: Polling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_yield", lambda: None)
+    assert told(polling, SLOW) == [True]
+
+    polling.wait()
+
+    assert told(polling, FAST, SLOW, FAST) == [False, True, True]
 
 
 def looked(polling: Polling) -> None:
