@@ -47,6 +47,7 @@ SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
 CAP_FSETID: Final = 4
 
 _AT_FDCWD: Final = -100
+_TIMES: Final = struct.Struct("@llll")  # two times struct timespec, utimensat(2)
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 # statx(2): what is asked for, and where struct statx has it
@@ -80,12 +81,6 @@ _OPENAT2_WORD: Final = ctypes.c_long(_SYS_OPENAT2)
 _BESIDE_HOW: Final = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_NO_XDEV)
 _BESIDE: Final = ctypes.byref(_BESIDE_HOW)
 _BESIDE_SIZE: Final = ctypes.c_size_t(ctypes.sizeof(_BESIDE_HOW))
-
-
-class _Timespec(ctypes.Structure):
-    """struct timespec, utimensat(2)."""
-
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
 class _HandleAnswer(ctypes.Structure):
@@ -134,7 +129,6 @@ _libc.renameat2.argtypes = (
 )
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
-_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.syscall.restype = ctypes.c_long
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -142,8 +136,6 @@ _libc_held.setfsuid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsuid.restype = ctypes.c_uint
 _libc_held.setfsgid.argtypes = (ctypes.c_uint,)
 _libc_held.setfsgid.restype = ctypes.c_uint
-_libc_held.capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-_libc_held.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _libc_held.name_to_handle_at.argtypes = (
     ctypes.c_int,
     ctypes.c_char_p,
@@ -262,8 +254,7 @@ def utimensat(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> No
     Raises:
         OSError: as the kernel reports it.
     """
-    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
-    if _libc.utimensat(_AT_FDCWD, path, times, 0) < 0:
+    if _libc.utimensat(_AT_FDCWD, path, _TIMES.pack(*atime, *mtime), 0) < 0:
         raise _failed(path)
 
 
