@@ -4,7 +4,8 @@ As long as the host answers at once, one thread serves best: it finds the next r
 sleeps less, and need not share the interpreter. More are there for the host's sake. The main thread
 looks at the crew in short intervals while there is work. Where nobody waits for requests, because
 all are held up by the host and not by the interpreter, it enlarges the crew; a handler that is
-about to wait for a disk says so before (`about_to_block`). Who is not needed any more leaves. So a
+about to wait for a disk says so before (`about_to_block`): somebody takes over, and who comes back
+leaves, so that no two take turns where one is enough. Who is not needed any more leaves. So a
 system call that hangs holds up its own caller, and everybody else for two intervals at most, or
 for six where others have the processors: a thread that waits for one looks much like that.
 
@@ -13,6 +14,8 @@ one, and when nothing happens the kernel is asked for one that wants no answer (
 When the session stops, its threads are left there, and what they may still be given they do not
 touch: that request is as good as never taken, and the kernel sends it again to a successor, or
 fails it with the connection.
+
+Who leaves is in reserve for a while, to be called back for a fraction of what a new thread costs.
 
 A thread's few objects are made once and go from the one who leaves to the next who comes. Made
 anew, they would lie among what a walk through a million files has filled the memory with, and each
@@ -51,6 +54,8 @@ _CALM_LOOKS: Final = 20
 _LONGEST_FORGET_LOOKS: Final = 200
 # The places that are made at the start, and kept.
 _KEPT: Final = 4
+# So many threads are in reserve, at most.
+_RESERVE: Final = 2
 
 
 class Crew:
@@ -81,6 +86,7 @@ class Crew:
         self._lock = threading.Lock()
         self._members: set[Member] = set()
         self._free: list[Member] = []
+        self._reserve: list[Member] = []
         self._wanted = 1
         self._stopped = False
         self._full = False
@@ -114,6 +120,7 @@ class Crew:
         with self._lock:
             self._stopped = True
             self._wanted = 0
+        self._dismiss()
 
     def at_work(self) -> int:
         """How many requests are being handled."""
@@ -129,15 +136,17 @@ class Crew:
         Not to be called while acting as somebody else: a new thread is like the one that starts it.
         """
         if self.at_work() == len(self._members):
-            self._grow(1)
+            self._join(stays=False)
 
     def let_others_finish(self, request: Request) -> bool:
         """Wait until what other threads took before *request* is done, or longer than usual.
 
         Returns:
-            Whether there were others at all.
+            Whether there were others at all; one who has just left counts.
         """
-        if len(self._members) == 1:
+        with self._lock:
+            alone = len(self._members) == 1 and not self._reserve
+        if alone:
             return False
         let_finish(tuple(self._members), request)
         return True
@@ -179,6 +188,7 @@ class Crew:
         too_many = len(self._members) - self._wanted
         if too_many > 0 and self._session.nudge(too_many):
             return
+        self._dismiss()
         self._interval.forget()
         self._channel.rest()
         self._session.rest()
@@ -186,46 +196,82 @@ class Crew:
         if self.at_work():  # one may have been taken before it could be seen that nobody looks
             self.resting = False
 
+    def _dismiss(self) -> None:
+        """Have those in reserve end."""
+        with self._lock:
+            reserve, self._reserve = self._reserve, []
+        for member in reserve:
+            member.called.release()
+
     def _grow(self, count: int) -> None:
+        """So many threads more, until they are found not to be needed."""
         for _ in range(count):
-            try:
-                self._join()
-            except (OSError, RuntimeError) as error:  # the machine has no memory, or no thread
-                if not self._short:
-                    self._short = True
-                    log.warning("no more threads than %d can be had: %s", self.size(), error)
+            if not self._join(stays=True):
                 return
 
-    def _join(self) -> None:
-        """One thread more, if there may be one.
+    def _join(self, *, stays: bool) -> bool:
+        """One thread more, of the reserve or a new one, if there may be one; whether it was had.
+
+        Unless it *stays*, the next one leaves who finds somebody else waiting for requests.
+        """
+        with self._lock:
+            if not self._has_room():
+                return False
+            if self._reserve:
+                member = self._reserve.pop()
+                self._add(member, stays=stays)
+                member.called.release()
+                return True
+            place = self._free.pop() if self._free else None
+        try:
+            self._start(place or Member(self._channel.open_request()), stays=stays)
+        except (OSError, RuntimeError) as error:  # the machine has no memory, or no thread
+            if not self._short:
+                self._short = True
+                log.warning("no more threads than %d can be had: %s", self.size(), error)
+            return False
+        return True
+
+    def _start(self, member: Member, *, stays: bool) -> None:
+        """Have a new thread take the place of *member*, if there still may be one.
 
         Raises:
             OSError, RuntimeError: it cannot be had.
         """
         with self._lock:
-            member = self._free.pop() if self._free else None
-        if member is None:
-            member = Member(self._channel.open_request())
-        with self._lock:
-            if self._stopped or len(self._members) >= _MOST + self._session.waiting():
+            if not self._has_room():
                 self._part(member)
                 return
-            self._members.add(member)
-            self._wanted = len(self._members)
+            self._add(member, stays=stays)
         try:
             _thread.start_new_thread(self._begin, member.alone)
         except BaseException:
             with self._lock:
                 self._part(member)
-                self._wanted = max(1, len(self._members))
+                self._wanted = max(1, min(self._wanted, len(self._members)))
             raise
 
+    # Under the lock
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more."""
+        return not self._stopped and len(self._members) < _MOST + self._session.waiting()
+
+    def _add(self, member: Member, *, stays: bool) -> None:
+        """One thread more."""
+        member.waits = True
+        self._members.add(member)
+        if stays:
+            self._wanted = len(self._members)
+
     def _part(self, member: Member) -> None:
-        """One thread less, whose place is free; under the lock."""
+        """One thread less, whose place is free."""
         self._members.discard(member)
         member.request.clear()
         if len(self._free) < _KEPT:
             self._free.append(member)
+
+    # In each thread
 
     def _work(self, me: Member) -> None:
         try:
@@ -263,9 +309,15 @@ class Crew:
                 self._wake()
 
     def _leaves(self, me: Member) -> bool:
-        """Whether there are still more than are wanted, and this one leaves."""
+        """Whether others are enough, or nothing is to come, and nobody calls this one back."""
         with self._lock:
-            too_many = len(self._members) > self._wanted
-            if too_many:
-                self._members.discard(me)
-        return too_many
+            enough = len(self._members) > self._wanted and any(m.waits for m in self._members)
+            if not (enough or self._stopped):
+                return False
+            self._members.discard(me)
+            if self._stopped or len(self._reserve) >= _RESERVE:
+                return True
+            me.request.clear()
+            self._reserve.append(me)
+        me.called.acquire()
+        return me not in self._members

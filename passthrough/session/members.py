@@ -1,6 +1,7 @@
 """One thread's place among those that serve, and what the main thread can tell by looking at it."""
 
 import resource
+import threading
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -35,12 +36,15 @@ class Member:
     The thread changes the fields without a lock; each change is one step for the interpreter.
     """
 
-    __slots__ = ("alone", "count", "request", "seen", "waits")
+    __slots__ = ("alone", "called", "count", "request", "seen", "waits")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         """What it works at."""
         self.alone = (self,)
+        self.called = threading.Lock()
+        """Released by who calls a thread back from the reserve, or has it end there."""
+        self.called.acquire()
         self.waits = True
         """Whether it waits for a request."""
         self.count = 0

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
 from passthrough.session import abi, crew as crew_module
 from passthrough.session.abi import Opcode
-from passthrough.session.crew import _CALM_LOOKS, _KEPT, Crew
+from passthrough.session.crew import _CALM_LOOKS, _KEPT, _RESERVE, Crew
 from passthrough.session.members import _MOST_PASS_S, LOOK_S, QUIET_LOOKS, SLOW_LOOKS
 from passthrough.session.request import Request
 from passthrough.session.session import Session
@@ -126,6 +127,7 @@ def crew(session: Hanging, channel: Queued, woken: threading.Event) -> Iterator[
     session.go.set()
     channel.waiting.put(None)
     until(lambda: not crew.size())
+    crew.stop()  # for those in reserve
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -306,6 +308,68 @@ def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
         crew.look()
 
     assert crew.size() == 1
+
+
+def test_who_comes_back_leaves_it_to_who_took_over(
+    session: Hanging, channel: Queued, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two who take turns cost twice as much as one; and who has left is called back."""
+    start = Mock(wraps=_thread.start_new_thread)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    for unique in range(1, 41, 2):
+        session.go.clear()
+        channel.waiting.put(unique)
+        until(lambda: crew.at_work() == 1)
+        crew.about_to_block()
+        assert crew.size() == 2
+        channel.waiting.put(unique + 1)  # which the one who took over stays for
+        assert session.done.get(timeout=LIMIT_S) == unique + 1
+        until(lambda: crew.at_work() == 1)
+        assert crew.size() == 2
+
+        session.go.set()
+
+        assert session.done.get(timeout=LIMIT_S) == unique
+        until(lambda: crew.size() == 1)
+        until(lambda: not crew.at_work())
+    start.assert_called_once()
+    assert crew.let_others_finish(channel.open_request())  # who left may have had a lock
+
+    look_until(crew, lambda: crew.resting)  # now those in reserve have left, too
+
+    assert not crew.let_others_finish(channel.open_request())
+    until(lambda: len(crew._free) == _KEPT - 1)
+
+
+def test_no_more_than_a_few_are_in_reserve(session: Hanging, channel: Queued, crew: Crew) -> None:
+    for count in range(1, 9):
+        channel.waiting.put(2 * count + 1)
+        until(lambda count=count: crew.at_work() == count)  # type: ignore[misc]
+        crew.about_to_block()
+    assert crew.size() == 9
+
+    session.go.set()
+
+    until(lambda: crew.size() == 1)
+    until(lambda: session.done.qsize() == 8)
+    assert len(crew._reserve) == _RESERVE
+    channel.waiting.put(2)
+    until(lambda: session.done.qsize() == 9)
+
+
+def test_those_in_reserve_end_with_the_session(
+    session: Hanging, channel: Queued, crew: Crew
+) -> None:
+    channel.waiting.put(1)
+    until(lambda: crew.at_work() == 1)
+    crew.about_to_block()
+    session.go.set()
+    until(lambda: crew.size() == 1)
+    free = len(crew._free)
+
+    crew.stop()
+
+    until(lambda: len(crew._free) == free + 1)
 
 
 def test_those_who_come_take_the_places_of_those_who_left(
