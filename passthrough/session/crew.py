@@ -4,8 +4,8 @@ As long as the host answers at once, one thread serves best: it finds the next r
 sleeps less, and need not share the interpreter. More are there for the host's sake. The main thread
 looks at the crew in short intervals while there is work. Where nobody waits for requests, because
 all are held up by the host and not by the interpreter, it enlarges the crew; a handler that is
-about to wait for a disk says so before (`about_to_block`): somebody takes over, and who comes back
-leaves, so that no two take turns where one is enough. Who is not needed any more leaves. So a
+about to wait for a disk says so before (`about_to_block`): somebody takes over, and whichever of
+the two finds the other one waiting leaves, so that no two take turns where one is enough. So a
 system call that hangs holds up its own caller, and everybody else for two intervals at most, or
 for six where others have the processors: a thread that waits for one looks much like that.
 
@@ -15,7 +15,8 @@ When the session stops, its threads are left there, and what they may still be g
 touch: that request is as good as never taken, and the kernel sends it again to a successor, or
 fails it with the connection.
 
-Who leaves is in reserve for a while, to be called back for a fraction of what a new thread costs.
+A few of those who leave are in reserve until nothing happens, to be called back for a fraction of
+what a new thread costs.
 
 A thread's few objects are made once and go from the one who leaves to the next who comes. Made
 anew, they would lie among what a walk through a million files has filled the memory with, and each
@@ -54,14 +55,15 @@ _CALM_LOOKS: Final = 20
 _LONGEST_FORGET_LOOKS: Final = 200
 # The places that are made at the start, and kept.
 _KEPT: Final = 4
-# So many threads are in reserve, at most.
-_RESERVE: Final = 2
+# So many threads are in reserve, at most: callers who sync at once come back at once.
+_RESERVE: Final = 8
 
 
 class Crew:
     """The threads that serve one session.
 
     Members change their own fields without a lock; each change is one step for the interpreter.
+    Those in reserve are no members.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Crew:
         return sum(not member.waits for member in tuple(self._members))
 
     def size(self) -> int:
-        """How many threads there are."""
+        """How many threads serve."""
         return len(self._members)
 
     def about_to_block(self) -> None:
@@ -142,12 +144,11 @@ class Crew:
         """Wait until what other threads took before *request* is done, or longer than usual.
 
         Returns:
-            Whether there were others at all; one who has just left counts.
+            Whether there were others. If not, what was taken before is done.
         """
-        with self._lock:
-            alone = len(self._members) == 1 and not self._reserve
-        if alone:
+        if len(self._members) == 1:
             return False
+        self.about_to_block()
         let_finish(tuple(self._members), request)
         return True
 
@@ -224,15 +225,14 @@ class Crew:
                 return True
             place = self._free.pop() if self._free else None
         try:
-            self._start(place or Member(self._channel.open_request()), stays=stays)
+            return self._start(place or Member(self._channel.open_request()), stays=stays)
         except (OSError, RuntimeError) as error:  # the machine has no memory, or no thread
             if not self._short:
                 self._short = True
                 log.warning("no more threads than %d can be had: %s", self.size(), error)
             return False
-        return True
 
-    def _start(self, member: Member, *, stays: bool) -> None:
+    def _start(self, member: Member, *, stays: bool) -> bool:
         """Have a new thread take the place of *member*, if there still may be one.
 
         Raises:
@@ -241,15 +241,16 @@ class Crew:
         with self._lock:
             if not self._has_room():
                 self._part(member)
-                return
+                return False
             self._add(member, stays=stays)
         try:
             _thread.start_new_thread(self._begin, member.alone)
         except BaseException:
             with self._lock:
                 self._part(member)
-                self._wanted = max(1, min(self._wanted, len(self._members)))
+                self._wanted = min(self._wanted, max(1, len(self._members)))
             raise
+        return True
 
     # Under the lock
 
@@ -311,7 +312,8 @@ class Crew:
     def _leaves(self, me: Member) -> bool:
         """Whether others are enough, or nothing is to come, and nobody calls this one back."""
         with self._lock:
-            enough = len(self._members) > self._wanted and any(m.waits for m in self._members)
+            serving = len(self._members) - self._session.waiting()
+            enough = serving > self._wanted and any(member.waits for member in self._members)
             if not (enough or self._stopped):
                 return False
             self._members.discard(me)

@@ -46,7 +46,7 @@ class Member:
         """Released by who calls a thread back from the reserve, or has it end there."""
         self.called.acquire()
         self.waits = True
-        """Whether it waits for a request."""
+        """Whether it waits for a request, or is just about to."""
         self.count = 0
         """How many requests it has taken."""
         self.seen = 0

@@ -56,7 +56,7 @@ class Polling:
     def __init__(self, fd: int) -> None:
         """Ask for requests on *fd*, which is borrowed; not yet."""
         self.on = False
-        """Whether `wait` is worth calling."""
+        """Whether `wait` is worth calling; any thread may find that it is not."""
         self.received = 0
         """How many requests there were; for threads to count up."""
         self._poll = select.poll()
@@ -72,7 +72,8 @@ class Polling:
     def wait(self) -> None:
         """Return when there is a request, or none has come for a moment.
 
-        One thread at a time: the others can as well sleep.
+        One thread at a time: the others can as well sleep. If the processor was gone meanwhile,
+        or the interpreter, there will be no asking for a while.
         """
         if not self._turn.acquire(blocking=False):
             return
@@ -104,8 +105,9 @@ class Polling:
 
     def judge(self, trial: Trial) -> None:
         """Take what has happened since the last call into account."""
-        if self._without is not None and not self.on:  # it was tried, and found out while asking
-            self._keep_off()
+        if self._without is not None and not self.on:  # it was being tried, and `wait` ended it
+            self._without = None
+            self._settle(self._believed)
         elif trial.requests < _LOAD:
             self._left = 0 if self.on else self._left
             self.on, self._without, self._agreeing = False, None, 0

@@ -34,7 +34,7 @@ def setlk(session: Session, request: Request) -> bytes:
             changed = _setlk(session, request)
         except BlockingIOError:
             if not session.let_others_finish(request):
-                raise
+                break
         else:
             return _taken(session, request, changed=changed)
     return _taken(session, request, changed=_setlk(session, request))

@@ -5,6 +5,8 @@ import errno
 import fcntl
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +31,20 @@ def base() -> Iterator[Path]:
 def volume(base: Path, **options: str) -> Iterator[Mounted]:
     with mounted(base, {"session": "kernel"} | options) as served, served.limited(LIMIT_S):
         yield served
+
+
+@contextlib.contextmanager
+def syncing(path: Path) -> Iterator[None]:
+    """A process that brings *path* to stable storage again and again meanwhile."""
+    path.touch()
+    program = "import os, sys\nwhile True: os.fsync(0)"
+    with (
+        path.open("rb") as file,
+        subprocess.Popen([sys.executable, "-c", program], stdin=file) as one,
+    ):
+        yield
+        assert one.poll() is None
+        one.kill()
 
 
 def count(database: Path, steps: int) -> None:
@@ -125,18 +141,16 @@ def test_a_lock_is_gone_for_the_next_caller_when_its_file_is_closed(base: Path) 
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.touch()
-        for _ in range(4):  # so that there are several threads
-            with path.open("wb") as file:
-                os.fsync(file.fileno())
         refused = 0
-        for _ in range(rounds):
-            first, second = (os.open(path, os.O_RDWR) for _ in range(2))
-            fcntl.flock(first, fcntl.LOCK_EX)
-            os.close(first)
-            try:
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                refused += 1
-            os.close(second)
+        with syncing(served.mountpoint / "other"):  # so that there are several threads
+            for _ in range(rounds):
+                first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+                fcntl.flock(first, fcntl.LOCK_EX)
+                os.close(first)
+                try:
+                    fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    refused += 1
+                os.close(second)
 
     assert refused == 0

@@ -71,23 +71,30 @@ def test_what_did_not_pay_is_left_alone_until_then(polling: Polling) -> None:
     assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
 
 
+def giving_way_takes(nanoseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have time pass while somebody gives way, and at no other moment."""
+    given_way: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: given_way.append(None))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: len(given_way) * nanoseconds)
+
+
 def test_who_gave_a_processor_away_asks_no_more(
     polling: Polling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time costs everybody milliseconds where another program computes."""
-    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.002))
+    giving_way_takes(2_000_000, monkeypatch)
     assert told(polling, SLOW) == [True]
 
     polling.wait()
 
     assert not polling.on
-    assert told(polling, FEW, *[SLOW] * 2 * _BELIEVED) == [False] * (1 + 2 * _BELIEVED)
+    assert told(polling, FEW, *[SLOW] * _BELIEVED) == [False] * (1 + _BELIEVED)
     assert told(polling, SLOW) == [True]
 
 
 def test_also_where_it_had_paid(polling: Polling, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(polling, SLOW, FAST, SLOW, FAST, FAST) == [True, False, True, True, True]
-    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.002))
+    giving_way_takes(2_000_000, monkeypatch)
 
     polling.wait()
 
@@ -100,7 +107,7 @@ def test_also_where_it_had_paid(polling: Polling, monkeypatch: pytest.MonkeyPatc
 def test_to_give_way_to_nobody_changes_nothing(
     polling: Polling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_yield", lambda: None)
+    giving_way_takes(1_000, monkeypatch)
     assert told(polling, SLOW) == [True]
 
     polling.wait()
