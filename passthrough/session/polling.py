@@ -124,12 +124,8 @@ class Polling:
             if self.on:
                 self._settle(_BELIEVED)
         else:
-            self._keep_off()
-
-    def _keep_off(self) -> None:
-        """It did not pay: leave it for twice as long as the last time."""
-        self.on, self._without = False, None
-        self._settle(min(2 * self._believed, _MOST_BELIEVED))
+            self.on, self._without = False, None
+            self._settle(min(2 * self._believed, _MOST_BELIEVED))
 
     def _settle(self, believed: int) -> None:
         """Leave it as it is for so many times the length of a trial."""
