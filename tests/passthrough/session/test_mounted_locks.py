@@ -42,9 +42,11 @@ def syncing(path: Path) -> Iterator[None]:
         path.open("rb") as file,
         subprocess.Popen([sys.executable, "-c", program], stdin=file) as one,
     ):
-        yield
-        assert one.poll() is None
-        one.kill()
+        try:
+            yield
+            assert one.poll() is None
+        finally:
+            one.kill()
 
 
 def count(database: Path, steps: int) -> None:
