@@ -147,6 +147,13 @@ def look_until(crew: Crew, condition: Callable[[], bool]) -> None:
     until(looked)
 
 
+def hang(crew: Crew, channel: Queued, unique: int = 1) -> None:
+    """Have one more thread at work that comes to no end until it is let go."""
+    wanted = crew.at_work() + 1
+    channel.waiting.put(unique)
+    until(lambda: crew.at_work() == wanted)
+
+
 def test_one_thread_serves_as_long_as_nothing_hangs(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
@@ -174,8 +181,7 @@ def test_callers_that_hang_hold_up_nobody_else(
 def test_who_is_about_to_wait_has_somebody_take_over_at_once(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
 
     session.about_to_block()
     channel.waiting.put(2)
@@ -188,8 +194,7 @@ def test_one_who_gives_way_waits_for_what_others_have_in_hand(
 ) -> None:
     mine = channel.open_request()
     assert not crew.let_others_finish(mine)  # there are none
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
     crew.about_to_block()
     begun = time.monotonic()
     assert crew.let_others_finish(mine)  # who takes longer than one can wait
@@ -208,12 +213,9 @@ def test_one_who_gives_way_waits_for_what_others_have_in_hand(
 def test_who_gives_way_has_somebody_take_over(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    for unique in (1, 3):
-        channel.waiting.put(unique)
-        until(lambda: not channel.waiting.qsize())
-        until(lambda unique=unique: crew.at_work() == (unique + 1) // 2)  # type: ignore[misc]
-        if unique == 1:
-            crew.about_to_block()
+    hang(crew, channel, 1)
+    crew.about_to_block()
+    hang(crew, channel, 3)
     assert crew.size() == 2
     channel.waiting.put(2)
 
@@ -302,8 +304,7 @@ def test_a_host_that_is_slow_gets_more_threads_but_not_at_once(
 
 def test_who_serves_many_requests_is_not_held_up(channel: Queued, crew: Crew) -> None:
     """It is at work at each look, and computes little: others have the processors."""
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
     (member,) = crew._members
 
     for _ in range(3 * SLOW_LOOKS):
@@ -316,8 +317,7 @@ def test_who_serves_many_requests_is_not_held_up(channel: Queued, crew: Crew) ->
 
 def test_a_long_forget_is_nobody_who_hangs(channel: Queued, crew: Crew) -> None:
     channel.kinds[1] = Opcode.BATCH_FORGET
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
 
     for _ in range(10):
         time.sleep(LOOK_S)
@@ -334,8 +334,7 @@ def test_who_comes_back_leaves_it_to_who_took_over(
     monkeypatch.setattr(_thread, "start_new_thread", start)
     for unique in range(1, 41, 2):
         session.go.clear()
-        channel.waiting.put(unique)
-        until(lambda: crew.at_work() == 1)
+        hang(crew, channel, unique)
         crew.about_to_block()
         assert crew.size() == 2
         channel.waiting.put(unique + 1)  # which the one who took over stays for
@@ -358,8 +357,7 @@ def test_who_comes_back_leaves_it_to_who_took_over(
 def test_no_more_than_a_few_are_in_reserve(session: Hanging, channel: Queued, crew: Crew) -> None:
     waiting = _RESERVE + 3
     for count in range(1, waiting + 1):
-        channel.waiting.put(2 * count + 1)
-        until(lambda count=count: crew.at_work() == count)  # type: ignore[misc]
+        hang(crew, channel, 2 * count + 1)
         crew.about_to_block()
     assert crew.size() == waiting + 1
 
@@ -375,8 +373,7 @@ def test_no_more_than_a_few_are_in_reserve(session: Hanging, channel: Queued, cr
 def test_those_in_reserve_end_with_the_session(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
     crew.about_to_block()
     session.go.set()
     until(lambda: crew.size() == 1)
@@ -391,8 +388,7 @@ def test_those_who_come_take_the_places_of_those_who_left(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
     for _ in range(2 * _KEPT):
-        channel.waiting.put(1)
-        until(lambda: crew.at_work() == 1)
+        hang(crew, channel)
         crew.about_to_block()
         session.go.set()
         look_until(crew, lambda: crew.size() == 1 and crew.resting)
@@ -430,8 +426,7 @@ def test_the_end_is_told(channel: Queued, crew: Crew, woken: threading.Event) ->
 def test_who_has_stopped_touches_nothing_any_more(
     session: Hanging, channel: Queued, crew: Crew, woken: threading.Event
 ) -> None:
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
     crew.about_to_block()
 
     crew.stop()
@@ -448,8 +443,7 @@ def test_who_has_stopped_touches_nothing_any_more(
 def test_who_has_stopped_takes_no_further_request(
     session: Hanging, channel: Queued, crew: Crew
 ) -> None:
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
 
     crew.stop()
     channel.waiting.put(2)
@@ -472,8 +466,7 @@ def test_a_machine_without_more_threads_is_served_with_those_there_are(
         raise error
 
     for count in range(1, _KEPT + 1):
-        channel.waiting.put(2 * count + 1)
-        until(lambda count=count: crew.at_work() == count)  # type: ignore[misc]
+        hang(crew, channel, 2 * count + 1)
         if count < _KEPT:
             crew.about_to_block()
     with monkeypatch.context() as patched:
@@ -497,8 +490,7 @@ def test_beside_rings_it_grows_only_when_something_hangs(session: Hanging, chann
     session.about_to_block()
     assert crew.size() == 1
 
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
     session.about_to_block()
     assert crew.size() == 1
     channel.waiting.put(2)
@@ -515,8 +507,7 @@ def test_a_forget_that_hangs_holds_up_nobody_else(
 ) -> None:
     monkeypatch.setattr(crew_module, "_LONGEST_FORGET_LOOKS", 20)
     channel.kinds[1] = Opcode.BATCH_FORGET
-    channel.waiting.put(1)
-    until(lambda: crew.at_work() == 1)
+    hang(crew, channel)
     channel.waiting.put(2)
 
     for _ in range(10):
