@@ -7,6 +7,7 @@ from typing import Final
 from passthrough.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
+from passthrough.session.channel import MAX_WRITE
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
@@ -49,7 +50,9 @@ def _copied(session: Session, request: Request) -> int:
     if request.opcode == Opcode.COPY_FILE_RANGE:
         length = min(length, _WORD_BITS)
     fs, clear = session.fs, _clears(session, request)
-    session.about_to_block()
+    # The kernel has cut it to what the file has. READ and WRITE of as much do not say so either.
+    if length > MAX_WRITE:
+        session.about_to_block()
     return fs.copy_file_range(
         *(handle or fs.unopened(request.nodeid), offset),
         *(to or fs.unopened(number), to_offset, length),

@@ -242,6 +242,28 @@ def test_reading_and_writing(
     assert kernel.ask(Opcode.READ, READ.pack(handle, 0, 1, 0, 0, 0), number).error == errno.EBADF
 
 
+@pytest.mark.parametrize(
+    ("opcode", "body", "is_said"),
+    [
+        (Opcode.FSYNC, wire.FSYNC_IN.pack(0, 0), True),
+        (Opcode.SYNCFS, bytes(wire.SYNCFS_IN.size), True),
+        (Opcode.FALLOCATE, wire.FALLOCATE_IN.pack(0, 0, 10, 0), True),
+        (Opcode.COPY_FILE_RANGE_64, wire.COPY_FILE_RANGE_IN.pack(0, 0, 2, 0, 0, 1 << 21, 0), True),
+        (Opcode.COPY_FILE_RANGE_64, wire.COPY_FILE_RANGE_IN.pack(0, 0, 2, 0, 0, 1 << 20, 0), False),
+        (Opcode.WRITE, wire.WRITE_IN.pack(0, 0, 0, 0, 0, 0), False),
+    ],
+)
+def test_who_is_about_to_wait_for_the_disk_says_so_first(
+    kernel: Kernel, opcode: Opcode, body: bytes, *, is_said: bool
+) -> None:
+    said: list[str] = []
+    kernel.session.about_to_block = lambda: said.append("about to block")
+
+    kernel.ask(opcode, body)
+
+    assert bool(said) is is_said
+
+
 @pytest.mark.parametrize(("flag", "mode"), [(abi.WRITE_KILL_SUIDGID, 0o755), (0, 0o6755)])
 def test_a_write_takes_privileges_away_if_told(
     kernel: Kernel, source: Path, opened: Callable[[bytes], tuple[int, int]], flag: int, mode: int
