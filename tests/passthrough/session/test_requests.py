@@ -246,6 +246,7 @@ def test_reading_and_writing(
     ("opcode", "body", "is_said"),
     [
         (Opcode.FSYNC, wire.FSYNC_IN.pack(0, 0), True),
+        (Opcode.FSYNCDIR, wire.FSYNC_IN.pack(0, 0), True),
         (Opcode.SYNCFS, bytes(wire.SYNCFS_IN.size), True),
         (Opcode.FALLOCATE, wire.FALLOCATE_IN.pack(0, 0, 10, 0), True),
         (Opcode.COPY_FILE_RANGE_64, wire.COPY_FILE_RANGE_IN.pack(0, 0, 2, 0, 0, 1 << 21, 0), True),
