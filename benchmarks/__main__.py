@@ -19,7 +19,8 @@ from benchmarks import isolation, markdown, picture, table, wanted
 from benchmarks.plan import Plan
 from benchmarks.report import Report
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Without markup, so that help shows what stands in brackets.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 # Where there is no terminal to ask.

@@ -19,7 +19,8 @@ from passthrough.handover import Handover, Report
 from passthrough.sandbox import SandboxError
 
 log = logging.getLogger(__name__)
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Without markup, so that help shows what stands in brackets.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()

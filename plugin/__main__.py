@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # so that help shows what stands in brackets
 )
 
 
@@ -67,7 +68,7 @@ class Display:
 
 @app.command()
 def serve() -> None:
-    """Run the plugin in the foreground; settings come from the environment (PASSFS_...)."""
+    """Run the plugin in the foreground. Settings come from the environment (PASSFS_...)."""
     # Here, as below: the server has no use for docker-py, nor the installer for the server.
     from plugin import server  # noqa: PLC0415
     from plugin.settings import Settings  # noqa: PLC0415
@@ -123,7 +124,7 @@ def install(
     ] = None,
     force: _Force = False,
 ) -> None:
-    """Build the managed plugin and enable it; run again to upgrade, keeping its settings."""
+    """Build the managed plugin and enable it. Run it again to upgrade; settings stay."""
     from plugin import engine  # noqa: PLC0415
 
     wanted = Installation(
@@ -150,7 +151,7 @@ def install(
 
 @app.command()
 def uninstall(*, name: _Name = "passfs", force: _Force = False) -> None:
-    """Disable and remove the managed plugin; its volumes stay in the data directory."""
+    """Disable and remove the managed plugin. Its volumes stay in the data directory."""
     from plugin import engine  # noqa: PLC0415
 
     display = Display()
