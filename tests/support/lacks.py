@@ -10,7 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENT = REPOSITORY / "docs" / "sessions.md"
 MARK = "libfuse_lacks"
-BEGIN, END = "| feature | with `libfuse` users see |\n|---|---|\n", "\n\n"
+BEGIN, END = "| feature | with `libfuse` users see |\n|---|---|\n", "\n<!-- shown by"
 
 
 def marks() -> Iterator[tuple[str, str]]:
