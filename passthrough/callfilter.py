@@ -2,13 +2,19 @@
 
 A worker keeps CAP_SYS_ADMIN for the sake of a few extended attributes, and that capability opens
 many other doors: with it, code that got hold of the process could mount its way out of the
-sandbox. So those doors are closed one by one: mounts, namespaces, other programs, other processes.
-They fail with EPERM. Everything else is let through: what the interpreter and the C library call
-is theirs to choose, and the process's capabilities and its mount namespace bound what it does.
+sandbox. The user id 0 opens more, which no capability guards: signals to other processes of root,
+and their limits. So those doors are closed one by one: mounts, namespaces, other programs, other
+processes, files by other ways than the root directory. They fail with EPERM. Everything else is let
+through: the interpreter and the C library choose their calls, and the capabilities and the mount
+namespace of the process bound what these calls do.
+
+The filter compares the low 32 bits of an argument: for each argument in `CHECKED` the kernel takes
+an int. A filter cannot look behind a pointer, where clone3(2) has its flags; so clone3(2) is
+answered with ENOSYS, and the C library starts its threads by clone(2), pthread_create(3).
 """
 
-import itertools
 import struct
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 
@@ -18,7 +24,7 @@ class _Machine(NamedTuple):
     audit_arch: int
     """AUDIT_ARCH_*, linux/audit.h."""
     column: int
-    """Which of the numbers in `_REFUSED` is its own."""
+    """Which of the numbers in the tables is its own."""
 
 
 _X86_64, _GENERIC = 0, 1
@@ -28,8 +34,10 @@ MACHINES: Final = {
     "riscv64": _Machine(0xC000_00F3, _GENERIC),
 }
 
-# The numbers on x86_64 (asm/unistd_64.h) and elsewhere (asm-generic/unistd.h).
-REFUSED: Final = {
+Numbers = tuple[int | None, int | None]
+"""A call's numbers on x86_64 (asm/unistd_64.h) and elsewhere (asm-generic/unistd.h), if any."""
+
+REFUSED: Final[dict[str, Numbers]] = {
     # Mounts: the way back to the rest of the host.
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -43,45 +51,151 @@ REFUSED: Final = {
     "fspick": (433, 433),
     "mount_setattr": (442, 442),
     "open_tree_attr": (467, 467),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
     "swapon": (167, 224),
     "swapoff": (168, 225),
     "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
+    # Its events bring descriptors of files outside of the root directory.
+    "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
     # Other programs and other processes; a worker starts none and looks at none.
     "execve": (59, 221),
     "execveat": (322, 281),
+    "fork": (57, None),
+    "vfork": (58, None),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "kcmp": (312, 272),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "get_robust_list": (274, 100),
+    "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
+    "setns": (308, 268),
+    # Signals, and how other processes run: the kernel asks for the same user id alone.
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    # The network: a socket in the source may be a host's service.
+    "socket": (41, 198),
+    # The kernel itself.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
-    "setns": (308, 268),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "syslog": (103, 116),
+    "lookup_dcookie": (212, 18),
+    "acct": (163, 89),
+    "reboot": (169, 142),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "uselib": (134, None),
+    "modify_ldt": (154, None),
+    "ioperm": (173, None),
+    "iopl": (172, None),
 }
 # Files by handle, which know no root directory: for workers that hold none.
-BY_HANDLE: Final = {"open_by_handle_at": (304, 265)}
+BY_HANDLE: Final[dict[str, Numbers]] = {"open_by_handle_at": (304, 265)}
 # A way to make calls that no filter sees: for workers whose requests come that way.
-BY_RING: Final = {
+BY_RING: Final[dict[str, Numbers]] = {
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
 }
-# Allowed for one purpose only: a thread's own working directory and umask.
-_UNSHARE: Final = (272, 97)
-_CLONE_FS: Final = 0x200
+# Calls whose argument cannot be seen, and for which there is another one.
+LACKING: Final[dict[str, Numbers]] = {"clone3": (435, 435)}
+
+
+class Check(NamedTuple):
+    """A call that one of its arguments decides on."""
+
+    numbers: Numbers
+    argument: int
+    """Which one, from 0."""
+    allowed: frozenset[int] = frozenset()
+    """The only values, unless empty."""
+    refused: frozenset[int] = frozenset()
+    """Values that are refused."""
+    bits: int = 0
+    """The only bits that may be set, unless 0."""
+    needed: int = 0
+    """Among them, one that must be set."""
+
+
+_OWN_PROCESS: Final = -1
+"""Stands for the process id of the worker."""
+
+# sched.h: what pthread_create(3) of glibc and musl asks for, without which nothing is a thread, and
+# what unshare(2) may be used for: a thread's own working directory and umask.
+CLONE_FS: Final = 0x200
+CLONE_THREAD: Final = 0x1_0000
+THREAD_FLAGS: Final = 0x7D_0F00
+# fcntl(2): the process that gets the signals of a file.
+F_SETOWN, F_SETOWN_EX = 8, 15
+# ioctl(2): flags of files, what Python's open() asks of a file, and what /dev/fuse has for servers
+# (linux/fuse.h).
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x8008_6601, 0x4008_6602
+FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C_581F, 0x401C_5820
+TCGETS: Final = 0x5401
+FUSE_DEV_IOC_CLONE: Final = 0x8004_E500
+FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE = 0x4010_E501, 0x4004_E502
+IOCTLS: Final = frozenset(
+    {
+        *(FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, TCGETS),
+        *(FUSE_DEV_IOC_CLONE, FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE),
+    }
+)
+
+CHECKED: Final[Mapping[str, Check]] = {
+    "ioctl": Check((16, 29), 1, allowed=IOCTLS),
+    "fcntl": Check((72, 25), 1, refused=frozenset({F_SETOWN, F_SETOWN_EX})),
+    "clone": Check((56, 220), 0, bits=THREAD_FLAGS, needed=CLONE_THREAD),
+    "unshare": Check((272, 97), 0, allowed=frozenset({CLONE_FS})),
+    "tgkill": Check((234, 131), 0, allowed=frozenset({_OWN_PROCESS})),
+    "prlimit64": Check((302, 261), 0, allowed=frozenset({0, _OWN_PROCESS})),
+    "sched_setaffinity": Check((203, 122), 0, allowed=frozenset({0})),
+}
+
 # On x86_64, a bit that marks calls by the numbers of the x32 ABI, which no table here knows.
 _X32_BIT: Final = 0x4000_0000
+_INT_BITS: Final = 0xFFFF_FFFF
 
 # linux/filter.h and linux/seccomp.h
-_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW: Final = 0x7FFF_0000
-_EPERM: Final = 0x0005_0001
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _EPERM, _ENOSYS = "allow", "refuse", "lack"
+_ANSWERS: Final = {_ALLOW: 0x7FFF_0000, _EPERM: 0x0005_0001, _ENOSYS: 0x0005_0026}
 # struct seccomp_data: where the call's number, the architecture and the first argument lie
-_NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
+_NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 4, 16, 8
 
 
-def program(machine: str, *, by_handle: bool, by_ring: bool) -> bytes:
-    """The filter for *machine*, as uname(2) names it: struct sock_filter each.
+class _Line(NamedTuple):
+    """An instruction; a test goes on at one of two labels, which is the next line if empty."""
+
+    code: int
+    value: int
+    if_true: str = ""
+    if_false: str = ""
+
+
+def program(machine: str, own_pid: int, *, by_handle: bool, by_ring: bool) -> bytes:
+    """Return the filter for *own_pid* on *machine*, named as by uname(2): struct sock_filter each.
 
     Files may be opened *by_handle*, or not; commands given *by_ring*, io_uring(7), or not.
 
@@ -89,32 +203,56 @@ def program(machine: str, *, by_handle: bool, by_ring: bool) -> bytes:
         KeyError: *machine* is none of `MACHINES`.
     """
     audit_arch, column = MACHINES[machine]
-    table = REFUSED | ({} if by_handle else BY_HANDLE) | ({} if by_ring else BY_RING)
-    refused = sorted(numbers[column] for numbers in table.values())
-    # (code, value, whether a match refuses, whether a mismatch refuses)
-    tests: list[tuple[int, int, bool, bool]] = [
-        (_LOAD, _ARCH_AT, False, False),
-        (_IF_EQUAL, audit_arch, False, True),
-        (_LOAD, _NUMBER_AT, False, False),
-        (_IF_AT_LEAST, _X32_BIT, True, False),
-        *((_IF_EQUAL, number, True, False) for number in refused),
+    refused = REFUSED | ({} if by_handle else BY_HANDLE) | ({} if by_ring else BY_RING)
+    parts: list[_Line | str] = [
+        _Line(_LOAD, _ARCH_AT),
+        _Line(_IF_EQUAL, audit_arch, if_false=_EPERM),
+        _Line(_LOAD, _NUMBER_AT),
+        _Line(_IF_AT_LEAST, _X32_BIT, _EPERM),
     ]
-    # A call that is not unshare(2) skips the look at its argument.
-    end = [
-        _instruction(_IF_EQUAL, _UNSHARE[column], 0, 2),
-        _instruction(_LOAD, _ARGUMENT_AT),
-        _instruction(_IF_EQUAL, _CLONE_FS, 0, 1),
-        _instruction(_RETURN, _ALLOW),
-        _instruction(_RETURN, _EPERM),
-    ]
-    lines = len(tests) + len(end)
-    to_refusal = (lines - 1 - (index + 1) for index in itertools.count())
-    start = [
-        _instruction(code, value, far * hit, far * miss)
-        for (code, value, hit, miss), far in zip(tests, to_refusal, strict=False)
-    ]
-    return b"".join(start + end)
+    for name, check in CHECKED.items():
+        if (number := check.numbers[column]) is not None:
+            after = f"after {name}"
+            parts += [_Line(_IF_EQUAL, number, if_false=after), *_looks(check, own_pid), after]
+    for table, answer in ((LACKING, _ENOSYS), (refused, _EPERM)):
+        numbers = sorted(n for row in table.values() if (n := row[column]) is not None)
+        parts += [_Line(_IF_EQUAL, number, answer) for number in numbers]
+    for answer, value in _ANSWERS.items():  # the first is for what no line has stopped
+        parts += [answer, _Line(_RETURN, value)]
+    return _assembled(parts)
 
 
-def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    return struct.pack("=HBBI", code, if_true, if_false, value)
+def _looks(check: Check, own_pid: int) -> Iterator[_Line]:
+    """Yield the lines that decide on a call by its argument; each way through them ends there."""
+    own = {_OWN_PROCESS: own_pid}
+    yield _Line(_LOAD, _ARGUMENTS_AT + _ARGUMENT_BYTES * check.argument)
+    if check.allowed:
+        *others, last = sorted(own.get(value, value) for value in check.allowed)
+        yield from (_Line(_IF_EQUAL, value, _ALLOW) for value in others)
+        yield _Line(_IF_EQUAL, last, _ALLOW, _EPERM)
+    elif check.refused:
+        *others, last = sorted(check.refused)
+        yield from (_Line(_IF_EQUAL, value, _EPERM) for value in others)
+        yield _Line(_IF_EQUAL, last, _EPERM, _ALLOW)
+    else:
+        yield _Line(_IF_ANY_BIT, _INT_BITS ^ check.bits, _EPERM)
+        yield _Line(_IF_ANY_BIT, check.needed, _ALLOW, _EPERM)
+
+
+def _assembled(parts: list[_Line | str]) -> bytes:
+    """Return *parts* as the kernel takes them; a text labels the line behind it."""
+    labels: dict[str, int] = {}
+    lines: list[_Line] = []
+    for part in parts:
+        if isinstance(part, str):
+            labels[part] = len(lines)
+        else:
+            lines.append(part)
+
+    def skipped(at: int, label: str) -> int:
+        return labels[label] - at - 1 if label else 0
+
+    return b"".join(
+        struct.pack("=HBBI", code, skipped(at, if_true), skipped(at, if_false), value)
+        for at, (code, value, if_true, if_false) in enumerate(lines)
+    )

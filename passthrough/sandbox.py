@@ -12,14 +12,15 @@
   above it, so that `..` does not lead from it to the rest of /proc and the host's settings.
 - network, IPC and UTS namespaces of its own, the first without any interface that is up.
 - the capabilities of `kept`, for ever, and no way to new privileges; no dumps of its memory; no
-  system call of callfilter.py, which would make more of CAP_SYS_ADMIN than it is kept for.
+  system call of callfilter.py, which would make more of CAP_SYS_ADMIN and user id 0 than they are
+  kept for.
 
 A worker that holds files by handle (inode_file_handles) keeps what opens them as well, and no other
 does: open_by_handle_at(2) knows no root directory, so that code which got into the process could
 open whatever lies on the source's own file system. In the same way, a worker whose requests come
-over io_uring may make rings, and no other. Each refuses all commands but those of FUSE; code that
-got into the process could make one that does not, but io_uring(7) has no command for what
-callfilter.py refuses.
+over io_uring may make rings, and no other. Each refuses all commands but those of FUSE. Code that
+got into the process could make one that does not: of what callfilter.py refuses, io_uring(7) has
+commands for sockets.
 
 Python loads code late, and the C library too: a root directory that a volume's user writes to must
 never be where they look. So what may be needed later is loaded first, and the search is ended.
@@ -186,7 +187,9 @@ def _give_up_privileges(*, by_handle: bool, by_ring: bool) -> None:
     privileges.forbid_new_privileges()
     privileges.forbid_dumps()
     privileges.limit_capabilities(kept(by_handle=by_handle))
-    rules = callfilter.program(os.uname().machine, by_handle=by_handle, by_ring=by_ring)
+    rules = callfilter.program(
+        os.uname().machine, os.getpid(), by_handle=by_handle, by_ring=by_ring
+    )
     privileges.filter_calls(rules)
 
 

@@ -100,7 +100,9 @@ class DeviceChannel:
 
     def __init__(self, fuse_fd: int) -> None:
         """Borrow *fuse_fd*, and have it wait for requests, whatever it did before."""
-        os.set_blocking(fuse_fd, True)
+        # Not os.set_blocking(): Python calls ioctl(2) FIONBIO for it, which a sandbox refuses.
+        flags = fcntl.fcntl(fuse_fd, fcntl.F_GETFL)
+        fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
         self._fd = fuse_fd
         self._polling = Polling(fuse_fd)
 

@@ -132,7 +132,7 @@ def test_the_filter_alone_decides_on_opening_by_handle(*, held: bool, error: str
     """Whatever a kernel asks of the capability for."""
 
     def opening() -> str:
-        rules = callfilter.program(os.uname().machine, by_handle=held, by_ring=False)
+        rules = callfilter.program(os.uname().machine, os.getpid(), by_handle=held, by_ring=False)
         privileges.filter_calls(rules)
         return str(PROBES["by_handle"](""))
 
@@ -164,11 +164,12 @@ def test_the_namespaces_are_its_own(keeper: Keeper) -> None:
     } == {}
 
 
-def test_there_is_no_network(ask: Callable[..., object]) -> None:
+def test_there_is_no_network(keeper: Keeper, ask: Callable[..., object]) -> None:
+    table = Path(f"/proc/{keeper.processes[0].pid}/net/dev").read_text()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert set(ask("interfaces")) <= {"lo", "sit0", "tunl0"}  # type: ignore[call-overload]
-        assert ask("connect", str(port)) == "ENETUNREACH"
+        assert ask("connect", str(server.getsockname()[1])) == "EPERM"
+
+    assert set(re.findall(r"^ *(\w+):", table, re.MULTILINE)) <= {"lo", "sit0", "tunl0"}
 
 
 def test_the_source_is_all_that_there_is(
@@ -194,6 +195,100 @@ def test_a_thread_may_have_its_own_umask_but_no_namespace(ask: Callable[..., obj
     assert ask("unshare", str(CLONE_FS)) == ""
     assert ask("unshare", str(CLONE_NEWNS)) == "EPERM"
     assert ask("unshare", str(CLONE_NEWUSER | CLONE_FS)) == "EPERM"
+
+
+# Calls that would do something in a worker, or fail with another error, if no filter stood before
+# them: no descriptor has the number -1, and PROCESS stands for one that a worker must not touch.
+FIFREEZE, FS_IOC_SHUTDOWN, XFS_IOC_OPEN_BY_HANDLE = 0xC004_5877, 0x8004_587D, 0x4038_586B
+TIOCSTI, FIONREAD, UPPER = 0x5412, 0x541B, 1 << 32
+BAD_FD, PROCESS, RLIMIT_CORE = (1 << 64) - 1, -1, 4
+STRAY: dict[str, tuple[str, tuple[int, ...]]] = {
+    "fanotify_init": ("fanotify_init", (0, 0)),
+    "fanotify_mark": ("fanotify_mark", (BAD_FD, 1, 2, BAD_FD, 0)),
+    "kill": ("kill", (PROCESS, 0)),
+    "a whole group": ("kill", (0, 0)),
+    "tkill": ("tkill", (PROCESS, 0)),
+    "tgkill": ("tgkill", (PROCESS, PROCESS, 0)),
+    "tgkill in the upper half": ("tgkill", (PROCESS | UPPER, PROCESS, 0)),
+    "rt_sigqueueinfo": ("rt_sigqueueinfo", (PROCESS, 0, 0)),
+    "rt_tgsigqueueinfo": ("rt_tgsigqueueinfo", (PROCESS, PROCESS, 0, 0)),
+    "pidfd_open": ("pidfd_open", (PROCESS, 0)),
+    "pidfd_getfd": ("pidfd_getfd", (BAD_FD, 0, 0)),
+    "pidfd_send_signal": ("pidfd_send_signal", (BAD_FD, 0, 0, 0)),
+    "prlimit64": ("prlimit64", (PROCESS, RLIMIT_CORE, 0, 0)),
+    "setpriority": ("setpriority", (0, PROCESS, 0)),
+    "ioprio_set": ("ioprio_set", (1, PROCESS, 2 << 13)),
+    "sched_setscheduler": ("sched_setscheduler", (PROCESS, 0, 0)),
+    "sched_setaffinity": ("sched_setaffinity", (PROCESS, 0, 0)),
+    "signals of files": ("fcntl", (0, callfilter.F_SETOWN, PROCESS)),
+    "freeze": ("ioctl", (BAD_FD, FIFREEZE, 0)),
+    "freeze with upper bits": ("ioctl", (BAD_FD, FIFREEZE | UPPER, 0)),
+    "shut down": ("ioctl", (BAD_FD, FS_IOC_SHUTDOWN, 0)),
+    "by handle of XFS": ("ioctl", (BAD_FD, XFS_IOC_OPEN_BY_HANDLE, 0)),
+    "terminal input": ("ioctl", (BAD_FD, TIOCSTI, 0)),
+    "any other ioctl": ("ioctl", (BAD_FD, FIONREAD, 0)),
+    "a thread with a namespace": ("clone", (0x3D_0F00 | CLONE_NEWNS, 0, 0, 0, 0)),
+    "userfaultfd": ("userfaultfd", (1,)),
+    "keyctl": ("keyctl", (0, 0, 0)),
+    "syslog": ("syslog", (10, 0, 0)),
+    "socket": ("socket", (1, 1, 0)),
+    "listmount": ("listmount", (0, 0, 0, 0)),
+    "io_uring_setup": ("io_uring_setup", (1, 0)),
+}
+NUMBERS = callfilter.REFUSED | callfilter.BY_RING | callfilter.LACKING
+NUMBERS |= {name: check.numbers for name, check in callfilter.CHECKED.items()}
+
+
+def number_of(name: str) -> int:
+    """Return the number of a system call on this machine."""
+    number = NUMBERS[name][callfilter.MACHINES[os.uname().machine].column]
+    assert number is not None
+    return number
+
+
+def calling(name: str, arguments: tuple[int, ...], process: int) -> str:
+    """Return the argument of the probe `call`; *process* replaces PROCESS."""
+    settled = (
+        process if one == PROCESS else UPPER | process if one == PROCESS | UPPER else one
+        for one in arguments
+    )
+    return " ".join(map(str, (number_of(name), *settled)))
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_other_processes_and_the_host_s_file_systems_are_out_of_reach(
+    ask: Callable[..., object], stray: str
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        tried = ask("call", calling(*STRAY[stray], process=other.pid))
+        other.kill()
+
+    assert tried == "EPERM"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("tgkill", (PROCESS, PROCESS, 0), ""),
+        ("prlimit64", (PROCESS, RLIMIT_CORE, 0, 0), ""),
+        ("prlimit64", (0, RLIMIT_CORE, 0, 0), ""),
+        ("ioctl", (BAD_FD, callfilter.FS_IOC_GETFLAGS, 0), "EBADF"),
+        ("clone3", (0, 0), "ENOSYS"),
+    ],
+)
+def test_what_a_worker_needs_of_itself_is_left(
+    keeper: Keeper, ask: Callable[..., object], name: str, arguments: tuple[int, ...], error: str
+) -> None:
+    own = keeper.processes[0].pid
+
+    assert ask("call", calling(name, arguments, own)) == error
+    assert ask("raise") == ""
+
+
+def test_a_worker_starts_threads_and_no_process(ask: Callable[..., object]) -> None:
+    assert ask("new_process") == "EPERM"
+    assert ask("fork", str(number_of("clone"))) == "EPERM"
+    assert ask("new_thread") == ""
 
 
 def test_nothing_in_reach_has_the_host_above_it(

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ HIGHEST = 256  # more descriptors than a worker of a test has
 PR_GET_DUMPABLE = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 
 
 def probe(mountpoint: Path, name: str, argument: str = "") -> object:
@@ -83,8 +85,11 @@ def _above(_: str) -> list[list[str]]:
 
 
 def _connect(port: str) -> str:
-    with socket.socket() as client:
-        return _tried(lambda: client.connect(("127.0.0.1", int(port))))
+    def connecting() -> None:
+        with socket.socket() as client:
+            client.connect(("127.0.0.1", int(port)))
+
+    return _tried(connecting)
 
 
 def _import(name: str) -> str:
@@ -113,6 +118,47 @@ def _by_handle(_: str) -> str:
         os.close(root)
 
 
+def _call(words: str) -> str:
+    """Make the system call with the number and the arguments in *words*, integers."""
+    number, *arguments = map(int, words.split())
+    return _tried(lambda: _checked(_libc.syscall(number, *map(ctypes.c_uint64, arguments))))
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return result
+
+
+def _fork(number: str) -> str:
+    """Make a process by the call *number*, which ends at once; its flags are those of fork(2)."""
+
+    def forking() -> None:
+        pid = _checked(_libc.syscall(int(number), ctypes.c_uint64(signal.SIGCHLD), 0, 0, 0, 0))
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    return _tried(forking)
+
+
+def _new_process(_: str) -> str:
+    def forking() -> None:
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    return _tried(forking)
+
+
+def _new_thread(_: str) -> str:
+    done: list[int] = []
+    thread = threading.Thread(target=lambda: done.append(threading.get_native_id()))
+    thread.start()
+    thread.join()
+    return "" if done[0] not in {0, threading.get_native_id()} else "no thread"
+
+
 def _fail(_: str) -> object:
     return 1 / 0
 
@@ -126,7 +172,6 @@ PROBES: dict[str, Callable[[str], object]] = {
     "open": _open,
     "list": lambda path: sorted(os.listdir(path)),
     "above": _above,
-    "interfaces": lambda _: [name for _, name in socket.if_nameindex()],
     "connect": _connect,
     "import": _import,
     "execute": _execute,
@@ -143,6 +188,11 @@ PROBES: dict[str, Callable[[str], object]] = {
     ),
     "chroot": lambda _: _tried(lambda: os.chroot("/")),
     "by_handle": _by_handle,
+    "call": _call,
+    "fork": _fork,
+    "new_process": _new_process,
+    "new_thread": _new_thread,
+    "raise": lambda _: _tried(lambda: signal.raise_signal(signal.SIGURG)),
     "unshare": lambda flags: _tried(lambda: privileges.unshare(int(flags))),
 }
 
