@@ -4,13 +4,16 @@ dockerd matches names without regard to case and ignores what it does not know; 
 documentation does, and ignore unknown fields in turn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Self
 
 import msgspec
 
 from plugin.errors import BadRequest
+
+# 16 volumes of 1.5 KiB: other requests wait while a piece is sent, and no more than one of them.
+VOLUMES_A_PIECE = 16
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
@@ -92,6 +95,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
         """The reply as JSON."""
         return msgspec.json.encode(self)
 
+    def pieces(self) -> Iterator[bytes]:
+        """Return the reply as JSON in pieces, each of which is sent in one go."""
+        yield self.encode()
+
 
 class ActivateReply(Reply, frozen=True, kw_only=True):
     """The kinds of plugin that listen here."""
@@ -127,7 +134,8 @@ class VolumeInfo(Reply, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     created_at: datetime
     mountpoint: str = ""
-    status: dict[str, object] = {}
+    status: msgspec.Raw | None = None
+    """A JSON object."""
 
 
 class GetReply(Reply, frozen=True, kw_only=True):
@@ -139,7 +147,16 @@ class GetReply(Reply, frozen=True, kw_only=True):
 class ListReply(Reply, frozen=True, kw_only=True):
     """All volumes."""
 
-    volumes: list[VolumeInfo]
+    volumes: Sequence[msgspec.Raw]
+    """Each a VolumeInfo, encoded."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Return the reply as JSON in pieces of some volumes."""
+        yield b'{"Volumes":['
+        for first in range(0, len(self.volumes), VOLUMES_A_PIECE):
+            some = b",".join(self.volumes[first : first + VOLUMES_A_PIECE])
+            yield b",%b" % some if first else some
+        yield b"]}"
 
 
 class ErrorReply(Reply, frozen=True, kw_only=True):

@@ -210,6 +210,24 @@ class NoReply(Response):
         """Send nothing."""
 
 
+class InPieces(Response):
+    """A reply that is sent in pieces, between which other requests are answered."""
+
+    def __init__(self, pieces: Sequence[bytes], status: int) -> None:
+        length = {"content-length": str(sum(map(len, pieces)))}
+        super().__init__(None, status, length, CONTENT_TYPE)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all; a client that has gone is no error."""
+        del scope, receive
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
 def application(driver: Driver) -> Starlette:
     """The verbs of *driver* at their paths; whatever else is asked for is refused in JSON."""
     routes = [
@@ -309,4 +327,4 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
 
 
 def _response(reply: Reply, status: int = 200) -> Response:
-    return Response(reply.encode(), status, media_type=CONTENT_TYPE)
+    return InPieces([*reply.pieces()], status)

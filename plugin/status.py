@@ -1,9 +1,20 @@
 """What Get and List say of a volume; from memory alone, and whatever is wrong with it.
 
 No I/O: dockerd forgets a volume whose Get fails or does not come.
+
+List describes thousands of volumes, and requests for others wait meanwhile. So a description has
+two parts, and a new line of Status belongs to one of them:
+
+    Status._lasting   depends on the volume's record and its worker's report alone: made once for
+                      each of them, and kept as JSON
+    Status._passing   all that changes otherwise: made for each request, and cheap
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
 
 from passthrough.config import Config
 from passthrough.decisions import described
@@ -12,47 +23,97 @@ from plugin.errors import InvalidOption
 from plugin.keeper import Keeper
 from plugin.options import VolumeOptions
 from plugin.protocol import VolumeInfo
-from plugin.volume import State, Volume
+from plugin.volume import Record, State, Volume, VolumeName
 
 Understand = Callable[[Mapping[str, str]], VolumeOptions]
 
-
-def describe(volume: Volume, keeper: Keeper, under_way: str, understand: Understand) -> VolumeInfo:
-    """*volume* as `docker volume inspect` shows it, with the request that is under way for it."""
-    status: dict[str, object] = {
-        "mounted": volume.state is State.MOUNTED,
-        "references": volume.reference_count,
-        "worker_pid": keeper.worker_pid(volume.name),
-    }
-    errors = [volume.last_error, volume.source_error]
-    try:
-        understood = understand(volume.record.options)
-    except InvalidOption as error:  # of another passfs, or another policy
-        status |= {"options": dict(volume.record.options)}
-        errors.append(str(error))
-    else:
-        status |= _applying(understood.config, keeper.report(volume.name))
-        if understood.source is None:
-            # Not its path, because in a managed plugin that need not be the host's.
-            status["data"] = "own directory"
-        else:
-            status["source"] = understood.source
-    said = {"waiting": under_way, "error": "; ".join(dict.fromkeys(filter(None, errors)))}
-    return VolumeInfo(
-        name=volume.name,
-        created_at=volume.record.created_at,
-        mountpoint=mountpoint(volume, keeper),
-        status=status | {name: text for name, text in said.items() if text},
-    )
+# Volumes whose options mean the same share one text of 1 KiB.
+SHARED_TEXTS = 256
 
 
-def _applying(config: Config, report: Report | None) -> dict[str, object]:
-    """What applies to the volume's mount, or would to its next one, of *config*."""
-    if report is None:
-        return described(config)
-    # A mount may be older than this plugin, and than what it was told of other defaults.
-    goes_by = report.config or config
-    return described(goes_by, report.without_handles, report.without_passthrough)
+class Lasting(NamedTuple):
+    """What holds of a volume until it has another record or its worker another report."""
+
+    record: Record
+    report: Report | None
+    status: bytes
+    """A part of Status: the members of a JSON object, without its braces."""
+    error: str
+    """Why the options in the record are not accepted; empty if they are."""
+
+
+class Status:
+    """The descriptions of volumes."""
+
+    def __init__(self, keeper: Keeper, understand: Understand) -> None:
+        """*understand* must give the same for the same options as long as this exists."""
+        self._keeper = keeper
+        self._understand = understand
+        self._known: dict[VolumeName, Lasting] = {}
+        self._applying = lru_cache(SHARED_TEXTS)(_applying)
+
+    def describe(self, volume: Volume, under_way: str) -> VolumeInfo:
+        """Return what `docker volume inspect` shows of *volume*; *under_way* is its request."""
+        lasting = self.prepare(volume)
+        passing = _members(self._passing(volume, under_way, lasting.error))
+        return VolumeInfo(
+            name=volume.name,
+            created_at=volume.record.created_at,
+            mountpoint=mountpoint(volume, self._keeper),
+            status=msgspec.Raw(b"{%b,%b}" % (passing, lasting.status)),
+        )
+
+    def prepare(self, volume: Volume) -> Lasting:
+        """Return the lasting part of the description of *volume*, made now if it has changed."""
+        report = self._keeper.report(volume.name)
+        known = self._known.get(volume.name)
+        if known is None or known.record is not volume.record or known.report is not report:
+            known = self._known[volume.name] = self._lasting(volume.record, report)
+        return known
+
+    def forget(self, name: VolumeName) -> None:
+        """Keep nothing of the volume *name*, which has been removed."""
+        self._known.pop(name, None)
+
+    def _passing(self, volume: Volume, under_way: str, error: str) -> dict[str, object]:
+        errors = (volume.last_error, volume.source_error, error)
+        said = {"waiting": under_way, "error": "; ".join(dict.fromkeys(filter(None, errors)))}
+        return {
+            "mounted": volume.state is State.MOUNTED,
+            "references": volume.reference_count,
+            "worker_pid": self._keeper.worker_pid(volume.name),
+            **{name: text for name, text in said.items() if text},
+        }
+
+    def _lasting(self, record: Record, report: Report | None) -> Lasting:
+        try:
+            understood = self._understand(record.options)
+        except InvalidOption as error:  # of another passfs, or another policy
+            return Lasting(record, report, _members({"options": dict(record.options)}), str(error))
+        # A mount may be older than this plugin, and than what it was told of other defaults.
+        goes_by = understood.config if report is None else report.config or understood.config
+        applying = (
+            self._applying(goes_by)
+            if report is None
+            else self._applying(goes_by, report.without_handles, report.without_passthrough)
+        )
+        # Not the path of an own directory, because in a managed plugin that need not be the host's.
+        serves = (
+            {"data": "own directory"}
+            if understood.source is None
+            else {"source": understood.source}
+        )
+        return Lasting(record, report, b"%b,%b" % (_members(serves), applying), "")
+
+
+def _applying(config: Config, without_handles: str = "", without_passthrough: str = "") -> bytes:
+    """Return what applies to the volume's mount, or would to its next one, of *config*."""
+    return _members(described(config, without_handles, without_passthrough))
+
+
+def _members(status: Mapping[str, object]) -> bytes:
+    """Return the members of the JSON object *status*, at least one, without the braces."""
+    return msgspec.json.encode(status)[1:-1]
 
 
 def mountpoint(volume: Volume, keeper: Keeper) -> str:
