@@ -5,6 +5,7 @@ above.
 
     __main__      the `passfs` command
     engine        what the installer asks of the Docker engine
+    daemon        what an engine says of itself: rootless, with other users, on Linux
     installation  what makes up a managed plugin and its settings
     server        HTTP on the Unix socket; the one place where an error becomes a reply
     greetings     what the engine's connections without a word mean
@@ -34,7 +35,7 @@ above.
     log           the two streams of log lines
     errors        what is refused, with its HTTP status
 
-Engine and installation put the managed plugin into an engine; requests never pass them.
+Engine, daemon and installation put the managed plugin into an engine; requests never pass them.
 
 Only server, driver, survey, turns, keeper, worker, forkserver, output and blocking know trio, only
 server knows HTTP. The rest is synchronous, and runs in threads where it may wait.
@@ -47,6 +48,6 @@ and Path answer from memory and never touch a mount, because dockerd forgets a v
 fails. And each volume has a lock of its own: a source that hangs holds up its volume and no other.
 
 From the package `passthrough` come the contract with a worker (config, handover), the system calls
-around a mount (mount, mountinfo, filehandles, syscalls), what the machine has (running), and
-nothing of the file system itself.
+around a mount (mount, mountinfo, filehandles, syscalls), whose ids are whose (idmap), what the
+machine has (running), and nothing of the file system itself.
 """

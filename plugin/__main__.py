@@ -114,10 +114,8 @@ def install(
     forbid_options: _Forbidden = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="What the plugin logs [info].")] = None,
     ca_bundle: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="PEM file that pip trusts while the image is built."
-        ),
+        str | None,
+        typer.Option(help="PEM file that pip trusts while the image is built [the last one]."),
     ] = None,
     tree: Annotated[
         Path | None, typer.Option(help="Checkout to build from, if not the one this runs from.")
@@ -139,7 +137,6 @@ def install(
         tree=tree or TREE,
         force=force,
     )
-    _must_be_root("install")
     display = Display()
     try:
         with engine.connect() as client:
@@ -160,13 +157,6 @@ def uninstall(*, name: _Name = "passfs", force: _Force = False) -> None:
             engine.uninstall(client, Installation(name=name, force=force), display)
     except InstallationError as error:
         _fail(display, "uninstall", error)
-
-
-def _must_be_root(command: str) -> None:
-    # The data directory and the owners in the exported tree are root's.
-    if os.geteuid() != 0:
-        typer.echo(f"passfs {command}: run this as root", err=True)
-        raise typer.Exit(1)
 
 
 def _fail(display: Display, command: str, error: Exception) -> NoReturn:

@@ -6,10 +6,8 @@ older one is installed, tried on an empty data directory under a name of its own
 is touched. Records and data of volumes lie in the data directory, which no step here ever deletes.
 """
 
-import hashlib
 import json
 import os
-import re
 import tarfile
 import tempfile
 import textwrap
@@ -22,14 +20,19 @@ from typing import Any, Protocol
 import docker
 from docker.errors import APIError, DockerException, NotFound
 
+from plugin import daemon
 from plugin.installation import (
     Installation,
     InstallationError,
+    base_images,
+    choose_bundle,
     choose_settings,
+    digest,
     environment,
     mount_sources,
     prepare_directories,
     read_manifest,
+    remember_bundle,
     write_context,
 )
 
@@ -83,15 +86,19 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
     """
     manifest = read_manifest(wanted.tree)
     former = _inspect(client, wanted.name)
-    settings = choose_settings(manifest, former, wanted)
-    prepare_directories(settings)
-    progress.step(f"Building the image {IMAGE}")
-    image = build(client, wanted.tree, wanted.ca_bundle, progress)
-    stamp = hashlib.sha256(f"{image}{manifest}".encode()).hexdigest()
-    if former is not None and environment(former).get(BUILD) == stamp:
+    settings = _prepared(client, manifest, former, wanted)
+    data_dirs = [settings, mount_sources(former) if former is not None else settings]
+    bundle = choose_bundle(wanted.ca_bundle, [place["data.source"] for place in data_dirs])
+    sources = digest(wanted.tree)
+    if former is not None and _is_built_from(client, former, sources, wanted.tree):
+        remember_bundle(settings["data.source"], bundle)
         _reconfigure(client, former, wanted, settings, progress)
         return
-    _refuse_while_in_use(client, wanted)
+    _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
+    progress.step(f"Building the image {IMAGE}")
+    image = build(client, wanted.tree, _existing(bundle, progress), progress)
+    remember_bundle(settings["data.source"], bundle)
+    stamp = f"{sources}:{_bases(client, wanted.tree)}"
     with tempfile.TemporaryDirectory(prefix="passfs-plugin-", dir=_SCRATCH) as scratch:
         directory = Path(scratch)
         progress.step("Exporting its root file system")
@@ -106,8 +113,7 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
             _remove(client, wanted.name)
         progress.step(f"Creating the plugin {wanted.name}")
         _create(client, wanted.name, directory, settings)
-    for key, value in settings.items():
-        progress.line(f"{key}={value}")
+    _tell(settings, progress)
     progress.step(f"Enabling {wanted.name}")
     _enable(client, wanted.name)
 
@@ -177,22 +183,68 @@ def export(client: docker.APIClient, image: str, directory: Path, progress: Prog
         with tarfile.open(fileobj=file) as archive:
             # As is: the tree is what our own engine built, and the stricter filters drop setuid
             # and sticky bits. An attribute, because Debian 12's Python 3.11.2 does not know the
-            # argument `filter`.
-            archive.extraction_filter = lambda member, _: member
+            # argument `filter`. Devices are left out: the engine makes a plugin's /dev, and the
+            # user of a rootless engine could not make them.
+            archive.extraction_filter = lambda member, _: None if member.isdev() else member
             archive.extractall(directory)  # noqa: S202
 
 
 def _build_failure(client: docker.APIClient, tree: Path, reason: str, last: deque[str]) -> str:
-    bases = re.findall(
-        r"^FROM\s+(\S+)", (tree / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    for base in bases:
+    for base in base_images(tree):
         if not client.images(name=base):
             return (
                 f"the base image {base} is not here and could not be pulled: {reason}. "
                 "Where no registry can be reached, `make up` makes it with debootstrap."
             )
     return "\n".join(["the image could not be built:", *last, reason])
+
+
+def _tell(settings: Mapping[str, str], progress: Progress) -> None:
+    for key, value in settings.items():
+        progress.line(f"{key}={value}")
+    if owner := settings.get("PASSFS_OWNER"):
+        progress.line(
+            f"new volumes without a source belong to {owner}, the root of this engine's containers"
+        )
+
+
+def _prepared(
+    client: docker.APIClient,
+    manifest: Mapping[str, Any],
+    former: Mapping[str, Any] | None,
+    wanted: Installation,
+) -> dict[str, str]:
+    """Return the plugin's settings; the engine could take a plugin with them."""
+    with _engine("say what it is"):
+        info = client.info()
+    daemon.check(info, os.geteuid())
+    settings = choose_settings(manifest, former, wanted, daemon.suggested(info))
+    prepare_directories(settings)
+    daemon.check_data_dir(info, os.geteuid(), settings["data.source"])
+    return settings
+
+
+def _bases(client: docker.APIClient, tree: Path) -> str:
+    """Return the ids of the base images that the engine has, for the stamp; a pull changes them."""
+    found = [image["Id"] for name in base_images(tree) for image in client.images(name=name)]
+    return ",".join(identity.removeprefix("sha256:")[:12] for identity in found)
+
+
+def _is_built_from(
+    client: docker.APIClient, plugin: Mapping[str, Any], sources: str, tree: Path
+) -> bool:
+    """Return whether a build of *tree*, whose digest is *sources*, would make *plugin*."""
+    built_from, _, on = environment(plugin).get(BUILD, "").partition(":")
+    # A base image that the engine no longer has is no reason to build.
+    return built_from == sources and _bases(client, tree) in {on, ""}
+
+
+def _existing(bundle: Path | None, progress: Progress) -> Path | None:
+    """Return *bundle* unless it is gone, which may be so of a remembered one: then say so."""
+    if bundle is None or bundle.is_file():
+        return bundle
+    progress.line(f"building without the CA bundle {bundle} of an earlier install, which is gone")
+    return None
 
 
 def _inspect(client: docker.APIClient, name: str) -> dict[str, Any] | None:
@@ -231,6 +283,7 @@ def _reconfigure(
         _refuse_while_in_use(client, wanted)
         _disable(client, former)
         _configure(client, wanted.name, settings)
+        _tell(settings, progress)
     elif former["Enabled"]:
         progress.line("the installed plugin is this one and has these settings: nothing to do")
         return

@@ -3,11 +3,14 @@
 Knows config.json and what the engine tells about an installed plugin, but does not talk to one.
 """
 
+import hashlib
 import io
 import json
 import os
+import re
 import tarfile
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +21,10 @@ from plugin.settings import Settings
 
 CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pyproject.toml")
 """What enters the image build; .dockerignore says the same to those who build by hand."""
+
+BUNDLE = "ca-bundle.crt"
+"""A symbolic link in the data directory to the certificates that builds trust; also the name of the
+file in the build's context."""
 
 TREE = Path(__file__).resolve().parent.parent
 """The source tree that this module runs from, when it runs from one."""
@@ -38,7 +45,8 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     default_options: str | None = None
     forbidden_options: str | None = None
     log_level: str | None = None
-    ca_bundle: Path | None = None
+    ca_bundle: str | None = None
+    """None takes the remembered one; empty forgets that."""
     force: bool = False
 
 
@@ -62,38 +70,67 @@ def read_manifest(tree: Path) -> dict[str, Any]:
 def write_context(file: IO[bytes], tree: Path, ca_bundle: Path | None) -> None:
     """Write what the image build may see as a tar archive to *file*, and rewind that.
 
-    *ca_bundle* (PEM) becomes `ca-bundle.crt`, which the Dockerfile takes if it is there.
+    *ca_bundle* (PEM) becomes BUNDLE, which the Dockerfile takes if it is there.
     """
-
-    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        # Owners differ from checkout to checkout and would defeat the engine's build cache.
-        member.uid = member.gid = 0
-        member.uname = member.gname = ""
-        return None if "__pycache__" in member.name else member
-
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name in CONTEXT:
-            archive.add(tree / name, arcname=name, filter=plain)
+            archive.add(tree / name, arcname=name, filter=_plain)
         if ca_bundle is not None:
-            archive.add(ca_bundle.resolve(), arcname="ca-bundle.crt", filter=plain)
+            archive.add(ca_bundle.resolve(), arcname=BUNDLE, filter=_plain)
     file.seek(0, io.SEEK_SET)
 
 
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    # Owners differ from checkout to checkout and would defeat the engine's build cache.
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return None if "__pycache__" in member.name else member
+
+
+def digest(tree: Path) -> str:
+    """Return a digest (SHA-256) of what a plugin is made from in *tree*.
+
+    Equal for checkouts of one commit: neither times, owners nor the umask count, nor does the CA
+    bundle, of which nothing is left in the plugin.
+    """
+
+    def timeless(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        member.mtime = 0
+        member.mode = 0o755 if member.mode & 0o100 else 0o644
+        return _plain(member)
+
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in (*CONTEXT, "config.json"):
+            archive.add(tree / name, arcname=name, filter=timeless)
+    return hashlib.sha256(content.getbuffer()).hexdigest()
+
+
+def base_images(tree: Path) -> list[str]:
+    """Return the names of the images that the Dockerfile of *tree* starts from."""
+    text = (tree / "Dockerfile").read_text(encoding="utf-8")
+    names = re.findall(r"^FROM\s+(\S+)", text, re.MULTILINE)
+    return list(dict.fromkeys(names))
+
+
 def choose_settings(
-    manifest: Mapping[str, Any], former: Mapping[str, Any] | None, wanted: Installation
+    manifest: Mapping[str, Any],
+    former: Mapping[str, Any] | None,
+    wanted: Installation,
+    suggested: Mapping[str, str],
 ) -> dict[str, str]:
-    """What to configure, as `docker plugin set` names it: wanted over former over default.
+    """What to configure, as `docker plugin set` names it.
+
+    Each from the first that has it: wanted, former, *suggested* (for this engine), default.
 
     Raises:
         InstallationError: a directory is not absolute, or the plugin would not start with them.
     """
     settings = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
-    if former is not None:
-        settable = {
-            entry["name"] for entry in manifest["env"] if entry.get("settable")
-        } | settings.keys()
-        kept = mount_sources(former) | _changed_environment(former)
-        settings |= {key: value for key, value in kept.items() if key in settable}
+    settable = {entry["name"] for entry in manifest["env"] if entry.get("settable")}
+    settable |= settings.keys()
+    kept = {} if former is None else mount_sources(former) | _changed_environment(former)
+    settings |= {key: value for key, value in {**suggested, **kept}.items() if key in settable}
     if wanted.host_dir is not None:
         settings |= dict.fromkeys(
             ("host.source", "PASSFS_HOST_DIR"), _absolute("--host-dir", wanted.host_dir)
@@ -144,6 +181,64 @@ def prepare_directories(settings: Mapping[str, str]) -> None:
             f"the data directory '{data}' cannot be made: {error.strerror}; "
             "choose another with --data-dir."
         ) from error
+    try:
+        with tempfile.TemporaryFile(dir=data):
+            pass
+    except OSError as error:
+        raise _unwritable(str(data), error) from error
+
+
+def _unwritable(data_dir: str, error: OSError) -> InstallationError:
+    return InstallationError(
+        f"the data directory '{data_dir}' cannot be written to: {error.strerror}; "
+        "choose another with --data-dir."
+    )
+
+
+def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:
+    """Return the CA bundle for a build: *wanted*, else the one remembered in one of *data_dirs*.
+
+    A remembered bundle that is gone is returned as well; `is_file` tells.
+
+    Raises:
+        InstallationError: *wanted* is no PEM file.
+    """
+    if wanted == "":
+        return None
+    if wanted is None:
+        links = (Path(directory, BUNDLE) for directory in data_dirs)
+        return next((link.readlink() for link in links if link.is_symlink()), None)
+    try:
+        text = Path(wanted).read_bytes()
+    except OSError as error:
+        raise InstallationError(
+            f"--ca-bundle '{wanted}' cannot be read: {error.strerror}; expected a PEM file."
+        ) from error
+    if b"-----BEGIN " not in text:
+        raise InstallationError(
+            f"--ca-bundle '{wanted}' holds no certificate; expected a PEM file, "
+            "which has lines such as -----BEGIN CERTIFICATE-----."
+        )
+    return Path(os.path.abspath(wanted))
+
+
+def remember_bundle(data_dir: str, bundle: Path | None) -> None:
+    """Have later installs with *data_dir* trust *bundle*, or none.
+
+    By its path and not by its content, because a proxy's certificates change.
+
+    Raises:
+        InstallationError: the data directory cannot be written to.
+    """
+    link = Path(data_dir, BUNDLE)
+    if (link.readlink() if link.is_symlink() else None) == bundle:
+        return
+    try:
+        link.unlink(missing_ok=True)
+        if bundle is not None:
+            link.symlink_to(bundle)
+    except OSError as error:
+        raise _unwritable(data_dir, error) from error
 
 
 def mount_sources(plugin: Mapping[str, Any]) -> dict[str, str]:

@@ -6,9 +6,11 @@ new volume.
 """
 
 import logging
+from contextlib import suppress
 from typing import NamedTuple
 
 from passthrough.config import Config
+from passthrough.idmap import ContainerId, ContainerIds, IdMaps, UnmappedError
 from plugin.errors import PluginError, StorageFailed
 from plugin.options import has_source
 from plugin.registry import Registry
@@ -42,13 +44,26 @@ class Inventory(NamedTuple):
         if has_source(record.options):
             self.registry.add(record)
             return
-        self.storage.create(record.name, config.mode, config.uid, config.gid)
+        self.storage.create(record.name, config.mode, *self._owner(config))
         try:
             self.registry.add(record)
         except PluginError:
             self.storage.set_aside(record.name)
             self.storage.discard(record.name)
             raise
+
+    def _owner(self, config: Config) -> tuple[int, int]:
+        """Return the user and the group of the host that a volume's own directory is made for.
+
+        If the options give none, the root of containers owns it, as map and squash have it act.
+        """
+        uid, gid = self.storage.owner
+        with suppress(UnmappedError):
+            uid, gid = IdMaps(config).to_host(ContainerIds(ContainerId(uid), ContainerId(gid)))
+        return (
+            uid if config.uid is None else config.uid,
+            gid if config.gid is None else config.gid,
+        )
 
     def remove(self, record: Record) -> None:
         """Forget a volume; its files, if it had no source, are in the trash afterwards.

@@ -109,7 +109,7 @@ async def prepared(
         CannotStart: says what is in the way.
         OSError: a directory cannot be made or read.
     """
-    storage = Storage(settings.data_dir)
+    storage = Storage(settings.data_dir, settings.owner)
     storage.prepare()
     with (
         # First: what follows clears away what a plugin that is still alive would miss.

@@ -5,6 +5,7 @@ upgrade, when the engine still holds the environment of the older one.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 # sockaddr_un.sun_path holds 108 bytes with the final NUL, unix(7).
 SOCKET_PATH_LIMIT_BYTES = 107
+# The next one is no id, chown(2).
+LAST_ID = 4294967294
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +58,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     forbidden_options: tuple[Ban, ...] = ()
     """What volumes may not give."""
+
+    owner: tuple[int, int] = (0, 0)
+    """The root of containers, as user and group of the host; other than root where the engine
+    remaps users. It owns the directory of a new volume without a source."""
 
     log_level: int = logging.INFO
     """The least severe level that is logged, as in `logging`."""
@@ -127,6 +134,14 @@ def _socket(name: str, value: str) -> Path:
     return _path(name, value)
 
 
+def _owner(name: str, value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", value, re.ASCII)
+    ids = tuple(map(int, found.groups())) if found else ()
+    if len(ids) != 2 or max(ids) > LAST_ID:  # noqa: PLR2004
+        raise _refused(name, value, f"UID:GID, two numbers from 0 to {LAST_ID}")
+    return ids[0], ids[1]
+
+
 def _log_level(name: str, value: str) -> int:
     level = LOG_LEVELS.get(value.lower())
     if level is None:
@@ -150,5 +165,6 @@ VARIABLES: Mapping[str, Variable] = {
     "PASSFS_ALLOWED_SOURCES": Variable("allowed_sources", _paths),
     "PASSFS_DEFAULT_OPTIONS": Variable("default_options", _options(default_options)),
     "PASSFS_FORBIDDEN_OPTIONS": Variable("forbidden_options", _options(forbidden_options)),
+    "PASSFS_OWNER": Variable("owner", _owner),
     "PASSFS_LOG_LEVEL": Variable("log_level", _log_level),
 }

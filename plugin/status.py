@@ -12,11 +12,11 @@ two parts, and a new line of Status belongs to one of them:
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
-from passthrough.config import Config
+from passthrough.config import Config, Squash
 from passthrough.decisions import described
 from passthrough.handover import Report
 from plugin.errors import InvalidOption
@@ -108,7 +108,22 @@ class Status:
 
 def _applying(config: Config, without_handles: str = "", without_passthrough: str = "") -> bytes:
     """Return what applies to the volume's mount, or would to its next one, of *config*."""
-    return _members(described(config, without_handles, without_passthrough))
+    applying = described(config, without_handles, without_passthrough)
+    notes = cast("list[str]", applying["notes"])
+    return _members(applying | {"notes": notes + _without_the_engine(config)})
+
+
+def _without_the_engine(config: Config) -> list[str]:
+    """Return a note for each map that lacks the engine, which works in volumes as id 0."""
+    if config.squash is not Squash.NONE:  # id 0 acts as the anonymous one
+        return []
+    maps = {"map_uid": config.map_uid, "map_gid": config.map_gid}
+    return [
+        f"{option} has no range with id 0, as which the engine works: `docker cp` and the copy of"
+        " an image's content into the volume fail; add 0:HOST:1, or mount with :nocopy"
+        for option, ranges in maps.items()
+        if ranges and not any(of.container == 0 for of in ranges)
+    ]
 
 
 def _members(status: Mapping[str, object]) -> bytes:

@@ -42,7 +42,9 @@ CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT)
 class Storage:
     """The volumes' own directories below *data_dir*, which belongs to this plugin alone."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, owner: tuple[int, int] = (0, 0)) -> None:
+        self.owner = owner
+        """The root of containers, as user and group of the host."""
         self._data_dir = data_dir
         self._volumes = data_dir / "volumes"
         self._removed = data_dir / "removed"

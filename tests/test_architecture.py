@@ -23,8 +23,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
-        *("config", "decisions", "filehandles", "handover", "mount", "mountinfo", "running"),
-        "syscalls",
+        *("config", "decisions", "filehandles", "handover", "idmap", "mount", "mountinfo"),
+        *("running", "syscalls"),
     },
     "benchmarks": {"config", "mount", "mountinfo", "syscalls"},
 }

@@ -90,12 +90,19 @@ class Setting(NamedTuple):
     shows: Callable[[OwnEngine, Driver, Path], None]
 
 
+def _gives_directories(_: OwnEngine, driver: Driver, __: Path) -> None:
+    with driver.volume() as volume:
+        status = driver.own_directory(volume).stat()
+        assert (status.st_uid, status.st_gid) == (1234, 1235)
+
+
 SETTINGS: Mapping[str, Setting] = {
     "PASSFS_LOG_LEVEL": Setting("debug", _logs_requests),
     "PASSFS_HOST_DIR": Setting("{}/host", _sees_one_directory),
     "PASSFS_ALLOWED_SOURCES": Setting("{}/host/source", _allows_one_directory),
     "PASSFS_DEFAULT_OPTIONS": Setting("cache=never,readonly=false", _has_defaults),
     "PASSFS_FORBIDDEN_OPTIONS": Setting("suid,dev", _forbids_options),
+    "PASSFS_OWNER": Setting("1234:1235", _gives_directories),
     "host.source": Setting("{}/host", _sees_one_directory),
     "data.source": Setting("{}/data", _keeps_data_there),
 }

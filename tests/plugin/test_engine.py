@@ -11,25 +11,14 @@ from typer.testing import CliRunner
 from plugin import engine
 from plugin.__main__ import app
 from plugin.installation import CONTEXT, TREE, Installation, InstallationError
-from tests.support.engine import BASE, FakeEngine, root_file_system
-
-
-class Transcript:
-    """What the installer reported."""
-
-    def __init__(self) -> None:
-        self.steps: list[str] = []
-        self.lines: list[str] = []
-        self.amounts: list[tuple[int, int]] = []
-
-    def step(self, title: str) -> None:
-        self.steps.append(title)
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def amount(self, done: int, total: int) -> None:
-        self.amounts.append((done, total))
+from tests.support.engine import (
+    BASE,
+    FakeEngine,
+    Install,
+    Transcript,
+    container,
+    root_file_system,
+)
 
 
 @pytest.fixture
@@ -38,28 +27,8 @@ def docker() -> FakeEngine:
 
 
 @pytest.fixture
-def install(docker: FakeEngine, tmp_path: Path) -> "Install":
+def install(docker: FakeEngine, tmp_path: Path) -> Install:
     return Install(docker, tmp_path)
-
-
-class Install:
-    """`passfs install` in the fake engine, with a data directory of the test's own."""
-
-    def __init__(self, docker: FakeEngine, directory: Path) -> None:
-        self._docker = docker
-        self.data_dir = directory / "data"
-        self.transcript = Transcript()
-
-    def __call__(self, **wanted: Any) -> Transcript:
-        self.transcript = Transcript()
-        self._docker.calls = []
-        wanted = {"data_dir": str(self.data_dir)} | wanted
-        engine.install(self._docker, Installation(**wanted), self.transcript)
-        return self.transcript
-
-
-def container(name: str, driver: str) -> dict[str, Any]:
-    return {"Names": [f"/{name}"], "Mounts": [{"Type": "volume", "Driver": driver}]}
 
 
 def test_a_first_install_creates_configures_and_enables(
@@ -85,6 +54,7 @@ def test_the_root_file_system_keeps_owners_modes_and_links(
     assert docker.exported["srv/mine"].st_uid == 1234
     assert stat.S_ISLNK(docker.exported["etc/mtab"].st_mode)
     assert stat.S_IMODE(docker.exported["tmp"].st_mode) == 0o1777
+    assert "dev/null" not in docker.exported
     assert docker.left_containers == set()
 
 
@@ -98,11 +68,11 @@ def test_the_build_sees_the_sources_and_no_owner_of_theirs(
     docker: FakeEngine, install: Install, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "proxy.pem"
-    bundle.write_text("PEM")
-    install(ca_bundle=bundle)
+    bundle.write_text("-----BEGIN CERTIFICATE-----")
+    install(ca_bundle=str(bundle))
 
     assert {name.partition("/")[0] for name in docker.context} == {*CONTEXT, "ca-bundle.crt"}
-    assert docker.context["ca-bundle.crt"].size == 3
+    assert docker.context["ca-bundle.crt"].size == 27
     assert {(member.uid, member.uname) for member in docker.context.values()} == {(0, "")}
     assert not [name for name in docker.context if "__pycache__" in name]
 
@@ -148,7 +118,7 @@ def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
     )
     assert docker.settings().items() >= decided.items()
 
-    docker.image_id = "sha256:2"
+    install.change_sources()
     install()
     assert docker.settings().items() >= decided.items()
 
@@ -185,7 +155,7 @@ def test_an_upgrade_touches_the_old_plugin_only_when_the_new_one_has_started(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
-    docker.image_id = "sha256:2"
+    install.change_sources()
     install()
 
     assert docker.calls == [
@@ -217,8 +187,8 @@ def test_an_upgrade_keeps_what_was_set_and_follows_new_defaults(
         "PASSFS_LOG_LEVEL=error" if entry.startswith("PASSFS_LOG_LEVEL") else entry
         for entry in old["Settings"]["Env"]
     ]
-    docker.image_id = "sha256:2"
-    engine.install(docker, Installation(), install.transcript)
+    install.change_sources()
+    engine.install(docker, Installation(tree=install.tree), install.transcript)
 
     settings = docker.settings()
     assert settings["PASSFS_HOST_DIR"] == settings["host.source"] == "/usr"
@@ -231,7 +201,7 @@ def test_a_new_plugin_that_does_not_start_leaves_the_old_one_alone(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
-    docker.image_id = "sha256:2"
+    install.change_sources()
     docker.broken = {"enable passfs-trial": "dial unix passfs.sock: no such file."}
     with pytest.raises(InstallationError, match=r"left as it is: .*dial unix passfs\.sock"):
         install()
@@ -246,23 +216,25 @@ def test_what_a_killed_run_left_is_cleared_away(docker: FakeEngine, install: Ins
     docker.plugins["passfs-trial"] = docker.inspect_plugin("passfs") | {
         "Name": "passfs-trial:latest"
     }
-    docker.image_id = "sha256:2"
+    install.change_sources()
     install()
 
     assert list(docker.plugins) == ["passfs"]
     assert docker.plugins["passfs"]["Enabled"]
 
 
-@pytest.mark.parametrize("change", [{"image": "sha256:2"}, {"log_level": "error"}])
+@pytest.mark.parametrize("change", [{}, {"log_level": "error"}], ids=str)
 def test_mounted_volumes_are_not_taken_from_running_containers(
     docker: FakeEngine, install: Install, change: dict[str, str]
 ) -> None:
     install()
-    docker.image_id = change.pop("image", docker.image_id)
+    if not change:
+        install.change_sources()
     docker.running = [container("b", "local"), container("web", "passfs:latest")]
     with pytest.raises(InstallationError, match=r"containers.*: web\. .*--force"):
         install(**change)
     assert docker.calls == []
+    assert docker.context == {}
 
     install(**change, force=True)
     assert docker.plugins["passfs"]["Enabled"]
@@ -272,7 +244,7 @@ def test_a_container_that_starts_during_the_build_counts_too(
     docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install()
-    docker.image_id = "sha256:2"
+    install.change_sources()
 
     def starts_now(name: str, timeout: int) -> None:
         del name, timeout
@@ -300,7 +272,7 @@ def test_a_failed_build_shows_its_last_words(docker: FakeEngine, install: Instal
 def test_a_missing_base_image_is_named_with_its_remedy(
     docker: FakeEngine, install: Install
 ) -> None:
-    docker.local_images = set()
+    docker.local_images = {}
     docker.build_events = [{"error": "lookup registry-1.docker.io: no such host"}]
     with pytest.raises(InstallationError, match=f"{BASE} is not here.*no such host.*make up"):
         install()

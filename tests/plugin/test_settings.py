@@ -36,6 +36,7 @@ def test_everything_has_a_default() -> None:
             *("PASSFS_FORBIDDEN_OPTIONS", "suid,dev=1", "forbidden_options"),
             (Ban("suid"), Ban("dev", "true")),
         ),
+        ("PASSFS_OWNER", "100000:100001", "owner", (100000, 100001)),
         ("PASSFS_LOG_LEVEL", "Debug", "log_level", logging.DEBUG),
     ],
 )
@@ -58,6 +59,10 @@ def test_an_empty_value_is_the_default(name: str) -> None:
         ("PASSFS_MOUNT_DIR", "/mnt/../etc"),
         ("PASSFS_HOST_ROOT", "host"),
         ("PASSFS_HOST_DIR", "./srv"),
+        ("PASSFS_OWNER", "root"),
+        ("PASSFS_OWNER", "1"),
+        ("PASSFS_OWNER", "1:4294967295"),
+        ("PASSFS_OWNER", "1:-1"),
         ("PASSFS_ALLOWED_SOURCES", "srv"),
         ("PASSFS_FORBIDDEN_OPTIONS", "cache=auto"),
         ("PASSFS_LOG_LEVEL", "loud"),

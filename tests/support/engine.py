@@ -11,6 +11,9 @@ from typing import IO, Any
 from docker.errors import APIError, ImageNotFound, NotFound
 from requests import Response
 
+from plugin import engine
+from plugin.installation import CONTEXT, TREE, Installation
+
 BASE = "debian:trixie-slim"
 
 
@@ -24,6 +27,9 @@ def root_file_system() -> bytes:
     """An exported image: what an extraction could get wrong is in it."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
+        null = tarfile.TarInfo("dev/null")
+        null.type, null.devmajor, null.devminor = tarfile.CHRTYPE, 1, 3
+        tar.addfile(null)
         for name, mode, owner in (("bin/su", 0o4755, 0), ("srv/mine", 0o640, 1234)):
             member = tarfile.TarInfo(name)
             member.mode, member.uid, member.gid, member.size = mode, owner, owner, 3
@@ -44,7 +50,12 @@ class FakeEngine:
         self.plugins: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.running: list[dict[str, Any]] = []
-        self.local_images = {BASE}
+        self.local_images = {BASE: "sha256:" + 64 * "b"}
+        self.says = {
+            "OSType": "linux",
+            "DockerRootDir": "/var/lib/docker",
+            "SecurityOptions": ["name=seccomp,profile=default"],
+        }
         self.build_events: list[dict[str, Any]] = [{"stream": "Step 1/1 : FROM debian\n"}]
         self.image_id = "sha256:1"
         self.context: dict[str, tarfile.TarInfo] = {}
@@ -70,8 +81,11 @@ class FakeEngine:
         yield from self.build_events
         yield {"aux": {"ID": self.image_id}}
 
-    def images(self, name: str) -> list[str]:
-        return [image for image in self.local_images if image == name]
+    def info(self) -> dict[str, Any]:
+        return self.says
+
+    def images(self, name: str) -> list[dict[str, str]]:
+        return [{"Id": self.local_images[name]}] if name in self.local_images else []
 
     def inspect_image(self, name: str) -> dict[str, Any]:
         if name != self.image_id:
@@ -151,3 +165,63 @@ class FakeEngine:
         plugin = self.plugins[name]
         sources = {f"{m['Name']}.source": m["Source"] for m in plugin["Config"]["Mounts"]}
         return sources | dict(entry.split("=", 1) for entry in plugin["Settings"]["Env"])
+
+
+class Transcript:
+    """The lines and steps that the installer reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.lines: list[str] = []
+        self.amounts: list[tuple[int, int]] = []
+
+    def step(self, title: str) -> None:
+        self.steps.append(title)
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def amount(self, done: int, total: int) -> None:
+        self.amounts.append((done, total))
+
+
+class Install:
+    """`passfs install` in the fake engine, with a data directory of the test's own."""
+
+    def __init__(self, docker: FakeEngine, directory: Path) -> None:
+        self._docker = docker
+        self.data_dir = directory / "data"
+        self.tree = small_tree(directory / "tree")
+        self.transcript = Transcript()
+
+    def __call__(self, **wanted: Any) -> Transcript:
+        self.transcript = Transcript()
+        self._docker.calls = []
+        self._docker.context = {}
+        places: dict[str, Any] = {"data_dir": str(self.data_dir), "tree": self.tree}
+        engine.install(self._docker, Installation(**places | wanted), self.transcript)
+        return self.transcript
+
+    def change_sources(self) -> None:
+        """Have the next install be an upgrade."""
+        with (self.tree / "plugin" / "module.py").open("a") as module:
+            module.write("# newer\n")
+
+
+def small_tree(directory: Path) -> Path:
+    """Make a source tree with our config.json and Dockerfile, and one module a package."""
+    directory.mkdir()
+    for name in CONTEXT:
+        if (TREE / name).is_dir():
+            (directory / name / "__pycache__").mkdir(parents=True)
+            (directory / name / "module.py").write_text(f"# {name}\n")
+            (directory / name / "__pycache__" / "module.pyc").write_text("compiled")
+        else:
+            (directory / name).write_text(f"{name}\n")
+    for name in ("config.json", "Dockerfile"):
+        (directory / name).write_bytes((TREE / name).read_bytes())
+    return directory
+
+
+def container(name: str, driver: str) -> dict[str, Any]:
+    return {"Names": [f"/{name}"], "Mounts": [{"Type": "volume", "Driver": driver}]}
