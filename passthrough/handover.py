@@ -4,9 +4,13 @@ The keeper writes a Handover to the worker's standard input and keeps that pipe 
 the worker shall live; the worker answers with one Report on its standard output.
 """
 
+from typing import TypeVar
+
 import msgspec
 
 from passthrough.config import Config
+
+T = TypeVar("T")
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +49,7 @@ def decode_handover(line: bytes) -> Handover:
     Raises:
         msgspec.DecodeError: *line* is none.
     """
-    return msgspec.json.decode(line, type=Handover)
+    return _decode(line, Handover)
 
 
 def decode_report(line: bytes) -> Report:
@@ -54,4 +58,11 @@ def decode_report(line: bytes) -> Report:
     Raises:
         msgspec.DecodeError: *line* is none.
     """
-    return msgspec.json.decode(line, type=Report)
+    return _decode(line, Report)
+
+
+def _decode(line: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except RecursionError as error:  # lists or objects in each other, beyond Python's own depth
+        raise msgspec.DecodeError(str(error)) from error

@@ -1,7 +1,8 @@
 """Starts worker processes, by asking the fork server to fork (passthrough/forkserver.py).
 
 A mount need not wait for an interpreter to start, and the workers share the memory of what they
-have loaded. A fork server that ends takes no worker along, and the next start begins a new one.
+have loaded. A fork server that ends takes no worker along, and the next start begins a new one. A
+fork server that does not answer is killed and replaced.
 """
 
 import array
@@ -12,8 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Final, Self
 
 import trio
@@ -29,6 +30,10 @@ COMMAND: Final = (sys.executable, "-I", "-m", "passthrough.forkserver")
 UNKNOWN: Final = 256
 # The fork server has nothing to do when it is told to end, and nothing to lose when it is killed.
 END_GRACE_S: Final = 0.5
+# The fork server forks in milliseconds, and loads all that it needs in a second. If it starts no
+# worker for so long, it is stopped or hangs. This is half of a Mount's 18 s: a successor has the
+# other half.
+SILENCE_S = 9.0
 # How ps(1) lists a worker, of whose name 15 bytes count: by its volume.
 PROCESS_NAME: Final = "passfs:{}"
 
@@ -147,6 +152,8 @@ class ForkServer:
         self._nursery = nursery
         self._command = command
         self._control: trio.socket.SocketType | None = None
+        self._process: trio.Process | None = None
+        self._waiting: set[trio.CancelScope] = set()
         self._asking = trio.Lock()
         self._ending = False
 
@@ -164,6 +171,8 @@ class ForkServer:
                 # A Ctrl-C in the plugin's terminal is for the plugin.
                 start_new_session=True,
             )
+        self._process = process
+        self._give_time()
         self._nursery.start_soon(self._watch, process, control)
         return control
 
@@ -174,23 +183,63 @@ class ForkServer:
 
     def _forget(self) -> None:
         control, self._control = self._control, None
+        self._process = None
         if control is not None:
             control.close()
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Replace the process if it starts no worker at all in SILENCE_S of this block.
+
+        Raises:
+            TimeoutError: it has been replaced.
+        """
+        with trio.CancelScope() as waiting:
+            self._waiting.add(waiting)
+            self._give_time()
+            try:
+                yield
+            finally:
+                self._waiting.remove(waiting)
+        if waiting.cancelled_caught:
+            self._replace()
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        self._give_time()
+
+    def _give_time(self) -> None:
+        """Wait SILENCE_S from now for what has been asked: the process has just done something."""
+        for scope in self._waiting:
+            scope.deadline = trio.current_time() + SILENCE_S
+
+    def _replace(self) -> None:
+        """Kill the process, which must fork nothing later; the next start begins another one."""
+        if self._process is not None:
+            log.warning("the fork server has started no worker for %g s, and is killed", SILENCE_S)
+            self._process.kill()  # a child that is not reaped keeps its id
+        self._forget()
 
     async def start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
         """Start a worker of *volume* that will run *session* and is given *fds*.
 
+        A fork server that ends meanwhile, or does not answer, gets one successor.
+
         Raises:
             OSError: there can be no further process, descriptor or memory.
         """
+        with suppress(ConnectionResetError, TimeoutError):
+            return await self._start(volume, session, fds)
+        return await self._start(volume, session, fds)
+
+    async def _start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
         with ExitStack() as theirs, ExitStack() as undo:
             life, worker_ends, streams = _ties(theirs, undo)
             process = Forked(life, *streams)
             undo.callback(process.let_go)
             name = PROCESS_NAME.format(file_name(VolumeName(volume)))
-            await self._ask(f"{session}\0{name}", [*worker_ends, *fds])
-            theirs.close()
-            await process.born()
+            with self._answered():
+                await self._ask(f"{session}\0{name}", [*worker_ends, *fds])
+                theirs.close()
+                await process.born()
             process.given = range(_STDIO, _STDIO + len(fds))
             undo.pop_all()
             return process

@@ -34,7 +34,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
             raise BadRequest(f"the request's body is empty; expected a JSON object with {fields}")
         try:
             return msgspec.json.decode(body, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # RecursionError: msgspec descends no deeper than Python calls, in unknown fields as well.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             reason = str(error)
             raise BadRequest(
                 f"the request's body is not accepted: {reason[:1].lower()}{reason[1:]}"

@@ -43,6 +43,8 @@ def test_a_message_is_one_line(message: Handover | Report) -> None:
     assert line.endswith(b"\n")
 
 
+DEEP = b'{"later":' + b"[" * 10_000
+
 BROKEN = {
     "nothing": b"",
     "half": b'{"volume": "v", "config"',
@@ -55,6 +57,7 @@ BROKEN = {
         b'{"volume":"v","config":{"turbo":true},"fuse_fd":3,"source_fd":4}'
     ),
     "no text": b"\xff\n",
+    "nested too deeply": DEEP,
 }
 
 
@@ -64,7 +67,7 @@ def test_anything_else_is_no_handover(line: bytes) -> None:
         decode_handover(line)
 
 
-@pytest.mark.parametrize("line", [b"", b"Traceback\n", b"{}", b'{"serving":"yes"}', b"[]"])
+@pytest.mark.parametrize("line", [b"", b"Traceback\n", b"{}", b'{"serving":"yes"}', b"[]", DEEP])
 def test_anything_else_is_no_report(line: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_report(line)

@@ -6,13 +6,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
 from passthrough.config import Session
+from plugin import forkserver
 from plugin.forkserver import UNKNOWN, Forked, forking
 from tests.support.fake_worker import command
 from tests.support.processes import children, workers
@@ -46,6 +47,15 @@ def descriptors(pid: int) -> dict[int, str]:
 
 def name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+
+
+@contextmanager
+def process_behind(pid: int) -> Iterator[int]:
+    pid_fd = os.pidfd_open(pid)
+    try:
+        yield pid_fd
+    finally:
+        os.close(pid_fd)
 
 
 def reap(pid: int) -> None:
@@ -186,6 +196,57 @@ async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> 
         while workers() != {later.pid}:
             await trio.lowlevel.checkpoint()
         await end(later)
+
+
+STOPPED = (
+    "^plugin.forkserver: the fork server (has started no worker for 0.3 s, and is killed"
+    "|ended with -9; the next mount begins another)$"
+)
+
+
+@pytest.mark.logs(STOPPED)
+async def test_a_fork_server_that_is_stopped_is_replaced(
+    fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that were asked of it are started by its successor; its workers go on."""
+    monkeypatch.setattr(forkserver, "SILENCE_S", 0.3)
+    started: list[Forked] = []
+    async with forking(command("sleep")) as start:
+        earlier = await start("earlier", Session.KERNEL, fds)
+        (server,) = children(os.getpid())
+
+        async def begin(number: int) -> None:
+            started.append(await start(f"v{number}", Session.KERNEL, fds))
+
+        with process_behind(server) as stopped:
+            signal.pidfd_send_signal(stopped, signal.SIGSTOP)
+            async with trio.open_nursery() as nursery:
+                for number in range(5):
+                    nursery.start_soon(begin, number)
+            await trio.lowlevel.wait_readable(stopped)  # it has ended
+        assert len(started) == 5
+        await until_it_sleeps(earlier)
+        assert workers() == {process.pid for process in started}, "of the new fork server"
+        for process in (*started, earlier):
+            await end(process)
+        assert earlier.returncode == UNKNOWN
+        reap(earlier.pid)
+
+
+async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
+    fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer gives the others that wait more time."""
+    monkeypatch.setattr(forkserver, "SILENCE_S", 1.0)
+    async with forking(command("slow", "0.2")) as start, trio.open_nursery() as nursery:
+        (server,) = children(os.getpid())
+
+        async def begin(number: int) -> None:
+            await end(await start(f"v{number}", Session.KERNEL, fds))
+            assert server in children(os.getpid())
+
+        for number in range(8):
+            nursery.start_soon(begin, number)
 
 
 async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:

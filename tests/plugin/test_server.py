@@ -68,6 +68,21 @@ async def test_a_body_that_is_no_request_is_refused(tmp_path: Path, path: str, b
 
 
 @pytest.mark.parametrize(
+    "body",
+    [b'{"A":' * 100_000, b'{"Later":' + b"[" * 50_000, b'{"Name": "v", "Opts": ' + b"{" * 10_000],
+    ids=["objects", "lists", "options"],
+)
+@pytest.mark.parametrize("path", VERBS)
+async def test_a_body_that_is_nested_too_deeply_is_refused(
+    tmp_path: Path, path: str, body: bytes
+) -> None:
+    """Also in a field that the plugin does not know."""
+    answer = await ask(tmp_path, path, body)
+    assert answer.status == 400
+    assert answer.error.startswith("the request's body is not accepted: ")
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         [("Host", "")],

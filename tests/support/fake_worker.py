@@ -120,6 +120,7 @@ BARE: dict[str, Callable[[], int]] = {
     "unforked": _unforked,
     "unwatched": _sleep,
     "crowded": _sleep,
+    "slow": _sleep,
 }
 
 MANNERS: dict[str, Callable[[Handover], int | None]] = {
@@ -151,4 +152,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "crowded":  # by the standard streams and the copy of the control socket
         room = 4 + int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
-    forkserver.serve(_work)
+    slow_s = float(sys.argv[2]) if sys.argv[1] == "slow" else 0.0
+    forkserver.serve(_work, lambda _: time.sleep(slow_s))
