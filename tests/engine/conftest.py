@@ -99,6 +99,7 @@ def plugin_tree(client: docker.DockerClient) -> Iterator[Path]:
     time; the driver that `passfs install` makes is packed as a user's.
     """
     with tempfile.TemporaryDirectory(prefix="passfs-tree-", dir="/var/tmp") as scratch:
+        Path(scratch).chmod(0o711)  # for a rootless engine
         tree, programs = Path(scratch, "tree"), Path(scratch, "programs")
         programs.mkdir()
         bundle = CA_BUNDLE if CA_BUNDLE.exists() else None

@@ -90,9 +90,9 @@ class Setting(NamedTuple):
     shows: Callable[[OwnEngine, Driver, Path], None]
 
 
-def _gives_directories(_: OwnEngine, driver: Driver, __: Path) -> None:
+def _gives_directories(_: OwnEngine, driver: Driver, directory: Path) -> None:
     with driver.volume() as volume:
-        status = driver.own_directory(volume).stat()
+        status = (directory / "data" / "volumes" / str(volume.name)).stat()
         assert (status.st_uid, status.st_gid) == (1234, 1235)
 
 

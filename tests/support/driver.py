@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import docker
@@ -162,14 +163,18 @@ def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
 
 @contextlib.contextmanager
 def created(
-    client: docker.DockerClient, directory: Path, tree: Path, name: str = OWN_NAME
+    client: docker.DockerClient,
+    directory: Path,
+    tree: Path,
+    name: str = OWN_NAME,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Driver]:
     """The managed plugin, made of *tree* (config.json and rootfs) in an engine of a test's own."""
     data_dir = directory / "data"
     data_dir.mkdir(exist_ok=True)
     client.api.create_plugin(name, str(tree))
     try:
-        client.api.configure_plugin(name, {"data.source": str(data_dir)})
+        client.api.configure_plugin(name, {**settings, "data.source": str(data_dir)})
         client.api.enable_plugin(name, timeout=0)
         yield Driver(client, f"{name}:latest", data_dir, partial(_off_and_on, client, name))
     finally:

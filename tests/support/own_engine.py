@@ -12,11 +12,13 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import docker
 import docker.errors
@@ -27,6 +29,11 @@ from tests.support.processes import children, end, reap
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ("cat", "echo", "grep", "hostname", "id", "ls", "sh", "sleep", "touch", "true")
+# A user that every Debian has, and the host's ids of its root in containers: user and group.
+REMAPPED_USER = "daemon"
+REMAPPED = (100000, 200000)
+# Of a rootless engine; an id that no user of the machine has.
+ROOTLESS_USER = 61234
 START_S = 60
 STOP_S = 60
 
@@ -34,10 +41,12 @@ STOP_S = 60
 class OwnEngine:
     """A dockerd below one directory; made by `own_engine`."""
 
-    def __init__(self, directory: Path, network: int) -> None:
-        """Name an engine that does not run yet, for the network of the process *network*."""
+    def __init__(self, directory: Path, place: "Place") -> None:
+        """Name an engine that does not run yet, and is to run in *place*."""
         self.directory = directory
-        self.network = network
+        self.network = place.pid
+        """A process in the network of the engine."""
+        self._place = place
         self.log = directory / "log"
         self.live_restore = False
         """Whether it was last started to leave containers running when it ends."""
@@ -63,7 +72,7 @@ class OwnEngine:
         settings.write_text(json.dumps({"live-restore": live_restore}))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*within(self.network), "dockerd", *self._options(settings)],
+                [*self._place.command, "dockerd", *self._options(settings), *self._place.options],
                 stdout=log,
                 stderr=log,
             )
@@ -149,30 +158,112 @@ def within(network: int) -> list[str]:
     return ["nsenter", f"--net=/proc/{network}/ns/net"]
 
 
+class Place(NamedTuple):
+    """Namespaces for an engine, held by a process."""
+
+    pid: int
+    command: Sequence[str]
+    """What to put before dockerd."""
+    options: Sequence[str] = ()
+    """More options of dockerd."""
+
+
 @contextlib.contextmanager
-def _network() -> Iterator[int]:
-    """A process with a network of its own, in which it can reach itself."""
-    script = "ip link set lo up && echo && exec sleep infinity"
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", script], stdout=subprocess.PIPE) as held:
+def _holding(script: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Give a process that *command* starts and that has done *script*; it is killed in the end."""
+    words = [*command, "sh", "-euc", f"{script}\necho\nexec sleep infinity"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as held:
         assert held.stdout is not None
         try:
-            assert held.stdout.readline() == b"\n"
-            yield held.pid
+            yield held
         finally:
             held.kill()
 
 
 @contextlib.contextmanager
-def own_engine() -> Iterator[OwnEngine]:
+def usual(_: Path) -> Iterator[Place]:
+    """Give a network to an engine, in which it can reach itself."""
+    with _holding("ip link set lo up", "unshare", "--net") as held:
+        _is_ready(held)
+        yield Place(held.pid, within(held.pid))
+
+
+@contextlib.contextmanager
+def remapped(directory: Path) -> Iterator[Place]:
+    """Give /etc/subuid and /etc/subgid to an engine with userns-remap, besides a network."""
+    (directory / "subuid").write_text(f"{REMAPPED_USER}:{REMAPPED[0]}:65536\n")
+    (directory / "subgid").write_text(f"{REMAPPED_USER}:{REMAPPED[1]}:65536\n")
+    script = f"""ip link set lo up
+        mount --bind {directory}/subuid /etc/subuid
+        mount --bind {directory}/subgid /etc/subgid"""
+    apart = ("unshare", "--net", "--mount", "--propagation", "slave")
+    with _holding(script, *apart) as held:
+        _is_ready(held)
+        command = ["nsenter", f"--target={held.pid}", "--net", "--mount"]
+        yield Place(held.pid, command, [f"--userns-remap={REMAPPED_USER}"])
+
+
+@contextlib.contextmanager
+def rootless(directory: Path) -> Iterator[Place]:
+    """Give to an engine the user namespace, the mounts and the network that RootlessKit makes."""
+    fuse = directory / "fuse"  # of mode 0666, as udev makes it
+    os.mknod(fuse, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+    fuse.chmod(0o666)
+    proxy = directory / "bin" / "rootlesskit-docker-proxy"  # which dockerd misses, used or not
+    proxy.parent.mkdir()
+    proxy.symlink_to("/bin/true")
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, ROOTLESS_USER, ROOTLESS_USER)
+    script = f"""echo
+        read mapped
+        ip link set lo up
+        mount -t tmpfs run /run
+        mkdir -p /run/docker/plugins
+        mount --bind {fuse} /dev/fuse"""
+    user = f"--reuid={ROOTLESS_USER}", f"--regid={ROOTLESS_USER}", "--clear-groups"
+    apart = ("unshare", "--user", "--net", "--mount", "--propagation", "slave")
+    with _holding(script, "setpriv", *user, *apart) as held:
+        _is_ready(held)
+        for kind in ("uid", "gid"):
+            ids = f"0 {ROOTLESS_USER} 1\n1 {REMAPPED[0]} 65535\n"
+            Path(f"/proc/{held.pid}/{kind}_map").write_text(ids)
+        assert held.stdin is not None
+        held.stdin.write(b"mapped\n")
+        held.stdin.flush()
+        _is_ready(held)
+        inside = ("--user", "--net", "--mount", "--setuid=0", "--setgid=0")
+        environment = {
+            "HOME": directory,
+            "PATH": f"{proxy.parent}:{os.environ['PATH']}",
+            "ROOTLESSKIT_STATE_DIR": directory,
+            "XDG_RUNTIME_DIR": "/run",
+        }
+        words = [f"{name}={value}" for name, value in environment.items()]
+        command = ["nsenter", f"--target={held.pid}", *inside, "env", *words]
+        yield Place(held.pid, command, ["--rootless"])
+
+
+Kind = Callable[[Path], contextlib.AbstractContextManager[Place]]
+"""Makes the place for an engine, whose directory it is given."""
+
+
+def _is_ready(held: subprocess.Popen[bytes]) -> None:
+    """Wait until *held* has come to its next `echo`."""
+    assert held.stdout is not None
+    assert held.stdout.readline() == b"\n"
+
+
+@contextlib.contextmanager
+def own_engine(kind: Kind = usual) -> Iterator[OwnEngine]:
     """An engine that runs and has the image of the tests; nothing of it is left at the end."""
     # Short, because the kernel takes 107 bytes for a socket's path; and its name is one of a name
     # space of containerd, which has rules for them that mkdtemp does not keep.
     directory = Path(f"/var/tmp/passfs-e{secrets.token_hex(4)}")
-    directory.mkdir(mode=0o700)
+    directory.mkdir(mode=0o711)
     try:
-        with _private(directory), _network() as network:
+        with _private(directory), kind(directory) as place:
             before = children()
-            engine = OwnEngine(directory, network)
+            engine = OwnEngine(directory, place)
             try:
                 engine.start()
                 engine.client.api.import_image_from_data(_image(), repository=TOOLS_IMAGE)
