@@ -8,6 +8,7 @@ from passthrough import syscalls
 from passthrough.idmap import Caller, ContainerId, ContainerIds
 
 OMIT: Final = (0, syscalls.UTIME_OMIT)
+PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class Attributes:
@@ -67,6 +68,20 @@ class Changes(NamedTuple):
     atime: tuple[int, int] = OMIT
     """Seconds and nanoseconds, utimensat(2)."""
     mtime: tuple[int, int] = OMIT
+
+
+def keeps_sgid(
+    attributes: os.stat_result, owner: ContainerIds | None, caller: Caller | None
+) -> bool:
+    """Return whether *caller*'s change leaves an sgid bit without group execution.
+
+    *owner* as above. None is a caller that the kernel has checked. Supplementary groups are not
+    known here.
+    """
+    if caller is None:
+        return True
+    uid, gid = owner or (attributes.st_uid, attributes.st_gid)
+    return caller.uid == uid or caller.gid == gid
 
 
 def allows(

@@ -26,6 +26,8 @@ _OWN_ID: Final = 0
 _ITSELF: Final = (_OWN_ID, _OWN_ID)
 _AS_ITSELF: Final = contextlib.nullcontext()
 _NO_ID: Final = 0xFFFF_FFFF
+# For a thread that creates nothing meanwhile: no files' group is likely to have this id.
+_NO_FILES_GROUP: Final = 0xFFFF_FFF0
 
 
 def keep_capabilities() -> None:
@@ -108,16 +110,25 @@ class ClearingPrivileges:
 
     As it does for everyone without CAP_FSETID, which this process has, capabilities(7). Not to be
     nested. The thread's other capabilities are to stay what they were at its first use.
+
+    An sgid bit without group execution gives no right, and goes only where the caller is outside of
+    the file's group, inode(7). With *group*, the file's, the thread counts as inside, else as
+    outside.
     """
 
-    __slots__ = ("_switch",)
+    __slots__ = ("_group", "_own_group", "_switch")
+
+    def __init__(self, group: int = _NO_FILES_GROUP) -> None:
+        self._group = group
 
     def __enter__(self) -> None:
         switch = _keeping.switch
         if switch is None:
             switch = _keeping.switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
         self._switch = switch
+        self._own_group = syscalls.setfsgid(self._group)
         switch.set(wanted=False)
 
     def __exit__(self, *_: object) -> None:
         self._switch.set(wanted=self._switch.had)
+        syscalls.setfsgid(self._own_group)

@@ -1,17 +1,21 @@
 """What every group of operations stands on: the tables of one volume, and what it decided."""
 
+import contextlib
 import errno
 import os
 import threading
+from collections.abc import Callable, Iterator
 
 from passthrough import fdpath, syscalls
-from passthrough.attributes import Attributes, Entry
+from passthrough.attributes import PRIVILEGES, Attributes, Entry, keeps_sgid
 from passthrough.cache import Cache, timeouts
 from passthrough.config import Config, Submounts
+from passthrough.credentials import ClearingPrivileges
 from passthrough.decisions import decide
 from passthrough.errors import os_error
 from passthrough.freshness import Freshness
 from passthrough.handles import HandleTable, OpenFile
+from passthrough.idmap import Caller
 from passthrough.inode_file import Inode
 from passthrough.inodes import InodeTable
 from passthrough.listing import OpenDirectory
@@ -48,6 +52,7 @@ class Operations:
         self.waits = Waits()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
+        self._tell_lost: Callable[[int], object] = _nothing
         # What is open for users who opened nothing. Not by number: it may be another file's next.
         self._unopened: dict[Inode, int] = {}
         self._streams: dict[Inode, tuple[int, threading.Lock]] = {}
@@ -58,6 +63,10 @@ class Operations:
         self.files.close()
         self.directories.close()
         self.inodes.close()
+
+    def tell_lost_privileges(self, tell: Callable[[int], object]) -> None:
+        """Call *tell* with an inode number after a change of content has cleared suid or sgid."""
+        self._tell_lost = tell
 
     def _is_hidden(self, inode: Inode) -> bool:
         """Whether *inode* is what is mounted below a source that shows no such thing."""
@@ -105,3 +114,25 @@ class Operations:
     def _check_sealed(self) -> None:
         if self.config.seal_size:
             raise os_error(errno.EPERM)
+
+    @contextlib.contextmanager
+    def _clearing(
+        self, number: int, attributes: os.stat_result, caller: Caller | None
+    ) -> Iterator[None]:
+        """A guard: changing the content of inode *number* takes its suid and sgid bits away.
+
+        *attributes* are those before. *caller* is the one of `keeps_sgid`.
+        """
+        if not attributes.st_mode & PRIVILEGES:
+            yield
+            return
+        keeps = keeps_sgid(attributes, self.ownership.shown(attributes), caller)
+        try:
+            with ClearingPrivileges(attributes.st_gid) if keeps else ClearingPrivileges():
+                yield
+        finally:
+            self._tell_lost(number)
+
+
+def _nothing(_number: int) -> None:
+    pass

@@ -5,11 +5,9 @@ import errno
 import fcntl
 import os
 import stat
-from typing import Final
 
 from passthrough import fdpath, names, opening
-from passthrough.attributes import Entry
-from passthrough.credentials import ClearingPrivileges
+from passthrough.attributes import PRIVILEGES, Entry
 from passthrough.errors import os_error
 from passthrough.handles import DirectFile, OpenFile
 from passthrough.idmap import Caller
@@ -19,19 +17,25 @@ from passthrough.operations.base import Operations
 from passthrough.places import Place
 from passthrough.readonly import changing
 
-_PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
-
 
 class FileOperations(Operations):
     """What opens a regular file, and what acts on an open one."""
 
-    def open(self, number: int, flags: int, *, clear_privileges: bool = False) -> int:
+    def open(
+        self,
+        number: int,
+        flags: int,
+        *,
+        clear_privileges: bool = False,
+        caller: Caller | None = None,
+    ) -> int:
         """Open a regular file; gives a handle number.
 
         A file whose last name the host has taken away answers ESTALE, so that the kernel looks its
         name up again and opens what it leads to now; who has it open may open it again (/proc).
         With *clear_privileges*, O_TRUNC takes the file's suid and sgid bits away: the kernel does
         so itself for every other change of content, but leaves O_TRUNC to the one who opens.
+        *caller* as in `keeps_sgid`.
         """
         if self.config.readonly and opening.changes(flags):
             raise os_error(errno.EROFS)
@@ -39,7 +43,10 @@ class FileOperations(Operations):
             self._check_sealed()
         inode = self.inodes[number]
         self._check_linked(inode)
-        with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+        if clear_privileges:
+            with self._clearing(number, inode.stat(), caller):
+                fd = self._reopen(inode, stat.S_IFREG, flags)
+        else:
             fd = self._reopen(inode, stat.S_IFREG, flags)
         return self._keep(number, fd, flags)
 
@@ -102,11 +109,12 @@ class FileOperations(Operations):
         flags: int | None = None,
         *,
         clear_privileges: bool = False,
+        caller: Caller | None = None,
     ) -> int:
         """Write at *offset*, pwrite(2), or at the end with O_APPEND; *flags* as for `read`.
 
         With *clear_privileges*, the file loses its suid and sgid bits, as it does for a caller
-        without CAP_FSETID.
+        without CAP_FSETID; *caller* as in `keeps_sgid`.
         """
         file = self.files[handle]
         flags = file.flags if flags is None else self._flags.of_request(flags)
@@ -116,8 +124,8 @@ class FileOperations(Operations):
             raise os_error(errno.EPERM)
         file = file.following(flags)
         # Looked at first, because it is cheaper than two changes of capabilities.
-        if clear_privileges and os.fstat(file.fd).st_mode & _PRIVILEGES:
-            with ClearingPrivileges():
+        if clear_privileges and (found := os.fstat(file.fd)).st_mode & PRIVILEGES:
+            with self._clearing(file.inode_number, found, caller):
                 return file.write(offset, data, flags)
         return file.write(offset, data, flags)
 
@@ -136,6 +144,14 @@ class FileOperations(Operations):
     def fsync(self, handle: int, *, datasync: bool) -> None:
         """Bring a file to stable storage, fsync(2), or fdatasync(2) with *datasync*."""
         self.files[handle].sync(datasync=datasync)
+
+    def open_for_writing(self, number: int) -> bool:
+        """Return whether a caller has inode *number* open to write to it."""
+        return any(
+            file.inode_number == number
+            and fcntl.fcntl(file.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            for file in self.files
+        )
 
     def unopened(self, number: int) -> int:
         """The handle of inode *number* for who never opened it (`no_open`), until it is forgotten.

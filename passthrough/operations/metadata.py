@@ -1,12 +1,10 @@
 """What a file is: its attributes, and the file system that it lies on."""
 
-import contextlib
 import os
 import stat
 
 from passthrough import fdpath, filecalls, syscalls
-from passthrough.attributes import OMIT, Attributes, Changes, allows
-from passthrough.credentials import ClearingPrivileges
+from passthrough.attributes import OMIT, Attributes, Changes, allows, keeps_sgid
 from passthrough.idmap import Caller
 from passthrough.inode_file import Inode
 from passthrough.inodes import ROOT
@@ -46,12 +44,14 @@ class MetadataOperations(Operations):
         handle: int | None = None,
         *,
         clear_privileges: bool = False,
+        caller: Caller | None = None,
     ) -> Attributes:
         """Change mode, owner, size and times, in this order: each may undo part of the one before.
 
         *handle* is the open file through which the caller truncates, if it does; with
         *clear_privileges* that takes suid and sgid bits away, as a change of owner always does,
-        and one that changes nothing. A failure leaves the changes before it done.
+        and one that changes nothing; *caller* as in `keeps_sgid`. A failure leaves the changes
+        before it done.
         """
         if changes.size is not None:
             self._check_sealed()
@@ -63,8 +63,13 @@ class MetadataOperations(Operations):
             clears = clear_privileges and changes.size is None
             if clears or changes.uid is not None or changes.gid is not None:
                 self.ownership.give(path, changes.uid, changes.gid)
+            if clears:
+                self._drop_sgid(inode, path, caller)
             if changes.size is not None:
-                with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+                if clear_privileges:
+                    with self._clearing(number, inode.stat(), caller):
+                        self._truncate(inode, changes.size, handle)
+                else:
                     self._truncate(inode, changes.size, handle)
             if changes.atime != OMIT or changes.mtime != OMIT:
                 syscalls.utimensat(path, changes.atime, changes.mtime)
@@ -82,6 +87,14 @@ class MetadataOperations(Operations):
         """The host's file system that inode *number* lies on."""
         with self.inodes.opened(number) as fd:
             return os.statvfs(fd)
+
+    def _drop_sgid(self, inode: Inode, path: bytes, caller: Caller | None) -> None:
+        """Take away what chown(2) by this process leaves: an sgid bit without group execution."""
+        found = inode.stat()
+        if found.st_mode & stat.S_ISGID and not keeps_sgid(
+            found, self.ownership.shown(found), caller
+        ):
+            os.chmod(path, stat.S_IMODE(found.st_mode) & ~stat.S_ISGID)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:
         if handle is not None:

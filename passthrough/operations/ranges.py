@@ -1,13 +1,12 @@
 """Parts of open files: allocated, found, copied."""
 
-import contextlib
 import errno
 import os
 from typing import Final
 
 from passthrough import filecalls
-from passthrough.credentials import ClearingPrivileges
 from passthrough.errors import os_error
+from passthrough.idmap import Caller
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
@@ -20,19 +19,30 @@ class RangeOperations(Operations):
 
     @changing
     def fallocate(
-        self, handle: int, mode: int, offset: int, length: int, *, clear_privileges: bool = False
+        self,
+        handle: int,
+        mode: int,
+        offset: int,
+        length: int,
+        *,
+        clear_privileges: bool = False,
+        caller: Caller | None = None,
     ) -> None:
         """Allocate, free, zero or shift a range, FALLOC_FL_* in *mode*, fallocate(2).
 
-        With *clear_privileges* the file loses its suid and sgid bits.
+        With *clear_privileges* the file loses its suid and sgid bits; *caller* as in `keeps_sgid`.
         """
-        fd = self.files[handle].fd
+        file = self.files[handle]
+        fd = file.fd
         _check(offset, length)
         if self.config.seal_size:
             grows = offset + length > os.fstat(fd).st_size
             if mode & _SHIFTING or (grows and not mode & filecalls.FALLOC_FL_KEEP_SIZE):
                 raise os_error(errno.EPERM)
-        with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
+        if clear_privileges:
+            with self._clearing(file.inode_number, os.fstat(fd), caller):
+                filecalls.fallocate(fd, mode, offset, length)
+        else:
             filecalls.fallocate(fd, mode, offset, length)
 
     def lseek(self, handle: int, offset: int, whence: int) -> int:
@@ -54,12 +64,13 @@ class RangeOperations(Operations):
         length: int,
         *,
         clear_privileges: bool = False,
+        caller: Caller | None = None,
     ) -> int:
         """Copy within the host, or share the space, copy_file_range(2).
 
         From open file *handle* to the open file *to*. Gives how many bytes; fewer than *length* at
         the end of the source, and whenever the host likes it so. With *clear_privileges* the file
-        that is written to loses its suid and sgid bits.
+        that is written to loses its suid and sgid bits; *caller* as in `keeps_sgid`.
         """
         source, target = self.files[handle].fd, self.files[to].fd
         length = min(length, _LAST - max(offset, to_offset))
@@ -69,8 +80,10 @@ class RangeOperations(Operations):
             copied = min(length, os.fstat(source).st_size - offset)
             if copied > 0 and to_offset + copied > os.fstat(target).st_size:
                 raise os_error(errno.EPERM)
-        with ClearingPrivileges() if clear_privileges else contextlib.nullcontext():
-            return os.copy_file_range(source, target, length, offset, to_offset)
+        if clear_privileges:
+            with self._clearing(self.files[to].inode_number, os.fstat(target), caller):
+                return os.copy_file_range(source, target, length, offset, to_offset)
+        return os.copy_file_range(source, target, length, offset, to_offset)
 
 
 def _check(offset: int, length: int) -> None:

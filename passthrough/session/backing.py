@@ -129,7 +129,8 @@ class Backings:
         try:
             if self._always_direct:
                 _try_direct(fd)
-            with ClearingPrivileges():
+            # For writers outside of the file's group the kernel asks before (SETATTR).
+            with ClearingPrivileges(os.fstat(fd).st_gid):
                 return self._channel.open_backing(fd)
         except OSError as error:
             if error.errno not in self._told:

@@ -61,6 +61,7 @@ def run(
     """
     channel = DeviceChannel(fuse_fd)
     session = Session(fs, channel, HANDLERS)
+    fs.tell_lost_privileges(session.forget_attributes)
     try:
         _greet(session, channel, fuse_fd)
         without_passthrough = _without_passthrough(session)

@@ -12,6 +12,7 @@ and the flags of single reads and writes. The kernel emulates or refuses those, 
 among the users of the one mount.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -62,6 +63,7 @@ def serve(
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
+    fs.tell_lost_privileges(_forget_attributes)
     operations = LibfuseOperations(fs, serving)
     operations.enable_writeback_cache = fs.config.writeback
     # Where pyfuse3 looks for its scheduler; pyfuse3.asyncio replaces it there as well.
@@ -149,7 +151,7 @@ class LibfuseOperations(pyfuse3.Operations):
         attr: EntryAttributes,
         fields: pyfuse3.SetattrFields,
         fh: FileHandleT | None,
-        _ctx: RequestContext,
+        ctx: RequestContext,
     ) -> EntryAttributes:
         changes = Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
@@ -159,7 +161,11 @@ class LibfuseOperations(pyfuse3.Operations):
             atime=divmod(attr.st_atime_ns, _NS_PER_S) if fields.update_atime else OMIT,
             mtime=divmod(attr.st_mtime_ns, _NS_PER_S) if fields.update_mtime else OMIT,
         )
-        return _attributes(self._fs.setattr(inode, changes, fh))
+        # As in the other session without HANDLE_KILLPRIV_V2.
+        writes = changes == Changes() and self._fs.open_for_writing(inode)
+        clear = writes or (changes.size is not None and ctx.uid != 0)
+        found = self._fs.setattr(inode, changes, fh, clear_privileges=clear, caller=_caller(ctx))
+        return _attributes(found)
 
     @_answered
     def readlink(self, inode: InodeT, _ctx: RequestContext) -> FileNameT:
@@ -225,7 +231,8 @@ class LibfuseOperations(pyfuse3.Operations):
         if self._fs.cache.refresh_on_open:
             # Of attributes alone: this takes no lock of the kernel that the open may hold.
             pyfuse3.invalidate_inode(inode, attr_only=True)
-        return self._opened(self._fs.open(inode, flags, clear_privileges=clear))
+        handle = self._fs.open(inode, flags, clear_privileges=clear, caller=_caller(ctx))
+        return self._opened(handle)
 
     @_answered
     def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -310,6 +317,11 @@ class LibfuseOperations(pyfuse3.Operations):
 
     def _opened(self, handle: int) -> FileInfo:
         return FileInfo(fh=FileHandleT(handle), keep_cache=self._fs.cache.keep_pages)
+
+
+def _forget_attributes(number: int) -> None:
+    with contextlib.suppress(OSError):  # an inode unknown to the kernel, or the end
+        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)
 
 
 def _caller(ctx: RequestContext) -> Caller:

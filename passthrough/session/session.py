@@ -6,6 +6,7 @@ OSError; EIO, with a traceback in the log, for anything else, which is a mistake
 The mount outlives both.
 """
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable, Mapping
@@ -80,6 +81,14 @@ class Session:
         except OSError:  # just forgotten, or the connection is at its end
             return False
         return True
+
+    def forget_attributes(self, number: int) -> None:
+        """Have the kernel ask for the attributes of inode *number* before it uses them again.
+
+        This takes no lock of the kernel, so that any thread may do it.
+        """
+        with contextlib.suppress(OSError):  # an inode unknown to the kernel, or the end
+            self.notifier.attributes_changed(number)
 
     def rest(self) -> None:
         """Use a moment in which nothing happens."""

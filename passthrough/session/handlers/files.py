@@ -24,7 +24,8 @@ def open_(session: Session, request: Request) -> bytes:
         # Which the kernel remembers, and opens without a request from then on.
         raise os_error(errno.ENOSYS)
     flags, more = request.fields(wire.OPEN_IN)
-    handle = fs.open(request.nodeid, flags, clear_privileges=_clears(session, request, flags, more))
+    clear = _clears(session, request, flags, more)
+    handle = fs.open(request.nodeid, flags, clear_privileges=clear, caller=request.caller())
     if fs.cache.refresh_on_open:
         # What the kernel does not know needs no forgetting, and the file is open by now.
         with contextlib.suppress(FileNotFoundError):
@@ -66,11 +67,13 @@ def write(session: Session, request: Request) -> bytes:
     fs, data = session.fs, request.data(size)
     clear = bool(more & abi.WRITE_KILL_SUIDGID)
     if handle:
-        written = fs.write(handle, offset, data, flags, clear_privileges=clear)
+        # Before a write with O_DIRECT the kernel may send no SETATTR.
+        caller = request.caller() if clear and flags & os.O_DIRECT else None
+        written = fs.write(handle, offset, data, flags, clear_privileges=clear, caller=caller)
     else:
         # Many share this one: the kernel has found the end for those who append.
         own = fs.unopened(request.nodeid)
-        written = fs.write(own, offset, data, clear_privileges=clear)
+        written = fs.write(own, offset, data, clear_privileges=clear, caller=request.caller())
     return wire.WRITE_OUT.pack(written)
 
 

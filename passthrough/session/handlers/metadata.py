@@ -10,7 +10,7 @@ from passthrough.attributes import OMIT, Changes
 from passthrough.errors import os_error
 from passthrough.idmap import ContainerId
 from passthrough.session import abi, wire
-from passthrough.session.abi import Opcode
+from passthrough.session.abi import Init, Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
@@ -50,24 +50,50 @@ def setattr_(session: Session, request: Request) -> bytes:
         atime=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, (atime, atime_ns)),
         mtime=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, (mtime, mtime_ns)),
     )
+    if not valid & ~_NO_CHANGE:
+        return _nothing_changed(session, request)
+    truncates = bool(valid & abi.FATTR_SIZE)
     found = session.fs.setattr(
         request.nodeid,
         changes,
         handle if valid & abi.FATTR_FH and handle else None,
         clear_privileges=_clears(session, request, valid),
+        caller=request.caller() if truncates else None,
+    )
+    return wire.attributes(found)
+
+
+def _nothing_changed(session: Session, request: Request) -> bytes:
+    """Answer what asks for nothing: suid and sgid bits go, and the kernel believes the new mode.
+
+    Linux sends it before a write or another change of content, also one that passes through
+    (file_remove_privs(), fs/inode.c), where the caller may not keep the bits. For chown(2) without
+    an owner Linux sends the same, unchecked: there only the owner and root take bits away.
+    """
+    fs = session.fs
+    writes = fs.open_for_writing(request.nodeid)
+    found = fs.setattr(
+        request.nodeid,
+        Changes(),
+        clear_privileges=writes or _owns(session, request),
+        caller=request.caller() if writes else None,
     )
     return wire.attributes(found)
 
 
 def _clears(session: Session, request: Request, valid: int) -> bool:
-    """Whether suid and sgid bits go.
+    """Return whether suid and sgid bits go with a change.
 
-    What asks for nothing is chown(2) without an owner, which takes them away where it is the
-    owner's or root's; the kernel has not checked that. Or it comes before a write, which says so
-    itself: to refuse it would refuse the write.
+    Without HANDLE_KILLPRIV_V2 the kernel sends the new mode along, but lets an sgid bit without
+    group execution stay.
     """
-    if valid & ~_NO_CHANGE:
+    if session.uses(Init.HANDLE_KILLPRIV_V2):
         return bool(valid & abi.FATTR_KILL_SUIDGID)
+    return bool(valid & abi.FATTR_SIZE) and request.uid != _ROOT_USER
+
+
+def _owns(session: Session, request: Request) -> bool:
+    """Return whether the caller may change the mode, as far as its user id tells."""
     found = session.fs.getattr(request.nodeid)
     owner = found.stat.st_uid if found.owner is None else found.owner.uid
     return request.uid in {_ROOT_USER, owner}

@@ -21,7 +21,9 @@ def fallocate(session: Session, request: Request) -> bytes:
     fs, clear = session.fs, _clears(session, request)
     session.about_to_block()
     own = handle or fs.unopened(request.nodeid)
-    fs.fallocate(own, mode, offset, length, clear_privileges=clear)
+    # A file that is open has been asked about by a SETATTR.
+    caller = None if handle else request.caller()
+    fs.fallocate(own, mode, offset, length, clear_privileges=clear, caller=caller)
     return b""
 
 
@@ -57,15 +59,18 @@ def _copied(session: Session, request: Request) -> int:
         *(handle or fs.unopened(request.nodeid), offset),
         *(to or fs.unopened(number), to_offset, length),
         clear_privileges=clear,
+        caller=None if to else request.caller(),
     )
 
 
 def ioctl(session: Session, request: Request) -> bytes:
-    """The ioctls for file flags and project ids."""
+    """The ioctls for file flags and project ids: to change them moves the change time."""
     handle, flags, command, _arg, size, _room = request.fields(wire.IOCTL_IN)
     directory = bool(flags & abi.IOCTL_DIR)
     data = bytes(request.data(size))
     answer = session.fs.ioctl(handle, command, data, directory=directory)
+    if data:
+        session.forget_attributes(request.nodeid)
     return wire.IOCTL_OUT.pack(0, 0, 0, 0) + answer
 
 

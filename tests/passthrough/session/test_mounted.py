@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,18 @@ def test_privileges_go_when_somebody_else_changes_the_content(base: Path, killpr
                     caller.run(change)
                 assert stat.S_IMODE((served.source / "program").stat().st_mode) == left
                 assert stat.S_IMODE(path.stat().st_mode) == left
+
+
+@pytest.mark.parametrize("name", ["file", "directory"])
+def test_the_change_time_is_seen_after_flags_are_changed(base: Path, name: str) -> None:
+    with volume(base, cache="always") as served:
+        path = served.mountpoint / name
+        (served.mountpoint / "file").touch()
+        (served.mountpoint / "directory").mkdir()
+        before = path.stat().st_ctime_ns
+        subprocess.run(["chattr", "+d", path], check=True, timeout=LIMIT_S)
+
+        assert before < path.stat().st_ctime_ns == (served.source / name).stat().st_ctime_ns
 
 
 @pytest.mark.parametrize("killpriv", ["on", "off"])

@@ -171,6 +171,89 @@ def test_setattr_of_nothing_takes_the_callers_own_privileges_away(  # noqa: PLR0
     assert stat.S_IMODE((source / "file").stat().st_mode) == left
 
 
+@pytest.mark.parametrize(("flags", "left"), [(os.O_WRONLY, 0o755), (os.O_RDONLY, 0o6755)])
+def test_setattr_of_nothing_takes_privileges_away_from_what_is_open_for_writing(
+    kernel: Kernel,
+    source: Path,
+    opened: Callable[[bytes, int], tuple[int, int]],
+    flags: int,
+    left: int,
+) -> None:
+    (source / "file").touch()
+    os.chown(source / "file", CALLER.uid + 1, 0)
+    (source / "file").chmod(0o6755)
+    number, handle = opened(b"file", flags)
+
+    reply = kernel.ask(Opcode.SETATTR, wire.SETATTR_IN.pack(*(0,) * 13), number)
+
+    assert stat.S_IMODE(attributes(reply.body)["mode"]) == left
+    assert stat.S_IMODE((source / "file").stat().st_mode) == left
+    kernel.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "left"),
+    [
+        ((CALLER.uid, 0), 0o2644, 0o2644),
+        ((0, CALLER.gid), 0o2644, 0o2644),
+        ((CALLER.uid, 0), 0o6644, 0o2644),
+        ((0, 0), 0o2644, 0o644),
+        ((CALLER.uid, 0), 0o2755, 0o755),
+    ],
+)
+def test_the_owner_and_the_group_keep_an_sgid_bit_without_group_execution(  # noqa: PLR0917
+    kernel: Kernel,
+    source: Path,
+    opened: Callable[[bytes, int], tuple[int, int]],
+    owner: tuple[int, int],
+    mode: int,
+    left: int,
+) -> None:
+    path = source / "file"
+    path.write_bytes(b"1234")
+    os.chown(path, *owner)
+    number, handle = opened(b"file", os.O_WRONLY)
+    truncate = wire.SETATTR_IN.pack(abi.FATTR_SIZE | abi.FATTR_KILL_SUIDGID, 0, 2, *[0] * 10)
+    trunc = wire.OPEN_IN.pack(os.O_WRONLY | os.O_TRUNC, abi.OPEN_KILL_SUIDGID)
+    for opcode, body in (
+        (Opcode.SETATTR, truncate),
+        (Opcode.SETATTR, wire.SETATTR_IN.pack(*(0,) * 13)),
+        (Opcode.OPEN, trunc),
+    ):
+        path.chmod(mode)
+        assert kernel.ask(opcode, body, number).error == 0
+        assert stat.S_IMODE(path.stat().st_mode) == left, opcode
+    kernel.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle, 0, 0, 0))
+    kernel.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle + 1, 0, 0, 0))
+
+
+@pytest.mark.parametrize("mode", [0o6755, 0o755])
+@pytest.mark.parametrize("opcode", [Opcode.WRITE, Opcode.FALLOCATE, Opcode.COPY_FILE_RANGE])
+def test_the_kernel_forgets_the_mode_of_what_has_lost_its_privileges(
+    kernel: Kernel,
+    source: Path,
+    opened: Callable[[bytes], tuple[int, int]],
+    opcode: Opcode,
+    mode: int,
+) -> None:
+    (source / "file").write_bytes(b"1234")
+    (source / "file").chmod(mode)
+    number, handle = opened(b"file")
+    body = {
+        Opcode.WRITE: wire.WRITE_IN.pack(handle, 0, 1, abi.WRITE_KILL_SUIDGID, 0, 0) + b"x",
+        Opcode.FALLOCATE: wire.FALLOCATE_IN.pack(handle, 0, 8, 0),
+        Opcode.COPY_FILE_RANGE: wire.COPY_FILE_RANGE_IN.pack(handle, 0, number, handle, 2, 2, 0),
+    }[opcode]
+    kernel.channel.notifications.clear()
+    kernel.session.fs.tell_lost_privileges(kernel.session.forget_attributes)
+
+    assert kernel.ask(opcode, body, number).error == 0
+
+    forgotten = (Notification.INVAL_INODE, wire.NOTIFY_INVAL_INODE_OUT.pack(number, -1, 0))
+    assert kernel.channel.notifications == ([forgotten] if mode == 0o6755 else [])
+    kernel.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle, 0, 0, 0))
+
+
 def test_what_is_created_belongs_to_the_caller(kernel: Kernel, source: Path) -> None:
     for opcode, name, body in (
         (Opcode.MKNOD, "fifo", wire.MKNOD_IN.pack(stat.S_IFIFO | 0o640, 0, 0o777)),
