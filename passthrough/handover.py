@@ -17,7 +17,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs to serve: the numbers are descriptors that it inherits and then owns."""
 
     volume: str
-    """The volume's name, for the log."""
+    """The name of the volume's directory, for the log."""
     config: Config
     fuse_fd: int
     """/dev/fuse, on which the mount was made."""

@@ -26,6 +26,7 @@ above.
     inventory     what a volume is on disk: its record and, without a source, its directory
     storage       the directories of volumes without a source, and their deletion
     registry      the volumes on disk
+    oldnames      the directories of volumes with names that are accepted no more
     volume        a volume: record, state, references
     settings      the environment
     policy        what an administrator has decided: default options and forbidden ones

@@ -50,7 +50,7 @@ from plugin.status import Status, mountpoint
 from plugin.storage import Storage
 from plugin.survey import Subject, survey
 from plugin.turns import SOURCE_DEADLINE_S, Turn, Turns
-from plugin.volume import Event, Record, State, Volume, VolumeName, volume_name
+from plugin.volume import Event, FileName, Record, State, Volume, VolumeName, volume_name
 
 log = logging.getLogger(__name__)
 
@@ -112,17 +112,22 @@ class Driver:
         Raises:
             PluginError: nothing has been made.
         """
-        name = volume_name(request.name)
         wanted = self._policy.understand(request.options)
-        async with self._turns.take(name, "Create") as turn:
-            present = self._volumes.get(name)
+        async with self._turns.take(request.name, "Create") as turn:
+            present = self._volumes.get(VolumeName(request.name))
             if present is not None:
                 self._refuse_difference(present, wanted)
                 return Reply()
+            name = volume_name(request.name)
             notes = options.decided(wanted.config, running.without_rings())
             if wanted.source is not None:
                 await self._look_at(wanted.source, wanted.config, turn)
-            record = Record(name=name, options=request.options, created_at=datetime.now(UTC))
+            record = Record(
+                name=name,
+                directory=FileName(name),
+                options=request.options,
+                created_at=datetime.now(UTC),
+            )
             await trio.to_thread.run_sync(self._inventory.add, record, wanted.config)
             self._volumes[name] = Volume(record)
         for note in notes:
@@ -253,13 +258,14 @@ class Driver:
         """What the keeper is to mount for *volume*."""
         understood = self._policy.understand(volume.record.options)
         if understood.source is None:
-            origin = str(self._storage.path(volume.name))
-            open_source = partial(self._storage.open, volume.name)
+            origin = str(self._storage.path(volume.record))
+            open_source = partial(self._storage.open, volume.record)
         else:
             origin = f"source {understood.source!r}"
             open_source = partial(self._host.open, understood.source, understood.config)
         return Order(
             name=volume.name,
+            directory=volume.record.directory,
             config=understood.config,
             origin=origin,
             open_source=open_source,
@@ -321,7 +327,7 @@ class Driver:
         def look() -> None:
             understood = self._policy.understand(volume.record.options)
             if understood.source is None:
-                os.close(self._storage.open(volume.name))
+                os.close(self._storage.open(volume.record))
             else:
                 self._host.look_at(understood.source, understood.config)
 

@@ -20,7 +20,6 @@ from typing import Final, Self
 import trio
 
 from plugin.output import forward
-from plugin.volume import VolumeName, file_name
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +234,7 @@ class ForkServer:
             life, worker_ends, streams = _ties(theirs, undo)
             process = Forked(life, *streams)
             undo.callback(process.let_go)
-            name = PROCESS_NAME.format(file_name(VolumeName(volume)))
+            name = PROCESS_NAME.format(volume)
             with self._answered():
                 await self._ask(f"{session}\0{name}", [*worker_ends, *fds])
                 theirs.close()

@@ -15,7 +15,7 @@ from plugin.errors import PluginError, StorageFailed
 from plugin.options import has_source
 from plugin.registry import Registry
 from plugin.storage import Storage
-from plugin.volume import Record
+from plugin.volume import FileName, Record, VolumeName
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,16 @@ class Inventory(NamedTuple):
             OSError: the data directory cannot be read.
         """
         records = self.registry.records
-        self.storage.settle(record.name for record in records if not has_source(record.options))
+        self.storage.settle(record for record in records if not has_source(record.options))
+
+    def used(self) -> dict[VolumeName, FileName]:
+        """Return, for each volume that has users, the name of its mount point."""
+        records = self.registry.records
+        return {
+            record.name: record.directory
+            for record in records
+            if record.name in self.registry.references
+        }
 
     def add(self, record: Record, config: Config) -> None:
         """Make a volume; on return it survives a power cut.
@@ -44,12 +53,12 @@ class Inventory(NamedTuple):
         if has_source(record.options):
             self.registry.add(record)
             return
-        self.storage.create(record.name, config.mode, *self._owner(config))
+        self.storage.create(record, config.mode, *self._owner(config))
         try:
             self.registry.add(record)
         except PluginError:
-            self.storage.set_aside(record.name)
-            self.storage.discard(record.name)
+            self.storage.set_aside(record)
+            self.storage.discard(record)
             raise
 
     def _owner(self, config: Config) -> tuple[int, int]:
@@ -75,13 +84,13 @@ class Inventory(NamedTuple):
             self.registry.remove(record.name)
             return
         # Between these the plugin may be killed; the next one finds them aside and gives them back.
-        self.storage.set_aside(record.name)
+        self.storage.set_aside(record)
         try:
             self.registry.remove(record.name)
         except PluginError:
-            self.storage.restore(record.name)
+            self.storage.restore(record)
             raise
         try:
-            self.storage.discard(record.name)
+            self.storage.discard(record)
         except StorageFailed as error:  # removed it is; the next start tries once more
             log.warning("volume %s: %s", record.name, error)

@@ -20,7 +20,7 @@ import errno
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
@@ -37,7 +37,7 @@ from plugin.errors import MountFailed
 from plugin.forkserver import COMMAND, Start, forking
 from plugin.manager import NOTHING, Inherited, Store
 from plugin.mounts import Mount, TakenOver, take_over
-from plugin.volume import Served, VolumeName, file_name
+from plugin.volume import FileName, Served, VolumeName
 from plugin.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Order(NamedTuple):
     """What to mount."""
 
     name: VolumeName
+    directory: FileName
+    """The name of the mount point."""
     config: Config
     origin: str
     """The source, as a person knows it."""
@@ -107,9 +109,9 @@ class Keeper:
         self._served: dict[VolumeName, list[Mount]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
 
-    def target(self, name: VolumeName) -> Path:
-        """Where *name* is mounted when it is."""
-        return targets.at(self._mount_dir, name)
+    def target(self, directory: FileName) -> Path:
+        """Return the mount point of the volume whose record says *directory*."""
+        return targets.at(self._mount_dir, directory)
 
     def served(self, name: VolumeName) -> list[Served]:
         """What a later plugin must know to go on with those mounts of *name* that it can."""
@@ -226,7 +228,7 @@ class Keeper:
             self._nursery.start_soon(self._attend, mount, mount.worker.attend)
 
     async def _mount_anew(self, order: Order) -> Mount:
-        name, target = order.name, self.target(order.name)
+        name, target = order.name, self.target(order.directory)
         with ExitStack() as borrowed:
             with _step(order, f"opening {order.origin}"):
                 source_fd = await blocking.call(order.open_source, order.limiter, os.close)
@@ -238,7 +240,7 @@ class Keeper:
                 made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
                 undo.push_async_callback(self._take_down, made, UNDO_DEADLINE_S)
                 handover = Handover(
-                    volume=file_name(name),
+                    volume=order.directory,
                     config=order.config,
                     fuse_fd=attached.fuse_fd,
                     source_fd=source_fd,
@@ -328,14 +330,15 @@ async def keeping(
     command: Sequence[str] = COMMAND,
     inherited: Inherited = NOTHING,
     served: Collection[Served] = (),
-    used: Container[VolumeName] = (),
+    used: Mapping[VolumeName, FileName] | None = None,
 ) -> AsyncIterator[Keeper]:
     """A keeper of mounts below *mount_dir*, which is made.
 
-    Of the mounts that an earlier plugin has left, those *served* of volumes that are *used* go on
-    if they are whole, with what the service manager hands over. At the end it is left what it
-    keeps. Nothing else remains there, before and after: workers, which are forked by a process that
-    runs *command*, are ended, whoever still uses what they serve.
+    Of the mounts that an earlier plugin has left, those *served* of volumes that are *used*, at
+    mount points of these names, go on if they are whole, with what the service manager hands over.
+    At the end it is left what it keeps. Nothing else remains there, before and after: workers,
+    which are forked by a process that runs *command*, are ended, whoever still uses what they
+    serve.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
@@ -343,7 +346,7 @@ async def keeping(
     """
     numbers = count(1 + max([*inherited.kept, *(row.number for row in served)], default=0))
     with targets.claimed(mount_dir) as claimed:
-        left = take_over(claimed, inherited, served, used)
+        left = take_over(claimed, inherited, served, used or {})
         await _clear(claimed, left, inherited.store)
         async with forking(command) as start, trio.open_nursery() as nursery:
             keeper = Keeper(claimed, nursery, start, inherited.store, numbers)

@@ -10,7 +10,7 @@ that was unmounted while files were open, serves its last users and is attended 
 import logging
 import os
 import select
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from passthrough.handover import Report, decode_report, encode
 from plugin import targets
 from plugin.forkserver import Process
 from plugin.manager import KINDS, Inherited
-from plugin.volume import Served, VolumeName
+from plugin.volume import FileName, Served, VolumeName
 from plugin.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -105,19 +105,25 @@ class TakenOver(NamedTuple):
 
 
 def take_over(
-    mount_dir: Path, inherited: Inherited, served: Iterable[Served], used: Container[VolumeName]
+    mount_dir: Path,
+    inherited: Inherited,
+    served: Iterable[Served],
+    used: Mapping[VolumeName, FileName],
 ) -> TakenOver:
     """Sort out what has come back from the service manager; takes all of its descriptors.
 
     *served* are the mounts that the earlier plugin knew. Those of volumes that are not *used*, who
     have been given back, are for users with files open alone. Each mount must be attended to.
+    *used* tells the name of each volume's mount point.
     """
     devices = targets.devices_by_target(mount_dir)
     rows = {row.number: row for row in served}
     taken, gone = TakenOver({}, []), list[int]()
     for number, descriptors in inherited.kept.items():
         row = rows.get(number)
-        found = _found(mount_dir, number, row, descriptors)
+        name = VolumeName(UNKNOWN) if row is None else row.volume
+        target = targets.at(mount_dir, used.get(name, FileName(UNKNOWN)))
+        found = _found(target, number, row, descriptors)
         if found is None:
             gone.append(number)
         elif (
@@ -139,7 +145,7 @@ def _is_whole(devices: list[int], row: Served, descriptors: Mapping[str, int]) -
 
 
 def _found(
-    mount_dir: Path, number: int, row: Served | None, descriptors: Mapping[str, int]
+    target: Path, number: int, row: Served | None, descriptors: Mapping[str, int]
 ) -> Mount | None:
     """The mount *number*, if its worker lives and can be attended to; else its descriptors go."""
     name = VolumeName(UNKNOWN) if row is None else row.volume
@@ -154,7 +160,7 @@ def _found(
         return None
     worker = Worker(name)
     worker.adopt(Process.behind(descriptors), _report_of(row))
-    mount = Mount(targets.at(mount_dir, name), attached, worker, number)
+    mount = Mount(target, attached, worker, number)
     mount.unchecked = True
     return mount
 

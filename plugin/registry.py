@@ -3,7 +3,7 @@
 A registry that cannot be read stops the plugin and is left as it is. It is never taken for an empty
 one: dockerd forgets a volume, with its options, when Get says that it does not exist.
 
-    volumes   what Create was asked for
+    volumes   what Create was asked for, and what the volume's directory is called
     refs      for each volume, how many mounts each mount id has that have not been given back
     served    for each mount that was served when its volume was last used or given back, also for
               a detached one, what it takes to go on serving it after a restart
@@ -27,14 +27,15 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from plugin.errors import BadRequest, CannotStart, RegistryFailed
-from plugin.volume import Record, Served, VolumeName, volume_name
+from plugin import oldnames
+from plugin.errors import CannotStart, RegistryFailed
+from plugin.volume import Record, Served, VolumeName, file_name
 
 FILE_NAME = "passfs.db"
 LOCK_NAME = "passfs.lock"
 
 APPLICATION_ID = 0x70617366  # "pasf": what file(1) and we tell our databases from others by
-FORMAT = 2  # raised with every change that an older plugin would misread
+FORMAT = 3  # raised with every change that an older plugin would misread
 
 # sqlite.org/fileformat2.html: the first 100 bytes. Read by hand, because opening a foreign database
 # through SQLite may already change it (recover a journal, create a -wal file beside it).
@@ -72,6 +73,11 @@ STEPS: Mapping[int, tuple[str, ...]] = {
             report TEXT NOT NULL
         ) STRICT
         """,
+    ),
+    3: (
+        "ALTER TABLE volumes ADD COLUMN directory TEXT NOT NULL DEFAULT ''",
+        "UPDATE volumes SET directory = old_directory(name)",
+        "CREATE UNIQUE INDEX directories ON volumes (directory)",
     ),
 }
 
@@ -151,8 +157,8 @@ class Registry:
             RegistryFailed: nothing was written.
         """
         options = msgspec.json.encode(record.options).decode()
-        values = (record.name, options, record.created_at.isoformat())
-        insert = "INSERT INTO volumes (name, options, created_at) VALUES (?, ?, ?)"
+        values = (record.name, record.directory, options, record.created_at.isoformat())
+        insert = "INSERT INTO volumes (name, directory, options, created_at) VALUES (?, ?, ?, ?)"
         self._change([(insert, values)])
 
     def remove(self, name: VolumeName) -> None:
@@ -256,6 +262,7 @@ def _configure(connection: sqlite3.Connection) -> None:
 
 def _update(connection: sqlite3.Connection) -> None:
     """Give a registry what its format lacks; within a transaction."""
+    connection.create_function("old_directory", 1, oldnames.directory_of, deterministic=True)
     for step in range(_format(connection) + 1, FORMAT + 1):
         for statement in STEPS[step]:
             connection.execute(statement)
@@ -303,8 +310,7 @@ def _read(connection: sqlite3.Connection) -> tuple[Contents, str]:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
-    rows = connection.execute("SELECT name, options, created_at FROM volumes ORDER BY name")
-    records = [_record(*row) for row in rows.fetchall()]
+    records = [_record(*row) for row in _volumes(connection)]
     if _format(connection) == 1:
         return Contents(records, {}, []), ""
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
@@ -319,16 +325,21 @@ def _read(connection: sqlite3.Connection) -> tuple[Contents, str]:
     return Contents(records, references, served), boots[0] if len(boots) == 1 else ""
 
 
-def _record(name: str, options: str, created_at: str) -> Record:
-    try:
-        accepted = volume_name(name)
-    except BadRequest as error:
-        raise ValueError(str(error)) from error
+def _volumes(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    if _format(connection) < 3:  # noqa: PLR2004 - the format that has the column
+        rows = connection.execute("SELECT name, options, created_at FROM volumes ORDER BY name")
+        return [(name, oldnames.directory_of(name), *rest) for name, *rest in rows]
+    select = "SELECT name, directory, options, created_at FROM volumes ORDER BY name"
+    return connection.execute(select).fetchall()
+
+
+def _record(name: str, directory: str, options: str, created_at: str) -> Record:
     created = datetime.fromisoformat(created_at)
     if created.tzinfo is None:
         raise ValueError(f"the time {created_at!r}, which has no zone")
     return Record(
-        name=accepted,
+        name=VolumeName(name),
+        directory=file_name(directory),
         options=msgspec.json.decode(options, type=dict[str, str]),
         created_at=created,
     )

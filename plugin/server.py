@@ -116,11 +116,10 @@ async def prepared(
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket, given.listener) as listener,
     ):
-        Inventory(registry, storage).settle()
+        inventory = Inventory(registry, storage)
+        inventory.settle()
         async with (
-            keeping(
-                settings.mount_dir, worker, given, registry.served, registry.references
-            ) as keeper,
+            keeping(settings.mount_dir, worker, given, registry.served, inventory.used()) as keeper,
             trio.open_nursery() as background,
         ):
             host = Host(

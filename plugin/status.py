@@ -134,5 +134,5 @@ def _members(status: Mapping[str, object]) -> bytes:
 def mountpoint(volume: Volume, keeper: Keeper) -> str:
     """Where *volume* is mounted, or was until its worker died; empty otherwise."""
     if volume.state in {State.MOUNTED, State.LOST}:
-        return str(keeper.target(volume.name))
+        return str(keeper.target(volume.record.directory))
     return ""

@@ -1,8 +1,10 @@
 """The directories of volumes that have no source of their own; nothing else is ever deleted.
 
-    <data dir>/volumes/<name>   the files of the volume
-    <data dir>/removed/<name>   the same, until the registry has forgotten a volume that is removed
-    <data dir>/trash/<token>    what is to be deleted: moved there at once, deleted later
+    <data dir>/volumes/<directory>   the files of the volume
+    <data dir>/removed/<directory>   the same, until the registry has forgotten a removed volume
+    <data dir>/trash/<token>         what is to be deleted: moved there at once, deleted later
+
+The volume's record says the name of its directory.
 
 So what lies in the trash belongs to no volume, whatever moment the plugin was killed at. Deleting
 works on the trash alone and cannot leave it. A subdirectory is never walked into: it is moved up
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from passthrough import mountinfo, syscalls
 from plugin.errors import StorageFailed, VolumeInUse
-from plugin.volume import VolumeName, file_name
+from plugin.volume import FileName, Record
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +57,18 @@ class Storage:
         for directory in (self._data_dir, self._volumes, self._removed, self._trash):
             directory.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
 
-    def settle(self, names: Iterable[VolumeName]) -> None:
+    def settle(self, records: Iterable[Record]) -> None:
         """Finish what a plugin that was killed has left half removed; before any other call.
 
-        What belongs to one of *names*, which are all the volumes that have a directory, was to be
+        What belongs to one of *records*, which are all the volumes that have a directory, was to be
         removed and has not been: it gets its files back. The rest goes into the trash.
 
         Raises:
             OSError: the directory of what is being removed cannot be read.
         """
-        owners = {file_name(name): name for name in names}
+        owners = {record.directory: record.name for record in records}
         for entry in os.listdir(self._removed):
-            name = owners.get(entry)
+            name = owners.get(FileName(entry))
             try:
                 if name is None:
                     self._move(self._removed, entry, self._trash, secrets.token_hex(8))
@@ -77,13 +79,13 @@ class Storage:
                 where, why = self._removed / entry, error.strerror
                 log.warning("cannot move %s, which a killed plugin has left: %s", where, why)
 
-    def path(self, name: VolumeName) -> Path:
-        """Where the files of *name* lie, whether or not they do."""
-        return self._volumes / file_name(name)
+    def path(self, volume: Record) -> Path:
+        """Where the files of *volume* lie, whether or not they do."""
+        return self._volumes / volume.directory
 
     def create(
         self,
-        name: VolumeName,
+        volume: Record,
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
@@ -96,22 +98,29 @@ class Storage:
             StorageFailed: it cannot be made, or there are files in it already, which would be
                 somebody's data.
         """
-        with self._reported(name), _opened(self._volumes) as volumes:
-            with suppress(FileExistsError):
-                os.mkdir(file_name(name), mode=PRIVATE_MODE, dir_fd=volumes)
-            with _opened_below(volumes, file_name(name)) as directory:
+        path = self.path(volume)
+        with self._reported(volume), _opened(self._volumes) as volumes:
+            try:
+                os.mkdir(volume.directory, mode=PRIVATE_MODE, dir_fd=volumes)
+            except FileExistsError:
+                if volume.directory not in os.listdir(volumes):
+                    raise StorageFailed(
+                        f"{path} is the directory of another volume, because its file system"
+                        f" ignores case; choose a name that is not {volume.name!r} in other case"
+                    ) from None
+            with _opened_below(volumes, volume.directory) as directory:
                 if os.listdir(directory):
                     raise StorageFailed(
-                        f"{self.path(name)} already exists and is not empty; move it away to create"
-                        f" a new volume {name!r}"
+                        f"{path} already exists and is not empty; move it away to create a new"
+                        f" volume {volume.name!r}"
                     )
                 os.fchown(directory, uid or 0, gid or 0)
                 # After the owner, whose change would take the suid and sgid bits away.
                 os.fchmod(directory, VOLUME_MODE if mode is None else mode)
             os.fsync(volumes)
 
-    def open(self, name: VolumeName) -> int:
-        """Open the directory of *name*; it is never made again if it is gone.
+    def open(self, volume: Record) -> int:
+        """Open the directory of *volume*; it is never made again if it is gone.
 
         Returns:
             An O_PATH descriptor that the caller owns.
@@ -119,46 +128,46 @@ class Storage:
         Raises:
             StorageFailed: says what is wrong with the directory.
         """
-        with self._reported(name), _opened(self._volumes) as volumes:
+        with self._reported(volume), _opened(self._volumes) as volumes:
             return syscalls.openat2(
                 volumes,
-                os.fsencode(file_name(name)),
+                os.fsencode(volume.directory),
                 os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW,
                 syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
             )
 
-    def set_aside(self, name: VolumeName) -> None:
-        """Take the directory of *name* away, durably, if there is one; `restore` brings it back.
+    def set_aside(self, volume: Record) -> None:
+        """Take the directory of *volume* away, durably, if there is one; `restore` brings it back.
 
         Raises:
             VolumeInUse: something is mounted in it.
             StorageFailed: it cannot be moved.
         """
-        with self._reported(name), suppress(FileNotFoundError):
-            self._refuse_mounts(name)
+        with self._reported(volume), suppress(FileNotFoundError):
+            self._refuse_mounts(volume)
             try:
-                self._move(self._volumes, file_name(name), self._removed, file_name(name))
+                self._move(self._volumes, volume.directory, self._removed, volume.directory)
             except FileExistsError:  # of an older volume of this name, which could not be discarded
-                self.discard(name)
-                self._move(self._volumes, file_name(name), self._removed, file_name(name))
+                self.discard(volume)
+                self._move(self._volumes, volume.directory, self._removed, volume.directory)
 
-    def restore(self, name: VolumeName) -> None:
+    def restore(self, volume: Record) -> None:
         """Undo `set_aside`.
 
         Raises:
             StorageFailed: it stays aside.
         """
-        with self._reported(name), suppress(FileNotFoundError):
-            self._move(self._removed, file_name(name), self._volumes, file_name(name))
+        with self._reported(volume), suppress(FileNotFoundError):
+            self._move(self._removed, volume.directory, self._volumes, volume.directory)
 
-    def discard(self, name: VolumeName) -> None:
-        """Put into the trash what has been set aside of *name*, which no volume has any more.
+    def discard(self, volume: Record) -> None:
+        """Put into the trash what has been set aside of *volume*, which no volume has any more.
 
         Raises:
             StorageFailed: it stays aside, until the next start.
         """
-        with self._reported(name), suppress(FileNotFoundError):
-            self._move(self._removed, file_name(name), self._trash, secrets.token_hex(8))
+        with self._reported(volume), suppress(FileNotFoundError):
+            self._move(self._removed, volume.directory, self._trash, secrets.token_hex(8))
 
     def purge(self) -> None:
         """Delete all that is in the trash; what cannot be deleted stays there and is logged.
@@ -182,14 +191,14 @@ class Storage:
                         where, why = self._trash / entry, error.strerror
                         log.warning("cannot delete all of %s: %s", where, why)
 
-    def _refuse_mounts(self, name: VolumeName) -> None:
+    def _refuse_mounts(self, volume: Record) -> None:
         # mountinfo has no symlinks in its paths, and the data directory may be behind one.
-        path = os.fsencode(self._volumes.resolve() / file_name(name))
+        path = os.fsencode(self._volumes.resolve() / volume.directory)
         for mount in mountinfo.read():
             if mountinfo.is_below(mount.target, path):
                 raise VolumeInUse(
-                    f"volume {name!r} cannot be removed: {os.fsdecode(mount.target)} is a mount"
-                    " point inside it; unmount that first"
+                    f"volume {volume.name!r} cannot be removed: {os.fsdecode(mount.target)} is a"
+                    " mount point inside it; unmount that first"
                 )
 
     def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
@@ -201,12 +210,12 @@ class Storage:
             os.fsync(source)
 
     @contextmanager
-    def _reported(self, name: VolumeName) -> Iterator[None]:
+    def _reported(self, volume: Record) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise StorageFailed(
-                f"cannot use {self.path(name)}, which holds the files of volume {name!r}:"
+                f"cannot use {self.path(volume)}, which holds the files of volume {volume.name!r}:"
                 f" {error.strerror}"
             ) from error
 

@@ -16,7 +16,7 @@ from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.mount import FSTYPE, mount, unmount
 from plugin.errors import CannotStart
-from plugin.volume import VolumeName, file_name
+from plugin.volume import FileName
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ def mounts_at(target: Path) -> list[mountinfo.Mount]:
     return [entry for entry in mountinfo.read() if entry.target == path]
 
 
-def at(mount_dir: Path, name: VolumeName) -> Path:
-    """Where in *mount_dir* the volume *name* is mounted when it is."""
-    return mount_dir / file_name(name)
+def at(mount_dir: Path, directory: FileName) -> Path:
+    """Return the mount point in *mount_dir* of the volume whose record says *directory*."""
+    return mount_dir / directory
 
 
 def devices_by_target(mount_dir: Path) -> dict[Path, list[int]]:
@@ -54,8 +54,16 @@ def devices_by_target(mount_dir: Path) -> dict[Path, list[int]]:
 
 
 def attach(target: Path, config: Config) -> Attached:
-    """Mount at *target*, where nothing is mounted."""
-    target.mkdir(mode=MOUNT_DIR_MODE, exist_ok=True)
+    """Mount at *target*, where nothing is mounted.
+
+    Raises:
+        OSError: the mount point cannot be made, or mount(2) has failed.
+    """
+    try:
+        target.mkdir(mode=MOUNT_DIR_MODE)
+    except FileExistsError:
+        if target.name not in os.listdir(target.parent):  # on a file system that ignores case
+            raise
     with ExitStack() as undo:
         undo.callback(remove, target)
         fuse_fd = mount(target, config)

@@ -6,68 +6,68 @@ References are counts per mount id and not a set of ids: `docker cp` on a runnin
 and unmounts once more with the id of the running mount.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
 from typing import NamedTuple, NewType
-from urllib.parse import quote
 
 import msgspec
 
 from plugin.errors import BadRequest, VolumeInUse, quoted
 
 VolumeName = NewType("VolumeName", str)
-"""A name that `volume_name` has let through; as the name of a file only what `file_name` makes."""
+"""The name of a volume: of a new one as `volume_name` accepts it, of an older one any text."""
 
-# dockerd checks no name of a plugin's volume. What people write has a few dozen characters; this
-# bounds what goes into the registry and the log.
-LONGEST_NAME = 1024
-NAME_ACCEPTED = f"1 to {LONGEST_NAME} characters of Unicode text, none of them NUL"
+FileName = NewType("FileName", str)
+"""The name of a volume's directory and of its mount point: one component of a path."""
 
-# The rule of Docker's own local driver: such a name is the name of its files, too.
-PLAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-# NAME_MAX is 255 bytes; what is encoded is ASCII.
-LONGEST_ENCODED = 200
+# The rule of Docker for its own volumes (moby, daemon/names), with a bound: NAME_MAX is 255 bytes.
+# dockerd does not hold the names of a plugin's volumes against it.
+LONGEST_NAME = 200
+ACCEPTED = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9_.-]{{1,{LONGEST_NAME - 1}}}")
+EXPECTED = (
+    f"2 to {LONGEST_NAME} characters out of a-z, A-Z, 0-9, '_', '.' and '-', of which the first is"
+    " a letter or a digit"
+)
+NAME_MAX_BYTES = 255
 
 
 def volume_name(text: str) -> VolumeName:
-    """*text* as the name of a volume that may be created.
+    """Return *text* as the name of a new volume.
 
     Raises:
         BadRequest: quotes the name and says what is accepted.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express
-        accepted = False
-    else:
-        accepted = 0 < len(text) <= LONGEST_NAME and "\0" not in text
-    if not accepted:
-        raise BadRequest(f"volume name {quoted(text)} is not accepted; expected {NAME_ACCEPTED}")
-    return VolumeName(text)
+    if ACCEPTED.fullmatch(text) is not None:
+        return VolumeName(text)
+    refusal = f"volume name {quoted(text)} is not accepted; expected {EXPECTED}"
+    if len(text) == 1 and text.isalpha():
+        refusal += f"; `docker run -v {text}:/data` takes a single letter for a Windows drive"
+    raise BadRequest(refusal)
 
 
-def file_name(name: VolumeName) -> str:
-    """What the mount point and the directory of *name* are called, in any directory of ours.
+def file_name(text: str) -> FileName:
+    """Return *text* as the name of a file.
 
-    No two names share one, and none has a slash, a colon (which ends a path in the notations of
-    Docker) or a character that needs quoting in a log or in a table of mounts.
+    Raises:
+        ValueError: *text* is not one component of a path.
     """
-    if PLAIN_NAME.fullmatch(name) is not None:
-        return name
-    encoded = quote(name, safe="")
-    if len(encoded) <= LONGEST_ENCODED:
-        return f"@{encoded}"
-    return f"#{sha256(name.encode()).hexdigest()}"
+    too_long = len(os.fsencode(text)) > NAME_MAX_BYTES
+    if text in {"", ".", ".."} or "/" in text or "\0" in text or too_long:
+        raise ValueError(f"{quoted(text)} is no name of a file")
+    return FileName(text)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What the registry keeps of a volume."""
 
     name: VolumeName
+    directory: FileName
+    """The name of its directory, if it has no source, and of its mount point; no other volume has
+    the same one."""
     options: Mapping[str, str]
     """As the user gave them, `source` among them."""
     created_at: datetime

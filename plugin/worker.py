@@ -88,7 +88,7 @@ class Worker:
             MountFailed: it never served; says why, in its own last words.
         """
         session = session_of(handover.config)
-        process = await start(self.volume, session, (handover.fuse_fd, handover.source_fd))
+        process = await start(handover.volume, session, (handover.fuse_fd, handover.source_fd))
         fuse_fd, source_fd = process.given
         handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, source_fd=source_fd)
         async with self._attended(process):

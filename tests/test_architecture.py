@@ -73,6 +73,7 @@ WITHOUT_IO = {
     "passthrough/opening.py",
     "passthrough/values.py",
     "plugin/errors.py",
+    "plugin/oldnames.py",
     "plugin/options.py",
     "plugin/policy.py",
     "plugin/protocol.py",

@@ -53,11 +53,11 @@ def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[Note
     client = engine.client
     first = client.volumes.create("first", driver=NAME)
     yield "create the first volume", noted.take()
-    client.volumes.create("v", driver=NAME)
+    client.volumes.create("vol", driver=NAME)
     yield "create", noted.take()
-    client.volumes.create("v", driver=NAME)
+    client.volumes.create("vol", driver=NAME)
     yield "create again", noted.take()
-    container = _created(engine, "v", "/data")
+    container = _created(engine, "vol", "/data")
     yield "create a container", noted.take()
     seeded = _created(engine, "first", "/seed")
     yield "create a container with content", noted.take()
@@ -79,10 +79,10 @@ def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[Note
     container.remove()
     noted.take()
     client.containers.run(
-        TOOLS_IMAGE, ["true"], volumes=["v:/data"], network_mode="none", remove=True
+        TOOLS_IMAGE, ["true"], volumes=["vol:/data"], network_mode="none", remove=True
     )
     yield "run", noted.take()
-    client.api.inspect_volume("v")
+    client.api.inspect_volume("vol")
     yield "inspect", noted.take()
     client.volumes.list()
     yield "list", noted.take()
@@ -90,7 +90,7 @@ def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[Note
     yield "remove", noted.take()
     engine.restart()
     yield "restart", noted.take()
-    client.volumes.get("v").remove()
+    client.volumes.get("vol").remove()
     yield "remove after a restart", noted.take()
 
 

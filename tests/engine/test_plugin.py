@@ -55,7 +55,7 @@ def _sees_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> N
         driver.run(volume, "echo seen > /data/file")
     assert (source / "file").read_text() == "seen\n"
     with pytest.raises(docker.errors.APIError, match=f"does not lie in {directory / 'host'}"):
-        engine.client.volumes.create("o", driver=driver.name, driver_opts={"source": "/etc"})
+        engine.client.volumes.create("outside", driver=driver.name, driver_opts={"source": "/etc"})
 
 
 def _keeps_data_there(_: OwnEngine, driver: Driver, directory: Path) -> None:
@@ -69,7 +69,9 @@ def _allows_one_directory(engine: OwnEngine, driver: Driver, directory: Path) ->
     refused = directory / "host" / "refused"
     refused.mkdir()
     with pytest.raises(docker.errors.APIError, match="administrator"):
-        engine.client.volumes.create("r", driver=driver.name, driver_opts={"source": str(refused)})
+        engine.client.volumes.create(
+            "refused", driver=driver.name, driver_opts={"source": str(refused)}
+        )
 
 
 def _has_defaults(_: OwnEngine, driver: Driver, __: Path) -> None:
@@ -79,7 +81,7 @@ def _has_defaults(_: OwnEngine, driver: Driver, __: Path) -> None:
 
 def _forbids_options(engine: OwnEngine, driver: Driver, _: Path) -> None:
     with pytest.raises(docker.errors.APIError, match="administrator"):
-        engine.client.volumes.create("f", driver=driver.name, driver_opts={"dev": "true"})
+        engine.client.volumes.create("forbidden", driver=driver.name, driver_opts={"dev": "true"})
 
 
 class Setting(NamedTuple):

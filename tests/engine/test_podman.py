@@ -91,71 +91,71 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def test_a_volume_is_created_mounted_and_removed(podman: Podman, source: Path) -> None:
-    podman.create("v", source=str(source), cache="never")
-    volume = podman.inspect("v")
+    podman.create("vol", source=str(source), cache="never")
+    volume = podman.inspect("vol")
     assert volume["Driver"] == DRIVER
     assert volume["Options"] == {"source": str(source), "cache": "never"}
     assert volume["Status"]["options"]["cache"] == "never"
     assert volume["Status"]["source"] == str(source)
-    assert podman.volumes() == {"v"}
+    assert podman.volumes() == {"vol"}
 
-    assert podman.run("v", "id -u; echo from-podman > /data/file", "--user=1234:2345") == "1234\n"
+    assert podman.run("vol", "id -u; echo from-podman > /data/file", "--user=1234:2345") == "1234\n"
     written = (source / "file").stat()
     assert (written.st_uid, written.st_gid) == (1234, 2345)
     assert (source / "file").read_text() == "from-podman\n"
-    assert podman.inspect("v")["Status"]["mounted"] is False
+    assert podman.inspect("vol")["Status"]["mounted"] is False
 
-    podman.do("volume", "rm", "v")
+    podman.do("volume", "rm", "vol")
     assert podman.volumes() == set()
     assert (source / "file").exists()
 
 
 def test_two_containers_share_one_mount(podman: Podman, directory: Path, source: Path) -> None:
-    podman.create("v", source=str(source))
-    podman.do("run", "--detach", "--name=a", "--volume=v:/data", IMAGE, "sleep", "infinity")
+    podman.create("vol", source=str(source))
+    podman.do("run", "--detach", "--name=a", "--volume=vol:/data", IMAGE, "sleep", "infinity")
     podman.do("exec", "a", "sh", "-c", "echo from-a > /data/a")
-    assert podman.run("v", "cat /data/a; echo from-b > /data/b") == "from-a\n"
+    assert podman.run("vol", "cat /data/a; echo from-b > /data/b") == "from-a\n"
     # Who has ended was not the last.
     assert podman.do("exec", "a", "cat", "/data/b") == "from-b\n"
-    assert mounts_below(directory / "mounts") == [str(directory / "mounts" / "v")]
-    assert "being used" in podman.refused("volume", "rm", "v")
+    assert mounts_below(directory / "mounts") == [str(directory / "mounts" / "vol")]
+    assert "being used" in podman.refused("volume", "rm", "vol")
 
     podman.do("rm", "--force", "--time=0", "a")
     assert mounts_below(directory) == []
-    podman.do("volume", "rm", "v")
+    podman.do("volume", "rm", "vol")
 
 
 def test_an_empty_volume_gets_the_content_of_the_image(podman: Podman, directory: Path) -> None:
-    podman.create("v")
-    assert podman.run("v", "cat /seed/file", at="/seed") == "seeded\n"
-    copied = directory / "data" / "volumes" / "v" / "file"
+    podman.create("vol")
+    assert podman.run("vol", "cat /seed/file", at="/seed") == "seeded\n"
+    copied = directory / "data" / "volumes" / "vol" / "file"
     assert (copied.stat().st_uid, copied.stat().st_gid) == (1234, 2345)
-    podman.do("volume", "rm", "v")
+    podman.do("volume", "rm", "vol")
     assert not copied.exists()
 
 
 def test_a_refusal_is_shown_as_it_is(podman: Podman, source: Path) -> None:
     """At creation, and when a container starts; after that, the next one does."""
-    refused = podman.refused("volume", "create", f"--driver={DRIVER}", "--opt=cash=never", "v")
+    refused = podman.refused("volume", "create", f"--driver={DRIVER}", "--opt=cash=never", "vol")
     assert "option 'cash': is not known, given here as 'never'; expected cache, perhaps" in refused
     assert podman.volumes() == set()
 
-    podman.create("v", source=str(source))
+    podman.create("vol", source=str(source))
     source.rename(source.with_suffix(".away"))
-    refused = podman.refused("run", "--rm", "--volume=v:/data", IMAGE, "id")
+    refused = podman.refused("run", "--rm", "--volume=vol:/data", IMAGE, "id")
     assert f"option 'source': '{source}' does not exist" in refused
     source.with_suffix(".away").rename(source)
-    assert podman.run("v", "echo served > /data/file; cat /data/file") == "served\n"
+    assert podman.run("vol", "echo served > /data/file; cat /data/file") == "served\n"
     podman.do("rm", "--all", "--force", "--time=0")
-    podman.do("volume", "rm", "v")
+    podman.do("volume", "rm", "vol")
 
 
 def test_volumes_outlive_a_restart_of_the_plugin(podman: Podman, service: Service) -> None:
-    podman.create("v", cache="metadata")
-    podman.run("v", "echo kept > /data/file")
+    podman.create("vol", cache="metadata")
+    podman.run("vol", "echo kept > /data/file")
     service.stop()
     service.start()
 
-    assert podman.inspect("v")["Status"]["options"]["cache"] == "metadata"
-    assert podman.run("v", "cat /data/file") == "kept\n"
-    podman.do("volume", "rm", "v")
+    assert podman.inspect("vol")["Status"]["options"]["cache"] == "metadata"
+    assert podman.run("vol", "cat /data/file") == "kept\n"
+    podman.do("volume", "rm", "vol")

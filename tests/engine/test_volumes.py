@@ -220,18 +220,20 @@ def test_a_source_inside_a_volume_is_refused(driver: Driver) -> None:
             )
 
 
-@pytest.mark.parametrize("name", ["a b", "-leading", "x" * 300, "\u00e4"])
-def test_a_volume_may_be_called_nearly_anything(driver: Driver, name: str) -> None:
-    volume = driver.client.volumes.create(name, driver=driver.name)
+@pytest.mark.parametrize("name", ["a b", "a/../b", "/abs", ".", "-leading", "x" * 201, "v"])
+def test_a_name_that_docker_s_own_volumes_cannot_have_is_refused(driver: Driver, name: str) -> None:
+    with pytest.raises(docker.errors.APIError, match="is not accepted; expected 2 to 200 char"):
+        driver.client.volumes.create(name, driver=driver.name)
+    assert driver.client.volumes.list(filters={"driver": driver.name}) == []
+
+
+def test_a_name_may_be_as_long_as_that(driver: Driver) -> None:
+    volume = driver.client.volumes.create("x" * 200, driver=driver.name)
     try:
-        directory = driver.own_directory(volume)
-        assert directory.parent == driver.data_dir / "volumes"
         driver.run(volume, "echo kept > /data/file")
-        assert (directory / "file").read_text() == "kept\n"
-        assert driver.run(volume, "cat /data/file") == "kept\n"
+        assert (driver.own_directory(volume) / "file").read_text() == "kept\n"
     finally:
-        driver.client.api.remove_volume(name)
-    assert not directory.exists()
+        driver.client.api.remove_volume(volume.name)
 
 
 def _content(archive: bytes) -> bytes:

@@ -22,7 +22,7 @@ def allowed(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.logs("volume v: cannot be mounted: option 'source'")
+@pytest.mark.logs("volume vol: cannot be mounted: option 'source'")
 async def test_a_source_that_led_elsewhere_after_create_is_not_mounted(
     tmp_path: Path, allowed: Path
 ) -> None:
@@ -30,49 +30,52 @@ async def test_a_source_that_led_elsewhere_after_create_is_not_mounted(
     link.symlink_to(allowed)
     source = str(link / "app")
     async with plugin(tmp_path, SERVE, PASSFS_ALLOWED_SOURCES=str(allowed)) as dockerd:
-        await dockerd.do("Create", Name="v", Opts={"source": source})
+        await dockerd.do("Create", Name="vol", Opts={"source": source})
         link.unlink()
         link.symlink_to(tmp_path / "other")
-        refused = await dockerd.call("Mount", Name="v", ID="a")
+        refused = await dockerd.call("Mount", Name="vol", ID="a")
         assert refused.status == 400
         assert refused.error == (
             f"option 'source': {source!r} {NOT_ALLOWED}; expected a directory in {allowed}"
         )
-        assert await dockerd.references("v") == 0
-        assert NOT_ALLOWED in (await dockerd.volume("v"))["Status"]["error"]
+        assert await dockerd.references("vol") == 0
+        assert NOT_ALLOWED in (await dockerd.volume("vol"))["Status"]["error"]
         assert (
-            NOT_ALLOWED in (await dockerd.call("Create", Name="w", Opts={"source": source})).error
+            NOT_ALLOWED
+            in (await dockerd.call("Create", Name="vol2", Opts={"source": source})).error
         )
-        await dockerd.do("Remove", Name="v")
+        await dockerd.do("Remove", Name="vol")
     assert (tmp_path / "other" / "app" / "file").read_text() == "theirs"
 
 
 async def test_a_volume_without_a_source_is_always_allowed(tmp_path: Path, allowed: Path) -> None:
     async with plugin(tmp_path, SERVE, PASSFS_ALLOWED_SOURCES=str(allowed)) as dockerd:
-        await dockerd.do("Create", Name="v")
-        await dockerd.do("Mount", Name="v", ID="a")
-        await dockerd.do("Unmount", Name="v", ID="a")
+        await dockerd.do("Create", Name="vol")
+        await dockerd.do("Mount", Name="vol", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
 
 
-@pytest.mark.logs("volume (v|w): cannot be mounted: option ")
+@pytest.mark.logs("volume (vol|vol2): cannot be mounted: option ")
 async def test_volumes_that_there_are_go_by_what_is_decided_now(
     tmp_path: Path, allowed: Path
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v", Opts={"suid": ""})
-        await dockerd.do("Create", Name="w", Opts={"source": str(tmp_path / "other")})
-        await dockerd.do("Create", Name="x", Opts={"source": str(allowed), "fsname": "x"})
+        await dockerd.do("Create", Name="vol", Opts={"suid": ""})
+        await dockerd.do("Create", Name="vol2", Opts={"source": str(tmp_path / "other")})
+        await dockerd.do("Create", Name="vol3", Opts={"source": str(allowed), "fsname": "x"})
     decided = {"PASSFS_FORBIDDEN_OPTIONS": "suid", "PASSFS_ALLOWED_SOURCES": str(allowed)}
     async with plugin(tmp_path, SERVE, **decided) as dockerd:
-        assert await dockerd.names() == {"v", "w", "x"}
-        for name, reason in (("v", FORBIDDEN), ("w", NOT_ALLOWED)):
+        assert await dockerd.names() == {"vol", "vol2", "vol3"}
+        for name, reason in (("vol", FORBIDDEN), ("vol2", NOT_ALLOWED)):
             assert reason in (await dockerd.call("Mount", Name=name, ID="a")).error
             assert reason in (await dockerd.volume(name))["Status"]["error"]
-        await dockerd.do("Mount", Name="x", ID="a")
-        await dockerd.do("Unmount", Name="x", ID="a")
-        again = await dockerd.call("Create", Name="v", Opts={})
-        assert "volume 'v' exists with options that are not accepted: option 'suid'" in again.error
-        for name in ("v", "w", "x"):
+        await dockerd.do("Mount", Name="vol3", ID="a")
+        await dockerd.do("Unmount", Name="vol3", ID="a")
+        again = await dockerd.call("Create", Name="vol", Opts={})
+        assert (
+            "volume 'vol' exists with options that are not accepted: option 'suid'" in again.error
+        )
+        for name in ("vol", "vol2", "vol3"):
             await dockerd.do("Remove", Name=name)
     assert (tmp_path / "other" / "app" / "file").read_text() == "theirs"
 
@@ -80,7 +83,7 @@ async def test_volumes_that_there_are_go_by_what_is_decided_now(
 async def test_what_is_forbidden_is_not_created(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE, PASSFS_FORBIDDEN_OPTIONS="suid,sandbox=none") as dockerd:
         for options in ({"Suid": "1"}, {"sandbox": "NONE"}):
-            refused = await dockerd.call("Create", Name="v", Opts=options)
+            refused = await dockerd.call("Create", Name="vol", Opts=options)
             assert refused.status == 400
             assert FORBIDDEN in refused.error
         assert await dockerd.names() == set()
@@ -88,25 +91,25 @@ async def test_what_is_forbidden_is_not_created(tmp_path: Path) -> None:
 
 async def test_a_default_applies_from_the_next_mount_on(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v", Opts={"cache": "auto"})
-        await dockerd.do("Mount", Name="v", ID="a")
-        assert "rw" in mount_flags(tmp_path / "mounts" / "v")
+        await dockerd.do("Create", Name="vol", Opts={"cache": "auto"})
+        await dockerd.do("Mount", Name="vol", ID="a")
+        assert "rw" in mount_flags(tmp_path / "mounts" / "vol")
     async with plugin(tmp_path, SERVE, PASSFS_DEFAULT_OPTIONS="ro,cache=never") as dockerd:
-        options = (await dockerd.volume("v"))["Status"]["options"]
+        options = (await dockerd.volume("vol"))["Status"]["options"]
         assert (options["readonly"], options["cache"]) == ("true", "auto")
-        await dockerd.do("Mount", Name="v", ID="a")
-        assert "ro" in mount_flags(tmp_path / "mounts" / "v")
+        await dockerd.do("Mount", Name="vol", ID="a")
+        assert "ro" in mount_flags(tmp_path / "mounts" / "vol")
     async with plugin(tmp_path, SERVE) as dockerd:
-        assert (await dockerd.volume("v"))["Status"]["options"]["readonly"] == "false"
+        assert (await dockerd.volume("vol"))["Status"]["options"]["readonly"] == "false"
 
 
 async def test_the_same_create_again_goes_by_the_defaults_as_well(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE, PASSFS_DEFAULT_OPTIONS="cache=never") as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         for same in ({}, {"cache": "never"}, {"Cache": "NEVER", "rw": ""}):
-            await dockerd.do("Create", Name="v", Opts=same)
-        assert (await dockerd.call("Create", Name="v", Opts={"cache": "auto"})).error == (
-            "volume 'v' exists with other options: cache is 'never' and 'auto' was asked for"
+            await dockerd.do("Create", Name="vol", Opts=same)
+        assert (await dockerd.call("Create", Name="vol", Opts={"cache": "auto"})).error == (
+            "volume 'vol' exists with other options: cache is 'never' and 'auto' was asked for"
         )
 
 

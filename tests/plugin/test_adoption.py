@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from passthrough.mount import mount as attach, unmount
 from plugin.manager import KINDS
 from plugin.registry import Registry
 from plugin.targets import devices_by_target
-from plugin.volume import Record, Served, VolumeName
+from plugin.volume import Served, VolumeName
 from tests.support.manager import Manager
 from tests.support.mounts import mounts_at
+from tests.support.records import record
 from tests.support.service import Service, request, started
 
 END_S = 10.0
@@ -61,7 +61,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 def service(tmp_path: Path, manager: Manager) -> Iterator[Service]:
     """A plugin with the volume `v`, which is mounted for `i`; cleared away in the end."""
     with started(tmp_path, manager) as service:
-        service.call("VolumeDriver.Create", Name="v")
+        service.call("VolumeDriver.Create", Name="vol")
         assert mount(service) == str(target(service))
         try:
             yield service
@@ -69,23 +69,23 @@ def service(tmp_path: Path, manager: Manager) -> Iterator[Service]:
             if service.process is None:
                 service.start()
             for _ in range(status(service)["references"]):
-                service.call("VolumeDriver.Unmount", Name="v", ID="i")
+                service.call("VolumeDriver.Unmount", Name="vol", ID="i")
             assert manager.keeps(0), manager.kept
             assert service.mounted() == []
 
 
 def mount(service: Service) -> str:
-    mountpoint = service.call("VolumeDriver.Mount", Name="v", ID="i")["Mountpoint"]
+    mountpoint = service.call("VolumeDriver.Mount", Name="vol", ID="i")["Mountpoint"]
     assert isinstance(mountpoint, str)
     return mountpoint
 
 
 def target(service: Service) -> Path:
-    return service.directory / "mounts" / "v"
+    return service.directory / "mounts" / "vol"
 
 
 def status(service: Service) -> dict[str, Any]:
-    answer = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]
+    answer = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]
     assert isinstance(answer, dict)
     return answer
 
@@ -156,7 +156,7 @@ def test_users_notice_nothing_of_a_restart(service: Service, end: signal.Signals
             assert (status(service), device(service)) == before
             assert user.goes_on()
             assert mount(service) == str(target(service)), "a whole mount is kept"
-            service.call("VolumeDriver.Unmount", Name="v", ID="i")
+            service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     assert before[0]["mounted"]
     assert before[0]["references"] == 1
     (target(service) / "more").write_text("x")
@@ -170,9 +170,9 @@ def test_the_next_plugin_takes_the_mount_down(
     with worker_of(service) as worker:
         service.end(end)
         service.start()
-        service.call("VolumeDriver.Unmount", Name="v", ID="another")
-        assert service.mounted() == ["v"]
-        service.call("VolumeDriver.Unmount", Name="v", ID="i")
+        service.call("VolumeDriver.Unmount", Name="vol", ID="another")
+        assert service.mounted() == ["vol"]
+        service.call("VolumeDriver.Unmount", Name="vol", ID="i")
         assert service.mounted() == []
         assert has_ended(worker)
     assert list((service.directory / "mounts").iterdir()) == []
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_while_nobody_looks_is_a_lost_mount(
     assert after["error"]
     assert service.mounted() == []
     mount(service)
-    assert service.mounted() == ["v"]
+    assert service.mounted() == ["vol"]
     assert os.listdir(target(service)) == []
 
 
@@ -271,7 +271,7 @@ def test_half_of_the_volumes_may_have_lost_something(service: Service, manager: 
         volume["Name"]: volume["Status"]["mounted"]
         for volume in service.call("VolumeDriver.List")["Volumes"]
     }
-    assert mounted == {"v": True} | {name: bool(int(name[1:]) % 2) for name in names}
+    assert mounted == {"vol": True} | {name: bool(int(name[1:]) % 2) for name in names}
     assert service.mounted() == sorted(name for name, is_mounted in mounted.items() if is_mounted)
     for name in names:
         service.call("VolumeDriver.Unmount", Name=name, ID="i")
@@ -299,7 +299,7 @@ def test_a_stop_is_the_end_of_the_workers(service: Service, manager: Manager) ->
         assert not has_ended(worker, 0.2)
         manager.drop(*manager.kept)
         assert has_ended(worker)
-    assert service.mounted() == ["v"], "a dead mount stays until the next start"
+    assert service.mounted() == ["vol"], "a dead mount stays until the next start"
     with pytest.raises(OSError, match="not connected"):
         os.listdir(target(service))
     service.start()
@@ -308,9 +308,9 @@ def test_a_stop_is_the_end_of_the_workers(service: Service, manager: Manager) ->
 
 def mount_unkept(service: Service, manager: Manager) -> None:
     """Have the volume `w` mounted for `i` while the service manager does not answer."""
-    service.call("VolumeDriver.Create", Name="w")
+    service.call("VolumeDriver.Create", Name="vol2")
     manager.deaf = True
-    service.call("VolumeDriver.Mount", Name="w", ID="i")
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
     manager.deaf = False
 
 
@@ -319,26 +319,26 @@ def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
 ) -> None:
     """The volume is served, and ends with the plugin as it would without a service manager."""
     mount_unkept(service, manager)
-    assert service.mounted() == ["v", "w"]
-    assert "w is served, but it will end with the plugin" in service.log.read_text()
+    assert service.mounted() == ["vol", "vol2"]
+    assert "vol2 is served, but it will end with the plugin" in service.log.read_text()
     assert service.end(signal.SIGTERM)[0] == 0
-    assert service.mounted() == ["v"]
+    assert service.mounted() == ["vol"]
     service.start()
     assert manager.keeps(len(KINDS))
-    service.call("VolumeDriver.Unmount", Name="w", ID="i")
+    service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
 
 
 def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
     service: Service, manager: Manager
 ) -> None:
     mount_unkept(service, manager)
-    service.call("VolumeDriver.Mount", Name="w", ID="j")
+    service.call("VolumeDriver.Mount", Name="vol2", ID="j")
     assert manager.keeps(2 * len(KINDS))
     service.end(signal.SIGTERM)
-    assert service.mounted() == ["v", "w"]
+    assert service.mounted() == ["vol", "vol2"]
     service.start()
     for mount_id in "ij":
-        service.call("VolumeDriver.Unmount", Name="w", ID=mount_id)
+        service.call("VolumeDriver.Unmount", Name="vol2", ID=mount_id)
 
 
 def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
@@ -347,23 +347,23 @@ def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
     """Who has it mounted already is not disturbed."""
     source = tmp_path / "source"
     source.mkdir()
-    service.call("VolumeDriver.Create", Name="w", Opts={"source": str(source)})
-    service.call("VolumeDriver.Mount", Name="w", ID="i")
+    service.call("VolumeDriver.Create", Name="vol2", Opts={"source": str(source)})
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
     service.end(signal.SIGTERM)
     monkeypatch.setenv("PASSFS_ALLOWED_SOURCES", str(tmp_path / "elsewhere"))
     service.start()
-    refused = service.call("VolumeDriver.Mount", Name="w", ID="j")["Err"]
+    refused = service.call("VolumeDriver.Mount", Name="vol2", ID="j")["Err"]
     assert "in none of the directories that the administrator of this plugin allows" in refused
-    status = service.call("VolumeDriver.Get", Name="w")["Volume"]["Status"]
+    status = service.call("VolumeDriver.Get", Name="vol2")["Volume"]["Status"]
     assert (status["mounted"], status["references"]) == (True, 1)
-    assert "Err" not in service.call("VolumeDriver.Mount", Name="v", ID="i")
+    assert "Err" not in service.call("VolumeDriver.Mount", Name="vol", ID="i")
     service.end(signal.SIGTERM)
     monkeypatch.delenv("PASSFS_ALLOWED_SOURCES")
     service.start()
     for mount_id in "ji":
-        assert "Err" not in service.call("VolumeDriver.Mount", Name="w", ID=mount_id)
+        assert "Err" not in service.call("VolumeDriver.Mount", Name="vol2", ID=mount_id)
     for mount_id in "jii":
-        service.call("VolumeDriver.Unmount", Name="w", ID=mount_id)
+        service.call("VolumeDriver.Unmount", Name="vol2", ID=mount_id)
 
 
 @ENDS
@@ -371,25 +371,25 @@ def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
 def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
     service: Service, manager: Manager, end: signal.Signals, anew: bool
 ) -> None:
-    service.call("VolumeDriver.Create", Name="w")
-    service.call("VolumeDriver.Mount", Name="w", ID="i")
-    with closing(User(target(service).with_name("w") / "file")) as user:
-        service.call("VolumeDriver.Unmount", Name="w", ID="i")
+    service.call("VolumeDriver.Create", Name="vol2")
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
+    with closing(User(target(service).with_name("vol2") / "file")) as user:
+        service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
         if anew:
-            service.call("VolumeDriver.Mount", Name="w", ID="j")
+            service.call("VolumeDriver.Mount", Name="vol2", ID="j")
         service.end(end)
         with Registry.open(service.directory / "data") as registry:
-            devices = [row.device for row in registry.served if row.volume == "w"]
+            devices = [row.device for row in registry.served if row.volume == "vol2"]
             # A mount that is made later may get the very number of the one that was detached.
             assert [bool(device) for device in devices] == ([False, True] if anew else [True])
         service.start()
         if anew:
-            service.call("VolumeDriver.Unmount", Name="w", ID="j")
-        refused = service.call("VolumeDriver.Remove", Name="w")["Err"]
+            service.call("VolumeDriver.Unmount", Name="vol2", ID="j")
+        refused = service.call("VolumeDriver.Remove", Name="vol2")["Err"]
         assert "somebody still uses files of it" in refused
         assert user.goes_on()
     assert manager.keeps(len(KINDS))
-    assert "Err" not in service.call("VolumeDriver.Remove", Name="w")
+    assert "Err" not in service.call("VolumeDriver.Remove", Name="vol2")
 
 
 def test_the_status_tells_what_a_mount_goes_by(
@@ -401,7 +401,7 @@ def test_the_status_tells_what_a_mount_goes_by(
     service.start()
     assert status(service)["options"]["readonly"] == "false"
     (target(service) / "file").touch()
-    service.call("VolumeDriver.Unmount", Name="v", ID="i")
+    service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     assert status(service)["options"]["readonly"] == "true"
     mount(service)
     assert status(service)["options"]["readonly"] == "true"
@@ -452,7 +452,7 @@ def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> 
         for number in range(1, count + 1):
             name = VolumeName(f"v{number}")
             (device,) = devices[directory / "mounts" / name]
-            registry.add(Record(name=name, options={}, created_at=datetime.now(UTC)))
+            registry.add(record(name))
             registry.use(name, {"i": 1}, [Served(name, number, device, report)])
 
 

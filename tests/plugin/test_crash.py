@@ -103,7 +103,7 @@ class Walk:
         self.plugin = plugin
         self.case = case
         self.data_dir = plugin.directory / "data"
-        self.target = plugin.directory / "mounts" / "v"
+        self.target = plugin.directory / "mounts" / "vol"
         self.source = plugin.directory / "source"
         self.source.mkdir()
 
@@ -113,7 +113,7 @@ class Walk:
             return other(self)
         verb, _, mount_id = what.partition(" ")
         options = {} if self.case.own else {"source": str(self.source)}
-        reply = self.plugin.attempt(f"VolumeDriver.{verb}", Name="v", ID=mount_id, Opts=options)
+        reply = self.plugin.attempt(f"VolumeDriver.{verb}", Name="vol", ID=mount_id, Opts=options)
         assert reply is None or not reply.get("Err"), (what, reply)
         return reply
 
@@ -134,7 +134,7 @@ class Walk:
     @property
     def files(self) -> Path:
         """Where the files of the volume lie."""
-        return self.data_dir / "volumes" / "v" if self.case.own else self.source
+        return self.data_dir / "volumes" / "vol" if self.case.own else self.source
 
     def volume(self) -> Volume:
         """What there is of the volume."""
@@ -153,7 +153,7 @@ class Walk:
     def is_mounted(self) -> bool:
         """Whether the plugin says that the volume is mounted; nothing else is mounted then."""
         volumes = self.plugin.call("VolumeDriver.List")["Volumes"]
-        claimed = ["v" for volume in volumes if volume["Status"]["mounted"]]
+        claimed = ["vol" for volume in volumes if volume["Status"]["mounted"]]
         assert self.plugin.mounted() == claimed
         return bool(claimed)
 
@@ -221,10 +221,10 @@ class Walk:
         old = [] if self.plugin.is_dead() else [self.volume()]
         if self.case.act == "Remove":  # users who were counted and are none are forgotten first
             old += [volume._replace(references=0) for volume in old]
-        was_mounted = self.plugin.mounted() == ["v"] and "worker dies" not in self.case.before
+        was_mounted = self.plugin.mounted() == ["vol"] and "worker dies" not in self.case.before
         self.do(self.case.act)
         self.settle()
-        stays = self.plugin.manager is not None and was_mounted and self.plugin.mounted() == ["v"]
+        stays = self.plugin.manager is not None and was_mounted and self.plugin.mounted() == ["vol"]
         self.revive()
         new = self.volume()
         self.clear()
@@ -285,7 +285,7 @@ def worker_dies(walk: Walk) -> None:
 
 
 def half_of_a_removal(walk: Walk) -> None:
-    (walk.data_dir / "volumes" / "v").rename(walk.data_dir / "removed" / "v")
+    (walk.data_dir / "volumes" / "vol").rename(walk.data_dir / "removed" / "vol")
 
 
 OTHERS: Mapping[str, Callable[[Walk], object]] = {
@@ -350,7 +350,7 @@ def test_its_first_start_may_be_cut_off(tmp_path: Path, nest: Nest) -> None:
             if not is_spared:
                 plugin.start()
             assert plugin.call("VolumeDriver.List") == {"Volumes": []}
-            assert plugin.call("VolumeDriver.Create", Name="v") == {}
+            assert plugin.call("VolumeDriver.Create", Name="vol") == {}
             found |= steps(plugin)
         if is_spared:
             break

@@ -128,16 +128,16 @@ async def test_an_unmount_waits_for_nobody_else_s_mount(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     async with plugin(tmp_path, command("wait", fifo)) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(dockerd.do, "Mount", Name="v", ID="a"))
+            nursery.start_soon(partial(dockerd.do, "Mount", Name="vol", ID="a"))
             writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # it is starting
-            nursery.start_soon(partial(dockerd.do, "Unmount", Name="v", ID="a"))
+            nursery.start_soon(partial(dockerd.do, "Unmount", Name="vol", ID="a"))
             await wait_all_tasks_blocked(0.1)
             with trio.fail_after(10):
-                await dockerd.do("Unmount", Name="v", ID="b")
+                await dockerd.do("Unmount", Name="vol", ID="b")
             os.close(writer)
-        assert await dockerd.references("v") == 0
+        assert await dockerd.references("vol") == 0
         assert mounted(tmp_path) == []
 
 
@@ -162,17 +162,17 @@ async def test_a_create_on_a_source_that_hangs_is_refused(
 
 
 async def refused_for_silence(dockerd: Dockerd, source: Path) -> None:
-    refused = await dockerd.call("Create", Name="v", Opts={"source": str(source)})
+    refused = await dockerd.call("Create", Name="vol", Opts={"source": str(source)})
     assert f"'{source}' has not answered within 10 s" in refused.error
 
 
 async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd, trio.open_nursery() as nursery:
         for _ in range(20):
-            nursery.start_soon(partial(dockerd.do, "Create", Name="v"))
-    assert [path.name for path in (tmp_path / "data" / "volumes").iterdir()] == ["v"]
+            nursery.start_soon(partial(dockerd.do, "Create", Name="vol"))
+    assert [path.name for path in (tmp_path / "data" / "volumes").iterdir()] == ["vol"]
     async with plugin(tmp_path, SERVE) as dockerd:
-        assert [volume["Name"] for volume in (await dockerd.do("List"))["Volumes"]] == ["v"]
+        assert [volume["Name"] for volume in (await dockerd.do("List"))["Volumes"]] == ["vol"]
 
 
 @pytest.mark.parametrize("worker", [SERVE, COMMAND], ids=["fake", "real"])

@@ -46,22 +46,22 @@ def test_it_ends_when_its_engine_is_new(tmp_path: Path) -> None:
     with started(tmp_path) as service:
         assert service.process is not None
         greet(service)
-        service.call("VolumeDriver.Create", Name="v")
+        service.call("VolumeDriver.Create", Name="vol")
         assert service.process.poll() is None
         greet(service)
         assert service.process.wait(START_S) == 0
         service.process = None
         assert not settings(tmp_path).socket.exists()
         service.start()
-        assert [v["Name"] for v in service.call("VolumeDriver.List")["Volumes"]] == ["v"]
+        assert [v["Name"] for v in service.call("VolumeDriver.List")["Volumes"]] == ["vol"]
 
 
 @pytest.mark.usefixtures("propagated")
 def test_it_stays_while_a_volume_is_mounted(tmp_path: Path) -> None:
     """A container uses it: the engine has left its mounts as they were."""
     with started(tmp_path) as service:
-        service.call("VolumeDriver.Create", Name="v")
-        service.call("VolumeDriver.Mount", Name="v", ID="i")
+        service.call("VolumeDriver.Create", Name="vol")
+        service.call("VolumeDriver.Mount", Name="vol", ID="i")
         for _ in range(3):
             greet(service)
         status, _ = service.end(signal.SIGTERM)

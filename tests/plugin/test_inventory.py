@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from plugin.inventory import Inventory
 from plugin.policy import Policy
 from plugin.registry import Registry
 from plugin.storage import Storage
-from plugin.volume import Record, VolumeName
 from tests.support.dockerd import plugin
 from tests.support.fake_worker import command
+from tests.support.records import record
 
 SERVE = command("serve")
-NAME = VolumeName("volume")
 OWNER = (100000, 100001)
 """Of an engine with userns-remap."""
 
@@ -27,10 +25,10 @@ def owner_of(directory: Path, options: Mapping[str, str], owner: tuple[int, int]
     storage = Storage(directory, owner)
     storage.prepare()
     config = Policy().understand(options).config
-    record = Record(name=NAME, options=options, created_at=datetime.now(UTC))
+    volume = record("volume", **options)
     with Registry.open(directory) as registry:
-        Inventory(registry, storage).add(record, config)
-    status = os.stat(storage.path(NAME))
+        Inventory(registry, storage).add(volume, config)
+    status = os.stat(storage.path(volume))
     return status.st_uid, status.st_gid
 
 
@@ -89,8 +87,8 @@ async def test_a_map_without_id_0_has_a_note(
 ) -> None:
     """The engine works as user 0: `docker cp` fails, and the copy of an image's content."""
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v", Opts=options)
-        notes = (await dockerd.volume("v"))["Status"]["notes"]
+        await dockerd.do("Create", Name="vol", Opts=options)
+        notes = (await dockerd.volume("vol"))["Status"]["notes"]
 
     assert [note.split(" ")[0] for note in notes] == lacking
     assert [note for note in notes if "docker cp" not in note] == []

@@ -16,7 +16,7 @@ from plugin.keeper import Keeper, keeping
 from plugin.volume import VolumeName
 from tests.support.dockerd import mounted
 from tests.support.fake_worker import command
-from tests.support.orders import NAME, SERVE, in_thread, order
+from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
 from tests.support.processes import workers
 from tests.support.rings import switched_on
 
@@ -35,7 +35,7 @@ async def lose_worker(keeper: Keeper, source: Path, config: Config | None = None
 async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
-        target = keeper.target(NAME)
+        target = keeper.target(DIRECTORY)
         assert target == mounts / "data"
         await in_thread((target / "file").write_text, "hello")
         assert (source / "file").read_text() == "hello"
@@ -67,7 +67,7 @@ async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
         assert await lose_worker(keeper, source) == "its worker was killed by SIGKILL"
         assert keeper.worker_pid(NAME) == 0
         with pytest.raises(OSError, match="not connected"):
-            await in_thread(os.listdir, keeper.target(NAME))
+            await in_thread(os.listdir, keeper.target(DIRECTORY))
         assert mounted(mounts) == ["data"]
 
 
@@ -84,10 +84,10 @@ async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
             )
         # The second while the kernel still takes the rings down.
         with pytest.raises(OSError, match=r"not connected|connection abort"):
-            await in_thread(os.listdir, keeper.target(NAME))
+            await in_thread(os.listdir, keeper.target(DIRECTORY))
         with switched_on():
             await keeper.mount(order(source, config=over_rings))
-        await in_thread((keeper.target(NAME) / "file").write_text, "hello")
+        await in_thread((keeper.target(DIRECTORY) / "file").write_text, "hello")
         assert (source / "file").read_text() == "hello"
 
 
@@ -106,7 +106,7 @@ async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
             assert (await lose_worker(keeper, source)).startswith("its worker is watched no more")
         assert keeper.worker_pid(NAME) == 0
         with pytest.raises(OSError, match="not connected"):
-            await in_thread(os.listdir, keeper.target(NAME))
+            await in_thread(os.listdir, keeper.target(DIRECTORY))
         assert keeper.worker_pid(VolumeName("well")) > 0
     assert "ZeroDivisionError" in caplog.text
 
@@ -118,7 +118,7 @@ async def test_the_next_mount_heals_a_dead_one(mounts: Path, source: Path) -> No
         await lose_worker(keeper, source)
         await keeper.mount(order(source))
         assert mounted(mounts) == ["data"]
-        assert await in_thread(os.listdir, keeper.target(NAME)) == []
+        assert await in_thread(os.listdir, keeper.target(DIRECTORY)) == []
 
 
 @pytest.mark.logs("was killed by SIGKILL")
@@ -134,11 +134,11 @@ async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) 
     """There is never more than one mount at a target, whoever put the other there."""
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
-        os.close(mount(keeper.target(NAME), Config()))
+        os.close(mount(keeper.target(DIRECTORY), Config()))
         assert mounted(mounts) == ["data", "data"]
         await keeper.mount(order(source))
         assert mounted(mounts) == ["data"]
-        assert await in_thread(os.listdir, keeper.target(NAME)) == []
+        assert await in_thread(os.listdir, keeper.target(DIRECTORY)) == []
 
 
 @pytest.mark.logs("its mount is not whole")
@@ -148,8 +148,8 @@ async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Pa
         await keeper.mount(order(source))
         first = keeper.worker_pid(NAME)
         (source / "file").touch()
-        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_RDONLY)
-        unmount(keeper.target(NAME))
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_RDONLY)
+        unmount(keeper.target(DIRECTORY))
         await keeper.mount(order(source))
         assert mounted(mounts) == ["data"]
         assert keeper.worker_pid(NAME) != first
@@ -161,14 +161,14 @@ async def test_a_worker_whose_mount_was_taken_away_is_noticed(mounts: Path, sour
     async with keeping(mounts) as keeper:
         send, receive = trio.open_memory_channel[str](1)
         await keeper.mount(order(source, lost=send.send_nowait))
-        await in_thread(unmount, keeper.target(NAME))
+        await in_thread(unmount, keeper.target(DIRECTORY))
         assert await receive.receive() == "its worker ended with status 0"
 
 
 async def test_open_files_are_served_after_the_unmount(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
-        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
         worker = keeper.worker_pid(NAME)
         await keeper.unmount(NAME)
         assert mounted(mounts) == []
@@ -187,11 +187,11 @@ async def test_a_volume_can_be_mounted_again_while_the_old_mount_is_used(
 ) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
-        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
         await keeper.unmount(NAME)
         await keeper.mount(order(source))
         await in_thread(os.write, fd, b"old")
-        assert await in_thread((keeper.target(NAME) / "file").read_text) == "old"
+        assert await in_thread((keeper.target(DIRECTORY) / "file").read_text) == "old"
         await in_thread(os.close, fd)
 
 
@@ -254,7 +254,7 @@ async def test_the_end_comes_for_a_worker_that_clings(
 async def test_a_file_in_use_does_not_hold_up_the_end(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
-        fd = await in_thread(os.open, keeper.target(NAME) / "file", os.O_CREAT | os.O_RDWR)
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
     assert workers() == set()
     with pytest.raises(OSError, match="not connected"):
         await in_thread(os.close, fd)  # closed it is, though its flush has failed

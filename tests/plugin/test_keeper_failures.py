@@ -23,7 +23,7 @@ from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.manager import Inherited
 from tests.support.dockerd import mounted
 from tests.support.fake_worker import command
-from tests.support.orders import NAME, SERVE, in_thread, order
+from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
 from tests.support.processes import workers
 
 
@@ -139,13 +139,13 @@ async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
 
 async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source: Path) -> None:
     async with keeping(mounts, SERVE) as keeper:
-        keeper.target(NAME).mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(NAME)], check=True)
+        keeper.target(DIRECTORY).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(DIRECTORY)], check=True)
         try:
             with pytest.raises(MountFailed, match="a file system of type tmpfs is mounted on it"):
                 await keeper.mount(order(source))
         finally:
-            subprocess.run(["umount", keeper.target(NAME)], check=True)
+            subprocess.run(["umount", keeper.target(DIRECTORY)], check=True)
 
 
 @pytest.mark.logs("cannot remove .*/mounts/data: Directory not empty")

@@ -54,8 +54,8 @@ def test_systemd_may_listen_in_its_place(tmp_path: Path) -> None:
     with activated(tmp_path, "-l", str(path)) as process:
         before = path.lstat()
         service = Service(tmp_path)
-        assert service.call("VolumeDriver.Create", Name="v") == {}
-        assert service.call("VolumeDriver.List")["Volumes"][0]["Name"] == "v"
+        assert service.call("VolumeDriver.Create", Name="vol") == {}
+        assert service.call("VolumeDriver.List")["Volumes"][0]["Name"] == "vol"
         assert f"serving 0 volumes on {path}" in service.log.read_text()
         assert not (tmp_path / "unused.sock").exists()
         process.send_signal(signal.SIGTERM)

@@ -165,25 +165,25 @@ async def test_a_server_that_has_gone_is_a_refusal(
     async with plugin(tmp_path, SERVE) as dockerd:
         monkeypatch.setattr(syscalls, "filesystem_type", gone)
         opts = {"source": str(source), "cache": "always"}
-        refused = await dockerd.call("Create", Name="v", Opts=opts)
+        refused = await dockerd.call("Create", Name="vol", Opts=opts)
         assert refused.status == 400
         assert "cannot be looked at: Transport endpoint is not connected" in refused.error
 
 
-@pytest.mark.logs("volume v: cannot be mounted: option 'cache'")
+@pytest.mark.logs("volume vol: cannot be mounted: option 'cache'")
 async def test_it_is_looked_at_when_a_volume_is_created_and_each_time_it_is_mounted(
     tmp_path: Path, source: Path
 ) -> None:
     options = {"source": str(source), "cache": "always"}
     reason = f"'always' is wrong for '{source}', which lies on GlusterFS"
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v", Opts=options)
-        await dockerd.do("Mount", Name="v", ID="a")
-        await dockerd.do("Unmount", Name="v", ID="a")
+        await dockerd.do("Create", Name="vol", Opts=options)
+        await dockerd.do("Mount", Name="vol", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
         with fuse_mounted(source, "fuse.glusterfs"):
-            assert reason in (await dockerd.call("Mount", Name="v", ID="b")).error
-            assert reason in (await dockerd.volume("v"))["Status"]["error"]
-            assert reason in (await dockerd.call("Create", Name="w", Opts=options)).error
-        assert await dockerd.names() == {"v"}
-        await dockerd.do("Mount", Name="v", ID="b")
-        await dockerd.do("Unmount", Name="v", ID="b")
+            assert reason in (await dockerd.call("Mount", Name="vol", ID="b")).error
+            assert reason in (await dockerd.volume("vol"))["Status"]["error"]
+            assert reason in (await dockerd.call("Create", Name="vol2", Opts=options)).error
+        assert await dockerd.names() == {"vol"}
+        await dockerd.do("Mount", Name="vol", ID="b")
+        await dockerd.do("Unmount", Name="vol", ID="b")

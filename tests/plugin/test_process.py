@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 from plugin import forkserver, keeper, server, worker
 from plugin.errors import CannotStart
 from plugin.registry import Registry
-from plugin.volume import Record, VolumeName
 from tests.support.dockerd import settings
 from tests.support.hung import HungSource, waits
 from tests.support.processes import children
+from tests.support.records import record
 from tests.support.service import Service, request, started
 
 
@@ -33,10 +32,10 @@ def service(tmp_path: Path) -> Iterator[Service]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> None:
     """In time for the engine, which kills after 10 s, and whoever is connected."""
-    for name in ("a", "b"):
+    for name in ("aa", "bb"):
         service.call("VolumeDriver.Create", Name=name)
         service.call("VolumeDriver.Mount", Name=name, ID="i")
-    target = service.directory / "mounts" / "a"
+    target = service.directory / "mounts" / "aa"
     (target / "file").write_text("kept")
     fd = os.open(target / "file", os.O_RDWR)
     with closing(service.connect()):
@@ -59,9 +58,9 @@ def test_it_may_have_as_many_descriptors_as_there_are(service: Service) -> None:
 
 
 def test_a_hanging_worker_does_not_hold_up_the_end(service: Service) -> None:
-    service.call("VolumeDriver.Create", Name="v")
-    service.call("VolumeDriver.Mount", Name="v", ID="i")
-    worker = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]["worker_pid"]
+    service.call("VolumeDriver.Create", Name="vol")
+    service.call("VolumeDriver.Mount", Name="vol", ID="i")
+    worker = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]["worker_pid"]
     os.kill(worker, signal.SIGSTOP)
     status, seconds = service.end(signal.SIGTERM)
     assert status == 0, service.log.read_text()
@@ -105,30 +104,30 @@ def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> N
 
     Whom that has left without a mount is told, until they have given back what they had.
     """
-    service.call("VolumeDriver.Create", Name="v", Opts={"cache": "never"})
-    before = service.call("VolumeDriver.Get", Name="v")
+    service.call("VolumeDriver.Create", Name="vol", Opts={"cache": "never"})
+    before = service.call("VolumeDriver.Get", Name="vol")
     for _ in range(3):
-        service.call("VolumeDriver.Mount", Name="v", ID="i")
-        (service.directory / "mounts" / "v" / "file").write_text("kept")
-        assert service.mounted() == ["v"]
+        service.call("VolumeDriver.Mount", Name="vol", ID="i")
+        (service.directory / "mounts" / "vol" / "file").write_text("kept")
+        assert service.mounted() == ["vol"]
         assert service.end(signal.SIGKILL)[0] == -signal.SIGKILL
         service.start()
         assert service.mounted() == []
-        status = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]
+        status = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]
         assert (status["mounted"], status["references"]) == (False, 1)
         assert "the plugin has ended while it was mounted" in status["error"]
-    service.call("VolumeDriver.Unmount", Name="v", ID="i")
-    assert service.call("VolumeDriver.Get", Name="v") == before
-    assert (service.directory / "data" / "volumes" / "v" / "file").read_text() == "kept"
+    service.call("VolumeDriver.Unmount", Name="vol", ID="i")
+    assert service.call("VolumeDriver.Get", Name="vol") == before
+    assert (service.directory / "data" / "volumes" / "vol" / "file").read_text() == "kept"
 
 
 def test_a_second_plugin_leaves_the_first_alone(service: Service) -> None:
-    service.call("VolumeDriver.Create", Name="v")
-    service.call("VolumeDriver.Mount", Name="v", ID="i")
+    service.call("VolumeDriver.Create", Name="vol")
+    service.call("VolumeDriver.Mount", Name="vol", ID="i")
     with pytest.raises(CannotStart, match="another passfs uses the data directory"):
         trio.run(server._run, settings(service.directory))
-    assert service.mounted() == ["v"]
-    assert service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]["mounted"]
+    assert service.mounted() == ["vol"]
+    assert service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]["mounted"]
 
 
 def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
@@ -137,13 +136,7 @@ def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
         # As many commits wait for the disk otherwise, which is no matter of this test.
         registry._connection.execute("PRAGMA synchronous = OFF")
         for number in range(500):
-            registry.add(
-                Record(
-                    name=VolumeName(f"v{number}"),
-                    options={"source": "/srv"},
-                    created_at=datetime.now(UTC),
-                )
-            )
+            registry.add(record(f"v{number}", source="/srv"))
     service = Service(tmp_path)
     try:
         assert service.starts_within(3)

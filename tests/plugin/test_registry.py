@@ -9,19 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from plugin import registry
 from plugin.errors import CannotStart, RegistryFailed
 from plugin.registry import Registry
-from plugin.volume import Record, Served, VolumeName
-
-
-def record(name: str, **options: str) -> Record:
-    return Record(name=VolumeName(name), options=options, created_at=datetime.now(UTC))
+from plugin.volume import FileName, Record, Served, VolumeName
+from tests.support.records import record
 
 
 def names(data_dir: Path) -> list[str]:
@@ -38,6 +36,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     records = [
         Record(
             name=VolumeName("a"),
+            directory=FileName("@a"),
             options={"source": "/srv/ä \U0001f600", "ro": "", 'x"\\': "\0\n"},
             created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=paris),
         ),
@@ -60,6 +59,14 @@ def test_a_name_is_there_once(tmp_path: Path) -> None:
             opened.add(record("a"))
     with Registry.open(tmp_path) as opened:
         assert opened.records[0].options == {"cache": "never"}
+
+
+def test_a_directory_is_of_one_volume(tmp_path: Path) -> None:
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        with pytest.raises(RegistryFailed, match=r"cannot write .*UNIQUE .*volumes\.directory"):
+            opened.add(msgspec.structs.replace(record("b"), directory=FileName("a")))
+    assert names(tmp_path) == ["a"]
 
 
 def test_one_plugin_at_a_time_uses_a_data_directory(tmp_path: Path) -> None:
@@ -193,6 +200,7 @@ def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
     for _ in "12":
         with Registry.open(older) as opened:
             assert [each.name for each in opened.records] == ["a", "b"]
+            assert [each.directory for each in opened.records] == ["a", "b"]
             assert opened.records[0].options == {"cache": "never"}
             opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
     assert in_use(older) == ({A: {"x": 1}}, [Served(A, 1, 40, "{}")])
@@ -201,7 +209,7 @@ def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
 def test_an_older_passfs_refuses_what_this_one_has_written(older: Path) -> None:
     names(older)
     header = (older / registry.FILE_NAME).read_bytes()[: registry.HEADER_BYTES]
-    assert registry.VERSION_AND_ID.unpack_from(header) == (2, registry.APPLICATION_ID)
+    assert registry.VERSION_AND_ID.unpack_from(header) == (3, registry.APPLICATION_ID)
 
 
 def test_a_change_of_format_that_was_cut_off_is_made_once_more(older: Path) -> None:
@@ -258,8 +266,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_bytes(b"volumes\n" * 100), "it is no SQLite database"),
     "foreign": (_foreign, "it is the database of another program"),
     "newer": (
-        lambda path: _rewrite(path, "PRAGMA user_version = 3"),
-        r"it was written by a newer passfs \(format 3, this one knows 2\)",
+        lambda path: _rewrite(path, "PRAGMA user_version = 4"),
+        r"it was written by a newer passfs \(format 4, this one knows 3\)",
     ),
     "no format": (lambda path: _rewrite(path, "PRAGMA user_version = 0"), "its format is 0"),
     "truncated": (lambda path: os.truncate(path, 5000), "it is damaged: "),
@@ -269,9 +277,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: _rewrite(path, "UPDATE volumes SET options = '[1]'"),
         "it is damaged: Expected `object`",
     ),
-    "name": (
-        lambda path: _rewrite(path, "UPDATE volumes SET name = ''"),
-        "it is damaged: volume name '' is not accepted",
+    "directory": (
+        lambda path: _rewrite(path, "UPDATE volumes SET directory = '../../etc'"),
+        "it is damaged: '../../etc' is no name of a file",
     ),
     "no table of users": (
         lambda path: _rewrite(path, "DROP TABLE refs"),
@@ -344,10 +352,10 @@ def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None
 # is made. What is mounted has two users, who come and go together.
 WRITER = """
 import os, sys
-from datetime import datetime, UTC
 from pathlib import Path
 from plugin.registry import Registry
-from plugin.volume import Record, Served
+from plugin.volume import Served
+from tests.support.records import record
 
 def say(text):
     os.write(1, text.encode())
@@ -357,7 +365,7 @@ with Registry.open(Path(sys.argv[1])) as registry:
     for number in range(10**6):
         name = f"v{number}"
         say(f"add {name}\\n")
-        registry.add(Record(name=name, options={"n": "x" * 3000}, created_at=datetime.now(UTC)))
+        registry.add(record(name, n="x" * 3000))
         say(f"added {name}\\n")
         say(f"mount {name}\\n")
         registry.use(name, {"x": 1, "y": number + 1}, [Served(name, number + 1, 1, "{}")])

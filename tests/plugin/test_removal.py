@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(params=["own", "source"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    own, source = tmp_path / "data" / "volumes" / "v", tmp_path / "source"
+    own, source = tmp_path / "data" / "volumes" / "vol", tmp_path / "source"
     source.mkdir()
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -47,8 +47,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 async def mounted_volume(place: Place) -> AsyncIterator[tuple[Dockerd, Path]]:
     """A plugin with `v` mounted, which holds a file."""
     async with plugin(place.directory) as dockerd:
-        await dockerd.do("Create", Name="v", Opts=place.options)
-        target = Path((await dockerd.do("Mount", Name="v", ID="a"))["Mountpoint"])
+        await dockerd.do("Create", Name="vol", Opts=place.options)
+        target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
         await in_thread((target / "kept").write_text, "kept")
         yield dockerd, target
 
@@ -79,7 +79,7 @@ async def _file_open(place: Place) -> AsyncIterator[Dockerd]:
 async def _file_open_after_the_unmount(place: Place) -> AsyncIterator[Dockerd]:
     async with mounted_volume(place) as (dockerd, target):
         fd = await in_thread(os.open, target / "kept", os.O_RDWR)
-        await dockerd.do("Unmount", Name="v", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
         yield dockerd
         await in_thread(os.close, fd)
 
@@ -95,9 +95,9 @@ async def _bound_elsewhere(place: Place) -> AsyncIterator[Dockerd]:
 @asynccontextmanager
 async def _dead_worker(place: Place) -> AsyncIterator[Dockerd]:
     async with mounted_volume(place) as (dockerd, _):
-        os.kill((await dockerd.volume("v"))["Status"]["worker_pid"], 9)
+        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], 9)
         with trio.fail_after(10):
-            while (await dockerd.volume("v"))["Status"]["mounted"]:
+            while (await dockerd.volume("vol"))["Status"]["mounted"]:
                 await trio.lowlevel.checkpoint()
         yield dockerd
 
@@ -133,7 +133,7 @@ SITUATIONS: dict[str, tuple[Situation, set[str]]] = {
 
 
 def marked(situation: str) -> object:
-    killed = pytest.mark.logs("volume v: worker [0-9]+ was killed by SIGKILL")
+    killed = pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
     return pytest.param(situation, marks=[killed] if situation == "dead worker" else [])
 
 
@@ -144,10 +144,10 @@ async def test_only_what_is_the_volume_s_own_and_unused_is_deleted(
     arranged, removable = SITUATIONS[situation]
     is_own = not place.options
     async with arranged(place) as dockerd:
-        answer = await dockerd.call("Remove", Name="v")
+        answer = await dockerd.call("Remove", Name="vol")
         is_removed = answer.status == 200
         assert is_removed == (("own" if is_own else "source") in removable), answer
-        assert await dockerd.names() == (set() if is_removed else {"v"})
+        assert await dockerd.names() == (set() if is_removed else {"vol"})
         assert (place.precious / "file").read_text() == "precious"
         if is_removed and is_own:
             assert not place.files.exists()
@@ -159,74 +159,74 @@ async def test_only_what_is_the_volume_s_own_and_unused_is_deleted(
         assert mounted(place.directory) == []
 
 
-@pytest.mark.logs("cannot remove .*/source/mounts/v: Directory not empty")
+@pytest.mark.logs("cannot remove .*/source/mounts/vol: Directory not empty")
 @pytest.mark.logs("cannot remove .*/source/mounts/other: Not a directory")
 async def test_a_source_above_the_mount_directory_stays_whole(tmp_path: Path) -> None:
     """No volume is made of it; but the plugin may be told later to mount in there."""
     source = tmp_path / "source"
-    (source / "mounts" / "v").mkdir(parents=True)
-    (source / "mounts" / "v" / "file").write_text("theirs")
+    (source / "mounts" / "vol").mkdir(parents=True)
+    (source / "mounts" / "vol" / "file").write_text("theirs")
     (source / "mounts" / "other").write_text("theirs")
     async with plugin(tmp_path) as dockerd:
-        await dockerd.do("Create", Name="v", Opts={"source": str(source)})
+        await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
     inside = msgspec.structs.replace(settings(tmp_path), mount_dir=source / "mounts")
     stop = trio.Event()
     async with prepared(inside) as (driver, listener), trio.open_nursery() as nursery:
         nursery.start_soon(serve, driver, listener, stop.wait)
         dockerd = Dockerd(inside.socket)
-        refused = await dockerd.call("Create", Name="w", Opts={"source": str(source)})
+        refused = await dockerd.call("Create", Name="vol2", Opts={"source": str(source)})
         assert "contains" in refused.error
-        await dockerd.do("Remove", Name="v")
+        await dockerd.do("Remove", Name="vol")
         stop.set()
-    assert (source / "mounts" / "v" / "file").read_text() == "theirs"
+    assert (source / "mounts" / "vol" / "file").read_text() == "theirs"
     assert (source / "mounts" / "other").read_text() == "theirs"
 
 
 # A Remove that does not come to its end.
 
 
-@pytest.mark.logs("volume v: its removal was cut off; it is there again")
+@pytest.mark.logs("volume vol: its removal was cut off; it is there again")
 async def test_a_removal_that_was_cut_off_gives_the_files_back(tmp_path: Path) -> None:
     """As if the plugin had been killed when the files were away and the registry still had it."""
     async with plugin(tmp_path) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
     data = tmp_path / "data"
-    (data / "volumes" / "v" / "file").write_text("kept")
-    (data / "volumes" / "v").rename(data / "removed" / "v")
+    (data / "volumes" / "vol" / "file").write_text("kept")
+    (data / "volumes" / "vol").rename(data / "removed" / "vol")
     (data / "trash" / "0123456789abcdef").mkdir()
     async with plugin(tmp_path) as dockerd:
-        assert (data / "volumes" / "v" / "file").read_text() == "kept"
-        await dockerd.do("Mount", Name="v", ID="a")
-        await dockerd.do("Unmount", Name="v", ID="a")
-        await dockerd.do("Remove", Name="v")
-        assert not (data / "volumes" / "v").exists()
+        assert (data / "volumes" / "vol" / "file").read_text() == "kept"
+        await dockerd.do("Mount", Name="vol", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        await dockerd.do("Remove", Name="vol")
+        assert not (data / "volumes" / "vol").exists()
     assert list((data / "removed").iterdir()) == []
 
 
 async def test_a_removal_that_was_cut_off_after_the_registry_is_finished(tmp_path: Path) -> None:
     async with plugin(tmp_path) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
     data = tmp_path / "data"
-    (data / "volumes" / "v").rename(data / "removed" / "v")
+    (data / "volumes" / "vol").rename(data / "removed" / "vol")
     with Registry.open(data) as registry:
-        registry.remove(VolumeName("v"))
+        registry.remove(VolumeName("vol"))
     async with plugin(tmp_path) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         assert list((data / "removed").iterdir()) == []
-        await dockerd.do("Remove", Name="v")
+        await dockerd.do("Remove", Name="vol")
 
 
 async def test_files_that_are_away_when_the_registry_fails_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        assert (tmp_path / "data" / "removed" / "v" / "file").exists()
+        assert (tmp_path / "data" / "removed" / "vol" / "file").exists()
         raise RegistryFailed("the disk is full")
 
     async with plugin(tmp_path) as dockerd:
-        await dockerd.do("Create", Name="v")
-        file = tmp_path / "data" / "volumes" / "v" / "file"
+        await dockerd.do("Create", Name="vol")
+        file = tmp_path / "data" / "volumes" / "vol" / "file"
         file.touch()
         monkeypatch.setattr(Registry, "remove", fail)
-        assert (await dockerd.call("Remove", Name="v")).error == "the disk is full"
+        assert (await dockerd.call("Remove", Name="vol")).error == "the disk is full"
         assert file.exists()

@@ -17,7 +17,7 @@ from tests.support.dockerd import Connection, Dockerd, mounted, plugin
 from tests.support.fake_worker import command
 
 MOUNT = "/VolumeDriver.Mount"
-BODY = b'{"Name": "v", "ID": "a"}'
+BODY = b'{"Name": "vol", "ID": "a"}'
 
 
 @asynccontextmanager
@@ -28,7 +28,7 @@ async def mounting(
     fifo = directory / "fifo"
     os.mkfifo(fifo)
     async with plugin(directory, command("wait", fifo)) as dockerd, dockerd.connection() as client:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         await client.send(MOUNT, BODY)
         writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # its worker starts
         fifo.unlink()
@@ -48,8 +48,8 @@ async def test_a_repeat_without_a_body_changes_nothing(tmp_path: Path) -> None:
         assert (refused.status, refused.error != "") == (400, True)
         go_on()
         assert (await client.answer()).status == 200
-        assert await dockerd.references("v") == 1
-        assert mounted(tmp_path) == ["v"]
+        assert await dockerd.references("vol") == 1
+        assert mounted(tmp_path) == ["vol"]
 
 
 async def test_a_repeat_without_a_body_does_not_stand_for_the_first(
@@ -62,10 +62,10 @@ async def test_a_repeat_without_a_body_does_not_stand_for_the_first(
         for _ in range(2):
             assert (await other.request(MOUNT, b"")).status == 400
         go_on()
-        await told(caplog, "volume v: unmounted")
-        assert await dockerd.references("v") == 0
+        await told(caplog, "volume vol: unmounted")
+        assert await dockerd.references("vol") == 0
         assert mounted(tmp_path) == []
-        await dockerd.do("Remove", Name="v")
+        await dockerd.do("Remove", Name="vol")
 
 
 @pytest.mark.parametrize("leaves", ["first", "second"])
@@ -82,11 +82,11 @@ async def test_of_two_mounts_with_one_id_the_one_whose_client_stays_is_counted(
         await wait_all_tasks_blocked(0.1)
         go_on()
         assert (await stays.answer()).status == 200
-        await told(caplog, f"the client of {MOUNT} v id=a has gone")
+        await told(caplog, f"the client of {MOUNT} vol id=a has gone")
         with trio.fail_after(20):
-            while "waiting" in (await dockerd.volume("v"))["Status"]:
+            while "waiting" in (await dockerd.volume("vol"))["Status"]:
                 await trio.lowlevel.checkpoint()
-        assert await dockerd.references("v") == 1
-        assert mounted(tmp_path) == ["v"]
-        await dockerd.do("Unmount", Name="v", ID="a")
+        assert await dockerd.references("vol") == 1
+        assert mounted(tmp_path) == ["vol"]
+        await dockerd.do("Unmount", Name="vol", ID="a")
         assert mounted(tmp_path) == []

@@ -119,8 +119,8 @@ async def test_what_the_protocol_does_not_have_is_refused(
 async def test_times_carry_a_zone(tmp_path: Path) -> None:
     """A time without one makes dockerd forget the volume."""
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v")
-        created = (await dockerd.volume("v"))["CreatedAt"]
+        await dockerd.do("Create", Name="vol")
+        created = (await dockerd.volume("vol"))["CreatedAt"]
         (listed,) = (await dockerd.do("List"))["Volumes"]
         assert listed["CreatedAt"] == created
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", created)
@@ -166,7 +166,7 @@ async def test_a_body_that_does_not_end_is_refused(
 
 async def test_a_request_may_come_a_byte_at_a_time(tmp_path: Path) -> None:
     request = (
-        b'POST /VolumeDriver.Get HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{"Name": "v"}'
+        b'POST /VolumeDriver.Get HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"Name": "vol"}'
     )
     async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
         for byte in request:
@@ -257,7 +257,7 @@ async def test_a_bug_is_answered_and_logged_with_its_traceback(
         raise ZeroDivisionError(volume)
 
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         with monkeypatch.context() as patch:
             patch.setattr(Driver, "_describe", fail)
             answer = await dockerd.call("List")
@@ -265,18 +265,18 @@ async def test_a_bug_is_answered_and_logged_with_its_traceback(
             500,
             "internal error; the plugin's log says more",
         )
-        assert await dockerd.names() == {"v"}
+        assert await dockerd.names() == {"vol"}
     assert "ZeroDivisionError" in caplog.text
 
 
-@pytest.mark.logs("bug in /VolumeDriver.Mount v id=a")
+@pytest.mark.logs("bug in /VolumeDriver.Mount vol id=a")
 async def test_a_bug_in_mount_is_answered_like_any_other(tmp_path: Path) -> None:
     """Mount is watched over in a nursery, which wraps what is raised into a group."""
     async with prepared(settings(tmp_path), SERVE) as (_, listener), trio.open_nursery() as nursery:
         stop = trio.Event()
         unfinished = Driver.__new__(Driver)  # has none of its attributes
         nursery.start_soon(serve, unfinished, listener, stop.wait)
-        answer = await Dockerd(tmp_path / "p.sock").call("Mount", Name="v", ID="a")
+        answer = await Dockerd(tmp_path / "p.sock").call("Mount", Name="vol", ID="a")
         assert answer.status == 500
         stop.set()
 
@@ -289,21 +289,21 @@ async def test_a_mount_whose_client_has_gone_is_undone(
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     async with plugin(tmp_path, command("wait", fifo)) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         async with dockerd.connection() as connection:
-            await connection.send("/VolumeDriver.Mount", b'{"Name": "v", "ID": "a"}')
+            await connection.send("/VolumeDriver.Mount", b'{"Name": "vol", "ID": "a"}')
             writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # it is starting
         fifo.unlink()
         assert await works_beside(dockerd)
         os.close(writer)
         with trio.fail_after(10):
-            while "volume v: unmounted" not in caplog.messages:
+            while "volume vol: unmounted" not in caplog.messages:
                 await trio.lowlevel.checkpoint()
-        assert (await dockerd.volume("v"))["Status"]["references"] == 0
-        await dockerd.do("Remove", Name="v")
+        assert (await dockerd.volume("vol"))["Status"]["references"] == 0
+        await dockerd.do("Remove", Name="vol")
 
 
-@pytest.mark.logs("^plugin.server: v id=a: cannot be undone: the mount is busy$")
+@pytest.mark.logs("^plugin.server: vol id=a: cannot be undone: the mount is busy$")
 async def test_a_mount_that_cannot_be_undone_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,21 +315,21 @@ async def test_a_mount_that_cannot_be_undone_is_logged(
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     async with plugin(tmp_path, command("wait", fifo)) as dockerd:
-        await dockerd.do("Create", Name="v")
+        await dockerd.do("Create", Name="vol")
         with monkeypatch.context() as patch:
             patch.setattr(Keeper, "unmount", fail)
             async with dockerd.connection() as connection:
-                await connection.send("/VolumeDriver.Mount", b'{"Name": "v", "ID": "a"}')
+                await connection.send("/VolumeDriver.Mount", b'{"Name": "vol", "ID": "a"}')
                 writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
             os.close(writer)
             with trio.fail_after(10):
-                while "v id=a: cannot be undone: the mount is busy" not in caplog.messages:
+                while "vol id=a: cannot be undone: the mount is busy" not in caplog.messages:
                     await trio.lowlevel.checkpoint()
         assert await works_beside(dockerd)
 
 
 async def works_beside(dockerd: Dockerd) -> bool:
-    return await dockerd.names() == {"v"}
+    return await dockerd.names() == {"vol"}
 
 
 # The socket.

@@ -37,7 +37,7 @@ def seen_elsewhere(tmp_path: Path) -> Host:
 @pytest.fixture
 def own_mount(host: Host) -> Iterator[Path]:
     """A mount of passfs that nobody serves: looking at its root asks nobody anything."""
-    target = host.mount_dir / "v"
+    target = host.mount_dir / "vol"
     target.mkdir()
     fd = mount(target, Config())
     yield target

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from passthrough import syscalls
 from plugin.errors import StorageFailed, VolumeInUse
 from plugin.storage import Storage
-from plugin.volume import VolumeName
+from plugin.volume import LONGEST_NAME, FileName, Record, VolumeName
 from tests.support.mounts import bound
+from tests.support.records import record
 
-NAME = VolumeName("data")
+DATA = record("data")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def trash(storage: Storage) -> Path:
-    return storage.path(NAME).parents[1] / "trash"
+    return storage.path(DATA).parents[1] / "trash"
 
 
 @pytest.fixture
@@ -45,18 +47,18 @@ def remove(storage: Storage) -> None:
 
 def discard(storage: Storage) -> None:
     """All of a removal but for the deleting."""
-    storage.set_aside(NAME)
-    storage.discard(NAME)
+    storage.set_aside(DATA)
+    storage.discard(DATA)
 
 
 def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -> None:
     umask = os.umask(0o077)
     try:
-        storage.create(NAME)
+        storage.create(DATA)
     finally:
         os.umask(umask)
-    assert storage.path(NAME).stat().st_mode & 0o7777 == 0o755
-    assert storage.path(NAME).parent.stat().st_mode & 0o7777 == 0o700
+    assert storage.path(DATA).stat().st_mode & 0o7777 == 0o755
+    assert storage.path(DATA).parent.stat().st_mode & 0o7777 == 0o700
 
 
 @pytest.mark.parametrize(
@@ -72,63 +74,63 @@ def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -
 def test_a_directory_gets_the_mode_and_owner_asked_for(
     storage: Storage, given: dict[str, int], expected: tuple[int, int, int]
 ) -> None:
-    storage.path(NAME).mkdir()
-    os.chown(storage.path(NAME), 5, 5)  # left by a crash, of a volume that wanted something else
+    storage.path(DATA).mkdir()
+    os.chown(storage.path(DATA), 5, 5)  # left by a crash, of a volume that wanted something else
 
-    storage.create(NAME, **given)
+    storage.create(DATA, **given)
 
-    made = storage.path(NAME).stat()
+    made = storage.path(DATA).stat()
     assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == expected
 
 
 def test_an_opened_directory_is_the_volume_s(storage: Storage) -> None:
-    storage.create(NAME)
-    fd = storage.open(NAME)
+    storage.create(DATA)
+    fd = storage.open(DATA)
     try:
-        assert os.path.samestat(os.fstat(fd), storage.path(NAME).stat())
+        assert os.path.samestat(os.fstat(fd), storage.path(DATA).stat())
     finally:
         os.close(fd)
 
 
 def test_an_empty_directory_that_a_crash_has_left_is_taken(storage: Storage) -> None:
-    storage.path(NAME).mkdir()
-    storage.create(NAME)
-    assert storage.path(NAME).stat().st_mode & 0o7777 == 0o755
+    storage.path(DATA).mkdir()
+    storage.create(DATA)
+    assert storage.path(DATA).stat().st_mode & 0o7777 == 0o755
 
 
 def test_somebody_s_files_are_never_a_new_volume(storage: Storage) -> None:
-    storage.path(NAME).mkdir()
-    (storage.path(NAME) / "file").touch()
+    storage.path(DATA).mkdir()
+    (storage.path(DATA) / "file").touch()
     with pytest.raises(StorageFailed, match="already exists and is not empty; move it away"):
-        storage.create(NAME)
-    assert (storage.path(NAME) / "file").exists()
+        storage.create(DATA)
+    assert (storage.path(DATA) / "file").exists()
 
 
 def test_a_missing_directory_is_an_error_and_not_made_again(storage: Storage) -> None:
     with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: No such file"):
-        storage.open(NAME)
-    assert not storage.path(NAME).exists()
+        storage.open(DATA)
+    assert not storage.path(DATA).exists()
 
 
 def test_a_symlink_in_place_of_the_directory_is_an_error(storage: Storage, precious: Path) -> None:
-    storage.path(NAME).symlink_to(precious)
+    storage.path(DATA).symlink_to(precious)
     for use in (storage.open, storage.create):
         with pytest.raises(StorageFailed):
-            use(NAME)
+            use(DATA)
 
 
 def test_what_is_removed_is_out_of_the_way_at_once(storage: Storage, trash: Path) -> None:
     fill(storage)
-    storage.set_aside(NAME)
-    assert not storage.path(NAME).exists()
+    storage.set_aside(DATA)
+    assert not storage.path(DATA).exists()
     assert list(trash.iterdir()) == []
-    storage.discard(NAME)
+    storage.discard(DATA)
     assert contents(trash.parent) == [["file"]]
 
 
 def fill(storage: Storage, file: str = "file") -> None:
-    storage.create(NAME)
-    (storage.path(NAME) / file).touch()
+    storage.create(DATA)
+    (storage.path(DATA) / file).touch()
 
 
 def contents(data_dir: Path) -> list[list[str]]:
@@ -142,21 +144,21 @@ def contents(data_dir: Path) -> list[list[str]]:
 
 def test_what_is_set_aside_can_be_restored(storage: Storage) -> None:
     fill(storage)
-    storage.set_aside(NAME)
-    storage.restore(NAME)
-    assert (storage.path(NAME) / "file").exists()
+    storage.set_aside(DATA)
+    storage.restore(DATA)
+    assert (storage.path(DATA) / "file").exists()
 
 
 def test_a_directory_that_is_gone_already_is_removed(storage: Storage) -> None:
-    storage.set_aside(NAME)
-    storage.restore(NAME)
-    storage.set_aside(NAME)
-    storage.discard(NAME)
+    storage.set_aside(DATA)
+    storage.restore(DATA)
+    storage.set_aside(DATA)
+    storage.discard(DATA)
 
 
 def test_what_could_not_be_discarded_is_in_nobody_s_way(storage: Storage, trash: Path) -> None:
     fill(storage, "older")
-    storage.set_aside(NAME)
+    storage.set_aside(DATA)
     fill(storage)
     discard(storage)
     assert sorted(contents(trash.parent)) == [["file"], ["older"]]
@@ -170,19 +172,19 @@ def test_a_volume_whose_removal_was_cut_off_gets_its_files_back(
     fill(storage, "older")
     discard(storage)
     fill(storage)
-    storage.set_aside(NAME)
-    storage.settle([NAME])
-    assert [path.name for path in storage.path(NAME).iterdir()] == ["file"]
+    storage.set_aside(DATA)
+    storage.settle([DATA])
+    assert [path.name for path in storage.path(DATA).iterdir()] == ["file"]
     assert contents(trash.parent) == [["older"]]
-    storage.settle([NAME])  # once more changes nothing
-    assert (storage.path(NAME) / "file").exists()
+    storage.settle([DATA])  # once more changes nothing
+    assert (storage.path(DATA) / "file").exists()
 
 
 def test_a_volume_that_the_registry_has_forgotten_is_deleted(storage: Storage, trash: Path) -> None:
     fill(storage)
-    storage.set_aside(NAME)
-    storage.settle([VolumeName("other")])
-    assert not storage.path(NAME).exists()
+    storage.set_aside(DATA)
+    storage.settle([record("other")])
+    assert not storage.path(DATA).exists()
     assert list((trash.parent / "removed").iterdir()) == []
     storage.purge()
     assert contents(trash.parent) == []
@@ -194,31 +196,68 @@ def test_files_that_are_there_are_not_exchanged_for_those_set_aside(
 ) -> None:
     """As after an administrator has put a copy in the place of what was gone."""
     fill(storage, "set aside")
-    storage.set_aside(NAME)
+    storage.set_aside(DATA)
     fill(storage, "copy")
-    storage.settle([NAME])
+    storage.settle([DATA])
     storage.purge()
-    assert [path.name for path in storage.path(NAME).iterdir()] == ["copy"]
+    assert [path.name for path in storage.path(DATA).iterdir()] == ["copy"]
     assert contents(trash.parent) == [["set aside"]]
 
 
-@pytest.mark.parametrize("name", ["..", "a/../../b", "/etc", "a\nb", "x" * 300, "\u00e4"])
-def test_every_name_has_a_directory_beside_the_others(storage: Storage, name: str) -> None:
-    storage.create(VolumeName(name))
-    os.close(storage.open(VolumeName(name)))
-    made = storage.path(VolumeName(name))
-    assert made.is_dir()
-    assert made.parent == storage.path(NAME).parent
-    assert list(made.parent.iterdir()) == [made]
-    storage.set_aside(VolumeName(name))
-    storage.discard(VolumeName(name))
+@pytest.mark.logs("volume a/../data: its removal was cut off; it is there again")
+def test_the_record_says_the_directory(storage: Storage) -> None:
+    volume = msgspec.structs.replace(DATA, name=VolumeName("a/../data"), directory=FileName("@a"))
+    storage.create(DATA)
+    storage.create(volume)
+    os.close(storage.open(volume))
+    assert sorted(path.name for path in storage.path(DATA).parent.iterdir()) == ["@a", "data"]
+    storage.set_aside(volume)
+    storage.restore(volume)
+    assert storage.path(volume).is_dir()
+    storage.set_aside(volume)
+    storage.settle([DATA, volume])
+    assert storage.path(volume).is_dir()
+    storage.set_aside(volume)
+    storage.discard(volume)
     storage.purge()
-    assert list(made.parent.iterdir()) == []
+    assert [path.name for path in storage.path(DATA).parent.iterdir()] == ["data"]
+
+
+def test_the_longest_name_fits_into_every_place(storage: Storage, trash: Path) -> None:
+    volume = record("x" * LONGEST_NAME)
+    storage.create(volume)
+    storage.set_aside(volume)
+    storage.restore(volume)
+    storage.set_aside(volume)
+    storage.discard(volume)
+    storage.purge()
+    assert contents(trash.parent) == []
+
+
+def test_two_volumes_never_share_a_directory_where_case_is_ignored(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on ext4 with casefold, which keeps the case of the first name."""
+    storage.create(DATA)
+    mkdir, openat2 = os.mkdir, syscalls.openat2
+
+    def mkdir_folding(name: str, *, mode: int, dir_fd: int) -> None:
+        mkdir(name.casefold(), mode=mode, dir_fd=dir_fd)
+
+    def openat2_folding(dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
+        return openat2(dir_fd, name.lower(), flags, resolve)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_folding)
+    monkeypatch.setattr(syscalls, "openat2", openat2_folding)
+    with pytest.raises(StorageFailed, match=r"/volumes/Data is the directory of another volume"):
+        storage.create(record("Data"), mode=0o700)
+    storage.create(DATA)  # again, as after a crash
+    assert storage.path(DATA).stat().st_mode & 0o7777 == 0o755
 
 
 def test_purge_deletes_files_of_every_kind(storage: Storage, trash: Path) -> None:
-    storage.create(NAME)
-    root = storage.path(NAME)
+    storage.create(DATA)
+    root = storage.path(DATA)
     (root / "a" / "b" / "c").mkdir(parents=True)
     (root / "a" / "file").write_text("x")
     os.mkfifo(root / "a" / "b" / "fifo")
@@ -231,8 +270,8 @@ def test_purge_deletes_files_of_every_kind(storage: Storage, trash: Path) -> Non
 
 def test_a_tree_of_any_depth_is_deleted(storage: Storage, trash: Path) -> None:
     """Neither the recursion limit, nor PATH_MAX, nor the number of descriptors matters."""
-    storage.create(NAME)
-    fd = os.open(storage.path(NAME), os.O_RDONLY)
+    storage.create(DATA)
+    fd = os.open(storage.path(DATA), os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("d", dir_fd=fd)
         below = os.open("d", os.O_RDONLY, dir_fd=fd)
@@ -244,19 +283,19 @@ def test_a_tree_of_any_depth_is_deleted(storage: Storage, trash: Path) -> None:
 
 
 def test_what_symlinks_point_to_stays(storage: Storage, precious: Path) -> None:
-    storage.create(NAME)
-    (storage.path(NAME) / "directory").symlink_to(precious)
-    (storage.path(NAME) / "file").symlink_to(precious / "file")
+    storage.create(DATA)
+    (storage.path(DATA) / "directory").symlink_to(precious)
+    (storage.path(DATA) / "file").symlink_to(precious / "file")
     remove(storage)
     assert (precious / "file").read_text() == "precious"
 
 
 def test_a_volume_with_a_mount_inside_is_not_discarded(storage: Storage, precious: Path) -> None:
-    storage.create(NAME)
-    with bound(precious, storage.path(NAME) / "a" / "mounted"):
+    storage.create(DATA)
+    with bound(precious, storage.path(DATA) / "a" / "mounted"):
         with pytest.raises(VolumeInUse, match=r"data/a/mounted is a mount point inside it"):
-            storage.set_aside(NAME)
-        assert (storage.path(NAME) / "a" / "mounted" / "file").exists()
+            storage.set_aside(DATA)
+        assert (storage.path(DATA) / "a" / "mounted" / "file").exists()
 
 
 def test_a_symlink_to_the_data_directory_hides_no_mount(tmp_path: Path, precious: Path) -> None:
@@ -264,37 +303,37 @@ def test_a_symlink_to_the_data_directory_hides_no_mount(tmp_path: Path, precious
     (tmp_path / "link").symlink_to("real")
     storage = Storage(tmp_path / "link")
     storage.prepare()
-    storage.create(NAME)
+    storage.create(DATA)
     refusal = pytest.raises(VolumeInUse, match=r"real/volumes/data/mounted is a mount point")
-    with bound(precious, storage.path(NAME) / "mounted"), refusal:
-        storage.set_aside(NAME)
+    with bound(precious, storage.path(DATA) / "mounted"), refusal:
+        storage.set_aside(DATA)
 
 
 @pytest.mark.parametrize("use", [Storage.create, Storage.open])
 def test_a_data_directory_that_is_gone_is_told_in_a_sentence(
-    storage: Storage, use: Callable[[Storage, VolumeName], object]
+    storage: Storage, use: Callable[[Storage, Record], object]
 ) -> None:
-    storage.path(NAME).parent.rmdir()
+    storage.path(DATA).parent.rmdir()
     with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: No such file"):
-        use(storage, NAME)
+        use(storage, DATA)
 
 
 def test_a_full_disk_is_told_in_a_sentence(storage: Storage) -> None:
-    volumes = storage.path(NAME).parent
+    volumes = storage.path(DATA).parent
     with small(volumes), pytest.raises(StorageFailed, match=r"cannot use .*: No space left on"):
-        storage.create(NAME)
+        storage.create(DATA)
 
 
 def test_what_cannot_be_moved_is_told_in_a_sentence(storage: Storage) -> None:
-    storage.create(NAME)
-    storage.set_aside(NAME)
-    storage.create(NAME)
+    storage.create(DATA)
+    storage.set_aside(DATA)
+    storage.create(DATA)
     with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: File exists"):
-        storage.restore(NAME)
-    storage.discard(NAME)
+        storage.restore(DATA)
+    storage.discard(DATA)
     refusal = pytest.raises(StorageFailed, match=r"cannot use .*: Operation not permitted")
-    with immutable(storage.path(NAME)), refusal:
-        storage.set_aside(NAME)
+    with immutable(storage.path(DATA)), refusal:
+        storage.set_aside(DATA)
 
 
 @contextmanager
@@ -311,10 +350,10 @@ def small(directory: Path) -> Iterator[None]:
 def test_what_its_last_user_deletes_meanwhile_is_gone(
     storage: Storage, trash: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.create(NAME)
+    storage.create(DATA)
     for number in range(5):
-        (storage.path(NAME) / f"file{number}").touch()
-        (storage.path(NAME) / f"directory{number}").mkdir()
+        (storage.path(DATA) / f"file{number}").touch()
+        (storage.path(DATA) / f"directory{number}").mkdir()
     unlink, rename = os.unlink, os.rename
     done: list[str] = []
 
@@ -341,7 +380,7 @@ def test_what_its_last_user_deletes_meanwhile_is_gone(
 def test_a_mount_that_comes_after_the_discard_stops_the_purge(
     storage: Storage, trash: Path, precious: Path
 ) -> None:
-    storage.create(NAME)
+    storage.create(DATA)
     discard(storage)
     (discarded,) = trash.iterdir()
     with bound(precious, discarded / "a" / "mounted"):
@@ -364,11 +403,11 @@ def test_a_mount_in_the_trash_itself_is_not_entered(
 @pytest.mark.logs("cannot delete all of .*/trash/[0-9a-f]+: Operation not permitted")
 def test_what_cannot_be_deleted_stays_and_the_rest_goes(storage: Storage, trash: Path) -> None:
     """An immutable file, chattr(1), is refused to root as well."""
-    storage.create(NAME)
-    (storage.path(NAME) / "stuck").mkdir()
-    stuck = storage.path(NAME) / "stuck" / "file"
+    storage.create(DATA)
+    (storage.path(DATA) / "stuck").mkdir()
+    stuck = storage.path(DATA) / "stuck" / "file"
     stuck.touch()
-    (storage.path(NAME) / "other").mkdir()
+    (storage.path(DATA) / "other").mkdir()
     with immutable(stuck):
         remove(storage)
         assert len(list(trash.iterdir())) == 1

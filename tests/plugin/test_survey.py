@@ -56,24 +56,24 @@ async def test_a_directory_of_its_own_that_is_missing_after_a_restart_is_told(
     tmp_path: Path,
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v")
-    (tmp_path / "data" / "volumes" / "v").rmdir()
+        await dockerd.do("Create", Name="vol")
+    (tmp_path / "data" / "volumes" / "vol").rmdir()
     async with plugin(tmp_path, SERVE) as dockerd:
         with trio.fail_after(10):
-            await until(dockerd, "v", "No such file or directory")
-        await dockerd.do("Remove", Name="v")
+            await until(dockerd, "vol", "No such file or directory")
+        await dockerd.do("Remove", Name="vol")
 
 
 async def test_what_a_restart_has_cost_and_what_is_missing_are_both_told(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    await made(tmp_path, {"v": source})
+    await made(tmp_path, {"vol": source})
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Mount", Name="v", ID="a")
+        await dockerd.do("Mount", Name="vol", ID="a")
     source.rmdir()
     async with plugin(tmp_path, SERVE) as dockerd:
         with trio.fail_after(10):
-            await until(dockerd, "v", "does not exist")
-        assert "the plugin has ended while it was mounted" in await error_of(dockerd, "v")
+            await until(dockerd, "vol", "does not exist")
+        assert "the plugin has ended while it was mounted" in await error_of(dockerd, "vol")
 
 
 class Silence:

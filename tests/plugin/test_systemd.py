@@ -25,13 +25,13 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
 
 def mounted(service: Service) -> dict[str, Any]:
     """Make the volume `v`, mount it, and give its status."""
-    service.call("VolumeDriver.Create", Name="v")
-    service.call("VolumeDriver.Mount", Name="v", ID="i")
+    service.call("VolumeDriver.Create", Name="vol")
+    service.call("VolumeDriver.Mount", Name="vol", ID="i")
     return status(service)
 
 
 def status(service: Service) -> dict[str, Any]:
-    answer = service.call("VolumeDriver.Get", Name="v")["Volume"]["Status"]
+    answer = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]
     assert isinstance(answer, dict)
     return answer
 
@@ -43,7 +43,7 @@ def test_volumes_stay_mounted_whatever_restarts_the_service(
     before = mounted(service)
     assert before["mounted"]
     assert stat.S_IMODE((tmp_path / "p.sock").stat().st_mode) == 0o660
-    file = systemd.inside(tmp_path / "mounts" / "v") / "file"
+    file = systemd.inside(tmp_path / "mounts" / "vol") / "file"
     with file.open("w+b", buffering=0) as used:
         processes = {systemd.show("MainPID")}
         for words in RESTARTS:
@@ -54,7 +54,7 @@ def test_volumes_stay_mounted_whatever_restarts_the_service(
             processes.add(systemd.show("MainPID"))
         assert len(processes) == 1 + len(RESTARTS)
         assert file.read_bytes() == b"more\n" * len(RESTARTS)
-    service.call("VolumeDriver.Unmount", Name="v", ID="i")
+    service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     while systemd.show("NFileDescriptorStore") != "0":
         assert not status(service)["mounted"]
     assert "WARNING" not in service.log.read_text()
@@ -65,7 +65,7 @@ def test_a_stop_ends_the_workers_and_the_next_start_clears_away(
 ) -> None:
     service = Service(tmp_path)
     worker = mounted(service)["worker_pid"]
-    target = systemd.inside(tmp_path / "mounts" / "v")
+    target = systemd.inside(tmp_path / "mounts" / "vol")
     assert os.listdir(target) == []
     systemd.control("stop", "passfs.socket", "passfs.service")
     while systemd.inside(Path(f"/proc/{worker}")).exists():

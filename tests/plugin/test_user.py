@@ -47,31 +47,31 @@ async def test_a_volume_is_mounted_while_a_container_runs(tmp_path: Path) -> Non
     async with plugin(tmp_path, SERVE) as dockerd:
         user = User(dockerd)
         for step in A_LIFE:
-            await user.act(step.action, "v", step.mount_id)
-            assert await dockerd.references("v") == step.references, step
-            assert mounted(tmp_path) == ["v"] * bool(step.references), step
-        await user.act("remove after a restart", "v")
+            await user.act(step.action, "vol", step.mount_id)
+            assert await dockerd.references("vol") == step.references, step
+            assert mounted(tmp_path) == ["vol"] * bool(step.references), step
+        await user.act("remove after a restart", "vol")
         assert await dockerd.names() == set()
 
 
 async def test_volumes_are_used_beside_each_other(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         user = User(dockerd)
-        for name in ("a", "b"):
+        for name in ("one", "two"):
             await user.act("create", name, cache="never")
             await user.act("start", name, "one")
-        await user.act("stop", "a", "one")
-        assert mounted(tmp_path) == ["b"]
-        await user.act("remove", "a")
-        await user.act("stop", "b", "one")
-        assert await dockerd.names() == {"b"}
+        await user.act("stop", "one", "one")
+        assert mounted(tmp_path) == ["two"]
+        await user.act("remove", "one")
+        await user.act("stop", "two", "one")
+        assert await dockerd.names() == {"two"}
 
 
 async def test_a_user_is_told_what_is_refused(tmp_path: Path) -> None:
     """The fake user takes no refusal for a success."""
     async with plugin(tmp_path, SERVE) as dockerd:
         with pytest.raises(AssertionError, match="Create"):
-            await User(dockerd).act("create", "v", cahce="never")
+            await User(dockerd).act("create", "vol", cahce="never")
 
 
 def test_every_action_is_used() -> None:

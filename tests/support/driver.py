@@ -21,7 +21,6 @@ from docker.models.volumes import Volume
 
 from passthrough import mountinfo
 from passthrough.mount import FSTYPE
-from plugin.volume import VolumeName, file_name
 from tests.support.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"
@@ -53,7 +52,7 @@ class Driver:
 
     def own_directory(self, volume: Volume) -> Path:
         """Where the files of a volume without a source lie."""
-        return self.data_dir / "volumes" / file_name(VolumeName(str(volume.name)))
+        return self.data_dir / "volumes" / str(volume.name)
 
     @contextlib.contextmanager
     def volume(self, **options: str) -> Iterator[Volume]:

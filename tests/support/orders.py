@@ -9,15 +9,16 @@ import trio
 
 from passthrough.config import CachePolicy, Config
 from plugin.keeper import MOUNT_DEADLINE_S, Order
-from plugin.volume import VolumeName
+from plugin.volume import FileName, VolumeName
 from tests.support.fake_worker import command
 
 NAME = VolumeName("data")
+DIRECTORY = FileName("data")
 SERVE = command("serve")
 
 
 def order(source: Path, **fields: Any) -> Order:
-    """What to mount: *source* as the volume `data`."""
+    """What to mount: *source* as the volume `data`, at a mount point of the volume's name."""
     given: dict[str, Any] = {
         "name": NAME,
         "config": Config(cache=CachePolicy.NEVER),
@@ -27,7 +28,8 @@ def order(source: Path, **fields: Any) -> Order:
         "lost": lambda _: None,
         "deadline": trio.current_time() + MOUNT_DEADLINE_S,
     }
-    return Order(**given | fields)
+    given |= fields
+    return Order(**{"directory": FileName(given["name"])} | given)
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,0 +1,15 @@
+"""A volume's record, as Create makes it."""
+
+from datetime import UTC, datetime
+
+from plugin.volume import FileName, Record, VolumeName
+
+
+def record(name: str, **options: str) -> Record:
+    """Return the record of a new volume *name*, whose directory has that name, too."""
+    return Record(
+        name=VolumeName(name),
+        directory=FileName(name),
+        options=options,
+        created_at=datetime.now(UTC),
+    )
