@@ -145,7 +145,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _TRUE_FALSE,
         "let the kernel collect writes; others see them later, and theirs are not expected",
     ),
-    "no_readdir": Option(values.boolean, _TRUE_FALSE, "list every directory as empty"),
+    "no_readdir": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "list every directory as empty; with a source only beside readonly",
+    ),
     "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
@@ -345,6 +349,10 @@ def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, s
         if has_source and getattr(config, name) is not None:
             reason = "is for a directory that is made, and source is there already"
             yield name, "it left out", reason
+    if has_source and config.no_readdir and not config.readonly:
+        # An engine that sees an empty volume copies the image's files into it (copy-up).
+        reason = "hides the files of the source, so that an engine copies an image's over them"
+        yield "no_readdir", "readonly beside it, or false", reason
 
 
 def session_of(config: Config) -> Session:

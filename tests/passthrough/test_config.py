@@ -263,6 +263,28 @@ def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, 
     )
 
 
+@pytest.mark.parametrize("readonly", [{}, {"rw": ""}, {"readonly": "false"}])
+def test_no_readdir_hides_no_files_of_a_source_that_can_be_written(
+    readonly: dict[str, str],
+) -> None:
+    parse_options({"no_readdir": "", **readonly})
+
+    with pytest.raises(OptionError) as refused:
+        parse_options({"No-Readdir": "yes", **readonly}, has_source=True)
+
+    assert str(refused.value) == (
+        "option 'No-Readdir': 'yes' hides the files of the source, so that an engine copies an"
+        " image's over them; expected readonly beside it, or false"
+    )
+
+
+@pytest.mark.parametrize("readonly", [{"ro": ""}, {"readonly": "1"}])
+def test_no_readdir_goes_with_a_source_that_is_read_only(readonly: dict[str, str]) -> None:
+    config = parse_options({"no_readdir": "", **readonly}, has_source=True)
+
+    assert (config.no_readdir, config.readonly) == (True, True)
+
+
 def test_ranges_are_shown_as_they_can_be_given() -> None:
     config = parse_options({"map_uid": "1000:1000:1+0:100000:1000"})
 

@@ -126,6 +126,7 @@ def test_a_mountpoint_may_be_named_through_a_symlink(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["no_readdir"], "option 'no_readdir': '' hides the files of the source, so that an"),
         (["cahce=auto"], "option 'cahce': is not known, given here as 'auto'; expected cache"),
         (["cache=sometimes"], "option 'cache': 'sometimes' is not accepted; expected never,"),
         (["attr_timeout"], "option 'attr_timeout': '' is not accepted; expected seconds,"),

@@ -101,7 +101,7 @@ def test_without_xattr_users_are_told_that_there_are_none(tmp_path: Path) -> Non
 
 
 def test_with_no_readdir_a_directory_lists_as_empty(tmp_path: Path) -> None:
-    with volume(tmp_path, no_readdir="") as served:
+    with volume(tmp_path, no_readdir="", ro="") as served:
         (served.source / "file").touch()
 
         assert os.listdir(served.mountpoint) == []

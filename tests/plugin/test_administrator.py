@@ -103,6 +103,30 @@ async def test_a_default_applies_from_the_next_mount_on(tmp_path: Path) -> None:
         assert (await dockerd.volume("vol"))["Status"]["options"]["readonly"] == "false"
 
 
+@pytest.mark.logs("volume v: cannot be mounted: option 'no_readdir'")
+async def test_a_default_of_no_readdir_hides_no_files_of_a_source_from_an_engine(
+    tmp_path: Path, allowed: Path
+) -> None:
+    """Docker copies the image's files into a volume that looks empty, over those of the host."""
+    source = {"source": str(allowed)}
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v", Opts=source)
+        refused = await dockerd.call("Create", Name="w", Opts={"no_readdir": "", **source})
+        assert refused.status == 400
+        assert "an engine copies an image's over them" in refused.error
+    async with plugin(tmp_path, SERVE, PASSFS_DEFAULT_OPTIONS="no_readdir") as dockerd:
+        refused = await dockerd.call("Mount", Name="v", ID="a")
+        assert refused.status == 400
+        assert "expected readonly beside it, or false" in refused.error
+        assert refused.error.endswith("(defaults of this plugin: no_readdir=true)")
+        assert "no_readdir" in (await dockerd.volume("v"))["Status"]["error"]
+        await dockerd.do("Create", Name="x", Opts={"ro": "", **source})
+        await dockerd.do("Mount", Name="x", ID="a")
+        assert "ro" in mount_flags(tmp_path / "mounts" / "x")
+        await dockerd.do("Unmount", Name="x", ID="a")
+        await dockerd.do("Create", Name="y")
+
+
 async def test_the_same_create_again_goes_by_the_defaults_as_well(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE, PASSFS_DEFAULT_OPTIONS="cache=never") as dockerd:
         await dockerd.do("Create", Name="vol")
