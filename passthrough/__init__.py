@@ -37,6 +37,7 @@ Where a request goes, each module importing only those below it:
     choices.py      the words that options choose from
     running.py      which Linux this is, and what is switched on in it
     values.py       the values of options from text, and back
+    vocabulary.py   other words for options: aliases, and those of other programs
     callfilter.py   the system calls that a worker may not make
     privileges.py   the system calls by which a process gives up what it can do
     memory.py       what interpreter and C library keep of it, and how it goes back

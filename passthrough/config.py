@@ -5,7 +5,6 @@ Owns every option's name, meaning, default and refusal. Text comes in through `p
 typed Config only. `source` is not here: finding a directory is the business of who serves it.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -24,6 +23,7 @@ from passthrough.choices import (
     Submounts,
     Transport,
 )
+from passthrough.vocabulary import ALIASES, MEANINGLESS, canonical, suggestion
 
 __all__ = [
     "ALIASES",
@@ -122,6 +122,8 @@ class Option(NamedTuple):
     """What decides where the value is None."""
     show: Callable[[object], str] = values.as_text
     """Value to a text that *parse* takes."""
+    explain: Callable[[str], str] = values.unexplained
+    """A text that is not accepted to the end of the sentence that refuses it."""
 
 
 _ID: Final = "a number from 0 to 4294967294"
@@ -231,6 +233,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "the mode of the volume's own directory when it is made",
         "none",
         values.mode_as_text,
+        values.unquoted_mode,
     ),
     "uid": Option(
         values.optional_identifier,
@@ -274,28 +277,6 @@ _INSTEAD: Final[Mapping[str, str]] = {"transport": "auto or dev", "passthrough":
 # What is given to a directory that is made, and to none that is there already.
 FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
 
-# Options of the same file system elsewhere that can have no meaning here, and why.
-MEANINGLESS: Final[Mapping[str, str]] = {
-    "dax_file_size": "per-file DAX is for virtiofs guests and has no meaning on /dev/fuse",
-}
-
-# The words of mount(8) for the same options: each stands alone and sets one option to one value.
-ALIASES: Final[Mapping[str, tuple[str, str]]] = {
-    "ro": ("readonly", "true"),
-    "rw": ("readonly", "false"),
-    "nosuid": ("suid", "false"),
-    "nodev": ("dev", "false"),
-    "noexec": ("exec", "false"),
-    "relatime": ("atime", "relatime"),
-    "noatime": ("atime", "noatime"),
-    "strictatime": ("atime", "strictatime"),
-}
-
-
-def canonical(name: str) -> str:
-    """The one spelling of an option's name: lower case, with underscores."""
-    return name.strip().lower().replace("-", "_")
-
 
 def parse_options(
     given: Mapping[str, str], *, others: tuple[str, ...] = (), has_source: bool = False
@@ -336,7 +317,8 @@ def parse_option(written: str, text: str, others: tuple[str, ...] = ()) -> tuple
     try:
         return name, OPTIONS[name].parse(value)
     except ValueError:
-        raise OptionError(written, text, OPTIONS[name].accepts) from None
+        accepted = OPTIONS[name].accepts + OPTIONS[name].explain(text)
+        raise OptionError(written, text, accepted) from None
 
 
 def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
@@ -389,8 +371,7 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
         raise OptionError(written, text, "it left out", f"{text!r} is refused: {MEANINGLESS[name]}")
     if name not in ALIASES:
         known = [*OPTIONS, *ALIASES, *others]
-        near = difflib.get_close_matches(name, known, n=1)
-        accepted = f"{near[0]}, perhaps" if near else "one of " + ", ".join(sorted(known))
+        accepted = suggestion(name, known)
         raise OptionError(written, text, accepted, f"is not known, given here as {text!r}")
     if text.strip().lower() not in {"", "true"}:
         raise OptionError(written, text, "no value")

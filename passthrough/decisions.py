@@ -5,7 +5,7 @@ for each wish that another option overrules. Notes are for people: they stand in
 volume is made or served, and in its status.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -172,6 +172,7 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
     local = [reason for leaves, reason in LOCAL_LOCKS if leaves(config)][:1]
     if config.locks is Locks.HOST:
         notes.extend(Note("locks", "local", reason) for reason in local)
+    notes.extend(_unquoted(config))
     session = session_of(config)
     config = msgspec.structs.replace(
         config,
@@ -187,6 +188,13 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
         # Nobody has asked for it by name, so that it is no note.
         config = msgspec.structs.replace(config, passthrough=Passthrough.OFF)
     return Decided(config, tuple(notes))
+
+
+def _unquoted(config: Config) -> Iterator[Note]:
+    """Yield a note if YAML may have made the mode of another one."""
+    if config.mode is not None and (meant := values.perhaps_unquoted(config.mode)):
+        reason = f'YAML makes this of {meant} without quotes; if you meant that, write "{meant}"'
+        yield Note("mode", values.mode_as_text(config.mode), reason)
 
 
 def _transport(config: Config, session: Session, without_rings: str) -> Transport:

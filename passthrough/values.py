@@ -28,6 +28,8 @@ _FSNAME: Final = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
 # The highest uid and gid: the one above stands for none, chown(2).
 _LAST_ID: Final = (1 << 32) - 2
 _MODE: Final = re.compile(r"[0-7]{3,4}", re.ASCII)
+_DECIMAL_MODE: Final = re.compile(r"[1-9][0-9]{2,3}", re.ASCII)
+_OWNER, _OWNER_READS, _LAST_MODE = 0o700, 0o400, 0o7777
 _NOTHING: Final = "none"
 
 
@@ -102,6 +104,31 @@ def optional_mode(text: str) -> int | None:
     if _MODE.fullmatch(word) is None:
         raise ValueError(text)
     return int(word, 8)
+
+
+def unexplained(text: str) -> str:  # noqa: ARG001
+    """Return nothing: there is nothing to say of a value that is not accepted."""
+    return ""
+
+
+def unquoted_mode(text: str) -> str:
+    """Return what to do if *text* is a mode that YAML has read as an octal number: 493 of 0755."""
+    word = text.strip()
+    if not _DECIMAL_MODE.fullmatch(word) or not _OWNER_READS <= int(word) <= _LAST_MODE:
+        return ""
+    meant = mode_as_text(int(word))
+    return f'; YAML makes {word} of {meant} without quotes, so write "{meant}" with them'
+
+
+def perhaps_unquoted(mode: int) -> str:
+    """Return the mode that YAML may have read as *mode*: 0777 of 511, which its owner cannot use.
+
+    Empty if the owner can read, write and search a directory of *mode*, or not of the other one.
+    """
+    digits = f"{mode:o}"
+    other = int(digits) if _DECIMAL_MODE.fullmatch(digits) else 0
+    usable = mode & _OWNER == _OWNER or other & _OWNER != _OWNER or other > _LAST_MODE
+    return "" if usable else mode_as_text(other)
 
 
 def mode_as_text(mode: object) -> str:

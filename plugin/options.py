@@ -12,6 +12,16 @@ from passthrough.decisions import Note, decide
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
+# What Docker's local driver, and others, call the directory to serve; and what belongs to it there.
+_MEANS_SOURCE = f"{SOURCE}, which names the directory of the host to serve"
+FOREIGN: Mapping[str, str] = {
+    "device": _MEANS_SOURCE,
+    "mountpoint": _MEANS_SOURCE,
+    "path": _MEANS_SOURCE,
+    "src": _MEANS_SOURCE,
+    "type": f"it left out, and {SOURCE} for the directory of the host to serve",
+    "o": f"{SOURCE} for a bind mount's directory, and each option by itself, such as readonly",
+}
 SOURCE_ACCEPTED = "the absolute path of an existing directory on the host, without '..'"
 
 
@@ -37,6 +47,7 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     sources = _sources(given)
     others = {written: text for written, text in given.items() if written not in sources}
     try:
+        _refuse_foreign(others)
         config = parse_options(others, others=(SOURCE,), has_source=bool(sources))
         decide(config)
     except OptionError as error:
@@ -86,6 +97,14 @@ def difference(have: VolumeOptions, wanted: VolumeOptions) -> str:
 
 def _sources(given: Mapping[str, str]) -> dict[str, str]:
     return {written: text for written, text in given.items() if canonical(written) == SOURCE}
+
+
+def _refuse_foreign(given: Mapping[str, str]) -> None:
+    """Point users of another driver's options to those of this one."""
+    for written, text in given.items():
+        if (accepted := FOREIGN.get(canonical(written))) is not None:
+            reason = f"{text!r} is for another driver, such as Docker's local one"
+            raise OptionError(written, text, accepted, reason)
 
 
 def _value(described: Mapping[str, str], name: str) -> str:

@@ -328,3 +328,21 @@ def test_rings_that_cannot_be_had_are_refused(session: Session, reason: str) -> 
         decide(config, without_rings=OFF)
 
     assert (refused.value.option, refused.value.accepted) == ("transport", "auto or dev")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("511", "0777"), ("504", "0770"), ("1023", "1777"), ("1533", "2775"), ("0511", "0777")],
+)
+def test_a_mode_that_yaml_may_have_made_of_another_is_noted(text: str, meant: str) -> None:
+    (note,) = decide(parse_options({"mode": text})).notes
+
+    assert str(note) == (
+        f"mode is {int(text, 8):04o}: YAML makes this of {meant} without quotes; if you meant that,"
+        f' write "{meant}"'
+    )
+
+
+@pytest.mark.parametrize("text", ["0755", "700", "1777", "2775", "0555", "000", "0400", "none"])
+def test_a_mode_that_makes_sense_is_not_noted(text: str) -> None:
+    assert decide(parse_options({"mode": text})).notes == ()

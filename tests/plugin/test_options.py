@@ -58,6 +58,29 @@ def test_an_unknown_option_is_refused_with_the_nearest_known(name: str, near: st
         options.parse({name: "x"})
 
 
+@pytest.mark.parametrize("name", ["device", "Device", "type", "o", "src", "path", "mountpoint"])
+def test_the_words_of_other_drivers_lead_to_source(name: str) -> None:
+    with pytest.raises(InvalidOption) as refusal:
+        options.parse({name: "/srv/app", "o": "bind"})
+    assert str(refusal.value).startswith(
+        f"option '{name}': {'bind' if name == 'o' else '/srv/app'!r} is for another driver"
+    )
+    assert "source" in str(refusal.value).partition("expected ")[2]
+
+
+def test_a_size_leads_to_no_option_that_freezes_sizes() -> None:
+    with pytest.raises(InvalidOption) as refusal:
+        options.parse({"size": "10G"})
+    assert "limit its directory on the host" in str(refusal.value)
+    assert "seal_size" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["sizes", "sync", "quota", "addr"])
+def test_a_name_with_little_in_common_gets_the_list_of_all(name: str) -> None:
+    with pytest.raises(InvalidOption, match="expected one of allow_direct_io, anon_gid, "):
+        options.parse({name: "1"})
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
