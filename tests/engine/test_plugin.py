@@ -241,3 +241,35 @@ def _another_image(engine: OwnEngine) -> bytes:
     with tarfile.open(fileobj=data, mode="a") as archive:
         archive.addfile(tarfile.TarInfo("another"))
     return data.getvalue()
+
+
+def test_prune_and_df_leave_volumes_alone(engine: OwnEngine, driver: Driver) -> None:
+    """The engine counts and prunes volumes of its own driver only."""
+    with driver.volume() as volume:
+        driver.run(volume, "echo kept > /data/file")
+        local = engine.client.volumes.create(driver="local")
+        engine.docker("volume", "prune", "--force")
+        engine.docker("system", "prune", "--volumes", "--force")
+
+        assert [left.name for left in engine.client.volumes.list()] == [volume.name] != [local.name]
+        assert driver.run(volume, "cat /data/file") == "kept\n"
+        assert str(volume.name) not in engine.docker("system", "df", "--verbose")
+        assert engine.client.api.df()["Volumes"] in (None, [])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "refusal"),
+    [
+        ("readonly", "true", "read-only file system"),
+        ("map_uid", "1000:2000:10", "operation not permitted"),
+    ],
+)
+def test_the_engine_copies_nothing_into_a_volume_with_nocopy(
+    engine: OwnEngine, driver: Driver, option: str, value: str, refusal: str
+) -> None:
+    """Without that word, no container starts that mounts the volume where the image has files."""
+    run = ("run", "--rm", "--network=none", "--volume")
+    with driver.volume(**{option: value}) as volume:
+        with pytest.raises(AssertionError, match=f"(?s)failed to .*{refusal}"):
+            engine.docker(*run, f"{volume.name}:/seed", TOOLS_IMAGE, "true")
+        engine.docker(*run, f"{volume.name}:/seed:nocopy", TOOLS_IMAGE, "true")
