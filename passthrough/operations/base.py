@@ -52,6 +52,7 @@ class Operations:
         self.waits = Waits()
         self.ownership = Ownership(self.config)
         self._flags = OpenFlags(self.config)
+        self._left_out: set[int | None] = set()  # causes, as errno, of which the log has one
         self._tell_lost: Callable[[int], object] = _nothing
         # What is open for users who opened nothing. Not by number: it may be another file's next.
         self._unopened: dict[Inode, int] = {}

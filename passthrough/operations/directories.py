@@ -65,7 +65,7 @@ class DirectoryOperations(EntryOperations):
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     raise
-                log.warning("%r is left out of a listing: %s", record.name, error.strerror)
+                self._report_left_out(record.name, error)
                 continue
             yield record, entry
 
@@ -121,6 +121,15 @@ class DirectoryOperations(EntryOperations):
             return None
         kind = inode.kind >> KIND_SHIFT
         return record._replace(number=self.inodes.shown_number(inode), kind=kind)
+
+    def _report_left_out(self, name: bytes, error: OSError) -> None:
+        """Log the first name of each cause: the next listing would say the same again."""
+        if error.errno not in self._left_out:
+            self._left_out.add(error.errno)
+            log.warning(
+                "%r is left out of a listing: %s; this is said once for each cause",
+                *(name, error.strerror),
+            )
 
     def _entry(self, directory_fd: int, place: Place, name: bytes) -> Entry:
         """Look *name* up beneath a stream's own descriptor: its inode may have to be opened."""

@@ -87,7 +87,7 @@ class RangeOperations(Operations):
 
 
 def _check(offset: int, length: int) -> None:
-    if not length:
+    if not length or max(offset, length) > _LAST:
         raise os_error(errno.EINVAL)
     if offset + length > _LAST:
         raise os_error(errno.EFBIG)

@@ -19,7 +19,7 @@ from passthrough.session.wire import BACKING_ID, BACKING_MAP, IN_HEADER, OUT_HEA
 
 log = logging.getLogger(__name__)
 
-# The most that one READ or WRITE carries, which is as much as Linux allows, FUSE_MAX_MAX_PAGES.
+# The most that one READ, WRITE or listing carries: as much as Linux allows, FUSE_MAX_MAX_PAGES.
 MAX_WRITE: Final = 1024 * 1024
 _HEADERS: Final = IN_HEADER.size + WRITE_IN.size
 # A request begins so that the data of a WRITE lies on pages of its own, as O_DIRECT likes it.

@@ -4,8 +4,8 @@ An adapter and nothing more: a handler turns a request into one call on Passthro
 result into pyfuse3's types. It runs that call inline, so operations follow one another; no await
 stands between a system call and the lookup count or the identity that belongs to it.
 
-`_answered` is the error boundary: an OSError becomes the reply's errno, anything else is a bug and
-becomes EIO with a traceback in the log. pyfuse3 itself would end the mount on either.
+`_answered` is the error boundary: an OSError becomes the reply's errno, a number that no system
+call takes EINVAL, anything else is a bug, EIO and a traceback. pyfuse3 would end the mount on any.
 
 What pyfuse3 3.5 cannot deliver: fallocate, lseek, copy_file_range, locks, ioctl, statx, O_TMPFILE,
 and the flags of single reads and writes. The kernel emulates or refuses those, and keeps locks
@@ -100,6 +100,8 @@ def _answered(
             return operation(self, *args, **kwargs)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
+        except OverflowError:
+            raise FUSEError(errno.EINVAL) from None
         except Exception:
             log.exception("%s failed by a mistake of this program", operation.__name__)
             raise FUSEError(errno.EIO) from None

@@ -2,8 +2,8 @@
 
 A handler takes a request apart, calls one operation of PassthroughFs, and gives the body of the
 answer, or None where the protocol has no answer. What it raises becomes an errno here: that of an
-OSError; EIO, with a traceback in the log, for anything else, which is a mistake of this program.
-The mount outlives both.
+OSError; EINVAL for a number that a system call has no room for, which no kernel sends; EIO, with a
+traceback in the log, for anything else, which is a mistake of this program. The mount outlives all.
 """
 
 import contextlib
@@ -127,6 +127,9 @@ class Session:
                 log.warning("%s: %s", _named(request.opcode), error)
             else:
                 channel.fail(request.unique, error.errno or errno.EIO)
+        except OverflowError:
+            if request.opcode not in WITHOUT_ANSWER:
+                channel.fail(request.unique, errno.EINVAL)
         except Exception:
             log.exception("%s failed by a mistake of this program", _named(request.opcode))
             if request.opcode not in WITHOUT_ANSWER:

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from passthrough import mount, syscalls
 from passthrough.config import Config
+from passthrough.errors import os_error
 from passthrough.filesystem import PassthroughFs
 from passthrough.inodes import ROOT
 from tests.support.direct import descriptors_below, fails, listing
@@ -51,6 +53,34 @@ def unanswered(source: Path) -> Iterator[Path]:
     watchdog.join()
     abort()
     os.close(fuse_fd)
+
+
+@pytest.mark.logs("is left out of a listing: .*; this is said once for each cause")
+def test_a_name_that_every_listing_leaves_out_is_logged_once(
+    fs: PassthroughFs,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("one", "another", "denied"):
+        (source / name).touch()
+    real = syscalls.open_beside
+
+    def refusing(directory: int, name: bytes) -> int:
+        if name == b"denied":
+            raise os_error(errno.EACCES)
+        if name in {b"one", b"another"}:
+            raise os_error(errno.EIO)
+        return real(directory, name)
+
+    monkeypatch.setattr(syscalls, "open_beside", refusing)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert set(listing(fs)) == {b".", b".."}
+
+    assert len(caplog.records) == 2
+    assert "Input/output" in caplog.text
+    assert "Permission" in caplog.text
 
 
 @pytest.mark.logs("'own' is left out of a listing")

@@ -96,6 +96,17 @@ async def test_an_oserror_becomes_the_replys_errno(name: str) -> None:
     assert failed.value.errno == errno.ENOSPC
 
 
+async def test_a_number_that_no_system_call_takes_is_einval() -> None:
+    class Overflowing(Recording):
+        def read(self, _handle: int, offset: int, size: int) -> bytes:
+            return os.pread(0, size, offset)
+
+    with pytest.raises(FUSEError) as failed:
+        await request(Overflowing(), "read", 1, 1 << 63, 10)
+
+    assert failed.value.errno == errno.EINVAL
+
+
 async def test_an_oserror_without_errno_is_eio() -> None:
     with pytest.raises(FUSEError) as failed:
         await request(Failing(OSError("no number")), "lookup", *REQUESTS["lookup"])

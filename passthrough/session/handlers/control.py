@@ -1,5 +1,6 @@
 """What concerns the connection and what the kernel remembers: INIT, FORGET, INTERRUPT, the end."""
 
+import mmap
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,7 +18,6 @@ from passthrough.session.session import Handler, Session
 _MAX_BACKGROUND: Final = 64
 _CONGESTED: Final = 48
 _TIME_GRAIN_NS: Final = 1
-_PAGE: Final = 4096
 _WORD_BITS: Final = 0xFFFF_FFFF
 
 
@@ -36,7 +36,7 @@ def init(session: Session, request: Request) -> bytes:
     return wire.INIT_OUT.pack(
         *(abi.MAJOR, agreed.minor, agreed.max_readahead, agreed.flags & _WORD_BITS),
         *(_MAX_BACKGROUND, _CONGESTED, MAX_WRITE, _TIME_GRAIN_NS),
-        *(MAX_WRITE // _PAGE, 0, agreed.flags >> 32, depth, 0),
+        *(MAX_WRITE // mmap.PAGESIZE, 0, agreed.flags >> 32, depth, 0),
     )
 
 

@@ -11,6 +11,7 @@ from passthrough.errors import os_error
 from passthrough.listing import KIND_SHIFT, Record
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
+from passthrough.session.channel import MAX_WRITE
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
@@ -27,6 +28,7 @@ def opendir(session: Session, request: Request) -> bytes:
 def readdir(session: Session, request: Request) -> bytes:
     """Names, and what kind of file each is."""
     handle, offset, size, _more, _owner, _flags = request.fields(wire.READ_IN)
+    size = min(size, MAX_WRITE)
     parts: list[bytes] = []
     with _stream(session, request, handle) as stream:
         for record in session.fs.readdir(stream, offset):
@@ -45,6 +47,7 @@ def readdirplus(session: Session, request: Request) -> bytes:
     name waits for the next request, which begins with it if it lasts.
     """
     handle, offset, size, _more, _owner, _flags = request.fields(wire.READ_IN)
+    size = min(size, MAX_WRITE)
     parts: list[bytes] = []
     with _stream(session, request, handle) as stream:
         try:

@@ -11,6 +11,7 @@ from passthrough.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.backing import NONE
+from passthrough.session.channel import MAX_WRITE
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
 
@@ -56,6 +57,8 @@ def read(session: Session, request: Request) -> bytes:
     """Read at an offset."""
     handle, offset, size, _more, _owner, flags = request.fields(wire.READ_IN)
     fs = session.fs
+    if size > MAX_WRITE:  # more than INIT has allowed (max_pages)
+        raise os_error(errno.EINVAL)
     if not handle:
         return fs.read(fs.unopened(request.nodeid), offset, size)
     return fs.read(handle, offset, size, flags)

@@ -17,6 +17,8 @@ from passthrough.session.session import Handler, Session
 # What comes with a change, and is none to be made here.
 _NO_CHANGE: Final = abi.FATTR_CTIME | abi.FATTR_FH | abi.FATTR_LOCKOWNER
 _ROOT_USER: Final = 0
+_NO_ID: Final = 0xFFFF_FFFF
+_NS_PER_S: Final = 1_000_000_000
 _NOW: Final = (0, syscalls.UTIME_NOW)
 
 
@@ -42,6 +44,8 @@ def setattr_(session: Session, request: Request) -> bytes:
     fields = request.fields(wire.SETATTR_IN)
     valid, handle, size, _owner, atime, mtime, _ctime = fields[:7]
     atime_ns, mtime_ns, _ctime_ns, mode, uid, gid = fields[7:]
+    if _NO_ID in {valid & abi.FATTR_UID and uid, valid & abi.FATTR_GID and gid}:
+        raise os_error(errno.EINVAL)  # chown(2) would leave the id as it is
     changes = Changes(
         mode=stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,
         uid=ContainerId(uid) if valid & abi.FATTR_UID else None,
@@ -102,7 +106,11 @@ def _owns(session: Session, request: Request) -> bool:
 def _time(valid: int, given: int, now: int, time: tuple[int, int]) -> tuple[int, int]:
     if valid & now:
         return _NOW
-    return time if valid & given else OMIT
+    if not valid & given:
+        return OMIT
+    if time[1] >= _NS_PER_S:  # to utimensat(2), some of these numbers mean other things
+        raise os_error(errno.EINVAL)
+    return time
 
 
 def access(session: Session, request: Request) -> bytes:
