@@ -16,6 +16,7 @@ transaction and so is whole or absent after a crash.
 import fcntl
 import os
 import sqlite3
+import stat
 import struct
 import threading
 from collections import Counter
@@ -33,6 +34,7 @@ from plugin.volume import Record, Served, VolumeName, file_name
 
 FILE_NAME = "passfs.db"
 LOCK_NAME = "passfs.lock"
+PRIVATE_MODE = 0o600
 
 APPLICATION_ID = 0x70617366  # "pasf": what file(1) and we tell our databases from others by
 FORMAT = 3  # raised with every change that an older plugin would misread
@@ -128,6 +130,7 @@ class Registry:
             if not path.exists():
                 _create(path)
             _refuse_foreign(path)
+            _make_private(path)
             connection = owned.enter_context(closing(_connect(path)))
             try:
                 _configure(connection)
@@ -235,6 +238,8 @@ def _create(path: Path) -> None:
     """Make an empty registry that appears under its name only when it is whole and on disk."""
     unfinished = path.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
+    # Before SQLite makes it by the umask; a journal gets the mode of its database.
+    os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE))
     with closing(_connect(unfinished)) as connection:
         _configure(connection)
         with _transaction(connection):
@@ -246,6 +251,15 @@ def _create(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _make_private(path: Path) -> None:
+    """Take the registry from other users: options of volumes name directories of the host."""
+    try:
+        if stat.S_IMODE(path.stat().st_mode) != PRIVATE_MODE:
+            path.chmod(PRIVATE_MODE)
+    except OSError as error:
+        raise CannotStart(f"cannot make the registry {path} private: {error.strerror}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

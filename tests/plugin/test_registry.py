@@ -5,9 +5,10 @@ import random
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -50,6 +51,54 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         opened.remove(VolumeName("a"))
         opened.remove(VolumeName("none"))
     assert names(tmp_path) == ["b"]
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """A umask that takes no bit from what is made."""
+    former = os.umask(0)
+    yield
+    os.umask(former)
+
+
+def modes(data_dir: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in data_dir.iterdir()}
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_no_other_user_reads_the_registry_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+    update = registry._update
+
+    def looking(connection: sqlite3.Connection) -> None:
+        update(connection)
+        seen.append(modes(tmp_path))
+
+    monkeypatch.setattr(registry, "_update", looking)
+    names(tmp_path)
+
+    assert {name for made in seen for name in made} == {
+        *("passfs.lock", "passfs.new", "passfs.new-journal", "passfs.db"),
+    }
+    assert {mode for made in (*seen, modes(tmp_path)) for mode in made.values()} == {0o600}
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_registry_that_other_users_could_read_is_made_private(tmp_path: Path) -> None:
+    names(tmp_path)
+    (tmp_path / "passfs.db").chmod(0o644)
+
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        with closing(sqlite3.connect(tmp_path / "passfs.db", isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("DELETE FROM volumes")
+            during = modes(tmp_path)
+            writer.execute("ROLLBACK")
+
+    assert during == {"passfs.lock": 0o600, "passfs.db": 0o600, "passfs.db-journal": 0o600}
 
 
 def test_a_name_is_there_once(tmp_path: Path) -> None:
