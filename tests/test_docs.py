@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from passthrough.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
-from tests.support import lacks
+from tests.support import faults, lacks
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +51,12 @@ def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
 def test_what_libfuse_cannot_carry_is_what_the_battery_marks() -> None:
     """`python -m tests.support.lacks` brings the table up to date."""
     assert lacks.documented() == lacks.table() != ""
+
+
+def test_the_known_faults_are_what_the_battery_marks() -> None:
+    """`python -m tests.support.faults` brings the table up to date."""
+    assert faults.documented() == faults.table()
+
+
+def test_each_feature_with_a_known_fault_has_a_test_that_shows_one() -> None:
+    assert {fault.feature for fault in faults.faults()} == set(faults.FEATURES)

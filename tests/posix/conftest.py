@@ -7,99 +7,41 @@ Markers: `privileged` runs as root only, because the test needs a privilege or c
 itself; `large` keeps a long test away from policies and callers that share its code with others;
 `known_difference(reason)` expects the failure on a mount, and fails when it does not come;
 `libfuse_lacks(feature, seen)` does so where libfuse serves. docs/sessions.md lists the latter.
+
+`columns(*ids)` names the columns that run a test, in place of all. `fault(feature, seen, *columns)`
+expects a failure that is a fault of the product, on these columns, or on each mount if none is
+named. Only an AssertionError of the test counts, or what `raises=` names. A column that is not
+named has to pass. A test with mounts of its own has the parameter *column* in place of *place*.
+docs/architecture.md lists the faults (tests/support/faults.py).
 """
 
 import contextlib
 import functools
-import itertools
 import os
 import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.support.callers import MEMBER, ROOT, USER, Caller
-from tests.support.mounted import Mounted, mounted
+from tests.support.callers import ROOT, Caller
+from tests.support.columns import BY_ID, PLACES, Ground, Place
+from tests.support.disks import DISKS
+from tests.support.mounted import mounted
 from tests.support.rings import switched_for
 
 TEST_LIMIT_S = 90.0
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One column of the battery: a session with a cache policy, or a bare directory; a caller.
-
-    *handles* is the option inode_file_handles, *passthrough* the option of that name: with `auto`,
-    `kernel` has it on with every policy but `metadata`. *transport* is the option of that name.
-    """
-
-    session: str | None
-    policy: str
-    caller: Caller
-    large: bool = True
-    handles: str = "prefer"
-    passthrough: str = "auto"
-    transport: str = "auto"
-
-    @property
-    def id(self) -> str:
-        """The name in the test's id."""
-        where = "control" if self.session is None else f"{self.session}-{self.policy}"
-        if self.handles != "prefer":
-            where += f"-handles-{self.handles}"
-        if self.passthrough != "auto":
-            where += f"-passthrough-{self.passthrough}"
-        if self.transport != "auto":
-            where += f"-{self.transport}"
-        return where if self.caller is ROOT else f"{where}-{self.caller.name}"
-
-
-PLACES = [
-    Place(None, "", ROOT),
-    Place(None, "", USER, large=False),
-    Place(None, "", MEMBER, large=False),
-    *(
-        place
-        for session in ("kernel", "libfuse")
-        for place in (
-            Place(session, "auto", ROOT),
-            Place(session, "auto", USER, large=False),
-            Place(session, "auto", MEMBER, large=False),
-            Place(session, "always", ROOT),
-            Place(session, "never", ROOT, large=False),
-            Place(session, "metadata", ROOT, large=False),
-            Place(session, "auto", ROOT, large=False, handles="mandatory"),
-        )
-    ),
-    Place("kernel", "auto", ROOT, passthrough="off"),
-    Place("kernel", "always", ROOT, passthrough="off"),
-    Place("kernel", "never", ROOT, large=False, passthrough="off"),
-    Place("kernel", "auto", USER, large=False, passthrough="off"),
-    Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
-]
-
-
-@dataclass(slots=True)
-class Ground:
-    """A place made real: fresh directories are made at *top* and lie below *beneath*."""
-
-    place: Place
-    top: Path
-    beneath: Path
-    mount: Mounted | None = None
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of the battery."""
     config.addinivalue_line("markers", "privileged: runs as root only")
     config.addinivalue_line("markers", "large: does not run for each policy and caller")
+    config.addinivalue_line("markers", "columns(*ids): runs on the columns named, and no others")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -107,17 +49,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "place" not in metafunc.fixturenames:
         return
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    named = metafunc.definition.get_closest_marker("columns")
     places = [
-        pytest.param(place, id=place.id)
+        place
         for place in PLACES
         if (place.caller is ROOT or "privileged" not in marks)
         and (place.large or "large" not in marks)
     ]
-    metafunc.parametrize("place", places, indirect=True, scope="session")
+    if named is not None:
+        places = [BY_ID[column] for column in named.args]
+    parameters = [pytest.param(place, id=place.id) for place in places]
+    metafunc.parametrize("place", parameters, indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Turn a known difference into a strict expected failure, where it is one."""
+    """Turn a known difference or a fault into a strict expected failure, where it is one."""
+    for fault in _faults(item):
+        raises = fault.kwargs.get("raises", AssertionError)
+        reason = ": ".join(fault.args[:2])
+        item.add_marker(pytest.mark.xfail(strict=True, reason=reason, raises=raises))
     place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
     if not isinstance(place, Place) or place.session is None:
         return
@@ -126,6 +76,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         mark = item.get_closest_marker("libfuse_lacks")
     if mark is not None:
         item.add_marker(pytest.mark.xfail(strict=True, reason=", ".join(mark.args)))
+
+
+def _faults(item: pytest.Item) -> list[pytest.Mark]:
+    """Return the marks of the faults that show on the column of *item*.
+
+    Raises: KeyError if a mark names a column that there is not.
+    """
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    place = parameters.get("place")
+    column = place.id if isinstance(place, Place) else str(parameters.get("column", "control"))
+    found = []
+    for fault in item.iter_markers("fault"):
+        columns = [BY_ID[named].id for named in fault.args[2:]]
+        if BY_ID[column].session is not None and (column in columns or not columns):
+            found.append(fault)
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -145,8 +111,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the mount's process wrote beside the failure."""
+    """Show what the mount's process wrote beside the failure; expect no failure of a fixture."""
     report = yield
+    if call.when != "call" and call.excinfo is not None and hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        del report.wasxfail
     ground = getattr(item, "funcargs", {}).get("place")
     if report.failed and isinstance(ground, Ground) and ground.mount is not None:
         report.sections.append((f"stderr of the mount, {call.when}", ground.mount.logged()))
@@ -163,20 +132,23 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
     base = Path(tempfile.mkdtemp(prefix="passfs-posix-"))
     base.chmod(0o755)
     try:
-        if wanted.session is None:
-            yield Ground(wanted, base, base)
-        else:
+        source = base / "source"
+        source.mkdir()
+        with DISKS[wanted.disk](source), contextlib.ExitStack() as stack:
+            if wanted.session is None:
+                yield Ground(wanted, source, source)
+                return
             options = {
                 "session": wanted.session,
                 "cache": wanted.policy,
                 "inode_file_handles": wanted.handles,
                 "passthrough": wanted.passthrough,
                 "transport": wanted.transport,
+                **dict(wanted.more[1]),
             }
-            with contextlib.ExitStack() as stack:
-                with switched_for(options):
-                    served = stack.enter_context(mounted(base, options))
-                yield Ground(wanted, served.mountpoint, served.source, served)
+            with switched_for(options):
+                served = stack.enter_context(mounted(base, options, wanted.descriptors))
+            yield Ground(wanted, served.mountpoint, served.source, served)
     finally:
         shutil.rmtree(base)
 
@@ -198,7 +170,8 @@ def directory(place: Ground, request: pytest.FixtureRequest) -> Iterator[Path]:
     logged_before = place.mount.log.stat().st_size
     with place.mount.limited(TEST_LIMIT_S):
         yield _made(path, place.place.caller)
-        if request.node.get_closest_marker("large") is None:
+        wrong = _faults(request.node)
+        if request.node.get_closest_marker("large") is None and not wrong:
             assert _tree(path) == _tree(place.beneath / name)
     logged = place.mount.logged(logged_before)
     assert not ALARMING.search(logged), logged

@@ -1,26 +1,19 @@
 """Listings: complete, stable while names come and go, and true about each entry."""
 
-import ctypes
 import itertools
 import os
 import stat
-import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from passthrough.syscalls import getdents64
 from tests.support.callers import Caller, together
+from tests.support.listing import entries_of, listing
 
 MANY = 10_000
 SOME = 400  # several times what fits one reply to the kernel's smallest request
-# struct linux_dirent64 up to the name: d_ino, d_off, d_reclen, d_type
-RECORD = struct.Struct("=QqHB")
 SMALLEST_BUFFER_BYTES = 280  # one record with the longest name, rounded up to 8
 
 DT_FIFO, DT_CHR, DT_DIR, DT_REG, DT_LNK, DT_SOCK = 1, 2, 4, 8, 10, 12
@@ -28,41 +21,6 @@ DT_FIFO, DT_CHR, DT_DIR, DT_REG, DT_LNK, DT_SOCK = 1, 2, 4, 8, 10, 12
 # With the smallest one the kernel asks anew for what did not fit; a page takes a whole reply, so
 # that the next request goes on where the last one ended.
 every_buffer = pytest.mark.parametrize("buffer_bytes", [SMALLEST_BUFFER_BYTES, 4_096])
-
-
-class Entry(NamedTuple):
-    """One record of getdents64(2); *position* is where the next one begins."""
-
-    name: str
-    inode: int
-    position: int
-    kind: int
-
-
-def entries_of(descriptor: int, *buffer_bytes: int) -> Iterator[Entry]:
-    """Yield the entries from where the descriptor stands, with buffers of these sizes in turn."""
-    buffers = [ctypes.create_string_buffer(size) for size in buffer_bytes or (32_768,)]
-    for buffer in itertools.cycle(buffers):
-        filled = getdents64(descriptor, buffer)
-        if not filled:
-            return
-        raw = buffer.raw
-        start = 0
-        while start < filled:
-            inode, position, length, kind = RECORD.unpack_from(raw, start)
-            name = raw[start + RECORD.size : start + length].split(b"\0", 1)[0]
-            yield Entry(os.fsdecode(name), inode, position, kind)
-            start += length
-
-
-@contextmanager
-def listing(directory: Path) -> Iterator[int]:
-    """Open a directory to list it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def fill(directory: Path, count: int) -> set[str]:

@@ -138,9 +138,13 @@ def test_holes_are_found_or_reported_as_data(directory: Path) -> None:
     assert caught.value.errno == errno.ENXIO
 
 
+@pytest.mark.columns(
+    *("control", "control-user", "kernel-auto", "kernel-auto-user", "kernel-always"),
+    *("kernel-never", "kernel-auto-handles-mandatory", "libfuse-auto"),
+)
 @pytest.mark.libfuse_lacks("SEEK_DATA and SEEK_HOLE of lseek(2)", "the whole file is data")
 def test_holes_are_found(directory: Path) -> None:
-    """What was never written is a hole: lseek(2)."""
+    """What was never written is a hole, where the kernel passes the file through: lseek(2)."""
     descriptor = open_file(directory / "file", os.O_RDWR | os.O_CREAT)
     try:
         os.pwrite(descriptor, b"data", 2 * MEBIBYTE)

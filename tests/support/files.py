@@ -66,6 +66,17 @@ def refused(number: int, call: Callable[[], object]) -> None:
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
 
 
+def outcome(call: Callable[..., object], *arguments: object) -> object:
+    """Return what *call* returns, or the name of the error that it fails with.
+
+    The name is the one that Python prefers: ENOTSUP, not EOPNOTSUPP.
+    """
+    try:
+        return call(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
 def archive(name: str, content: bytes) -> bytes:
     """A tar archive of one file, as `docker cp` sends it."""
     data = io.BytesIO()

@@ -1,0 +1,51 @@
+"""POSIX ACLs without any option: kept by copies where session and source can, acl(5)."""
+
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.files import outcome
+
+ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20  # linux/posix_acl.h
+NO_ID = 0xFFFFFFFF
+VERSION = 2
+ENTRIES = ((USER_OBJ, 7, NO_ID), (USER, 5, 1000), (GROUP_OBJ, 5, NO_ID), (MASK, 5, NO_ID))
+ACL = struct.pack("<I", VERSION) + b"".join(
+    struct.pack("<HHI", *entry) for entry in (*ENTRIES, (OTHER, 0, NO_ID))
+)
+
+
+@pytest.mark.columns("control-ext4", "kernel-auto-ext4")
+@pytest.mark.fault(
+    "POSIX ACLs",
+    "`posix_acl` is off by default: `cp -a`, `rsync -A` and `tar --acls` fail or lose ACLs",
+    "kernel-auto-ext4",
+)
+def test_a_copy_keeps_acls(directory: Path, beneath: Path) -> None:
+    """A copy has the ACLs of files, and the default ACLs of directories: cp(1), -a."""
+    (beneath / "from").mkdir()
+    (beneath / "from/file").touch()
+    os.setxattr(beneath / "from", DEFAULT, ACL)
+    os.setxattr(beneath / "from/file", ACCESS, ACL)
+    done = subprocess.run(
+        ["cp", "-a", beneath / "from", directory / "to"],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert os.getxattr(beneath / "to", DEFAULT) == ACL
+    assert os.getxattr(beneath / "to/file", ACCESS) == ACL
+
+
+@pytest.mark.columns("kernel-auto-mapped", "libfuse-auto-ext4")
+def test_acls_are_refused_where_they_cannot_hold(directory: Path) -> None:
+    """With a map of users an ACL would name others, and libfuse cannot inherit: EOPNOTSUPP."""
+    (directory / "file").touch()
+
+    assert outcome(os.setxattr, directory / "file", ACCESS, ACL) == "ENOTSUP"

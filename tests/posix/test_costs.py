@@ -1,0 +1,187 @@
+"""Costs of single calls, beside the bare directory: memory, descriptors, time.
+
+Processor time counts, of the caller and the worker together: it hardly depends on other load.
+"""
+
+import ctypes
+import fcntl
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from passthrough.syscalls import getdents64
+from tests.support.callers import OTHER, USER
+from tests.support.columns import FEW_DESCRIPTORS, Ground
+from tests.support.files import outcome
+from tests.support.listing import entries_of, listing
+
+both_sessions = pytest.mark.columns("control", "kernel-auto", "libfuse-auto")
+with_few_descriptors = pytest.mark.columns(
+    "control", "kernel-auto-few-descriptors", "libfuse-auto-few-descriptors"
+)
+
+OPEN_DIRECTORIES = 100
+NAMES = 1_000
+# A few KiB at rest; of what belongs to no directory, the allocator may take some.
+BYTES_EACH = 16 * 1024
+
+LARGE_DIRECTORY = 3_000
+BUFFER_BYTES = 32 * 1024
+SEEKS = 60
+SEEK_TIMES = 3
+
+LOCKS = 12_000
+LOCKS_BETWEEN_LOOKS = 250
+LOCKS_TIMES = 2
+
+
+def server(place: Ground) -> int:
+    """Return the process that serves; on a bare directory, this one."""
+    return os.getpid() if place.mount is None else place.mount.worker_pid
+
+
+def memory_of(pid: int) -> int:
+    """Return the private memory of a process in bytes, proc_pid_status(5)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(pid)
+
+
+def processor_ns(place: Ground) -> int:
+    """Return the processor time that this process and the one that serves have used."""
+    used = time.process_time_ns()
+    if place.mount is None:
+        return used
+    clock = ~place.mount.worker_pid << 3 | 2  # CPUCLOCK_SCHED, linux/posix-timers.h
+    return used + time.clock_gettime_ns(clock)
+
+
+def cost_ns(place: Ground, call: Callable[[], object]) -> int:
+    """Return the processor time of *call*."""
+    before = processor_ns(place)
+    call()
+    return processor_ns(place) - before
+
+
+@both_sessions
+@pytest.mark.fault(
+    "memory of open directories",
+    "an open directory costs 224 KiB of the worker's memory, which belongs to no container",
+)
+def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Path) -> None:
+    """A directory that is open and partly read costs a few KiB."""
+    for number in range(NAMES):
+        (beneath / f"file-{number}").touch()
+    descriptors: list[int] = []
+    before = 0
+    try:
+        for number in range(OPEN_DIRECTORIES + 1):
+            if number == 1:  # the first one is for what all share
+                before = memory_of(server(place))
+            descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+            assert next(entries_of(descriptors[-1]))
+        each = (memory_of(server(place)) - before) // OPEN_DIRECTORIES
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    assert each <= BYTES_EACH
+
+
+@with_few_descriptors
+@pytest.mark.fault(
+    "descriptors",
+    "a user with many open files takes the worker's last descriptor: `ls` fails for all others"
+    " (EMFILE)",
+)
+def test_others_can_list_while_a_user_has_many_files_open(directory: Path, beneath: Path) -> None:
+    """One user's open files do not keep others from open(2) and stat(2) of directories."""
+    for number in range(2 * FEW_DESCRIPTORS):
+        (beneath / str(number)).touch()
+    reader, writer = os.pipe()
+
+    def take_all() -> None:
+        for number in range(2 * FEW_DESCRIPTORS):
+            if isinstance(outcome(os.open, directory / str(number), os.O_RDONLY), str):
+                break
+        os.write(writer, b"!")
+        time.sleep(60)
+
+    def look() -> tuple[object, set[object]]:
+        listing = outcome(os.listdir, directory)
+        names = [directory / str(number) for number in range(2 * FEW_DESCRIPTORS)]
+        return len(listing) if isinstance(listing, list) else listing, {
+            outcome(os.path.getsize, path) for path in names
+        }
+
+    try:
+        with USER.start(take_all):
+            assert os.read(reader, 1) == b"!"
+            seen = OTHER.run(look)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    assert seen == (2 * FEW_DESCRIPTORS, {0})
+
+
+@both_sessions
+@pytest.mark.fault(
+    "seekdir(3)",
+    "telldir(3) and seekdir(3) in a large directory cost about ten times the bare directory's time",
+)
+def test_seeking_in_a_large_directory(place: Ground, directory: Path, beneath: Path) -> None:
+    """Going back to a place in a directory costs little more than on the host: seekdir(3)."""
+    for number in range(LARGE_DIRECTORY):
+        (beneath / f"file-{number}").touch()
+    bare_ns, mount_ns = (cost_of_seeks(place, top) for top in (beneath, directory))
+
+    assert mount_ns <= SEEK_TIMES * bare_ns
+
+
+def cost_of_seeks(place: Ground, directory: Path) -> int:
+    """Return the processor time of SEEKS seeks to places all over *directory*.
+
+    A seek is that of seekdir(3): lseek(2), and the next readdir(3) fills its buffer anew.
+    """
+    buffer = ctypes.create_string_buffer(BUFFER_BYTES)
+    with listing(directory) as descriptor:
+        places = [entry.position for entry in entries_of(descriptor)]
+        assert len(places) == LARGE_DIRECTORY + 2
+        chosen = random.Random(1).sample(places[:-1], SEEKS)  # noqa: S311 - the same each time
+
+        def seek() -> None:
+            for position in chosen:
+                os.lseek(descriptor, position, os.SEEK_SET)
+                assert getdents64(descriptor, buffer)
+
+        return cost_ns(place, seek)
+
+
+@pytest.mark.columns("control", "kernel-auto")
+@pytest.mark.fault(
+    "lock ranges",
+    "12,000 separate lock ranges of one owner cost nine times the bare directory's time",
+    "kernel-auto",
+)
+def test_many_lock_ranges(place: Ground, directory: Path, beneath: Path) -> None:
+    """Separate ranges of one owner cost at most twice the host's time: fcntl_locking(2)."""
+    bare_ns = cost_ns(place, lambda: take_locks(beneath / "bare", lambda: True))
+    limit_ns = processor_ns(place) + LOCKS_TIMES * bare_ns
+
+    assert take_locks(directory / "mount", lambda: processor_ns(place) < limit_ns) == LOCKS
+
+
+def take_locks(path: Path, goes_on: Callable[[], bool]) -> int:
+    """Lock every other byte of *path*, up to LOCKS of them, while *goes_on*; return how many."""
+    with path.open("wb") as file:
+        for number in range(LOCKS):
+            if number % LOCKS_BETWEEN_LOOKS == 0 and not goes_on():
+                return number
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * number)
+    return LOCKS

@@ -1,0 +1,74 @@
+"""File handles of the mount, name_to_handle_at(2): none leads to another file."""
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support.files import outcome
+
+MAX_HANDLE_SZ = 128
+AT_FDCWD = -100
+# An inode's number is free again once the worker has taken FORGET; a round may be too quick.
+ROUNDS = 40
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def handle_of(path: Path) -> bytes:
+    """Return a struct file_handle. Raises: OSError as name_to_handle_at(2) reports it."""
+    buffer = ctypes.create_string_buffer(8 + MAX_HANDLE_SZ)
+    struct.pack_into("I", buffer, 0, MAX_HANDLE_SZ)
+    mount = ctypes.byref(ctypes.c_int())
+    if _libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), buffer, mount, 0) != 0:
+        raise OSError(ctypes.get_errno(), "name_to_handle_at")
+    return buffer.raw
+
+
+def content_of(handle: bytes, directory: Path) -> bytes:
+    """Return what the file has. Raises: OSError as open_by_handle_at(2) reports it."""
+    mount = os.open(directory, os.O_RDONLY)
+    fd = _libc.open_by_handle_at(mount, handle, os.O_RDONLY)
+    number = ctypes.get_errno()
+    os.close(mount)
+    if fd < 0:
+        raise OSError(number, "open_by_handle_at")
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+@pytest.mark.columns("control-ext4", "kernel-auto-ext4", "libfuse-auto-ext4")
+@pytest.mark.fault(
+    "file handles of the mount",
+    "the handle of a removed file opens the next file with its inode number",
+)
+def test_the_handle_of_a_removed_file_opens_no_other(directory: Path) -> None:
+    """A handle leads to its file or to none (ESTALE): open_by_handle_at(2)."""
+    found = set()
+    for _ in range(ROUNDS):
+        (directory / "removed").write_text("first")
+        handle = outcome(handle_of, directory / "removed")
+        (directory / "removed").unlink()
+        if not isinstance(handle, bytes):
+            found.add(handle)
+            continue
+        (directory / "made").write_text("second")
+        found.add(outcome(content_of, handle, directory))
+        (directory / "made").unlink()
+
+    assert found in ({"ESTALE"}, {"ENOTSUP"})
+
+
+@pytest.mark.columns("kernel-auto")
+@pytest.mark.fault(
+    "file handles of the mount",
+    "the mount gives out handles although it cannot be exported",
+    "kernel-auto",
+)
+def test_the_mount_gives_out_no_handles(directory: Path) -> None:
+    """FUSE_NO_EXPORT_SUPPORT has the kernel answer EOPNOTSUPP; pyfuse3 does not negotiate it."""
+    (directory / "file").touch()
+
+    assert outcome(handle_of, directory / "file") == "ENOTSUP"

@@ -1,0 +1,128 @@
+"""Inode numbers: one for each file, the same each time, and the same in a listing."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.columns import Ground
+from tests.support.disks import FILES, LISTED, LOWER, SUBMOUNTS
+from tests.support.listing import entries_of, listing
+
+FORGET_TRIES = 5
+FORGET_S = 0.1
+LARGE = 1 << 47
+BUFFER_BYTES = 2048
+
+large_numbers = pytest.mark.columns(
+    "control-overlay", "kernel-auto-overlay", "libfuse-auto-overlay"
+)
+two_disks = pytest.mark.columns(
+    "control-submounts", "kernel-auto-submounts", "libfuse-auto-submounts"
+)
+
+
+def numbers(directory: Path) -> dict[str, int]:
+    """Return st_ino of each name."""
+    return {name: (directory / name).stat().st_ino for name in sorted(os.listdir(directory))}
+
+
+def listed(directory: Path) -> dict[str, int]:
+    """Return d_ino of each name, listed in several parts: readdir(3) of musl has 2 KiB for one."""
+    with listing(directory) as descriptor:
+        found = {entry.name: entry.inode for entry in entries_of(descriptor, BUFFER_BYTES)}
+    return {name: number for name, number in found.items() if name not in {".", ".."}}
+
+
+def after_forgetting(look: Callable[[], dict[str, int]], before: dict[str, int]) -> dict[str, int]:
+    """Return what *look* gives once the kernel has dropped what it can, at several tries."""
+    for _ in range(FORGET_TRIES):
+        Path("/proc/sys/vm/drop_caches").write_text("2\n")
+        time.sleep(FORGET_S)  # FORGET has no answer to wait for
+        if look() != before:
+            break
+    return look()
+
+
+@large_numbers
+@pytest.mark.fault(
+    "inode numbers",
+    "if the source's numbers need more than 47 bits, st_ino is not the host's",
+    "kernel-auto-overlay",
+    "libfuse-auto-overlay",
+)
+def test_large_numbers_are_those_of_the_host(place: Ground) -> None:
+    """A file on the source's own device has the host's number: stat(2)."""
+    right = numbers(place.beneath / LOWER)
+    assert len(right) == FILES
+    assert min(right.values()) > LARGE
+
+    assert numbers(place.top / LOWER) == right
+
+
+@large_numbers
+@pytest.mark.fault(
+    "inode numbers",
+    "if the source's numbers need more than 47 bits, d_ino is not st_ino",
+    "kernel-auto-overlay",
+)
+def test_large_numbers_are_the_same_in_a_listing(place: Ground) -> None:
+    """A listing has the numbers that stat(2) gives: readdir(3)."""
+    assert listed(place.top / LISTED) == numbers(place.top / LISTED)
+
+
+@large_numbers
+@pytest.mark.fault(
+    "inode numbers",
+    "if the source's numbers need more than 47 bits, st_ino changes whenever the kernel forgets",
+    "kernel-auto-overlay",
+    "libfuse-auto-overlay",
+)
+def test_large_numbers_stay(place: Ground) -> None:
+    """A file keeps its number when the kernel has forgotten it meanwhile."""
+    before = numbers(place.top / LOWER)
+
+    assert after_forgetting(lambda: numbers(place.top / LOWER), before) == before
+
+
+@two_disks
+def test_equal_numbers_of_two_devices_are_told_apart(place: Ground) -> None:
+    """Device and number together name one file, and tar(1) goes by that: stat(2)."""
+    first, second = (numbers(place.beneath / name / LOWER) for name in SUBMOUNTS)
+    assert first == second
+    files = [path for name in SUBMOUNTS for path in (place.top / name / LOWER).iterdir()]
+
+    identities = {(path.stat().st_dev, path.stat().st_ino) for path in files}
+    assert len(identities) == len(files) == len(SUBMOUNTS) * FILES
+
+
+@two_disks
+def test_numbers_of_submounts_are_the_same_in_a_listing(place: Ground) -> None:
+    """A listing in a submount has the numbers that stat(2) gives: readdir(3)."""
+    for name in SUBMOUNTS:
+        assert listed(place.top / name / LISTED) == numbers(place.top / name / LISTED)
+
+
+@two_disks
+def test_numbers_of_submounts_stay(place: Ground) -> None:
+    """A file keeps its number, whichever device is looked at first after the kernel forgot."""
+    order = list(SUBMOUNTS)
+
+    def look() -> dict[str, int]:
+        order.reverse()
+        return {
+            f"{name}/{file}": number
+            for name in order
+            for file, number in numbers(place.top / name / LOWER).items()
+        }
+
+    before = look()
+    assert after_forgetting(look, before) == before
+
+
+@pytest.mark.columns("kernel-auto-submounts", "libfuse-auto-submounts")
+def test_a_mount_point_has_one_number(place: Ground) -> None:
+    """All has one st_dev, so that a mount point is listed by the number of what it shows."""
+    assert listed(place.top) == numbers(place.top)

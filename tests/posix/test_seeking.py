@@ -1,0 +1,107 @@
+"""SEEK_DATA and SEEK_HOLE of lseek(2): no data is ever taken for a hole."""
+
+import mmap
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.files import outcome
+
+SIZE = 1 << 20
+START, LENGTH = 204_800, 100_000
+
+
+def write(descriptor: int) -> Callable[[], None]:
+    """Write the data."""
+    os.pwrite(descriptor, b"D" * LENGTH, START)
+    return lambda: None
+
+
+def store(descriptor: int) -> Callable[[], None]:
+    """Store the data into a shared map, which stays."""
+    area = mmap.mmap(descriptor, SIZE)
+    area[START : START + LENGTH] = b"D" * LENGTH
+    return area.close
+
+
+@pytest.mark.privileged
+@pytest.mark.columns(
+    *("control", "kernel-auto", "kernel-auto-passthrough-off", "kernel-metadata"),
+    *("kernel-auto-writeback", "libfuse-auto"),
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            write,
+            marks=pytest.mark.fault(
+                "SEEK_DATA and SEEK_HOLE",
+                "data that the kernel has not yet written back is a hole;"
+                " a copy by cp(1) has zeros there",
+                "kernel-auto-writeback",
+            ),
+        ),
+        pytest.param(
+            store,
+            marks=pytest.mark.fault(
+                "SEEK_DATA and SEEK_HOLE",
+                "data that the kernel has not yet written back is a hole;"
+                " a copy by cp(1) has zeros there",
+                "kernel-auto-passthrough-off",
+                "kernel-metadata",
+                "kernel-auto-writeback",
+            ),
+        ),
+    ],
+)
+def test_data_of_an_open_file_is_found(
+    directory: Path, change: Callable[[int], Callable[[], None]]
+) -> None:
+    """A process finds and copies the data of a file that another one has open: lseek(2)."""
+    descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
+    reader = os.open(directory / "file", os.O_RDONLY)
+    try:
+        os.ftruncate(descriptor, SIZE)
+        end = change(descriptor)
+        start = outcome(os.lseek, reader, 0, os.SEEK_DATA)
+        hole = outcome(os.lseek, reader, START, os.SEEK_HOLE)
+        subprocess.run(["cp", directory / "file", directory / "copy"], check=True, timeout=60)
+        copied = (directory / "copy").read_bytes().count(b"D")
+        end()
+    finally:
+        os.close(reader)
+        os.close(descriptor)
+
+    assert isinstance(start, int), start
+    assert isinstance(hole, int), hole
+    assert start <= START
+    assert hole >= START + LENGTH
+    assert copied == LENGTH
+
+
+@pytest.mark.privileged
+@pytest.mark.columns(
+    *("kernel-auto-passthrough-off", "kernel-metadata", "kernel-auto-writeback", "libfuse-auto")
+)
+@pytest.mark.fault(
+    "SEEK_DATA and SEEK_HOLE",
+    "a file that is not passed through shows the host's holes, not all of it as data",
+    "kernel-auto-passthrough-off",
+    "kernel-metadata",
+    "kernel-auto-writeback",
+)
+def test_a_file_that_is_not_passed_through_is_all_data(directory: Path) -> None:
+    """The worker cannot know what the kernel has in its pages: SEEK_DATA gives the offset."""
+    descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        os.ftruncate(descriptor, SIZE)
+        data = outcome(os.lseek, descriptor, START, os.SEEK_DATA)
+        hole = outcome(os.lseek, descriptor, START, os.SEEK_HOLE)
+        beyond = outcome(os.lseek, descriptor, SIZE, os.SEEK_DATA)
+    finally:
+        os.close(descriptor)
+
+    assert (data, hole, beyond) == (START, SIZE, "ENXIO")

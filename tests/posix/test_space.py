@@ -1,0 +1,159 @@
+"""Space of the host's file system: it comes back, and what is kept for root is root's."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.callers import ROOT, USER
+from tests.support.columns import BY_ID, Ground
+from tests.support.disks import MEBIBYTE, ext4
+from tests.support.files import outcome
+from tests.support.mounted import mounted
+
+FREED_S = 10.0
+POLL_S = 0.1
+FILES = 3
+FILE_BYTES = 2 * MEBIBYTE
+# Names so long that a directory of so many takes 200 blocks and more.
+NAMES = 1_000
+NAME_BYTES = 200
+# Blocks that the journal or a directory may have taken meanwhile.
+SLACK_BLOCKS = 64
+PIECE_BYTES = 1 << 16
+
+Kept = dict[tuple[str, str], int]
+
+
+def free_blocks(source: Path) -> int:
+    """Return how many blocks are free, root's included."""
+    return os.statvfs(source).f_bfree
+
+
+def make(source: Path) -> None:
+    """Make files, and a directory, that take space."""
+    for number in range(FILES):
+        (source / str(number)).write_bytes(bytes(FILE_BYTES))
+    (source / "directory").mkdir()
+    (source / "first").touch()
+    for number in range(NAMES):
+        os.link(source / "first", source / "directory" / str(number).ljust(NAME_BYTES, "-"))
+
+
+def keep_busy(mountpoint: Path) -> None:
+    """Ask for a name that changes nothing, until the process is killed."""
+    while True:
+        outcome((mountpoint / "absent").stat)
+        time.sleep(POLL_S / 10)
+
+
+@contextlib.contextmanager
+def deleted(base: Path, column: str, load: str) -> Iterator[Callable[[], int]]:
+    """Delete on the host what users of the volume have listed; count the blocks still in use."""
+    source = base / "source"
+    source.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ext4(source))
+        top = source
+        place = BY_ID[column]
+        if place.session is not None:
+            options = {"session": place.session, "inode_file_handles": place.handles}
+            served = stack.enter_context(mounted(base, options))
+            stack.enter_context(served.limited(60.0))
+            top = served.mountpoint
+        before = free_blocks(source)
+        make(source)
+        os.sync()
+        assert free_blocks(source) < before - SLACK_BLOCKS
+        subprocess.run(["ls", "-lR", top], check=True, stdout=subprocess.DEVNULL, timeout=60)
+        if load == "busy":
+            stack.enter_context(ROOT.start(lambda: keep_busy(top)))
+        for path in source.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield lambda: max(0, before - free_blocks(source) - SLACK_BLOCKS)
+
+
+CASES = [
+    ("control", "idle"),
+    ("kernel-auto", "idle"),
+    ("kernel-auto", "busy"),
+    ("kernel-auto-handles-mandatory", "idle"),
+    ("libfuse-auto", "idle"),
+    ("libfuse-auto", "busy"),
+]
+
+
+@pytest.fixture(scope="module")
+def kept() -> Kept:
+    """Return the blocks that each case still has after FREED_S; all cases wait together."""
+    base = Path(tempfile.mkdtemp(prefix="passfs-space-"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, base)
+        counts = {
+            case: stack.enter_context(deleted(base / "-".join(case), *case)) for case in CASES
+        }
+        deadline = time.monotonic() + FREED_S
+        while any(count() for count in counts.values()) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return {case: count() for case, count in counts.items()}
+
+
+@pytest.mark.fault(
+    "space of what the host deletes",
+    "the space of a file or directory that the host deletes is not freed while the kernel"
+    " remembers it; `ls -l` is enough for that",
+)
+@pytest.mark.parametrize(("column", "load"), CASES)
+def test_the_space_of_what_the_host_deletes_is_freed(kept: Kept, column: str, load: str) -> None:
+    """If nothing has it open, the space of a removed file is free within 10 s: unlink(2)."""
+    assert kept[column, load] == 0
+
+
+def fill(path: Path, take: Callable[[int, int], object]) -> str:
+    """Have *take* use pieces of a new file up to the first error; return its name."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        for number in range(10**6):
+            taken = outcome(take, descriptor, number * PIECE_BYTES)
+            if isinstance(taken, str):
+                return taken
+    finally:
+        os.close(descriptor)
+    return "no error"
+
+
+@pytest.mark.columns(
+    *("control-ext4", "kernel-auto-ext4", "kernel-auto-passthrough-off-ext4", "libfuse-auto-ext4")
+)
+@pytest.mark.fault(
+    "reserved blocks", "users without privilege write into the blocks that ext4 keeps for root"
+)
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda descriptor, at: os.pwrite(descriptor, bytes(PIECE_BYTES), at),
+        lambda descriptor, at: os.posix_fallocate(descriptor, at, PIECE_BYTES),
+    ],
+    ids=["write", "fallocate"],
+)
+def test_blocks_that_are_kept_for_root(
+    place: Ground, directory: Path, beneath: Path, take: Callable[[int, int], object]
+) -> None:
+    """Users have ENOSPC where only reserved blocks are left: ext4(5), resuid."""
+    directory.chmod(0o777)
+    status = os.statvfs(beneath)
+    reserved = status.f_bfree - status.f_bavail
+    assert reserved > 10 * SLACK_BLOCKS
+
+    error = USER.run(lambda: fill(directory / "fill", take))
+    left = free_blocks(beneath)
+    (directory / "fill").unlink()
+    assert place.mount is None or place.mount.process.poll() is None
+    assert error == "ENOSPC"
+    assert left >= reserved - SLACK_BLOCKS

@@ -1,0 +1,113 @@
+"""Sources on a file system of their own: small, made for a test, and gone with it."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from passthrough import syscalls
+
+LIMIT_S = 30.0
+MEBIBYTE = 1 << 20
+EXT4_MEBIBYTES = 32
+# Percent of the blocks that ext4 keeps for root.
+RESERVED_PERCENT = 30
+# Files in each layer or submount: a listing of them takes several requests.
+FILES = 200
+LOWER = "lower"
+LISTED = "listed"
+"""A second directory like LOWER, for a test that lists what was never looked up."""
+SUBMOUNTS = ("one", "two")
+
+
+@contextlib.contextmanager
+def ext4(target: Path, *, reserved_percent: int = 0) -> Iterator[None]:
+    """Mount a new ext4 of EXT4_MEBIBYTES on the directory *target*, from an image beside it.
+
+    mount(8) sets LO_FLAGS_AUTOCLEAR: the kernel detaches the loop device with the last mount.
+
+    Raises: CalledProcessError if the machine has no loop devices, or the mount does not go.
+    """
+    image = target.with_name(f"{target.name}.img")
+    with image.open("wb") as file:
+        file.truncate(EXT4_MEBIBYTES * MEBIBYTE)
+    _run("mkfs.ext4", "-q", "-m", str(reserved_percent), image)
+    _run("mount", "-o", "loop", image, target)
+    try:
+        yield
+    finally:
+        _unmount(target)
+        image.unlink()
+
+
+@contextlib.contextmanager
+def overlay(target: Path) -> Iterator[None]:
+    """Mount an overlayfs with inode numbers of 64 bits for files of the lower layer.
+
+    With xino=on, overlayfs puts the number of the layer's file system into the uppermost bits
+    (Documentation/filesystems/overlayfs.rst).
+    """
+    with contextlib.ExitStack() as stack:
+        layers = {name: target.with_name(f"{target.name}-{name}") for name in ("lower", "upper")}
+        for layer in layers.values():
+            layer.mkdir()
+            stack.enter_context(_memory(layer))
+        _fill(layers["lower"])
+        upper, work = layers["upper"] / "top", layers["upper"] / "work"
+        upper.mkdir()
+        work.mkdir()
+        options = f"xino=on,lowerdir={layers['lower']},upperdir={upper},workdir={work}"
+        _run("mount", "-t", "overlay", "-o", options, "none", target)
+        stack.callback(_unmount, target)
+        yield
+
+
+@contextlib.contextmanager
+def submounts(target: Path) -> Iterator[None]:
+    """Mount two file systems in memory below *target*, with the same inode numbers in both."""
+    with contextlib.ExitStack() as stack:
+        for name in SUBMOUNTS:
+            (target / name).mkdir()
+            stack.enter_context(_memory(target / name))
+            _fill(target / name)
+        yield
+
+
+DISKS: Mapping[str, Callable[[Path], AbstractContextManager[None]]] = {
+    "": lambda _: contextlib.nullcontext(),
+    "ext4": lambda target: ext4(target, reserved_percent=RESERVED_PERCENT),
+    "overlay": overlay,
+    "submounts": submounts,
+}
+"""By name, how the file system of a source is laid on its directory."""
+
+
+def _fill(top: Path) -> None:
+    for name in (LOWER, LISTED):
+        (top / name).mkdir()
+        for number in range(FILES):
+            (top / name / str(number)).touch()
+
+
+@contextlib.contextmanager
+def _memory(target: Path) -> Iterator[None]:
+    syscalls.mount(b"none", os.fsencode(target), b"tmpfs", 0, b"mode=0755")
+    try:
+        yield
+    finally:
+        _unmount(target)
+
+
+def _unmount(target: Path) -> None:
+    """Unmount; if something still uses the mount, detach it and raise."""
+    try:
+        _run("umount", target)
+    except subprocess.CalledProcessError:
+        _run("umount", "-l", target)
+        raise
+
+
+def _run(*words: str | Path) -> None:
+    subprocess.run(words, check=True, timeout=LIMIT_S)
