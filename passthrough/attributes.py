@@ -5,7 +5,7 @@ import stat
 from typing import Final, NamedTuple
 
 from passthrough import syscalls
-from passthrough.idmap import Caller, ContainerId, ContainerIds
+from passthrough.idmap import UNMAPPED, Caller, ContainerId, ContainerIds
 
 OMIT: Final = (0, syscalls.UTIME_OMIT)
 PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
@@ -90,6 +90,8 @@ def allows(
     """Whether a file lets *caller* do *mask*, access(2), by its primary group; *owner* as above."""
     mode = attributes.st_mode
     uid, gid = owner or (attributes.st_uid, attributes.st_gid)
+    if uid == UNMAPPED:
+        return not mask & os.W_OK and mask & ~mode & 0o7 == 0
     if caller.uid == 0:
         executable = stat.S_ISDIR(mode) or mode & 0o111
         return not mask & os.X_OK or bool(executable)

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -93,42 +94,72 @@ class ThreadUmask(threading.local):
             self._mask = mask
 
 
-class _KeepingPrivileges(threading.local):
-    """CAP_FSETID of each thread, capabilities(7).
+class _Switches(threading.local):
+    """The switches of each thread, by the capabilities that they switch.
 
-    Made at its first use: the main thread has more capabilities when this module is loaded.
+    Made at their first use: the main thread has more capabilities when this module is loaded.
     """
 
-    switch: syscalls.CapabilitySwitch | None = None
+    def __init__(self) -> None:
+        self.made: dict[tuple[int, ...], syscalls.CapabilitySwitch] = {}
 
 
-_keeping = _KeepingPrivileges()
+_switches = _Switches()
 
 
-class ClearingPrivileges:
+class Without:
+    """A guard: inside it, this thread goes without some of its capabilities.
+
+    Not to be nested, nor entered inside ActingAs. The thread's other capabilities are to stay what
+    they were when it first went without the same ones.
+    """
+
+    __slots__ = ("_capabilities", "_switch")
+
+    def __init__(self, *capabilities: int) -> None:
+        """Take numbers of capabilities, CAP_*."""
+        self._capabilities = capabilities
+
+    def __enter__(self) -> None:
+        switch = _switches.made.get(self._capabilities)
+        if switch is None:
+            switch = syscalls.CapabilitySwitch(*self._capabilities)
+            _switches.made[self._capabilities] = switch
+        self._switch = switch
+        switch.set(wanted=False)
+
+    def __exit__(self, *_: object) -> None:
+        self._switch.set(wanted=self._switch.had)
+
+
+class ClearingPrivileges(Without):
     """A guard: inside it, a file whose content this thread changes loses its suid and sgid bits.
 
     As it does for everyone without CAP_FSETID, which this process has, capabilities(7). Not to be
-    nested. The thread's other capabilities are to stay what they were at its first use.
+    nested.
 
     An sgid bit without group execution gives no right, and goes only where the caller is outside of
     the file's group, inode(7). With *group*, the file's, the thread counts as inside, else as
     outside.
     """
 
-    __slots__ = ("_group", "_own_group", "_switch")
+    __slots__ = ("_group", "_own_group")
 
     def __init__(self, group: int = _NO_FILES_GROUP) -> None:
+        super().__init__(syscalls.CAP_FSETID)
         self._group = group
 
     def __enter__(self) -> None:
-        switch = _keeping.switch
-        if switch is None:
-            switch = _keeping.switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
-        self._switch = switch
         self._own_group = syscalls.setfsgid(self._group)
-        switch.set(wanted=False)
+        super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._switch.set(wanted=self._switch.had)
+        super().__exit__()
         syscalls.setfsgid(self._own_group)
+
+
+@contextlib.contextmanager
+def acting_without(ids: HostIds, *capabilities: int) -> Iterator[None]:
+    """A guard: inside it, this thread acts as *ids*, and without *capabilities*, CAP_*."""
+    with Without(*capabilities), acting_as(ids):
+        yield

@@ -1,9 +1,9 @@
 """Whose ids are whose: those of the volume's users, and those that files have on the host.
 
 A map has ranges, container:host:count. What its users do is mapped in, whose a file is is mapped
-out; an id in no range has no counterpart: nothing is created for it, and it is shown as the
-overflow id, user_namespaces(7). Squashing comes before the ranges, as exports(5) has it: the ids
-that it takes act as one id of the host's.
+out; an id in no range has no counterpart: nothing is created for it. The kernel is told UNMAPPED
+for an owner in no range, as for one that an idmapped mount lacks. Squashing comes before the
+ranges, as exports(5) has it: the ids that it takes act as one id of the host's.
 
 The two kinds of number are different types, so that one cannot be taken for the other by mistake.
 """
@@ -17,8 +17,11 @@ from passthrough.values import Range
 ContainerId = NewType("ContainerId", int)
 HostId = NewType("HostId", int)
 
-# What Linux shows for an id that cannot be shown, /proc/sys/kernel/overflowuid.
-OVERFLOW: Final[int] = 65534
+# INVALID_UID of the kernel, include/linux/uidgid.h: stat(2) shows it as the overflow id, 65534, and
+# permission checks find no caller that it equals, nor one whose capabilities reach its file.
+UNMAPPED: Final[int] = 0xFFFF_FFFF
+# A group that the kernel takes for valid. With an invalid one it would refuse the owner, too.
+UNMAPPED_GROUP: Final[int] = 0xFFFF_FFFE
 _ROOT: Final = 0
 
 
@@ -78,13 +81,23 @@ class IdMap:
         raise UnmappedError(self._option, number)
 
     def to_container(self, number: HostId) -> ContainerId:
-        """How *number* is shown."""
+        """Return what the kernel is told for *number*; UNMAPPED if no caller acts as it."""
         if not self._ranges:
             return ContainerId(number)
         for container, host, count in self._ranges:
             if 0 <= number - host < count:
                 return ContainerId(container + number - host)
-        return ContainerId(OVERFLOW)
+        return self._squashed(number)
+
+    def _squashed(self, number: HostId) -> ContainerId:
+        """Return what is told for *number*, which is in no range: squashed callers may act as it.
+
+        With `root` the only one of them is container root. With `all` every caller is one of them,
+        so that the number of the host does no harm.
+        """
+        if self._squash is Squash.NONE or number != self._anonymous:
+            return ContainerId(UNMAPPED)
+        return ContainerId(_ROOT if self._squash is Squash.ROOT else number)
 
 
 class IdMaps:
@@ -105,8 +118,23 @@ class IdMaps:
         return HostIds(self._uid.to_host(ids.uid), self._gid.to_host(ids.gid))
 
     def to_container(self, ids: HostIds) -> ContainerIds:
-        """How *ids* are shown."""
-        return ContainerIds(self._uid.to_container(ids.uid), self._gid.to_container(ids.gid))
+        """Return what the kernel is told for the owner *ids*.
+
+        The group of an unmapped user is told as UNMAPPED, that of a mapped one as UNMAPPED_GROUP.
+        """
+        uid = self._uid.to_container(ids.uid)
+        if uid == UNMAPPED:
+            return ContainerIds(uid, uid)
+        gid = self._gid.to_container(ids.gid)
+        return ContainerIds(uid, ContainerId(UNMAPPED_GROUP) if gid == UNMAPPED else gid)
+
+    def lacks_user(self, number: HostId) -> bool:
+        """Return whether no caller acts as the user *number*."""
+        return self._uid.to_container(number) == UNMAPPED
+
+    def lacks_group(self, number: HostId) -> bool:
+        """Return whether no caller acts with the group *number*."""
+        return self._gid.to_container(number) == UNMAPPED
 
     def new_owner(
         self, uid: ContainerId | None, gid: ContainerId | None

@@ -44,6 +44,7 @@ UTIME_OMIT: Final = (1 << 30) - 2
 # prctl(2) and capabilities(7)
 PR_SET_SECUREBITS: Final = 28
 SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
+CAP_FOWNER: Final = 3
 CAP_FSETID: Final = 4
 
 _AT_FDCWD: Final = -100
@@ -353,30 +354,32 @@ def set_securebits(bits: int) -> None:
 
 
 class CapabilitySwitch:
-    """One capability (CAP_*) of the effective set of the thread that makes this, capset(2).
+    """Capabilities (CAP_*) of the effective set of the thread that makes this, capset(2).
 
     The other ones are taken as they are then, so that switching is a single system call.
     """
 
     __slots__ = ("_sets", "had")
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, *capabilities: int) -> None:
         """Look at the calling thread's capabilities, capget(2)."""
-        index, bit = capability // 32, 1 << capability % 32
-        self._sets = ((_CapabilityData * 2)(), (_CapabilityData * 2)())  # without it, with it
+        self._sets = ((_CapabilityData * 2)(), (_CapabilityData * 2)())  # without them, with them
         for data in self._sets:
             if _libc_held.capget(_OWN_CAPABILITIES, data) < 0:
                 raise _failed()
-        self.had = bool(self._sets[0][index].effective & bit)
-        """Whether it was in the set."""
-        self._sets[False][index].effective &= ~bit
-        self._sets[True][index].effective |= bit
+        self.had = True
+        """Whether all of them were in the set."""
+        for capability in capabilities:
+            index, bit = capability // 32, 1 << capability % 32
+            self.had = self.had and bool(self._sets[True][index].effective & bit)
+            self._sets[False][index].effective &= ~bit
+            self._sets[True][index].effective |= bit
 
     def set(self, *, wanted: bool) -> None:
-        """Put it into the set, or take it out.
+        """Put them into the set, or take them out.
 
         Raises:
-            OSError: EPERM if it is not in the permitted set.
+            OSError: EPERM if one is not in the permitted set.
         """
         if _libc_held.capset(_OWN_CAPABILITIES, self._sets[wanted]) < 0:
             raise _failed()

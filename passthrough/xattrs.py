@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from passthrough.errors import os_error
-from passthrough.idmap import Caller
 
 # The kernel leaves it to the file system who may touch these (ACLs of POSIX, NFSv4, CIFS, NTFS),
 # and without POSIX_ACL negotiated it would have an ACL stored and then not honour it.
 _SYSTEM_PREFIX: Final = b"system."
+_USER_PREFIX: Final = b"user."
+_TRUSTED_PREFIX: Final = b"trusted."
+# The kernel removes it by itself when a file is written to, or given to another owner.
+_FILE_CAPABILITIES: Final = b"security.capability"
 ACLS: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 
 
@@ -24,9 +27,46 @@ def check(name: bytes) -> None:
         raise os_error(errno.EOPNOTSUPP)
 
 
-def visible(names: Iterable[str], caller: Caller, *, acls: bool = False) -> list[bytes]:
-    """Of the host's *names*, those that *caller* may know of; *acls* says if ACLs are honoured."""
-    hidden = (_SYSTEM_PREFIX,) if caller.uid == 0 else (_SYSTEM_PREFIX, b"trusted.")
+def check_read(name: bytes, *, restricted: bool) -> None:
+    """Refuse `trusted.` attributes where container root is not the host's, xattr(7).
+
+    `security.` ones every user of the host may read. The kernel asks for file capabilities itself.
+
+    Raises:
+        OSError: ENODATA.
+    """
+    if restricted and name.startswith(_TRUSTED_PREFIX):
+        raise os_error(errno.ENODATA)
+
+
+def check_set(name: bytes, *, restricted: bool) -> None:
+    """Refuse all but `user.` attributes where container root is not the host's.
+
+    Others give a program power on the host, or tell a file system there what to do.
+
+    Raises:
+        OSError: EPERM.
+    """
+    if restricted and not name.startswith(_USER_PREFIX):
+        raise os_error(errno.EPERM)
+
+
+def check_removal(name: bytes, *, restricted: bool) -> None:
+    """Refuse what `check_set` refuses, but for file capabilities: their removal takes power away.
+
+    Raises:
+        OSError: EPERM.
+    """
+    if name != _FILE_CAPABILITIES:
+        check_set(name, restricted=restricted)
+
+
+def visible(names: Iterable[str], *, privileged: bool, acls: bool = False) -> list[bytes]:
+    """Of the host's *names*, those that a caller may know of; *acls* says if ACLs are honoured.
+
+    A *privileged* caller has the host's CAP_SYS_ADMIN.
+    """
+    hidden = (_SYSTEM_PREFIX,) if privileged else (_SYSTEM_PREFIX, _TRUSTED_PREFIX)
     return [
         name
         for name in map(os.fsencode, names)

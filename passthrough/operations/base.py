@@ -77,11 +77,14 @@ class Operations:
         """Inode *number*, to be changed, or something in it.
 
         Raises:
-            OSError: EROFS, it is hidden; ESTALE as InodeTable has it.
+            OSError: EROFS, it is hidden; EPERM, its user is one whom the map lacks; ESTALE as
+                InodeTable has it.
         """
         inode = self.inodes[number]
         if self._is_hidden(inode):
             raise os_error(errno.EROFS)
+        if self.ownership.lacks_owners:
+            self.ownership.check_change(inode.stat())
         return inode
 
     def _grant(self, fd: int, place: Place | None) -> Entry:

@@ -28,7 +28,10 @@ class DirectoryOperations(EntryOperations):
 
     def opendir(self, number: int) -> int:
         """Open a directory stream; gives a handle number."""
-        fd = self._reopen(self.inodes[number], stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
+        inode = self.inodes[number]
+        if self.ownership.lacks_owners:
+            self.ownership.check_open(inode.stat(), os.O_RDONLY)
+        fd = self._reopen(inode, stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
         return self.directories.add(OpenDirectory(number, fd))
 
     def readdirplus(

@@ -58,7 +58,9 @@ class EntryOperations(Operations):
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Create a file, fifo, socket or device node, with *mode* as the caller's umask left it."""
         names.check(name)
-        with self._changing(parent).opened() as directory, self.ownership.acting_as(caller):
+        self.ownership.check_node(mode)
+        guard = self.ownership.acting_as(caller, mode)
+        with self._changing(parent).opened() as directory, guard:
             os.mknod(name, mode, rdev, dir_fd=directory)
         return self.lookup(parent, name)
 
@@ -82,7 +84,8 @@ class EntryOperations(Operations):
     def link(self, number: int, parent: int, name: bytes) -> Entry:
         """Give inode *number*, a symlink itself included, one more name."""
         names.check(name)
-        with self.inodes.opened(number) as fd, self._changing(parent).opened() as directory:
+        linked = self._changing(number)
+        with linked.opened() as fd, self._changing(parent).opened() as directory:
             # It follows the link in /proc, and no further.
             os.link(fdpath.of(fd), name, dst_dir_fd=directory, follow_symlinks=True)
         return self.lookup(parent, name)
@@ -112,8 +115,12 @@ class EntryOperations(Operations):
         names.check(new_name)
         if flags & ~_RENAME_FLAGS:
             raise os_error(errno.EINVAL)
+        if flags & syscalls.RENAME_WHITEOUT:
+            self.ownership.check_node(stat.S_IFCHR)
         new_inode = self._changing(new_parent)
         with self._changing(parent).opened() as old, new_inode.opened() as new:
+            self.ownership.check_named(old, name)
+            self.ownership.check_named(new, new_name)
             if flags:
                 creating = flags & syscalls.RENAME_WHITEOUT
                 with self.ownership.acting_as(caller) if creating else contextlib.nullcontext():
@@ -131,6 +138,7 @@ class EntryOperations(Operations):
         names.check(name)
         inode = self._changing(parent)
         with inode.opened() as directory, self.inodes.removing(inode.place, directory, name):
+            self.ownership.check_named(directory, name)
             call(name, dir_fd=directory)
 
     def _grant_across(self, directory_fd: int, name: bytes) -> Entry:

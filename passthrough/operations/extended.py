@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from contextlib import AbstractContextManager
+from typing import Final
 
 from passthrough import fdpath, xattrs
 from passthrough.credentials import ClearingPrivileges
@@ -12,6 +13,8 @@ from passthrough.idmap import Caller
 from passthrough.operations.base import Operations
 from passthrough.readonly import changing
 
+_ROOT: Final = 0
+
 
 class ExtendedOperations(Operations):
     """What acts on the extended attributes of an inode."""
@@ -19,6 +22,7 @@ class ExtendedOperations(Operations):
     def getxattr(self, number: int, name: bytes) -> bytes:
         """The value of one extended attribute."""
         with self._with_xattr(number, name) as fd:
+            xattrs.check_read(name, restricted=self.ownership.restricted)
             return os.getxattr(fdpath.of(fd), name)
 
     @changing
@@ -38,6 +42,7 @@ class ExtendedOperations(Operations):
         self._changing(number)
         guard = ClearingPrivileges() if clear_privileges else contextlib.nullcontext()
         with self._with_xattr(number, name) as fd, guard:
+            xattrs.check_set(name, restricted=self.ownership.restricted)
             os.setxattr(fdpath.of(fd), name, value, flags)
 
     def listxattr(self, number: int, caller: Caller) -> list[bytes]:
@@ -47,13 +52,15 @@ class ExtendedOperations(Operations):
         """
         with self._with_xattr(number) as fd:
             names = os.listxattr(fdpath.of(fd))
-        return xattrs.visible(names, caller, acls=self.config.posix_acl)
+        privileged = caller.uid == _ROOT and not self.ownership.restricted
+        return xattrs.visible(names, privileged=privileged, acls=self.config.posix_acl)
 
     @changing
     def removexattr(self, number: int, name: bytes) -> None:
         """Remove one extended attribute."""
         self._changing(number)
         with self._with_xattr(number, name) as fd:
+            xattrs.check_removal(name, restricted=self.ownership.restricted)
             os.removexattr(fdpath.of(fd), name)
 
     def _with_xattr(self, number: int, name: bytes = b"") -> AbstractContextManager[int]:

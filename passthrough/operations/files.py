@@ -43,7 +43,9 @@ class FileOperations(Operations):
             self._check_sealed()
         inode = self.inodes[number]
         self._check_linked(inode)
-        if clear_privileges:
+        if self.ownership.lacks_owners:
+            self.ownership.check_open(inode.stat(), flags)
+        if clear_privileges or (self.ownership.restricted and flags & os.O_TRUNC):
             with self._clearing(number, inode.stat(), caller):
                 fd = self._reopen(inode, stat.S_IFREG, flags)
         else:
@@ -66,7 +68,8 @@ class FileOperations(Operations):
             self._check_sealed()
         inode = self._changing(parent)
         try:
-            with inode.opened() as directory, self.ownership.acting_as(caller):
+            guard = self.ownership.acting_as(caller, mode)
+            with inode.opened() as directory, guard:
                 fd = os.open(name, self._flags.created(flags), mode, dir_fd=directory)
         except FileExistsError:
             if flags & os.O_EXCL:
@@ -81,7 +84,7 @@ class FileOperations(Operations):
         Gives its entry and a handle number. `link` may give it a name later.
         """
         inode = self._changing(parent)
-        with inode.opened() as directory, self.ownership.acting_as(caller):
+        with inode.opened() as directory, self.ownership.acting_as(caller, mode):
             fd = os.open(names.DOT, self._flags.unnamed(flags), mode, dir_fd=directory)
         entry, handle = self._created(fd, flags, inode.place)
         with contextlib.suppress(OSError):  # at worst its number goes to the next file
@@ -124,7 +127,8 @@ class FileOperations(Operations):
             raise os_error(errno.EPERM)
         file = file.following(flags)
         # Looked at first, because it is cheaper than two changes of capabilities.
-        if clear_privileges and (found := os.fstat(file.fd)).st_mode & PRIVILEGES:
+        clears = clear_privileges or self.ownership.restricted
+        if clears and (found := os.fstat(file.fd)).st_mode & PRIVILEGES:
             with self._clearing(file.inode_number, found, caller):
                 return file.write(offset, data, flags)
         return file.write(offset, data, flags)
@@ -163,6 +167,8 @@ class FileOperations(Operations):
         handle = self._unopened.get(inode)
         if handle is None:
             try:
+                if self.ownership.lacks_owners:
+                    self.ownership.check_change(inode.stat())
                 fd = self._reopen(inode, stat.S_IFREG, os.O_RDWR)
             except OSError as error:
                 if error.errno not in {errno.EROFS, errno.ETXTBSY, errno.EACCES, errno.EPERM}:

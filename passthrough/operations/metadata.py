@@ -50,8 +50,8 @@ class MetadataOperations(Operations):
 
         *handle* is the open file through which the caller truncates, if it does; with
         *clear_privileges* that takes suid and sgid bits away, as a change of owner always does,
-        and one that changes nothing; *caller* as in `keeps_sgid`. A failure leaves the changes
-        before it done.
+        and one that changes nothing; *caller* as in `keeps_sgid`. If it comes with a mode, *caller*
+        is as in `Ownership.change_mode`. A failure leaves the changes before it done.
         """
         if changes.size is not None:
             self._check_sealed()
@@ -59,14 +59,14 @@ class MetadataOperations(Operations):
         with inode.opened() as fd:
             path = fdpath.of(fd)
             if changes.mode is not None:
-                os.chmod(path, changes.mode)
+                self.ownership.change_mode(fd, changes.mode, caller)
             clears = clear_privileges and changes.size is None
             if clears or changes.uid is not None or changes.gid is not None:
                 self.ownership.give(path, changes.uid, changes.gid)
             if clears:
                 self._drop_sgid(inode, path, caller)
             if changes.size is not None:
-                if clear_privileges:
+                if clear_privileges or self.ownership.restricted:
                     with self._clearing(number, inode.stat(), caller):
                         self._truncate(inode, changes.size, handle)
                 else:

@@ -39,7 +39,7 @@ class RangeOperations(Operations):
             grows = offset + length > os.fstat(fd).st_size
             if mode & _SHIFTING or (grows and not mode & filecalls.FALLOC_FL_KEEP_SIZE):
                 raise os_error(errno.EPERM)
-        if clear_privileges:
+        if clear_privileges or self.ownership.restricted:
             with self._clearing(file.inode_number, os.fstat(fd), caller):
                 filecalls.fallocate(fd, mode, offset, length)
         else:
@@ -80,7 +80,7 @@ class RangeOperations(Operations):
             copied = min(length, os.fstat(source).st_size - offset)
             if copied > 0 and to_offset + copied > os.fstat(target).st_size:
                 raise os_error(errno.EPERM)
-        if clear_privileges:
+        if clear_privileges or self.ownership.restricted:
             with self._clearing(self.files[to].inode_number, os.fstat(target), caller):
                 return os.copy_file_range(source, target, length, offset, to_offset)
         return os.copy_file_range(source, target, length, offset, to_offset)

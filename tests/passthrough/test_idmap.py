@@ -6,7 +6,8 @@ from hypothesis import given, strategies as st
 
 from passthrough.config import Config, Squash
 from passthrough.idmap import (
-    OVERFLOW,
+    UNMAPPED,
+    UNMAPPED_GROUP,
     ContainerId,
     ContainerIds,
     HostId,
@@ -43,8 +44,37 @@ def test_an_id_in_no_range_is_nobody_on_the_host(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 49, 60, 999, 1001, 99_999, 101_000])
-def test_an_owner_in_no_range_is_shown_as_the_overflow_id(number: int) -> None:
-    assert id_map(RANGES).to_container(HostId(number)) == OVERFLOW == 65_534
+def test_an_owner_in_no_range_is_told_as_the_kernels_invalid_id(number: int) -> None:
+    assert id_map(RANGES).to_container(HostId(number)) == UNMAPPED == 4_294_967_295
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "told"),
+    [
+        (10, 20, (0, 0)),
+        (9, 20, (UNMAPPED, UNMAPPED)),
+        (9, 19, (UNMAPPED, UNMAPPED)),
+        (10, 19, (0, UNMAPPED_GROUP)),
+    ],
+)
+def test_an_unmapped_user_takes_the_group_along_and_an_unmapped_group_goes_alone(
+    uid: int, gid: int, told: tuple[int, int]
+) -> None:
+    both = IdMaps(Config(map_uid=(Range(0, 10, 5),), map_gid=(Range(0, 20, 5),)))
+
+    assert both.to_container(HostIds(HostId(uid), HostId(gid))) == told
+    assert both.lacks_user(HostId(uid)) is (told[0] == UNMAPPED)
+    assert both.lacks_group(HostId(gid)) is (gid == 19)
+    assert UNMAPPED_GROUP == 4_294_967_294
+
+
+@pytest.mark.parametrize(
+    ("squash", "told"),
+    [(Squash.NONE, UNMAPPED), (Squash.ROOT, 0), (Squash.ALL, ANONYMOUS)],
+)
+def test_the_anonymous_id_is_known_where_a_caller_acts_as_it(squash: Squash, told: int) -> None:
+    assert id_map(RANGES, squash).to_container(HostId(ANONYMOUS)) == told
+    assert id_map(RANGES, squash).to_container(HostId(ANONYMOUS + 1)) == UNMAPPED
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.support.mounted import mounted
 
 MAPPED = Config(map_uid=(Range(0, 100_000, 1000),), map_gid=(Range(0, 200_000, 1000),))
 INSIDE, OUTSIDE = caller(7, 8), caller(7, 5000)
-OVERFLOW = 65_534
+UNMAPPED, UNMAPPED_GROUP = 4_294_967_295, 4_294_967_294
 LIMIT_S = 30.0
 
 CREATING: dict[str, Callable[[PassthroughFs, Caller], object]] = {
@@ -36,7 +36,8 @@ CREATING: dict[str, Callable[[PassthroughFs, Caller], object]] = {
 
 @pytest.fixture
 def mapping(source: Path) -> Iterator[PassthroughFs]:
-    """A volume whose ids from 0 to 999 are others on the host."""
+    """A volume whose ids from 0 to 999 are others on the host; its top is container root's."""
+    os.chown(source, 100_000, 200_000)
     fs = PassthroughFs(MAPPED, os.open(source, os.O_PATH))
     yield fs
     fs.close()
@@ -82,14 +83,162 @@ def test_every_reply_shows_the_owner_that_the_volume_knows(mapping: PassthroughF
     replies: list[Entry | Attributes | None] = [
         known,
         mapping.getattr(known.inode_number),
+        mapping.statx(known.inode_number)[0],
         mapping.setattr(known.inode_number, Changes(mode=0o600)),
         mapping.link(known.inode_number, ROOT, b"second"),
         listing(mapping)[b"known"],
         mapping.mkdir(ROOT, b"new", 0o700, INSIDE),
+        mapping.mknod(ROOT, b"fifo", stat.S_IFIFO | 0o600, 0, INSIDE),
+        mapping.symlink(ROOT, b"link", b"target", INSIDE),
         mapping.create(ROOT, b"created", 0o700, os.O_RDWR, INSIDE)[0],
+        mapping.tmpfile(ROOT, 0o600, os.O_RDWR, INSIDE)[0],
     ]
     assert [reply and reply.owner for reply in replies] == [(7, 8)] * len(replies)
-    assert mapping.lookup(ROOT, b"stranger").owner == (OVERFLOW, 8)
+
+
+@pytest.mark.usefixtures("files")
+def test_every_reply_tells_an_unmapped_owner_as_the_kernels_invalid_id(
+    mapping: PassthroughFs,
+) -> None:
+    stranger = mapping.lookup(ROOT, b"stranger")
+    replies: list[Entry | Attributes | None] = [
+        stranger,
+        mapping.getattr(stranger.inode_number),
+        mapping.statx(stranger.inode_number)[0],
+        listing(mapping)[b"stranger"],
+    ]
+    assert [reply and reply.owner for reply in replies] == [(UNMAPPED, UNMAPPED)] * len(replies)
+
+
+def test_every_reply_tells_an_unmapped_group_beside_a_mapped_user(
+    mapping: PassthroughFs, source: Path
+) -> None:
+    """What is created in a setgid directory has its group."""
+    (source / "shared").mkdir()
+    os.chown(source / "shared", 100_007, 0)
+    (source / "shared").chmod(0o2770)
+    shared = number_of(mapping, b"shared")
+    created = mapping.create(shared, b"created", 0o600, os.O_RDWR, INSIDE)[0]
+    replies: list[Entry | Attributes | None] = [
+        created,
+        mapping.lookup(ROOT, b"shared"),
+        mapping.getattr(shared),
+        mapping.statx(shared)[0],
+        mapping.setattr(created.inode_number, Changes(mode=0o640)),
+        mapping.link(created.inode_number, shared, b"second"),
+        listing(mapping)[b"shared"],
+        mapping.mkdir(shared, b"dir", 0o700, INSIDE),
+        mapping.mknod(shared, b"fifo", stat.S_IFIFO | 0o600, 0, INSIDE),
+        mapping.symlink(shared, b"link", b"target", INSIDE),
+        mapping.tmpfile(shared, 0o600, os.O_RDWR, INSIDE)[0],
+    ]
+    assert [reply and reply.owner for reply in replies] == [(7, UNMAPPED_GROUP)] * len(replies)
+
+
+CHANGING: dict[str, Callable[[PassthroughFs, int], object]] = {
+    "mode": lambda fs, file: fs.setattr(file, Changes(mode=0o600)),
+    "owner": lambda fs, file: fs.setattr(file, Changes(uid=ContainerId(0), gid=ContainerId(0))),
+    "nothing": lambda fs, file: fs.setattr(file, Changes(), clear_privileges=True),
+    "size": lambda fs, file: fs.setattr(file, Changes(size=0)),
+    "times": lambda fs, file: fs.setattr(file, Changes(mtime=(5, 6))),
+    "setxattr": lambda fs, file: fs.setxattr(file, b"user.a", b"1"),
+    "removexattr": lambda fs, file: fs.removexattr(file, b"user.b"),
+    "link": lambda fs, file: fs.link(file, ROOT, b"new"),
+    "rename": lambda fs, _: fs.rename(ROOT, b"stranger", ROOT, b"new", 0, INSIDE),
+    "replace": lambda fs, _: fs.rename(ROOT, b"known", ROOT, b"stranger", 0, INSIDE),
+    "exchange": lambda fs, _: fs.rename(
+        *(ROOT, b"stranger", ROOT, b"known", syscalls.RENAME_EXCHANGE, INSIDE)
+    ),
+    "exchange, the other end": lambda fs, _: fs.rename(
+        *(ROOT, b"known", ROOT, b"stranger", syscalls.RENAME_EXCHANGE, INSIDE)
+    ),
+    "unlink": lambda fs, _: fs.unlink(ROOT, b"stranger"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGING.values(), ids=CHANGING)
+def test_what_belongs_to_an_unmapped_owner_is_not_changed(
+    mapping: PassthroughFs, files: Path, change: Callable[[PassthroughFs, int], object]
+) -> None:
+    os.setxattr(files / "stranger", "user.b", b"1")
+    before = (files / "stranger").stat()
+    number = number_of(mapping, b"stranger")
+
+    fails(errno.EPERM, lambda: change(mapping, number))
+    assert (files / "stranger").stat() == before
+    assert sorted(os.listdir(files)) == ["known", "stranger"]
+    assert os.listxattr(files / "stranger") == ["user.b"]
+
+
+@pytest.mark.parametrize("create", CREATING.values(), ids=CREATING)
+def test_in_a_directory_of_an_unmapped_owner_nothing_is_created(
+    mapping: PassthroughFs, source: Path, create: Callable[[PassthroughFs, Caller], object]
+) -> None:
+    os.chown(source, 5, 200_000)
+
+    fails(errno.EPERM, lambda: create(mapping, INSIDE))
+    fails(errno.EPERM, lambda: mapping.tmpfile(ROOT, 0o600, os.O_RDWR, INSIDE))
+    assert os.listdir(source) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags", "opens"),
+    [
+        (0o664, os.O_RDONLY, True),
+        (0o660, os.O_RDONLY, False),
+        (0o666, os.O_WRONLY, False),
+        (0o666, os.O_RDWR, False),
+        (0o666, os.O_RDONLY | os.O_TRUNC, False),
+        (0o711, os.O_RDONLY, False),
+        (0o711, os.O_RDONLY | 0x20, True),  # execve(2)
+    ],
+)
+def test_a_file_of_an_unmapped_owner_opens_for_what_its_mode_lets_all_read(
+    mapping: PassthroughFs, files: Path, mode: int, flags: int, opens: bool
+) -> None:
+    (files / "stranger").chmod(mode)
+    number = number_of(mapping, b"stranger")
+
+    if opens:
+        mapping.open(number, flags)
+    else:
+        fails(errno.EACCES, lambda: mapping.open(number, flags))
+
+
+def test_who_never_opened_a_file_of_an_unmapped_owner_reads_and_does_not_write(
+    mapping: PassthroughFs, files: Path
+) -> None:
+    (files / "stranger").write_text("kept")
+    handle = mapping.unopened(number_of(mapping, b"stranger"))
+
+    assert mapping.read(handle, 0, 10) == b"kept"
+    fails(errno.EBADF, lambda: mapping.write(handle, 0, b"x"))
+
+
+@pytest.mark.usefixtures("files")
+def test_access_to_what_an_unmapped_owner_has_is_that_of_all_but_writing(
+    mapping: PassthroughFs, source: Path
+) -> None:
+    (source / "stranger").chmod(0o666)
+    number = number_of(mapping, b"stranger")
+    for who in (caller(0, 0), caller(UNMAPPED, UNMAPPED), INSIDE):
+        assert mapping.access(number, os.R_OK, who)
+        assert not mapping.access(number, os.W_OK, who)
+        assert not mapping.access(number, os.X_OK, who)
+
+
+def test_suid_and_sgid_bits_want_a_caller_that_owns_the_file(
+    mapping: PassthroughFs, files: Path
+) -> None:
+    number = number_of(mapping, b"known")
+    for who in (None, caller(0, 0), caller(1, 8)):
+        fails(
+            errno.EPERM,
+            lambda who=who: mapping.setattr(number, Changes(mode=0o4700), caller=who),  # type: ignore[misc]
+        )
+    mapping.setattr(number, Changes(mode=0o6700), caller=INSIDE)
+
+    assert (files / "known").stat().st_mode & 0o7777 == 0o6700
 
 
 NOT_CREATING: dict[str, Callable[[PassthroughFs, int], object]] = {
@@ -201,8 +350,9 @@ def place() -> Iterator[Path]:
 def test_users_of_a_mounted_volume_see_their_own_ids(place: Path) -> None:
     """Its kernel decides by them: the owner may, others may not, and groups work."""
     options = {"map_uid": "0:100000:50000", "map_gid": "0:200000:50000+60000:60000:1"}
+    (place / "source").mkdir()
+    os.chown(place / "source", 100_000, 200_000)
     with mounted(place, options) as served, served.limited(LIMIT_S):
-        os.chown(served.source, 100_000, 200_000)
         team = served.mountpoint / "team"
         team.mkdir()
         os.chown(team, 0, TEAM_GID)

@@ -56,13 +56,12 @@ def setattr_(session: Session, request: Request) -> bytes:
     )
     if not valid & ~_NO_CHANGE:
         return _nothing_changed(session, request)
-    truncates = bool(valid & abi.FATTR_SIZE)
     found = session.fs.setattr(
         request.nodeid,
         changes,
         handle if valid & abi.FATTR_FH and handle else None,
         clear_privileges=_clears(session, request, valid),
-        caller=request.caller() if truncates else None,
+        caller=request.caller() if valid & (abi.FATTR_SIZE | abi.FATTR_MODE) else None,
     )
     return wire.attributes(found)
 
