@@ -37,6 +37,12 @@ def read(path: str = _TABLE) -> list[Mount]:
         return [_parse(line) for line in lines]
 
 
+def at(target: bytes) -> list[Mount]:
+    """Return the mounts at *target*, the uppermost last; other lines are not parsed."""
+    with open(_TABLE, "rb") as lines:
+        return [_parse(line) for line in lines if _unescape(line.split(b" ", 5)[4]) == target]
+
+
 def keep(path: str) -> None:
     """Keep the table at *path* open, for `fstype_of` in a process that will not see /proc."""
     global _kept_fd  # noqa: PLW0603 - as much the process's own as its mounts are

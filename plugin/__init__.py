@@ -15,6 +15,7 @@ above.
     survey        a look, after the start, at what each volume serves
     turns         one request at a time for each volume
     keeper        keeps mounts alive: mount point, FUSE descriptor, worker
+    detaching     takes mounts down
     mounts        one mount with its worker, and what an earlier plugin has left of them
     targets       mount points, and what lies on them
     worker        one worker process, from its start to its end
@@ -38,8 +39,8 @@ above.
 
 Engine, daemon and installation put the managed plugin into an engine; requests never pass them.
 
-Only server, driver, survey, turns, keeper, worker, forkserver, output and blocking know trio, only
-server knows HTTP. The rest is synchronous, and runs in threads where it may wait.
+Only server, driver, survey, turns, keeper, detaching, worker, forkserver, output and blocking know
+trio, only server knows HTTP. The rest is synchronous, and runs in threads where it may wait.
 
 Each start finds what an earlier plugin has left, and settles it before the first request: mounts go
 on or are cleared away, half of a removal is undone or finished.

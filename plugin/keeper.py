@@ -16,7 +16,6 @@ The dead mount stays where it is, visibly broken, until the next Mount or Unmoun
 Mounts are made and taken down by one caller per volume at a time; the driver's locks see to that.
 """
 
-import errno
 import logging
 import math
 import os
@@ -31,8 +30,8 @@ import trio
 
 from passthrough.config import Config
 from passthrough.handover import Handover, Report
-from passthrough.mount import FSTYPE, unmount
 from plugin import blocking, targets
+from plugin.detaching import UNDO_DEADLINE_S, Detaching, clear, clear_all
 from plugin.errors import MountFailed
 from plugin.forkserver import COMMAND, Start, forking
 from plugin.manager import NOTHING, Inherited, Store
@@ -46,14 +45,6 @@ log = logging.getLogger(__name__)
 # administrator may have it give up after 30 (docker plugin enable --timeout), and our own words say
 # more than "timeout". Ending the worker and unmounting, after a failure, come on top.
 MOUNT_DEADLINE_S = 18.0
-# Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
-UNMOUNT_DEADLINE_S = 3.0
-# For who has waited so long for its turn that there is no time left.
-UNMOUNT_LEAST_S = 0.5
-# After a Mount that has failed: nobody has used it.
-UNDO_DEADLINE_S = 1.0
-# At shutdown all mounts go at once, in the first of the seconds that the engine gives us.
-SHUTDOWN_DEADLINE_S = 1.0
 
 # Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount goes.
 KERNEL_THREADS = 64
@@ -108,6 +99,7 @@ class Keeper:
         # These and those that have been taken down, as long as their workers run.
         self._served: dict[VolumeName, list[Mount]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
+        self._detaching = Detaching()
 
     def target(self, directory: FileName) -> Path:
         """Return the mount point of the volume whose record says *directory*."""
@@ -177,8 +169,7 @@ class Keeper:
         """
         present = self._mounts.get(name)
         if present is not None:
-            left_s = max(UNMOUNT_LEAST_S, deadline - trio.current_time())
-            await self._take_down(present, min(UNMOUNT_DEADLINE_S, left_s))
+            await self._detaching.take_down(present, deadline)
             del self._mounts[name]
             log.info("volume %s: unmounted", name)
 
@@ -203,19 +194,13 @@ class Keeper:
 
     async def end(self) -> None:
         """Detach every mount but those that the service manager keeps, if short time allows it."""
-
-        async def attempt(name: VolumeName, mount: Mount) -> None:
-            try:
-                await self._take_down(mount, SHUTDOWN_DEADLINE_S)
-            except MountFailed as error:
-                log.warning("volume %s: %s", name, error)
-
-        async with trio.open_nursery() as nursery:
-            for name, present in self._mounts.items():
-                if present.worker.kept:
-                    present.let_go()
-                else:
-                    nursery.start_soon(attempt, name, present)
+        others = []
+        for mount in self._mounts.values():
+            if mount.worker.kept:
+                mount.let_go()
+            else:
+                others.append(mount)
+        await self._detaching.take_all_down(self._mount_dir, others)
         self._mounts.clear()
 
     def take_over(self, left: TakenOver) -> None:
@@ -235,10 +220,10 @@ class Keeper:
             borrowed.callback(os.close, source_fd)
             async with AsyncExitStack() as undo:
                 with _step(order, f"mounting at {target}"):
-                    await self._detach(target)
+                    await clear(target, self._threads)
                     attached = await trio.to_thread.run_sync(targets.attach, target, order.config)
                 made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
-                undo.push_async_callback(self._take_down, made, UNDO_DEADLINE_S)
+                undo.push_async_callback(self._undo, made)
                 handover = Handover(
                     volume=order.directory,
                     config=order.config,
@@ -300,28 +285,8 @@ class Keeper:
         if self._store.keeps:
             await trio.to_thread.run_sync(self._store.forget, [mount.number])
 
-    async def _take_down(self, mount: Mount, deadline_s: float) -> None:
-        mount.leaving = True
-        with trio.CancelScope(shield=True):
-            try:
-                with trio.move_on_after(deadline_s) as waiting:
-                    await self._detach(mount.target)
-                if waiting.cancelled_caught:
-                    # It is detached; what hangs is the end of its file system, for want of answers.
-                    log.warning("%s: its worker does not answer and is ended", mount.target)
-                    mount.worker.kill()
-            except OSError as error:
-                raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
-            finally:
-                mount.let_go()
-            targets.remove(mount.target)
-
-    async def _detach(self, target: Path) -> None:
-        """Unmount what is mounted at *target*, if it is ours."""
-        while entries := targets.mounts_at(target):
-            if (fstype := entries[-1].fstype) != FSTYPE:
-                raise OSError(errno.EBUSY, f"a file system of type {fstype} is mounted on it")
-            await blocking.call(partial(unmount, target), self._threads, lambda _: None)
+    async def _undo(self, made: Mount) -> None:
+        await self._detaching.take_down(made, trio.current_time() + UNDO_DEADLINE_S)
 
 
 @asynccontextmanager
@@ -347,7 +312,7 @@ async def keeping(
     numbers = count(1 + max([*inherited.kept, *(row.number for row in served)], default=0))
     with targets.claimed(mount_dir) as claimed:
         left = take_over(claimed, inherited, served, used or {})
-        await _clear(claimed, left, inherited.store)
+        await clear_all(claimed, left, inherited.store)
         async with forking(command) as start, trio.open_nursery() as nursery:
             keeper = Keeper(claimed, nursery, start, inherited.store, numbers)
             keeper.take_over(left)
@@ -357,22 +322,6 @@ async def keeping(
                 with trio.CancelScope(shield=True):
                     await keeper.end()
                 nursery.cancel_scope.cancel()
-
-
-async def _clear(mount_dir: Path, left: TakenOver, store: Store) -> None:
-    """Have nothing mounted in *mount_dir* but what goes on."""
-    spared = [mount.target for mount in left.whole.values()]
-    clear = partial(targets.clear, mount_dir, spared)
-    # A mount whose workers are all dead detaches at once.
-    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.leaving else math.inf) as waiting:
-        await blocking.call(clear, trio.CapacityLimiter(1), lambda _: None)
-    if waiting.cancelled_caught:
-        log.warning("%s: workers that do not answer are ended", mount_dir)
-        for mount in left.leaving:
-            mount.worker.kill()
-        # As long as it keeps /dev/fuse, the connections go on without them.
-        await trio.to_thread.run_sync(store.forget, [mount.number for mount in left.leaving])
-        await trio.to_thread.run_sync(clear)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from passthrough import mountinfo
 from passthrough.handover import Report, decode_report, encode
 from plugin import targets
 from plugin.forkserver import Process
@@ -116,7 +117,7 @@ def take_over(
     have been given back, are for users with files open alone. Each mount must be attended to.
     *used* tells the name of each volume's mount point.
     """
-    devices = targets.devices_by_target(mount_dir)
+    places = targets.by_target(mount_dir)
     rows = {row.number: row for row in served}
     taken, gone = TakenOver({}, []), list[int]()
     for number, descriptors in inherited.kept.items():
@@ -129,7 +130,7 @@ def take_over(
         elif (
             row is not None
             and row.volume in used
-            and _is_whole(devices.get(found.target, []), row, descriptors)
+            and _is_whole(places.get(found.target, []), row, descriptors)
         ):
             taken.whole[row.volume] = found
         else:
@@ -140,7 +141,10 @@ def take_over(
     return taken
 
 
-def _is_whole(devices: list[int], row: Served, descriptors: Mapping[str, int]) -> bool:
+def _is_whole(
+    found: Iterable[mountinfo.Mount], row: Served, descriptors: Mapping[str, int]
+) -> bool:
+    devices = [entry.device for entry in found]
     return devices == [row.device] and descriptors.keys() == set(KINDS)
 
 

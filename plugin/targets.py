@@ -4,10 +4,11 @@ Everything here is ours alone: the mount directory is claimed, and what is mount
 volume stays as it is.
 """
 
+import errno
 import fcntl
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +35,7 @@ class Attached(NamedTuple):
 
 def mounts_at(target: Path) -> list[mountinfo.Mount]:
     """What is mounted at *target*, the uppermost last."""
-    path = os.fsencode(target)
-    return [entry for entry in mountinfo.read() if entry.target == path]
+    return mountinfo.at(os.fsencode(target))
 
 
 def at(mount_dir: Path, directory: FileName) -> Path:
@@ -43,14 +43,33 @@ def at(mount_dir: Path, directory: FileName) -> Path:
     return mount_dir / directory
 
 
-def devices_by_target(mount_dir: Path) -> dict[Path, list[int]]:
+def by_target(mount_dir: Path) -> dict[Path, list[mountinfo.Mount]]:
     """Whatever is mounted below *mount_dir*, the uppermost of one place last, read at once."""
     above = os.fsencode(mount_dir)
-    found: dict[Path, list[int]] = {}
+    found: dict[Path, list[mountinfo.Mount]] = {}
     for entry in mountinfo.read():
         if mountinfo.is_below(entry.target, above):
-            found.setdefault(Path(os.fsdecode(entry.target)), []).append(entry.device)
+            found.setdefault(Path(os.fsdecode(entry.target)), []).append(entry)
     return found
+
+
+def detach(target: Path, present: Iterable[mountinfo.Mount] = ()) -> None:
+    """Unmount what is mounted at *target*: *present*, if a sweep has found it, and all the rest.
+
+    Blocks as long as a worker that lives answers nothing, if it has pages left to write.
+
+    Raises:
+        OSError: a mount cannot be taken away, or is not ours.
+    """
+    entries = [*present] or mounts_at(target)
+    while entries:
+        if (fstype := entries.pop().fstype) != FSTYPE:
+            raise OSError(errno.EBUSY, f"a file system of type {fstype} is mounted on it")
+        try:
+            unmount(target)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a thread that was given up has been faster
+                raise
 
 
 def attach(target: Path, config: Config) -> Attached:

@@ -49,7 +49,7 @@ DOORS = {
     "trio": {
         f"plugin/{name}.py"
         for name in (
-            *("server", "driver", "survey", "turns", "keeper"),
+            *("server", "driver", "survey", "turns", "keeper", "detaching"),
             *("worker", "blocking", "forkserver", "output"),
         )
     },

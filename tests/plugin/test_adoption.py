@@ -21,7 +21,7 @@ from passthrough.handover import Report, encode
 from passthrough.mount import mount as attach, unmount
 from plugin.manager import KINDS
 from plugin.registry import Registry
-from plugin.targets import devices_by_target
+from plugin.targets import by_target
 from plugin.volume import Served, VolumeName
 from tests.support.manager import Manager
 from tests.support.mounts import mounts_at
@@ -448,12 +448,12 @@ def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> 
             manager.keep(f"life{number}", life[1])
             manager.keep(f"log{number}", log[0])
             manager.keep(f"process{number}", pid_fd)
-        devices = devices_by_target(directory)
+        places = by_target(directory)
         for number in range(1, count + 1):
             name = VolumeName(f"v{number}")
-            (device,) = devices[directory / "mounts" / name]
+            (entry,) = places[directory / "mounts" / name]
             registry.add(record(name))
-            registry.use(name, {"i": 1}, [Served(name, number, device, report)])
+            registry.use(name, {"i": 1}, [Served(name, number, entry.device, report)])
 
 
 def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: Manager) -> None:

@@ -13,8 +13,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from passthrough.config import Config
+from plugin.detaching import UNMOUNT_DEADLINE_S, UNMOUNT_LEAST_S
 from plugin.forkserver import COMMAND
-from plugin.keeper import MOUNT_DEADLINE_S, UNMOUNT_DEADLINE_S, UNMOUNT_LEAST_S
+from plugin.keeper import MOUNT_DEADLINE_S
 from plugin.source import Host
 from plugin.turns import DEADLINES_S, SOURCE_DEADLINE_S
 from plugin.worker import KILL_GRACE_S

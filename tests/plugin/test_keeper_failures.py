@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.mount import mount, unmount
-from plugin import keeper as keeper_module, targets
+from plugin import detaching, targets
 from plugin.errors import MountFailed
 from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.manager import Inherited
@@ -121,10 +121,10 @@ async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
 ) -> None:
     def mount_and_fail(target: Path, config: Config) -> int:
         fd = mount(target, config)
-        patch.setattr(mountinfo, "read", no_descriptors)
+        patch.setattr(mountinfo, "at", no_descriptors)
         return fd
 
-    def no_descriptors() -> list[mountinfo.Mount]:
+    def no_descriptors(_: bytes) -> list[mountinfo.Mount]:
         patch.undo()  # the undoing may read it again
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -183,7 +183,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start(
         select.select([ended], [], [])
 
     monkeypatch.setattr(targets, "unmount", unmount_and_wait)
-    monkeypatch.setattr(keeper_module, "UNMOUNT_DEADLINE_S", 0.1)
+    monkeypatch.setattr(detaching, "UNMOUNT_DEADLINE_S", 0.1)
     with trio.fail_after(10):
         async with keeping(mounts, SERVE, Inherited(kept={7: kept})):
             assert mounted(mounts) == []

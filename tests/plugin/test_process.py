@@ -13,7 +13,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from plugin import forkserver, keeper, server, worker
+from plugin import detaching, forkserver, server, worker
 from plugin.errors import CannotStart
 from plugin.registry import Registry
 from tests.support.dockerd import settings
@@ -94,9 +94,11 @@ def test_all_that_hangs_together_does_not_hold_up_the_end(service: Service) -> N
 
 def test_all_that_is_waited_for_at_the_end_comes_to_less_than_8_s() -> None:
     """One after the other; the engine kills a plugin after 10 s."""
-    requests = server.DRAIN_S + worker.KILL_GRACE_S + keeper.UNDO_DEADLINE_S
-    mounts = keeper.SHUTDOWN_DEADLINE_S + worker.END_GRACE_S + worker.KILL_GRACE_S
+    requests = server.DRAIN_S + worker.KILL_GRACE_S + detaching.UNDO_DEADLINE_S
+    mounts = detaching.SHUTDOWN_DEADLINE_S + worker.END_GRACE_S + worker.KILL_GRACE_S
     assert requests + mounts + forkserver.END_GRACE_S < 8
+    longest = detaching.SHUTDOWN_LIMIT_S - detaching.SHUTDOWN_DEADLINE_S
+    assert requests + mounts + forkserver.END_GRACE_S + longest < 10
 
 
 def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> None:
