@@ -96,4 +96,6 @@ def _check_rootless(info: Mapping[str, Any], user: int, fuse: str) -> None:
 
 def _has(info: Mapping[str, Any], word: str) -> bool:
     """Return whether *word* is among the engine's SecurityOptions (`name=rootless`)."""
-    return any(option.split(",")[0] == f"name={word}" for option in info["SecurityOptions"] or ())
+    return any(
+        option.split(",")[0] == f"name={word}" for option in info.get("SecurityOptions") or ()
+    )

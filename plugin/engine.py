@@ -25,6 +25,8 @@ from plugin.installation import (
     Installation,
     InstallationError,
     base_images,
+    check_name,
+    check_space,
     choose_bundle,
     choose_settings,
     digest,
@@ -44,6 +46,8 @@ BUILD = "PASSFS_BUILD"
 
 _TIMEOUT = 180  # seconds; the engine itself gives a plugin 120 for Create and Mount
 _SCRATCH = "/var/tmp"  # noqa: S108  # for some 160 MB; /tmp may be a small tmpfs
+# Bytes: the root file system twice, as an archive and unpacked; docker-py's archive of a plugin.
+_SCRATCH_SPACE, _TMP_SPACE = 400_000_000, 200_000_000
 _LINE = 90  # characters of a build step, whose commands may be long
 _CHUNK = 1 << 20  # bytes read from the engine at once
 _REASON_LINES = 15  # of a failed build's output, enough for pip's or apt's own error
@@ -84,6 +88,7 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
     Raises:
         InstallationError: a step failed. Until the old plugin is removed, that is as it was.
     """
+    check_name(wanted.name)
     manifest = read_manifest(wanted.tree)
     former = _inspect(client, wanted.name)
     settings = _prepared(client, manifest, former, wanted)
@@ -95,6 +100,8 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
         _reconfigure(client, former, wanted, settings, progress)
         return
     _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
+    check_space(_SCRATCH, _SCRATCH_SPACE)
+    check_space(tempfile.gettempdir(), _TMP_SPACE)
     progress.step(f"Building the image {IMAGE}")
     image = build(client, wanted.tree, _existing(bundle, progress), progress)
     remember_bundle(settings["data.source"], bundle)
@@ -171,10 +178,10 @@ def export(client: docker.APIClient, image: str, directory: Path, progress: Prog
     Raises:
         InstallationError: the engine cannot export it.
     """
-    total = client.inspect_image(image)["Size"]
     done = 0
-    with tempfile.TemporaryFile(dir=_SCRATCH) as file:
-        with _container(client, image) as container, _engine("export the image"):
+    with _engine("export the image"), tempfile.TemporaryFile(dir=_SCRATCH) as file:
+        total = client.inspect_image(image)["Size"]
+        with _container(client, image) as container:
             for chunk in client.export(container, chunk_size=_CHUNK):
                 done += file.write(chunk)
                 # The archive is a little longer than what the engine calls the image's size.
@@ -248,19 +255,22 @@ def _existing(bundle: Path | None, progress: Progress) -> Path | None:
 
 
 def _inspect(client: docker.APIClient, name: str) -> dict[str, Any] | None:
-    try:
-        plugin: dict[str, Any] = client.inspect_plugin(name)
-    except NotFound:
-        return None
+    with _engine(f"say whether there is a plugin {name}"):
+        try:
+            plugin: dict[str, Any] = client.inspect_plugin(name)
+        except NotFound:
+            return None
     return plugin
 
 
 def _refuse_while_in_use(client: docker.APIClient, wanted: Installation) -> None:
     name = wanted.name
     drivers = {name, name if ":" in name.rpartition("/")[2] else f"{name}:latest"}
+    with _engine("list its containers"):
+        running = client.containers()
     users = [
         container["Names"][0].lstrip("/")
-        for container in client.containers()
+        for container in running
         if any(mount.get("Driver") in drivers for mount in container["Mounts"])
     ]
     if users and not wanted.force:

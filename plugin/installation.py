@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,12 @@ CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pypro
 BUNDLE = "ca-bundle.crt"
 """A symbolic link in the data directory to the certificates that builds trust; also the name of the
 file in the build's context."""
+
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+PLUGIN_NAME = re.compile(
+    rf"(?:[\w.-]+(?::\d+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII
+)
+"""The grammar of references in distribution/reference."""
 
 TREE = Path(__file__).resolve().parent.parent
 """The source tree that this module runs from, when it runs from one."""
@@ -65,6 +72,36 @@ def read_manifest(tree: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = json.loads((tree / "config.json").read_text(encoding="utf-8"))
     return manifest
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that engines take for no plugin; they would say so only after the build.
+
+    Raises:
+        InstallationError: says what is accepted.
+    """
+    if not PLUGIN_NAME.fullmatch(name):
+        raise InstallationError(
+            f"--name '{name}' is not accepted; expected lower-case letters and digits, with single "
+            "'.', '_' or '-' between them, such as passfs."
+        )
+
+
+def check_space(directory: str, needed: int) -> None:
+    """Refuse a *directory* for passing files that has less than *needed* bytes free.
+
+    Raises:
+        InstallationError: there is too little, or no such directory.
+    """
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        raise InstallationError(f"'{directory}' is needed: {error.strerror}.") from error
+    if free < needed:
+        raise InstallationError(
+            f"'{directory}' has {free // 10**6} MB free; the installation needs "
+            f"{needed // 10**6} MB there meanwhile."
+        )
 
 
 def write_context(file: IO[bytes], tree: Path, ca_bundle: Path | None) -> None:

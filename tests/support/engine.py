@@ -66,8 +66,11 @@ class FakeEngine:
 
     def _called(self, verb: str, name: str) -> None:
         self.calls.append(f"{verb} {name}")
-        if f"{verb} {name}" in self.broken:
-            raise api_error(500, self.broken[f"{verb} {name}"])
+        self._fails(f"{verb} {name}")
+
+    def _fails(self, call: str) -> None:
+        if call in self.broken:
+            raise api_error(500, self.broken[call])
 
     def _plugin(self, name: str) -> dict[str, Any]:
         if name.removesuffix(":latest") not in self.plugins:
@@ -82,6 +85,7 @@ class FakeEngine:
         yield {"aux": {"ID": self.image_id}}
 
     def info(self) -> dict[str, Any]:
+        self._fails("info")
         return self.says
 
     def images(self, name: str) -> list[dict[str, str]]:
@@ -107,9 +111,11 @@ class FakeEngine:
         self.left_containers.remove(container)
 
     def containers(self) -> list[dict[str, Any]]:
+        self._fails("containers")
         return self.running
 
     def inspect_plugin(self, name: str) -> dict[str, Any]:
+        self._fails("inspect")
         return json.loads(json.dumps(self._plugin(name)))  # type: ignore[no-any-return]
 
     def create_plugin(self, name: str, directory: str) -> None:
