@@ -26,8 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from starlette.responses import Response
-
 from passthrough import forkserver, sandbox, syscalls, worker
 from passthrough.config import Config, session_of
 from plugin import server, worker as serving
@@ -74,7 +72,7 @@ STEPS = {
     "have descriptors kept": Step(socket, "send_fds"),
     "tell the service manager": Step(Store, "_tell"),
     "listen": Step(socket.socket, "bind"),
-    "answer": Step(Response, "__call__"),
+    "answer": Step(server.InPieces, "__call__"),
 }
 
 
