@@ -10,7 +10,8 @@ above.
     server        HTTP on the Unix socket; the one place where an error becomes a reply
     greetings     what the engine's connections without a word mean
     listening     the socket itself
-    driver        the nine verbs, and the table from path to verb
+    verbs         the table from path to verb
+    driver        the nine verbs
     status        what Get and List say of a volume
     survey        a look, after the start, at what each volume serves
     turns         one request at a time for each volume

@@ -1,4 +1,4 @@
-"""The nine verbs of a volume driver, and at the end the table from path to verb.
+"""The nine verbs of a volume driver.
 
 What changes a volume waits for its turn. Get, List and Path wait for nobody and look at memory
 alone: dockerd forgets a volume whose Get fails.
@@ -7,11 +7,10 @@ alone: dockerd forgets a volume whose Get fails.
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
 
 import msgspec
 import trio
@@ -40,7 +39,6 @@ from plugin.protocol import (
     MountpointReply,
     MountRequest,
     Reply,
-    Request,
     VolumeInfo,
     VolumeRequest,
 )
@@ -50,7 +48,7 @@ from plugin.status import Status, mountpoint
 from plugin.storage import Storage
 from plugin.survey import Subject, survey
 from plugin.turns import SOURCE_DEADLINE_S, Turn, Turns
-from plugin.volume import Event, FileName, Record, State, Volume, VolumeName, volume_name
+from plugin.volume import Event, FileName, Record, State, Users, Volume, VolumeName, volume_name
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +80,17 @@ class Driver:
         self._policy = policy
         self._nursery = nursery
         # What Get and List answer from; changed after the registry and never before.
+        references, dead = registry.references, registry.dead
         self._volumes = {
-            record.name: Volume(record, registry.references.get(record.name))
+            record.name: Volume(record, references.get(record.name), dead.get(record.name))
             for record in registry.records
         }
         for volume in self._volumes.values():
-            if keeper.watch(volume.name, partial(self._note_loss, volume)):
+            if keeper.watch(volume.name, partial(self._lose, volume)):
                 volume.apply(Event.MOUNT)
                 volume.last_error = ""
+            else:
+                volume.strand()
         self._turns = Turns()
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
@@ -169,8 +170,8 @@ class Driver:
             try:
                 await self._keeper.mount(self._order(volume, turn))
                 volume.last_error = volume.source_error = ""
-                references = volume.references_with(request.id)
-                await self._record(volume, references)
+                users = volume.users_with(request.id)
+                await self._record(volume, users)
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._note_loss(volume, str(error))
@@ -178,9 +179,10 @@ class Driver:
                     await self._keeper.unmount(volume.name)
                 raise
             volume.apply(Event.MOUNT)
-            volume.references = references
+            volume.users = users
             if not self._keeper.worker_pid(volume.name):  # it has died meanwhile
                 volume.apply(Event.LOSE)
+                volume.strand()
         return MountpointReply(mountpoint=mountpoint(volume, self._keeper))
 
     async def unmount(self, request: MountRequest) -> Reply:
@@ -192,12 +194,12 @@ class Driver:
             RegistryFailed: the user is still counted.
         """
         user = (request.name, request.id)
-        if not self._volume(request.name).references[request.id] and user not in self._arriving:
+        if not self._volume(request.name).is_used_by(request.id) and user not in self._arriving:
             return Reply()  # at once: what others wait for here is no matter of this user
         async with self._turns.take(request.name, "Unmount") as turn:
             volume = self._volume(request.name)
-            if volume.references[request.id]:
-                await self._give_back(volume, volume.references_without(request.id), turn)
+            if volume.is_used_by(request.id):
+                await self._give_back(volume, volume.users_without(request.id), turn)
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
@@ -271,9 +273,14 @@ class Driver:
             open_source=open_source,
             limiter=turn.limiter,
             deadline=turn.deadline,
-            lost=partial(self._note_loss, volume),
+            lost=partial(self._lose, volume),
             step=turn.comes_to,
         )
+
+    def _lose(self, volume: Volume, reason: str) -> None:
+        """Remember that the worker of *volume* has ended, and that its users have a dead mount."""
+        volume.strand()
+        self._note_loss(volume, reason)
 
     def _note_loss(self, volume: Volume, reason: str) -> None:
         """Remember what is wrong with *volume*, and that it is not served if that is so."""
@@ -281,16 +288,17 @@ class Driver:
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
 
-    async def _record(self, volume: Volume, references: Counter[str]) -> None:
+    async def _record(self, volume: Volume, users: Users) -> None:
         """Write who uses *volume*, and by which mounts, for the next plugin."""
         served = self._keeper.served(volume.name)
-        await trio.to_thread.run_sync(self._registry.use, volume.name, references, served)
+        use = partial(self._registry.use, volume.name, users.references, served, users.dead)
+        await trio.to_thread.run_sync(use)
 
-    async def _give_back(self, volume: Volume, references: Counter[str], turn: Turn) -> None:
-        """Go on with those users of *volume* that *references* leaves."""
-        if references != volume.references:
-            await self._record(volume, references)
-            volume.references = references
+    async def _give_back(self, volume: Volume, users: Users, turn: Turn) -> None:
+        """Go on with *users* of *volume* alone."""
+        if users != volume.users:
+            await self._record(volume, users)
+            volume.users = users
         await self._release(volume, turn)
 
     async def _release(self, volume: Volume, turn: Turn) -> None:
@@ -319,7 +327,7 @@ class Driver:
                 f" worker does not answer (references: {volume.reference_count}); stop the"
                 " containers and programs that use it first"
             )
-        await self._give_back(volume, Counter(), turn)
+        await self._give_back(volume, Users(Counter(), Counter()), turn)
 
     def _subject(self, volume: Volume) -> Subject:
         """What to look at after the start."""
@@ -368,29 +376,3 @@ class Driver:
             await blocking.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete what was removed: %s", error)
-
-
-Perform = Callable[[Driver, Any], Awaitable[Reply]]
-
-
-class Verb(NamedTuple):
-    """How one path of the protocol is answered."""
-
-    request: type[Request]
-    perform: Perform
-    undo: Perform | None = None
-    """Takes the effect back if the client has gone before it could be told. dockerd sends no
-    Unmount after a Mount that failed for it; what the others do it asks for again."""
-
-
-VERBS: Mapping[str, Verb] = {
-    "/Plugin.Activate": Verb(EmptyRequest, Driver.activate),
-    "/VolumeDriver.Create": Verb(CreateRequest, Driver.create),
-    "/VolumeDriver.Remove": Verb(VolumeRequest, Driver.remove),
-    "/VolumeDriver.Mount": Verb(MountRequest, Driver.mount, undo=Driver.unmount),
-    "/VolumeDriver.Path": Verb(VolumeRequest, Driver.path),
-    "/VolumeDriver.Unmount": Verb(MountRequest, Driver.unmount),
-    "/VolumeDriver.Get": Verb(VolumeRequest, Driver.get),
-    "/VolumeDriver.List": Verb(EmptyRequest, Driver.list),
-    "/VolumeDriver.Capabilities": Verb(EmptyRequest, Driver.capabilities),
-}

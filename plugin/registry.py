@@ -5,9 +5,10 @@ one: dockerd forgets a volume, with its options, when Get says that it does not 
 
     volumes   what Create was asked for, and what the volume's directory is called
     refs      for each volume, how many mounts each mount id has that have not been given back
+    dead      the same of mounts whose worker or plugin has ended
     served    for each mount that was served when its volume was last used or given back, also for
               a detached one, what it takes to go on serving it after a restart
-    boot      which run of the machine `refs` and `served` are of: no mount outlives it
+    boot      which run of the machine `refs`, `dead` and `served` are of: no mount outlives it
 
 All of it blocks. One connection serves every thread, one change at a time; each change is a single
 transaction and so is whole or absent after a crash.
@@ -38,6 +39,8 @@ PRIVATE_MODE = 0o600
 
 APPLICATION_ID = 0x70617366  # "pasf": what file(1) and we tell our databases from others by
 FORMAT = 3  # raised with every change that an older plugin would misread
+FORMAT_OF_DIRECTORIES = 3
+"""The first one that says the directories of volumes, and the dead references."""
 
 # sqlite.org/fileformat2.html: the first 100 bytes. Read by hand, because opening a foreign database
 # through SQLite may already change it (recover a journal, create a -wal file beside it).
@@ -80,6 +83,14 @@ STEPS: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE volumes ADD COLUMN directory TEXT NOT NULL DEFAULT ''",
         "UPDATE volumes SET directory = old_directory(name)",
         "CREATE UNIQUE INDEX directories ON volumes (directory)",
+        """
+        CREATE TABLE dead (
+            volume TEXT NOT NULL REFERENCES volumes ON DELETE CASCADE,
+            id TEXT NOT NULL,
+            count INTEGER NOT NULL CHECK (count > 0),
+            PRIMARY KEY (volume, id)
+        ) STRICT
+        """,
     ),
 }
 
@@ -98,6 +109,8 @@ class Contents(NamedTuple):
     """How often each mount id has a volume mounted; nothing of a volume that nobody uses."""
     served: Sequence[Served]
     """The mounts that were there."""
+    dead: Mapping[VolumeName, Counter[str]]
+    """How often each mount id has a mount of a volume that is dead."""
 
 
 class Registry:
@@ -106,8 +119,8 @@ class Registry:
     def __init__(
         self, path: Path, connection: sqlite3.Connection, contents: Contents, owned: ExitStack
     ) -> None:
-        # All three as they were when the registry was opened.
-        self.records, self.references, self.served = contents
+        # All four as they were when the registry was opened.
+        self.records, self.references, self.served, self.dead = contents
         self._path = path
         self._connection = connection
         self._owned = owned
@@ -142,7 +155,7 @@ class Registry:
                     _update(connection)
                     if boot != (boot_id := boot_id or BOOT_ID.read_text().strip()):
                         _begin_anew(connection, boot_id)
-                        contents = Contents(contents.records, {}, [])
+                        contents = Contents(contents.records, {}, [], {})
             except sqlite3.Error as error:
                 raise CannotStart(f"cannot write the registry {path}: {error}") from error
             return cls(path, connection, contents, owned.pop_all())
@@ -173,17 +186,27 @@ class Registry:
         self._change([("DELETE FROM volumes WHERE name = ?", (name,))])
 
     def use(
-        self, name: VolumeName, references: Mapping[str, int], served: Iterable[Served] = ()
+        self,
+        name: VolumeName,
+        references: Mapping[str, int],
+        served: Iterable[Served] = (),
+        dead: Mapping[str, int] | None = None,
     ) -> None:
         """Write who uses the volume *name*, and by which mounts: after a Mount, before an unmount.
 
-        Both are all that there are, *references* with counts above zero; *served* may be those of
-        users who have given the volume back and still have files open.
+        Each is all that there are, *references* and *dead* with counts above zero; *served* may be
+        those of users who have given the volume back and still have files open.
 
         Raises:
             RegistryFailed: nothing was written.
         """
-        self._change([*_using(name, references), *_serving(name, served)])
+        self._change(
+            [
+                *_using("refs", name, references),
+                *_using("dead", name, dead or {}),
+                *_serving(name, served),
+            ]
+        )
 
     def _change(self, statements: Iterable[Statement]) -> None:
         """Execute all of *statements*, or none."""
@@ -196,10 +219,11 @@ class Registry:
                 raise RegistryFailed(f"cannot write the registry {self._path}: {error}") from error
 
 
-def _using(name: VolumeName, references: Mapping[str, int]) -> Iterator[Statement]:
-    yield "DELETE FROM refs WHERE volume = ?", (name,)
+def _using(table: str, name: VolumeName, references: Mapping[str, int]) -> Iterator[Statement]:
+    yield f"DELETE FROM {table} WHERE volume = ?", (name,)  # noqa: S608 - a name of ours
+    insert = f"INSERT INTO {table} (volume, id, count) VALUES (?, ?, ?)"  # noqa: S608
     for mount_id, count in references.items():
-        yield "INSERT INTO refs (volume, id, count) VALUES (?, ?, ?)", (name, mount_id, count)
+        yield insert, (name, mount_id, count)
 
 
 def _serving(name: VolumeName, served: Iterable[Served]) -> Iterator[Statement]:
@@ -291,8 +315,8 @@ def _format(connection: sqlite3.Connection) -> int:
 
 def _begin_anew(connection: sqlite3.Connection, boot_id: str) -> None:
     """Forget what was mounted before the machine was started; within a transaction."""
-    for table in ("refs", "served", "boot"):
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own three names
+    for table in ("refs", "dead", "served", "boot"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own four names
     connection.execute("INSERT INTO boot (id) VALUES (?)", (boot_id,))
 
 
@@ -326,21 +350,29 @@ def _read(connection: sqlite3.Connection) -> tuple[Contents, str]:
         raise sqlite3.DatabaseError(verdict)
     records = [_record(*row) for row in _volumes(connection)]
     if _format(connection) == 1:
-        return Contents(records, {}, []), ""
+        return Contents(records, {}, [], {}), ""
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
         raise ValueError(f"a row of {orphan[0]} is of no volume")
-    references: dict[VolumeName, Counter[str]] = {}
-    for name, mount_id, count in connection.execute("SELECT volume, id, count FROM refs"):
-        references.setdefault(name, Counter())[mount_id] = count
+    references = _counts(connection.execute("SELECT volume, id, count FROM refs"))
+    dead: dict[VolumeName, Counter[str]] = {}
+    if _format(connection) >= FORMAT_OF_DIRECTORIES:
+        dead = _counts(connection.execute("SELECT volume, id, count FROM dead"))
     rows = connection.execute("SELECT volume, number, device, report FROM served ORDER BY number")
     served = [Served(*row) for row in rows.fetchall()]
     boots = [boot for (boot,) in connection.execute("SELECT id FROM boot")]
-    return Contents(records, references, served), boots[0] if len(boots) == 1 else ""
+    return Contents(records, references, served, dead), boots[0] if len(boots) == 1 else ""
+
+
+def _counts(rows: Iterable[tuple[VolumeName, str, int]]) -> dict[VolumeName, Counter[str]]:
+    counts: dict[VolumeName, Counter[str]] = {}
+    for name, mount_id, count in rows:
+        counts.setdefault(name, Counter())[mount_id] = count
+    return counts
 
 
 def _volumes(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
-    if _format(connection) < 3:  # noqa: PLR2004 - the format that has the column
+    if _format(connection) < FORMAT_OF_DIRECTORIES:
         rows = connection.execute("SELECT name, options, created_at FROM volumes ORDER BY name")
         return [(name, oldnames.directory_of(name), *rest) for name, *rest in rows]
     select = "SELECT name, directory, options, created_at FROM volumes ORDER BY name"

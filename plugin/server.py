@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from plugin import log as logs
-from plugin.driver import VERBS, Driver, Perform, Verb
+from plugin.driver import Driver
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.forkserver import COMMAND
 from plugin.greetings import Greetings
@@ -41,6 +41,7 @@ from plugin.registry import Registry
 from plugin.settings import Settings
 from plugin.source import Host
 from plugin.storage import Storage
+from plugin.verbs import VERBS, Perform, Verb
 
 log = logging.getLogger(__name__)
 

@@ -77,7 +77,11 @@ class Status:
 
     def _passing(self, volume: Volume, under_way: str, error: str) -> dict[str, object]:
         errors = (volume.last_error, volume.source_error, error)
-        said = {"waiting": under_way, "error": "; ".join(dict.fromkeys(filter(None, errors)))}
+        said = {
+            "dead_references": _dead(volume.dead.total()),
+            "waiting": under_way,
+            "error": "; ".join(dict.fromkeys(filter(None, errors))),
+        }
         return {
             "mounted": volume.state is State.MOUNTED,
             "references": volume.reference_count,
@@ -124,6 +128,16 @@ def _without_the_engine(config: Config) -> list[str]:
         for option, ranges in maps.items()
         if ranges and not any(of.container == 0 for of in ranges)
     ]
+
+
+def _dead(count: int) -> str:
+    """Return how many users have a dead mount, with what to do; empty if there is none."""
+    if not count:
+        return ""
+    return (
+        f"{count}: the worker of their mount has ended; a container that has this mount gets"
+        " ENOTCONN until it is restarted"
+    )
 
 
 def _members(status: Mapping[str, object]) -> bytes:

@@ -128,16 +128,32 @@ ENDED = (
 )
 
 
+class Users(NamedTuple):
+    """The mounts of a volume that have not been given back, by their ids, with counts."""
+
+    references: Counter[str]
+    dead: Counter[str]
+    """Those of a mount whose worker or plugin has ended since; among the references, or of a time
+    before them."""
+
+
 class Volume:
     """One volume of the driver; every change happens under the driver's lock for its name."""
 
-    __slots__ = ("last_error", "record", "references", "source_error", "state")
+    __slots__ = ("dead", "last_error", "record", "references", "source_error", "state")
 
-    def __init__(self, record: Record, references: Mapping[str, int] | None = None) -> None:
-        """A volume that is not mounted; *references* were counted by a plugin that has ended."""
+    def __init__(
+        self,
+        record: Record,
+        references: Mapping[str, int] | None = None,
+        dead: Mapping[str, int] | None = None,
+    ) -> None:
+        """A volume that is not mounted; a plugin that has ended counted *references* and *dead*."""
         self.record = record
         self.references = Counter(references or {})
         """How many mounts of each mount id have not been given back; changed after the registry."""
+        self.dead = Counter(dead or {})
+        """As in `Users`."""
         self.state = State.LEFT if self.references else State.IDLE
         self.last_error = ENDED if self.references else ""
         """Why the last Mount failed, or the mount is lost."""
@@ -153,6 +169,23 @@ class Volume:
     def reference_count(self) -> int:
         """How many mounts have not been given back."""
         return self.references.total()
+
+    @property
+    def users(self) -> Users:
+        """The references, and which of them are dead."""
+        return Users(self.references, self.dead)
+
+    @users.setter
+    def users(self, users: Users) -> None:
+        self.references, self.dead = users
+
+    def strand(self) -> None:
+        """Count all references as dead: the mount that they are of has ended."""
+        self.dead |= self.references
+
+    def is_used_by(self, mount_id: str) -> bool:
+        """Return whether there is something of *mount_id* to give back."""
+        return bool(self.references[mount_id] or self.dead[mount_id])
 
     def check(self, event: Event) -> State:
         """The state that *event* leads to.
@@ -176,6 +209,14 @@ class Volume:
         """
         self.state = self.check(event)
 
+    def users_with(self, mount_id: str) -> Users:
+        """Return the users after one more Mount of *mount_id*."""
+        return Users(self.references_with(mount_id), self._dead_with(mount_id))
+
+    def users_without(self, mount_id: str) -> Users:
+        """Return the users after an Unmount of *mount_id*."""
+        return Users(self.references_without(mount_id), self._dead_without(mount_id))
+
     def references_with(self, mount_id: str) -> Counter[str]:
         """What is counted after one more Mount of *mount_id*.
 
@@ -189,3 +230,22 @@ class Volume:
     def references_without(self, mount_id: str) -> Counter[str]:
         """What is counted after an Unmount of *mount_id*, which changes nothing if it has none."""
         return self.references - Counter([mount_id])
+
+    def _dead_with(self, mount_id: str) -> Counter[str]:
+        """Return the dead references after one more Mount of *mount_id*.
+
+        `docker cp` mounts with the id of a container that goes on. But if the id has only a dead
+        reference of an earlier time, the engine was killed and has started the container again.
+        """
+        counted = self.references[mount_id] and self.state is not State.LEFT
+        return Counter(self.dead) if counted else self.dead - Counter([mount_id])
+
+    def _dead_without(self, mount_id: str) -> Counter[str]:
+        """Return the dead references after an Unmount of *mount_id*.
+
+        Of several references of one id the engine gives the last one back first.
+        """
+        if not self.references[mount_id]:
+            return self.dead - Counter([mount_id])
+        left = self.references_without(mount_id)[mount_id]
+        return self.dead - Counter({mount_id: max(0, self.dead[mount_id] - left)})

@@ -15,11 +15,12 @@ import pytest
 import trio
 
 from plugin import server
-from plugin.driver import VERBS, Driver
+from plugin.driver import Driver
 from plugin.errors import CannotStart, MountFailed
 from plugin.keeper import Keeper
 from plugin.protocol import CONTENT_TYPE
 from plugin.server import prepared, serve
+from plugin.verbs import VERBS
 from tests.support.dockerd import HEADERS, Answer, Dockerd, plugin, settings
 from tests.support.fake_worker import command
 

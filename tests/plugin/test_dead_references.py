@@ -1,0 +1,171 @@
+"""Users whose mount has lost its worker, beside others with a new mount of the volume."""
+
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given, strategies as st
+
+from plugin.volume import Event, Volume
+from tests.support.dockerd import Dockerd, mounted, plugin
+from tests.support.fake_worker import command
+from tests.support.manager import Manager
+from tests.support.records import record
+from tests.support.service import started
+
+SERVE = command("serve")
+KILLED = "volume vol: worker [0-9]+ was killed by SIGKILL"
+NOT_WHOLE = "volume vol: its mount is not whole, making a new one"
+
+
+async def dead(dockerd: Dockerd) -> int:
+    """Return how many users have a dead mount, as Status says it."""
+    status = (await dockerd.volume("vol"))["Status"]
+    count, _, advice = status.get("dead_references", "0").partition(": ")
+    assert advice or count == "0"
+    return int(count)
+
+
+async def do(dockerd: Dockerd, verb: str, mount_ids: Iterable[str]) -> None:
+    for mount_id in mount_ids:
+        await dockerd.do(verb, Name="vol", ID=mount_id)
+
+
+async def kill(dockerd: Dockerd) -> None:
+    """Kill the worker, and wait until the plugin knows."""
+    os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
+    with trio.fail_after(10):
+        while (await dockerd.volume("vol"))["Status"]["mounted"]:
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.logs(KILLED)
+@pytest.mark.logs(NOT_WHOLE)
+async def test_users_of_a_dead_mount_are_told_until_they_give_it_back(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await do(dockerd, "Mount", "aab")
+        assert await dead(dockerd) == 0
+        await kill(dockerd)
+        assert await dead(dockerd) == 3
+        await do(dockerd, "Mount", "c")
+        status = (await dockerd.volume("vol"))["Status"]
+        assert (status["mounted"], status["references"]) == (True, 4)
+        assert status["dead_references"] == (
+            "3: the worker of their mount has ended; a container that has this mount gets ENOTCONN"
+            " until it is restarted"
+        )
+        for mount_id, left in (("a", 2), ("c", 2), ("a", 1), ("x", 1), ("b", 0)):
+            await do(dockerd, "Unmount", mount_id)
+            assert await dead(dockerd) == left
+        assert mounted(tmp_path) == []
+
+
+@pytest.mark.logs(KILLED)
+@pytest.mark.logs(NOT_WHOLE)
+async def test_docker_cp_into_a_container_with_a_dead_mount_heals_nothing(tmp_path: Path) -> None:
+    """It mounts with the id of the container that goes on; the restart of that container heals."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await do(dockerd, "Mount", "a")
+        await kill(dockerd)
+        await do(dockerd, "Mount", "a")
+        assert await dead(dockerd) == 1
+        await do(dockerd, "Unmount", "a")
+        assert await dead(dockerd) == 1
+        await do(dockerd, "Unmount", "a")
+        await do(dockerd, "Mount", "a")
+        assert await dead(dockerd) == 0
+        await do(dockerd, "Unmount", "a")
+
+
+@pytest.mark.logs(KILLED)
+@pytest.mark.logs(NOT_WHOLE)
+async def test_a_second_worker_that_dies_adds_its_users(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await do(dockerd, "Mount", "a")
+        await kill(dockerd)
+        await do(dockerd, "Mount", "b")
+        await kill(dockerd)
+        assert await dead(dockerd) == 2
+        await do(dockerd, "Mount", "c")
+        assert await dead(dockerd) == 2
+        await do(dockerd, "Unmount", "abc")
+        assert await dead(dockerd) == 0
+
+
+async def test_users_of_a_plugin_that_has_ended_are_told_beside_new_ones(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await do(dockerd, "Mount", "abc")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert await dead(dockerd) == 3
+        await do(dockerd, "Mount", "n")
+        assert (await dockerd.references("vol"), await dead(dockerd)) == (1, 3)
+        await do(dockerd, "Unmount", "a")
+        assert (await dockerd.references("vol"), await dead(dockerd)) == (1, 2)
+        # An engine that was killed starts its containers again, with the ids that they had.
+        await do(dockerd, "Mount", "b")
+        assert (await dockerd.references("vol"), await dead(dockerd)) == (2, 1)
+        await do(dockerd, "Unmount", "nb")
+        assert mounted(tmp_path) == []
+        assert await dead(dockerd) == 1
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert (await dockerd.references("vol"), await dead(dockerd)) == (0, 1)
+        await dockerd.do("Remove", Name="vol")
+        await dockerd.do("Create", Name="vol")
+        assert await dead(dockerd) == 0
+
+
+def test_users_of_a_dead_mount_are_known_to_the_next_plugin(tmp_path: Path) -> None:
+    """The worker of the new mount goes on while the service restarts."""
+    with Manager(tmp_path) as manager, started(tmp_path, manager) as service:
+
+        def status() -> Any:
+            return service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]
+
+        service.call("VolumeDriver.Create", Name="vol")
+        service.call("VolumeDriver.Mount", Name="vol", ID="old")
+        os.kill(status()["worker_pid"], signal.SIGKILL)
+        while status()["mounted"]:
+            pass
+        service.call("VolumeDriver.Mount", Name="vol", ID="new")
+        assert service.end(signal.SIGTERM)[0] == 0
+        service.start()
+        assert (status()["mounted"], status()["references"]) == (True, 2)
+        assert status()["dead_references"].startswith("1: ")
+        service.call("VolumeDriver.Unmount", Name="vol", ID="old")
+        assert "dead_references" not in status()
+        service.call("VolumeDriver.Unmount", Name="vol", ID="new")
+
+
+IDS = "ab"
+STEPS = st.one_of(
+    st.tuples(st.just("mount"), st.sampled_from(IDS)),
+    st.tuples(st.just("unmount"), st.sampled_from(IDS)),
+    st.just(("die", "")),
+)
+
+
+@given(steps=st.lists(STEPS))
+def test_each_reference_is_dead_or_not_as_its_own_mount_is(steps: list[tuple[str, str]]) -> None:
+    volume = Volume(record("vol"))
+    held: dict[str, list[bool]] = {mount_id: [] for mount_id in IDS}  # whether each one is dead
+    for step, mount_id in steps:
+        if step == "mount":
+            volume.users = volume.users_with(mount_id)
+            volume.apply(Event.MOUNT)
+            held[mount_id].append(False)
+        elif step == "unmount":
+            volume.users = volume.users_without(mount_id)
+            del held[mount_id][-1:]
+        else:
+            volume.strand()
+            held = {mount_id: [True] * len(dead) for mount_id, dead in held.items()}
+        assert {each: volume.dead[each] for each in IDS} == {each: sum(held[each]) for each in IDS}
+        assert all(count > 0 for count in volume.dead.values())  # what the registry may write
