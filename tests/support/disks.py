@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,7 @@ LOWER = "lower"
 LISTED = "listed"
 """A second directory like LOWER, for a test that lists what was never looked up."""
 SUBMOUNTS = ("one", "two")
+LARGE_SUBMOUNT = "large"
 
 
 @contextlib.contextmanager
@@ -50,7 +52,8 @@ def overlay(target: Path) -> Iterator[None]:
     (Documentation/filesystems/overlayfs.rst).
     """
     with contextlib.ExitStack() as stack:
-        layers = {name: target.with_name(f"{target.name}-{name}") for name in ("lower", "upper")}
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="passfs-layers-")))
+        layers = {name: base / name for name in ("lower", "upper")}
         for layer in layers.values():
             layer.mkdir()
             stack.enter_context(_memory(layer))
@@ -66,12 +69,14 @@ def overlay(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def submounts(target: Path) -> Iterator[None]:
-    """Mount two file systems in memory below *target*, with the same inode numbers in both."""
+    """Mount two file systems in memory below *target*, with equal numbers, and an overlayfs."""
     with contextlib.ExitStack() as stack:
-        for name in SUBMOUNTS:
+        for name in (*SUBMOUNTS, LARGE_SUBMOUNT):
             (target / name).mkdir()
+        for name in SUBMOUNTS:
             stack.enter_context(_memory(target / name))
             _fill(target / name)
+        stack.enter_context(overlay(target / LARGE_SUBMOUNT))
         yield
 
 
