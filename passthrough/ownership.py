@@ -117,6 +117,15 @@ class Ownership:
         if self._lacks(attributes):
             raise os_error(errno.EPERM)
 
+    def why_unchanged(self, attributes: os.stat_result) -> str:
+        """Return why no caller may change the top of a volume; empty if its owner may."""
+        if not self._lacks(attributes):
+            return ""
+        return (
+            f"the top directory belongs to the host's user {attributes.st_uid}, who is in no range"
+            " of map_uid: no caller can create or remove anything in it; chown it on the host"
+        )
+
     def check_named(self, directory: int, name: bytes) -> None:
         """Refuse to move or remove *name* in *directory* if the map lacks its file's user.
 

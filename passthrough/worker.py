@@ -111,6 +111,9 @@ def serve(
     session = load(session_of(config))
     fs = PassthroughFs(config, _confine(config, handover.source_fd))
 
+    if not config.readonly and (why := fs.ownership.why_unchanged(fs.inodes.root.stat())):
+        log.warning("%s", why)
+
     def ready(without_passthrough: str) -> None:
         serving(
             Report(

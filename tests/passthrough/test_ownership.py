@@ -227,6 +227,17 @@ def test_access_to_what_an_unmapped_owner_has_is_that_of_all_but_writing(
         assert not mapping.access(number, os.X_OK, who)
 
 
+def test_a_file_without_a_name_gets_no_sgid_of_its_directorys_group(
+    mapping: PassthroughFs, source: Path
+) -> None:
+    (source / "shared").mkdir()
+    os.chown(source / "shared", 100_007, 0)
+    (source / "shared").chmod(0o2770)
+    entry, _ = mapping.tmpfile(number_of(mapping, b"shared"), 0o6750, os.O_RDWR, INSIDE)
+
+    assert entry.stat.st_mode & 0o7777 == 0o4750
+
+
 def test_suid_and_sgid_bits_want_a_caller_that_owns_the_file(
     mapping: PassthroughFs, files: Path
 ) -> None:

@@ -153,6 +153,11 @@ CONTENT_CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def bool_of(change: Callable[[Path], object], path: Path) -> bool:
+    """Do *change*, whose result no pipe carries."""
+    return change(path) is not None
+
+
 def _with_fd(path: Path, call: Callable[[int], object]) -> None:
     fd = os.open(path, os.O_RDWR)
     try:
@@ -315,6 +320,41 @@ def test_container_root_takes_suid_and_sgid_away_when_it_changes_content(
 
     ROOT.run(lambda: change(path) and None)
     assert mode_of(mapped.source / "file") == 0o755
+
+
+@pytest.mark.parametrize("change", ["write", "truncate", "fallocate"])
+def test_container_root_takes_bits_away_that_came_after_it_had_opened_the_file(
+    mapped: Ground, change: str
+) -> None:
+    """Such a file may have passed through: the kernel asks nothing then."""
+    path = own_file(mapped, USER)
+    calls: dict[str, Callable[[int], object]] = {
+        "write": lambda fd: os.write(fd, b"x"),
+        "truncate": lambda fd: os.ftruncate(fd, 1),
+        "fallocate": lambda fd: os.posix_fallocate(fd, 0, 8192),
+    }
+    fd = os.open(path, os.O_RDWR)
+    try:
+        USER.run(partial(path.chmod, 0o6755))
+        calls[change](fd)
+    finally:
+        os.close(fd)
+
+    assert mode_of(mapped.source / "file") == 0o755
+
+
+def test_the_kernel_knows_that_container_root_has_taken_bits_away(
+    session: dict[str, str],
+) -> None:
+    options = {**session, **RESTRICTIONS["map"], "cache": "always"}
+    with volume(options) as served, ground(served, 100_000, 200_000) as place:
+        for name, change in CONTENT_CHANGES.items():
+            path = own_file(place, USER, name)
+            own_file(place, USER, "other")
+            USER.run(partial(path.chmod, 0o6755))
+            assert mode_of(path) == 0o6755
+            ROOT.run(partial(bool_of, change, path))
+            assert (name, mode_of(path)) == (name, 0o755)
 
 
 def test_without_a_map_root_is_the_hosts(session: dict[str, str]) -> None:

@@ -413,6 +413,24 @@ def test_what_a_squashed_caller_makes_is_its_own_also_where_the_map_lacks_the_an
         ROOT.run(path.with_name("moved").unlink)
 
 
+@pytest.mark.parametrize(("readonly", "lines"), [("false", 1), ("true", 0)])
+def test_the_log_says_that_the_top_belongs_to_an_unmapped_owner(
+    tmp_path: Path, way: dict[str, str], readonly: str, lines: int
+) -> None:
+    """Its users see EACCES, which tells them nothing."""
+    options = {**way, "map_uid": MAP_UID, "readonly": readonly}
+    with mounted(tmp_path, options) as served:
+        logged = served.logged().splitlines()
+
+    assert len(logged) == lines
+    for line in logged:
+        assert line == (
+            "WARNING passthrough.worker: the top directory belongs to the host's user 0, who is in"
+            " no range of map_uid: no caller can create or remove anything in it; chown it on the"
+            " host"
+        )
+
+
 def test_a_volume_whose_top_belongs_to_an_unmapped_owner_takes_nothing(served: Mounted) -> None:
     os.chown(served.source, 0, 0)
     before = state(served.source)
