@@ -126,9 +126,9 @@ def _child(handover: Handover, serving: Callable[[Report], object], parent_fd: i
 def _watch(target: Path) -> Callable[[], bool]:
     """Whether what is mounted at *target* now is still there: others may unmount it as well."""
 
-    def uppermost() -> mountinfo.Mount | None:
+    def uppermost() -> tuple[int, int] | None:
         at_target = [m for m in mountinfo.read() if m.target == os.fsencode(target)]
-        return at_target[-1] if at_target else None
+        return (at_target[-1].mount_id, at_target[-1].device) if at_target else None
 
     ours = uppermost()
     return lambda: ours is not None and uppermost() == ours

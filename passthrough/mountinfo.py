@@ -11,6 +11,8 @@ from passthrough import syscalls
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _TABLE: Final = "/proc/self/mountinfo"
 _READ_BYTES: Final = 1 << 16
+# Optional fields of a mount with a peer group, proc_pid_mountinfo(5); a private one has neither.
+_FOLLOWING: Final = (b"shared:", b"master:")
 
 # Where the table is read from when /proc is out of sight.
 _kept_fd = -1
@@ -29,6 +31,8 @@ class Mount(NamedTuple):
     """Where it is mounted, as seen from this process's root."""
     fstype: str
     source: bytes
+    follows: bool = False
+    """Whether mounts made elsewhere in a peer group appear here: it is shared, or a slave."""
 
 
 def read(path: str = _TABLE) -> list[Mount]:
@@ -120,7 +124,7 @@ def _place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
 def _parse(line: bytes) -> Mount:
     # 36 35 98:0 /root /target rw,noatime shared:1 - ext4 /dev/sda rw   (optional fields before -)
     before, _, after = line.rstrip(b"\n").partition(b" - ")
-    mount_id, parent_id, device, root, target = before.split(b" ")[:5]
+    mount_id, parent_id, device, root, target, _flags, *tags = before.split(b" ")
     fstype, source, _options = after.split(b" ", 2)
     major, minor = device.split(b":")
     return Mount(
@@ -131,6 +135,7 @@ def _parse(line: bytes) -> Mount:
         _unescape(target),
         fstype.decode(),
         _unescape(source),
+        any(tag.startswith(_FOLLOWING) for tag in tags),
     )
 
 

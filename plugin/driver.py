@@ -16,7 +16,6 @@ import msgspec
 import trio
 
 from passthrough import running
-from passthrough.config import Config
 from plugin import blocking, options
 from plugin.errors import (
     InvalidOption,
@@ -121,8 +120,7 @@ class Driver:
                 return Reply()
             name = volume_name(request.name)
             notes = options.decided(wanted.config, running.without_rings())
-            if wanted.source is not None:
-                await self._look_at(wanted.source, wanted.config, turn)
+            source_note = await self._look_at(wanted, turn)
             record = Record(
                 name=name,
                 directory=FileName(name),
@@ -130,7 +128,7 @@ class Driver:
                 created_at=datetime.now(UTC),
             )
             await trio.to_thread.run_sync(self._inventory.add, record, wanted.config)
-            self._volumes[name] = Volume(record)
+            self._volumes[name] = Volume(record, source_note=source_note)
         for note in notes:
             log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
@@ -264,7 +262,8 @@ class Driver:
             open_source = partial(self._storage.open, volume.record)
         else:
             origin = f"source {understood.source!r}"
-            open_source = partial(self._host.open, understood.source, understood.config)
+            served = (understood.source, understood.config)
+            open_source = partial(self._host.open, *served, volume.note_source)
         return Order(
             name=volume.name,
             directory=volume.record.directory,
@@ -337,7 +336,7 @@ class Driver:
             if understood.source is None:
                 os.close(self._storage.open(volume.record))
             else:
-                self._host.look_at(understood.source, understood.config)
+                volume.source_note = self._host.look_at(understood.source, understood.config)
 
         def note(error: str) -> None:
             # Once it is mounted, or could not be, that says more.
@@ -355,13 +354,15 @@ class Driver:
         if difference := options.difference(have, wanted):
             raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
-    async def _look_at(self, source: str, config: Config, turn: Turn) -> None:
-        """Refuse a source that could not be mounted."""
+    async def _look_at(self, wanted: VolumeOptions, turn: Turn) -> str:
+        """Refuse a source that could not be mounted; gives what there is to note of it."""
+        if (source := wanted.source) is None:
+            return ""
         turn.comes_to(f"looking at source {source!r}")
-        look = partial(self._host.look_at, source, config)
+        look = partial(self._host.look_at, source, wanted.config)
         try:
             with trio.fail_at(turn.deadline):
-                await blocking.call(look, turn.limiter, lambda _: None)
+                return await blocking.call(look, turn.limiter, lambda _: None)
         except trio.TooSlowError as error:
             raise options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"

@@ -5,8 +5,8 @@ No I/O: dockerd forgets a volume whose Get fails or does not come.
 List describes thousands of volumes, and requests for others wait meanwhile. So a description has
 two parts, and a new line of Status belongs to one of them:
 
-    Status._lasting   depends on the volume's record and its worker's report alone: made once for
-                      each of them, and kept as JSON
+    Status._lasting   depends on the volume's record, its worker's report and the note on its source
+                      alone: made once for each of them, and kept as JSON
     Status._passing   all that changes otherwise: made for each request, and cheap
 """
 
@@ -32,10 +32,12 @@ SHARED_TEXTS = 256
 
 
 class Lasting(NamedTuple):
-    """What holds of a volume until it has another record or its worker another report."""
+    """What holds of a volume until its record, its worker's report or its source's note changes."""
 
     record: Record
     report: Report | None
+    note: str
+    """Of its source, `Volume.source_note`."""
     status: bytes
     """A part of Status: the members of a JSON object, without its braces."""
     error: str
@@ -67,8 +69,13 @@ class Status:
         """Return the lasting part of the description of *volume*, made now if it has changed."""
         report = self._keeper.report(volume.name)
         known = self._known.get(volume.name)
-        if known is None or known.record is not volume.record or known.report is not report:
-            known = self._known[volume.name] = self._lasting(volume.record, report)
+        note = volume.source_note
+        if (
+            known is None
+            or (known.record is not volume.record or known.report is not report)
+            or known.note != note
+        ):
+            known = self._known[volume.name] = self._lasting(volume.record, report, note)
         return known
 
     def forget(self, name: VolumeName) -> None:
@@ -89,17 +96,18 @@ class Status:
             **{name: text for name, text in said.items() if text},
         }
 
-    def _lasting(self, record: Record, report: Report | None) -> Lasting:
+    def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
             understood = self._understand(record.options)
         except InvalidOption as error:  # of another passfs, or another policy
-            return Lasting(record, report, _members({"options": dict(record.options)}), str(error))
+            given = _members({"options": dict(record.options)})
+            return Lasting(record, report, note, given, str(error))
         # A mount may be older than this plugin, and than what it was told of other defaults.
         goes_by = understood.config if report is None else report.config or understood.config
         applying = (
-            self._applying(goes_by)
+            self._applying(goes_by, note)
             if report is None
-            else self._applying(goes_by, report.without_handles, report.without_passthrough)
+            else self._applying(goes_by, note, report.without_handles, report.without_passthrough)
         )
         # Not the path of an own directory, because in a managed plugin that need not be the host's.
         serves = (
@@ -107,14 +115,20 @@ class Status:
             if understood.source is None
             else {"source": understood.source}
         )
-        return Lasting(record, report, b"%b,%b" % (_members(serves), applying), "")
+        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), "")
 
 
-def _applying(config: Config, without_handles: str = "", without_passthrough: str = "") -> bytes:
-    """Return what applies to the volume's mount, or would to its next one, of *config*."""
+def _applying(
+    config: Config, note: str, without_handles: str = "", without_passthrough: str = ""
+) -> bytes:
+    """Return what applies to the volume's mount, or would to its next one, of *config*.
+
+    *note* is about the source, and empty if there is nothing to say.
+    """
     applying = described(config, without_handles, without_passthrough)
     notes = cast("list[str]", applying["notes"])
-    return _members(applying | {"notes": notes + _without_the_engine(config)})
+    more = [*_without_the_engine(config), *filter(None, [note])]
+    return _members(applying | {"notes": notes + more})
 
 
 def _without_the_engine(config: Config) -> list[str]:

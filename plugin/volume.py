@@ -140,13 +140,18 @@ class Users(NamedTuple):
 class Volume:
     """One volume of the driver; every change happens under the driver's lock for its name."""
 
-    __slots__ = ("dead", "last_error", "record", "references", "source_error", "state")
+    __slots__ = (
+        *("dead", "last_error", "record", "references"),
+        *("source_error", "source_note", "state"),
+    )
 
     def __init__(
         self,
         record: Record,
         references: Mapping[str, int] | None = None,
         dead: Mapping[str, int] | None = None,
+        *,
+        source_note: str = "",
     ) -> None:
         """A volume that is not mounted; a plugin that has ended counted *references* and *dead*."""
         self.record = record
@@ -159,6 +164,8 @@ class Volume:
         """Why the last Mount failed, or the mount is lost."""
         self.source_error = ""
         """Why a Mount would have failed when the plugin was started."""
+        self.source_note = source_note
+        """A limit of the source that the plugin saw when it last opened the source."""
 
     @property
     def name(self) -> VolumeName:
@@ -186,6 +193,10 @@ class Volume:
     def is_used_by(self, mount_id: str) -> bool:
         """Return whether there is something of *mount_id* to give back."""
         return bool(self.references[mount_id] or self.dead[mount_id])
+
+    def note_source(self, note: str) -> None:
+        """Remember what Status is to say of the source, or that there is nothing to say."""
+        self.source_note = note
 
     def check(self, event: Event) -> State:
         """The state that *event* leads to.

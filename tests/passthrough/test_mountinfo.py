@@ -16,7 +16,7 @@ LINES = {
     ),
     "several optional fields": (
         "36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 master:7 propagate_from:2 - ext3 /dev/root rw",
-        Mount(36, 35, os.makedev(98, 0), b"/mnt1", b"/mnt2", "ext3", b"/dev/root"),
+        Mount(36, 35, os.makedev(98, 0), b"/mnt1", b"/mnt2", "ext3", b"/dev/root", True),
     ),
     "escaped": (
         r"40 22 0:50 /a\040b /m\011t\012n\134\043x rw unbindable - fuse.passfs a\040b rw,user_id=0",
@@ -32,7 +32,20 @@ LINES = {
     ),
     "a name space, not a directory": (
         "43 22 0:4 net:[4026532281] /run/netns/a rw shared:2 - nsfs nsfs rw",
-        Mount(43, 22, os.makedev(0, 4), b"net:[4026532281]", b"/run/netns/a", "nsfs", b"nsfs"),
+        Mount(
+            43,
+            22,
+            os.makedev(0, 4),
+            b"net:[4026532281]",
+            b"/run/netns/a",
+            "nsfs",
+            b"nsfs",
+            follows=True,
+        ),
+    ),
+    "a slave": (
+        "45 22 0:53 / /m rw,relatime master:3 - tmpfs none rw",
+        Mount(45, 22, os.makedev(0, 53), b"/", b"/m", "tmpfs", b"none", True),
     ),
     "a large minor number": (
         "44 22 0:1048575 / /m rw - tmpfs none rw",

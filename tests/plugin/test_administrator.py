@@ -103,28 +103,56 @@ async def test_a_default_applies_from_the_next_mount_on(tmp_path: Path) -> None:
         assert (await dockerd.volume("vol"))["Status"]["options"]["readonly"] == "false"
 
 
-@pytest.mark.logs("volume v: cannot be mounted: option 'no_readdir'")
+@pytest.mark.logs("volume v1: cannot be mounted: option 'no_readdir'")
 async def test_a_default_of_no_readdir_hides_no_files_of_a_source_from_an_engine(
     tmp_path: Path, allowed: Path
 ) -> None:
     """Docker copies the image's files into a volume that looks empty, over those of the host."""
     source = {"source": str(allowed)}
     async with plugin(tmp_path, SERVE) as dockerd:
-        await dockerd.do("Create", Name="v", Opts=source)
-        refused = await dockerd.call("Create", Name="w", Opts={"no_readdir": "", **source})
+        await dockerd.do("Create", Name="v1", Opts=source)
+        refused = await dockerd.call("Create", Name="w1", Opts={"no_readdir": "", **source})
         assert refused.status == 400
         assert "an engine copies an image's over them" in refused.error
     async with plugin(tmp_path, SERVE, PASSFS_DEFAULT_OPTIONS="no_readdir") as dockerd:
-        refused = await dockerd.call("Mount", Name="v", ID="a")
+        refused = await dockerd.call("Mount", Name="v1", ID="a")
         assert refused.status == 400
         assert "expected readonly beside it, or false" in refused.error
         assert refused.error.endswith("(defaults of this plugin: no_readdir=true)")
-        assert "no_readdir" in (await dockerd.volume("v"))["Status"]["error"]
-        await dockerd.do("Create", Name="x", Opts={"ro": "", **source})
-        await dockerd.do("Mount", Name="x", ID="a")
-        assert "ro" in mount_flags(tmp_path / "mounts" / "x")
-        await dockerd.do("Unmount", Name="x", ID="a")
-        await dockerd.do("Create", Name="y")
+        assert "no_readdir" in (await dockerd.volume("v1"))["Status"]["error"]
+        await dockerd.do("Create", Name="x1", Opts={"ro": "", **source})
+        await dockerd.do("Mount", Name="x1", ID="a")
+        assert "ro" in mount_flags(tmp_path / "mounts" / "x1")
+        await dockerd.do("Unmount", Name="x1", ID="a")
+        await dockerd.do("Create", Name="y1")
+
+
+@pytest.mark.logs("volume v1: cannot be mounted: option 'source'")
+async def test_what_exists_outside_of_the_allowed_directories_is_told_to_no_user(
+    tmp_path: Path, allowed: Path
+) -> None:
+    """Create, Mount and Status have one sentence for all of it."""
+    (tmp_path / "other" / "link").symlink_to(tmp_path / "other" / "app")
+    (allowed / "out").symlink_to(tmp_path / "other")
+    there = tmp_path / "other" / "app"
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v1", Opts={"source": str(there)})
+    sentences = set()
+    async with plugin(tmp_path, SERVE, PASSFS_ALLOWED_SOURCES=str(allowed)) as dockerd:
+        for source in (there, there / "file", there / "none", there.parent / "link"):
+            for path in (source, allowed / "out" / source.relative_to(there.parent)):
+                refused = await dockerd.call("Create", Name="w1", Opts={"source": str(path)})
+                sentences.add(refused.error.replace(str(path), "PATH"))
+        refused = await dockerd.call("Mount", Name="v1", ID="a")
+        sentences.add(refused.error.replace(str(there), "PATH"))
+        there.rename(tmp_path / "moved")
+        refused = await dockerd.call("Mount", Name="v1", ID="a")
+        sentences.add(refused.error.replace(str(there), "PATH"))
+        status = (await dockerd.volume("v1"))["Status"]["error"]
+        sentences.add(status.replace(str(there), "PATH"))
+    assert sentences == {
+        f"option 'source': 'PATH' {NOT_ALLOWED}; expected a directory in {allowed}"
+    }
 
 
 async def test_the_same_create_again_goes_by_the_defaults_as_well(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from passthrough.config import Config
 from passthrough.mount import mount, unmount
 from plugin.errors import InvalidOption
 from plugin.source import Host
+from tests.support.mounts import mounted_on
 
-MS_BIND = 4096
+MS_BIND, MS_PRIVATE, MS_SHARED = 4096, 1 << 18, 1 << 20
 EXPECTED = "; expected the absolute path of an existing directory on the host, without '..'"
 
 
@@ -204,6 +205,56 @@ def test_what_lies_in_the_data_directory_is_no_source(host: Host, bound: Path, i
         )
 
 
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ("mounts", "contains a directory of passfs itself, where volumes are mounted"),
+        ("data", "contains a directory of passfs itself, where passfs keeps its data"),
+    ],
+)
+def test_no_path_that_only_the_plugin_knows_is_told(tmp_path: Path, own: str, reason: str) -> None:
+    """A managed plugin's own directories have other names on the host."""
+    (tmp_path / "away").mkdir()
+    host = seen_at(tmp_path / "away", tmp_path / "host", Path("/srv"))
+    (tmp_path / "host" / "deep" / own).mkdir(parents=True)
+    inside = tmp_path / "host" / "deep" / own
+    host = host._replace(mount_dir=inside) if own == "mounts" else host._replace(data_dir=inside)
+
+    assert refusal(host, "/srv") == f"{reason}; expected a directory that does not"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A mount of its own."""
+    (tmp_path / "disk").mkdir()
+    with mounted_on(tmp_path / "disk", "tmpfs"):
+        yield tmp_path / "disk"
+
+
+def noted(host: Host, source: Path | str) -> str:
+    notes: list[str] = []
+    os.close(host.open(str(source), Config(), notes.append))
+    assert [host.look_at(str(source), Config())] == notes
+    return notes[0]
+
+
+@pytest.mark.parametrize(
+    ("seen_at_root", "until"),
+    [(True, "the volume is mounted anew"), (False, "passfs starts again")],
+)
+def test_a_private_mount_is_noted_because_later_disks_are_not_seen(
+    host: Host, disk: Path, *, seen_at_root: bool, until: str
+) -> None:
+    if not seen_at_root:
+        host = host._replace(root=disk, directory=Path("/srv"))
+    source = disk if seen_at_root else "/srv"
+    for propagation, seen in ((MS_PRIVATE, False), (MS_SHARED, True), (MS_PRIVATE, False)):
+        syscalls.mount(b"none", os.fsencode(disk), b"none", propagation, b"")
+        note = noted(host, source)
+        assert (note == "") == seen
+        assert seen or f"are not seen until {until}, because its mount is private" in note
+
+
 def test_what_contains_the_data_directory_is_no_source(host: Host, tmp_path: Path) -> None:
     (tmp_path / "above" / "data").mkdir(parents=True)
     beside = host._replace(data_dir=tmp_path / "above" / "data")
@@ -247,6 +298,53 @@ def test_what_lies_in_none_is_refused(narrow: Host, tmp_path: Path, source: str)
         f"{NOT_ALLOWED}; expected a directory in"
         f" {missing} (which allows nothing: No such file or directory), {there}"
     )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("other/none", "other/none/below", "other/file", "other/file/below", "other/link"),
+        *("other/loop/x", "other/" + "x" * 300, "allowed/none", "allowed/one/out/none"),
+        *("allowed/one/out/file", "allowed/one/out/link", "allowed/one/up/none", "none"),
+    ],
+)
+def test_what_lies_in_none_gets_one_sentence_whether_it_is_there_or_not(
+    narrow: Host, tmp_path: Path, source: str
+) -> None:
+    """A user with less than the whole host is told nothing of the rest, by no way."""
+    (tmp_path / "other" / "file").touch()
+    (tmp_path / "other" / "link").symlink_to("app")
+    (tmp_path / "other" / "loop").symlink_to("loop")
+    (tmp_path / "allowed" / "one" / "out").symlink_to(tmp_path / "other")
+    (tmp_path / "allowed" / "one" / "up").symlink_to("../../other")
+    expected = refusal(narrow, tmp_path / "other" / "app")
+    if source.startswith("allowed/one/"):  # the directory that the name points to comes first
+        missing, there = narrow.allowed
+        nearest = [f"{there}", f"{missing} (which allows nothing: No such file or directory)"]
+        expected = f"{NOT_ALLOWED}; expected a directory in {', '.join(nearest)}"
+
+    assert refusal(narrow, tmp_path / source) == expected
+
+
+def test_what_is_wrong_in_an_allowed_directory_is_told(narrow: Host, tmp_path: Path) -> None:
+    one = tmp_path / "allowed" / "one"
+    (one / "file").touch()
+    (one / "link").symlink_to("app")
+    (one / "loop").symlink_to("loop")
+
+    assert refusal(narrow, one / "none") == f"does not exist{EXPECTED}"
+    assert refusal(narrow, f"/{one}/./none") == f"does not exist{EXPECTED}"
+    assert refusal(narrow, one / "file") == f"is not a directory{EXPECTED}"
+    assert refusal(narrow, one / "link") == f"is a symbolic link{EXPECTED}"
+    assert refusal(narrow, one / "loop" / "x").startswith("leads through too many symbolic")
+
+
+def test_outside_of_what_the_plugin_sees_is_as_outside_of_what_is_allowed(
+    seen_elsewhere: Host,
+) -> None:
+    narrow = seen_elsewhere._replace(allowed=(Path("/srv/app"),))
+    for source in ("/etc", "/srv/none", "/srv"):
+        assert refusal(narrow, source) == f"{NOT_ALLOWED}; expected a directory in /srv/app"
 
 
 def test_a_symlink_does_not_lead_out_of_an_allowed_directory(narrow: Host, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """plugin/survey.py: after a start Get tells what is missing, and nobody waits for that."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from passthrough import syscalls
 from plugin.errors import InvalidOption
 from plugin.source import Host
 from plugin.survey import LOOKS
 from plugin.turns import SOURCE_DEADLINE_S
 from tests.support.dockerd import Dockerd, plugin
 from tests.support.fake_worker import command
+from tests.support.mounts import mounted_on
 
+MS_PRIVATE, MS_SHARED = 1 << 18, 1 << 20  # mount(2)
 SERVE = command("serve")
 
 
@@ -121,3 +125,27 @@ async def test_a_source_that_does_not_answer_after_a_restart_is_told_and_awaited
         silence.ended.set()
         for name in list(sources)[1:]:
             await until(dockerd, name, "it has been away for too long")
+
+
+async def test_status_notes_that_disks_mounted_later_are_not_seen(tmp_path: Path) -> None:
+    """From Create on, from each look at the source, and no longer once its mount is shared."""
+    source = tmp_path / "disk"
+    source.mkdir()
+
+    async def private(dockerd: Dockerd) -> list[str]:
+        notes = (await dockerd.volume("vol"))["Status"]["notes"]
+        return [note for note in notes if "because its mount is private" in note]
+
+    with mounted_on(source, "tmpfs"):
+        syscalls.mount(b"none", os.fsencode(source), b"none", MS_PRIVATE, b"")
+        async with plugin(tmp_path, SERVE) as dockerd:
+            await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
+            assert len(await private(dockerd)) == 1
+            syscalls.mount(b"none", os.fsencode(source), b"none", MS_SHARED, b"")
+            await dockerd.do("Mount", Name="vol", ID="a")
+            assert await private(dockerd) == []
+            await dockerd.do("Unmount", Name="vol", ID="a")
+            syscalls.mount(b"none", os.fsencode(source), b"none", MS_PRIVATE, b"")
+        async with plugin(tmp_path, SERVE) as dockerd:
+            while not await private(dockerd):
+                await trio.lowlevel.checkpoint()
