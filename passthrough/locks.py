@@ -331,6 +331,11 @@ class LockTable:
                 del self._seen[next(iter(self._seen))]
         return before != now
 
+    def forget_content(self, file: int) -> None:
+        """Have the next lock of *file* find the content changed."""
+        with self._lock:
+            self._seen.pop(file, None)
+
     @contextmanager
     def _registered(self, file: int, owner: int, lock: Lock) -> Iterator[None]:
         """A guard: inside it, *owner* is known to wait for *lock*.

@@ -110,6 +110,11 @@ class Backings:
             self._channel.close_backing(made)
         return backed.id
 
+    def passes(self, number: int) -> bool:
+        """Return whether inode *number* is open and its data goes past the worker."""
+        backed = self._backed.get(number)
+        return backed is not None and backed.id != NONE
+
     def release(self, number: int) -> None:
         """One open of inode *number* less."""
         with self._lock:

@@ -39,6 +39,7 @@ from passthrough.session.members import (
     SLOW_LOOKS,
     Interval,
     Member,
+    another_serves,
     let_finish,
     taken,
 )
@@ -111,6 +112,7 @@ class Crew:
         """
         if not self._beside_rings:
             self._session.about_to_block = self.about_to_block
+            self._session.may_wait = self.may_wait
         self._session.let_others_finish = self.let_others_finish
         self._free = [Member(self._channel.open_request()) for _ in range(_KEPT)]
         self._grow(1)
@@ -139,6 +141,19 @@ class Crew:
         """
         if self.at_work() == len(self._members):
             self._join(stays=False)
+
+    def may_wait(self, request: Request) -> bool:
+        """Return whether another thread serves while that of *request* waits; try to have one.
+
+        Where no more threads can be had, the last one must not wait for a lock: it is the one that
+        the unlock will need.
+        """
+        with self._lock:
+            if another_serves(self._members, request):
+                return True
+        self._join(stays=False)
+        with self._lock:
+            return another_serves(self._members, request)
 
     def let_others_finish(self, request: Request) -> bool:
         """Wait until what other threads took before *request* is done, or longer than usual.

@@ -28,6 +28,7 @@ _BUSY: Final = 0.4
 # How long to wait for other threads, at least and at most, where they may be about to give way.
 _PASS_S: Final = 0.001
 _MOST_PASS_S: Final = 0.02
+_LOCKING: Final = frozenset({int(Opcode.SETLK), int(Opcode.SETLKW)})
 
 
 class Member:
@@ -55,6 +56,13 @@ class Member:
     def waits_for_lock(self) -> bool:
         """Whether it waits for somebody to give a lock up, perhaps."""
         return self.request.opcode == Opcode.SETLKW
+
+    def may_wait_for_others(self) -> bool:
+        """Return whether its request may last until another request has been answered.
+
+        That is a wait for a lock, or for pages that are read meanwhile (handlers/locking.py).
+        """
+        return not self.waits and self.request.opcode in _LOCKING
 
     def forgets(self) -> bool:
         """Whether it gives tens of thousands of inodes back, perhaps.
@@ -108,6 +116,17 @@ def taken(members: Iterable[Member]) -> int:
         total += count - member.seen
         member.seen = count
     return total
+
+
+def another_serves(members: Iterable[Member], request: Request) -> bool:
+    """Return whether another of *members* than the one at *request* is there for unlocks.
+
+    Each thread asks once its own request can be seen. So of threads that ask at the same time, the
+    last one to ask sees all the others.
+    """
+    return any(
+        member.request is not request and not member.may_wait_for_others() for member in members
+    )
 
 
 def let_finish(members: Iterable[Member], request: Request) -> None:

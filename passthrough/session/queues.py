@@ -12,6 +12,7 @@ No thread leaves before the connection ends: an entry cannot be taken back.
 """
 
 import _thread
+import contextlib
 import errno
 import itertools
 import logging
@@ -29,6 +30,7 @@ from passthrough.session.members import (
     SLOW_LOOKS,
     Interval,
     Member,
+    another_serves,
     let_finish,
     taken,
 )
@@ -93,6 +95,7 @@ class Queues:
         self._queues = [_Queue(processor) for processor in processors]
         self._hurries = itertools.count()
         self._stopped = False
+        self._short = False
         self._quiet = 0
         self._interval = Interval()
         self.resting = True
@@ -114,6 +117,7 @@ class Queues:
         if not self.in_use:
             return
         self._session.let_others_finish = self.let_others_finish
+        self._session.may_wait = self.may_wait
         started: SimpleQueue[OSError | None] = SimpleQueue()
         for queue in (queue for queue in self._queues for _ in range(_FIRST)):
             self._grow(queue, started.put)
@@ -148,6 +152,21 @@ class Queues:
         let_finish(self._members(), request)
         return True
 
+    def may_wait(self, request: Request) -> bool:
+        """Return whether another thread serves the processor of *request* meanwhile, as in a crew.
+
+        A new thread counts once the kernel has its entry.
+        """
+        queue = next(
+            queue for queue in self._queues for one in queue.members if one.request is request
+        )
+        if not another_serves(tuple(queue.members), request):
+            started: SimpleQueue[OSError | None] = SimpleQueue()
+            if self._grow(queue, started.put):
+                with contextlib.suppress(Empty):
+                    self._log_failure(started.get(timeout=_START_LIMIT_S))
+        return another_serves(tuple(queue.members), request)
+
     def _members(self) -> list[Member]:
         return [member for queue in self._queues for member in queue.members]
 
@@ -168,11 +187,12 @@ class Queues:
             if requests:
                 if queue.held_up >= SLOW_LOOKS and queue.size < ENOUGH_FOR_SLOW:
                     queue.held_up = 0
-                    self._grow(queue, _log_failure)
+                    self._grow(queue, self._log_failure)
             elif queue.held_up >= enough or queue.stuck >= SLOW_LOOKS:
                 queue.stuck = 0
                 for _ in range(queue.size):
-                    self._grow(queue, _log_failure)
+                    if not self._grow(queue, self._log_failure):
+                        break
             queue.full = full
         if self._quiet >= QUIET_LOOKS:
             self._quiet, self.resting = 0, True
@@ -198,9 +218,15 @@ class Queues:
         except RuntimeError as error:  # which is what Python makes of EAGAIN here
             with self._lock:
                 queue.size -= 1
-            started(OSError(errno.EAGAIN, str(error)))
+            self._log_failure(failure := OSError(errno.EAGAIN, str(error)))
+            started(failure)
             return False
         return True
+
+    def _log_failure(self, error: OSError | None) -> None:
+        if error is not None and not self._short:
+            self._short = True
+            log.warning("no more threads than %d can be had: %s", self.size(), error)
 
     def _work(
         self, queue: _Queue, urgent: bool, started: Callable[[OSError | None], object]
@@ -251,8 +277,3 @@ def _stay_on(processor: int) -> None:
         os.sched_setaffinity(0, {processor})
     except OSError as error:
         log.debug("no thread on processor %d: %s", processor, error)
-
-
-def _log_failure(error: OSError | None) -> None:
-    if error is not None:
-        log.warning("no more threads can be had: %s", error)

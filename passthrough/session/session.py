@@ -30,7 +30,7 @@ class Session:
 
     __slots__ = (
         *("_handlers", "about_to_block", "agreed", "backings", "broken", "fs"),
-        *("let_others_finish", "notifier", "passes_through"),
+        *("let_others_finish", "may_wait", "notifier", "passes_through"),
         "umask",
     )
 
@@ -59,6 +59,8 @@ class Session:
         """The umask of the caller, if it is this side that applies it."""
         self.let_others_finish: Callable[[Request], bool] = _alone
         """Give way to what was taken from the kernel before a request; whether there was any."""
+        self.may_wait: Callable[[Request], bool] = _always
+        """Return whether a request may wait for another one: another thread is there to serve."""
         self.about_to_block: Callable[[], None] = _nothing
         """To be called before what is known to wait for the host's disk, or for somebody else."""
         # By plain numbers, which are faster to find than members of an enumeration.
@@ -141,6 +143,10 @@ class Session:
 
 def _nothing() -> None:
     pass
+
+
+def _always(_request: Request) -> bool:
+    return True
 
 
 def _alone(_request: Request) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from passthrough import waiting
+from passthrough.session import crew
 from plugin.manager import KINDS
 from tests.support.service import Service
 from tests.support.systemd import Systemd
@@ -58,6 +60,15 @@ def test_volumes_stay_mounted_whatever_restarts_the_service(
     while systemd.show("NFileDescriptorStore") != "0":
         assert not status(service)["mounted"]
     assert "WARNING" not in service.log.read_text()
+
+
+def test_the_unit_allows_the_threads_of_all_volumes_that_it_allows(systemd: Systemd) -> None:
+    volumes = int(systemd.show("FileDescriptorStoreMax")) // len(KINDS)
+    busy = 2 + crew._RESERVE  # the main thread, and one that serves
+    most = 1 + crew._MOST + crew._RESERVE + waiting._MOST
+
+    assert (volumes, busy, most) == (2048, 10, 1289)
+    assert 2_000 * busy + 9 * most <= int(systemd.show("TasksMax"))
 
 
 def test_a_stop_ends_the_workers_and_the_next_start_clears_away(

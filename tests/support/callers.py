@@ -60,6 +60,11 @@ class Call(Generic[T]):
         result: T = value
         return result
 
+    @property
+    def answer(self) -> int:
+        """The descriptor that becomes readable when the function has returned."""
+        return self._reader
+
     def kill(self) -> None:
         """End the child at once, as a crash would; waits until it is gone."""
         self._end()

@@ -1,9 +1,11 @@
 """Requests for locks, which are taken on the host's files (`locks=host`)."""
 
+import errno
 import fcntl
 from collections.abc import Mapping
 from typing import Final
 
+from passthrough.errors import os_error
 from passthrough.filecalls import Lock
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
@@ -50,8 +52,13 @@ def _setlk(session: Session, request: Request) -> bool:
 def setlkw(session: Session, request: Request) -> bytes:
     """Take a lock as soon as nothing is in the way, or until INTERRUPT comes."""
     handle, owner, start, end, kind, pid, more = request.fields(wire.LK_IN)
+    if kind == fcntl.F_UNLCK:  # as Linux sends LOCK_UN of flock(2); nothing is in the way
+        _setlk(session, request)
+        return b""
     number = request.unique & ~abi.UNIQUE_RESEND
     session.about_to_block()
+    if not session.may_wait(request):
+        raise os_error(errno.ENOLCK)
     if more & abi.LK_FLOCK:
         changed = session.fs.flock(handle, kind, number)
     else:
@@ -67,8 +74,21 @@ def _taken(session: Session, request: Request, *, changed: bool) -> bytes:
     if changed and not session.fs.config.writeback:
         # It waits for pages that others are about to read, by requests of their own.
         session.about_to_block()
+        if not session.backings.passes(request.nodeid) and not session.may_wait(request):
+            _give_back(session, request)
+            raise os_error(errno.ENOLCK)
         session.notifier.data_changed(request.nodeid)
     return b""
+
+
+def _give_back(session: Session, request: Request) -> None:
+    """Unlock what has just been locked: the kernel may still keep an older content."""
+    handle, owner, start, end, _kind, pid, more = request.fields(wire.LK_IN)
+    if more & abi.LK_FLOCK:
+        session.fs.flock(handle, fcntl.F_UNLCK)
+    else:
+        session.fs.setlk(handle, owner, Lock(fcntl.F_UNLCK, start, end, pid))
+    session.fs.locks.forget_content(request.nodeid)
 
 
 HANDLERS: Final[Mapping[int, Handler]] = {

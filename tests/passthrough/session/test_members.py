@@ -8,7 +8,15 @@ from typing import cast
 import pytest
 
 from passthrough.session import members
-from passthrough.session.members import LATE_LOOKS, LOOK_S, Interval, Member, taken
+from passthrough.session.abi import Opcode
+from passthrough.session.members import (
+    LATE_LOOKS,
+    LOOK_S,
+    Interval,
+    Member,
+    another_serves,
+    taken,
+)
 from passthrough.session.request import Request
 
 
@@ -98,3 +106,22 @@ def test_each_request_is_counted_once() -> None:
     both[1].count += 1
     assert taken(both) == 1
     assert taken(both) == 0
+
+
+@pytest.mark.parametrize(
+    ("opcode", "waits", "serves"),
+    [
+        (Opcode.SETLKW, False, False),
+        (Opcode.SETLK, False, False),  # it may have pages dropped that others read
+        (Opcode.SETLKW, True, True),
+        (Opcode.FSYNC, False, True),
+    ],
+)
+def test_a_thread_that_may_wait_for_a_lock_does_not_serve(
+    opcode: Opcode, *, waits: bool, serves: bool
+) -> None:
+    own, other = (Member(cast("Request", SimpleNamespace(opcode=opcode))) for _ in range(2))
+    own.waits, other.waits = False, waits
+
+    assert another_serves([own, other], own.request) is serves
+    assert not another_serves([own], own.request)

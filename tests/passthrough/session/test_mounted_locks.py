@@ -4,20 +4,25 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.callers import ROOT, together
+from tests.support.callers import ROOT, Call, together
 from tests.support.mounted import Mounted, mounted
+from tests.support.pids import threads_limited
+from tests.support.rings import switched_for
 
 LIMIT_S = 60.0
+MORE_THREADS = 3
+ENOUGH_WAITERS = 16  # more than threads that can be had, over io_uring as well
 WAITING = 300  # more than a session has threads for requests that do not wait
 
 
@@ -31,6 +36,16 @@ def base() -> Iterator[Path]:
 def volume(base: Path, **options: str) -> Iterator[Mounted]:
     with mounted(base, {"session": "kernel"} | options) as served, served.limited(LIMIT_S):
         yield served
+
+
+def lock(path: Path, *, whole: bool) -> str:
+    """Wait for a lock, by flock(2) for the *whole* file or by fcntl(2), and give the lock back."""
+    with path.open("r+b") as file:
+        try:
+            (fcntl.flock if whole else fcntl.lockf)(file, fcntl.LOCK_EX)
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        return "locked"
 
 
 @contextlib.contextmanager
@@ -156,3 +171,33 @@ def test_a_lock_is_gone_for_the_next_caller_when_its_file_is_closed(base: Path) 
                 os.close(second)
 
     assert refused == 0
+
+
+@pytest.mark.parametrize("transport", ["dev", "io_uring"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_last_thread_that_can_be_had_waits_for_no_lock(
+    base: Path, transport: str, *, whole: bool
+) -> None:
+    """One thread stays for the unlock, and a caller for whom there is no other gets ENOLCK."""
+    with switched_for({"transport": transport}), volume(base, transport=transport) as served:
+        path = served.mountpoint / "file"
+        path.touch()
+        with path.open("r+b") as file, threads_limited(served.worker_pid, MORE_THREADS):
+            (fcntl.flock if whole else fcntl.lockf)(file, fcntl.LOCK_EX)
+            waiters = [ROOT.start(partial(lock, path, whole=whole)) for _ in range(ENOUGH_WAITERS)]
+            with contextlib.ExitStack() as stack:
+                for waiter in waiters:
+                    stack.enter_context(waiter)
+                wait_for_first(waiters)
+                assert path.stat().st_size == 0
+                (fcntl.flock if whole else fcntl.lockf)(file, fcntl.LOCK_UN)
+                outcomes = [waiter.result() for waiter in waiters]
+            assert lock(path, whole=whole) == "locked"
+        assert set(outcomes) == {"locked", "ENOLCK"}
+        assert served.logged().count("can be had") == 1
+
+
+def wait_for_first(waiters: Sequence[Call[str]]) -> None:
+    """Wait until one of the processes has answered."""
+    ready, _, _ = select.select([waiter.answer for waiter in waiters], [], [], LIMIT_S)
+    assert ready

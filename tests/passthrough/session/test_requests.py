@@ -1,6 +1,7 @@
 """Every opcode, asked in bytes over a file system on a real directory, and answered in bytes."""
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -468,6 +469,46 @@ def test_a_listing_in_any_number_of_parts(
     assert kernel.ask(Opcode.FSYNCDIR, wire.FSYNC_IN.pack(handle, 0)).error == 0
     assert kernel.ask(Opcode.RELEASEDIR, wire.RELEASE_IN.pack(handle, 0, 0, 0)).error == 0
     assert kernel.ask(opcode, READ.pack(handle, 0, 1000, 0, 0, 0)).error == errno.EBADF
+
+
+@pytest.mark.parametrize("more", [0, abi.LK_FLOCK])
+def test_without_a_thread_for_others_there_is_no_waiting_for_a_lock(
+    kernel: Kernel, source: Path, opened: Callable[[bytes], tuple[int, int]], more: int
+) -> None:
+    (source / "file").touch()
+    kernel.session.passes_through = False
+    number, handle = opened(b"file")
+    kernel.session.may_wait = lambda _request: False
+    lock, unlock = (
+        wire.LK_IN.pack(handle, 7, 0, 9, kind, 5, more) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK)
+    )
+
+    assert kernel.ask(Opcode.SETLKW, lock, number).error == errno.ENOLCK
+    for _ in range(2):  # pages of the file, which a READ may hold, would have to go first
+        assert kernel.ask(Opcode.SETLK, lock, number).error == errno.ENOLCK
+    with (source / "file").open("r+b") as file:
+        (fcntl.flock if more else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert kernel.channel.notifications == []
+
+    kernel.session.may_wait = lambda _request: True
+    assert kernel.ask(Opcode.SETLKW, lock, number).error == 0
+    assert [code for code, _ in kernel.channel.notifications] == [Notification.INVAL_INODE]
+    kernel.session.may_wait = lambda _request: False
+    assert kernel.ask(Opcode.SETLKW, unlock, number).error == 0  # as LOCK_UN of flock(2) comes
+    assert kernel.ask(Opcode.SETLK, lock, number).error == 0
+    kernel.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle, 0, 0, 0))
+
+
+def test_of_a_file_that_passes_through_no_pages_are_waited_for(
+    kernel: Kernel, source: Path, opened: Callable[[bytes], tuple[int, int]]
+) -> None:
+    (source / "file").touch()
+    number, handle = opened(b"file")
+    kernel.session.may_wait = lambda _request: False
+
+    lock = wire.LK_IN.pack(handle, 7, 0, 9, fcntl.F_WRLCK, 5, 0)
+    assert kernel.ask(Opcode.SETLK, lock, number).error == 0
+    kernel.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle, 0, 0, 0))
 
 
 def test_an_inode_that_is_gone_is_estale(kernel: Kernel) -> None:
