@@ -25,8 +25,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def main(
-    source: Annotated[Path, typer.Option(help="The directory to serve.")],
-    mountpoint: Annotated[Path, typer.Option(help="Where to mount it: an existing directory.")],
+    source: Annotated[str, typer.Option(help="The directory to serve.")],
+    mountpoint: Annotated[str, typer.Option(help="Where to mount it: an existing directory.")],
     option: Annotated[
         list[str] | None,
         typer.Option("-o", "--option", metavar="KEY=VALUE", help="As for a volume; repeatable."),
@@ -35,10 +35,18 @@ def main(
     """Serve SOURCE at MOUNTPOINT until it is unmounted or this process gets SIGINT or SIGTERM."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
-        status = _serve(source, mountpoint, _config(option or []))
+        places = _place("source", source), _place("mountpoint", mountpoint)
+        status = _serve(*places, _config(option or []))
     except (OptionError, OSError) as error:
         status = _refuse(error)
     raise typer.Exit(status)
+
+
+def _place(option: str, text: str) -> Path:
+    """Return *text* as a path; an empty one would be the working directory, by accident."""
+    if not text:
+        raise OptionError(option, text, "a directory; '.' is the working directory")
+    return Path(text)
 
 
 def _config(options: list[str]) -> Config:

@@ -118,7 +118,7 @@ def install(
         typer.Option(help="PEM file that pip trusts while the image is built [the last one]."),
     ] = None,
     tree: Annotated[
-        Path | None, typer.Option(help="Checkout to build from, if not the one this runs from.")
+        str | None, typer.Option(help="Checkout to build from, if not the one this runs from.")
     ] = None,
     force: _Force = False,
 ) -> None:
@@ -134,10 +134,12 @@ def install(
         forbidden_options=forbid_options,
         log_level=log_level,
         ca_bundle=ca_bundle,
-        tree=tree or TREE,
+        tree=TREE if tree is None else Path(tree),
         force=force,
     )
     display = Display()
+    if tree == "":
+        _fail(display, "install", InstallationError("--tree takes a checkout's directory, not ''."))
     try:
         with engine.connect() as client:
             engine.install(client, wanted, display)

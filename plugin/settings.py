@@ -73,7 +73,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """Read the settings; a variable that is unset or empty has its default.
+        """Read the settings; a variable that is unset has its default.
+
+        So has one that is empty, unless it names a path: no path is meant by nothing.
 
         Raises:
             InvalidSetting: names the variable, quotes its value and says what is accepted; or two
@@ -82,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         given = {
             variable.field: variable.parse(name, value)
             for name, variable in VARIABLES.items()
-            if (value := environment.get(name, ""))
+            if (value := environment.get(name)) or (value == "" and not variable.may_be_empty)
         }
         settings = msgspec.structs.replace(cls(), **given)
         _check(settings)
@@ -154,14 +156,16 @@ class Variable(NamedTuple):
 
     field: str
     parse: Callable[[str, str], object]
+    may_be_empty: bool = True
+    """Whether nothing means the default: `docker plugin set NAME=` can only empty a variable."""
 
 
 VARIABLES: Mapping[str, Variable] = {
-    "PASSFS_SOCKET": Variable("socket", _socket),
-    "PASSFS_DATA_DIR": Variable("data_dir", _path),
-    "PASSFS_MOUNT_DIR": Variable("mount_dir", _path),
-    "PASSFS_HOST_ROOT": Variable("host_root", _path),
-    "PASSFS_HOST_DIR": Variable("host_dir", _path),
+    "PASSFS_SOCKET": Variable("socket", _socket, may_be_empty=False),
+    "PASSFS_DATA_DIR": Variable("data_dir", _path, may_be_empty=False),
+    "PASSFS_MOUNT_DIR": Variable("mount_dir", _path, may_be_empty=False),
+    "PASSFS_HOST_ROOT": Variable("host_root", _path, may_be_empty=False),
+    "PASSFS_HOST_DIR": Variable("host_dir", _path, may_be_empty=False),
     "PASSFS_ALLOWED_SOURCES": Variable("allowed_sources", _paths),
     "PASSFS_DEFAULT_OPTIONS": Variable("default_options", _options(default_options)),
     "PASSFS_FORBIDDEN_OPTIONS": Variable("forbidden_options", _options(forbidden_options)),

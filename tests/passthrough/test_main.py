@@ -211,6 +211,19 @@ def test_where_serving_fails_nothing_stays_mounted(source: Path, mountpoint: Pat
     assert mounts_at(mountpoint) == []
 
 
+@pytest.mark.parametrize("option", ["--source", "--mountpoint"])
+def test_an_empty_path_is_not_the_working_directory(
+    source: Path, mountpoint: Path, option: str
+) -> None:
+    words = command(source, mountpoint)
+    words[words.index(option) + 1] = ""
+
+    assert refused(words) == (
+        f"option {option.removeprefix('--')!r}: '' is not accepted; expected a directory; '.' is"
+        " the working directory"
+    )
+
+
 @pytest.mark.parametrize("missing", ["--source", "--mountpoint"])
 def test_both_places_must_be_given(source: Path, mountpoint: Path, missing: str) -> None:
     words = command(source, mountpoint)

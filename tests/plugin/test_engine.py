@@ -151,6 +151,20 @@ def test_the_command_takes_what_an_administrator_decides(
     assert {name: getattr(asked[0], name) for name in wanted} == wanted
 
 
+def test_an_empty_tree_is_not_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "connect", contextlib.nullcontext)
+    result = CliRunner().invoke(app, ["install", "--tree", ""])
+
+    assert result.exit_code == 1
+    assert "--tree takes a checkout's directory, not ''." in result.output
+
+
+@pytest.mark.parametrize(("option", "field"), [("host-dir", "host_dir"), ("data-dir", "data_dir")])
+def test_an_empty_directory_is_refused(install: Install, option: str, field: str) -> None:
+    with pytest.raises(InstallationError, match=f"--{option} takes an absolute path .* not ''"):
+        install(**{field: ""})
+
+
 def test_an_upgrade_touches_the_old_plugin_only_when_the_new_one_has_started(
     docker: FakeEngine, install: Install
 ) -> None:

@@ -44,10 +44,25 @@ def test_each_variable_sets_its_field(name: str, value: str, field: str, expecte
     assert getattr(Settings.from_environment({name: value}), field) == expected
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+PATHS = {
+    *("PASSFS_SOCKET", "PASSFS_DATA_DIR", "PASSFS_MOUNT_DIR", "PASSFS_HOST_ROOT"),
+    "PASSFS_HOST_DIR",
+}
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - PATHS))
 def test_an_empty_value_is_the_default(name: str) -> None:
     """`docker plugin set NAME=` cannot remove a variable, only empty it."""
     assert Settings.from_environment({name: ""}) == Settings()
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_an_empty_path_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment({name: ""})
+    assert (
+        str(refusal.value) == f"{name}='' is not accepted; expected an absolute path without '..'"
+    )
 
 
 @pytest.mark.parametrize(
