@@ -103,8 +103,8 @@ def contains(mounts: Sequence[Mount], outer_fd: int, inner_fd: int) -> bool:
     """
     outer_path = os.fsencode(os.readlink(f"/proc/self/fd/{outer_fd}"))
     below = [mount for mount in mounts if is_below(mount.target, outer_path)]
-    areas = [_place(mounts, outer_fd), *((mount.device, mount.root) for mount in below)]
-    device, inner = _place(mounts, inner_fd)
+    areas = [place(mounts, outer_fd), *((mount.device, mount.root) for mount in below)]
+    device, inner = place(mounts, inner_fd)
     return any(device == dev and is_below(inner, root) for dev, root in areas)
 
 
@@ -113,8 +113,13 @@ def is_below(path: bytes, ancestor: bytes) -> bool:
     return path == ancestor or path.startswith(ancestor.rstrip(b"/") + b"/")
 
 
-def _place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
-    """The device of *fd* and its path from that file system's own root."""
+def place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
+    """The device of *fd* and its path from that file system's own root.
+
+    Raises:
+        OSError: *fd* is not open.
+        LookupError: its mount is none of *mounts*.
+    """
     mount = of(mounts, fd)
     path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
     relative = os.path.relpath(path, mount.target)

@@ -24,6 +24,7 @@ above.
     manager       the service manager: the socket it listens on, the descriptors it keeps
     output        what our processes write, line by line, to our own log
     source        opens the host's directory that a volume serves, if it may be served
+    machine       process ids and paths as the host knows them
     network       file systems on which other machines write too, and what is wrong there
     inventory     what a volume is on disk: its record and, without a source, its directory
     storage       the directories of volumes without a source, and their deletion

@@ -26,6 +26,7 @@ from plugin.errors import (
 )
 from plugin.inventory import Inventory
 from plugin.keeper import Keeper, Order
+from plugin.machine import Machine
 from plugin.options import VolumeOptions
 from plugin.policy import Policy
 from plugin.protocol import (
@@ -67,6 +68,7 @@ class Driver:
         keeper: Keeper,
         host: Host,
         *,
+        machine: Machine,
         policy: Policy,
         nursery: trio.Nursery,
     ) -> None:
@@ -94,7 +96,7 @@ class Driver:
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
-        self._status = Status(keeper, policy.understand)
+        self._status = Status(keeper, policy.understand, machine)
         # One List at a time describes volumes, so that others wait for one piece of one List.
         self._listing = trio.Lock()
         nursery.start_soon(self._prepare_status)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Final, Self
 
 import trio
@@ -36,6 +37,9 @@ SILENCE_S = 9.0
 # How ps(1) lists a worker, of whose name 15 bytes count: by its volume.
 PROCESS_NAME: Final = "passfs:{}"
 
+# The plugin's own view of processes; the host's is elsewhere if the plugin is in a container.
+PROC: Final = Path("/proc")
+
 _PACKET: Final = 64
 _STDIO: Final = 3
 
@@ -44,10 +48,16 @@ class Process:
     """A worker, by its process descriptor. Whoever has it closes the streams, and lets it go."""
 
     def __init__(
-        self, pid_fd: int, stdin: trio.lowlevel.FdStream, stderr: trio.lowlevel.FdStream
+        self,
+        pid_fd: int,
+        stdin: trio.lowlevel.FdStream,
+        stderr: trio.lowlevel.FdStream,
+        *,
+        proc: Path = PROC,
     ) -> None:
         """Take the process descriptor, -1 as long as there is none, and our ends of two pipes."""
-        self.pid = _pid_behind(pid_fd) if pid_fd >= 0 else 0
+        self.pid = _pid_behind(pid_fd, proc) if pid_fd >= 0 else 0
+        """As *proc* knows it."""
         self.returncode: int | None = None
         """As subprocess.Popen has it, or UNKNOWN; None until `wait` has returned."""
         self.stdin = stdin
@@ -55,10 +65,10 @@ class Process:
         self._pid_fd = pid_fd
 
     @classmethod
-    def behind(cls, ties: Mapping[str, int]) -> Self:
+    def behind(cls, ties: Mapping[str, int], proc: Path = PROC) -> Self:
         """The process that `ties` has led to in another process; takes these descriptors."""
         streams = [trio.lowlevel.FdStream(ties[kind]) for kind in ("life", "log")]
-        return cls(ties["process"], *streams)
+        return cls(ties["process"], *streams, proc=proc)
 
     def ties(self) -> dict[str, int]:
         """The descriptors by which another process could do all that this one can.
@@ -105,9 +115,12 @@ class Forked(Process):
         stdin: trio.lowlevel.FdStream,
         stdout: trio.lowlevel.FdStream,
         stderr: trio.lowlevel.FdStream,
+        *,
+        proc: Path = PROC,
     ) -> None:
         """Take the life socket and the plugin's ends of the standard streams."""
         super().__init__(-1, stdin, stderr)
+        self._proc = proc
         self.stdout = stdout
         self.given: Sequence[int] = ()
         """The numbers by which it knows the descriptors that it was given."""
@@ -125,8 +138,8 @@ class Forked(Process):
             raise OSError(-number, os.strerror(-number))
         if not ancillary:  # the worker sees its standard input end, and ends
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        self.pid = number
         self._pid_fd = array.array("i", ancillary[0][2])[0]
+        self.pid = number if self._proc == PROC else _pid_behind(self._pid_fd, self._proc)
 
     async def _ended(self) -> int:
         packet = await self._life.recv(_PACKET)
@@ -147,8 +160,9 @@ Start = Callable[[str, str, Sequence[int]], Awaitable[Forked]]
 class ForkServer:
     """The process that forks workers; made by `forking`."""
 
-    def __init__(self, nursery: trio.Nursery, command: Sequence[str]) -> None:
+    def __init__(self, nursery: trio.Nursery, command: Sequence[str], proc: Path) -> None:
         self._nursery = nursery
+        self._proc = proc
         self._command = command
         self._control: trio.socket.SocketType | None = None
         self._process: trio.Process | None = None
@@ -232,7 +246,7 @@ class ForkServer:
     async def _start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
         with ExitStack() as theirs, ExitStack() as undo:
             life, worker_ends, streams = _ties(theirs, undo)
-            process = Forked(life, *streams)
+            process = Forked(life, *streams, proc=self._proc)
             undo.callback(process.let_go)
             name = PROCESS_NAME.format(volume)
             with self._answered():
@@ -279,9 +293,12 @@ class ForkServer:
             )
 
 
-def _pid_behind(pid_fd: int) -> int:
-    """The process id behind a process descriptor, below 1 if the process has ended."""
-    with open(f"/proc/self/fdinfo/{pid_fd}", "rb") as lines:
+def _pid_behind(pid_fd: int, proc: Path) -> int:
+    """The process id behind a process descriptor, below 1 if the process has ended.
+
+    It is the id in the pid namespace of the procfs at *proc*, fs/pidfs.c of Linux.
+    """
+    with open(proc / "self" / "fdinfo" / str(pid_fd), "rb") as lines:
         fields = dict(line.split(b":", 1) for line in lines)
     return int(fields[b"Pid"])
 
@@ -307,10 +324,10 @@ def _ties(
 
 
 @asynccontextmanager
-async def forking(command: Sequence[str] = COMMAND) -> AsyncIterator[Start]:
+async def forking(command: Sequence[str] = COMMAND, proc: Path = PROC) -> AsyncIterator[Start]:
     """A fork server for as long as this lasts; gives the way to start workers."""
     async with trio.open_nursery() as nursery:
-        server = ForkServer(nursery, command)
+        server = ForkServer(nursery, command, proc)
         await server.begin()
         try:
             yield server.start

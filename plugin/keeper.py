@@ -33,7 +33,7 @@ from passthrough.handover import Handover, Report
 from plugin import blocking, targets
 from plugin.detaching import UNDO_DEADLINE_S, Detaching, clear, clear_all
 from plugin.errors import MountFailed
-from plugin.forkserver import COMMAND, Start, forking
+from plugin.forkserver import COMMAND, PROC, Start, forking
 from plugin.manager import NOTHING, Inherited, Store
 from plugin.mounts import Mount, TakenOver, take_over
 from plugin.volume import FileName, Served, VolumeName
@@ -296,6 +296,8 @@ async def keeping(
     inherited: Inherited = NOTHING,
     served: Collection[Served] = (),
     used: Mapping[VolumeName, FileName] | None = None,
+    *,
+    proc: Path = PROC,
 ) -> AsyncIterator[Keeper]:
     """A keeper of mounts below *mount_dir*, which is made.
 
@@ -311,9 +313,9 @@ async def keeping(
     """
     numbers = count(1 + max([*inherited.kept, *(row.number for row in served)], default=0))
     with targets.claimed(mount_dir) as claimed:
-        left = take_over(claimed, inherited, served, used or {})
+        left = take_over(claimed, inherited, served, used or {}, proc)
         await clear_all(claimed, left, inherited.store)
-        async with forking(command) as start, trio.open_nursery() as nursery:
+        async with forking(command, proc) as start, trio.open_nursery() as nursery:
             keeper = Keeper(claimed, nursery, start, inherited.store, numbers)
             keeper.take_over(left)
             try:

@@ -20,7 +20,7 @@ import msgspec
 from passthrough import mountinfo
 from passthrough.handover import Report, decode_report, encode
 from plugin import targets
-from plugin.forkserver import Process
+from plugin.forkserver import PROC, Process
 from plugin.manager import KINDS, Inherited
 from plugin.volume import FileName, Served, VolumeName
 from plugin.worker import Worker
@@ -110,12 +110,13 @@ def take_over(
     inherited: Inherited,
     served: Iterable[Served],
     used: Mapping[VolumeName, FileName],
+    proc: Path = PROC,
 ) -> TakenOver:
     """Sort out what has come back from the service manager; takes all of its descriptors.
 
     *served* are the mounts that the earlier plugin knew. Those of volumes that are not *used*, who
     have been given back, are for users with files open alone. Each mount must be attended to.
-    *used* tells the name of each volume's mount point.
+    *used* tells the name of each volume's mount point. Process ids are those of *proc*.
     """
     places = targets.by_target(mount_dir)
     rows = {row.number: row for row in served}
@@ -124,7 +125,7 @@ def take_over(
         row = rows.get(number)
         name = VolumeName(UNKNOWN) if row is None else row.volume
         target = targets.at(mount_dir, used.get(name, FileName(UNKNOWN)))
-        found = _found(target, number, row, descriptors)
+        found = _found(target, number, row, descriptors, proc)
         if found is None:
             gone.append(number)
         elif (
@@ -149,7 +150,7 @@ def _is_whole(
 
 
 def _found(
-    target: Path, number: int, row: Served | None, descriptors: Mapping[str, int]
+    target: Path, number: int, row: Served | None, descriptors: Mapping[str, int], proc: Path
 ) -> Mount | None:
     """The mount *number*, if its worker lives and can be attended to; else its descriptors go."""
     name = VolumeName(UNKNOWN) if row is None else row.volume
@@ -163,7 +164,7 @@ def _found(
             os.close(fd)
         return None
     worker = Worker(name)
-    worker.adopt(Process.behind(descriptors), _report_of(row))
+    worker.adopt(Process.behind(descriptors, proc), _report_of(row))
     mount = Mount(target, attached, worker, number)
     mount.unchecked = True
     return mount

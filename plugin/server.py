@@ -27,14 +27,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from plugin import log as logs
+from plugin import blocking, log as logs, machine
 from plugin.driver import Driver
 from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
-from plugin.forkserver import COMMAND
+from plugin.forkserver import COMMAND, PROC
 from plugin.greetings import Greetings
 from plugin.inventory import Inventory
 from plugin.keeper import keeping
 from plugin.listening import listening
+from plugin.machine import Machine
 from plugin.manager import NOTHING, Inherited, inherited
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.registry import Registry
@@ -51,6 +52,8 @@ BODY_LIMIT_BYTES = 1 << 20
 BODY_DEADLINE_S = 30.0
 # dockerd keeps idle connections for 30 s and takes it badly when we close one under a request.
 KEEP_ALIVE_S = 75.0
+# For a look at the host's directories, at the start: microseconds, unless a server is dead.
+LOOK_S = 1.0
 # At shutdown, for requests under way. The engine kills a plugin after 10 s; mounts need the rest.
 DRAIN_S = 1.5
 # Pieces of a body that wait to be read. hypercorn itself waits when it is full, and would for ever
@@ -119,8 +122,10 @@ async def prepared(
     ):
         inventory = Inventory(registry, storage)
         inventory.settle()
+        known = await _machine(settings)
+        served, used, proc = registry.served, inventory.used(), known.proc or PROC
         async with (
-            keeping(settings.mount_dir, worker, given, registry.served, inventory.used()) as keeper,
+            keeping(settings.mount_dir, worker, given, served, used, proc=proc) as keeper,
             trio.open_nursery() as background,
         ):
             host = Host(
@@ -131,11 +136,25 @@ async def prepared(
                 allowed=settings.allowed_sources,
             )
             driver = Driver(
-                registry, storage, keeper, host, policy=settings.policy, nursery=background
+                registry,
+                storage,
+                keeper,
+                host,
+                machine=known,
+                policy=settings.policy,
+                nursery=background,
             )
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
+
+
+async def _machine(settings: Settings) -> Machine:
+    """Return what the plugin knows of its host, and nothing if a file system does not answer."""
+    look = partial(machine.look, settings.data_dir, settings.host_root, settings.host_dir)
+    with trio.move_on_after(LOOK_S):
+        return await blocking.call(look, trio.CapacityLimiter(1), lambda _: None)
+    return Machine()
 
 
 async def serve(

@@ -21,8 +21,10 @@ from passthrough.decisions import described
 from passthrough.handover import Report
 from plugin.errors import InvalidOption
 from plugin.keeper import Keeper
+from plugin.machine import Machine
 from plugin.options import VolumeOptions
 from plugin.protocol import VolumeInfo
+from plugin.storage import directory_in
 from plugin.volume import Record, State, Volume, VolumeName
 
 Understand = Callable[[Mapping[str, str]], VolumeOptions]
@@ -47,9 +49,11 @@ class Lasting(NamedTuple):
 class Status:
     """The descriptions of volumes."""
 
-    def __init__(self, keeper: Keeper, understand: Understand) -> None:
+    def __init__(self, keeper: Keeper, understand: Understand, machine: Machine) -> None:
         """*understand* must give the same for the same options as long as this exists."""
         self._keeper = keeper
+        self._data_dir = machine.data_dir
+        self._pid = "worker_pid_in_plugin" if machine.proc is None else "worker_pid"
         self._understand = understand
         self._known: dict[VolumeName, Lasting] = {}
         self._applying = lru_cache(SHARED_TEXTS)(_applying)
@@ -92,7 +96,7 @@ class Status:
         return {
             "mounted": volume.state is State.MOUNTED,
             "references": volume.reference_count,
-            "worker_pid": self._keeper.worker_pid(volume.name),
+            self._pid: self._keeper.worker_pid(volume.name),
             **{name: text for name, text in said.items() if text},
         }
 
@@ -109,13 +113,18 @@ class Status:
             if report is None
             else self._applying(goes_by, note, report.without_handles, report.without_passthrough)
         )
-        # Not the path of an own directory, because in a managed plugin that need not be the host's.
         serves = (
-            {"data": "own directory"}
+            {"data": self._own(record)}
             if understood.source is None
             else {"source": understood.source}
         )
         return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), "")
+
+    def _own(self, record: Record) -> str:
+        """Return the path on the host of the volume's own directory, if the plugin knows it."""
+        if self._data_dir is None:
+            return "own directory"
+        return str(directory_in(self._data_dir, record))
 
 
 def _applying(

@@ -41,6 +41,14 @@ PURGE_ATTEMPTS = 100
 CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT)
 
 
+VOLUMES = "volumes"
+
+
+def directory_in(data_dir: Path, volume: Record) -> Path:
+    """Return the path of the directory of *volume*, where *data_dir* is that of the plugin."""
+    return data_dir / VOLUMES / volume.directory
+
+
 class Storage:
     """The volumes' own directories below *data_dir*, which belongs to this plugin alone."""
 
@@ -48,7 +56,7 @@ class Storage:
         self.owner = owner
         """The root of containers, as user and group of the host."""
         self._data_dir = data_dir
-        self._volumes = data_dir / "volumes"
+        self._volumes = data_dir / VOLUMES
         self._removed = data_dir / "removed"
         self._trash = data_dir / "trash"
 
@@ -81,7 +89,7 @@ class Storage:
 
     def path(self, volume: Record) -> Path:
         """Where the files of *volume* lie, whether or not they do."""
-        return self._volumes / volume.directory
+        return directory_in(self._data_dir, volume)
 
     def create(
         self,

@@ -46,7 +46,8 @@ def test_inspect_shows_what_was_asked_for_and_how_it_is(driver: Driver) -> None:
             status = driver.status(volume)
             assert status["mounted"] is True
             assert status["references"] == 1
-            assert status["worker_pid"] > 1
+            assert Path(f"/proc/{status['worker_pid']}/comm").read_text().startswith("passfs:")
+            assert status["data"] == str(driver.own_directory(volume))
             assert status["options"]["cache"] == "always"
             assert status["options"]["entry_timeout"] == "0.5s"
 

@@ -145,7 +145,7 @@ class Walk:
         file = self.files / "file"
         return Volume(
             exists=True,
-            own=status.get("data") == "own directory",
+            own="data" in status,
             references=status["references"],
             data=file.read_text() if file.exists() else "",
         )

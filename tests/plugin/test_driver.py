@@ -349,10 +349,13 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert (await dockerd.do("List"))["Volumes"] == [volume]
 
 
-async def test_status_names_no_path_of_the_plugin_s_own(tmp_path: Path) -> None:
-    """In a managed plugin it is another on the host, or none."""
+async def test_status_names_no_path_that_may_be_another_on_the_host(tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
+        status = (await dockerd.volume("vol"))["Status"]
+        assert status["data"] == str(tmp_path / "data" / "volumes" / "vol")
+    async with plugin(tmp_path, SERVE, PASSFS_HOST_ROOT=str(tmp_path / "host")) as dockerd:
         status = (await dockerd.volume("vol"))["Status"]
         assert status["data"] == "own directory"
         assert str(tmp_path) not in str(status)

@@ -51,10 +51,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Registry.open(directory / "data") as registry:
         registry._connection.execute("BEGIN")
         registry._connection.executemany(
-            "INSERT INTO volumes (name, options, created_at) VALUES (?, ?, ?)",
+            "INSERT INTO volumes (name, directory, options, created_at) VALUES (?, ?, ?, ?)",
             (
-                (f"volume-{number}", json.dumps(options(number)), datetime.now(UTC).isoformat())
+                (name, name, json.dumps(options(number)), datetime.now(UTC).isoformat())
                 for number in range(VOLUMES)
+                for name in [f"volume-{number}"]
             ),
         )
         registry._connection.execute("COMMIT")
@@ -169,7 +170,7 @@ async def test_a_volume_that_is_made_again_is_described_anew(tmp_path: Path) -> 
         await dockerd.do("Create", Name="v1", Opts={"cache": "never"})
         before = await dockerd.volume("v1")
         assert before["Status"]["options"]["cache"] == "never"
-        assert before["Status"]["data"] == "own directory"
+        assert before["Status"]["data"] == str(tmp_path / "data" / "volumes" / "v1")
         await dockerd.do("Remove", Name="v1")
         await dockerd.do("Create", Name="v1", Opts={"source": str(source)})
         after = (await dockerd.volume("v1"))["Status"]

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,20 @@ def request(path: str, **fields: object) -> bytes:
 class Service:
     """A plugin process; it can be started again after its end."""
 
-    def __init__(self, directory: Path, manager: Manager | None = None) -> None:
-        """All that is its own lies below *directory*; *manager*, if any, starts it."""
+    def __init__(
+        self,
+        directory: Path,
+        manager: Manager | None = None,
+        *,
+        within: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """All that is its own lies below *directory*; *manager*, if any, starts it.
+
+        *within* are words of a command that executes the rest of its words.
+        """
+        self._within = within
+        self._environment = environment or {}
         self.directory = directory
         self.manager = manager
         self.log = directory / "log"
@@ -55,12 +67,13 @@ class Service:
             "PASSFS_SOCKET": str(given.socket),
             "PASSFS_DATA_DIR": str(given.data_dir),
             "PASSFS_MOUNT_DIR": str(given.mount_dir),
+            **self._environment,
         }
         began = time.monotonic()
         start = subprocess.Popen if self.manager is None else self.manager.start
         with self.log.open("ab") as log:
             self.process = start(
-                [sys.executable, "-c", RUN], env=environment, stdout=log, stderr=log
+                [*self._within, sys.executable, "-c", RUN], env=environment, stdout=log, stderr=log
             )
         while time.monotonic() < began + START_S:
             assert self.process.poll() is None, self.log.read_text()
