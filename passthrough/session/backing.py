@@ -54,11 +54,13 @@ def stack_depth(filesystem_type: int) -> int:
 class _Backed:
     """An inode that is open."""
 
-    __slots__ = ("id", "opens")
+    __slots__ = ("id", "opens", "privileged")
 
     def __init__(self, number: int) -> None:
         self.id = number
         self.opens = 0
+        self.privileged = False
+        """Whether it was given suid or sgid bits since it is open."""
 
 
 class Backings:
@@ -114,6 +116,20 @@ class Backings:
         """Return whether inode *number* is open and its data goes past the worker."""
         backed = self._backed.get(number)
         return backed is not None and backed.id != NONE
+
+    def note_privileges(self, number: int) -> None:
+        """Note that inode *number* has been given suid or sgid bits, if the inode passes through.
+
+        A write by root, which the kernel does not ask about, takes the bits away.
+        """
+        backed = self._backed.get(number)
+        if backed is not None and backed.id != NONE:
+            backed.privileged = True
+
+    def may_have_lost_privileges(self, number: int) -> bool:
+        """Return whether the host may have taken bits away that the kernel remembers."""
+        backed = self._backed.get(number)
+        return backed is not None and backed.privileged
 
     def release(self, number: int) -> None:
         """One open of inode *number* less."""

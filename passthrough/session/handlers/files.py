@@ -85,6 +85,8 @@ def flush(session: Session, request: Request) -> bytes:
     handle, owner = request.fields(wire.FLUSH_IN)
     if not handle:
         raise os_error(errno.ENOSYS)  # a file that was never opened has nothing to report
+    if session.backings.may_have_lost_privileges(request.nodeid):
+        session.forget_attributes(request.nodeid)
     session.fs.flush(handle, owner)
     return b""
 

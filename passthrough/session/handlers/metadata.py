@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from passthrough import syscalls
-from passthrough.attributes import OMIT, Changes
+from passthrough.attributes import OMIT, PRIVILEGES, Changes
 from passthrough.errors import os_error
 from passthrough.idmap import ContainerId
 from passthrough.session import abi, wire
@@ -63,6 +63,8 @@ def setattr_(session: Session, request: Request) -> bytes:
         clear_privileges=_clears(session, request, valid),
         caller=request.caller() if valid & (abi.FATTR_SIZE | abi.FATTR_MODE) else None,
     )
+    if valid & abi.FATTR_MODE and mode & PRIVILEGES:
+        session.backings.note_privileges(request.nodeid)
     return wire.attributes(found)
 
 

@@ -74,6 +74,22 @@ def test_a_file_with_a_suid_or_sgid_bit_does_not_pass_through_while_it_is_open(
     assert len(channel.backed) == 1
 
 
+def test_bits_that_come_while_a_file_passes_through_are_noted_until_it_is_closed(
+    backings: Backings, fd: int
+) -> None:
+    backings.note_privileges(7)  # nothing has it open
+    backings.open(7, fd)
+    assert not backings.may_have_lost_privileges(7)
+
+    backings.note_privileges(7)
+    assert backings.may_have_lost_privileges(7)
+    backings.release(7)
+    assert not backings.may_have_lost_privileges(7)
+    backings.open(7, fd)
+    assert not backings.may_have_lost_privileges(7)
+    backings.release(7)
+
+
 @pytest.mark.logs("read and written by the worker: they lie on too many")
 def test_a_file_that_the_kernel_cannot_pass_on_is_told_of_once(
     channel: FakeChannel,
