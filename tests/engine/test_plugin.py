@@ -257,19 +257,13 @@ def test_prune_and_df_leave_volumes_alone(engine: OwnEngine, driver: Driver) -> 
         assert engine.client.api.df()["Volumes"] in (None, [])
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "refusal"),
-    [
-        ("readonly", "true", "read-only file system"),
-        ("map_uid", "1000:2000:10", "operation not permitted"),
-    ],
-)
+@pytest.mark.parametrize(("option", "value"), [("readonly", "true"), ("map_uid", "1000:2000:10")])
 def test_the_engine_copies_nothing_into_a_volume_with_nocopy(
-    engine: OwnEngine, driver: Driver, option: str, value: str, refusal: str
+    engine: OwnEngine, driver: Driver, option: str, value: str
 ) -> None:
     """Without that word, no container starts that mounts the volume where the image has files."""
     run = ("run", "--rm", "--network=none", "--volume")
     with driver.volume(**{option: value}) as volume:
-        with pytest.raises(AssertionError, match=f"(?s)failed to .*{refusal}"):
+        with pytest.raises(AssertionError, match="failed to chmod|failed to copy"):
             engine.docker(*run, f"{volume.name}:/seed", TOOLS_IMAGE, "true")
         engine.docker(*run, f"{volume.name}:/seed:nocopy", TOOLS_IMAGE, "true")

@@ -14,7 +14,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "create the first volume": ("Activate", "Capabilities", "Get", "Create"),
     "create": ("Get", "Create"),
     "create again": ("Get",),
-    "create a container": ("Get", "Get"),
+    "create a container": ("Get",),
     # An empty volume is filled with what the image has at its place.
     "create a container with content": ("Get", "Get", "Mount", "Get", "Unmount"),
     "start": ("Get", "Mount"),
@@ -24,7 +24,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "copy in, stopped": ("Get", "Mount", "Get", "Unmount"),
     "copy out, stopped": ("Get", "Mount", "Get", "Unmount"),
     "remove a container": (),
-    "run": ("Get", "Get", "Get", "Mount", "Get", "Unmount"),
+    "run": ("Get", "Get", "Mount", "Get", "Unmount"),
     "inspect": ("Get",),
     "list": ("List",),
     "remove": ("Get", "Get", "Remove"),
