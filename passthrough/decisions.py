@@ -172,7 +172,7 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
     local = [reason for leaves, reason in LOCAL_LOCKS if leaves(config)][:1]
     if config.locks is Locks.HOST:
         notes.extend(Note("locks", "local", reason) for reason in local)
-    notes.extend(_unquoted(config))
+    notes.extend(_cautions(config))
     session = session_of(config)
     config = msgspec.structs.replace(
         config,
@@ -190,8 +190,15 @@ def decide(config: Config, without_handles: str = "", without_rings: str = "") -
     return Decided(config, tuple(notes))
 
 
-def _unquoted(config: Config) -> Iterator[Note]:
-    """Yield a note if YAML may have made the mode of another one."""
+def _cautions(config: Config) -> Iterator[Note]:
+    """Yield a note for each option that applies and may do harm that the user does not expect."""
+    if config.no_readdir and not config.readonly:
+        # With a source it is refused, passthrough/config.py.
+        reason = (
+            "an engine takes the volume for empty, and copies an image's files over its files;"
+            " mount it with :nocopy"
+        )
+        yield Note("no_readdir", "true", reason)
     if config.mode is not None and (meant := values.perhaps_unquoted(config.mode)):
         reason = f'YAML makes this of {meant} without quotes; if you meant that, write "{meant}"'
         yield Note("mode", values.mode_as_text(config.mode), reason)

@@ -346,3 +346,10 @@ def test_a_mode_that_yaml_may_have_made_of_another_is_noted(text: str, meant: st
 @pytest.mark.parametrize("text", ["0755", "700", "1777", "2775", "0555", "000", "0400", "none"])
 def test_a_mode_that_makes_sense_is_not_noted(text: str) -> None:
     assert decide(parse_options({"mode": text})).notes == ()
+
+
+def test_a_volume_that_looks_empty_to_an_engine_is_noted() -> None:
+    (note,) = decide(parse_options({"no_readdir": ""})).notes
+
+    assert str(note).startswith("no_readdir is true: an engine takes the volume for empty")
+    assert decide(parse_options({"no_readdir": "", "ro": ""})).notes == ()

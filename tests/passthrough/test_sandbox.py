@@ -285,6 +285,11 @@ def test_what_a_worker_needs_of_itself_is_left(
     assert ask("raise") == ""
 
 
+def test_calls_by_the_numbers_of_x32_are_refused(ask: Callable[..., object]) -> None:
+    """A kernel without that ABI would answer ENOSYS."""
+    assert ask("call", f"{0x4000_0000 | number_of('kill')} 0 0") == "EPERM"
+
+
 def test_a_worker_starts_threads_and_no_process(ask: Callable[..., object]) -> None:
     assert ask("new_process") == "EPERM"
     assert ask("fork", str(number_of("clone"))) == "EPERM"

@@ -104,6 +104,7 @@ async def test_a_default_applies_from_the_next_mount_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.logs("volume v1: cannot be mounted: option 'no_readdir'")
+@pytest.mark.logs("volume y1: no_readdir is true: an engine takes the volume for empty")
 async def test_a_default_of_no_readdir_hides_no_files_of_a_source_from_an_engine(
     tmp_path: Path, allowed: Path
 ) -> None:
