@@ -144,8 +144,8 @@ def test_trusted_attributes_of_the_host_are_not_shown_and_others_are(restricted:
 
 
 CONTENT_CHANGES: dict[str, Callable[[Path], object]] = {
-    "write": lambda path: path.open("r+b").write(b"x"),
-    "append": lambda path: path.open("ab").write(b"x"),
+    "write": lambda path: _with_fd(path, lambda fd: os.write(fd, b"x")),
+    "append": lambda path: _with_fd(path, lambda fd: os.write(fd, b"x"), os.O_APPEND),
     "truncate": lambda path: os.truncate(path, 1),
     "truncate on opening": lambda path: path.write_bytes(b""),
     "fallocate": lambda path: _with_fd(path, lambda fd: os.posix_fallocate(fd, 0, 8192)),
@@ -158,8 +158,8 @@ def bool_of(change: Callable[[Path], object], path: Path) -> bool:
     return change(path) is not None
 
 
-def _with_fd(path: Path, call: Callable[[int], object]) -> None:
-    fd = os.open(path, os.O_RDWR)
+def _with_fd(path: Path, call: Callable[[int], object], flags: int = 0) -> None:
+    fd = os.open(path, os.O_RDWR | flags)
     try:
         call(fd)
     finally:
