@@ -5,6 +5,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,27 @@ def test_a_file_without_a_name_gets_no_sgid_of_its_directorys_group(
     entry, _ = mapping.tmpfile(number_of(mapping, b"shared"), 0o6750, os.O_RDWR, INSIDE)
 
     assert entry.stat.st_mode & 0o7777 == 0o4750
+
+
+def test_a_file_that_changes_its_owner_meanwhile_gets_no_suid_bit(
+    mapping: PassthroughFs, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host compares the owner, under the inode's lock."""
+    number = number_of(mapping, b"known")
+    chmod = os.chmod
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(os.getpid).result()  # the other thread starts, as root
+
+        def given_away_before(path: bytes, mode: int) -> None:
+            pool.submit(os.chown, files / "known", 100_008, -1).result()
+            chmod(path, mode)
+
+        monkeypatch.setattr(os, "chmod", given_away_before)
+        fails(errno.EPERM, lambda: mapping.setattr(number, Changes(mode=0o4700), caller=INSIDE))
+
+    assert owner(files / "known") == (100_008, 200_008)
+    assert (files / "known").stat().st_mode & 0o7000 == 0
 
 
 def test_suid_and_sgid_bits_want_a_caller_that_owns_the_file(

@@ -171,16 +171,17 @@ def _copy(path: Path, to: int) -> None:
         os.copy_file_range(file.fileno(), to, 5)
 
 
+@pytest.mark.parametrize("caller", [ROOT, USER], ids=["root", "user"])
 @pytest.mark.parametrize("change", CONTENT_CHANGES.values(), ids=CONTENT_CHANGES)
 def test_the_kernel_takes_file_capabilities_away_when_content_changes(
-    restricted: Ground, change: Callable[[Path], object]
+    restricted: Ground, change: Callable[[Path], object], caller: Caller
 ) -> None:
-    path = own_file(restricted, USER)
-    own_file(restricted, USER, "other")
+    path = own_file(restricted, caller)
+    own_file(restricted, caller, "other")
     (restricted.source / "file").chmod(0o666)
     os.setxattr(restricted.source / "file", CAPABILITY, NET_RAW)
 
-    USER.run(lambda: change(path) and None)
+    caller.run(lambda: change(path) and None)
     assert os.listxattr(restricted.source / "file") == []
 
 
