@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -191,3 +192,19 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start(
     assert worker.wait() == -signal.SIGKILL
     for fd in (life[0], log[1], ended):
         os.close(fd)
+
+
+def test_two_volumes_never_share_a_mount_point_where_case_is_ignored(
+    mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on ext4 with casefold, which keeps the case of the first name."""
+    (mounts / "data").mkdir(parents=True)
+    mkdir = Path.mkdir
+
+    def mkdir_folding(path: Path, **options: Any) -> None:
+        mkdir(path.with_name(path.name.casefold()), **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_folding)
+    with pytest.raises(FileExistsError):
+        targets.attach(mounts / "Data", Config())
+    assert mounted(mounts) == []
