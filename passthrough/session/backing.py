@@ -145,13 +145,14 @@ class Backings:
             self._channel.close_backing(backed.id)
 
     def _make(self, fd: int) -> int:
-        if os.fstat(fd).st_mode & _PRIVILEGES:
+        found = os.fstat(fd)
+        if found.st_mode & _PRIVILEGES:
             return NONE
         try:
             if self._always_direct:
                 _try_direct(fd)
             # For writers outside of the file's group the kernel asks before (SETATTR).
-            with ClearingPrivileges(os.fstat(fd).st_gid):
+            with ClearingPrivileges(found.st_gid):
                 return self._channel.open_backing(fd)
         except OSError as error:
             if error.errno not in self._told:
