@@ -99,15 +99,19 @@ def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Pat
     "a user with many open files takes the worker's last descriptor: `ls` fails for all others"
     " (EMFILE)",
 )
-def test_others_can_list_while_a_user_has_many_files_open(directory: Path, beneath: Path) -> None:
-    """One user's open files do not keep others from open(2) and stat(2) of directories."""
+@pytest.mark.parametrize("kind", ["files", "directories"])
+def test_others_can_list_while_a_user_has_many_files_open(
+    directory: Path, beneath: Path, kind: str
+) -> None:
+    """One user's open files do not keep others from listing and stat(2)."""
     for number in range(2 * FEW_DESCRIPTORS):
         (beneath / str(number)).touch()
     reader, writer = os.pipe()
 
     def take_all() -> None:
         for number in range(2 * FEW_DESCRIPTORS):
-            if isinstance(outcome(os.open, directory / str(number), os.O_RDONLY), str):
+            path = directory / str(number) if kind == "files" else directory
+            if isinstance(outcome(os.open, path, os.O_RDONLY), str):
                 break
         os.write(writer, b"!")
         time.sleep(60)

@@ -33,10 +33,11 @@ def store(descriptor: int) -> Callable[[], None]:
     *("kernel-auto-writeback", "libfuse-auto"),
 )
 @pytest.mark.parametrize(
-    "change",
+    ("change", "mode"),
     [
         pytest.param(
-            write,
+            *(write, 0o644),
+            id="write",
             marks=pytest.mark.fault(
                 "SEEK_DATA and SEEK_HOLE",
                 "data that the kernel has not yet written back is a hole;"
@@ -45,7 +46,8 @@ def store(descriptor: int) -> Callable[[], None]:
             ),
         ),
         pytest.param(
-            store,
+            *(store, 0o644),
+            id="store",
             marks=pytest.mark.fault(
                 "SEEK_DATA and SEEK_HOLE",
                 "data that the kernel has not yet written back is a hole;"
@@ -55,12 +57,27 @@ def store(descriptor: int) -> Callable[[], None]:
                 "kernel-auto-writeback",
             ),
         ),
+        pytest.param(
+            *(store, 0o4755),  # setuid: never passed through
+            id="store-setuid",
+            marks=pytest.mark.fault(
+                "SEEK_DATA and SEEK_HOLE",
+                "data that the kernel has not yet written back is a hole;"
+                " a copy by cp(1) has zeros there",
+                "kernel-auto",
+                "kernel-auto-passthrough-off",
+                "kernel-metadata",
+                "kernel-auto-writeback",
+            ),
+        ),
     ],
 )
 def test_data_of_an_open_file_is_found(
-    directory: Path, change: Callable[[int], Callable[[], None]]
+    directory: Path, change: Callable[[int], Callable[[], None]], mode: int
 ) -> None:
     """A process finds and copies the data of a file that another one has open: lseek(2)."""
+    (directory / "file").touch()
+    (directory / "file").chmod(mode)
     descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
     reader = os.open(directory / "file", os.O_RDONLY)
     try:
