@@ -1,4 +1,4 @@
-"""What the plugin knows of its host: process ids, and the path of the plugin's own data.
+"""Facts about the plugin's host: process ids, and the path of the plugin's own data.
 
 In a container, such as that of a managed plugin, both differ from what the plugin itself sees. If
 the plugin cannot prove one of them, it does not tell it.
@@ -17,16 +17,16 @@ FSTYPE = "proc"
 
 
 class Machine(NamedTuple):
-    """What is known; None for what is not."""
+    """The facts that are known; the others are None."""
 
     proc: Path | None = None
-    """Where the plugin sees the host's /proc."""
+    """The host's /proc, by the path that the plugin sees."""
     data_dir: Path | None = None
     """The path of the data directory on the host."""
 
 
 def look(data_dir: Path, root: Path, directory: Path) -> Machine:
-    """Return what the plugin knows of the host, whose *directory* it sees at *root*."""
+    """Return the facts about the host, whose *directory* the plugin sees at *root*."""
     return Machine(processes(root), path_on_host(data_dir, root, directory))
 
 

@@ -1,4 +1,4 @@
-"""plugin/machine.py: what the plugin knows of its host, and tells only if it is right."""
+"""plugin/machine.py: facts about the host, which the plugin tells only if they are right."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ OWN_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Path]:
-    """Where the plugin sees the host's root, which has two disks."""
+    """The host's root as the plugin sees it, with two disks."""
     root = tmp_path / "host"
     with ExitStack() as disks:
         for place in (root, root / "disk"):
@@ -37,7 +37,7 @@ def host(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Where the plugin sees its data directory: nothing is mounted yet."""
+    """The data directory as the plugin sees it; nothing is mounted yet."""
     place = tmp_path / "data"
     place.mkdir()
     return place

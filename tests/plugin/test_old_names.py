@@ -43,7 +43,7 @@ NAMES = {
 }
 UNPLAIN = [name for name, directory in NAMES.items() if name != directory]
 
-# What a passfs of format 2 executed, word for word.
+# The statements of a passfs of format 2, word for word.
 FORMAT_2 = """
     CREATE TABLE volumes (
         name TEXT PRIMARY KEY, options TEXT NOT NULL, created_at TEXT NOT NULL
