@@ -17,7 +17,7 @@ AT_LEAST_S, AT_MOST_S = 2.0, 10.0
 # With the fault there are about as many errors as changes. Without it, a thread would have to wait
 # for a processor for 50 ms between LOOKUP and OPEN.
 TOLERATED = 5
-# Processes that sleep are soon given a processor, whatever else runs. Several of them come between
+# Processes that sleep are soon given a processor, under any load. Several of them come between
 # LOOKUP and OPEN of every other open(2).
 PAUSE_S = 100e-6
 ON_THE_HOST, IN_THE_VOLUME = 4, 2

@@ -73,7 +73,7 @@ PLACES = [
     Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
 ]
 
-# What only the tests run on that name it: `columns`.
+# Columns for the tests that name them: `columns`.
 ON_DEMAND = [
     *(
         Place(session, policy, ROOT, disk=disk)
