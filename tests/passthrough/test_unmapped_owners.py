@@ -39,6 +39,7 @@ every_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: cal
 REFUSALS = {errno.EPERM, errno.EACCES, errno.EOVERFLOW}
 
 WAYS = {
+    "kernel, file handles": {"session": "kernel", "inode_file_handles": "mandatory"},
     "kernel": {"session": "kernel"},
     "kernel, passthrough off": {"session": "kernel", "passthrough": "off"},
     "libfuse": {"session": "libfuse"},
