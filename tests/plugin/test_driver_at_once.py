@@ -4,7 +4,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,12 +43,12 @@ class DeadServer:
         self.gone_for_good = threading.Event()
         self.asked = threading.Semaphore(0)
 
-    def open(self, host: Host, source: str, config: Config) -> int:
+    def open(self, host: Host, source: str, config: Config, note: Callable[[str], object]) -> int:
         if self.is_dead and source == self.directory:
             self.asked.release()
             self.gone_for_good.wait()
             raise OSError(errno.ESTALE, "it has been away for too long")
-        return really_open(host, source, config)
+        return really_open(host, source, config, note)
 
 
 really_open = Host.open
@@ -58,8 +58,10 @@ really_open = Host.open
 def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer]:
     server = DeadServer(source)
 
-    def open_source(host: Host, text: str, config: Config) -> int:
-        return server.open(host, text, config)
+    def open_source(
+        host: Host, text: str, config: Config, note: Callable[[str], object] = str
+    ) -> int:
+        return server.open(host, text, config, note)
 
     monkeypatch.setattr(Host, "open", open_source)
     yield server
