@@ -7,9 +7,11 @@ Where a request goes, each module importing only those below it:
     worker.py       the worker process of one volume: hand-over, lifetime, report
     sandbox.py      what a worker can see and do: namespaces, capabilities, limits
     session/        what speaks FUSE: kernel.py itself, libfuse.py over pyfuse3
+    squashed.py     SquashedFs: the same for volumes that squash ids, acting as the caller
     filesystem.py   PassthroughFs: one synchronous method per operation; raises OSError
     operations/     the methods: entries, metadata, files and ranges of them, directories, locks,
                     extended attributes, file flags
+    squashing.py    as whom to act where ids are squashed
     readonly.py     what a read-only volume refuses
     ownership.py    who owns what: as whom to create, whom to show
     attributes.py   what replies say about a file, and what SETATTR changes
@@ -24,6 +26,7 @@ Where a request goes, each module importing only those below it:
     inode_file.py   how an inode is held: O_PATH descriptor or kernel file handle
     places.py       which mount and device a file lies on
     freshness.py    what the kernel was told of a moment ago
+    powerless.py    acting as a user that squashing leaves, without a capability
     credentials.py  acting as the caller
     idmap.py        whose ids are whose, squashing
     decisions.py    what applies of what was asked for, and why

@@ -70,6 +70,9 @@ class Changes(NamedTuple):
     mtime: tuple[int, int] = OMIT
 
 
+NO_CHANGES: Final = Changes()
+
+
 def keeps_sgid(
     attributes: os.stat_result, owner: ContainerIds | None, caller: Caller | None
 ) -> bool:
@@ -82,6 +85,19 @@ def keeps_sgid(
         return True
     uid, gid = owner or (attributes.st_uid, attributes.st_gid)
     return caller.uid == uid or caller.gid == gid
+
+
+def without_sticky(attributes: os.stat_result) -> os.stat_result:
+    """Return *attributes* without a directory's sticky bit, if it is one that has it.
+
+    If all callers act as one user, the kernel must not apply the sticky bit: by their own ids it
+    would refuse them what that user may do, may_delete() and may_create_in_sticky() of fs/namei.c.
+    """
+    mode = attributes.st_mode
+    if not stat.S_ISDIR(mode) or not mode & stat.S_ISVTX:
+        return attributes
+    named = {name: getattr(attributes, name) for name in dir(attributes) if name.startswith("st_")}
+    return os.stat_result((mode & ~stat.S_ISVTX, *attributes[1:]), named)
 
 
 def allows(

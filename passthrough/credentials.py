@@ -42,12 +42,38 @@ def keep_capabilities() -> None:
     syscalls.set_securebits(syscalls.SECBIT_NO_SETUID_FIXUP)
 
 
+def drop_groups() -> None:
+    """Leave this process without supplementary groups, setgroups(2), before threads start.
+
+    Raises:
+        OSError: EPERM without CAP_SETGID.
+    """
+    if os.getgroups():
+        os.setgroups(())
+
+
+class Thread(threading.local):
+    """What each thread knows of itself, for powerless.py."""
+
+    powerless: HostIds | None = None
+    """The ids that it acts as without capabilities; None if it is itself."""
+    powers: privileges.EffectiveCapabilities | None = None
+    """The capabilities that it has otherwise."""
+
+
+thread: Final = Thread()
+
+
 def acting_as(ids: HostIds) -> AbstractContextManager[None]:
     """A guard: inside it, what this thread creates belongs to *ids*.
 
     For root, whom every thread is outside of such a guard, there is nothing to switch: four system
-    calls less, which are a quarter of a creation.
+    calls less, which are a quarter of a creation. A powerless thread acts as *ids* already.
     """
+    if thread.powerless is not None:
+        if thread.powerless != ids:
+            raise RuntimeError(f"acts as {thread.powerless}, and not as {ids}")
+        return _AS_ITSELF
     return _AS_ITSELF if ids == _ITSELF else ActingAs(ids)
 
 
@@ -111,7 +137,7 @@ class Without:
     """A guard: inside it, this thread goes without some of its capabilities.
 
     Not to be nested, nor entered inside ActingAs. The thread's other capabilities are to stay what
-    they were when it first went without the same ones.
+    they were when it first went without the same ones. A powerless thread has none to go without.
     """
 
     __slots__ = ("_capabilities", "_switch")
@@ -121,6 +147,9 @@ class Without:
         self._capabilities = capabilities
 
     def __enter__(self) -> None:
+        self._switch: syscalls.CapabilitySwitch | None = None
+        if thread.powerless is not None:
+            return
         switch = _switches.made.get(self._capabilities)
         if switch is None:
             switch = syscalls.CapabilitySwitch(*self._capabilities)
@@ -129,7 +158,8 @@ class Without:
         switch.set(wanted=False)
 
     def __exit__(self, *_: object) -> None:
-        self._switch.set(wanted=self._switch.had)
+        if self._switch is not None:
+            self._switch.set(wanted=self._switch.had)
 
 
 class ClearingPrivileges(Without):
@@ -150,12 +180,14 @@ class ClearingPrivileges(Without):
         self._group = group
 
     def __enter__(self) -> None:
-        self._own_group = syscalls.setfsgid(self._group)
+        if thread.powerless is None:
+            self._own_group = syscalls.setfsgid(self._group)
         super().__enter__()
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        syscalls.setfsgid(self._own_group)
+        if thread.powerless is None:
+            syscalls.setfsgid(self._own_group)
 
 
 @contextlib.contextmanager

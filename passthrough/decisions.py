@@ -78,6 +78,14 @@ RULES: Final = (
         lambda config: config.cache is not CachePolicy.ALWAYS,
         "a file that is not opened keeps its cached pages, which cache=always alone allows",
     ),
+    *(
+        Rule(
+            option,
+            lambda config: config.squash is not Squash.NONE,
+            "squash has the host asked about each open, and the kernel would ask about none",
+        )
+        for option in ("no_open", "no_opendir")
+    ),
     Rule(
         "posix_acl",
         lambda config: bool(config.map_uid or config.map_gid) or config.squash is not Squash.NONE,

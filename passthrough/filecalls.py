@@ -30,6 +30,9 @@ FS_IOC_FSSETXATTR: Final = 0x401C_5820
 LAST_BYTE: Final = (1 << 63) - 1
 
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_EACCESS: Final = 0x200
+_AT_FDCWD: Final = -100
+_SYS_FACCESSAT2: Final = 439  # the same number on every architecture
 _STATX_BTIME: Final = 0x0800
 _Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
 _STX_MASK: Final = struct.Struct("=I")
@@ -49,6 +52,7 @@ _libc.statx.argtypes = (
     ctypes.c_char_p,
 )
 _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.syscall.restype = ctypes.c_long
 _libc.siginterrupt.argtypes = (ctypes.c_int, ctypes.c_int)
 
 
@@ -94,6 +98,22 @@ def birth_time(fd: int) -> tuple[int, int] | None:
         return None
     seconds, nanoseconds = _STX_BTIME.unpack_from(answer)
     return seconds, nanoseconds
+
+
+def may_access(path: bytes, mask: int) -> bool:
+    """Return whether the calling thread may do *mask*, R_OK and so on, by the ids it acts as.
+
+    faccessat2(2) with AT_EACCESS, which goes by the file system ids and effective capabilities.
+    """
+    words = (
+        *(ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(path)),
+        *(ctypes.c_int(mask), ctypes.c_int(_AT_EACCESS)),
+    )
+    try:
+        _checked(_libc.syscall(ctypes.c_long(_SYS_FACCESSAT2), *words))
+    except PermissionError:
+        return False
+    return True
 
 
 def set_lock(fd: int, lock: Lock) -> None:

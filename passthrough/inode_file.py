@@ -24,7 +24,7 @@ import threading
 from contextlib import AbstractContextManager
 from typing import Final
 
-from passthrough import syscalls
+from passthrough import powerless, syscalls
 from passthrough.config import InodeFileHandles
 from passthrough.freshness import NEVER
 from passthrough.places import Mount, Place
@@ -240,7 +240,9 @@ class ByHandle(Inode):
             self._recent.drop(self)
 
     def _open(self) -> _Loan:
-        return _Loan(syscalls.open_by_handle_at(self.place.mount.fd, self.handle, os.O_PATH))
+        with powerless.as_itself():
+            fd = syscalls.open_by_handle_at(self.place.mount.fd, self.handle, os.O_PATH)
+        return _Loan(fd)
 
 
 class Holding:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from passthrough import syscalls
-from passthrough.config import Atime, Config
+from passthrough.config import Atime, Config, Squash
 
 FSTYPE: Final = "fuse.passfs"
 
@@ -23,7 +23,8 @@ _ATIME_FLAGS: Final = {
 def mount(target: Path, config: Config) -> int:
     """Mount at *target*, an existing directory; requests wait until somebody serves them.
 
-    The kernel checks permissions itself (default_permissions), for every user (allow_other).
+    The kernel checks permissions itself (default_permissions), for every user (allow_other). With
+    squash=all the worker does: its callers are one user, which the kernel knows nothing of.
 
     Returns:
         The descriptor of /dev/fuse that belongs to the mount, owned by the caller. When its last
@@ -34,7 +35,9 @@ def mount(target: Path, config: Config) -> int:
     """
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
-        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
+        if config.squash is not Squash.ALL:
+            data += ",default_permissions"
         syscalls.mount(
             config.fsname.encode(),
             os.fsencode(target),

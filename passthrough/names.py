@@ -13,6 +13,10 @@ DOT_DOT: Final = b".."
 DOTS: Final = frozenset((DOT, DOT_DOT))
 
 _NO_COMPONENTS: Final = DOTS | {b""}
+# What readlink(2) adds to the path of a descriptor whose file has lost that name, proc_pid_fd(5).
+_DELETED: Final = b" (deleted)"
+# How often the path of a file is asked for that is renamed meanwhile.
+_TRIES: Final = 3
 _CONFINED: Final = (
     syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 )
@@ -52,6 +56,36 @@ def open_across(directory_fd: int, name: bytes) -> int:
         os.close(fd)
         raise os_error(number)
     return fd
+
+
+def check_reachable(root_fd: int, fd: int) -> None:
+    """Refuse what the calling thread could not reach by name from *root_fd* downwards.
+
+    The kernel remembers names that other callers have looked up, and names their files in requests
+    of callers that could not look them up. A file whose name is gone is reachable if its directory
+    is; a file with several names is, if it is by the one that it was first found by.
+
+    Raises:
+        OSError: EACCES, a directory above it may not be searched; ESTALE, it is being moved.
+    """
+    top = os.readlink(fdpath.of(root_fd)).rstrip(b"/") + b"/"
+    for _ in range(_TRIES):
+        place = os.readlink(fdpath.of(fd))
+        if not place.startswith(top):
+            break
+        path = place.removeprefix(top) or DOT
+        try:
+            found = syscalls.openat2(root_fd, path, os.O_PATH | os.O_NOFOLLOW, _CONFINED)
+        except FileNotFoundError:
+            if place.endswith(_DELETED):
+                return
+            continue
+        try:
+            if os.path.samestat(os.fstat(found), os.fstat(fd)):
+                return
+        finally:
+            os.close(found)
+    raise os_error(errno.ESTALE)
 
 
 def open_parent(root_fd: int, fd: int) -> int:

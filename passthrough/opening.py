@@ -49,6 +49,10 @@ class OpenFlags:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
         return flags & ~self._left_out | self._added
 
+    def asked(self, flags: int) -> int:
+        """For opening what is there as the caller asks for it, without what the options add."""
+        return flags & ~self._left_out | os.O_CLOEXEC
+
     def created(self, flags: int) -> int:
         """For making a file by name, and no other than a new one."""
         return self.existing(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

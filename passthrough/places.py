@@ -16,7 +16,7 @@ import os
 import threading
 from typing import Final
 
-from passthrough import filehandles, syscalls
+from passthrough import filehandles, powerless, syscalls
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,8 @@ class Places:
 
     def _opened(self, fd: int) -> int:
         try:
-            return filehandles.open_mount(fd)
+            with powerless.as_itself():
+                return filehandles.open_mount(fd)
         except OSError as error:
             if not self._told:
                 self._told = True

@@ -157,6 +157,31 @@ def limit_capabilities(kept: int) -> None:
     _checked(_libc.capset(header, data), "capset(2)")
 
 
+class EffectiveCapabilities:
+    """The effective set of the thread that makes this, to be emptied and filled again, capset(2).
+
+    The other sets are taken as they are then, so that each change is a single system call.
+    """
+
+    __slots__ = ("_empty", "_full", "_header")
+
+    def __init__(self) -> None:
+        """Look at the calling thread's capabilities, capget(2)."""
+        self._header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3)
+        self._full, self._empty = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+        for data in (self._full, self._empty):
+            _checked(_libc.capget(self._header, data), "capget(2)")
+        self._empty[0] = self._empty[3] = 0  # the two words of the effective set
+
+    def drop(self) -> None:
+        """Leave the thread without a capability; the permitted ones can be taken back."""
+        _checked(_libc.capset(self._header, self._empty), "capset(2)")
+
+    def take_back(self) -> None:
+        """Give the thread what it had at first."""
+        _checked(_libc.capset(self._header, self._full), "capset(2)")
+
+
 def forbid_new_privileges() -> None:
     """No program that this process might execute gets more than it has, PR_SET_NO_NEW_PRIVS."""
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)

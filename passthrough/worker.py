@@ -23,6 +23,7 @@ from passthrough.config import (
     OptionError,
     Sandbox,
     Session,
+    Squash,
     Transport,
     session_of,
 )
@@ -31,6 +32,7 @@ from passthrough.filesystem import PassthroughFs
 from passthrough.handover import Handover, Report, decode_handover, encode
 from passthrough.sandbox import SandboxError
 from passthrough.session import uring
+from passthrough.squashed import filesystem_of
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +109,11 @@ def serve(
     memory.allocate_in_one_place()
     # The kernel has applied each caller's umask already, and this one is the whole process's.
     os.umask(0)
+    if config.squash is not Squash.NONE:
+        credentials.drop_groups()
     # Before the sandbox is entered, after which nothing is loaded.
     session = load(session_of(config))
-    fs = PassthroughFs(config, _confine(config, handover.source_fd))
+    fs = filesystem_of(config, _confine(config, handover.source_fd))
 
     if not config.readonly and (why := fs.ownership.why_unchanged(fs.inodes.root.stat())):
         log.warning("%s", why)

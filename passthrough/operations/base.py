@@ -5,11 +5,12 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from passthrough import fdpath, syscalls
 from passthrough.attributes import PRIVILEGES, Attributes, Entry, keeps_sgid
 from passthrough.cache import Cache, timeouts
-from passthrough.config import Config, Submounts
+from passthrough.config import Config, Squash, Submounts
 from passthrough.credentials import ClearingPrivileges
 from passthrough.decisions import decide
 from passthrough.errors import os_error
@@ -29,6 +30,9 @@ from passthrough.waiting import Waits
 class Operations:
     """The state of one served volume, and the ways from it to a reply that several groups share."""
 
+    squashes = False
+    """Whether operations act as the caller, which `asked_by` then names."""
+
     def __init__(self, config: Config, source_fd: int) -> None:
         """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns.
 
@@ -36,6 +40,8 @@ class Operations:
             OSError: the directory cannot be looked at.
         """
         self.config = decide(config).config
+        if self.squashes is not (self.config.squash is not Squash.NONE):
+            raise ValueError(f"squash={self.config.squash} is not for {type(self).__name__}")
         self.cache = Cache(self.config)
         self.freshness = Freshness(timeouts(self.config))
         self.inodes = InodeTable(
@@ -57,6 +63,10 @@ class Operations:
         # What is open for users who opened nothing. Not by number: it may be another file's next.
         self._unopened: dict[Inode, int] = {}
         self._streams: dict[Inode, tuple[int, threading.Lock]] = {}
+
+    def asked_by(self, caller: Caller) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a guard: inside it, this thread handles a request of *caller*."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -119,6 +129,10 @@ class Operations:
         if self.config.seal_size:
             raise os_error(errno.EPERM)
 
+    def _keeps_sgid(self, attributes: os.stat_result, caller: Caller | None) -> bool:
+        """Return what `keeps_sgid` says of the owner that callers are shown."""
+        return keeps_sgid(attributes, self.ownership.shown(attributes), caller)
+
     @contextlib.contextmanager
     def _clearing(
         self, number: int, attributes: os.stat_result, caller: Caller | None
@@ -130,7 +144,7 @@ class Operations:
         if not attributes.st_mode & PRIVILEGES:
             yield
             return
-        keeps = keeps_sgid(attributes, self.ownership.shown(attributes), caller)
+        keeps = self._keeps_sgid(attributes, caller)
         try:
             with ClearingPrivileges(attributes.st_gid) if keeps else ClearingPrivileges():
                 yield

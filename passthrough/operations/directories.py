@@ -39,6 +39,7 @@ class DirectoryOperations(EntryOperations):
     ) -> Iterator[tuple[Record, Entry | None]]:
         """The names from *offset* on, each with its entry; none for `.` and `..`, which count not.
 
+        There is none either for a name that the caller which opened the stream may not look up.
         With *known* false, there is none for a file that the kernel was told of a moment ago.
 
         Each entry counts as one lookup, also one that the session takes and cannot deliver. A name
@@ -62,12 +63,16 @@ class DirectoryOperations(EntryOperations):
                 yield just_told, None
                 continue
             try:
-                entry = self._entry(directory.fd, inode.place, record.name)
+                entry = self._entry(directory, inode.place, record.name)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     raise
+                if self.squashes and error.errno == errno.EACCES:
+                    # A squashed caller may list a directory that it may not search.
+                    yield self._unlooked(inode, record), None
+                    continue
                 self._report_left_out(record.name, error)
                 continue
             yield record, entry
@@ -86,8 +91,7 @@ class DirectoryOperations(EntryOperations):
             if record.name in names.DOTS:
                 yield self._dot(directory, record)
             elif not self._is_hidden(inode):
-                number = self.inodes.shown_neighbour(inode, record.number)
-                yield record._replace(number=number)
+                yield self._unlooked(inode, record)
 
     @contextlib.contextmanager
     def unopened_stream(self, number: int) -> Iterator[int]:
@@ -134,12 +138,17 @@ class DirectoryOperations(EntryOperations):
                 *(name, error.strerror),
             )
 
-    def _entry(self, directory_fd: int, place: Place, name: bytes) -> Entry:
+    def _entry(self, directory: OpenDirectory, place: Place, name: bytes) -> Entry:
         """Look *name* up beneath a stream's own descriptor: its inode may have to be opened."""
-        fd = syscalls.open_beside(directory_fd, name)
+        fd = syscalls.open_beside(directory.fd, name)
         if fd == syscalls.ACROSS:
-            return self._grant_across(directory_fd, name)
+            return self._grant_across(directory.fd, name)
         return self._grant(fd, place)
+
+    def _unlooked(self, directory: Inode, record: Record) -> Record:
+        """Return *record* with the number that users know, of a name that is not looked up."""
+        number = self.inodes.shown_neighbour(directory, record.number)
+        return record._replace(number=number)
 
     def _dot(self, directory: OpenDirectory, record: Record) -> Record:
         """`.` and `..` with the numbers that users know; the parent of the root is the root."""

@@ -4,7 +4,7 @@ import os
 import stat
 
 from passthrough import fdpath, filecalls, syscalls
-from passthrough.attributes import OMIT, Attributes, Changes, allows, keeps_sgid
+from passthrough.attributes import OMIT, Attributes, Changes, allows
 from passthrough.idmap import Caller
 from passthrough.inode_file import Inode
 from passthrough.inodes import ROOT
@@ -91,9 +91,7 @@ class MetadataOperations(Operations):
     def _drop_sgid(self, inode: Inode, path: bytes, caller: Caller | None) -> None:
         """Take away what chown(2) by this process leaves: an sgid bit without group execution."""
         found = inode.stat()
-        if found.st_mode & stat.S_ISGID and not keeps_sgid(
-            found, self.ownership.shown(found), caller
-        ):
+        if found.st_mode & stat.S_ISGID and not self._keeps_sgid(found, caller):
             os.chmod(path, stat.S_IMODE(found.st_mode) & ~stat.S_ISGID)
 
     def _truncate(self, inode: Inode, size: int, handle: int | None) -> None:

@@ -37,9 +37,11 @@ from pyfuse3 import (
 )
 
 from passthrough.attributes import OMIT, Attributes, Changes, Entry
+from passthrough.errors import os_error
 from passthrough.filesystem import PassthroughFs
 from passthrough.idmap import Caller, ContainerId, ContainerIds
 from passthrough.listing import Record
+from passthrough.names import DOTS
 from passthrough.syscalls import RENAME_WHITEOUT
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,9 @@ def _answered(
     @functools.wraps(operation)
     async def handler(self: "LibfuseOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if self._squashes and isinstance(args[-1], RequestContext):
+                with self._fs.asked_by(_caller(args[-1])):
+                    return operation(self, *args, **kwargs)
             return operation(self, *args, **kwargs)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
@@ -119,6 +124,7 @@ class LibfuseOperations(pyfuse3.Operations):
     def __init__(self, fs: PassthroughFs, serving: Callable[[], object]) -> None:
         super().__init__()
         self._fs = fs
+        self._squashes = fs.squashes
         self._serving = serving
 
     def init(self) -> None:
@@ -356,7 +362,12 @@ def _attributes(attributes: Attributes) -> EntryAttributes:
 
 
 def _dot(record: Record) -> EntryAttributes:
-    """`.` or `..`: the kernel takes number and type from it, and counts no lookup."""
+    """`.` or `..`: the kernel takes number and type from it, and counts no lookup.
+
+    Of other names it would: one that may not be looked up (squash) fails the listing.
+    """
+    if record.name not in DOTS:
+        raise os_error(errno.EACCES)
     filled = EntryAttributes()
     filled.st_ino = InodeT(record.number)
     filled.st_mode = ModeT(stat.S_IFDIR)
@@ -368,11 +379,7 @@ def _filled(attributes: os.stat_result, owner: ContainerIds | None) -> EntryAttr
     filled = EntryAttributes()
     filled.st_mode = ModeT(attributes.st_mode)
     filled.st_nlink = attributes.st_nlink
-    if owner is None:
-        filled.st_uid = attributes.st_uid
-        filled.st_gid = attributes.st_gid
-    else:
-        filled.st_uid, filled.st_gid = owner
+    filled.st_uid, filled.st_gid = owner or (attributes.st_uid, attributes.st_gid)
     filled.st_rdev = attributes.st_rdev
     filled.st_size = attributes.st_size
     filled.st_blksize = attributes.st_blksize
@@ -386,15 +393,8 @@ def _filled(attributes: os.stat_result, owner: ContainerIds | None) -> EntryAttr
 def _statvfs(host: os.statvfs_result) -> StatvfsData:
     data = StatvfsData()
     for field in (
-        "f_bsize",
-        "f_frsize",
-        "f_blocks",
-        "f_bfree",
-        "f_bavail",
-        "f_files",
-        "f_ffree",
-        "f_favail",
-        "f_namemax",
+        *("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail"),
+        *("f_files", "f_ffree", "f_favail", "f_namemax"),
     ):
         setattr(data, field, getattr(host, field))
     return data

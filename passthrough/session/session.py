@@ -29,7 +29,7 @@ class Session:
     """What handlers have at hand. Threads share it."""
 
     __slots__ = (
-        *("_handlers", "about_to_block", "agreed", "backings", "broken", "fs"),
+        *("_handlers", "_squashes", "about_to_block", "agreed", "backings", "broken", "fs"),
         *("let_others_finish", "may_wait", "notifier", "passes_through"),
         "umask",
     )
@@ -46,6 +46,7 @@ class Session:
         *agreed* is what a session before this one has negotiated.
         """
         self.fs = fs
+        self._squashes = fs.squashes
         self.notifier = Notifier(channel)
         self.backings = Backings(channel, always_direct=not fs.config.allow_direct_io)
         """The host's files that the kernel passes through to."""
@@ -115,6 +116,11 @@ class Session:
         if self.umask is not None:
             self.umask.set(mask)
 
+    def _for_caller(self, handler: Handler, request: Request) -> "bytes | None":
+        """Have *handler* handle *request* where operations ask who its caller is."""
+        with self.fs.asked_by(request.caller()):
+            return handler(self, request)
+
     def answer(self, request: Request, channel: Replies) -> None:
         """Handle what was received into *request* from *channel*, and answer it there."""
         try:
@@ -123,7 +129,7 @@ class Session:
             if handler is None:
                 channel.fail(request.unique, errno.ENOSYS)
                 return
-            body = handler(self, request)
+            body = self._for_caller(handler, request) if self._squashes else handler(self, request)
         except OSError as error:
             if request.opcode in WITHOUT_ANSWER:
                 log.warning("%s: %s", _named(request.opcode), error)

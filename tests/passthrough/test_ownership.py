@@ -16,6 +16,7 @@ from passthrough.config import Config, Squash
 from passthrough.filesystem import PassthroughFs
 from passthrough.idmap import Caller, ContainerId
 from passthrough.inodes import ROOT
+from passthrough.squashed import filesystem_of
 from passthrough.values import Range
 from tests.support.callers import MEMBER, TEAM_GID, USER, attempt
 from tests.support.direct import caller, fails, listing, number_of
@@ -347,6 +348,7 @@ def test_a_file_cannot_be_given_to_who_has_no_counterpart(
     [
         (Squash.ROOT, caller(0, 0), (70, 80)),
         (Squash.ROOT, caller(0, 5), (70, 5)),
+        (Squash.ROOT, caller(5, 0), (5, 80)),
         (Squash.ROOT, caller(5, 5), (5, 5)),
         (Squash.ALL, caller(5, 5), (70, 80)),
     ],
@@ -355,11 +357,13 @@ def test_squashed_callers_create_and_give_as_the_anonymous_ones(
     source: Path, squash: Squash, who: Caller, expected: tuple[int, int]
 ) -> None:
     (source / "given").touch()
-    os.chown(source / "given", 9, 9)
-    fs = PassthroughFs(Config(squash=squash, anon_uid=70, anon_gid=80), os.open(source, os.O_PATH))
+    os.chown(source / "given", expected[0], 9)
+    config = Config(squash=squash, anon_uid=70, anon_gid=80)
+    fs = filesystem_of(config, os.open(source, os.O_PATH))
     try:
-        fs.mkdir(ROOT, b"new", 0o700, who)
-        fs.setattr(number_of(fs, b"given"), Changes(uid=who.uid, gid=who.gid))
+        with fs.asked_by(who):
+            fs.mkdir(ROOT, b"new", 0o700, who)
+            fs.setattr(number_of(fs, b"given"), Changes(uid=who.uid, gid=who.gid))
     finally:
         fs.close()
 

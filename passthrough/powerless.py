@@ -1,0 +1,127 @@
+"""Acting as a user that squashing leaves: its ids, and not one capability.
+
+setfsuid(2), setfsgid(2) and capset(2) concern the calling thread alone. The host then checks each
+call of the thread as it would check that user's. The worker has no supplementary groups
+(`credentials.drop_groups`), so this thread has none either. The worker's own business in between,
+such as opening an inode by its file handle, is done inside `as_itself`.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from contextlib import AbstractContextManager
+from typing import Final, NoReturn
+
+from passthrough import credentials, privileges, syscalls
+from passthrough.credentials import EXIT_IDENTITY_LOST
+from passthrough.errors import os_error
+from passthrough.idmap import HostIds
+
+log = logging.getLogger(__name__)
+
+_OWN_ID: Final = 0
+_NO_ID: Final = 0xFFFF_FFFF
+"""No id: setfsuid(2) and setfsgid(2) change nothing for it, and return the present one."""
+_AS_ITSELF: Final = contextlib.nullcontext()
+
+
+def ids() -> HostIds | None:
+    """Return the ids that this thread acts as without capabilities; None if it is itself."""
+    return credentials.thread.powerless
+
+
+def as_itself() -> AbstractContextManager[None]:
+    """Return a guard: inside it, this thread is the worker again, with its capabilities."""
+    acting = credentials.thread.powerless
+    return _AS_ITSELF if acting is None else _AsItself(acting)
+
+
+class Powerless:
+    """A guard: inside it, this thread is *ids*, without capabilities. Not to be nested.
+
+    The thread's capabilities outside of the guard are to stay what they were at its first use.
+    """
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, ids: HostIds) -> None:
+        self._ids = ids
+
+    def __enter__(self) -> None:
+        """Become *ids*, and see that the kernel has done so: setfsuid(2) reports no failure.
+
+        Raises:
+            OSError: EPERM, one of *ids* is no id; EIO, the kernel has not switched.
+        """
+        thread = credentials.thread
+        if thread.powerless is not None:
+            raise RuntimeError(f"acts as {thread.powerless}, and not as {self._ids}")
+        if _NO_ID in self._ids:
+            raise os_error(errno.EPERM)
+        powers = thread.powers
+        if powers is None:
+            powers = thread.powers = privileges.EffectiveCapabilities()
+        try:
+            syscalls.setfsgid(self._ids.gid)
+            syscalls.setfsuid(self._ids.uid)
+            powers.drop()
+            switched = _present() == self._ids
+        except BaseException:
+            _become_itself(powers)
+            raise
+        if not switched:
+            _become_itself(powers)
+            log.error("the kernel does not let this process act as %d:%d", *self._ids)
+            raise os_error(errno.EIO)
+        thread.powerless = self._ids
+
+    def __exit__(self, *_: object) -> None:
+        thread = credentials.thread
+        present, powers = _present(), thread.powers
+        if powers is None or present != self._ids:
+            _end(f"acted as {present} in place of {self._ids}")
+        _become_itself(powers)
+        thread.powerless = None
+
+
+class _AsItself:
+    """A guard that leaves the one around it, and enters it again."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, ids: HostIds) -> None:
+        self._ids = ids
+
+    def __enter__(self) -> None:
+        Powerless(self._ids).__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            Powerless(self._ids).__enter__()
+        except BaseException as error:  # noqa: BLE001 - there is no way on
+            _end(f"cannot act as {self._ids} again: {error}")
+
+
+def _present() -> tuple[int, int]:
+    return syscalls.setfsuid(_NO_ID), syscalls.setfsgid(_NO_ID)
+
+
+def _become_itself(powers: privileges.EffectiveCapabilities) -> None:
+    """Make this thread the worker again, or end the process: no request may meet it otherwise."""
+    try:
+        powers.take_back()
+        syscalls.setfsuid(_OWN_ID)
+        syscalls.setfsgid(_OWN_ID)
+        present = _present()
+    except BaseException as error:  # noqa: BLE001 - there is no way on
+        _end(f"cannot become itself again: {error}")
+    if present != (_OWN_ID, _OWN_ID):
+        _end(f"acts as {present}, and cannot become itself again")
+
+
+def _end(why: str) -> NoReturn:
+    try:
+        log.critical("the process ends, because a thread %s", why)
+    finally:
+        os._exit(EXIT_IDENTITY_LOST)

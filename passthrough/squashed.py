@@ -1,0 +1,268 @@
+"""SquashedFs: the operations of a volume that squashes ids, which act as the caller.
+
+squashing.py decides as whom; here it is done, at the one place around each operation. A session
+says in `asked_by` whose request its thread handles. If no caller is known, an operation that would
+act as one fails by a RuntimeError, which the session answers with EIO.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, NoReturn, TypeVar
+
+from passthrough import fdpath, filecalls, names, powerless
+from passthrough.attributes import (
+    NO_CHANGES,
+    PRIVILEGES,
+    Attributes,
+    Changes,
+    Entry,
+    without_sticky,
+)
+from passthrough.config import Config, Squash
+from passthrough.errors import os_error
+from passthrough.filesystem import PassthroughFs
+from passthrough.idmap import Caller, HostIds
+from passthrough.inode_file import Inode
+from passthrough.inodes import ROOT
+from passthrough.listing import OpenDirectory
+from passthrough.places import Place
+from passthrough.powerless import Powerless
+from passthrough.squashing import AS_CALLER, Squashing, executes, may_execute, opened_before
+
+R = TypeVar("R")
+
+_ACL: Final = b"system.posix_acl_access"
+_WITHOUT_ACL: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
+
+
+def filesystem_of(config: Config, source_fd: int) -> PassthroughFs:
+    """Return the operations on *source_fd*, which they own, for a volume with *config*."""
+    kind = PassthroughFs if config.squash is Squash.NONE else SquashedFs
+    return kind(config, source_fd)
+
+
+class _Asking(threading.local):
+    """The caller whose request this thread handles."""
+
+    caller: Caller | None = None
+
+
+class SquashedFs(PassthroughFs):
+    """The operations on one source directory, each as the ids that squashing leaves its caller."""
+
+    squashes = True
+
+    def __init__(self, config: Config, source_fd: int) -> None:
+        """As of PassthroughFs."""
+        super().__init__(config, source_fd)
+        self._asking = _Asking()
+        self._squashing = Squashing(self.config)
+        self._openers: dict[OpenDirectory, HostIds] = {}
+        for name, nodes in AS_CALLER.items():
+            setattr(self, name, self._wrapped(getattr(self, name), nodes))
+
+    @contextlib.contextmanager
+    def asked_by(self, caller: Caller) -> Iterator[None]:
+        """A guard: inside it, this thread handles a request of *caller*."""
+        before, self._asking.caller = self._asking.caller, caller
+        try:
+            yield
+        finally:
+            self._asking.caller = before
+
+    def setattr(
+        self,
+        number: int,
+        changes: Changes,
+        handle: int | None = None,
+        *,
+        clear_privileges: bool = False,
+        caller: Caller | None = None,
+    ) -> Attributes:
+        """As of PassthroughFs."""
+
+        def change() -> Attributes:
+            allowed = self._without_mode(number, changes)
+            return super(SquashedFs, self).setattr(
+                *(number, allowed, handle), clear_privileges=clear_privileges, caller=caller
+            )
+
+        # chown(2) without an owner looks like what comes before a write.
+        asks = changes == NO_CHANGES and not self.open_for_writing(number)
+        if opened_before(changes, handle) and not asks:
+            return change()
+        return self._as_caller(change, (number,))
+
+    def open(
+        self,
+        number: int,
+        flags: int,
+        *,
+        clear_privileges: bool = False,
+        caller: Caller | None = None,
+    ) -> int:
+        """As of PassthroughFs; what is executed need not be readable."""
+        if powerless.ids() is None or not executes(flags):
+            return super().open(number, flags, clear_privileges=clear_privileges, caller=caller)
+        inode = self.inodes[number]
+        with inode.opened() as fd:
+            if inode.kind != stat.S_IFREG or not _may_execute(fd):
+                raise os_error(errno.EACCES)
+        with powerless.as_itself():
+            return super().open(number, flags)
+
+    def opendir(self, number: int) -> int:
+        """As of PassthroughFs; its names are looked up as the caller that opens it."""
+        handle = super().opendir(number)
+        ids = powerless.ids()
+        if ids is not None:
+            self._openers[self.directories[handle]] = ids
+        return handle
+
+    def releasedir(self, handle: int) -> None:
+        """As of PassthroughFs."""
+        self._openers.pop(self.directories[handle], None)
+        super().releasedir(handle)
+
+    def access(self, number: int, mask: int, caller: Caller) -> bool:
+        """As of PassthroughFs, but by the host's own judgement."""
+        if powerless.ids() is None:
+            return super().access(number, mask, caller)
+        inode = self.inodes[number]
+        with inode.opened() as fd:
+            if inode.kind == stat.S_IFREG and mask & os.X_OK:
+                if not _may_execute(fd):
+                    return False
+                mask &= ~os.X_OK
+            return filecalls.may_access(fdpath.of(fd), mask)
+
+    def unopened(self, number: int) -> NoReturn:  # noqa: ARG002
+        """Refuse data to a caller that has opened nothing, and so was asked for no right."""
+        raise os_error(errno.EBADF)
+
+    def unopened_stream(self, number: int) -> NoReturn:  # noqa: ARG002
+        """Refuse names to a caller that has opened nothing, and so was asked for no right."""
+        raise os_error(errno.EBADF)
+
+    def _without_mode(self, number: int, changes: Changes) -> Changes:
+        """Return *changes* with what is to become of the mode here, as the caller.
+
+        Without HANDLE_KILLPRIV_V2, the kernel itself takes suid and sgid bits away before a caller
+        changes the content, which takes a right to write and not to chmod(2). The sticky bit of a
+        directory, where it is not shown, stays.
+        """
+        mode = changes.mode
+        if mode is None or powerless.ids() is None:
+            return changes
+        with self.inodes.opened(number) as fd:
+            attributes = os.fstat(fd)
+            present = stat.S_IMODE(attributes.st_mode)
+            if stat.S_ISDIR(attributes.st_mode) and self._squashing.everyone:
+                return changes._replace(mode=mode | present & stat.S_ISVTX)
+            takes = mode != present and not mode & ~present and not present & ~mode & ~PRIVILEGES
+            if takes and filecalls.may_access(fdpath.of(fd), os.W_OK):
+                with powerless.as_itself():
+                    os.chmod(fdpath.of(fd), mode)
+                return changes._replace(mode=None)
+        return changes
+
+    def _keeps_sgid(self, attributes: os.stat_result, caller: Caller | None) -> bool:
+        """As of PassthroughFs, by the owner that the host knows where squashing takes *caller*."""
+        ids = None if caller is None else self._squashing.acts_as(caller)
+        if ids is None:
+            return super()._keeps_sgid(attributes, caller)
+        return ids.uid == attributes.st_uid or ids.gid == attributes.st_gid
+
+    def _wrapped(self, operation: Callable[..., R], nodes: tuple[int, ...]) -> Callable[..., R]:
+        """Return *operation* as the caller; *nodes* says which arguments are inode numbers."""
+
+        @functools.wraps(operation)
+        def acting(*args: object, **kwargs: object) -> R:
+            numbers = tuple(args[node] for node in nodes)
+            return self._as_caller(functools.partial(operation, *args, **kwargs), numbers)
+
+        return acting
+
+    def _as_caller(self, operation: Callable[[], R], numbers: tuple[object, ...]) -> R:
+        """Do *operation* as the caller, if it can reach the inodes *numbers* at all.
+
+        With squash=all each caller is the one for which the kernel remembers names.
+        """
+        caller = self._asking.caller
+        if caller is None:
+            raise RuntimeError("an operation acts as its caller, and no session has said who asks")
+        ids = self._squashing.acts_as(caller)
+        if ids is None or powerless.ids() == ids:  # inside of another operation
+            return operation()
+        with Powerless(ids):
+            if not self._squashing.everyone:
+                for number in numbers:
+                    self._check_reachable(number)
+            return operation()
+
+    def _check_reachable(self, number: object) -> None:
+        if not isinstance(number, int):
+            raise TypeError(f"{number!r} is no inode number")
+        if number != ROOT:
+            with self.inodes.opened(ROOT) as root, self.inodes.opened(number) as fd:
+                names.check_reachable(root, fd)
+
+    def _entry(self, directory: OpenDirectory, place: Place, name: bytes) -> Entry:
+        ids = self._openers.get(directory)
+        if ids is None:
+            return super()._entry(directory, place, name)
+        with Powerless(ids):
+            return super()._entry(directory, place, name)
+
+    def _grant(self, fd: int, place: Place | None) -> Entry:
+        entry = super()._grant(fd, place)
+        if self._squashing.everyone:
+            entry.stat = without_sticky(entry.stat)
+        return entry
+
+    def _attributes(self, inode: Inode) -> Attributes:
+        attributes = super()._attributes(inode)
+        if self._squashing.everyone:
+            attributes.stat = without_sticky(attributes.stat)
+        return attributes
+
+    def _reopen(self, inode: Inode, kind: int, flags: int) -> int:
+        """As of PassthroughFs: as the caller asks for it, then with what the options add to that.
+
+        The options' O_NOATIME is the owner's to use; writeback reads what surrounds a write.
+        """
+        if powerless.ids() is None:
+            return super()._reopen(inode, kind, flags)
+        if inode.kind != kind:
+            raise os_error(errno.EBADF)
+        asked, wanted = self._flags.asked(flags), self._flags.existing(flags)
+        with inode.opened() as fd:
+            opened = os.open(fdpath.of(fd), asked)
+        if asked == wanted:
+            return opened
+        try:
+            with powerless.as_itself():
+                return os.open(fdpath.of(opened), wanted & ~os.O_TRUNC)
+        finally:
+            os.close(opened)
+
+
+def _may_execute(fd: int) -> bool:
+    """Return whether this thread's ids may execute the regular file behind *fd*."""
+    ids = powerless.ids()
+    if ids is None:
+        raise RuntimeError("a thread with capabilities asks what its ids may execute")
+    attributes = os.fstat(fd)
+    try:
+        acl = os.getxattr(fdpath.of(fd), _ACL)
+    except OSError as error:
+        if error.errno not in _WITHOUT_ACL:
+            raise
+        acl = b""
+    owner = attributes.st_uid, attributes.st_gid
+    return may_execute(attributes.st_mode, owner, acl, ids)

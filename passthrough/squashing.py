@@ -1,0 +1,142 @@
+"""As whom the worker acts in a volume that squashes ids: the decisions, without a system call.
+
+squash=root takes callers with user 0 or group 0, squash=all takes every caller. For a caller that
+squashing takes, the worker acts as the ids that squashing leaves, without a capability and without
+supplementary groups (powerless.py), in each request that names a file or asks for a right. So the
+host decides what is allowed, as for a process of that user. All else acts as the worker: requests
+for data count as the caller that opened the file, and attributes are no right.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Final
+
+from passthrough.attributes import OMIT, Changes
+from passthrough.config import Config, Squash
+from passthrough.idmap import Caller, HostIds, IdMaps
+
+AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
+    "lookup": (0,),
+    "mknod": (0,),
+    "mkdir": (0,),
+    "symlink": (0,),
+    "link": (0, 1),
+    "unlink": (0,),
+    "rmdir": (0,),
+    "rename": (0, 2),
+    "readlink": (0,),
+    "open": (0,),
+    "create": (0,),
+    "tmpfile": (0,),
+    "opendir": (0,),
+    "access": (0,),
+    "getxattr": (0,),
+    "setxattr": (0,),
+    "listxattr": (0,),
+    "removexattr": (0,),
+    "ioctl": (),
+}
+"""The operations that act as the caller, and which of their arguments are inode numbers."""
+
+BY_ARGUMENTS: Final = frozenset({"setattr"})
+"""The operations that act as the caller or as the one that opened the file: see `opened_before`."""
+
+AS_OPENER: Final = frozenset(
+    {
+        *("read", "write", "flush", "fsync", "release", "fallocate", "lseek", "copy_file_range"),
+        *("readdir", "readdirplus", "fsyncdir", "releasedir"),
+        *("getlk", "setlk", "setlkw", "flock", "interrupt"),
+    }
+)
+"""The operations on what is open: its caller was asked for its right when it opened the file."""
+
+AS_WORKER: Final = frozenset({"forget", "getattr", "statx", "statfs", "syncfs", "close"})
+"""The operations that ask for no right."""
+
+REFUSED: Final = frozenset({"unopened", "unopened_stream"})
+"""The operations on what no caller has opened; decisions.py turns off what leads to them."""
+
+_ROOT: Final = 0
+# Told by the kernel for a caller whose id it cannot express; no user acts as it.
+_NO_ID: Final = 0xFFFF_FFFF
+# What the kernel adds to the flags of open(2) for execve(2), __FMODE_EXEC in linux/fs.h.
+_FOR_EXECUTION: Final = 0x20
+# The attribute system.posix_acl_access, linux/posix_acl_xattr.h: tag, permissions, id.
+_ACL_HEAD: Final = 4
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_EXECUTE: Final = 1
+_ALL: Final = 7
+
+
+class Squashing:
+    """The decisions of one volume."""
+
+    __slots__ = ("_maps", "_squash")
+
+    def __init__(self, config: Config) -> None:
+        self._squash = config.squash
+        self._maps = IdMaps(config)
+
+    @property
+    def everyone(self) -> bool:
+        """Whether all callers are one user, so that the kernel checks nothing."""
+        return self._squash is Squash.ALL
+
+    def acts_as(self, caller: Caller) -> HostIds | None:
+        """Return the ids that the worker acts as for *caller*; None if squashing leaves it alone.
+
+        Raises:
+            UnmappedError: the user or the group has no counterpart on the host.
+        """
+        if self.everyone or _ROOT in caller or _NO_ID in caller:
+            return self._maps.to_host(caller)
+        return None
+
+
+def opened_before(changes: Changes, handle: int | None) -> bool:
+    """Return whether SETATTR asks for no right, or for one that *handle* was opened with.
+
+    ftruncate(2), and the times that the kernel writes back of an open file, come with a handle; the
+    latter from a thread of the kernel, as user 0. What asks for nothing comes before a write.
+    """
+    if changes.mode is not None or changes.uid is not None or changes.gid is not None:
+        return False
+    if handle is not None:
+        return True
+    return changes.size is None and changes.atime == OMIT and changes.mtime == OMIT
+
+
+def executes(flags: int) -> bool:
+    """Return whether *flags* of open(2) are those of execve(2)."""
+    return bool(flags & _FOR_EXECUTION)
+
+
+def may_execute(mode: int, owner: tuple[int, int], acl: bytes, ids: HostIds) -> bool:
+    """Return whether *ids*, without a capability and without groups, may execute a regular file.
+
+    *owner* are its user and group; *acl* is its attribute system.posix_acl_access or empty, acl(5).
+    For files on a mount that lets no program be executed: access(2) always says no there.
+    """
+    if ids.uid == owner[0]:
+        return bool(mode >> 6 & _EXECUTE)
+    if acl:
+        return _acl_allows(acl, owner[1], ids)
+    return bool((mode >> 3 if ids.gid == owner[1] else mode) & _EXECUTE)
+
+
+def _acl_allows(acl: bytes, group: int, ids: HostIds) -> bool:
+    """Return whether an ACL lets *ids*, which do not own the file, execute it."""
+    entries = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEAD:]))
+    mask = next((permissions for tag, permissions, _ in entries if tag == _MASK), _ALL)
+    for tag, permissions, number in entries:
+        if tag == _USER and number == ids.uid:
+            return bool(permissions & mask & _EXECUTE)
+    of_groups = [
+        permissions
+        for tag, permissions, number in entries
+        if ids.gid == {_GROUP_OBJ: group, _GROUP: number}.get(tag)
+    ]
+    if of_groups:
+        return any(permissions & mask & _EXECUTE for permissions in of_groups)
+    return any(tag == _OTHER and permissions & _EXECUTE for tag, permissions, _ in entries)
