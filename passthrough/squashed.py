@@ -85,15 +85,15 @@ class SquashedFs(PassthroughFs):
         caller: Caller | None = None,
     ) -> Attributes:
         """As of PassthroughFs."""
+        # chown(2) without an owner: what comes before a write looks the same.
+        asks = changes == NO_CHANGES and not self.open_for_writing(number)
 
         def change() -> Attributes:
             allowed = self._without_mode(number, changes)
             return super(SquashedFs, self).setattr(
-                *(number, allowed, handle), clear_privileges=clear_privileges, caller=caller
+                *(number, allowed, handle), clear_privileges=clear_privileges or asks, caller=caller
             )
 
-        # chown(2) without an owner looks like what comes before a write.
-        asks = changes == NO_CHANGES and not self.open_for_writing(number)
         if opened_before(changes, handle) and not asks:
             return change()
         return self._as_caller(change, (number,))
@@ -165,18 +165,20 @@ class SquashedFs(PassthroughFs):
             if stat.S_ISDIR(attributes.st_mode) and self._squashing.everyone:
                 return changes._replace(mode=mode | present & stat.S_ISVTX)
             takes = mode != present and not mode & ~present and not present & ~mode & ~PRIVILEGES
-            if takes and filecalls.may_access(fdpath.of(fd), os.W_OK):
+            writes = changes.size is not None or self.open_for_writing(number)
+            if takes and writes and filecalls.may_access(fdpath.of(fd), os.W_OK):
                 with powerless.as_itself():
                     os.chmod(fdpath.of(fd), mode)
                 return changes._replace(mode=None)
         return changes
 
     def _keeps_sgid(self, attributes: os.stat_result, caller: Caller | None) -> bool:
-        """As of PassthroughFs, by the owner that the host knows where squashing takes *caller*."""
-        ids = None if caller is None else self._squashing.acts_as(caller)
+        """As of PassthroughFs; a squashed caller is in one group, whatever the kernel knows."""
+        asking = self._asking.caller
+        ids = None if asking is None else self._squashing.acts_as(asking)
         if ids is None:
             return super()._keeps_sgid(attributes, caller)
-        return ids.uid == attributes.st_uid or ids.gid == attributes.st_gid
+        return ids.gid == attributes.st_gid
 
     def _wrapped(self, operation: Callable[..., R], nodes: tuple[int, ...]) -> Callable[..., R]:
         """Return *operation* as the caller; *nodes* says which arguments are inode numbers."""

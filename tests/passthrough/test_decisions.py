@@ -72,6 +72,20 @@ CONFLICTS |= {
         "squash": Config(squash=Squash.ROOT),
     }.items()
 }
+CONFLICTS |= {
+    f"{option} with squash": (
+        msgspec.structs.replace(config, session=Session.KERNEL, squash=Squash.ALL),
+        Note(
+            option,
+            "false",
+            "squash has the host asked about each open, and the kernel would ask about none",
+        ),
+    )
+    for option, config in {
+        "no_open": Config(no_open=True, cache=CachePolicy.ALWAYS),
+        "no_opendir": Config(no_opendir=True),
+    }.items()
+}
 AGREEMENTS = {
     "ACLs": Config(session=Session.KERNEL, posix_acl=True),
     "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),

@@ -5,26 +5,36 @@ be allowed and refused the same, and leave the same behind on the host.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
+import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller
+from tests.support.callers import OTHER, Call, Caller, attempt
+from tests.support.files import owner
 from tests.support.mounted import Mounted, mounted
+from tests.support.mounts import options_at
 from tests.support.rights import (
     ANONYMOUS,
     DIRECTORIES,
     DIRECTORY_OPERATIONS,
     FILE_OPERATIONS,
     FILES,
+    SCRIPT,
+    STRANGER,
     Case,
     Operation,
+    executing,
     left,
+    listing,
     make,
     place,
     tried,
@@ -136,12 +146,14 @@ KNOWN = [
     ),
     # A sticky bit is not shown, and stays.
     Known(frozenset({"chmod", "chmod sgid"}), frozenset({None}), cases="sticky of"),
+    Known(frozenset({"write"}), frozenset({None}), LIBFUSE, ALL_CALLERS, "file sgid"),
     # What pyfuse3 cannot express: docs/sessions.md.
     Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"times now"}), frozenset({"EPERM"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"list", "list with types"}), frozenset({"EACCES"}), LIBFUSE, ALL_CALLERS),
 ]
+"""The differences that docs/squash.md names; each is there."""
 
 
 @pytest.mark.parametrize(
@@ -180,3 +192,225 @@ def test_a_squashed_caller_may_do_what_the_anonymous_user_may(
     assert used == {
         known for known in KNOWN if session in known.sessions and where[1:] in known.callers
     }
+
+
+@pytest.fixture(params=["kernel", "libfuse", "handles"])
+def by(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """Return the options of each session in turn."""
+    options: Mapping[str, str] = SESSIONS[request.param]
+    return options
+
+
+PRIVATE: Mapping[str, Operation] = {
+    "read": lambda path: (path / "inside" / "file").read_bytes(),
+    "write": lambda path: (path / "inside" / "file").write_bytes(b"changed"),
+    "create": lambda path: (path / "inside" / "new").touch(),
+    "make directory": lambda path: (path / "inside" / "new").mkdir(),
+    "make link": lambda path: (path / "inside" / "new").symlink_to("target"),
+    "list": lambda path: listing(path / "inside"),
+    "unlink": lambda path: (path / "inside" / "file").unlink(),
+    "rename": lambda path: os.rename(path / "inside" / "file", path.parent / "taken"),
+    "rename into": lambda path: os.rename(path.parent / "free", path / "inside" / "file"),
+    "link": lambda path: os.link(path / "inside" / "file", path.parent / "linked"),
+    "attribute": lambda path: os.getxattr(path / "inside" / "file", "user.test"),
+    "set attribute": lambda path: os.setxattr(path / "inside" / "file", "user.test", b"new"),
+    "execute": lambda path: executing(path / "inside" / "file"),
+}
+
+
+def test_names_that_other_users_have_looked_up_open_nothing(by: Mapping[str, str]) -> None:
+    """The kernel remembers them, and root passes its checks: the host is asked for the whole way.
+
+    Everything below the private directory is free for all that reach it.
+    """
+    with volume({**by, "squash": "root", "cache": "always"}) as served:
+        private = served.source / "private"
+        (private / "inside").mkdir(parents=True)
+        (private / "inside" / "file").write_bytes(SCRIPT)
+        os.setxattr(private / "inside" / "file", "user.test", b"value")
+        (served.source / "free").write_bytes(b"")
+        for path in (served.source, private / "inside", private / "inside" / "file"):
+            path.chmod(0o777)
+        os.chown(private, USER.uid, USER.gid)
+        private.chmod(0o700)
+        before = left(served.source)
+        seen = served.mountpoint / "private"
+        USER.run(partial(listing, seen / "inside"))
+        USER.run((seen / "inside" / "file").read_bytes)
+
+        assert {name: attempt(ROOT, partial(call, seen)) for name, call in PRIVATE.items()} == (
+            dict.fromkeys(PRIVATE, "EACCES")
+        )
+        assert left(served.source) == before
+        assert attempt(USER, (seen / "inside" / "file").read_bytes) == "allowed"
+
+
+def test_reachable_files_of_many_kinds_stay_reachable(by: Mapping[str, str]) -> None:
+    """Renamed, open without a name, with several names, deep, and symlinks."""
+
+    def use(top: Path) -> list[object]:
+        (top / "a" / "b").mkdir(parents=True)
+        (top / "a" / "b" / "file").write_bytes(b"content")
+        (top / "a").rename(top / "moved")
+        file = top / "moved" / "b" / "file"
+        os.link(file, top / "second")
+        file.unlink()
+        (top / "link").symlink_to("moved")
+        fd = os.open(top / "second", os.O_RDWR)
+        os.rename(top / "second", top / "link" / "third")
+        os.fchmod(fd, 0o600)
+        os.unlink(top / "moved" / "third")
+        os.fchmod(fd, 0o640)
+        os.setxattr(fd, "user.test", b"value")
+        os.close(fd)
+        return [os.readlink(top / "link"), listing(top / "link" / "b"), listing(top)]
+
+    with volume({**by, "squash": "root"}) as served:
+        served.source.chmod(0o777)
+        found = ROOT.run(partial(use, served.mountpoint))
+
+    assert found == ["moved", [], ["link", "moved"]]
+
+
+def test_group_0_is_squashed_as_well(by: Mapping[str, str]) -> None:
+    """As by exports(5); a caller that comes with it has no supplementary groups on the host."""
+    member = Caller("member of root's group", USER.uid, 0)
+    with volume({**by, "squash": "root"}) as served:
+        served.source.chmod(0o777)
+        (served.source / "of the group").write_bytes(b"secret")
+        (served.source / "of the group").chmod(0o660)
+
+        assert attempt(member, (served.mountpoint / "of the group").read_bytes) == ("EACCES")
+        member.run((served.mountpoint / "own").touch)
+        assert owner(served.source / "own") == (USER.uid, ANONYMOUS)
+        assert attempt(member, lambda: (served.mountpoint / "own").write_bytes(b"x")) == "allowed"
+
+
+def test_users_that_are_not_squashed_keep_their_groups(by: Mapping[str, str]) -> None:
+    member = Caller("member", USER.uid, USER.gid, groups=(STRANGER,))
+    with volume({**by, "squash": "root"}) as served:
+        team = served.source / "team"
+        team.mkdir()
+        os.chown(team, 0, STRANGER)
+        team.chmod(0o2770)
+        member.run((served.mountpoint / "team" / "new").touch)
+
+        assert owner(team / "new") == (USER.uid, STRANGER)
+        assert attempt(ROOT, lambda: listing(served.mountpoint / "team")) == "EACCES"
+
+
+def test_data_count_as_the_user_that_opened_the_file(by: Mapping[str, str]) -> None:
+    with volume({**by, "squash": "root"}) as served:
+        directory = served.source / "directory"
+        directory.mkdir()
+        private = directory / "private"
+        private.write_bytes(b"content")
+        for path, mode in ((directory, 0o700), (private, 0o600)):
+            os.chown(path, USER.uid, USER.gid)
+            path.chmod(mode)
+        ours, theirs = socket.socketpair()
+
+        def hand_over() -> None:
+            fd = os.open(served.mountpoint / "directory" / "private", os.O_RDWR)
+            socket.send_fds(theirs, [b"x"], [fd])
+
+        USER.run(hand_over)
+        _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+        for end in (ours, theirs):
+            end.close()
+        try:
+            assert os.pread(fd, 7, 0) == b"content"
+            assert os.pwrite(fd, b"changed", 0) == len(b"changed")
+            os.ftruncate(fd, 4)
+            os.fsync(fd)
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with pytest.raises(PermissionError):
+                os.fchmod(fd, 0o666)
+            with pytest.raises(PermissionError):
+                os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        finally:
+            os.close(fd)
+        assert private.read_bytes() == b"chan"
+
+
+def test_the_worker_has_no_supplementary_groups(by: Mapping[str, str]) -> None:
+    """It would have those of the process that starts it, on behalf of each squashed caller."""
+
+    def read() -> str:
+        with volume({**by, "squash": "all"}) as served:
+            (served.source / "file").write_bytes(b"secret")
+            os.chown(served.source / "file", 0, STRANGER)
+            (served.source / "file").chmod(0o640)
+            return attempt(USER, (served.mountpoint / "file").read_bytes)
+
+    with Call(read, lambda: os.setgroups([STRANGER])) as call:
+        assert call.result(LIMIT_S) == "EACCES"
+
+
+@pytest.mark.parametrize(
+    "options", [{"atime": "noatime"}, {"writeback": "true"}, {"cache": "never"}], ids=str
+)
+def test_what_options_add_to_an_open_takes_no_right_from_the_caller(
+    by: Mapping[str, str], options: Mapping[str, str]
+) -> None:
+    """O_NOATIME is the owner's to use, and writeback reads from files that are only written."""
+    with volume({**by, **options, "squash": "all"}) as served:
+        for name, mode in (("read", 0o444), ("written", 0o222)):
+            (served.source / name).write_bytes(b"content")
+            (served.source / name).chmod(mode)
+        os.utime(served.source / "read", (1, 2))
+
+        def use() -> bytes:
+            fd = os.open(served.mountpoint / "written", os.O_WRONLY)
+            os.pwrite(fd, b"N", 3)
+            os.fsync(fd)
+            os.close(fd)
+            return (served.mountpoint / "read").read_bytes()
+
+        assert USER.run(use) == b"content"
+        assert (served.source / "written").read_bytes() == b"conNent"
+        assert (served.source / "read").stat().st_atime == 1 or "atime" not in options
+        assert attempt(USER, (served.mountpoint / "written").read_bytes) == "EACCES"
+        assert attempt(USER, lambda: (served.mountpoint / "read").write_bytes(b"")) == "EACCES"
+
+
+def test_programs_run_by_the_right_to_execute_alone(by: Mapping[str, str]) -> None:
+    """That of the anonymous user: the kernel only looks if there is one for any user."""
+    with volume({**by, "squash": "all"}) as served:
+        for name, mode in (("for all", 0o711), ("for its owner", 0o744), ("by an ACL", 0o744)):
+            shutil.copy("/bin/true", served.source / name)
+            (served.source / name).chmod(mode)
+        entry = f"u:{ANONYMOUS}:x"
+        command = ["setfacl", "-m", entry, str(served.source / "by an ACL")]
+        subprocess.run(command, check=True, timeout=LIMIT_S)
+
+        assert {
+            name: attempt(USER, lambda name=name: executing(served.mountpoint / name))  # type: ignore[misc]
+            for name in ("for all", "for its owner", "by an ACL")
+        } == {"for all": "allowed", "for its owner": "EACCES", "by an ACL": "allowed"}
+
+
+@pytest.mark.parametrize("squash", ["none", "root", "all"])
+def test_the_kernel_checks_permissions_unless_all_callers_are_one(
+    by: Mapping[str, str], squash: str
+) -> None:
+    with volume({**by, "squash": squash}) as served:
+        assert ("default_permissions" in options_at(served.mountpoint)) is (squash != "all")
+
+
+def test_a_sticky_bit_holds_on_the_host_and_is_not_shown(by: Mapping[str, str]) -> None:
+    """By the ids that callers have in the volume, the kernel would keep them from their files."""
+    with volume({**by, "squash": "all"}) as served:
+        seen, beneath = served.mountpoint / "sticky", served.source / "sticky"
+        beneath.mkdir()
+        beneath.chmod(0o1777)
+        (beneath / "of root").touch()
+        USER.run((seen / "own").touch)
+
+        assert (seen.stat().st_mode & 0o7777, beneath.stat().st_mode & 0o7777) == (0o777, 0o1777)
+        assert attempt(USER, (seen / "of root").unlink) == "EPERM"
+        assert attempt(OTHER, (seen / "own").unlink) == "allowed"
+        USER.run((seen / "made").mkdir)
+        USER.run(lambda: (seen / "made").chmod(0o1777))
+        USER.run(lambda: (seen / "made").chmod(0o755))
+        assert (beneath / "made").stat().st_mode & 0o7777 == 0o1755

@@ -55,6 +55,9 @@ FILES = [
     Case("file suid of its own", 0o4755, ANONYMOUS, ANONYMOUS),
     Case("file sgid of its own", 0o2775, ANONYMOUS, ANONYMOUS),
     Case("file sgid of its own in another group", 0o2775, ANONYMOUS, STRANGER),
+    Case("file sgid of its own that is no program", 0o2666, ANONYMOUS, STRANGER),
+    Case("file sgid of its group that is no program", 0o2666, STRANGER, ANONYMOUS),
+    Case("file sgid of a stranger that is no program", 0o2666, STRANGER, STRANGER),
     Case("file of root", 0o644, 0, 0),
     Case("private file of root", 0o600, 0, 0),
 ]
@@ -207,6 +210,7 @@ FILE_OPERATIONS: Mapping[str, Operation] = {
     "set trusted attribute": lambda path: os.setxattr(path, "trusted.new", b"value"),
     "remove attribute": lambda path: os.removexattr(path, "user.test"),
     "link": lambda path: os.link(path, beside(path)),
+    "change no owner": lambda path: os.chown(path, -1, -1),
     "rename": lambda path: os.rename(path, beside(path)),
     "unlink": lambda path: path.unlink(),
     "get flags": getting_flags,
