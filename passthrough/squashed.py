@@ -33,6 +33,7 @@ from passthrough.listing import OpenDirectory
 from passthrough.places import Place
 from passthrough.powerless import Powerless
 from passthrough.squashing import AS_CALLER, Squashing, executes, may_execute, opened_before
+from passthrough.xattrs import FILE_CAPABILITIES
 
 R = TypeVar("R")
 
@@ -141,6 +142,15 @@ class SquashedFs(PassthroughFs):
                 mask &= ~os.X_OK
             return filecalls.may_access(fdpath.of(fd), mask)
 
+    def removexattr(self, number: int, name: bytes) -> None:
+        """As of PassthroughFs; file capabilities go with content, which takes no CAP_SETFCAP."""
+        if name == FILE_CAPABILITIES and powerless.ids() is not None:
+            with self.inodes.opened(number) as fd:
+                if self._writes(number, fd, truncates=True):
+                    with powerless.as_itself():
+                        return super().removexattr(number, name)
+        return super().removexattr(number, name)
+
     def unopened(self, number: int) -> NoReturn:  # noqa: ARG002
         """Refuse data to a caller that has opened nothing, and so was asked for no right."""
         raise os_error(errno.EBADF)
@@ -165,12 +175,20 @@ class SquashedFs(PassthroughFs):
             if stat.S_ISDIR(attributes.st_mode) and self._squashing.everyone:
                 return changes._replace(mode=mode | present & stat.S_ISVTX)
             takes = mode != present and not mode & ~present and not present & ~mode & ~PRIVILEGES
-            writes = changes.size is not None or self.open_for_writing(number)
-            if takes and writes and filecalls.may_access(fdpath.of(fd), os.W_OK):
+            if takes and self._writes(number, fd, truncates=changes.size is not None):
                 with powerless.as_itself():
                     os.chmod(fdpath.of(fd), mode)
                 return changes._replace(mode=None)
         return changes
+
+    def _writes(self, number: int, fd: int, *, truncates: bool) -> bool:
+        """Return whether what takes power from inode *number* may come before a change of content.
+
+        That is one through an open file, or one by path, for which the caller needs the right.
+        """
+        if self.open_for_writing(number):
+            return True
+        return truncates and filecalls.may_access(fdpath.of(fd), os.W_OK)
 
     def _keeps_sgid(self, attributes: os.stat_result, caller: Caller | None) -> bool:
         """As of PassthroughFs; a squashed caller is in one group, whatever the kernel knows."""

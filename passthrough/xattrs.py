@@ -13,7 +13,7 @@ _SYSTEM_PREFIX: Final = b"system."
 _USER_PREFIX: Final = b"user."
 _TRUSTED_PREFIX: Final = b"trusted."
 # The kernel removes it by itself when a file is written to, or given to another owner.
-_FILE_CAPABILITIES: Final = b"security.capability"
+FILE_CAPABILITIES: Final = b"security.capability"
 ACLS: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 
 
@@ -57,7 +57,7 @@ def check_removal(name: bytes, *, restricted: bool) -> None:
     Raises:
         OSError: EPERM.
     """
-    if name != _FILE_CAPABILITIES:
+    if name != FILE_CAPABILITIES:
         check_set(name, restricted=restricted)
 
 

@@ -147,6 +147,18 @@ KNOWN = [
     # A sticky bit is not shown, and stays.
     Known(frozenset({"chmod", "chmod sgid"}), frozenset({None}), cases="sticky of"),
     Known(frozenset({"write"}), frozenset({None}), LIBFUSE, ALL_CALLERS, "file sgid"),
+    # File capabilities go before a change of content, for callers that may change it.
+    Known(
+        frozenset({"remove capabilities"}),
+        frozenset({None, "ENODATA"}),
+        callers=frozenset({("all", "root"), ("root", "root")}),
+    ),
+    Known(
+        frozenset({"truncate", "change no owner"}),
+        frozenset({"EPERM"}),
+        callers=ALL_CALLERS,
+        cases="private file with capabilities",
+    ),
     # What pyfuse3 cannot express: docs/sessions.md.
     Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, ALL_CALLERS),

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ ANONYMOUS = 65_534
 STRANGER = 41_900
 SCRIPT = b"#!/bin/sh\nexit 7\n"
 RUN_LIMIT_S = 10.0
+# CAP_NET_RAW permitted and effective, struct vfs_cap_data of linux/capability.h.
+NET_RAW = struct.pack("<IIIII", 0x0200_0001, 1 << 13, 0, 0, 0)
 PERMISSIONS = range(8)
 """What a class of users may do: read, write and execute in each combination."""
 
@@ -58,6 +61,8 @@ FILES = [
     Case("file sgid of its own that is no program", 0o2666, ANONYMOUS, STRANGER),
     Case("file sgid of its group that is no program", 0o2666, STRANGER, ANONYMOUS),
     Case("file sgid of a stranger that is no program", 0o2666, STRANGER, STRANGER),
+    Case("file with capabilities", 0o666, STRANGER, STRANGER),
+    Case("private file with capabilities", 0o644, STRANGER, STRANGER),
     Case("file of root", 0o644, 0, 0),
     Case("private file of root", 0o600, 0, 0),
 ]
@@ -210,6 +215,7 @@ FILE_OPERATIONS: Mapping[str, Operation] = {
     "set trusted attribute": lambda path: os.setxattr(path, "trusted.new", b"value"),
     "remove attribute": lambda path: os.removexattr(path, "user.test"),
     "link": lambda path: os.link(path, beside(path)),
+    "remove capabilities": lambda path: os.removexattr(path, "security.capability"),
     "change no owner": lambda path: os.chown(path, -1, -1),
     "rename": lambda path: os.rename(path, beside(path)),
     "unlink": lambda path: path.unlink(),
@@ -293,6 +299,8 @@ def make(top: Path, case: Case) -> None:
             os.chown(path / name, case.sticky_entry, case.sticky_entry, follow_symlinks=False)
     os.chown(path, case.uid, case.gid)
     path.chmod(case.mode)
+    if "capabilities" in case.name:
+        os.setxattr(path, "security.capability", NET_RAW)
 
 
 def tried(top: Path, case: Case, operation: Operation) -> object:
