@@ -45,11 +45,10 @@ def server(place: Ground) -> int:
 
 
 def memory_of(pid: int) -> int:
-    """Return the private memory of a process in bytes, proc_pid_status(5)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(pid)
+    """Return the memory of a process in bytes, without that of files, proc_pid_status(5)."""
+    kinds = ("RssAnon:", "RssShmem:")
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
 
 
 def processor_ns(place: Ground) -> int:
