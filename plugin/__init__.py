@@ -29,6 +29,8 @@ above.
     inventory     what a volume is on disk: its record and, without a source, its directory
     storage       the directories of volumes without a source, and their deletion
     registry      the volumes on disk
+    database      the SQLite file of the registry
+    reserve       room that is set aside for a full disk
     oldnames      the directories of volumes with names that are accepted no more
     volume        a volume: record, state, references
     settings      the environment

@@ -57,8 +57,7 @@ class Inventory(NamedTuple):
         try:
             self.registry.add(record)
         except PluginError:
-            self.storage.set_aside(record)
-            self.storage.discard(record)
+            self.storage.withdraw(record)
             raise
 
     def _owner(self, config: Config) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from plugin.errors import MountFailed
 from plugin.forkserver import COMMAND, PROC, Start, forking
 from plugin.manager import NOTHING, Inherited, Store
 from plugin.mounts import Mount, TakenOver, take_over
+from plugin.reserve import HiddenReserve, Reserve
 from plugin.volume import FileName, Served, VolumeName
 from plugin.worker import Worker
 
@@ -88,8 +89,11 @@ class Keeper:
         start: Start,
         store: Store,
         numbers: Iterator[int],
+        *,
+        reserve: Reserve,
     ) -> None:
-        """*numbers* are those by which *store* knows new mounts."""
+        """*numbers* are those by which *store* knows new mounts; *reserve* is for mount points."""
+        self._reserve = reserve
         self._mount_dir = mount_dir
         self._nursery = nursery
         self._start = start
@@ -221,7 +225,8 @@ class Keeper:
             async with AsyncExitStack() as undo:
                 with _step(order, f"mounting at {target}"):
                     await clear(target, self._threads)
-                    attached = await trio.to_thread.run_sync(targets.attach, target, order.config)
+                    attach = partial(targets.attach, target, order.config, self._reserve)
+                    attached = await trio.to_thread.run_sync(attach)
                 made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
                 undo.push_async_callback(self._undo, made)
                 handover = Handover(
@@ -298,6 +303,7 @@ async def keeping(
     used: Mapping[VolumeName, FileName] | None = None,
     *,
     proc: Path = PROC,
+    reserve: Reserve | None = None,
 ) -> AsyncIterator[Keeper]:
     """A keeper of mounts below *mount_dir*, which is made.
 
@@ -305,7 +311,7 @@ async def keeping(
     mount points of these names, go on if they are whole, with what the service manager hands over.
     At the end it is left what it keeps. Nothing else remains there, before and after: workers,
     which are forked by a process that runs *command*, are ended, whoever still uses what they
-    serve.
+    serve. On a full disk *reserve* has room for mount points, if it is the same disk.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
@@ -316,14 +322,15 @@ async def keeping(
         left = take_over(claimed, inherited, served, used or {}, proc)
         await clear_all(claimed, left, inherited.store)
         async with forking(command, proc) as start, trio.open_nursery() as nursery:
-            keeper = Keeper(claimed, nursery, start, inherited.store, numbers)
-            keeper.take_over(left)
-            try:
-                yield keeper
-            finally:
-                with trio.CancelScope(shield=True):
-                    await keeper.end()
-                nursery.cancel_scope.cancel()
+            with HiddenReserve(claimed, reserve) as room:
+                keeper = Keeper(claimed, nursery, start, inherited.store, numbers, reserve=room)
+                keeper.take_over(left)
+                try:
+                    yield keeper
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await keeper.end()
+                    nursery.cancel_scope.cancel()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ All of it blocks. One connection serves every thread, one change at a time; each
 transaction and so is whole or absent after a crash.
 """
 
-import fcntl
 import os
 import sqlite3
 import stat
@@ -24,13 +23,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import msgspec
 
-from plugin import oldnames
+from plugin import database, oldnames
 from plugin.errors import CannotStart, RegistryFailed
+from plugin.reserve import LastingReserve
 from plugin.volume import Record, Served, VolumeName, file_name
 
 FILE_NAME = "passfs.db"
@@ -117,7 +118,12 @@ class Registry:
     """The open registry and the lock that keeps other plugins away from it; a context manager."""
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, contents: Contents, owned: ExitStack
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        contents: Contents,
+        owned: ExitStack,
+        reserve: LastingReserve,
     ) -> None:
         # All four as they were when the registry was opened.
         self.records, self.references, self.served, self.dead = contents
@@ -125,6 +131,8 @@ class Registry:
         self._connection = connection
         self._owned = owned
         self._turn = threading.Lock()
+        self.reserve = reserve
+        """Room for all that must be possible on a full disk; a new volume is not."""
 
     @classmethod
     def open(cls, data_dir: Path, boot_id: str = "") -> Self:
@@ -137,28 +145,28 @@ class Registry:
             CannotStart: another plugin has the lock, or the registry is damaged, foreign or newer;
                 the file has not been touched.
         """
-        path = data_dir / FILE_NAME
+        path, reserve = data_dir / FILE_NAME, LastingReserve(data_dir)
         with ExitStack() as owned:
-            owned.enter_context(_locked(data_dir / LOCK_NAME))
+            owned.enter_context(database.locked(data_dir / LOCK_NAME))
             if not path.exists():
                 _create(path)
             _refuse_foreign(path)
             _make_private(path)
-            connection = owned.enter_context(closing(_connect(path)))
+            connection = owned.enter_context(closing(database.connect(path)))
             try:
                 _configure(connection)
                 contents, boot = _read(connection)
             except (sqlite3.Error, ValueError) as error:
                 raise _refusal(path, f"it is damaged: {error}") from error
             try:
-                with _transaction(connection):
-                    _update(connection)
-                    if boot != (boot_id := boot_id or BOOT_ID.read_text().strip()):
-                        _begin_anew(connection, boot_id)
-                        contents = Contents(contents.records, {}, [], {})
-            except sqlite3.Error as error:
-                raise CannotStart(f"cannot write the registry {path}: {error}") from error
-            return cls(path, connection, contents, owned.pop_all())
+                here = boot_id or BOOT_ID.read_text().strip()
+                if boot != here:
+                    contents = Contents(contents.records, {}, [], {})
+                begin = partial(_begin, connection, path, here if boot != here else "")
+                reserve.within(begin)
+            except (sqlite3.Error, OSError) as error:
+                raise CannotStart(f"cannot write the registry {path}: {_reason(error)}") from error
+            return cls(path, connection, contents, owned.pop_all(), reserve)
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +175,7 @@ class Registry:
         self._owned.close()
 
     def add(self, record: Record) -> None:
-        """Write a new volume; on return it survives a power cut.
+        """Write a new volume, if there is room without the reserve; it survives a power cut.
 
         Raises:
             RegistryFailed: nothing was written.
@@ -175,7 +183,8 @@ class Registry:
         options = msgspec.json.encode(record.options).decode()
         values = (record.name, record.directory, options, record.created_at.isoformat())
         insert = "INSERT INTO volumes (name, directory, options, created_at) VALUES (?, ?, ?, ?)"
-        self._change([(insert, values)])
+        with self._reported():
+            self._execute([(insert, values)])
 
     def remove(self, name: VolumeName) -> None:
         """Forget a volume and its users; on return that survives a power cut.
@@ -208,15 +217,28 @@ class Registry:
             ]
         )
 
-    def _change(self, statements: Iterable[Statement]) -> None:
-        """Execute all of *statements*, or none."""
+    def _change(self, statements: Sequence[Statement]) -> None:
+        """Execute all of *statements*, or none, if need be in the room that is set aside."""
+        with self._reported():
+            self.reserve.within(partial(self._execute, statements))
+
+    def _execute(self, statements: Iterable[Statement]) -> None:
+        with database.transaction(self._connection, self._path):
+            for statement, values in statements:
+                self._connection.execute(statement, values)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
         with self._turn:
             try:
-                with _transaction(self._connection):
-                    for statement, values in statements:
-                        self._connection.execute(statement, values)
-            except sqlite3.Error as error:
-                raise RegistryFailed(f"cannot write the registry {self._path}: {error}") from error
+                yield
+            except (sqlite3.Error, OSError) as error:
+                reason = f"cannot write the registry {self._path}: {_reason(error)}"
+                raise RegistryFailed(reason) from error
+
+
+def _reason(error: sqlite3.Error | OSError) -> str:
+    return str(getattr(error, "strerror", "") or error)
 
 
 def _using(table: str, name: VolumeName, references: Mapping[str, int]) -> Iterator[Statement]:
@@ -233,40 +255,15 @@ def _serving(name: VolumeName, served: Iterable[Served]) -> Iterator[Statement]:
         yield insert, mount
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """What is executed within is written at the end, or nothing of it."""
-    with connection:  # commits, or rolls back
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold *path* against other processes; the kernel lets go when this one dies, flock(2)."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotStart(
-                f"another passfs uses the data directory {path.parent}; stop it first, or give this"
-                " one another PASSFS_DATA_DIR"
-            ) from error
-        yield
-    finally:
-        os.close(fd)
-
-
 def _create(path: Path) -> None:
     """Make an empty registry that appears under its name only when it is whole and on disk."""
     unfinished = path.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
     # Before SQLite makes it by the umask; a journal gets the mode of its database.
     os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE))
-    with closing(_connect(unfinished)) as connection:
+    with closing(database.connect(unfinished)) as connection:
         _configure(connection)
-        with _transaction(connection):
+        with database.transaction(connection, unfinished):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             _update(connection)
     unfinished.rename(path)
@@ -284,11 +281,6 @@ def _make_private(path: Path) -> None:
             path.chmod(PRIVATE_MODE)
     except OSError as error:
         raise CannotStart(f"cannot make the registry {path} private: {error.strerror}") from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level None: transactions begin where we say so.
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
 
 def _configure(connection: sqlite3.Connection) -> None:
@@ -311,6 +303,14 @@ def _update(connection: sqlite3.Connection) -> None:
 def _format(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(version)
+
+
+def _begin(connection: sqlite3.Connection, path: Path, boot_id: str) -> None:
+    """Bring the registry up to date, and to another run of the machine if *boot_id* says so."""
+    with database.transaction(connection, path):
+        _update(connection)
+        if boot_id:
+            _begin_anew(connection, boot_id)
 
 
 def _begin_anew(connection: sqlite3.Connection, boot_id: str) -> None:

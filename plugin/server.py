@@ -123,23 +123,17 @@ async def prepared(
         inventory = Inventory(registry, storage)
         inventory.settle()
         known = await _machine(settings)
-        served, used, proc = registry.served, inventory.used(), known.proc or PROC
+        left = registry.served, inventory.used()
+        room, proc = registry.reserve, known.proc or PROC
         async with (
-            keeping(settings.mount_dir, worker, given, served, used, proc=proc) as keeper,
+            keeping(settings.mount_dir, worker, given, *left, proc=proc, reserve=room) as keeper,
             trio.open_nursery() as background,
         ):
-            host = Host(
-                root=settings.host_root,
-                directory=settings.host_dir,
-                mount_dir=settings.mount_dir,
-                data_dir=settings.data_dir,
-                allowed=settings.allowed_sources,
-            )
             driver = Driver(
                 registry,
                 storage,
                 keeper,
-                host,
+                _host(settings),
                 machine=known,
                 policy=settings.policy,
                 nursery=background,
@@ -147,6 +141,16 @@ async def prepared(
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
+
+
+def _host(settings: Settings) -> Host:
+    return Host(
+        root=settings.host_root,
+        directory=settings.host_dir,
+        mount_dir=settings.mount_dir,
+        data_dir=settings.data_dir,
+        allowed=settings.allowed_sources,
+    )
 
 
 async def _machine(settings: Settings) -> Machine:

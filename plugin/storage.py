@@ -22,10 +22,12 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from passthrough import mountinfo, syscalls
 from plugin.errors import StorageFailed, VolumeInUse
+from plugin.reserve import FULL, LastingReserve
 from plugin.volume import FileName, Record
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ VOLUME_MODE = 0o755
 # How often one directory in the trash is gone through again because files appeared in it or went
 # meanwhile: its last user may still be at work. What is left then waits for the next purge.
 PURGE_ATTEMPTS = 100
-CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT)
+# On a full disk the trash cannot grow, until other files in it have been deleted.
+CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT, *FULL)
 
 
 VOLUMES = "volumes"
@@ -59,6 +62,7 @@ class Storage:
         self._volumes = data_dir / VOLUMES
         self._removed = data_dir / "removed"
         self._trash = data_dir / "trash"
+        self._reserve = LastingReserve(data_dir)
 
     def prepare(self) -> None:
         """Make what is missing of the data directory."""
@@ -116,16 +120,26 @@ class Storage:
                         f"{path} is the directory of another volume, because its file system"
                         f" ignores case; choose a name that is not {volume.name!r} in other case"
                     ) from None
-            with _opened_below(volumes, volume.directory) as directory:
-                if os.listdir(directory):
-                    raise StorageFailed(
-                        f"{path} already exists and is not empty; move it away to create a new"
-                        f" volume {volume.name!r}"
-                    )
-                os.fchown(directory, uid or 0, gid or 0)
-                # After the owner, whose change would take the suid and sgid bits away.
-                os.fchmod(directory, VOLUME_MODE if mode is None else mode)
+            try:
+                self._furnish(volumes, volume, mode, uid, gid)
+            except OSError:
+                self.withdraw(volume)  # empty, and of this name
+                raise
             os.fsync(volumes)
+
+    def _furnish(
+        self, volumes: int, volume: Record, mode: int | None, uid: int | None, gid: int | None
+    ) -> None:
+        """Give the directory of a new volume its owner and its mode."""
+        with _opened_below(volumes, volume.directory) as directory:
+            if os.listdir(directory):
+                raise StorageFailed(
+                    f"{self.path(volume)} already exists and is not empty; move it away to create a"
+                    f" new volume {volume.name!r}"
+                )
+            os.fchown(directory, uid or 0, gid or 0)
+            # After the owner, whose change would take the suid and sgid bits away.
+            os.fchmod(directory, VOLUME_MODE if mode is None else mode)
 
     def open(self, volume: Record) -> int:
         """Open the directory of *volume*; it is never made again if it is gone.
@@ -158,6 +172,11 @@ class Storage:
             except FileExistsError:  # of an older volume of this name, which could not be discarded
                 self.discard(volume)
                 self._move(self._volumes, volume.directory, self._removed, volume.directory)
+
+    def withdraw(self, volume: Record) -> None:
+        """Undo `create`: remove the directory of *volume*, unless it has files by now."""
+        with suppress(OSError):
+            self.path(volume).rmdir()
 
     def restore(self, volume: Record) -> None:
         """Undo `set_aside`.
@@ -211,9 +230,9 @@ class Storage:
 
     def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
         with _opened(old_dir) as source, _opened(new_dir) as target:
-            syscalls.renameat2(
-                source, os.fsencode(old), target, os.fsencode(new), syscalls.RENAME_NOREPLACE
-            )
+            names = (source, os.fsencode(old), target, os.fsencode(new))
+            move = partial(syscalls.renameat2, *names, syscalls.RENAME_NOREPLACE)
+            self._reserve.within(move)  # *new_dir* may have to grow
             os.fsync(target)
             os.fsync(source)
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from passthrough import mountinfo
 from passthrough.config import Config
 from passthrough.mount import FSTYPE, mount, unmount
 from plugin.errors import CannotStart
+from plugin.reserve import Reserve
 from plugin.volume import FileName
 
 log = logging.getLogger(__name__)
@@ -72,14 +74,14 @@ def detach(target: Path, present: Iterable[mountinfo.Mount] = ()) -> None:
                 raise
 
 
-def attach(target: Path, config: Config) -> Attached:
-    """Mount at *target*, where nothing is mounted.
+def attach(target: Path, config: Config, reserve: Reserve) -> Attached:
+    """Mount at *target*, where nothing is mounted; *reserve* has room for a mount point.
 
     Raises:
         OSError: the mount point cannot be made, or mount(2) has failed.
     """
     try:
-        target.mkdir(mode=MOUNT_DIR_MODE)
+        reserve.within(partial(target.mkdir, mode=MOUNT_DIR_MODE))
     except FileExistsError:
         if target.name not in os.listdir(target.parent):  # on a file system that ignores case
             raise

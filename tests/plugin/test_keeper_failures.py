@@ -22,6 +22,7 @@ from plugin import detaching, targets
 from plugin.errors import MountFailed
 from plugin.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.manager import Inherited
+from plugin.reserve import HiddenReserve
 from tests.support.dockerd import mounted
 from tests.support.fake_worker import command
 from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
@@ -205,6 +206,6 @@ def test_two_volumes_never_share_a_mount_point_where_case_is_ignored(
         mkdir(path.with_name(path.name.casefold()), **options)
 
     monkeypatch.setattr(Path, "mkdir", mkdir_folding)
-    with pytest.raises(FileExistsError):
-        targets.attach(mounts / "Data", Config())
+    with HiddenReserve(mounts) as room, pytest.raises(FileExistsError):
+        targets.attach(mounts / "Data", Config(), room)
     assert mounted(mounts) == []

@@ -62,7 +62,9 @@ def open_umask() -> Iterator[None]:
 
 
 def modes(data_dir: Path) -> dict[str, int]:
-    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in data_dir.iterdir()}
+    found = {file.name: stat.S_IMODE(file.stat().st_mode) for file in data_dir.iterdir()}
+    assert found.pop("reserve", 0o700) == 0o700
+    return found
 
 
 @pytest.mark.usefixtures("open_umask")
@@ -363,7 +365,7 @@ def test_what_cannot_be_read_is_refused_and_left_alone(tmp_path: Path, damage: s
     assert f"cannot use the registry {path}: " in str(refusal.value)
     assert "it has been left as it is" in str(refusal.value)
     assert path.read_bytes() == before
-    assert {each.name for each in tmp_path.iterdir()} == {"passfs.db", "passfs.lock"}
+    assert {each.name for each in tmp_path.iterdir()} == {"passfs.db", "passfs.lock", "reserve"}
 
 
 def test_a_foreign_database_with_a_log_beside_it_is_not_touched(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The SQLite file of the registry: its lock, its connection, its transactions."""
+
+import errno
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from plugin import reserve
+from plugin.errors import CannotStart
+
+# sqlite.org/rescode.html: IOERR, FULL, CANTOPEN. A full disk or quota gives each of them, by
+# whether the journal or the database meets it, and by whether bytes or inodes are lacking.
+_LACK_OF_ROOM: Final = (10, 13, 14)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold *path* against other processes; the kernel lets go when this one dies, flock(2)."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotStart(
+                f"another passfs uses the data directory {path.parent}; stop it first, or give this"
+                " one another PASSFS_DATA_DIR"
+            ) from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the database at *path*, which is made if it is not there."""
+    # isolation_level None: transactions begin where we say so.
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Write to the database at *path* what is executed within, at the end, or nothing of it.
+
+    Raises:
+        OSError: its file system is full.
+        sqlite3.Error: it cannot be written.
+    """
+    try:
+        with connection:  # commits, or rolls back
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in _LACK_OF_ROOM and reserve.is_full(path.parent):
+            reason = f"no room is left on its file system ({error})"
+            raise OSError(errno.ENOSPC, reason) from error
+        raise
