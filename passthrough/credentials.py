@@ -46,10 +46,15 @@ def drop_groups() -> None:
     """Leave this process without supplementary groups, setgroups(2), before threads start.
 
     Raises:
-        OSError: EPERM without CAP_SETGID.
+        OSError: EPERM without CAP_SETGID, or in a user namespace that does not allow it.
     """
-    if os.getgroups():
+    if not os.getgroups():
+        return
+    try:
         os.setgroups(())
+    except PermissionError:
+        text = "option 'squash': this process cannot give its supplementary groups up; setgroups(2)"
+        raise OSError(errno.EPERM, text) from None
 
 
 class Thread(threading.local):

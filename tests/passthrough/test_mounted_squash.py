@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import OTHER, Call, Caller, attempt
+from passthrough import mount, worker
+from passthrough.config import Config, Squash
+from passthrough.handover import Handover
+from tests.support.callers import OTHER, Call, Caller, attempt, together
 from tests.support.files import owner
 from tests.support.mounted import Mounted, mounted
 from tests.support.mounts import options_at
@@ -41,6 +44,7 @@ from tests.support.rights import (
 )
 
 LIMIT_S = 120.0
+MANY = 60
 ANYBODY = Caller("anybody", ANONYMOUS, ANONYMOUS)
 ROOT = Caller("root", 0, 0, groups=(0, 41_900))
 USER = Caller("user", 41_001, 41_002, groups=(0, 41_900))
@@ -426,3 +430,72 @@ def test_a_sticky_bit_holds_on_the_host_and_is_not_shown(by: Mapping[str, str]) 
         USER.run(lambda: (seen / "made").chmod(0o1777))
         USER.run(lambda: (seen / "made").chmod(0o755))
         assert (beneath / "made").stat().st_mode & 0o7777 == 0o1755
+
+
+def test_callers_at_once_do_not_mix(by: Mapping[str, str]) -> None:
+    """Each thread of the worker acts as one caller, and as the next one right after."""
+    member = Caller("member", USER.uid, 0)
+    callers = {"root": ROOT, "user": USER, "other": OTHER, "member": member}
+    expected = {
+        "root": (ANONYMOUS, ANONYMOUS),
+        "user": (USER.uid, USER.gid),
+        "other": (OTHER.uid, OTHER.gid),
+        "member": (USER.uid, ANONYMOUS),
+    }
+
+    def work(top: Path, name: str) -> set[tuple[int, int]]:
+        for number in range(MANY):
+            (top / f"{name} {number}").write_bytes(b"content")
+            (top / f"{name} {number}").chmod(0o600)
+        return {owner(top / f"{name} {number}") for number in range(MANY)}
+
+    with volume({**by, "squash": "root"}) as served:
+        served.source.chmod(0o777)
+        top = served.mountpoint
+        found = together(caller.start(partial(work, top, name)) for name, caller in callers.items())
+
+        assert dict(zip(callers, found, strict=True)) == {
+            name: {ids} for name, ids in expected.items()
+        }
+        assert served.process.poll() is None
+
+
+def test_a_mount_on_which_the_kernel_checks_as_well_gives_no_more(tmp_path: Path) -> None:
+    """Made without the option, as by another program: the worker asks the host all the same."""
+    source, target = tmp_path / "source", tmp_path / "mount"
+    for directory in (source, target):
+        directory.mkdir()
+    (source / "secret").write_bytes(b"secret")
+    (source / "secret").chmod(0o600)
+    (source / "known").write_bytes(b"known")
+    fuse_fd = mount.mount(target, Config())
+    try:
+        with serving(Config(squash=Squash.ALL), source, fuse_fd):
+            assert "default_permissions" in options_at(target)
+            assert attempt(ROOT, (target / "secret").read_bytes) == "EACCES"
+            assert attempt(ROOT, (target / "known").read_bytes) == "allowed"
+    finally:
+        os.close(fuse_fd)
+        mount.unmount(target, abort=True)
+
+
+@contextlib.contextmanager
+def serving(config: Config, source: Path, fuse_fd: int) -> Iterator[None]:
+    """Serve *source* on a mount that is made, by a process of its own."""
+    ready, told = os.pipe()
+
+    def serve() -> None:
+        given = Handover(
+            volume="volume",
+            config=config,
+            fuse_fd=os.dup(fuse_fd),
+            source_fd=os.open(source, os.O_PATH | os.O_DIRECTORY),
+        )
+        os.close(fuse_fd)
+        worker.serve(given, lambda _: os.write(told, b"!"))
+
+    with Call(serve, lambda: None):
+        os.close(told)
+        assert os.read(ready, 1) == b"!"
+        os.close(ready)
+        yield

@@ -226,6 +226,18 @@ def test_supplementary_groups_are_dropped() -> None:
         assert call.result(LIMIT_S) == []
 
 
+def test_groups_that_stay_are_an_error() -> None:
+    def run() -> str:
+        os.setgroups([7, 8])
+        os.setresuid(41_001, 41_001, 41_001)
+        with pytest.raises(PermissionError) as caught:
+            drop_groups()
+        return str(caught.value.strerror)
+
+    with Call(run, lambda: None) as call:
+        assert "option 'squash'" in call.result(LIMIT_S)
+
+
 def test_an_operation_without_a_caller_is_not_done(source: Path) -> None:
     fs = filesystem_of(Config(squash=Squash.ROOT), os.open(source, os.O_PATH))
     try:

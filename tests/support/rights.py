@@ -144,7 +144,8 @@ def making_unnamed(path: Path) -> None:
     fd = os.open(path, os.O_TMPFILE | os.O_RDWR, 0o644)
     try:
         os.write(fd, b"unnamed")
-        os.link(f"/proc/self/fd/{fd}", path / "named", follow_symlinks=True)
+        # With a directory descriptor, os.link follows the link.
+        os.link(f"/proc/self/fd/{fd}", path / "named", src_dir_fd=fd)
     finally:
         os.close(fd)
 
