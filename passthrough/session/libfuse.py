@@ -99,7 +99,7 @@ def _answered(
     @functools.wraps(operation)
     async def handler(self: "LibfuseOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            if self._squashes and isinstance(args[-1], RequestContext):
+            if self._fs.squashes and isinstance(args[-1], RequestContext):
                 with self._fs.asked_by(_caller(args[-1])):
                     return operation(self, *args, **kwargs)
             return operation(self, *args, **kwargs)
@@ -124,7 +124,6 @@ class LibfuseOperations(pyfuse3.Operations):
     def __init__(self, fs: PassthroughFs, serving: Callable[[], object]) -> None:
         super().__init__()
         self._fs = fs
-        self._squashes = fs.squashes
         self._serving = serving
 
     def init(self) -> None:

@@ -238,7 +238,7 @@ async def test_a_listing_that_fails_keeps_what_was_delivered(
         raise OSError(errno.EIO, "bad disk")
 
     filled = reply(100)
-    fs = SimpleNamespace(readdirplus=readdirplus)
+    fs = SimpleNamespace(readdirplus=readdirplus, squashes=False)
 
     if before:
         await request(fs, "readdir", 1, 0, filled)

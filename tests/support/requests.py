@@ -18,6 +18,8 @@ CONTEXT = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid, pid=1, umask=0o022)
 class Recording:
     """A file system that notes what it is asked and gives one answer."""
 
+    squashes = False
+
     def __init__(self, answer: object = None) -> None:
         self.answer = answer
         self.calls: list[tuple[Any, ...]] = []

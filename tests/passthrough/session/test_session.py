@@ -258,7 +258,9 @@ def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) 
         Config(cache=cache, session=SessionName.KERNEL, passthrough=Passthrough.OFF)
     ).config
     locks = SimpleNamespace(used=False)
-    fs = SimpleNamespace(config=config, cache=Cache(config), open=lambda *_, **__: 5, locks=locks)
+    fs = SimpleNamespace(
+        squashes=False, config=config, cache=Cache(config), open=lambda *_, **__: 5, locks=locks
+    )
 
     reply = Kernel(fs, config).ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0))
     assert wire.OPEN_OUT.unpack(reply.body) == (5, allowed, 0)
@@ -277,7 +279,7 @@ def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) 
 )
 def test_what_an_open_directory_allows(cache: CachePolicy, allowed: int) -> None:
     config = decide(Config(cache=cache, session=SessionName.KERNEL)).config
-    fs = SimpleNamespace(config=config, cache=Cache(config), opendir=lambda _: 5)
+    fs = SimpleNamespace(squashes=False, config=config, cache=Cache(config), opendir=lambda _: 5)
 
     reply = Kernel(fs, config).ask(Opcode.OPENDIR, BODIES["OPENDIR"])
 
