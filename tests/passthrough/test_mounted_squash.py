@@ -166,7 +166,6 @@ KNOWN = [
     # What pyfuse3 cannot express: docs/sessions.md.
     Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, ALL_CALLERS),
-    Known(frozenset({"times now"}), frozenset({"EPERM"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"list", "list with types"}), frozenset({"EACCES"}), LIBFUSE, ALL_CALLERS),
 ]
 """The differences that docs/squash.md names; each is there."""
