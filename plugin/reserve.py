@@ -63,11 +63,11 @@ class Reserve(ABC):
             for number in sorted(self._missing):
                 try:
                     self._make(number)
-                except OSError as error:
-                    log.debug("no room is set aside: %s", error)
-                    return
-                self._missing.remove(number)
-                self._held.add(number)
+                except OSError as error:  # a later piece may be there, of an earlier plugin
+                    log.debug("piece %d is not set aside: %s", number, error)
+                else:
+                    self._missing.remove(number)
+                    self._held.add(number)
 
     def give_up(self) -> bool:
         """Free one piece; return whether there was one."""

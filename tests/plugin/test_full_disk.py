@@ -160,6 +160,21 @@ def test_a_plugin_starts_on_it(service: Service, end: signal.Signals) -> None:
         expect(service, "Remove", name)
 
 
+@pytest.mark.parametrize("lost", [0, 5])
+def test_a_plugin_starts_on_it_with_a_part_of_the_reserve(service: Service, lost: int) -> None:
+    """An earlier plugin has given a piece up, and another program has taken the room."""
+    take_everything(own(service, "bb"))
+    service.end(signal.SIGKILL)
+    (service.directory / "data" / reserve.NAME / str(lost)).unlink()
+    take_everything(service.directory / "source")
+    service.start()
+    assert pieces(service) == reserve.PIECES - 1
+    for name in ("aa", "bb"):
+        expect(service, "Mount", name, ID="i")
+        expect(service, "Unmount", name, ID="i")
+        expect(service, "Remove", name)
+
+
 @FILL
 def test_none_is_created_and_nothing_is_left(service: Service, fill: Fill) -> None:
     """Neither with a directory of its own, nor with a source."""
