@@ -23,6 +23,7 @@ from plugin.errors import (
     PluginError,
     VolumeExists,
     VolumeInUse,
+    escaped,
 )
 from plugin.inventory import Inventory
 from plugin.keeper import Keeper, Order
@@ -260,7 +261,7 @@ class Driver:
         """What the keeper is to mount for *volume*."""
         understood = self._policy.understand(volume.record.options)
         if understood.source is None:
-            origin = str(self._storage.path(volume.record))
+            origin = escaped(str(self._storage.path(volume.record)))
             open_source = partial(self._storage.open, volume.record)
         else:
             origin = f"source {understood.source!r}"

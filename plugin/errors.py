@@ -19,10 +19,21 @@ def quoted(value: str) -> str:
     return f"{value[:QUOTED_LIMIT]!r}... ({len(value)} characters)"
 
 
+def escaped(message: str) -> str:
+    """Return *message* with the bytes that are no text, as in names of files, escaped.
+
+    JSON has no place for them, and dockerd forgets a volume whose Get fails.
+    """
+    return message.encode(errors="backslashreplace").decode()
+
+
 class PluginError(Exception):
     """Base of all that the plugin refuses on purpose; anything else that is raised is a bug."""
 
     status: ClassVar[int] = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
 
 
 class BadRequest(PluginError):

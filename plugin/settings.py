@@ -113,6 +113,15 @@ def _path(name: str, value: str) -> Path:
     return path
 
 
+def _mount_dir(name: str, value: str) -> Path:
+    """Read the directory of mount points, which Get and Mount tell in JSON."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _refused(name, value, "a path in UTF-8") from error
+    return _path(name, value)
+
+
 def _paths(name: str, value: str) -> tuple[Path, ...]:
     # An empty part is refused too: `:` must not come to nothing, which allows everything.
     return tuple(_path(name, part) for part in value.split(":"))
@@ -163,7 +172,7 @@ class Variable(NamedTuple):
 VARIABLES: Mapping[str, Variable] = {
     "PASSFS_SOCKET": Variable("socket", _socket, may_be_empty=False),
     "PASSFS_DATA_DIR": Variable("data_dir", _path, may_be_empty=False),
-    "PASSFS_MOUNT_DIR": Variable("mount_dir", _path, may_be_empty=False),
+    "PASSFS_MOUNT_DIR": Variable("mount_dir", _mount_dir, may_be_empty=False),
     "PASSFS_HOST_ROOT": Variable("host_root", _path, may_be_empty=False),
     "PASSFS_HOST_DIR": Variable("host_dir", _path, may_be_empty=False),
     "PASSFS_ALLOWED_SOURCES": Variable("allowed_sources", _paths),

@@ -171,3 +171,16 @@ def mount_flags(target: Path) -> list[str]:
     lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     ((flags),) = [fields[5].split(",") for fields in lines if fields[4] == str(target)]
     return flags
+
+
+@pytest.mark.logs("volume v1: cannot be mounted: option 'source'")
+async def test_a_setting_that_is_no_text_hides_no_volume(tmp_path: Path, allowed: Path) -> None:
+    """JSON has only text: dockerd forgets a volume whose Get fails."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="v1", Opts={"source": str(allowed)})
+    async with plugin(tmp_path, SERVE, PASSFS_ALLOWED_SOURCES=f"{tmp_path}/\udcff") as dockerd:
+        refused = await dockerd.call("Mount", Name="v1", ID="a")
+        assert refused.status == 400
+        assert refused.error.count(r"/\udcff") == 1
+        assert (await dockerd.volume("v1"))["Status"]["error"] == refused.error
+        assert await dockerd.names() == {"v1"}

@@ -182,6 +182,18 @@ async def test_a_source_above_the_mount_directory_stays_whole(tmp_path: Path) ->
     assert (source / "mounts" / "other").read_text() == "theirs"
 
 
+async def test_a_mount_inside_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+    own, other = tmp_path / "data" / "volumes" / "vol", tmp_path / "other"
+    other.mkdir()
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        with bound(other, own / "inner\udcff"):
+            refused = await dockerd.call("Remove", Name="vol")
+        assert refused.status == 409
+        assert r"vol/inner\udcff is a mount point inside it" in refused.error
+        await dockerd.do("Remove", Name="vol")
+
+
 # A Remove that does not come to its end.
 
 

@@ -72,6 +72,7 @@ def test_an_empty_path_is_refused(name: str) -> None:
         ("PASSFS_SOCKET", "/" + "s" * 107),
         ("PASSFS_DATA_DIR", "data"),
         ("PASSFS_MOUNT_DIR", "/mnt/../etc"),
+        ("PASSFS_MOUNT_DIR", "/mnt/\udcff"),
         ("PASSFS_HOST_ROOT", "host"),
         ("PASSFS_HOST_DIR", "./srv"),
         ("PASSFS_OWNER", "root"),
