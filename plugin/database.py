@@ -1,11 +1,11 @@
-"""The SQLite file of the registry: its lock, its connection, its transactions."""
+"""The SQLite file of the registry: its lock, its connection, its transactions, a copy of it."""
 
 import errno
 import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,24 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open the database at *path*, which is made if it is not there."""
     # isolation_level None: transactions begin where we say so.
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy the database at *path*, which a plugin may be changing, to *target*; it only reads.
+
+    Raises:
+        CannotStart: the database is damaged, or no database, or *target* cannot be written.
+    """
+    try:
+        with (
+            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(target)) as made,
+        ):
+            source.backup(made)
+    except sqlite3.Error as error:
+        raise CannotStart(
+            f"cannot read the registry {path}: {error}; restore it from a backup"
+        ) from error
 
 
 @contextmanager

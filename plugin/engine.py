@@ -2,7 +2,7 @@
 
 The only module that imports docker-py. Without an image registry an upgrade is removal and
 creation, so the order of the steps is the safety: the new plugin is built, exported and, where an
-older one is installed, tried on an empty data directory under a name of its own, before the old one
+older one is installed, tried on a copy of the registry under a name of its own, before the old one
 is touched. Records and data of volumes lie in the data directory, which no step here ever deletes.
 """
 
@@ -27,10 +27,13 @@ from plugin.installation import (
     base_images,
     check_name,
     check_space,
+    check_unused,
     choose_bundle,
     choose_settings,
+    copy_registry,
     digest,
     environment,
+    existing,
     mount_sources,
     prepare_directories,
     read_manifest,
@@ -103,7 +106,7 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
     check_space(_SCRATCH, _SCRATCH_SPACE)
     check_space(tempfile.gettempdir(), _TMP_SPACE)
     progress.step(f"Building the image {IMAGE}")
-    image = build(client, wanted.tree, _existing(bundle, progress), progress)
+    image = build(client, wanted.tree, existing(bundle, progress.line), progress)
     remember_bundle(settings["data.source"], bundle)
     stamp = f"{sources}:{_bases(client, wanted.tree)}"
     with tempfile.TemporaryDirectory(prefix="passfs-plugin-", dir=_SCRATCH) as scratch:
@@ -113,7 +116,7 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
         manifest["env"].append({"name": BUILD, "description": "What was built", "value": stamp})
         (directory / "config.json").write_text(json.dumps(manifest), encoding="utf-8")
         if former is not None:
-            progress.step("Trying the new plugin on an empty data directory")
+            progress.step("Trying the new plugin on a copy of the registry")
             _rehearse(client, wanted.name, directory, settings)
             _refuse_while_in_use(client, wanted)  # a container may have started meanwhile
             progress.step(f"Removing the old plugin {wanted.name} (volumes and data stay)")
@@ -228,6 +231,7 @@ def _prepared(
     settings = choose_settings(manifest, former, wanted, daemon.suggested(info))
     prepare_directories(settings)
     daemon.check_data_dir(info, os.geteuid(), settings["data.source"])
+    check_unused(settings["data.source"], former)
     return settings
 
 
@@ -244,14 +248,6 @@ def _is_built_from(
     built_from, _, on = environment(plugin).get(BUILD, "").partition(":")
     # A base image that the engine no longer has is no reason to build.
     return built_from == sources and _bases(client, tree) in {on, ""}
-
-
-def _existing(bundle: Path | None, progress: Progress) -> Path | None:
-    """Return *bundle* unless it is gone, which may be so of a remembered one: then say so."""
-    if bundle is None or bundle.is_file():
-        return bundle
-    progress.line(f"building without the CA bundle {bundle} of an earlier install, which is gone")
-    return None
 
 
 def _inspect(client: docker.APIClient, name: str) -> dict[str, Any] | None:
@@ -282,34 +278,57 @@ def _refuse_while_in_use(client: docker.APIClient, wanted: Installation) -> None
 
 def _reconfigure(
     client: docker.APIClient,
-    former: Mapping[str, Any],
+    former: dict[str, Any],
     wanted: Installation,
     settings: Mapping[str, str],
     progress: Progress,
 ) -> None:
     """Bring the installed plugin, which is the very one wanted, to *settings* and enable it."""
-    if not settings.items() <= (mount_sources(former) | environment(former)).items():
-        progress.step(f"Configuring {wanted.name}")
-        _refuse_while_in_use(client, wanted)
-        _disable(client, former)
+    present = mount_sources(former) | environment(former)
+    if settings.items() <= present.items():
+        if former["Enabled"]:
+            progress.line("the installed plugin is this one and has these settings: nothing to do")
+        else:
+            progress.step(f"Enabling {wanted.name}")
+            _enable(client, wanted.name)
+        return
+    progress.step(f"Configuring {wanted.name}")
+    _refuse_while_in_use(client, wanted)
+    _disable(client, former)
+    try:
         _configure(client, wanted.name, settings)
         _tell(settings, progress)
-    elif former["Enabled"]:
-        progress.line("the installed plugin is this one and has these settings: nothing to do")
-        return
-    progress.step(f"Enabling {wanted.name}")
-    _enable(client, wanted.name)
+        progress.step(f"Enabling {wanted.name}")
+        _enable(client, wanted.name)
+    except InstallationError as error:
+        before = {key: value for key, value in present.items() if key in settings}
+        _put_back(client, former | {"Name": wanted.name}, before, error)
+        raise InstallationError(f"{error} {wanted.name} has its former settings again.") from error
+
+
+def _put_back(
+    client: docker.APIClient, former: Mapping[str, Any], settings: dict[str, str], failed: Exception
+) -> None:
+    """Give the plugin its former *settings* again, after a change of them has *failed*."""
+    try:
+        _disable(client, _inspect(client, former["Name"]) or former)  # enabling may time out
+        _configure(client, former["Name"], settings)
+        if former["Enabled"]:
+            _enable(client, former["Name"])
+    except InstallationError as error:
+        raise InstallationError(f"{failed} Nor with its former settings: {error}") from error
 
 
 def _rehearse(
     client: docker.APIClient, name: str, directory: Path, settings: Mapping[str, str]
 ) -> None:
-    """Create, enable and remove the new plugin beside the old, on a data directory of its own."""
+    """Create, enable and remove the new plugin beside the old, on a copy of the registry."""
     trial = f"{name.partition(':')[0]}-trial"
     with tempfile.TemporaryDirectory(prefix="passfs-trial-", dir=_SCRATCH) as data:
         if _inspect(client, trial) is not None:  # left by a run that was killed
             _remove(client, trial)
         try:
+            copy_registry(settings["data.source"], data)
             _create(client, trial, directory, {**settings, "data.source": data})
             _enable(client, trial)
         except InstallationError as error:

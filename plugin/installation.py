@@ -11,13 +11,15 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from plugin.errors import InvalidSetting
+from plugin import database
+from plugin.errors import CannotStart, InvalidSetting
+from plugin.registry import FILE_NAME, LOCK_NAME
 from plugin.settings import Settings
 
 CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pyproject.toml")
@@ -232,6 +234,37 @@ def _unwritable(data_dir: str, error: OSError) -> InstallationError:
     )
 
 
+def check_unused(data_dir: str, former: Mapping[str, Any] | None) -> None:
+    """Refuse a data directory that another plugin than *former* has: no second one starts beside.
+
+    Raises:
+        InstallationError: another plugin runs with *data_dir*.
+    """
+    if former and former["Enabled"] and mount_sources(former)["data.source"] == data_dir:
+        return
+    try:
+        with database.locked(Path(data_dir, LOCK_NAME)):
+            pass
+    except CannotStart as error:
+        raise InstallationError(
+            f"another passfs uses the data directory '{data_dir}'; stop it first, or choose "
+            "another directory with --data-dir."
+        ) from error
+
+
+def copy_registry(data_dir: str, target: str) -> None:
+    """Copy the registry in *data_dir*, if there is one, to the directory *target*.
+
+    Raises:
+        InstallationError: it cannot be read, so that no plugin would start with it.
+    """
+    if Path(data_dir, FILE_NAME).exists():
+        try:
+            database.copy(Path(data_dir, FILE_NAME), Path(target, FILE_NAME))
+        except CannotStart as error:
+            raise InstallationError(f"{error}.") from error
+
+
 def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:
     """Return the CA bundle for a build: *wanted*, else the one remembered in one of *data_dirs*.
 
@@ -257,6 +290,14 @@ def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:
             "which has lines such as -----BEGIN CERTIFICATE-----."
         )
     return Path(os.path.abspath(wanted))
+
+
+def existing(bundle: Path | None, tell: Callable[[str], object]) -> Path | None:
+    """Return *bundle* unless it is gone, which may be so of a remembered one: then *tell* so."""
+    if bundle is None or bundle.is_file():
+        return bundle
+    tell(f"building without the CA bundle {bundle} of an earlier install, which is gone")
+    return None
 
 
 def remember_bundle(data_dir: str, bundle: Path | None) -> None:

@@ -63,6 +63,8 @@ class FakeEngine:
         self.left_containers: set[str] = set()
         self.broken: dict[str, str] = {}
         """Calls ("enable passfs") that fail, with the engine's explanation."""
+        self.broken_once: dict[str, str] = {}
+        """The same, for calls that fail the first time alone."""
 
     def _called(self, verb: str, name: str) -> None:
         self.calls.append(f"{verb} {name}")
@@ -71,6 +73,8 @@ class FakeEngine:
     def _fails(self, call: str) -> None:
         if call in self.broken:
             raise api_error(500, self.broken[call])
+        if call in self.broken_once:
+            raise api_error(500, self.broken_once.pop(call))
 
     def _plugin(self, name: str) -> dict[str, Any]:
         if name.removesuffix(":latest") not in self.plugins:
