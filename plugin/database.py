@@ -40,8 +40,10 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
 
-def copy(path: Path, target: Path) -> None:
-    """Copy the database at *path*, which a plugin may be changing, to *target*; it only reads.
+def copy_without_volumes(path: Path, target: Path) -> None:
+    """Copy the registry at *path*, which a plugin may be changing, to *target*, but no volumes.
+
+    An engine asks all drivers for a volume that it does not know: a copy must not have one as well.
 
     Raises:
         CannotStart: the database is damaged, or no database, or *target* cannot be written.
@@ -52,6 +54,9 @@ def copy(path: Path, target: Path) -> None:
             closing(sqlite3.connect(target)) as made,
         ):
             source.backup(made)
+            made.execute("PRAGMA foreign_keys = ON")
+            with made:
+                made.execute("DELETE FROM volumes")
     except sqlite3.Error as error:
         raise CannotStart(
             f"cannot read the registry {path}: {error}; restore it from a backup"

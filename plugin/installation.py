@@ -253,14 +253,14 @@ def check_unused(data_dir: str, former: Mapping[str, Any] | None) -> None:
 
 
 def copy_registry(data_dir: str, target: str) -> None:
-    """Copy the registry in *data_dir*, if there is one, to the directory *target*.
+    """Copy the registry in *data_dir*, if there is one, to the directory *target*; no volumes.
 
     Raises:
         InstallationError: it cannot be read, so that no plugin would start with it.
     """
     if Path(data_dir, FILE_NAME).exists():
         try:
-            database.copy(Path(data_dir, FILE_NAME), Path(target, FILE_NAME))
+            database.copy_without_volumes(Path(data_dir, FILE_NAME), Path(target, FILE_NAME))
         except CannotStart as error:
             raise InstallationError(f"{error}.") from error
 

@@ -12,6 +12,7 @@ import pytest
 from plugin import database, engine, registry
 from plugin.errors import CannotStart
 from plugin.installation import TREE, Installation, InstallationError, check_name, digest
+from plugin.volume import Record, VolumeName
 from tests.support.engine import BASE, FakeEngine, Install, container
 from tests.support.records import record
 
@@ -333,15 +334,16 @@ def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
     path = install.data_dir / registry.FILE_NAME
     with registry.Registry.open(install.data_dir) as opened:
         opened.add(record("vol"))
+        opened.use(VolumeName("vol"), {"i": 1}, dead={"j": 1})
     good = path.read_bytes()
-    tried: list[list[str]] = []
+    tried: list[list[Record]] = []
     enable = docker.enable_plugin
 
     def start(name: str, timeout: int) -> None:
         if name == "passfs-trial":
             try:
                 with registry.Registry.open(Path(docker.settings(name)["data.source"])) as copy:
-                    tried.append([each.name for each in copy.records])
+                    tried.append([*copy.records])
             except CannotStart as error:
                 docker.broken_once = {f"enable {name}": str(error)}
         enable(name, timeout)
@@ -363,7 +365,7 @@ def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
 
     path.write_bytes(good)
     install()
-    assert tried == [["vol"]]
+    assert tried == [[]], "an engine may ask for a volume while both plugins run"
     assert path.read_bytes() == good
 
 
