@@ -261,7 +261,7 @@ class Driver:
         """What the keeper is to mount for *volume*."""
         understood = self._policy.understand(volume.record.options)
         if understood.source is None:
-            origin = escaped(str(self._storage.path(volume.record)))
+            origin = escaped(self._storage.told(volume.record))
             open_source = partial(self._storage.open, volume.record)
         else:
             origin = f"source {understood.source!r}"

@@ -123,6 +123,7 @@ async def prepared(
         inventory = Inventory(registry, storage)
         inventory.settle()
         known = await _machine(settings)
+        storage.known_as(known.data_dir)
         left = registry.served, inventory.used()
         room, proc = registry.reserve, known.proc or PROC
         async with (

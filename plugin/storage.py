@@ -59,6 +59,7 @@ class Storage:
         self.owner = owner
         """The root of containers, as user and group of the host."""
         self._data_dir = data_dir
+        self._known_as: Path | None = data_dir
         self._volumes = data_dir / VOLUMES
         self._removed = data_dir / "removed"
         self._trash = data_dir / "trash"
@@ -68,6 +69,16 @@ class Storage:
         """Make what is missing of the data directory."""
         for directory in (self._data_dir, self._volumes, self._removed, self._trash):
             directory.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
+
+    def known_as(self, directory: Path | None) -> None:
+        """Have messages name the data directory by its path on the host, None if it is unknown."""
+        self._known_as = directory
+
+    def told(self, volume: Record, inner: str = "") -> str:
+        """Return how messages name the directory of *volume*, or the path *inner* in it."""
+        if self._known_as is None:
+            return f"{directory_in(Path(), volume) / inner} in the data directory"
+        return str(directory_in(self._known_as, volume) / inner)
 
     def settle(self, records: Iterable[Record]) -> None:
         """Finish what a plugin that was killed has left half removed; before any other call.
@@ -110,15 +121,15 @@ class Storage:
             StorageFailed: it cannot be made, or there are files in it already, which would be
                 somebody's data.
         """
-        path = self.path(volume)
         with self._reported(volume), _opened(self._volumes) as volumes:
             try:
                 os.mkdir(volume.directory, mode=PRIVATE_MODE, dir_fd=volumes)
             except FileExistsError:
                 if volume.directory not in os.listdir(volumes):
                     raise StorageFailed(
-                        f"{path} is the directory of another volume, because its file system"
-                        f" ignores case; choose a name that is not {volume.name!r} in other case"
+                        f"{self.told(volume)} is the directory of another volume, because its file"
+                        f" system ignores case; choose a name that is not {volume.name!r} in"
+                        " other case"
                     ) from None
             try:
                 self._furnish(volumes, volume, mode, uid, gid)
@@ -134,7 +145,7 @@ class Storage:
         with _opened_below(volumes, volume.directory) as directory:
             if os.listdir(directory):
                 raise StorageFailed(
-                    f"{self.path(volume)} already exists and is not empty; move it away to create a"
+                    f"{self.told(volume)} already exists and is not empty; move it away to create a"
                     f" new volume {volume.name!r}"
                 )
             os.fchown(directory, uid or 0, gid or 0)
@@ -223,8 +234,9 @@ class Storage:
         path = os.fsencode(self._volumes.resolve() / volume.directory)
         for mount in mountinfo.read():
             if mountinfo.is_below(mount.target, path):
+                inner = os.fsdecode(os.path.relpath(mount.target, path))
                 raise VolumeInUse(
-                    f"volume {volume.name!r} cannot be removed: {os.fsdecode(mount.target)} is a"
+                    f"volume {volume.name!r} cannot be removed: {self.told(volume, inner)} is a"
                     " mount point inside it; unmount that first"
                 )
 
@@ -242,7 +254,7 @@ class Storage:
             yield
         except OSError as error:
             raise StorageFailed(
-                f"cannot use {self.path(volume)}, which holds the files of volume {volume.name!r}:"
+                f"cannot use {self.told(volume)}, which holds the files of volume {volume.name!r}:"
                 f" {error.strerror}"
             ) from error
 

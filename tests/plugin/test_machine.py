@@ -116,6 +116,34 @@ async def test_status_shows_the_directory_on_the_host(
             assert (await dockerd.volume("own"))["Status"]["data"] == "own directory"
 
 
+@pytest.mark.logs("volume own: cannot be mounted: cannot use .*volumes/own")
+async def test_messages_name_the_directory_on_the_host(
+    tmp_path: Path, host: Path, data: Path
+) -> None:
+    """No message has a path that exists only inside the plugin."""
+    source = host / "srv" / "passfs"
+    (host / "other").mkdir()
+    part = {"PASSFS_HOST_ROOT": str(host / "other"), "PASSFS_HOST_DIR": "/other"}
+    whole = {"PASSFS_HOST_ROOT": str(host)}
+    with mounted_from(source, data):
+        for settings, told in ((whole, "/srv/passfs/volumes/{}"), (part, "volumes/{} in the data")):
+            (source / "volumes" / "left" / "inner").mkdir(parents=True, exist_ok=True)
+            async with plugin(tmp_path, SERVE, **settings) as dockerd:
+                refused = await dockerd.call("Create", Name="left")
+                assert refused.error.startswith(told.format("left")), refused.error
+                await dockerd.do("Create", Name="own")
+                with bound(host, data / "volumes" / "own" / "inner"):
+                    refused = await dockerd.call("Remove", Name="own")
+                assert told.format("own/inner") in refused.error
+                (source / "volumes" / "own").rename(source / "away")
+                refused = await dockerd.call("Mount", Name="own", ID="i")
+                assert told.format("own") in refused.error
+                assert str(tmp_path / "data") not in refused.error
+                await dockerd.do("Remove", Name="own")
+                (source / "away" / "inner").rmdir()
+                (source / "away").rmdir()
+
+
 # Process ids.
 
 
