@@ -60,14 +60,18 @@ class Reserve(ABC):
     def refill(self) -> None:
         """Set aside what is missing, as far as there is room."""
         with self._turn:
+            if self._missing:
+                found = self._missing & self._found()
+                self._missing -= found
+                self._held |= found
             for number in sorted(self._missing):
                 try:
                     self._make(number)
-                except OSError as error:  # a later piece may be there, of an earlier plugin
-                    log.debug("piece %d is not set aside: %s", number, error)
-                else:
-                    self._missing.remove(number)
-                    self._held.add(number)
+                except OSError as error:
+                    log.debug("no room is set aside: %s", error)
+                    return
+                self._missing.remove(number)
+                self._held.add(number)
 
     def give_up(self) -> bool:
         """Free one piece; return whether there was one."""
@@ -96,6 +100,10 @@ class Reserve(ABC):
         finally:
             self.refill()
 
+    def _found(self) -> set[int]:
+        """Return the pieces that an earlier plugin has left."""
+        return set()
+
     @abstractmethod
     def _make(self, number: int) -> None:
         """Set one piece aside, or leave nothing of it. Raises OSError."""
@@ -111,6 +119,16 @@ class LastingReserve(Reserve):
     def __init__(self, data_dir: Path) -> None:
         super().__init__(PIECES)
         self._directory = data_dir / NAME
+
+    def _found(self) -> set[int]:
+        """Return the pieces that are there, of this plugin or of an earlier one."""
+        with suppress(OSError):
+            return {
+                int(piece.name)
+                for piece in os.scandir(self._directory)
+                if piece.name.isdecimal() and piece.stat().st_size == PIECE_BYTES
+            }
+        return set()
 
     def _make(self, number: int) -> None:
         if not self._directory.is_dir():
