@@ -6,6 +6,7 @@ above.
     __main__      the `passfs` command
     engine        what the installer asks of the Docker engine
     daemon        what an engine says of itself: rootless, with other users, on Linux
+    remembered    what an install leaves for the next one
     installation  what makes up a managed plugin and its settings
     server        HTTP on the Unix socket; the one place where an error becomes a reply
     greetings     what the engine's connections without a word mean

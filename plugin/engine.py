@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import docker
 from docker.errors import APIError, DockerException, NotFound
@@ -24,22 +24,21 @@ from plugin import daemon
 from plugin.installation import (
     Installation,
     InstallationError,
+    Progress,
     base_images,
     check_name,
     check_space,
     check_unused,
-    choose_bundle,
     choose_settings,
     copy_registry,
     digest,
     environment,
-    existing,
     mount_sources,
     prepare_directories,
     read_manifest,
-    remember_bundle,
     write_context,
 )
+from plugin.remembered import choose_bundle, existing, kept, recall, remember_bundle, settings_file
 
 IMAGE = "passfs-rootfs:latest"
 """Tag of the image whose root file system becomes the plugin's."""
@@ -54,19 +53,6 @@ _SCRATCH_SPACE, _TMP_SPACE = 400_000_000, 200_000_000
 _LINE = 90  # characters of a build step, whose commands may be long
 _CHUNK = 1 << 20  # bytes read from the engine at once
 _REASON_LINES = 15  # of a failed build's output, enough for pip's or apt's own error
-
-
-class Progress(Protocol):
-    """Where the functions here report what they do."""
-
-    def step(self, title: str) -> None:
-        """Begin the next step."""
-
-    def line(self, text: str) -> None:
-        """Say something within the step."""
-
-    def amount(self, done: int, total: int) -> None:
-        """Tell how many bytes of about `total` are done."""
 
 
 def connect() -> docker.APIClient:
@@ -94,13 +80,14 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
     check_name(wanted.name)
     manifest = read_manifest(wanted.tree)
     former = _inspect(client, wanted.name)
-    settings = _prepared(client, manifest, former, wanted)
+    settings, memory = _prepared(client, manifest, former, wanted)
     data_dirs = [settings, mount_sources(former) if former is not None else settings]
     bundle = choose_bundle(wanted.ca_bundle, [place["data.source"] for place in data_dirs])
     sources = digest(wanted.tree)
     if former is not None and _is_built_from(client, former, sources, wanted.tree):
         remember_bundle(settings["data.source"], bundle)
         _reconfigure(client, former, wanted, settings, progress)
+        memory.unlink(missing_ok=True)
         return
     _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
     check_space(_SCRATCH, _SCRATCH_SPACE)
@@ -119,13 +106,15 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
             progress.step("Trying the new plugin on a copy of the registry")
             _rehearse(client, wanted.name, directory, settings)
             _refuse_while_in_use(client, wanted)  # a container may have started meanwhile
-            progress.step(f"Removing the old plugin {wanted.name} (volumes and data stay)")
-            _remove(client, wanted.name)
-        progress.step(f"Creating the plugin {wanted.name}")
-        _create(client, wanted.name, directory, settings)
-    _tell(settings, progress)
-    progress.step(f"Enabling {wanted.name}")
-    _enable(client, wanted.name)
+        with kept(memory, settings):
+            if former is not None:
+                progress.step(f"Removing the old plugin {wanted.name} (volumes and data stay)")
+                _remove(client, wanted.name)
+            progress.step(f"Creating the plugin {wanted.name}")
+            _create(client, wanted.name, directory, settings)
+            _tell(settings, progress)
+            progress.step(f"Enabling {wanted.name}")
+            _enable(client, wanted.name)
 
 
 def uninstall(client: docker.APIClient, wanted: Installation, progress: Progress) -> None:
@@ -223,16 +212,19 @@ def _prepared(
     manifest: Mapping[str, Any],
     former: Mapping[str, Any] | None,
     wanted: Installation,
-) -> dict[str, str]:
-    """Return the plugin's settings; the engine could take a plugin with them."""
+) -> tuple[dict[str, str], Path]:
+    """Return the plugin's settings, and the file to keep them in while it is replaced."""
     with _engine("say what it is"):
         info = client.info()
     daemon.check(info, os.geteuid())
-    settings = choose_settings(manifest, former, wanted, daemon.suggested(info))
+    suggested = daemon.suggested(info)
+    usual = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]} | suggested
+    memory = settings_file(usual["data.source"], wanted.name)
+    settings = choose_settings(manifest, former, wanted, suggested, recall(memory))
     prepare_directories(settings)
     daemon.check_data_dir(info, os.geteuid(), settings["data.source"])
     check_unused(settings["data.source"], former)
-    return settings
+    return settings, memory
 
 
 def _bases(client: docker.APIClient, tree: Path) -> str:

@@ -11,9 +11,9 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import msgspec
 
@@ -26,8 +26,7 @@ CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pypro
 """What enters the image build; .dockerignore says the same to those who build by hand."""
 
 BUNDLE = "ca-bundle.crt"
-"""A symbolic link in the data directory to the certificates that builds trust; also the name of the
-file in the build's context."""
+"""The name of the certificates that builds trust, in the build's context."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 PLUGIN_NAME = re.compile(
@@ -57,6 +56,19 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     ca_bundle: str | None = None
     """None takes the remembered one; empty forgets that."""
     force: bool = False
+
+
+class Progress(Protocol):
+    """Where the functions here report what they do."""
+
+    def step(self, title: str) -> None:
+        """Begin the next step."""
+
+    def line(self, text: str) -> None:
+        """Say something within the step."""
+
+    def amount(self, done: int, total: int) -> None:
+        """Tell how many bytes of about `total` are done."""
 
 
 def read_manifest(tree: Path) -> dict[str, Any]:
@@ -157,10 +169,12 @@ def choose_settings(
     former: Mapping[str, Any] | None,
     wanted: Installation,
     suggested: Mapping[str, str],
+    recalled: Mapping[str, str],
 ) -> dict[str, str]:
     """What to configure, as `docker plugin set` names it.
 
-    Each from the first that has it: wanted, former, *suggested* (for this engine), default.
+    Each from the first that has it: wanted, *recalled* (of an install that was cut off) if there
+    are any or else former, *suggested* (for this engine), default.
 
     Raises:
         InstallationError: a directory is not absolute, or the plugin would not start with them.
@@ -168,7 +182,7 @@ def choose_settings(
     settings = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
     settable = {entry["name"] for entry in manifest["env"] if entry.get("settable")}
     settable |= settings.keys()
-    kept = {} if former is None else mount_sources(former) | _changed_environment(former)
+    kept = recalled or _settings_of(former)
     settings |= {key: value for key, value in {**suggested, **kept}.items() if key in settable}
     if wanted.host_dir is not None:
         settings |= dict.fromkeys(
@@ -224,10 +238,11 @@ def prepare_directories(settings: Mapping[str, str]) -> None:
         with tempfile.TemporaryFile(dir=data):
             pass
     except OSError as error:
-        raise _unwritable(str(data), error) from error
+        raise unwritable(str(data), error) from error
 
 
-def _unwritable(data_dir: str, error: OSError) -> InstallationError:
+def unwritable(data_dir: str, error: OSError) -> InstallationError:
+    """Return the refusal of a data directory that cannot be written to."""
     return InstallationError(
         f"the data directory '{data_dir}' cannot be written to: {error.strerror}; "
         "choose another with --data-dir."
@@ -265,60 +280,6 @@ def copy_registry(data_dir: str, target: str) -> None:
             raise InstallationError(f"{error}.") from error
 
 
-def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:
-    """Return the CA bundle for a build: *wanted*, else the one remembered in one of *data_dirs*.
-
-    A remembered bundle that is gone is returned as well; `is_file` tells.
-
-    Raises:
-        InstallationError: *wanted* is no PEM file.
-    """
-    if wanted == "":
-        return None
-    if wanted is None:
-        links = (Path(directory, BUNDLE) for directory in data_dirs)
-        return next((link.readlink() for link in links if link.is_symlink()), None)
-    try:
-        text = Path(wanted).read_bytes()
-    except OSError as error:
-        raise InstallationError(
-            f"--ca-bundle '{wanted}' cannot be read: {error.strerror}; expected a PEM file."
-        ) from error
-    if b"-----BEGIN " not in text:
-        raise InstallationError(
-            f"--ca-bundle '{wanted}' holds no certificate; expected a PEM file, "
-            "which has lines such as -----BEGIN CERTIFICATE-----."
-        )
-    return Path(os.path.abspath(wanted))
-
-
-def existing(bundle: Path | None, tell: Callable[[str], object]) -> Path | None:
-    """Return *bundle* unless it is gone, which may be so of a remembered one: then *tell* so."""
-    if bundle is None or bundle.is_file():
-        return bundle
-    tell(f"building without the CA bundle {bundle} of an earlier install, which is gone")
-    return None
-
-
-def remember_bundle(data_dir: str, bundle: Path | None) -> None:
-    """Have later installs with *data_dir* trust *bundle*, or none.
-
-    By its path and not by its content, because a proxy's certificates change.
-
-    Raises:
-        InstallationError: the data directory cannot be written to.
-    """
-    link = Path(data_dir, BUNDLE)
-    if (link.readlink() if link.is_symlink() else None) == bundle:
-        return
-    try:
-        link.unlink(missing_ok=True)
-        if bundle is not None:
-            link.symlink_to(bundle)
-    except OSError as error:
-        raise _unwritable(data_dir, error) from error
-
-
 def mount_sources(plugin: Mapping[str, Any]) -> dict[str, str]:
     """The mounts of an inspected plugin, named as `docker plugin set` names them."""
     # From Config and not from Settings: `docker plugin set` writes a mount's source there, and
@@ -332,6 +293,10 @@ def environment(plugin: Mapping[str, Any]) -> dict[str, str]:
     """The environment of an inspected plugin, defaults and what was set alike."""
     entries = (entry.partition("=") for entry in plugin["Settings"]["Env"] or ())
     return {name: value for name, _, value in entries}
+
+
+def _settings_of(plugin: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if plugin is None else mount_sources(plugin) | _changed_environment(plugin)
 
 
 def _changed_environment(plugin: Mapping[str, Any]) -> dict[str, str]:

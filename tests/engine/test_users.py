@@ -36,7 +36,7 @@ def installed(kind: Kind, tree: Path, owner: int) -> Iterator[tuple[OwnEngine, D
         info = engine.client.api.info()
         daemon.check(info, owner, str(engine.directory / "fuse" if owner else daemon.FUSE))
         settings = choose_settings(
-            read_manifest(TREE), None, Installation(), daemon.suggested(info)
+            read_manifest(TREE), None, Installation(), daemon.suggested(info), {}
         )
         with created(engine.client, directory, tree, settings=settings) as driver:
             yield engine, driver

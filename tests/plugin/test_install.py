@@ -1,20 +1,15 @@
 """`passfs install`: when it builds, which certificates it trusts, and its refusals before that."""
 
 import os
-import sqlite3
 import tempfile
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from plugin import database, engine, registry
-from plugin.errors import CannotStart
+from plugin import engine
 from plugin.installation import TREE, Installation, InstallationError, check_name, digest
-from plugin.volume import Record, VolumeName
 from tests.support.engine import BASE, FakeEngine, Install, container
-from tests.support.records import record
 
 PEM = "-----BEGIN CERTIFICATE-----\n"
 
@@ -284,103 +279,3 @@ def test_an_engine_that_refuses_a_question_ends_in_a_sentence(
 
 def test_the_tree_that_tests_run_from_has_a_digest() -> None:
     assert digest(TREE) == digest(TREE)
-
-
-# What would leave the engine without a plugin.
-
-
-@pytest.mark.parametrize("verb", ["configure", "enable"])
-def test_a_setting_that_does_not_work_is_taken_back(
-    docker: FakeEngine, install: Install, verb: str
-) -> None:
-    install(log_level="info")
-    before = docker.settings()
-    docker.broken_once = {f"{verb} passfs": "it does not start"}
-    with pytest.raises(InstallationError, match=r"it does not start\..* has its former settings"):
-        install(log_level="debug")
-    assert docker.settings() == before
-    assert docker.plugins["passfs"]["Enabled"]
-    install(log_level="debug")
-    assert docker.settings()["PASSFS_LOG_LEVEL"] == "debug"
-
-
-def test_a_setting_that_does_not_work_enables_no_plugin_that_was_disabled(
-    docker: FakeEngine, install: Install
-) -> None:
-    install()
-    docker.disable_plugin("passfs", force=True)
-    docker.broken_once = {"enable passfs": "it does not start"}
-    with pytest.raises(InstallationError, match="it does not start"):
-        install(log_level="debug")
-    assert not docker.plugins["passfs"]["Enabled"]
-
-
-def test_both_failures_are_told_if_the_former_settings_do_not_work_either(
-    docker: FakeEngine, install: Install
-) -> None:
-    install()
-    docker.broken = {"enable passfs": "it does not start"}
-    docker.broken_once = {"configure passfs": "no such setting"}
-    with pytest.raises(InstallationError, match=r"no such setting.* former .*it does not start"):
-        install(log_level="debug")
-
-
-@pytest.mark.parametrize("fault", ["newer", "damaged"])
-def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
-    docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    """A registry that the new plugin cannot use is found before the old plugin is removed."""
-    install()
-    path = install.data_dir / registry.FILE_NAME
-    with registry.Registry.open(install.data_dir) as opened:
-        opened.add(record("vol"))
-        opened.use(VolumeName("vol"), {"i": 1}, dead={"j": 1})
-    good = path.read_bytes()
-    tried: list[list[Record]] = []
-    enable = docker.enable_plugin
-
-    def start(name: str, timeout: int) -> None:
-        if name == "passfs-trial":
-            try:
-                with registry.Registry.open(Path(docker.settings(name)["data.source"])) as copy:
-                    tried.append([*copy.records])
-            except CannotStart as error:
-                docker.broken_once = {f"enable {name}": str(error)}
-        enable(name, timeout)
-
-    monkeypatch.setattr(docker, "enable_plugin", start)
-    if fault == "newer":
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute(f"PRAGMA user_version = {registry.FORMAT + 1}")
-    else:
-        path.write_bytes(b"x" * len(good))
-    broken = path.read_bytes()
-    install.change_sources()
-    reason = "newer passfs" if fault == "newer" else "cannot read the registry"
-    with pytest.raises(InstallationError, match=f"passfs was left as it is: .*{reason}"):
-        install()
-    assert docker.plugins["passfs"]["Enabled"]
-    assert "remove passfs" not in docker.calls
-    assert path.read_bytes() == broken
-
-    path.write_bytes(good)
-    install()
-    assert tried == [[]], "an engine may ask for a volume while both plugins run"
-    assert path.read_bytes() == good
-
-
-def test_a_data_directory_of_another_plugin_is_refused_before_the_build(
-    docker: FakeEngine, install: Install
-) -> None:
-    install.data_dir.mkdir()
-    with database.locked(install.data_dir / registry.LOCK_NAME):
-        with pytest.raises(InstallationError, match=r"another passfs uses .*--data-dir"):
-            install()
-        assert (docker.calls, docker.context) == ([], {})
-    install()
-    with database.locked(install.data_dir / registry.LOCK_NAME):  # as the plugin itself has it
-        install(log_level="debug")
-        install.change_sources()
-        install()
-        with pytest.raises(InstallationError, match=r"another passfs uses .*--data-dir"):
-            install(name="second")

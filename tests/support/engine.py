@@ -228,8 +228,11 @@ def small_tree(directory: Path) -> Path:
             (directory / name / "__pycache__" / "module.pyc").write_text("compiled")
         else:
             (directory / name).write_text(f"{name}\n")
-    for name in ("config.json", "Dockerfile"):
-        (directory / name).write_bytes((TREE / name).read_bytes())
+    (directory / "Dockerfile").write_bytes((TREE / "Dockerfile").read_bytes())
+    manifest = json.loads((TREE / "config.json").read_text())
+    (data,) = (mount for mount in manifest["mounts"] if mount["name"] == "data")
+    data["source"] = str(directory.parent / "default")  # not the machine's
+    (directory / "config.json").write_text(json.dumps(manifest))
     return directory
 
 

@@ -1,0 +1,146 @@
+"""`passfs install` that fails or is cut off: no engine is left without a plugin or its settings."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from plugin import database, engine, registry
+from plugin.errors import CannotStart
+from plugin.installation import Installation, InstallationError
+from plugin.volume import Record, VolumeName
+from tests.support.engine import FakeEngine, Install
+from tests.support.records import record
+
+
+@pytest.fixture
+def docker() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def install(docker: FakeEngine, tmp_path: Path) -> Install:
+    return Install(docker, tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["configure", "enable"])
+def test_a_setting_that_does_not_work_is_taken_back(
+    docker: FakeEngine, install: Install, verb: str
+) -> None:
+    install(log_level="info")
+    before = docker.settings()
+    docker.broken_once = {f"{verb} passfs": "it does not start"}
+    with pytest.raises(InstallationError, match=r"it does not start\..* has its former settings"):
+        install(log_level="debug")
+    assert docker.settings() == before
+    assert docker.plugins["passfs"]["Enabled"]
+    install(log_level="debug")
+    assert docker.settings()["PASSFS_LOG_LEVEL"] == "debug"
+
+
+def test_a_setting_that_does_not_work_enables_no_plugin_that_was_disabled(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    docker.disable_plugin("passfs", force=True)
+    docker.broken_once = {"enable passfs": "it does not start"}
+    with pytest.raises(InstallationError, match="it does not start"):
+        install(log_level="debug")
+    assert not docker.plugins["passfs"]["Enabled"]
+
+
+def test_both_failures_are_told_if_the_former_settings_do_not_work_either(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    docker.broken = {"enable passfs": "it does not start"}
+    docker.broken_once = {"configure passfs": "no such setting"}
+    with pytest.raises(InstallationError, match=r"no such setting.* former .*it does not start"):
+        install(log_level="debug")
+
+
+@pytest.mark.parametrize("fault", ["newer", "damaged"])
+def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
+    docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A registry that the new plugin cannot use is found before the old plugin is removed."""
+    install()
+    path = install.data_dir / registry.FILE_NAME
+    with registry.Registry.open(install.data_dir) as opened:
+        opened.add(record("vol"))
+        opened.use(VolumeName("vol"), {"i": 1}, dead={"j": 1})
+    good = path.read_bytes()
+    tried: list[list[Record]] = []
+    enable = docker.enable_plugin
+
+    def start(name: str, timeout: int) -> None:
+        if name == "passfs-trial":
+            try:
+                with registry.Registry.open(Path(docker.settings(name)["data.source"])) as copy:
+                    tried.append([*copy.records])
+            except CannotStart as error:
+                docker.broken_once = {f"enable {name}": str(error)}
+        enable(name, timeout)
+
+    monkeypatch.setattr(docker, "enable_plugin", start)
+    if fault == "newer":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA user_version = {registry.FORMAT + 1}")
+    else:
+        path.write_bytes(b"x" * len(good))
+    broken = path.read_bytes()
+    install.change_sources()
+    reason = "newer passfs" if fault == "newer" else "cannot read the registry"
+    with pytest.raises(InstallationError, match=f"passfs was left as it is: .*{reason}"):
+        install()
+    assert docker.plugins["passfs"]["Enabled"]
+    assert "remove passfs" not in docker.calls
+    assert path.read_bytes() == broken
+
+    path.write_bytes(good)
+    install()
+    assert tried == [[]], "an engine may ask for a volume while both plugins run"
+    assert path.read_bytes() == good
+
+
+def test_a_data_directory_of_another_plugin_is_refused_before_the_build(
+    docker: FakeEngine, install: Install
+) -> None:
+    install.data_dir.mkdir()
+    with database.locked(install.data_dir / registry.LOCK_NAME):
+        with pytest.raises(InstallationError, match=r"another passfs uses .*--data-dir"):
+            install()
+        assert (docker.calls, docker.context) == ([], {})
+    install()
+    with database.locked(install.data_dir / registry.LOCK_NAME):  # as the plugin itself has it
+        install(log_level="debug")
+        install.change_sources()
+        install()
+        with pytest.raises(InstallationError, match=r"another passfs uses .*--data-dir"):
+            install(name="second")
+
+
+@pytest.mark.parametrize("verb", ["remove", "create", "configure", "enable"])
+def test_settings_outlive_an_upgrade_that_is_cut_off(
+    docker: FakeEngine, install: Install, verb: str
+) -> None:
+    """The engine has them no more: the next install must not allow every source again."""
+    install(host_dir="/usr", allowed_sources=["/usr/lib"], log_level="debug")
+    before = docker.settings()
+    install.change_sources()
+    docker.broken_once = {f"{verb} passfs": "the disk is full"}
+    with pytest.raises(InstallationError, match=r"disk is full\. .*settings are kept.*again"):
+        install()
+    engine.install(docker, Installation(tree=install.tree), install.transcript)
+    assert docker.plugins["passfs"]["Enabled"]
+    changed = {key for key in before if docker.settings()[key] != before[key]}
+    assert changed <= {engine.BUILD}
+    assert list((install.tree.parent / "default").iterdir()) == []
+
+
+def test_settings_that_cannot_be_read_are_not_taken_for_none(install: Install) -> None:
+    (install.tree.parent / "default").mkdir()
+    (install.tree.parent / "default" / "install-passfs.json").write_text("x")
+    with pytest.raises(InstallationError, match=r"install-passfs\.json.* remove the file"):
+        install()
