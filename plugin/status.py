@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from passthrough.config import Config, Squash
+from passthrough.config import Config, OptionError, Squash, as_text
 from passthrough.decisions import described
 from passthrough.handover import Report
 from plugin.errors import InvalidOption
@@ -43,7 +43,7 @@ class Lasting(NamedTuple):
     status: bytes
     """A part of Status: the members of a JSON object, without its braces."""
     error: str
-    """Why the options in the record are not accepted; empty if they are."""
+    """Why the options in the record, or those of the mount, are not accepted; empty if they are."""
 
 
 class Status:
@@ -108,17 +108,19 @@ class Status:
             return Lasting(record, report, note, given, str(error))
         # A mount may be older than this plugin, and than what it was told of other defaults.
         goes_by = understood.config if report is None else report.config or understood.config
-        applying = (
-            self._applying(goes_by, note)
-            if report is None
-            else self._applying(goes_by, note, report.without_handles, report.without_passthrough)
-        )
         serves = (
             {"data": self._own(record)}
             if understood.source is None
             else {"source": understood.source}
         )
-        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), "")
+        without = (
+            ("", "") if report is None else (report.without_handles, report.without_passthrough)
+        )
+        try:
+            applying, wrong = self._applying(goes_by, note, *without), ""
+        except OptionError as refused:  # of a mount of another passfs, which serves all the same
+            applying, wrong = _members({"options": as_text(goes_by)}), str(refused)
+        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), wrong)
 
     def _own(self, record: Record) -> str:
         """Return the path on the host of the volume's own directory, if the plugin knows it."""
@@ -127,12 +129,10 @@ class Status:
         return str(directory_in(self._data_dir, record))
 
 
-def _applying(
-    config: Config, note: str, without_handles: str = "", without_passthrough: str = ""
-) -> bytes:
+def _applying(config: Config, note: str, without_handles: str, without_passthrough: str) -> bytes:
     """Return what applies to the volume's mount, or would to its next one, of *config*.
 
-    *note* is about the source, and empty if there is nothing to say.
+    *note* is about the source, and empty if there is nothing to say. Raises OptionError.
     """
     applying = described(config, without_handles, without_passthrough)
     notes = cast("list[str]", applying["notes"])
