@@ -14,10 +14,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import Final, NoReturn
 
 from passthrough import privileges, syscalls
-from passthrough.idmap import HostIds
+from passthrough.idmap import HostId, HostIds
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class Thread(threading.local):
 
     powerless: HostIds | None = None
     """The ids that it acts as without capabilities; None if it is itself."""
+    groups: tuple[HostId, ...] = ()
+    """Its supplementary groups meanwhile."""
     powers: privileges.EffectiveCapabilities | None = None
     """The capabilities that it has otherwise."""
 
@@ -163,8 +165,12 @@ class Without:
         switch.set(wanted=False)
 
     def __exit__(self, *_: object) -> None:
-        if self._switch is not None:
+        if self._switch is None:
+            return
+        try:
             self._switch.set(wanted=self._switch.had)
+        except BaseException as error:  # noqa: BLE001 - there is no way on
+            end_lost(f"cannot take its capabilities back: {error}")
 
 
 class ClearingPrivileges(Without):
@@ -185,14 +191,16 @@ class ClearingPrivileges(Without):
         self._group = group
 
     def __enter__(self) -> None:
-        if thread.powerless is None:
-            self._own_group = syscalls.setfsgid(self._group)
         super().__enter__()
+        if self._switch is not None:
+            self._own_group = syscalls.setfsgid(self._group)
 
     def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        if thread.powerless is None:
+        if self._switch is not None:
             syscalls.setfsgid(self._own_group)
+            if (present := syscalls.setfsgid(_NO_ID)) != self._own_group:
+                end_lost(f"has the group {present}, and cannot take back {self._own_group}")
+        super().__exit__()
 
 
 @contextlib.contextmanager
@@ -200,3 +208,11 @@ def acting_without(ids: HostIds, *capabilities: int) -> Iterator[None]:
     """A guard: inside it, this thread acts as *ids*, and without *capabilities*, CAP_*."""
     with Without(*capabilities), acting_as(ids):
         yield
+
+
+def end_lost(why: str) -> NoReturn:
+    """End the process: no request may meet a thread that is not what it was."""
+    try:
+        log.critical("the process ends, because a thread %s", why)
+    finally:
+        os._exit(EXIT_IDENTITY_LOST)

@@ -242,3 +242,50 @@ def python_without(capability: str, code: str) -> subprocess.CompletedProcess[st
         timeout=LIMIT_S,
         check=False,
     )
+
+
+LOSING = """
+import sys
+from passthrough import credentials, syscalls
+how = sys.argv[1]
+guard = credentials.ClearingPrivileges(7)
+guard.__enter__()
+real = syscalls.setfsgid
+def failing(*_, **__):
+    raise OSError(1, "not permitted")
+if how == "group":
+    syscalls.setfsgid = lambda gid: real(gid if gid == 0xFFFFFFFF else 7)
+elif how == "capabilities":
+    syscalls.CapabilitySwitch.set = failing
+guard.__exit__()
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("how", ["group", "capabilities"])
+def test_a_group_or_capability_that_does_not_come_back_ends_the_process(how: str) -> None:
+    """Or the next file that root creates belongs to the group of another one."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LOSING, how],
+        cwd=REPOSITORY,
+        check=False,
+        capture_output=True,
+        timeout=LIMIT_S,
+    )
+
+    assert (ended.returncode, ended.stdout) == (EXIT_IDENTITY_LOST, b"")
+    assert b"the process ends" in ended.stderr
+
+
+def test_a_guard_that_cannot_be_entered_leaves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(syscalls.CapabilitySwitch, "set", failing)
+
+    def run() -> int:
+        with pytest.raises(OSError, match=os.strerror(errno.EPERM)), ClearingPrivileges(7):
+            pass
+        return syscalls.setfsgid(0xFFFF_FFFF)
+
+    assert in_thread(run) == 0
