@@ -136,6 +136,13 @@ class IdMaps:
         """Return whether no caller acts with the group *number*."""
         return self._gid.to_container(number) == UNMAPPED
 
+    def may_be_in(self, number: HostId) -> bool:
+        """Return whether *number* may be a supplementary group of a caller that has its own user.
+
+        Root's group is not one with squash=root, as an unmapped one is not.
+        """
+        return self._gid.to_container(number) not in {_ROOT, UNMAPPED}
+
     def new_owner(
         self, uid: ContainerId | None, gid: ContainerId | None
     ) -> tuple[HostId | None, HostId | None]:

@@ -1,22 +1,22 @@
 """Acting as a user that squashing leaves: its ids, and not one capability.
 
-setfsuid(2), setfsgid(2) and capset(2) concern the calling thread alone. The host then checks each
-call of the thread as it would check that user's. The worker has no supplementary groups
-(`credentials.drop_groups`), so this thread has none either. The worker's own business in between,
-such as opening an inode by its file handle, is done inside `as_itself`.
+setfsuid(2), setfsgid(2) and capset(2) concern the calling thread alone, and so does setgroups(2) as
+`privileges.set_groups` calls it. The host then checks each call of the thread as it would check
+that user's. The worker has no supplementary groups (`credentials.drop_groups`), so this thread has
+none but those given. The worker's own business in between, such as opening an inode by its file
+handle, is done inside `as_itself`.
 """
 
 import contextlib
 import errno
 import logging
-import os
 from contextlib import AbstractContextManager
-from typing import Final, NoReturn
+from typing import Final
 
 from passthrough import credentials, privileges, syscalls
-from passthrough.credentials import EXIT_IDENTITY_LOST
+from passthrough.credentials import end_lost
 from passthrough.errors import os_error
-from passthrough.idmap import HostIds
+from passthrough.idmap import HostId, HostIds
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +31,29 @@ def ids() -> HostIds | None:
     return credentials.thread.powerless
 
 
+def groups() -> tuple[HostId, ...]:
+    """Return the supplementary groups that this thread has inside of `Powerless`."""
+    return credentials.thread.groups
+
+
 def as_itself() -> AbstractContextManager[None]:
     """Return a guard: inside it, this thread is the worker again, with its capabilities."""
     acting = credentials.thread.powerless
-    return _AS_ITSELF if acting is None else _AsItself(acting)
+    return _AS_ITSELF if acting is None else _AsItself(Powerless(acting, groups()))
 
 
 class Powerless:
     """A guard: inside it, this thread is *ids*, without capabilities. Not to be nested.
 
-    The thread's capabilities outside of the guard are to stay what they were at its first use.
+    Its supplementary groups are *groups*, or none. The capabilities of the thread outside of it are
+    to stay what they were at its first use.
     """
 
-    __slots__ = ("_ids",)
+    __slots__ = ("_groups", "_ids")
 
-    def __init__(self, ids: HostIds) -> None:
+    def __init__(self, ids: HostIds, groups: tuple[HostId, ...] = ()) -> None:
         self._ids = ids
+        self._groups = groups
 
     def __enter__(self) -> None:
         """Become *ids*, and see that the kernel has done so: setfsuid(2) reports no failure.
@@ -63,65 +70,62 @@ class Powerless:
         if powers is None:
             powers = thread.powers = privileges.EffectiveCapabilities()
         try:
+            if self._groups:
+                privileges.set_groups(self._groups)
             syscalls.setfsgid(self._ids.gid)
             syscalls.setfsuid(self._ids.uid)
             powers.drop()
             switched = _present() == self._ids
         except BaseException:
-            _become_itself(powers)
+            _become_itself(powers, self._groups)
             raise
         if not switched:
-            _become_itself(powers)
+            _become_itself(powers, self._groups)
             log.error("the kernel does not let this process act as %d:%d", *self._ids)
             raise os_error(errno.EIO)
-        thread.powerless = self._ids
+        thread.powerless, thread.groups = self._ids, self._groups
 
     def __exit__(self, *_: object) -> None:
         thread = credentials.thread
         present, powers = _present(), thread.powers
         if powers is None or present != self._ids:
-            _end(f"acted as {present} in place of {self._ids}")
-        _become_itself(powers)
-        thread.powerless = None
+            end_lost(f"acted as {present} in place of {self._ids}")
+        _become_itself(powers, self._groups)
+        thread.powerless, thread.groups = None, ()
 
 
 class _AsItself:
     """A guard that leaves the one around it, and enters it again."""
 
-    __slots__ = ("_ids",)
+    __slots__ = ("_around",)
 
-    def __init__(self, ids: HostIds) -> None:
-        self._ids = ids
+    def __init__(self, around: Powerless) -> None:
+        self._around = around
 
     def __enter__(self) -> None:
-        Powerless(self._ids).__exit__()
+        self._around.__exit__()
 
     def __exit__(self, *_: object) -> None:
         try:
-            Powerless(self._ids).__enter__()
+            self._around.__enter__()
         except BaseException as error:  # noqa: BLE001 - there is no way on
-            _end(f"cannot act as {self._ids} again: {error}")
+            end_lost(f"cannot act as another user again: {error}")
 
 
 def _present() -> tuple[int, int]:
     return syscalls.setfsuid(_NO_ID), syscalls.setfsgid(_NO_ID)
 
 
-def _become_itself(powers: privileges.EffectiveCapabilities) -> None:
+def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:
     """Make this thread the worker again, or end the process: no request may meet it otherwise."""
     try:
         powers.take_back()
         syscalls.setfsuid(_OWN_ID)
         syscalls.setfsgid(_OWN_ID)
+        if groups:
+            privileges.set_groups(())
         present = _present()
     except BaseException as error:  # noqa: BLE001 - there is no way on
-        _end(f"cannot become itself again: {error}")
+        end_lost(f"cannot become itself again: {error}")
     if present != (_OWN_ID, _OWN_ID):
-        _end(f"acts as {present}, and cannot become itself again")
-
-
-def _end(why: str) -> NoReturn:
-    try:
-        log.critical("the process ends, because a thread %s", why)
-    finally:
-        os._exit(EXIT_IDENTITY_LOST)
+        end_lost(f"acts as {present}, and cannot become itself again")

@@ -6,7 +6,9 @@ page as its file name, for the sentence that says what could not be done.
 """
 
 import ctypes
+import errno
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from passthrough import syscalls
@@ -51,6 +53,7 @@ _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -180,6 +183,22 @@ class EffectiveCapabilities:
     def take_back(self) -> None:
         """Give the thread what it had at first."""
         _checked(_libc.capset(self._header, self._full), "capset(2)")
+
+
+def set_groups(groups: Sequence[int]) -> None:
+    """Give the calling thread alone these supplementary groups, setgroups(2).
+
+    The C library would give them to every thread.
+
+    Raises:
+        OSError: EPERM without CAP_SETGID; ENOSYS, the number of the call is not known here.
+    """
+    number = _SYS_SETGROUPS.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "setgroups(2)")
+    list_of = (ctypes.c_uint32 * len(groups))(*groups)
+    words = ctypes.c_size_t(len(groups)), list_of
+    _checked(_libc.syscall(ctypes.c_long(number), *words), "setgroups(2)")
 
 
 def forbid_new_privileges() -> None:

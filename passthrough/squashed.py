@@ -13,7 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar, cast
 
 from passthrough import fdpath, filecalls, names, powerless, syscalls
 from passthrough.attributes import (
@@ -27,13 +27,24 @@ from passthrough.attributes import (
 from passthrough.config import Config, Session, Squash
 from passthrough.errors import os_error
 from passthrough.filesystem import PassthroughFs
-from passthrough.idmap import Caller, HostIds
+from passthrough.idmap import Caller, HostId
 from passthrough.inode_file import Inode
 from passthrough.inodes import ROOT
 from passthrough.listing import OpenDirectory
 from passthrough.places import Place
 from passthrough.powerless import Powerless
-from passthrough.squashing import AS_CALLER, Squashing, executes, may_execute, opened_before
+from passthrough.squashing import (
+    ALONE,
+    AS_CALLER,
+    AS_MEMBER,
+    EITHER,
+    Squashing,
+    executes,
+    helps,
+    may_execute,
+    opened_before,
+    tries,
+)
 from passthrough.xattrs import FILE_CAPABILITIES
 
 R = TypeVar("R")
@@ -42,6 +53,7 @@ _ACL: Final = b"system.posix_acl_access"
 _NOW: Final = (0, syscalls.UTIME_NOW)
 # Longer than a request takes, and than a second's fraction that is left out.
 _RECENT_S: Final = 2
+_AS_WORKER: Final = contextlib.nullcontext()
 _WITHOUT_ACL: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
 
@@ -67,7 +79,7 @@ class SquashedFs(PassthroughFs):
         super().__init__(config, source_fd)
         self._asking = _Asking()
         self._squashing = Squashing(self.config)
-        self._openers: dict[OpenDirectory, HostIds] = {}
+        self._openers: dict[OpenDirectory, Powerless] = {}
         for name, nodes in AS_CALLER.items():
             setattr(self, name, self._wrapped(getattr(self, name), nodes))
 
@@ -92,23 +104,56 @@ class SquashedFs(PassthroughFs):
         """As of PassthroughFs."""
         # chown(2) without an owner: what comes before a write looks the same.
         asks = changes == NO_CHANGES and not self.open_for_writing(number)
+        clears, more = clear_privileges or asks, self._squashing.given(changes.gid)
+        how = tries(changes.mode, directory=self.inodes[number].kind == stat.S_IFDIR)
+        if how == AS_MEMBER:
+            more = *more, self.inodes[number].stat().st_gid
 
         def change() -> Attributes:
             allowed = self._without_mode(number, changes)
             return super(SquashedFs, self).setattr(
-                *(number, allowed, handle), clear_privileges=clear_privileges or asks, caller=caller
+                *(number, allowed, handle), clear_privileges=clears, caller=caller
             )
 
         if opened_before(changes, handle) and not asks:
             return change()
         try:
-            return self._as_caller(change, (number,))
+            return self._as_caller(change, (number,), more, how)
         except PermissionError:
             if not self._touches(changes):
                 raise
         now = NO_CHANGES._replace(atime=_NOW, mtime=_NOW)
         touch = functools.partial(super().setattr, number, now)
         return self._as_caller(touch, (number,))
+
+    def rename(  # noqa: PLR0917 - what the request carries
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
+    ) -> None:
+        """As of PassthroughFs; a directory that gets another parent is written to itself."""
+        moved = *self._group_of(parent, name), *self._group_of(new_parent, new_name)
+        call = super().rename
+        words = (parent, name, new_parent, new_name, flags, caller)
+        self._as_caller(lambda: call(*words), (parent, new_parent), moved)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """As of PassthroughFs."""
+        return super().mknod(parent, name, self._without_sgid(parent, mode), rdev, caller)
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Entry, int]:
+        """As of PassthroughFs."""
+        return super().create(parent, name, self._without_sgid(parent, mode), flags, caller)
+
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
+        """As of PassthroughFs."""
+        return super().tmpfile(parent, self._without_sgid(parent, mode), flags, caller)
 
     def open(
         self,
@@ -129,11 +174,11 @@ class SquashedFs(PassthroughFs):
             return super().open(number, flags)
 
     def opendir(self, number: int) -> int:
-        """As of PassthroughFs; its names are looked up as the caller that opens it."""
+        """As of PassthroughFs; its names are looked up as a squashed caller that opens it."""
         handle = super().opendir(number)
         ids = powerless.ids()
-        if ids is not None:
-            self._openers[self.directories[handle]] = ids
+        if ids is not None and self._squashed_asks():
+            self._openers[self.directories[handle]] = Powerless(ids)
         return handle
 
     def releasedir(self, handle: int) -> None:
@@ -203,6 +248,11 @@ class SquashedFs(PassthroughFs):
         recent = abs(time.time() - seconds) < _RECENT_S
         return self.config.session is Session.LIBFUSE and alone and recent
 
+    def _squashed_asks(self) -> bool:
+        """Return whether the caller is one that squashing takes."""
+        caller = self._asking.caller
+        return caller is not None and self._squashing.takes(caller)
+
     def _writes(self, number: int, fd: int, *, truncates: bool) -> bool:
         """Return whether what takes power from inode *number* may come before a change of content.
 
@@ -212,53 +262,90 @@ class SquashedFs(PassthroughFs):
             return True
         return truncates and filecalls.may_access(fdpath.of(fd), os.W_OK)
 
+    def _without_sgid(self, parent: int, mode: int) -> int:
+        """Return *mode* of a new file as the host would for a caller in one group alone."""
+        if not mode & stat.S_ISGID or not powerless.groups():
+            return mode
+        inherits = self.inodes[parent].stat().st_mode & stat.S_ISGID
+        return mode & ~stat.S_ISGID if inherits else mode
+
     def _keeps_sgid(self, attributes: os.stat_result, caller: Caller | None) -> bool:
         """As of PassthroughFs; a squashed caller is in one group, whatever the kernel knows."""
         asking = self._asking.caller
-        ids = None if asking is None else self._squashing.acts_as(asking)
-        if ids is None:
-            return super()._keeps_sgid(attributes, caller)
-        return ids.gid == attributes.st_gid
+        if asking is not None and self._squashing.takes(asking):
+            return self._squashing.acts_as(asking).gid == attributes.st_gid
+        return super()._keeps_sgid(attributes, caller)
 
     def _wrapped(self, operation: Callable[..., R], nodes: tuple[int, ...]) -> Callable[..., R]:
         """Return *operation* as the caller; *nodes* says which arguments are inode numbers."""
 
         @functools.wraps(operation)
         def acting(*args: object, **kwargs: object) -> R:
-            numbers = tuple(args[node] for node in nodes)
+            numbers = tuple(cast("int", args[node]) for node in nodes)
             return self._as_caller(functools.partial(operation, *args, **kwargs), numbers)
 
         return acting
 
-    def _as_caller(self, operation: Callable[[], R], numbers: tuple[object, ...]) -> R:
-        """Do *operation* as the caller, if it can reach the inodes *numbers* at all.
+    def _as_caller(
+        self,
+        operation: Callable[[], R],
+        numbers: tuple[int, ...],
+        more: tuple[int, ...] = (),
+        how: tuple[bool, ...] = EITHER,
+    ) -> R:
+        """Do *operation* as the caller, if a squashed one can reach the inodes *numbers* at all.
 
-        With squash=all each caller is the one for which the kernel remembers names.
+        With squash=all each caller is the one for which the kernel remembers names. For a caller
+        that squashing leaves alone, *how* says if it is a member of the groups of these inodes
+        and of *more*: another try follows one that the host has refused.
         """
         caller = self._asking.caller
         if caller is None:
             raise RuntimeError("an operation acts as its caller, and no session has said who asks")
         ids = self._squashing.acts_as(caller)
-        if ids is None or powerless.ids() == ids:  # inside of another operation
+        if powerless.ids() == ids:  # inside of another operation
             return operation()
-        with Powerless(ids):
-            if not self._squashing.everyone:
-                for number in numbers:
-                    self._check_reachable(number)
+        squashed = self._squashing.takes(caller)
+        if squashed or how != AS_MEMBER:
+            try:
+                with Powerless(ids):
+                    if squashed and not self._squashing.everyone:
+                        for number in numbers:
+                            self._check_reachable(number)
+                    return operation()
+            except PermissionError:
+                if squashed or how == ALONE:
+                    raise
+        with Powerless(ids, self._memberships(numbers, more)):
             return operation()
 
-    def _check_reachable(self, number: object) -> None:
-        if not isinstance(number, int):
-            raise TypeError(f"{number!r} is no inode number")
+    def _memberships(self, numbers: tuple[int, ...], more: tuple[int, ...]) -> tuple[HostId, ...]:
+        """Return the groups that could give a caller a right to the inodes *numbers*."""
+        found = [self.inodes[number].stat() for number in numbers]
+        helping = [attributes.st_gid for attributes in found if helps(attributes.st_mode)]
+        return self._squashing.groups((*helping, *more))
+
+    def _group_of(self, parent: int, name: bytes) -> tuple[int, ...]:
+        """Return the group of *name*, if there is one that can be looked at."""
+        names.check(name)
+        try:
+            fd = self.inodes[parent].find(name)
+        except OSError:  # which the operation will meet, and report
+            return ()
+        if fd == syscalls.ACROSS:
+            return ()
+        try:
+            return (os.fstat(fd).st_gid,)
+        finally:
+            os.close(fd)
+
+    def _check_reachable(self, number: int) -> None:
         if number != ROOT:
             with self.inodes.opened(ROOT) as root, self.inodes.opened(number) as fd:
                 names.check_reachable(root, fd)
 
     def _entry(self, directory: OpenDirectory, place: Place, name: bytes) -> Entry:
-        ids = self._openers.get(directory)
-        if ids is None:
-            return super()._entry(directory, place, name)
-        with Powerless(ids):
+        with self._openers.get(directory, _AS_WORKER):
             return super()._entry(directory, place, name)
 
     def _grant(self, fd: int, place: Place | None) -> Entry:
@@ -307,4 +394,4 @@ def _may_execute(fd: int) -> bool:
             raise
         acl = b""
     owner = attributes.st_uid, attributes.st_gid
-    return may_execute(attributes.st_mode, owner, acl, ids)
+    return may_execute(attributes.st_mode, owner, acl, ids, powerless.groups())

@@ -1,19 +1,26 @@
 """As whom the worker acts in a volume that squashes ids: the decisions, without a system call.
 
-squash=root takes callers with user 0 or group 0, squash=all takes every caller. For a caller that
-squashing takes, the worker acts as the ids that squashing leaves, without a capability and without
-supplementary groups (powerless.py), in each request that names a file or asks for a right. So the
-host decides what is allowed, as for a process of that user. All else acts as the worker: requests
-for data count as the caller that opened the file, and attributes are no right.
+squash=root takes callers with user 0 or group 0, squash=all takes every caller. For each caller the
+worker acts as the ids that squashing leaves, without a capability (powerless.py), in each request
+that names a file or asks for a right. So the host decides what is allowed, as for a process of that
+user. All else acts as the worker: requests for data count as the caller that opened the file, and
+attributes are no right.
+
+A caller that squashing takes has no supplementary groups. Of the others the kernel has checked the
+groups, which the worker does not know; but the kernel lets a process with CAP_DAC_OVERRIDE or the
+like pass, and root of a container keeps its capabilities if it takes another id. So for these the
+worker acts as a user without supplementary groups first. If the host refuses, it acts as a member
+of those groups of the files concerned that would give a right, as far as a caller can be a member.
 """
 
+import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from passthrough.attributes import OMIT, Changes
 from passthrough.config import Config, Squash
-from passthrough.idmap import Caller, HostIds, IdMaps
+from passthrough.idmap import Caller, ContainerId, HostId, HostIds, IdMaps, UnmappedError
 
 AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
     "lookup": (0,),
@@ -23,7 +30,6 @@ AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
     "link": (0, 1),
     "unlink": (0,),
     "rmdir": (0,),
-    "rename": (0, 2),
     "readlink": (0,),
     "open": (0,),
     "create": (0,),
@@ -38,8 +44,8 @@ AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
 }
 """The operations that act as the caller, and which of their arguments are inode numbers."""
 
-BY_ARGUMENTS: Final = frozenset({"setattr"})
-"""The operations that act as the caller or as the one that opened the file: see `opened_before`."""
+BY_ARGUMENTS: Final = frozenset({"rename", "setattr"})
+"""The operations that act as the caller by more of their arguments; see `opened_before`, too."""
 
 AS_OPENER: Final = frozenset(
     {
@@ -55,6 +61,11 @@ AS_WORKER: Final = frozenset({"forget", "getattr", "statx", "statfs", "syncfs", 
 
 REFUSED: Final = frozenset({"unopened", "unopened_stream"})
 """The operations on what no caller has opened; decisions.py turns off what leads to them."""
+
+ALONE: Final = (False,)
+AS_MEMBER: Final = (True,)
+EITHER: Final = (False, True)
+"""If an unsquashed caller counts as a member of the groups concerned, in each try."""
 
 _ROOT: Final = 0
 # Told by the kernel for a caller whose id it cannot express; no user acts as it.
@@ -83,15 +94,45 @@ class Squashing:
         """Whether all callers are one user, so that the kernel checks nothing."""
         return self._squash is Squash.ALL
 
-    def acts_as(self, caller: Caller) -> HostIds | None:
-        """Return the ids that the worker acts as for *caller*; None if squashing leaves it alone.
+    def takes(self, caller: Caller) -> bool:
+        """Return whether squashing takes *caller*, which then has no supplementary groups."""
+        return self.everyone or _ROOT in caller or _NO_ID in caller
+
+    def acts_as(self, caller: Caller) -> HostIds:
+        """Return the ids that the worker acts as for *caller*.
 
         Raises:
             UnmappedError: the user or the group has no counterpart on the host.
         """
-        if self.everyone or _ROOT in caller or _NO_ID in caller:
-            return self._maps.to_host(caller)
-        return None
+        return self._maps.to_host(caller)
+
+    def groups(self, found: Iterable[int]) -> tuple[HostId, ...]:
+        """Return those of the groups *found* in which an unsquashed caller may be."""
+        return tuple({HostId(gid) for gid in found if self._maps.may_be_in(HostId(gid))})
+
+    def given(self, gid: ContainerId | None) -> tuple[int, ...]:
+        """Return the group of the host that chown(2) gives a file, if it gives one."""
+        try:
+            host_gid = self._maps.new_owner(None, gid)[1]
+        except UnmappedError:  # which the change will report
+            return ()
+        return () if host_gid is None else (host_gid,)
+
+
+def helps(mode: int) -> bool:
+    """Return whether a file's group has a right by its *mode* that all others lack."""
+    return bool(mode >> 3 & ~mode & _ALL)
+
+
+def tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
+    """Return if a caller counts as a member of groups, in one try of chmod(2) after the other.
+
+    By a group that a caller may not be in, a file would keep the sgid bit that it is given. On a
+    directory the bit gives a program no power, and the kernel has checked the groups.
+    """
+    if mode is None or not mode & stat.S_ISGID:
+        return EITHER
+    return AS_MEMBER if directory else ALONE
 
 
 def opened_before(changes: Changes, handle: int | None) -> bool:
@@ -112,20 +153,23 @@ def executes(flags: int) -> bool:
     return bool(flags & _FOR_EXECUTION)
 
 
-def may_execute(mode: int, owner: tuple[int, int], acl: bytes, ids: HostIds) -> bool:
-    """Return whether *ids*, without a capability and without groups, may execute a regular file.
+def may_execute(
+    mode: int, owner: tuple[int, int], acl: bytes, ids: HostIds, more: tuple[HostId, ...] = ()
+) -> bool:
+    """Return whether *ids*, without a capability, may execute a regular file.
 
-    *owner* are its user and group; *acl* is its attribute system.posix_acl_access or empty, acl(5).
+    *more* are their supplementary groups. *owner* are the file's user and group; *acl* is its
+    attribute system.posix_acl_access or empty, acl(5).
     For files on a mount that lets no program be executed: access(2) always says no there.
     """
     if ids.uid == owner[0]:
         return bool(mode >> 6 & _EXECUTE)
     if acl:
-        return _acl_allows(acl, owner[1], ids)
-    return bool((mode >> 3 if ids.gid == owner[1] else mode) & _EXECUTE)
+        return _acl_allows(acl, owner[1], ids, {ids.gid, *more})
+    return bool((mode >> 3 if owner[1] in {ids.gid, *more} else mode) & _EXECUTE)
 
 
-def _acl_allows(acl: bytes, group: int, ids: HostIds) -> bool:
+def _acl_allows(acl: bytes, group: int, ids: HostIds, groups: set[HostId]) -> bool:
     """Return whether an ACL lets *ids*, which do not own the file, execute it."""
     entries = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEAD:]))
     mask = next((permissions for tag, permissions, _ in entries if tag == _MASK), _ALL)
@@ -135,7 +179,7 @@ def _acl_allows(acl: bytes, group: int, ids: HostIds) -> bool:
     of_groups = [
         permissions
         for tag, permissions, number in entries
-        if ids.gid == {_GROUP_OBJ: group, _GROUP: number}.get(tag)
+        if {_GROUP_OBJ: group, _GROUP: number}.get(tag) in groups
     ]
     if of_groups:
         return any(permissions & mask & _EXECUTE for permissions in of_groups)

@@ -5,10 +5,12 @@ be allowed and refused the same, and leave the same behind on the host.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -90,16 +92,23 @@ def outcomes(
 
 
 def compared(
-    served: Mounted, caller: Caller, cases: list[Case], operations: Mapping[str, Operation]
+    served: Mounted,
+    caller: Caller,
+    cases: list[Case],
+    operations: Mapping[str, Operation],
+    wanted_by: Caller = ANYBODY,
 ) -> dict[str, tuple[Outcome, Outcome]]:
-    """Return where the volume differs from the bare directory: operation -> (bare, volume)."""
+    """Return where the volume differs from the bare directory: operation -> (bare, volume).
+
+    The bare directory is used by *wanted_by*, the volume by *caller*.
+    """
     bare = served.source.parent / "bare"
     bare.mkdir()
     tops = {place(number, name): case for number, case in enumerate(cases) for name in operations}
     for top, case in tops.items():
         make(bare / top, case)
         make(served.source / top, case)
-    wanted = outcomes(bare, ANYBODY, cases, operations)
+    wanted = outcomes(bare, wanted_by, cases, operations)
     seen = outcomes(served.mountpoint, caller, cases, operations)
     states = {top: (left(bare / top), left(served.source / top)) for top in tops}
     pairs: dict[str, tuple[Outcome, Outcome]] = {}
@@ -207,6 +216,137 @@ def test_a_squashed_caller_may_do_what_the_anonymous_user_may(
     assert used == {
         known for known in KNOWN if session in known.sessions and where[1:] in known.callers
     }
+
+
+NOBODY_ELSE = frozenset({("root", "user")})
+OWN = [
+    # Of groups the worker knows the primary one, and not which user writes through a descriptor.
+    Known(
+        frozenset({"write", "ftruncate", "truncate", "open and cut", "open to read and cut"}),
+        frozenset({None}),
+        callers=NOBODY_ELSE,
+        cases="file sgid of its",
+    ),
+    Known(
+        frozenset({"chmod sgid"}), frozenset({None}), callers=NOBODY_ELSE, cases="file suid of its"
+    ),
+    Known(
+        frozenset({"chmod sgid"}), frozenset({None}), callers=NOBODY_ELSE, cases="file sgid of its"
+    ),
+    # What looks the same comes before a change of content, which takes the right to write.
+    Known(frozenset({"change no owner"}), frozenset({"EPERM"}), callers=NOBODY_ELSE),
+    # What pyfuse3 cannot express: docs/sessions.md.
+    Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, NOBODY_ELSE),
+    Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, NOBODY_ELSE),
+]
+"""The differences for a user that squashing leaves alone."""
+
+LEFT_ALONE = [ANYBODY, Caller("member", ANONYMOUS, 41_050, groups=(ANONYMOUS, 41_051))]
+
+
+@pytest.mark.parametrize("caller", LEFT_ALONE, ids=lambda caller: caller.name)
+@pytest.mark.parametrize("session", ["kernel", "libfuse", "handles"])
+def test_a_user_that_squashing_leaves_alone_may_do_what_it_may_on_the_host(
+    session: str, caller: Caller
+) -> None:
+    """By its supplementary groups as well, which the worker does not know."""
+    with volume({**SESSIONS[session], "squash": "root"}) as served:
+        different = compared(served, caller, FILES, FILE_OPERATIONS, caller)
+        shutil.rmtree(served.source.parent / "bare")
+        for left_over in served.source.iterdir():
+            shutil.rmtree(left_over)
+        different |= compared(served, caller, DIRECTORIES, DIRECTORY_OPERATIONS, caller)
+
+    assert {
+        key: sides
+        for key, sides in different.items()
+        if not any(known.explains((session, "root", "user"), key, sides[1][0]) for known in OWN)
+    } == {}
+
+
+def keeping_capabilities(uid: int, gid: int) -> None:
+    """Become another user and keep what lets a process of root pass all checks, capabilities(7)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    kept = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4  # CAP_CHOWN to CAP_FSETID
+    assert libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    header, data = (ctypes.c_uint32 * 2)(0x2008_0522, 0), (ctypes.c_uint32 * 6)(kept, kept)
+    assert libc.capset(header, data) == 0
+
+
+CAPABLE: Mapping[str, Operation] = {
+    "read": lambda top: (top / "private").read_bytes(),
+    "write": lambda top: (top / "private").write_bytes(b"changed"),
+    "cut": lambda top: os.truncate(top / "private", 0),
+    "chmod": lambda top: (top / "private").chmod(0o666),
+    "take": lambda top: os.chown(top / "private", USER.uid, -1),
+    "take for its group": lambda top: os.chown(top / "private", -1, USER.gid),
+    "times": lambda top: os.utime(top / "private", (1, 2)),
+    "attribute": lambda top: os.setxattr(top / "private", "user.new", b"value"),
+    "link": lambda top: os.link(top / "private", top / "free" / "linked"),
+    "list": lambda top: listing(top / "directory"),
+    "look up": lambda top: (top / "directory" / "file").lstat(),
+    "create": lambda top: (top / "directory" / "new").touch(),
+    "unlink": lambda top: (top / "directory" / "file").unlink(),
+    "unlink of the top": lambda top: (top / "private").unlink(),
+    "rename": lambda top: os.rename(top / "private", top / "free" / "renamed"),
+    "unlink in a sticky directory": lambda top: (top / "sticky" / "file").unlink(),
+    "bits of a program": lambda top: os.chown(top / "program", -1, -1),
+    "file of root's group": lambda top: (top / "of the group").read_bytes(),
+}
+
+
+def test_root_with_another_id_passes_no_check_by_its_capabilities(by: Mapping[str, str]) -> None:
+    """The kernel's own checks it does pass: only the host can refuse."""
+    with volume({**by, "squash": "root", "suid": "true"}) as served:
+        source = served.source
+        for name, mode in (("directory", 0o700), ("sticky", 0o1777), ("free", 0o777)):
+            (source / name).mkdir()
+            (source / name / "file").write_bytes(b"content")
+            (source / name).chmod(mode)
+        for name, mode in (("private", 0o600), ("program", 0o4755), ("of the group", 0o640)):
+            (source / name).write_bytes(b"content")
+            (source / name).chmod(mode)
+        before = left(source)
+
+        def run() -> dict[str, str]:
+            found = {}
+            for name, operation in CAPABLE.items():
+                try:
+                    found[name] = f"allowed: {operation(served.mountpoint)}"
+                except PermissionError:
+                    found[name] = "refused"
+            return found
+
+        with Call(run, lambda: keeping_capabilities(USER.uid, USER.gid)) as call:
+            assert call.result(LIMIT_S) == dict.fromkeys(CAPABLE, "refused")
+        assert left(source) == before
+
+
+def test_groups_that_the_worker_does_not_know_give_a_file_no_sgid_bit(
+    by: Mapping[str, str],
+) -> None:
+    """A caller with CAP_FSETID gets it from the kernel, also for a group that is not its own."""
+    with volume({**by, "squash": "root"}) as served:
+        team, seen = served.source / "team", served.mountpoint / "team"
+        team.mkdir()
+        os.chown(team, USER.uid, STRANGER)
+        team.chmod(0o2770)
+
+        def make_programs() -> None:
+            os.close(os.open(seen / "created", os.O_CREAT | os.O_WRONLY, 0o2755))
+            os.mknod(seen / "node", stat.S_IFREG | 0o2755)
+            (seen / "changed").touch()
+            (seen / "changed").chmod(0o2755)
+
+        with Call(make_programs, lambda: keeping_capabilities(USER.uid, USER.gid)) as call:
+            call.result(LIMIT_S)
+
+        assert {path.name: oct(path.stat().st_mode & 0o7777) for path in team.iterdir()} == (
+            dict.fromkeys(("created", "node", "changed"), oct(0o755))
+        )
 
 
 @pytest.fixture(params=["kernel", "libfuse", "handles"])

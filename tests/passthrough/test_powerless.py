@@ -70,6 +70,25 @@ def test_inside_the_thread_is_another_user_without_a_capability_and_itself_after
     assert in_thread(run) == [ANOTHER, ITSELF]
 
 
+def test_supplementary_groups_are_those_of_one_thread_and_of_the_guard_alone() -> None:
+    given = (HostId(41_007), HostId(41_008))
+
+    def run() -> list[list[int]]:
+        before = os.getgroups()
+        with Powerless(ANONYMOUS, given):
+            inside = os.getgroups()
+            with as_itself():
+                between, kept = os.getgroups(), powerless.groups()
+            again, known = os.getgroups(), powerless.groups()
+        assert (kept, known, powerless.groups()) == ((), given, ())
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(os.getgroups).result(LIMIT_S)
+        return [before, inside, between, again, os.getgroups(), other]
+
+    with Call(lambda: in_thread(run), drop_groups) as call:
+        assert call.result(LIMIT_S) == [[], [*given], [], [*given], [], []]
+
+
 def test_other_threads_stay_what_they_are() -> None:
     inside, seen = threading.Event(), threading.Event()
 

@@ -21,6 +21,7 @@ from passthrough.squashing import (
     may_execute,
     opened_before,
 )
+from passthrough.values import Range
 from tests.support.direct import caller
 
 NOT_REQUESTS = {"asked_by", "open_for_writing", "tell_lost_privileges"}
@@ -44,19 +45,39 @@ def test_each_operation_has_one_identity() -> None:
         (Squash.ROOT, (0, 0), (70, 80)),
         (Squash.ROOT, (0, 5), (70, 5)),
         (Squash.ROOT, (5, 0), (5, 80)),
-        (Squash.ROOT, (5, 6), None),
+        (Squash.ROOT, (5, 6), (5, 6)),
         (Squash.ROOT, (NO_ID, 6), (NO_ID, 6)),
         (Squash.ALL, (0, 0), (70, 80)),
         (Squash.ALL, (5, 6), (70, 80)),
     ],
 )
 def test_the_ids_that_squashing_leaves(
-    squash: Squash, asks: tuple[int, int], expected: tuple[int, int] | None
+    squash: Squash, asks: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     squashing = Squashing(Config(squash=squash, anon_uid=70, anon_gid=80))
 
     assert squashing.acts_as(caller(*asks)) == expected
+    assert squashing.takes(caller(*asks)) is (expected != asks or NO_ID in asks)
     assert squashing.everyone is (squash is Squash.ALL)
+
+
+def test_a_caller_with_its_own_user_may_be_in_all_groups_but_roots_and_unmapped_ones() -> None:
+    plain = Squashing(Config(squash=Squash.ROOT, anon_gid=80))
+    mapped = Squashing(
+        Config(squash=Squash.ROOT, anon_gid=80, map_gid=(Range(0, 100, 10),), map_uid=())
+    )
+
+    assert set(plain.groups((0, 5, 5, 80, 100))) == {5, 80, 100}
+    assert set(mapped.groups((0, 5, 80, 100, 101, 110))) == {101}
+    assert mapped.given(ContainerId(3)) == (103,)
+    assert mapped.given(ContainerId(10)) == mapped.given(None) == ()
+
+
+def test_supplementary_groups_let_execute_as_the_primary_one_does() -> None:
+    more = (HostId(5),)
+
+    assert may_execute(stat.S_IFREG | 0o010, (1, 5), b"", ANONYMOUS, more)
+    assert not may_execute(stat.S_IFREG | 0o001, (1, 5), b"", ANONYMOUS, more)
 
 
 @pytest.mark.parametrize(
