@@ -38,7 +38,15 @@ from plugin.installation import (
     read_manifest,
     write_context,
 )
-from plugin.remembered import choose_bundle, existing, kept, recall, remember_bundle, settings_file
+from plugin.remembered import (
+    choose_bundle,
+    existing,
+    forget,
+    kept,
+    recall,
+    remember_bundle,
+    settings_file,
+)
 
 IMAGE = "passfs-rootfs:latest"
 """Tag of the image whose root file system becomes the plugin's."""
@@ -87,7 +95,7 @@ def install(client: docker.APIClient, wanted: Installation, progress: Progress) 
     if former is not None and _is_built_from(client, former, sources, wanted.tree):
         remember_bundle(settings["data.source"], bundle)
         _reconfigure(client, former, wanted, settings, progress)
-        memory.unlink(missing_ok=True)
+        forget(memory)
         return
     _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
     check_space(_SCRATCH, _SCRATCH_SPACE)

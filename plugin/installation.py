@@ -20,7 +20,7 @@ import msgspec
 from plugin import database
 from plugin.errors import CannotStart, InvalidSetting
 from plugin.registry import FILE_NAME, LOCK_NAME
-from plugin.settings import Settings
+from plugin.settings import VARIABLES, Settings
 
 CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pyproject.toml")
 """What enters the image build; .dockerignore says the same to those who build by hand."""
@@ -303,4 +303,10 @@ def _changed_environment(plugin: Mapping[str, Any]) -> dict[str, str]:
     """The variables that someone set; all others follow the defaults of the upgrade."""
     defaults = {entry["Name"]: entry.get("Value") for entry in plugin["Config"]["Env"] or ()}
     now = environment(plugin)
-    return {name: value for name, value in now.items() if value != defaults.get(name)}
+    # An older passfs took an empty path for the default.
+    emptied = {name for name, of in VARIABLES.items() if not (of.may_be_empty or now.get(name))}
+    return {
+        name: value
+        for name, value in now.items()
+        if value != defaults.get(name) and name not in emptied
+    }

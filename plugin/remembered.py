@@ -9,7 +9,7 @@ default data directory, where the next install looks for it whatever the setting
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,7 +33,7 @@ def recall(file: Path) -> dict[str, str]:
     """
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, str])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, msgspec.DecodeError) as error:
         raise InstallationError(
@@ -47,27 +47,40 @@ def kept(file: Path, settings: Mapping[str, str]) -> Iterator[None]:
     """Keep *settings* in *file* until the block succeeds.
 
     Raises:
-        InstallationError: *file* cannot be written, or the block has raised it.
+        InstallationError: the block has raised it; says where the settings are.
     """
+    is_kept = _written(file, settings)
+    try:
+        yield
+    except InstallationError as error:
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        where = (
+            "are kept: run `passfs install` again" if is_kept else f"were {told}: give them anew"
+        )
+        raise InstallationError(f"{error} The settings {where}.") from error
+    forget(file)
+
+
+def forget(file: Path) -> None:
+    """Remove *file*, if it is there: the engine has the settings."""
+    with suppress(OSError):
+        file.unlink()
+
+
+def _written(file: Path, settings: Mapping[str, str]) -> bool:
+    """Write *settings* to *file*, durably; return whether that is possible."""
     unfinished = file.with_suffix(".new")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(
-            os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_MODE), "wb"
-        ) as new:
+        fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_MODE)
+        with open(fd, "wb") as new:
             new.write(msgspec.json.encode(settings))
             new.flush()
             os.fsync(new.fileno())
         unfinished.replace(file)
-    except OSError as error:
-        raise unwritable(str(file.parent), error) from error
-    try:
-        yield
-    except InstallationError as error:
-        raise InstallationError(
-            f"{error} The settings are kept: run `passfs install` again."
-        ) from error
-    file.unlink(missing_ok=True)
+    except OSError:  # the default data directory may be on a disk that no program can write to
+        return False
+    return True
 
 
 def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:

@@ -139,8 +139,35 @@ def test_settings_outlive_an_upgrade_that_is_cut_off(
     assert list((install.tree.parent / "default").iterdir()) == []
 
 
+def test_a_default_data_directory_that_cannot_be_written_is_in_no_way(
+    docker: FakeEngine, install: Install
+) -> None:
+    (install.tree.parent / "default").write_text("no directory")
+    install(host_dir="/usr")
+    install.change_sources()
+    docker.broken_once = {"create passfs": "the disk is full"}
+    with pytest.raises(InstallationError, match=r"settings were .*PASSFS_HOST_DIR=/usr.* anew"):
+        install()
+    install(host_dir="/usr")
+    assert docker.plugins["passfs"]["Enabled"]
+
+
 def test_settings_that_cannot_be_read_are_not_taken_for_none(install: Install) -> None:
     (install.tree.parent / "default").mkdir()
     (install.tree.parent / "default" / "install-passfs.json").write_text("x")
     with pytest.raises(InstallationError, match=r"install-passfs\.json.* remove the file"):
         install()
+
+
+def test_a_path_that_was_emptied_when_that_meant_the_default_is_the_default(
+    docker: FakeEngine, install: Install
+) -> None:
+    """An older plugin started with it, and `docker plugin set NAME=` had no other meaning."""
+    install(default_options="ro")
+    environment = docker.plugins["passfs"]["Settings"]["Env"]
+    environment.remove("PASSFS_HOST_DIR=/")
+    environment.append("PASSFS_HOST_DIR=")
+    install.change_sources()
+    install()
+    assert docker.settings()["PASSFS_HOST_DIR"] == "/"
+    assert docker.settings()["PASSFS_DEFAULT_OPTIONS"] == "ro"
