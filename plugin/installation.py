@@ -270,14 +270,18 @@ def check_unused(data_dir: str, former: Mapping[str, Any] | None) -> None:
 def copy_registry(data_dir: str, target: str) -> None:
     """Copy the registry in *data_dir*, if there is one, to the directory *target*; no volumes.
 
+    A change that a killed plugin has left half done is taken back by a plugin alone: then no copy.
+
     Raises:
         InstallationError: it cannot be read, so that no plugin would start with it.
     """
-    if Path(data_dir, FILE_NAME).exists():
-        try:
-            database.copy_without_volumes(Path(data_dir, FILE_NAME), Path(target, FILE_NAME))
-        except CannotStart as error:
-            raise InstallationError(f"{error}.") from error
+    path = Path(data_dir, FILE_NAME)
+    if not path.exists() or Path(f"{path}-journal").exists():
+        return
+    try:
+        database.copy_without_volumes(path, Path(target, FILE_NAME))
+    except CannotStart as error:
+        raise InstallationError(f"{error}.") from error
 
 
 def mount_sources(plugin: Mapping[str, Any]) -> dict[str, str]:

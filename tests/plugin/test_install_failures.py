@@ -1,5 +1,6 @@
 """`passfs install` that fails or is cut off: no engine is left without a plugin or its settings."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -102,6 +103,29 @@ def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
     install()
     assert tried == [[]], "an engine may ask for a volume while both plugins run"
     assert path.read_bytes() == good
+
+
+def test_a_change_that_a_killed_plugin_has_left_half_done_stops_no_upgrade(
+    docker: FakeEngine, install: Install, tmp_path: Path
+) -> None:
+    """The registry has a journal, which only a plugin may take back."""
+    install()
+    docker.disable_plugin("passfs", force=True)
+    path, journal = install.data_dir / registry.FILE_NAME, f"{registry.FILE_NAME}-journal"
+    with registry.Registry.open(tmp_path) as opened:
+        opened.add(record("vol"))
+    with closing(database.connect(tmp_path / registry.FILE_NAME)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        for number in range(1000):
+            connection.execute("INSERT INTO refs VALUES ('vol', ?, 1)", (str(number),))
+        shutil.copy(tmp_path / registry.FILE_NAME, path)
+        shutil.copy(tmp_path / journal, install.data_dir / journal)
+    install.change_sources()
+    install()
+    assert docker.plugins["passfs"]["Enabled"]
+    with registry.Registry.open(install.data_dir) as opened:
+        assert ([each.name for each in opened.records], opened.references) == (["vol"], {})
 
 
 def test_a_data_directory_of_another_plugin_is_refused_before_the_build(
