@@ -22,6 +22,8 @@ HostId = NewType("HostId", int)
 UNMAPPED: Final[int] = 0xFFFF_FFFF
 # A group that the kernel takes for valid. With an invalid one it would refuse the owner, too.
 UNMAPPED_GROUP: Final[int] = 0xFFFF_FFFE
+# For a caller without a counterpart: no file of the host is likely to have this user or group.
+_NO_FILES_ID: Final = 0xFFFF_FFF0
 _ROOT: Final = 0
 
 
@@ -80,6 +82,13 @@ class IdMap:
                 return HostId(host + number - container)
         raise UnmappedError(self._option, number)
 
+    def to_host_or_other(self, number: ContainerId) -> HostId:
+        """Return whom *number* acts as; if it lacks a counterpart, an id that has no files."""
+        try:
+            return self.to_host(number)
+        except UnmappedError:
+            return HostId(_NO_FILES_ID)
+
     def to_container(self, number: HostId) -> ContainerId:
         """Return what the kernel is told for *number*; UNMAPPED if no caller acts as it."""
         if not self._ranges:
@@ -116,6 +125,10 @@ class IdMaps:
             UnmappedError: one of them as nobody.
         """
         return HostIds(self._uid.to_host(ids.uid), self._gid.to_host(ids.gid))
+
+    def to_host_or_other(self, ids: ContainerIds) -> HostIds:
+        """Return whom *ids* act as where nothing is created: without a counterpart, as others."""
+        return HostIds(self._uid.to_host_or_other(ids.uid), self._gid.to_host_or_other(ids.gid))
 
     def to_container(self, ids: HostIds) -> ContainerIds:
         """Return what the kernel is told for the owner *ids*.

@@ -102,9 +102,11 @@ class Squashing:
         """Return the ids that the worker acts as for *caller*.
 
         Raises:
-            UnmappedError: the user or the group has no counterpart on the host.
+            UnmappedError: of a squashed one, the user or the group has no counterpart on the host.
         """
-        return self._maps.to_host(caller)
+        if self.takes(caller):
+            return self._maps.to_host(caller)
+        return self._maps.to_host_or_other(caller)
 
     def groups(self, found: Iterable[int]) -> tuple[HostId, ...]:
         """Return those of the groups *found* in which an unsquashed caller may be."""

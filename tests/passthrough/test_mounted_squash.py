@@ -325,6 +325,36 @@ def test_root_with_another_id_passes_no_check_by_its_capabilities(by: Mapping[st
         assert left(source) == before
 
 
+def test_a_user_that_the_map_lacks_reads_what_all_may_read_and_makes_nothing(
+    by: Mapping[str, str],
+) -> None:
+    maps = {"map_uid": "0:100000:1000", "map_gid": "0:100000:1000"}
+    unmapped, member = Caller("unmapped", 5_000, 5_000), Caller("member", 5, 5_000)
+    with volume({**by, **maps, "squash": "root"}) as served:
+        source, seen = served.source / "free", served.mountpoint / "free"
+        source.mkdir()
+        os.chown(source, 100_005, 100_005)
+        source.chmod(0o777)
+        for name, mode in (("public", 0o644), ("private", 0o600)):
+            (source / name).write_bytes(b"content")
+            os.chown(source / name, 100_005, 100_005)
+            (source / name).chmod(mode)
+
+        assert {
+            (caller.name, name): attempt(caller, (seen / name).read_bytes)
+            for caller in (unmapped, member)
+            for name in ("public", "private")
+        } == {
+            ("unmapped", "public"): "allowed",
+            ("unmapped", "private"): "EACCES",
+            ("member", "public"): "allowed",
+            ("member", "private"): "allowed",
+        }
+        for caller in (unmapped, member):
+            assert attempt(caller, (seen / "new").touch) == "EPERM"
+            assert attempt(caller, (seen / "new").mkdir) == "EPERM"
+
+
 def test_groups_that_the_worker_does_not_know_give_a_file_no_sgid_bit(
     by: Mapping[str, str],
 ) -> None:
