@@ -184,7 +184,7 @@ class ClearingPrivileges(Without):
     outside.
     """
 
-    __slots__ = ("_group", "_own_group")
+    __slots__ = ("_group",)
 
     def __init__(self, group: int = _NO_FILES_GROUP) -> None:
         super().__init__(syscalls.CAP_FSETID)
@@ -192,14 +192,14 @@ class ClearingPrivileges(Without):
 
     def __enter__(self) -> None:
         super().__enter__()
-        if self._switch is not None:
-            self._own_group = syscalls.setfsgid(self._group)
+        if self._switch is not None and self._group != _OWN_ID:
+            syscalls.setfsgid(self._group)
 
     def __exit__(self, *_: object) -> None:
-        if self._switch is not None:
-            syscalls.setfsgid(self._own_group)
-            if (present := syscalls.setfsgid(_NO_ID)) != self._own_group:
-                end_lost(f"has the group {present}, and cannot take back {self._own_group}")
+        if self._switch is not None and self._group != _OWN_ID:
+            syscalls.setfsgid(_OWN_ID)
+            if (present := syscalls.setfsgid(_NO_ID)) != _OWN_ID:
+                end_lost(f"has the group {present}, and cannot take its own back")
         super().__exit__()
 
 
