@@ -54,7 +54,7 @@ def _sees_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> N
     with driver.volume(source=str(source)) as volume:
         driver.run(volume, "echo seen > /data/file")
     assert (source / "file").read_text() == "seen\n"
-    with pytest.raises(docker.errors.APIError, match=f"does not lie in {directory / 'host'}"):
+    with pytest.raises(docker.errors.APIError, match=r"'/etc' (does not lie|lies in none)"):
         engine.client.volumes.create("outside", driver=driver.name, driver_opts={"source": "/etc"})
 
 

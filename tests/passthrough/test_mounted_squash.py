@@ -102,15 +102,17 @@ def compared(
 
     The bare directory is used by *wanted_by*, the volume by *caller*.
     """
-    bare = served.source.parent / "bare"
-    bare.mkdir()
+    # Another name each time: the kernel may know the former one's names for a second.
+    run = f"run-{len(list(served.source.iterdir()))}"
+    bare, source = served.source.parent / f"bare-{run}", served.source / run
     tops = {place(number, name): case for number, case in enumerate(cases) for name in operations}
-    for top, case in tops.items():
-        make(bare / top, case)
-        make(served.source / top, case)
+    for directory in (bare, source):
+        directory.mkdir(mode=0o755)
+        for top, case in tops.items():
+            make(directory / top, case)
     wanted = outcomes(bare, wanted_by, cases, operations)
-    seen = outcomes(served.mountpoint, caller, cases, operations)
-    states = {top: (left(bare / top), left(served.source / top)) for top in tops}
+    seen = outcomes(served.mountpoint / run, caller, cases, operations)
+    states = {top: (left(bare / top), left(source / top)) for top in tops}
     pairs: dict[str, tuple[Outcome, Outcome]] = {}
     for number, case in enumerate(cases):
         for name in operations:
@@ -197,9 +199,6 @@ def test_a_squashed_caller_may_do_what_the_anonymous_user_may(
     where = (session, squash, caller.name)
     with volume({**SESSIONS[session], "squash": squash}) as served:
         different = compared(served, caller, FILES, FILE_OPERATIONS)
-        shutil.rmtree(served.source.parent / "bare")
-        for left_over in served.source.iterdir():
-            shutil.rmtree(left_over)
         different |= compared(served, caller, DIRECTORIES, DIRECTORY_OPERATIONS)
     used = {
         known
@@ -252,9 +251,6 @@ def test_a_user_that_squashing_leaves_alone_may_do_what_it_may_on_the_host(
     """By its supplementary groups as well, which the worker does not know."""
     with volume({**SESSIONS[session], "squash": "root"}) as served:
         different = compared(served, caller, FILES, FILE_OPERATIONS, caller)
-        shutil.rmtree(served.source.parent / "bare")
-        for left_over in served.source.iterdir():
-            shutil.rmtree(left_over)
         different |= compared(served, caller, DIRECTORIES, DIRECTORY_OPERATIONS, caller)
 
     assert {

@@ -26,7 +26,7 @@ BATCH = 40
 TOLD_AGO_S = 0.06
 
 every_way_to_hold = pytest.mark.columns(
-    "control", "kernel-auto", "libfuse-auto", "kernel-auto-handles-mandatory"
+    "control", "kernel-auto-fresh", "libfuse-auto-fresh", "kernel-auto-handles-mandatory"
 )
 
 
@@ -100,7 +100,7 @@ def test_opening_what_is_held_by_o_path(directory: Path, how: str) -> None:
     assert content_of_held(directory / "held", directory, how) == "content"
 
 
-@pytest.mark.columns("control", "kernel-auto", "libfuse-auto")
+@pytest.mark.columns("control", "kernel-auto-fresh", "libfuse-auto-fresh")
 @pytest.mark.fault(
     "opening what has lost its name",
     "a file that is held by O_PATH and then removed or replaced cannot be opened"
@@ -146,13 +146,15 @@ BY_PATH: dict[str, Change] = {
 """By name: a change by path, what of the file shows it, and what must be seen then."""
 
 
-@pytest.mark.columns("control", "kernel-always", "libfuse-always", "kernel-auto-handles-mandatory")
+@pytest.mark.columns(
+    "control", "kernel-always-fresh", "libfuse-always-fresh", "kernel-auto-handles-mandatory"
+)
 @pytest.mark.fault(
     "changes by path",
     "a change by path right after the host has replaced the file is lost, with success"
     " reported; link(2) fails with ENOENT",
-    "kernel-always",
-    "libfuse-always",
+    "kernel-always-fresh",
+    "libfuse-always-fresh",
 )
 @pytest.mark.parametrize("name", BY_PATH)
 def test_a_change_by_path_after_a_replacement(directory: Path, beneath: Path, name: str) -> None:

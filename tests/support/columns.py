@@ -83,6 +83,12 @@ ON_DEMAND = [
     Place("kernel", "auto", ROOT, passthrough="off", disk="ext4"),
     Place("kernel", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
     Place("libfuse", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
+    # Mounts of their own: elsewhere many tests may have left inodes that are held by handle.
+    *(
+        Place(session, policy, ROOT, more=("fresh", ()))
+        for session in ("kernel", "libfuse")
+        for policy in ("auto", "always")
+    ),
     Place("kernel", "auto", ROOT, more=("writeback", (("writeback", "true"),))),
     Place("kernel", "auto", ROOT, more=("mapped", (("map_uid", "0:0:100000"),))),
 ]
