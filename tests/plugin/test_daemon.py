@@ -18,16 +18,6 @@ REMAPPED: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def docker() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def install(docker: FakeEngine, tmp_path: Path) -> Install:
-    return Install(docker, tmp_path)
-
-
 def test_an_engine_that_remaps_users_gives_volumes_to_its_root(
     docker: FakeEngine, install: Install
 ) -> None:

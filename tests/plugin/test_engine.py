@@ -21,16 +21,6 @@ from tests.support.engine import (
 )
 
 
-@pytest.fixture
-def docker() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def install(docker: FakeEngine, tmp_path: Path) -> Install:
-    return Install(docker, tmp_path)
-
-
 def test_a_first_install_creates_configures_and_enables(
     docker: FakeEngine, install: Install
 ) -> None:

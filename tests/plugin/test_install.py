@@ -15,16 +15,6 @@ PEM = "-----BEGIN CERTIFICATE-----\n"
 
 
 @pytest.fixture
-def docker() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def install(docker: FakeEngine, tmp_path: Path) -> Install:
-    return Install(docker, tmp_path)
-
-
-@pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     path = tmp_path / "proxy.pem"
     path.write_text(PEM)

@@ -15,16 +15,6 @@ from tests.support.engine import FakeEngine, Install
 from tests.support.records import record
 
 
-@pytest.fixture
-def docker() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def install(docker: FakeEngine, tmp_path: Path) -> Install:
-    return Install(docker, tmp_path)
-
-
 @pytest.mark.parametrize("verb", ["configure", "enable"])
 def test_a_setting_that_does_not_work_is_taken_back(
     docker: FakeEngine, install: Install, verb: str
