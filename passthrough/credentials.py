@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Final, NoReturn
 
 from passthrough import privileges, syscalls
-from passthrough.idmap import HostId, HostIds
+from passthrough.idmap import NO_FILES_ID, NO_ID, HostId, HostIds
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,6 @@ EXIT_IDENTITY_LOST: Final = 77
 _OWN_ID: Final = 0
 _ITSELF: Final = (_OWN_ID, _OWN_ID)
 _AS_ITSELF: Final = contextlib.nullcontext()
-_NO_ID: Final = 0xFFFF_FFFF
-# For a thread that creates nothing meanwhile: no files' group is likely to have this id.
-_NO_FILES_GROUP: Final = 0xFFFF_FFF0
 
 
 def keep_capabilities() -> None:
@@ -98,7 +95,7 @@ class ActingAs:
         self._uid, self._gid = ids
 
     def __enter__(self) -> None:
-        if _NO_ID in {self._uid, self._gid}:
+        if NO_ID in {self._uid, self._gid}:
             raise PermissionError(errno.EPERM, "a caller without an id in this user namespace")
         syscalls.setfsgid(self._gid)
         syscalls.setfsuid(self._uid)
@@ -186,7 +183,7 @@ class ClearingPrivileges(Without):
 
     __slots__ = ("_group",)
 
-    def __init__(self, group: int = _NO_FILES_GROUP) -> None:
+    def __init__(self, group: int = NO_FILES_ID) -> None:
         super().__init__(syscalls.CAP_FSETID)
         self._group = group
 
@@ -198,7 +195,7 @@ class ClearingPrivileges(Without):
     def __exit__(self, *_: object) -> None:
         if self._switch is not None and self._group != _OWN_ID:
             syscalls.setfsgid(_OWN_ID)
-            if (present := syscalls.setfsgid(_NO_ID)) != _OWN_ID:
+            if (present := syscalls.setfsgid(NO_ID)) != _OWN_ID:
                 end_lost(f"has the group {present}, and cannot take its own back")
         super().__exit__()
 

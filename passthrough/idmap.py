@@ -17,13 +17,17 @@ from passthrough.values import Range
 ContainerId = NewType("ContainerId", int)
 HostId = NewType("HostId", int)
 
-# INVALID_UID of the kernel, include/linux/uidgid.h: stat(2) shows it as the overflow id, 65534, and
-# permission checks find no caller that it equals, nor one whose capabilities reach its file.
-UNMAPPED: Final[int] = 0xFFFF_FFFF
+# INVALID_UID of the kernel, include/linux/uidgid.h: no user or group. setfsuid(2) and setfsgid(2)
+# change nothing for it, and return the present id.
+NO_ID: Final[int] = 0xFFFF_FFFF
+# Told for an owner, stat(2) shows it as the overflow id, 65534, and permission checks find no
+# caller that it equals, nor one whose capabilities reach its file.
+UNMAPPED: Final[int] = NO_ID
 # A group that the kernel takes for valid. With an invalid one it would refuse the owner, too.
 UNMAPPED_GROUP: Final[int] = 0xFFFF_FFFE
-# For a caller without a counterpart: no file of the host is likely to have this user or group.
-_NO_FILES_ID: Final = 0xFFFF_FFF0
+# For a thread that creates nothing meanwhile: no file of the host is likely to have this user or
+# group.
+NO_FILES_ID: Final = 0xFFFF_FFF0
 _ROOT: Final = 0
 
 
@@ -87,7 +91,7 @@ class IdMap:
         try:
             return self.to_host(number)
         except UnmappedError:
-            return HostId(_NO_FILES_ID)
+            return HostId(NO_FILES_ID)
 
     def to_container(self, number: HostId) -> ContainerId:
         """Return what the kernel is told for *number*; UNMAPPED if no caller acts as it."""

@@ -16,13 +16,11 @@ from typing import Final
 from passthrough import credentials, privileges, syscalls
 from passthrough.credentials import end_lost
 from passthrough.errors import os_error
-from passthrough.idmap import HostId, HostIds
+from passthrough.idmap import NO_ID, HostId, HostIds
 
 log = logging.getLogger(__name__)
 
 _OWN_ID: Final = 0
-_NO_ID: Final = 0xFFFF_FFFF
-"""No id: setfsuid(2) and setfsgid(2) change nothing for it, and return the present one."""
 _AS_ITSELF: Final = contextlib.nullcontext()
 
 
@@ -64,7 +62,7 @@ class Powerless:
         thread = credentials.thread
         if thread.powerless is not None:
             raise RuntimeError(f"acts as {thread.powerless}, and not as {self._ids}")
-        if _NO_ID in self._ids:
+        if NO_ID in self._ids:
             raise os_error(errno.EPERM)
         powers = thread.powers
         if powers is None:
@@ -113,7 +111,7 @@ class _AsItself:
 
 
 def _present() -> tuple[int, int]:
-    return syscalls.setfsuid(_NO_ID), syscalls.setfsgid(_NO_ID)
+    return syscalls.setfsuid(NO_ID), syscalls.setfsgid(NO_ID)
 
 
 def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:

@@ -20,7 +20,7 @@ from typing import Final
 
 from passthrough.attributes import OMIT, Changes
 from passthrough.config import Config, Squash
-from passthrough.idmap import Caller, ContainerId, HostId, HostIds, IdMaps, UnmappedError
+from passthrough.idmap import NO_ID, Caller, ContainerId, HostId, HostIds, IdMaps, UnmappedError
 
 AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
     "lookup": (0,),
@@ -68,8 +68,6 @@ EITHER: Final = (False, True)
 """If an unsquashed caller counts as a member of the groups concerned, in each try."""
 
 _ROOT: Final = 0
-# Told by the kernel for a caller whose id it cannot express; no user acts as it.
-_NO_ID: Final = 0xFFFF_FFFF
 # What the kernel adds to the flags of open(2) for execve(2), __FMODE_EXEC in linux/fs.h.
 _FOR_EXECUTION: Final = 0x20
 # The attribute system.posix_acl_access, linux/posix_acl_xattr.h: tag, permissions, id.
@@ -95,8 +93,11 @@ class Squashing:
         return self._squash is Squash.ALL
 
     def takes(self, caller: Caller) -> bool:
-        """Return whether squashing takes *caller*, which then has no supplementary groups."""
-        return self.everyone or _ROOT in caller or _NO_ID in caller
+        """Return whether squashing takes *caller*, which then has no supplementary groups.
+
+        It takes a caller whose id the kernel cannot express, too. No user acts as that one.
+        """
+        return self.everyone or _ROOT in caller or NO_ID in caller
 
     def acts_as(self, caller: Caller) -> HostIds:
         """Return the ids that the worker acts as for *caller*.

@@ -8,7 +8,7 @@ from typing import Final
 from passthrough import syscalls
 from passthrough.attributes import OMIT, PRIVILEGES, Changes
 from passthrough.errors import os_error
-from passthrough.idmap import ContainerId
+from passthrough.idmap import NO_ID, ContainerId
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.request import Request
@@ -17,7 +17,6 @@ from passthrough.session.session import Handler, Session
 # What comes with a change, and is none to be made here.
 _NO_CHANGE: Final = abi.FATTR_CTIME | abi.FATTR_FH | abi.FATTR_LOCKOWNER
 _ROOT_USER: Final = 0
-_NO_ID: Final = 0xFFFF_FFFF
 _NS_PER_S: Final = 1_000_000_000
 _NOW: Final = (0, syscalls.UTIME_NOW)
 
@@ -44,7 +43,7 @@ def setattr_(session: Session, request: Request) -> bytes:
     fields = request.fields(wire.SETATTR_IN)
     valid, handle, size, _owner, atime, mtime, _ctime = fields[:7]
     atime_ns, mtime_ns, _ctime_ns, mode, uid, gid = fields[7:]
-    if _NO_ID in {valid & abi.FATTR_UID and uid, valid & abi.FATTR_GID and gid}:
+    if NO_ID in {valid & abi.FATTR_UID and uid, valid & abi.FATTR_GID and gid}:
         raise os_error(errno.EINVAL)  # chown(2) would leave the id as it is
     changes = Changes(
         mode=stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,
