@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks import processes
-from passthrough import syscalls
+from passthrough.linux import syscalls
 
 # statvfs(3) names the same flags as mount(2), but for this one.
 _ST_RELATIME = 4096

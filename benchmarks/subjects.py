@@ -18,8 +18,8 @@ from typing import IO, NamedTuple
 
 from benchmarks import processes
 from benchmarks.plan import BARE, Peer, Plan
-from passthrough import mountinfo
-from passthrough.mount import unmount
+from passthrough.linux import mountinfo
+from passthrough.worker.fuse_mount import unmount
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KNOWN_PEERS = {

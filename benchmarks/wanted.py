@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.plan import BARE, Passfs, Peer
 from benchmarks.subjects import KNOWN_PEERS
-from passthrough.config import OptionError, Session, parse_options
+from passthrough.options.config import OptionError, Session, parse_options
 
 
 class WantedError(Exception):

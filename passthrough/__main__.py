@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 
-from passthrough import mount, mountinfo, running, worker
-from passthrough.config import Config, OptionError, parse_options
-from passthrough.decisions import decide
-from passthrough.handover import Handover, Report
-from passthrough.sandbox import SandboxError
+from passthrough.linux import kernel_features, mountinfo
+from passthrough.options.config import Config, OptionError, parse_options
+from passthrough.options.effective import decide
+from passthrough.worker import fuse_mount, process
+from passthrough.worker.handover import Handover, Report
+from passthrough.worker.sandbox import SandboxError
 
 log = logging.getLogger(__name__)
 # Without markup, so that help shows what stands in brackets.
@@ -58,7 +59,7 @@ def _config(options: list[str]) -> Config:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
     config = parse_options(given, has_source=True)
     # To be refused before anything is mounted.
-    decide(config, without_rings=running.without_rings())
+    decide(config, without_rings=kernel_features.without_rings())
     return config
 
 
@@ -74,14 +75,14 @@ def _serve(source: Path, mountpoint: Path, config: Config) -> int:
     _check_apart(source_fd, target)
     # Until the session has its own handler, a signal unwinds as Ctrl-C does: no dead mount is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    fuse_fd = mount.mount(target, config)
+    fuse_fd = fuse_mount.mount(target, config)
     is_mounted = _watch(target)
     handover = Handover(volume=str(source), config=config, fuse_fd=fuse_fd, source_fd=source_fd)
     try:
         return _serve_in_child(handover, lambda _: typer.echo(f"serving {source} at {mountpoint}"))
     finally:
         if is_mounted():
-            mount.unmount(target)
+            fuse_mount.unmount(target)
 
 
 def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> int:
@@ -122,7 +123,7 @@ def _on_signal(handler: signal.Handlers | Callable[..., object]) -> None:
 
 def _child(handover: Handover, serving: Callable[[Report], object], parent_fd: int) -> int:
     try:
-        worker.serve(handover, serving, parent_fd)
+        process.serve(handover, serving, parent_fd)
     except (OSError, OptionError, SandboxError) as error:
         return _refuse(error)
     except Exception:

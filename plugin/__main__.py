@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from plugin.errors import CannotStart, InvalidSetting
-from plugin.installation import TREE, Installation, InstallationError
+from plugin.install.installation import TREE, Installation, InstallationError
 
 app = typer.Typer(
     name="passfs",
@@ -70,8 +70,8 @@ class Display:
 def serve() -> None:
     """Run the plugin in the foreground. Settings come from the environment (PASSFS_...)."""
     # Here, as below: the server has no use for docker-py, nor the installer for the server.
-    from plugin import server  # noqa: PLC0415
-    from plugin.settings import Settings  # noqa: PLC0415
+    from plugin.admin.settings import Settings  # noqa: PLC0415
+    from plugin.api import server  # noqa: PLC0415
 
     try:
         server.run(Settings.from_environment(os.environ))
@@ -123,7 +123,7 @@ def install(
     force: _Force = False,
 ) -> None:
     """Build the managed plugin and enable it. Run it again to upgrade; settings stay."""
-    from plugin import engine  # noqa: PLC0415
+    from plugin.install import engine  # noqa: PLC0415
 
     wanted = Installation(
         name=name,
@@ -151,7 +151,7 @@ def install(
 @app.command()
 def uninstall(*, name: _Name = "passfs", force: _Force = False) -> None:
     """Disable and remove the managed plugin. Its volumes stay in the data directory."""
-    from plugin import engine  # noqa: PLC0415
+    from plugin.install import engine  # noqa: PLC0415
 
     display = Display()
     try:

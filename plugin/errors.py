@@ -1,7 +1,7 @@
 """What the plugin refuses, and the HTTP status of each refusal; no I/O, no import of ours.
 
 Every message is a sentence for a person: lower case, no full stop, the user's own value quoted.
-`plugin.server` is the one place that turns these into replies.
+`plugin.api.server` is the one place that turns these into replies.
 """
 # ruff: noqa: N818 - a refusal is named after what is refused, as it reads in `raise NoSuchVolume`
 

@@ -1,14 +1,14 @@
 """What a user's `-o key=value` pairs mean for a volume; no I/O.
 
-`passthrough.config` owns every option but one: `source`, the directory to serve, is the plugin's.
+`passthrough.options` owns every option but one: `source`, the directory to serve, is the plugin's.
 """
 
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from passthrough.config import Config, OptionError, as_text, canonical, parse_options
-from passthrough.decisions import Note, decide
+from passthrough.options.config import Config, OptionError, as_text, canonical, parse_options
+from passthrough.options.effective import Note, decide
 from plugin.errors import InvalidOption
 
 SOURCE = "source"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from passthrough import mountinfo
-from passthrough.mount import FSTYPE
+from passthrough.linux import mountinfo
+from passthrough.worker.fuse_mount import FSTYPE
 from tests.support.processes import children, reap
 
 PR_SET_CHILD_SUBREAPER = 36

@@ -1,8 +1,8 @@
 """The shape of the program: who imports whom, and what each file may hold.
 
-The order of the modules is the list in the docstring of each package, `passthrough/__init__.py`,
-`plugin/__init__.py` and `benchmarks/__init__.py`: a module imports only those below itself. The
-tables here say the rest.
+The docstring of each package lists its rooms and modules from the top down, and the docstring of
+each room lists the modules in it. A module imports only from lines below its own. The tables here
+say the rest.
 """
 
 import ast
@@ -18,15 +18,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("passthrough", "plugin", "benchmarks")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
+# The request path in Python and its handlers: modules of one kind, side by side.
+UNORDERED = {Path("passthrough/core/operations"), Path("passthrough/session/handlers")}
+
 # What each package knows of the others. `plugin` knows the contract with a worker and what
 # surrounds a mount; the benchmarks start the programs, and look at mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
-        *("config", "decisions", "filehandles", "handover", "idmap", "mount", "mountinfo"),
-        *("running", "syscalls"),
+        *("options.choices", "options.config", "options.effective", "options.vocabulary"),
+        *("identity.idmap", "worker.fuse_mount", "worker.handover"),
+        *("linux.filehandles", "linux.kernel_features", "linux.mountinfo", "linux.syscalls"),
     },
-    "benchmarks": {"config", "mount", "mountinfo", "syscalls"},
+    "benchmarks": {"options.config", "worker.fuse_mount", "linux.mountinfo", "linux.syscalls"},
 }
 
 # Each foreign library, and the only modules that know it.
@@ -35,28 +39,29 @@ DOORS = {
     # listing.py makes the buffer that getdents64(2) fills, rings.py the one that the kernel puts
     # requests into; neither calls anything.
     "ctypes": {
-        "passthrough/syscalls.py",
-        "passthrough/filecalls.py",
-        "passthrough/privileges.py",
-        "passthrough/listing.py",
-        "passthrough/memory.py",
+        "passthrough/linux/syscalls.py",
+        "passthrough/linux/filecalls.py",
+        "passthrough/linux/privileges.py",
+        "passthrough/core/listing.py",
+        "passthrough/linux/memory.py",
         "passthrough/session/rings.py",
         "passthrough/session/uring.py",
     },
-    "docker": {"plugin/engine.py"},
-    "hypercorn": {"plugin/server.py"},
-    "starlette": {"plugin/server.py"},
+    "docker": {"plugin/install/engine.py"},
+    "hypercorn": {"plugin/api/server.py"},
+    "starlette": {"plugin/api/server.py"},
     "trio": {
         f"plugin/{name}.py"
         for name in (
-            *("server", "driver", "survey", "turns", "keeper", "detaching"),
-            *("worker", "blocking", "forkserver", "output"),
+            *("api/server", "volumes/driver", "volumes/source_check", "volumes/volume_locks"),
+            *("mounting/keeper", "mounting/detaching", "mounting/worker", "mounting/spawner"),
+            *("mounting/worker_output", "threads"),
         )
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
     # The benchmarks use it as any program does whose database lies in a volume.
-    "sqlite3": {"plugin/registry.py", "plugin/database.py", "benchmarks/work.py"},
+    "sqlite3": {"plugin/volumes/registry.py", "plugin/volumes/database.py", "benchmarks/work.py"},
 }
 
 # The one that any module may use: it makes values of text, and does nothing else.
@@ -64,23 +69,23 @@ FREE = {"msgspec"}
 
 # Modules that decide and do nothing else: no system call, no file, no clock.
 WITHOUT_IO = {
-    "passthrough/cache.py",
-    "passthrough/choices.py",
-    "passthrough/config.py",
-    "passthrough/decisions.py",
-    "passthrough/handover.py",
-    "passthrough/idmap.py",
-    "passthrough/opening.py",
-    "passthrough/squashing.py",
-    "passthrough/values.py",
-    "passthrough/vocabulary.py",
+    "passthrough/options/cache_policy.py",
+    "passthrough/options/choices.py",
+    "passthrough/options/config.py",
+    "passthrough/options/effective.py",
+    "passthrough/worker/handover.py",
+    "passthrough/identity/idmap.py",
+    "passthrough/core/opening.py",
+    "passthrough/identity/squashing.py",
+    "passthrough/options/values.py",
+    "passthrough/options/vocabulary.py",
     "plugin/errors.py",
-    "plugin/oldnames.py",
+    "plugin/volumes/old_names.py",
     "plugin/options.py",
-    "plugin/policy.py",
+    "plugin/admin/policy.py",
     "plugin/protocol.py",
-    "plugin/settings.py",
-    "plugin/status.py",
+    "plugin/admin/settings.py",
+    "plugin/volumes/status.py",
     "plugin/volume.py",
     "benchmarks/markdown.py",
     "benchmarks/picture.py",
@@ -126,33 +131,36 @@ def imports(module: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_imports(module: Path) -> Iterator[tuple[str, str]]:
-    """The (package, module) pairs of our own that *module* imports."""
+def own_imports(module: Path) -> Iterator[tuple[str, ...]]:
+    """The modules of our own that *module* imports, each as the parts of its path."""
     for name in imports(module):
-        package, *rest = name.split(".")
-        if package in PACKAGES and rest:
-            yield package, rest[0]
+        parts = tuple(name.split("."))
+        if parts[0] in PACKAGES:
+            while len(parts) > 1 and not (REPOSITORY / Path(*parts)).with_suffix(".py").is_file():
+                parts = parts[:-1]
+            yield parts
 
 
-def order(package: str) -> list[str]:
-    """The modules of *package* from the top down, as its docstring lists them."""
-    text = ast.get_docstring(tree(Path(package, "__init__.py"))) or ""
+def order(package: Path) -> list[str]:
+    """The lines of *package*, as its docstring lists its modules and packages from the top down."""
+    text = ast.get_docstring(tree(package / "__init__.py")) or ""
     return [match[1] for match in re.finditer(r"^ {4}(\w+)(?:\.py|/)? {2,}\S", text, re.MULTILINE)]
 
 
-def name_in(module: Path) -> str:
-    """What the list of its package calls *module*: a package inside stands for its modules."""
-    return module.parts[1].removesuffix(".py")
+def packages() -> list[Path]:
+    return [module.parent for module in modules() if module.name == "__init__.py"]
 
 
 named = pytest.mark.parametrize("module", modules(), ids=str)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_list_of_a_package_has_each_of_its_modules_once(package: str) -> None:
-    present = {name_in(path) for path in modules() if path.parts[0] == package} - {"__init__"}
+@pytest.mark.parametrize("package", [p for p in packages() if p not in UNORDERED], ids=str)
+def test_a_package_lists_each_of_its_modules_once(package: Path) -> None:
+    below = {path.parts[len(package.parts)] for path in modules() if package in path.parents}
 
-    assert sorted(order(package)) == sorted(present)
+    assert sorted(order(package)) == sorted(
+        name.removesuffix(".py") for name in below - {"__init__.py"}
+    )
 
 
 def test_every_package_is_installed() -> None:
@@ -166,27 +174,26 @@ def test_every_package_is_installed() -> None:
 
 @named
 def test_imports_run_down_the_list_only(module: Path) -> None:
-    package = module.parts[0]
-    if module.parts[1:] == ("__init__.py",):
-        assert list(imports(module)) == []
+    own = module.with_suffix("").parts
+    if module.name == "__init__.py":
+        assert module.parent in UNORDERED or list(imports(module)) == []
         return
-    listed = order(package)
-    own = name_in(module)
-    below = set(listed[listed.index(own) + 1 :])
-    if package == "plugin" and own != "__main__":
-        below.discard("engine")  # which is the installer's alone
+    for other in own_imports(module):
+        if other[0] != own[0]:
+            continue
+        level = next(n for n, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
+        package = Path(*own[:level])
+        lines = order(package)
 
-    imported = {name for imported_from, name in own_imports(module) if imported_from == package}
-
-    assert imported - {own} <= below
-    assert own not in imported or len(module.parts) > 2
+        assert package in UNORDERED or lines.index(own[level]) < lines.index(other[level]), other
+        assert other[:2] != ("plugin", "install") or own[1] in {"install", "__main__"}
 
 
 @named
 def test_the_file_system_knows_nothing_of_docker_and_the_plugin_little_of_it(
     module: Path,
 ) -> None:
-    other = {name for package, name in own_imports(module) if package != module.parts[0]}
+    other = {".".join(parts[1:]) for parts in own_imports(module) if parts[0] != module.parts[0]}
 
     assert other <= KNOWN_OF_OTHERS[module.parts[0]]
 
@@ -203,14 +210,14 @@ def test_a_foreign_library_has_one_door(module: Path) -> None:
 @named
 def test_nothing_waits_below_the_session(module: Path) -> None:
     """No request comes between a system call and the identity or the count that belongs to it."""
-    above = {"session", "worker", "__main__", "forkserver"}
+    above = {"session", "worker", "__main__.py"}
     waiting = {
         type(node).__name__
         for node in ast.walk(tree(module))
         if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith)
     }
 
-    assert module.parts[0] != "passthrough" or name_in(module) in above or waiting == set()
+    assert module.parts[0] != "passthrough" or module.parts[1] in above or waiting == set()
 
 
 def test_every_door_is_used() -> None:
@@ -252,7 +259,7 @@ def test_nobody_understands_options_past_the_administrator() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "options.parse"
     }
 
-    assert asking == {Path("plugin/policy.py")}
+    assert asking == {Path("plugin/admin/policy.py")}
 
 
 @named
@@ -283,7 +290,7 @@ def test_only_what_starts_a_process_configures_logging(module: Path) -> None:
         if re.search(r"basicConfig|dictConfig|addHandler|setLevel", name)
     }
 
-    allowed = name_in(module) in {"__main__", "worker", "forkserver", "log"}
+    allowed = module.stem in {"__main__", "process", "forkserver", "log"}
     assert allowed or configuring == set()
 
 

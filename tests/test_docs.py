@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from passthrough.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
+from passthrough.options.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
 from tests.support import faults, lacks
 
 ROOT = Path(__file__).parents[1]

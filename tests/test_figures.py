@@ -2,7 +2,7 @@
 
 The name stands in a comment after the paragraph or table, on a line of its own that no reader sees:
 
-    <!-- shown by: tests/plugin/test_keeper.py::test_name, benchmarks/volumes.py -->
+    <!-- shown by: tests/plugin/mounting/test_keeper.py::test_name, benchmarks/volumes.py -->
 
 docs/performance.md is left out: `python -m benchmarks` measures its figures.
 """

@@ -20,7 +20,7 @@ import stat
 import threading
 from typing import Final
 
-from passthrough.credentials import ClearingPrivileges
+from passthrough.identity.credentials import ClearingPrivileges
 from passthrough.session.channel import Channel
 
 log = logging.getLogger(__name__)

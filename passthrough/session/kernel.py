@@ -22,18 +22,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from passthrough import running
-from passthrough.config import Passthrough, Transport
-from passthrough.filesystem import PassthroughFs
-from passthrough.session import ending
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.linux import kernel_features
+from passthrough.options.config import Passthrough, Transport
+from passthrough.session import shutdown
 from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
-from passthrough.session.crew import Crew
 from passthrough.session.handlers.table import HANDLERS
-from passthrough.session.members import LOOK_S
-from passthrough.session.queues import Queues
+from passthrough.session.ring_pools import Queues
 from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
+from passthrough.session.thread_pool import Crew
+from passthrough.session.thread_slots import LOOK_S
 from passthrough.session.uring import Ring
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run(
     try:
         _greet(session, channel, fuse_fd)
         without_passthrough = _without_passthrough(session)
-        with ending.woken() as (woken_fd, wake):
+        with shutdown.woken() as (woken_fd, wake):
             queues = _queues(session, channel, fuse_fd, wake)
             crew = Crew(session, channel, wake, beside_rings=queues.in_use)
             try:
@@ -116,7 +116,7 @@ def _queues(
         if not session.uses(Init.OVER_IO_URING):
             why = session.why_not(Init.OVER_IO_URING)
             raise OSError(errno.EPROTO, f"option 'transport': 'io_uring' cannot be had: {why}")
-        processors = running.possible_processors()
+        processors = kernel_features.possible_processors()
     return Queues(
         session, lambda number: RingChannel(Ring(), fuse_fd, number, channel), processors, wake
     )
@@ -124,14 +124,14 @@ def _queues(
 
 def _wait_for_end(crew: Crew, queues: Queues, woken_fd: int, keeper_fd: int | None) -> None:
     """Look after the crew until there is nothing to serve, or somebody wants it to end."""
-    poll = ending.poll_of(woken_fd, keeper_fd)
+    poll = shutdown.poll_of(woken_fd, keeper_fd)
     while not crew.ended and queues.error is None:
         resting = crew.resting and queues.resting
         for fd, _ in poll.poll(None if resting else LOOK_S * _MS_PER_S):
             if fd == keeper_fd:
-                log.info(ending.KEEPER_ENDED)
+                log.info(shutdown.KEEPER_ENDED)
                 return
-            if os.read(fd, _MANY).strip(ending.WAKE):
+            if os.read(fd, _MANY).strip(shutdown.WAKE):
                 return  # a signal: its number is what was written
         crew.look()
         queues.look()

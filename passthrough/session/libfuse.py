@@ -36,13 +36,13 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from passthrough.attributes import OMIT, Attributes, Changes, Entry
-from passthrough.errors import os_error
-from passthrough.filesystem import PassthroughFs
-from passthrough.idmap import Caller, ContainerId, ContainerIds
-from passthrough.listing import Record
-from passthrough.names import DOTS
-from passthrough.syscalls import RENAME_WHITEOUT
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.core.listing import Record
+from passthrough.core.names import DOTS
+from passthrough.identity.attributes import OMIT, Attributes, Changes, Entry
+from passthrough.identity.idmap import Caller, ContainerId, ContainerIds
+from passthrough.linux.errors import os_error
+from passthrough.linux.syscalls import RENAME_WHITEOUT
 
 log = logging.getLogger(__name__)
 

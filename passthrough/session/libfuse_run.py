@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Self
 
-from passthrough.filesystem import PassthroughFs
-from passthrough.session import ending, libfuse
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.session import libfuse, shutdown
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run(
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
-    with ending.woken() as (woken_fd, _):
+    with shutdown.woken() as (woken_fd, _):
         scheduler = Scheduler(fuse_fd, woken_fd, keeper_fd)
         libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
 
@@ -85,7 +85,7 @@ class Scheduler:
         self.lowlevel = self
         self._keeper_fd = keeper_fd
         self._fuse_fd = fuse_fd
-        self._poll = ending.poll_of(fuse_fd, woken_fd, keeper_fd).poll
+        self._poll = shutdown.poll_of(fuse_fd, woken_fd, keeper_fd).poll
 
     def current_task(self) -> "Scheduler":
         """The task, of which its name is asked for."""
@@ -103,5 +103,5 @@ class Scheduler:
         for fd, _event in self._poll():
             if fd != self._fuse_fd:
                 if fd == self._keeper_fd:
-                    log.info(ending.KEEPER_ENDED)
+                    log.info(shutdown.KEEPER_ENDED)
                 raise _EndedError

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from passthrough.config import CachePolicy, Config, Locks, Passthrough, Transport
+from passthrough.options.config import CachePolicy, Config, Locks, Passthrough, Transport
 from passthrough.session import abi
 from passthrough.session.abi import Init
 

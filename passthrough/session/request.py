@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
-from passthrough.idmap import Caller, ContainerId
+from passthrough.identity.idmap import Caller, ContainerId
 from passthrough.session.wire import FIXED, IN_HEADER
 
 _EXTENSION_UNIT: Final = 8

@@ -11,8 +11,8 @@ import errno
 import logging
 from collections.abc import Callable, Mapping
 
-from passthrough.credentials import ThreadUmask
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.identity.credentials import ThreadUmask
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.backing import Backings
 from passthrough.session.channel import Channel, Replies

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Final
 
-from passthrough.attributes import Attributes, Entry
-from passthrough.errors import os_error
+from passthrough.identity.attributes import Attributes, Entry
+from passthrough.linux.errors import os_error
 from passthrough.session.abi import ATTR_SUBMOUNT, Opcode
 
 # len, opcode, unique, nodeid, uid, gid, pid, total_extlen in units of 8 bytes

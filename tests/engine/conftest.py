@@ -16,11 +16,11 @@ import docker
 import docker.errors
 import pytest
 
-from passthrough import mountinfo
-from passthrough.mount import FSTYPE
-from plugin import engine as installer
+from passthrough.linux import mountinfo
+from passthrough.worker.fuse_mount import FSTYPE
 from plugin.__main__ import Display
-from plugin.installation import TREE, read_manifest
+from plugin.install import engine as installer
+from plugin.install.installation import TREE, read_manifest
 from tests.support.driver import (
     BASE_IMAGE,
     CA_BUNDLE,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import docker.errors
 import pytest
 
-from plugin.installation import TREE, environment, mount_sources, read_manifest
+from plugin.install.installation import TREE, environment, mount_sources, read_manifest
 from tests.support.driver import TOOLS_IMAGE, Driver, execute
 from tests.support.own_engine import OwnEngine
 from tests.support.registry import registry

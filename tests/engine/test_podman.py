@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import mountinfo
+from passthrough.linux import mountinfo
 from tests.support.driver import Service
 from tests.support.podman import DRIVER, IMAGE, Podman
 from tests.support.processes import children

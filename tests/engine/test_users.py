@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from plugin import daemon
-from plugin.installation import TREE, Installation, choose_settings, read_manifest
+from plugin.install import daemon
+from plugin.install.installation import TREE, Installation, choose_settings, read_manifest
 from tests.support.driver import Driver, created, execute
 from tests.support.files import archive
 from tests.support.own_engine import (

@@ -1,6 +1,6 @@
 """System calls that `os` lacks, for the fuzz test alone.
 
-Not passthrough/syscalls.py: a mistake there would act on both sides of the comparison alike.
+Not passthrough/linux/syscalls.py: a mistake there would act on both sides of the comparison alike.
 """
 
 import ctypes

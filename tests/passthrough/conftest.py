@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from passthrough import syscalls
-from passthrough.attributes import Entry
-from passthrough.config import Config
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.identity.attributes import Entry
+from passthrough.linux import syscalls
+from passthrough.options.config import Config
 from tests.support.mounts import mounts_at
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import mount, syscalls
+from passthrough.linux import syscalls
+from passthrough.worker import fuse_mount
 from tests.support.mounts import mounts_at, options_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -94,7 +95,7 @@ def test_a_signal_ends_it_and_the_mount(
 
 def test_an_unmount_ends_it(source: Path, mountpoint: Path) -> None:
     with serving(source, mountpoint) as process:
-        mount.unmount(mountpoint)
+        fuse_mount.unmount(mountpoint)
         assert ended(process) == (0, b"", b"")
 
 

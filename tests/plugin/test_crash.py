@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from plugin.manager import KINDS
+from plugin.mounting.fd_store import KINDS
 from tests.support.manager import Manager
 from tests.support.service import START_S
 from tests.support.steps import STEPS, Mortal, Nest

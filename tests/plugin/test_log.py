@@ -1,4 +1,4 @@
-"""plugin/log.py: dockerd shows a plugin's standard error as errors, so only those go there."""
+"""log.py: dockerd shows a plugin's standard error as errors, so only those go there."""
 
 import logging
 from collections.abc import Iterator

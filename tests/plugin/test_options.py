@@ -1,11 +1,11 @@
-"""plugin/options.py: `source`, and how everything else is refused."""
+"""options.py: `source`, and how everything else is refused."""
 
 import contextlib
 
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.config import CachePolicy
+from passthrough.options.config import CachePolicy
 from plugin import options
 from plugin.errors import InvalidOption
 

@@ -13,9 +13,10 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from plugin import detaching, forkserver, server, worker
+from plugin.api import server
 from plugin.errors import CannotStart
-from plugin.registry import Registry
+from plugin.mounting import detaching, spawner, worker
+from plugin.volumes.registry import Registry
 from tests.support.dockerd import settings
 from tests.support.hung import HungSource, waits
 from tests.support.processes import children
@@ -96,9 +97,9 @@ def test_all_that_is_waited_for_at_the_end_comes_to_less_than_8_s() -> None:
     """One after the other; the engine kills a plugin after 10 s."""
     requests = server.DRAIN_S + worker.KILL_GRACE_S + detaching.UNDO_DEADLINE_S
     mounts = detaching.SHUTDOWN_DEADLINE_S + worker.END_GRACE_S + worker.KILL_GRACE_S
-    assert requests + mounts + forkserver.END_GRACE_S < 8
+    assert requests + mounts + spawner.END_GRACE_S < 8
     longest = detaching.SHUTDOWN_LIMIT_S - detaching.SHUTDOWN_DEADLINE_S
-    assert requests + mounts + forkserver.END_GRACE_S + longest < 10
+    assert requests + mounts + spawner.END_GRACE_S + longest < 10
 
 
 def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> None:

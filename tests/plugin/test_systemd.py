@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from passthrough import waiting
-from passthrough.session import crew
-from plugin.manager import KINDS
+from passthrough.core import waiting
+from passthrough.session import thread_pool
+from plugin.mounting.fd_store import KINDS
 from tests.support.service import Service
 from tests.support.systemd import Systemd
 
@@ -64,8 +64,8 @@ def test_volumes_stay_mounted_whatever_restarts_the_service(
 
 def test_the_unit_allows_the_threads_of_all_volumes_that_it_allows(systemd: Systemd) -> None:
     volumes = int(systemd.show("FileDescriptorStoreMax")) // len(KINDS)
-    busy = 2 + crew._RESERVE  # the main thread, and one that serves
-    most = 1 + crew._MOST + crew._RESERVE + waiting._MOST
+    busy = 2 + thread_pool._RESERVE  # the main thread, and one that serves
+    most = 1 + thread_pool._MOST + thread_pool._RESERVE + waiting._MOST
 
     assert (volumes, busy, most) == (2048, 10, 1289)
     assert 2_000 * busy + 9 * most <= int(systemd.show("TasksMax"))

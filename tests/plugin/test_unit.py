@@ -3,9 +3,9 @@
 import subprocess
 from pathlib import Path
 
-from plugin.listening import SOCKET_UMASK
-from plugin.manager import KINDS
-from plugin.settings import Settings
+from plugin.admin.settings import Settings
+from plugin.api.listening import SOCKET_UMASK
+from plugin.mounting.fd_store import KINDS
 from tests.support.driver import SOCKET, UNIT, unit
 
 

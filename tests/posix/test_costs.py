@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.syscalls import getdents64
+from passthrough.linux.syscalls import getdents64
 from tests.support.callers import OTHER, USER
 from tests.support.columns import FEW_DESCRIPTORS, Ground
 from tests.support.files import outcome

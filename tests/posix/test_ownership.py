@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.syscalls import (
-    setfsgid,
-    setfsuid,
-)
+from passthrough.linux.syscalls import setfsgid, setfsuid
 from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt, together
 from tests.support.files import MAKERS, owner
 

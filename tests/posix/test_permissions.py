@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.syscalls import (
-    RENAME_EXCHANGE,
-    renameat2,
-)
+from passthrough.linux.syscalls import RENAME_EXCHANGE, renameat2
 from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt
 from tests.support.files import owner
 

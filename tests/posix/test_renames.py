@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.syscalls import (
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
-    RENAME_WHITEOUT,
-    renameat2,
-)
+from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from tests.support.callers import Caller
 from tests.support.files import refused
 

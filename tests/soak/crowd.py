@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from passthrough import syscalls
+from passthrough.linux import syscalls
 from tests.fuzz import tree
 from tests.soak import fio, shared
 from tests.soak.contents import Actor

@@ -4,7 +4,7 @@ import fcntl
 import os
 import stat
 
-from passthrough.filecalls import FS_IOC_GETFLAGS
+from passthrough.linux.filecalls import FS_IOC_GETFLAGS
 from passthrough.session import abi, wire
 from tests.support.kernel import text
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.attributes import Entry
-from passthrough.filesystem import PassthroughFs
-from passthrough.idmap import Caller, ContainerId
-from passthrough.inode_file import Inode
-from passthrough.inodes import ROOT
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.core.inode_file import Inode
+from passthrough.core.inodes import ROOT
+from passthrough.identity.attributes import Entry
+from passthrough.identity.idmap import Caller, ContainerId
 
 
 def caller(uid: int, gid: int) -> Caller:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from passthrough import syscalls
+from passthrough.linux import syscalls
 
 LIMIT_S = 30.0
 MEBIBYTE = 1 << 20

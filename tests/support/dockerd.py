@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import h11
 import trio
 
-from passthrough import mountinfo
-from passthrough.mount import FSTYPE
-from plugin.forkserver import COMMAND
-from plugin.server import prepared, serve
-from plugin.settings import Settings
+from passthrough.linux import mountinfo
+from passthrough.worker.fuse_mount import FSTYPE
+from plugin.admin.settings import Settings
+from plugin.api.server import prepared, serve
+from plugin.mounting.spawner import COMMAND
 
 HEADERS = (
     ("Host", "plugin.moby.localhost"),

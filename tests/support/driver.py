@@ -19,8 +19,8 @@ import docker.errors
 from docker.models.containers import Container
 from docker.models.volumes import Volume
 
-from passthrough import mountinfo
-from passthrough.mount import FSTYPE
+from passthrough.linux import mountinfo
+from passthrough.worker.fuse_mount import FSTYPE
 from tests.support.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"

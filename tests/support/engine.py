@@ -11,8 +11,8 @@ from typing import IO, Any
 from docker.errors import APIError, ImageNotFound, NotFound
 from requests import Response
 
-from plugin import engine
-from plugin.installation import CONTEXT, TREE, Installation
+from plugin.install import engine
+from plugin.install.installation import CONTEXT, TREE, Installation
 
 BASE = "debian:trixie-slim"
 

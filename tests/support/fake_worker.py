@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from passthrough import forkserver
-from passthrough.handover import Handover, Report, decode_handover, encode
+from passthrough.worker import forkserver
+from passthrough.worker.handover import Handover, Report, decode_handover, encode
 
 COMMAND = (sys.executable, "-I", __file__)
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from passthrough import syscalls
+from passthrough.linux import syscalls
 
 OPENAT2 = 437  # on every machine, openat2(2)
 

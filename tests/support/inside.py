@@ -18,8 +18,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from passthrough import mount, privileges, syscalls, worker
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.linux import privileges, syscalls
+from passthrough.worker import fuse_mount, process
 from tests.support.callers import ROOT
 
 PREFIX = b"user.inside."
@@ -38,7 +39,7 @@ def probe(mountpoint: Path, name: str, argument: str = "") -> object:
     death of who sent it, so this one mount is aborted when the limit passes.
     """
     attribute = f"{PREFIX.decode()}{name}:{argument}"
-    abort = functools.partial(mount.unmount, mountpoint, abort=True)
+    abort = functools.partial(fuse_mount.unmount, mountpoint, abort=True)
     watchdog = threading.Timer(PROBE_LIMIT_S, abort)
     watchdog.start()
     try:
@@ -209,4 +210,4 @@ def _answering(original: Callable[..., bytes]) -> Callable[..., bytes]:
 
 if __name__ == "__main__":
     setattr(PassthroughFs, "getxattr", _answering(PassthroughFs.getxattr))  # noqa: B010 - a method
-    sys.exit(worker.main())
+    sys.exit(process.main())

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from passthrough import mount
-from passthrough.config import Config
-from passthrough.handover import Handover, Report, decode_report, encode
+from passthrough.options.config import Config
+from passthrough.worker import fuse_mount
+from passthrough.worker.handover import Handover, Report, decode_report, encode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 30.0
@@ -24,13 +24,13 @@ class Keeper:
         mountpoint: Path,
         log: Path,
         config: Config | None = None,
-        module: str = "passthrough.worker",
+        module: str = "passthrough.worker.process",
     ) -> None:
         self.mountpoint = mountpoint
         self.log = log
         self.config = config or Config()
         self.module = module
-        self.fuse_fd = mount.mount(mountpoint, self.config)
+        self.fuse_fd = fuse_mount.mount(mountpoint, self.config)
         self.source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
         self.processes: list[subprocess.Popen[bytes]] = []
 

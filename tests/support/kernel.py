@@ -6,9 +6,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
-from passthrough.config import Config, Session as SessionName
-from passthrough.decisions import decide
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.options.config import Config, Session as SessionName
+from passthrough.options.effective import decide
 from passthrough.session import abi, negotiation, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.handlers.table import HANDLERS

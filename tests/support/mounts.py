@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from passthrough import mountinfo, syscalls
+from passthrough.linux import mountinfo, syscalls
 
 MS_BIND = 4096
 

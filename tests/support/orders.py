@@ -7,8 +7,8 @@ from typing import Any
 
 import trio
 
-from passthrough.config import CachePolicy, Config
-from plugin.keeper import MOUNT_DEADLINE_S, Order
+from passthrough.options.config import CachePolicy, Config
+from plugin.mounting.keeper import MOUNT_DEADLINE_S, Order
 from plugin.volume import FileName, VolumeName
 from tests.support.fake_worker import command
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import docker
 import docker.errors
 
-from passthrough import mountinfo, syscalls
+from passthrough.linux import mountinfo, syscalls
 from tests.support.driver import TOOLS_IMAGE
 from tests.support.processes import children, end, reap
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from passthrough.cache import Cache
-from passthrough.config import Config
-from passthrough.decisions import decide
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.options.cache_policy import Cache
+from passthrough.options.config import Config
+from passthrough.options.effective import decide
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.direct import CALLER
 

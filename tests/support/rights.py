@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from passthrough import filecalls, syscalls
+from passthrough.linux import filecalls, syscalls
 
 ANONYMOUS = 65_534
 STRANGER = 41_900

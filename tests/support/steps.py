@@ -6,7 +6,7 @@ changed until the moment before the next one, unless somebody else acts on the s
 there is one more, right after it.
 
 Each process here is forked by the *nest*, which has loaded all that a plugin and its fork server
-consist of. It is itself a fork server (passthrough/forkserver.py), over a socket with a name.
+consist of. It is itself a fork server (worker/forkserver.py), over a socket with a name.
 """
 
 import inspect
@@ -26,13 +26,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from passthrough import forkserver, sandbox, syscalls, worker
-from passthrough.config import Config, session_of
-from plugin import server, worker as serving
-from plugin.forkserver import ForkServer
-from plugin.manager import FIRST_FD, Store
-from plugin.mounts import Mount
-from plugin.settings import Settings
+from passthrough.linux import syscalls
+from passthrough.options.config import Config, session_of
+from passthrough.worker import forkserver, process, sandbox
+from plugin.admin.settings import Settings
+from plugin.api import server
+from plugin.mounting import worker as serving
+from plugin.mounting.fd_store import FIRST_FD, Store
+from plugin.mounting.mount import Mount
+from plugin.mounting.spawner import ForkServer
 from tests.support.dockerd import settings
 from tests.support.manager import Manager
 from tests.support.service import START_S, Service
@@ -297,5 +299,5 @@ class Mortal(Service):
 
 if __name__ == "__main__":
     sandbox.load()
-    worker.load(session_of(Config()))
+    process.load(session_of(Config()))
     forkserver.serve(hatch)

@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 from unittest import mock
 
-from passthrough import worker
 from passthrough.__main__ import app
-from passthrough.filesystem import PassthroughFs
-from passthrough.handover import Handover, Report
+from passthrough.core.filesystem import PassthroughFs
 from passthrough.session.backing import Backings
+from passthrough.worker import process
+from passthrough.worker.handover import Handover, Report
 
 T = TypeVar("T")
 
 STDIN = 0
-_serve = worker.serve
+_serve = process.serve
 
 
 def every(kind: type[T]) -> list[T]:
@@ -70,5 +70,5 @@ def _serve_watched(
 
 
 if __name__ == "__main__":
-    with mock.patch.object(worker, "serve", _serve_watched):
+    with mock.patch.object(process, "serve", _serve_watched):
         app(prog_name="python -m passthrough")

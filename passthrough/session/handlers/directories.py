@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Final
 
-from passthrough.attributes import Entry
-from passthrough.errors import os_error
-from passthrough.listing import KIND_SHIFT, Record
+from passthrough.core.listing import KIND_SHIFT, Record
+from passthrough.identity.attributes import Entry
+from passthrough.linux.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from passthrough.session.channel import MAX_WRITE

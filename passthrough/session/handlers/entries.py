@@ -5,11 +5,11 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
+from passthrough.linux.syscalls import RENAME_WHITEOUT
 from passthrough.session import wire
 from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 from passthrough.session.session import Handler, Session
-from passthrough.syscalls import RENAME_WHITEOUT
 
 
 def lookup(session: Session, request: Request) -> bytes:

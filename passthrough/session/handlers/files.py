@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
-from passthrough.errors import os_error
+from passthrough.linux.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.backing import NONE

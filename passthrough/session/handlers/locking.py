@@ -5,8 +5,8 @@ import fcntl
 from collections.abc import Mapping
 from typing import Final
 
-from passthrough.errors import os_error
-from passthrough.filecalls import Lock
+from passthrough.linux.errors import os_error
+from passthrough.linux.filecalls import Lock
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from passthrough.session.request import Request

@@ -5,10 +5,10 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
-from passthrough import syscalls
-from passthrough.attributes import OMIT, PRIVILEGES, Changes
-from passthrough.errors import os_error
-from passthrough.idmap import NO_ID, ContainerId
+from passthrough.identity.attributes import OMIT, PRIVILEGES, Changes
+from passthrough.identity.idmap import NO_ID, ContainerId
+from passthrough.linux import syscalls
+from passthrough.linux.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.request import Request

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from typing import Final
 
-from passthrough.errors import os_error
+from passthrough.linux.errors import os_error
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.channel import MAX_WRITE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.errors import os_error
+from passthrough.linux.errors import os_error
 from passthrough.session.backing import NONE, Backings, stack_depth
 from tests.support.kernel import FakeChannel
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 import pyfuse3.asyncio
 import pytest
 
-from passthrough.session import ending, libfuse
+from passthrough.session import libfuse, shutdown
 from passthrough.session.libfuse_run import Scheduler
 
 
@@ -93,7 +93,7 @@ def test_the_end_of_the_keeper_goes_before_requests(
 
     with pytest.raises(Scheduler.ClosedResourceError):
         ends.wait()
-    assert caplog.messages == [ending.KEEPER_ENDED]
+    assert caplog.messages == [shutdown.KEEPER_ENDED]
 
 
 async def test_tasks_run_when_the_nursery_is_left() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import syscalls
+from passthrough.linux import syscalls
 from tests.support.callers import USER, Caller
 from tests.support.files import noise, refused
 from tests.support.mounted import Mounted, mounted

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from passthrough import filecalls
+from passthrough.linux import filecalls
 from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller
 from tests.support.mounted import mounted
 from tests.support.rings import switched_for

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough import running, syscalls
+from passthrough.linux import kernel_features, syscalls
 from tests.support.files import noise
 from tests.support.mounted import ABORT, Mounted, mounted
 from tests.support.rings import rings, switched_for, switched_on
@@ -183,7 +183,7 @@ def test_a_worker_with_rings_has_two_threads_for_each_processor_and_one_for_the_
         for number in range(200):
             (served.mountpoint / f"file-{number}").write_text("content")
         others = 2  # the main thread, and who reads /dev/fuse
-        assert threads(served) == others + 2 * len(running.possible_processors())
+        assert threads(served) == others + 2 * len(kernel_features.possible_processors())
 
 
 def test_a_lock_is_gone_soon_after_its_file_is_closed(base: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import (
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.options.config import (
     CachePolicy,
     Config,
     Locks,
@@ -14,8 +15,7 @@ from passthrough.config import (
     Session as SessionName,
     Transport,
 )
-from passthrough.decisions import decide
-from passthrough.filesystem import PassthroughFs
+from passthrough.options.effective import decide
 from passthrough.session import abi, negotiation, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.channel import MAX_WRITE

@@ -14,9 +14,9 @@ from struct import Struct
 
 import pytest
 
-from passthrough.config import Config, Session as SessionName
-from passthrough.filecalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FS_IOC_SETFLAGS
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.linux.filecalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FS_IOC_SETFLAGS
+from passthrough.options.config import Config, Session as SessionName
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from tests.support.bodies import BODIES, WITHOUT_ANSWER

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.config import CachePolicy, Config
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.options.config import CachePolicy, Config
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
 from passthrough.session.channel import DeviceChannel

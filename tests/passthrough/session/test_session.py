@@ -10,11 +10,17 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from passthrough.cache import Cache
-from passthrough.config import CachePolicy, Config, Passthrough, Sandbox, Session as SessionName
-from passthrough.decisions import decide
-from passthrough.errors import os_error
-from passthrough.filesystem import PassthroughFs
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.linux.errors import os_error
+from passthrough.options.cache_policy import Cache
+from passthrough.options.config import (
+    CachePolicy,
+    Config,
+    Passthrough,
+    Sandbox,
+    Session as SessionName,
+)
+from passthrough.options.effective import decide
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
 from passthrough.session.handlers.table import HANDLERS

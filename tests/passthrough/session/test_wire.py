@@ -7,8 +7,8 @@ from struct import Struct
 
 import pytest
 
-from passthrough.attributes import Attributes, Entry
-from passthrough.idmap import ContainerId, ContainerIds
+from passthrough.identity.attributes import Attributes, Entry
+from passthrough.identity.idmap import ContainerId, ContainerIds
 from passthrough.session import wire
 from passthrough.session.abi import Opcode
 from tests.support.direct import fails

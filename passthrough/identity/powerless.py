@@ -1,0 +1,130 @@
+"""Acting as a user that squashing leaves: its ids, and not one capability.
+
+setfsuid(2), setfsgid(2) and capset(2) concern the calling thread alone, and so does setgroups(2) as
+`privileges.set_groups` calls it. The host then checks each call of the thread as it would check
+that user's. The worker has no supplementary groups (`credentials.drop_groups`), so this thread has
+none but those given. The worker's own business in between, such as opening an inode by its file
+handle, is done inside `as_itself`.
+"""
+
+import contextlib
+import errno
+import logging
+from contextlib import AbstractContextManager
+from typing import Final
+
+from passthrough.identity import credentials
+from passthrough.identity.credentials import end_lost
+from passthrough.identity.idmap import NO_ID, HostId, HostIds
+from passthrough.linux import privileges, syscalls
+from passthrough.linux.errors import os_error
+
+log = logging.getLogger(__name__)
+
+_OWN_ID: Final = 0
+_AS_ITSELF: Final = contextlib.nullcontext()
+
+
+def ids() -> HostIds | None:
+    """Return the ids that this thread acts as without capabilities; None if it is itself."""
+    return credentials.thread.powerless
+
+
+def groups() -> tuple[HostId, ...]:
+    """Return the supplementary groups that this thread has inside of `Powerless`."""
+    return credentials.thread.groups
+
+
+def as_itself() -> AbstractContextManager[None]:
+    """Return a guard: inside it, this thread is the worker again, with its capabilities."""
+    acting = credentials.thread.powerless
+    return _AS_ITSELF if acting is None else _AsItself(Powerless(acting, groups()))
+
+
+class Powerless:
+    """A guard: inside it, this thread is *ids*, without capabilities. Not to be nested.
+
+    Its supplementary groups are *groups*, or none. The capabilities of the thread outside of it are
+    to stay what they were at its first use.
+    """
+
+    __slots__ = ("_groups", "_ids")
+
+    def __init__(self, ids: HostIds, groups: tuple[HostId, ...] = ()) -> None:
+        self._ids = ids
+        self._groups = groups
+
+    def __enter__(self) -> None:
+        """Become *ids*, and see that the kernel has done so: setfsuid(2) reports no failure.
+
+        Raises:
+            OSError: EPERM, one of *ids* is no id; EIO, the kernel has not switched.
+        """
+        thread = credentials.thread
+        if thread.powerless is not None:
+            raise RuntimeError(f"acts as {thread.powerless}, and not as {self._ids}")
+        if NO_ID in self._ids:
+            raise os_error(errno.EPERM)
+        powers = thread.powers
+        if powers is None:
+            powers = thread.powers = privileges.EffectiveCapabilities()
+        try:
+            if self._groups:
+                privileges.set_groups(self._groups)
+            syscalls.setfsgid(self._ids.gid)
+            syscalls.setfsuid(self._ids.uid)
+            powers.drop()
+            switched = _present() == self._ids
+        except BaseException:
+            _become_itself(powers, self._groups)
+            raise
+        if not switched:
+            _become_itself(powers, self._groups)
+            log.error("the kernel does not let this process act as %d:%d", *self._ids)
+            raise os_error(errno.EIO)
+        thread.powerless, thread.groups = self._ids, self._groups
+
+    def __exit__(self, *_: object) -> None:
+        thread = credentials.thread
+        present, powers = _present(), thread.powers
+        if powers is None or present != self._ids:
+            end_lost(f"acted as {present} in place of {self._ids}")
+        _become_itself(powers, self._groups)
+        thread.powerless, thread.groups = None, ()
+
+
+class _AsItself:
+    """A guard that leaves the one around it, and enters it again."""
+
+    __slots__ = ("_around",)
+
+    def __init__(self, around: Powerless) -> None:
+        self._around = around
+
+    def __enter__(self) -> None:
+        self._around.__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._around.__enter__()
+        except BaseException as error:  # noqa: BLE001 - there is no way on
+            end_lost(f"cannot act as another user again: {error}")
+
+
+def _present() -> tuple[int, int]:
+    return syscalls.setfsuid(NO_ID), syscalls.setfsgid(NO_ID)
+
+
+def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:
+    """Make this thread the worker again, or end the process: no request may meet it otherwise."""
+    try:
+        powers.take_back()
+        syscalls.setfsuid(_OWN_ID)
+        syscalls.setfsgid(_OWN_ID)
+        if groups:
+            privileges.set_groups(())
+        present = _present()
+    except BaseException as error:  # noqa: BLE001 - there is no way on
+        end_lost(f"cannot become itself again: {error}")
+    if present != (_OWN_ID, _OWN_ID):
+        end_lost(f"acts as {present}, and cannot become itself again")

@@ -1,0 +1,148 @@
+"""What is mounted where, as this process sees it: /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from passthrough.linux import syscalls
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+_TABLE: Final = "/proc/self/mountinfo"
+_READ_BYTES: Final = 1 << 16
+# Optional fields of a mount with a peer group, proc_pid_mountinfo(5); a private one has neither.
+_FOLLOWING: Final = (b"shared:", b"master:")
+
+# Where the table is read from when /proc is out of sight.
+_kept_fd = -1
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo. Paths are bytes, with the kernel's octal escapes undone."""
+
+    mount_id: int
+    parent_id: int
+    device: int
+    """As in st_dev."""
+    root: bytes
+    """The directory of the file system that is mounted."""
+    target: bytes
+    """Where it is mounted, as seen from this process's root."""
+    fstype: str
+    source: bytes
+    follows: bool = False
+    """Whether mounts made elsewhere in a peer group appear here: it is shared, or a slave."""
+
+
+def read(path: str = _TABLE) -> list[Mount]:
+    """Every mount that this process can see; of several at one target the uppermost comes last."""
+    with open(path, "rb") as lines:
+        return [_parse(line) for line in lines]
+
+
+def at(target: bytes) -> list[Mount]:
+    """Return the mounts at *target*, the uppermost last; other lines are not parsed."""
+    with open(_TABLE, "rb") as lines:
+        return [_parse(line) for line in lines if _unescape(line.split(b" ", 5)[4]) == target]
+
+
+def keep(path: str) -> None:
+    """Keep the table at *path* open, for `fstype_of` in a process that will not see /proc."""
+    global _kept_fd  # noqa: PLW0603 - as much the process's own as its mounts are
+    _kept_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def fstype_of(fd: int) -> str:
+    """The type of the file system that the file behind *fd* lies on, which itself is not asked.
+
+    Raises:
+        OSError: *fd* is not open.
+        LookupError: its mount has been detached.
+    """
+    wanted = syscalls.mount_id(fd)
+    lines = _contents(_kept_fd) if _kept_fd >= 0 else Path(_TABLE).read_bytes()
+    for mount in map(_parse, lines.splitlines()):
+        if mount.mount_id == wanted:
+            return mount.fstype
+    raise LookupError(wanted)
+
+
+def _contents(fd: int) -> bytes:
+    """All of an open file, which other threads may read meanwhile."""
+    parts = [b""]
+    while part := os.pread(fd, _READ_BYTES, sum(map(len, parts))):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def of(mounts: Sequence[Mount], fd: int) -> Mount:
+    """The mount that the file behind *fd* lies on.
+
+    Raises:
+        OSError: *fd* is not open.
+        LookupError: the mount is none of *mounts*: it was detached.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        fields = dict(line.split(b":", 1) for line in lines if b":" in line)
+    mount_id = int(fields[b"mnt_id"])
+    for mount in mounts:
+        if mount.mount_id == mount_id:
+            return mount
+    raise LookupError(mount_id)
+
+
+def contains(mounts: Sequence[Mount], outer_fd: int, inner_fd: int) -> bool:
+    """Whether somebody who walks down from directory *outer_fd* can come upon *inner_fd*.
+
+    Compares places inside file systems, not paths: a bind mount gives one directory two paths.
+
+    Raises:
+        OSError: a descriptor is not open.
+        LookupError: one of the two lies on a detached mount.
+    """
+    outer_path = os.fsencode(os.readlink(f"/proc/self/fd/{outer_fd}"))
+    below = [mount for mount in mounts if is_below(mount.target, outer_path)]
+    areas = [place(mounts, outer_fd), *((mount.device, mount.root) for mount in below)]
+    device, inner = place(mounts, inner_fd)
+    return any(device == dev and is_below(inner, root) for dev, root in areas)
+
+
+def is_below(path: bytes, ancestor: bytes) -> bool:
+    """Whether *path* is *ancestor* or lies below it; both absolute and normalised."""
+    return path == ancestor or path.startswith(ancestor.rstrip(b"/") + b"/")
+
+
+def place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
+    """The device of *fd* and its path from that file system's own root.
+
+    Raises:
+        OSError: *fd* is not open.
+        LookupError: its mount is none of *mounts*.
+    """
+    mount = of(mounts, fd)
+    path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+    relative = os.path.relpath(path, mount.target)
+    return mount.device, os.path.normpath(os.path.join(mount.root, relative))
+
+
+def _parse(line: bytes) -> Mount:
+    # 36 35 98:0 /root /target rw,noatime shared:1 - ext4 /dev/sda rw   (optional fields before -)
+    before, _, after = line.rstrip(b"\n").partition(b" - ")
+    mount_id, parent_id, device, root, target, _flags, *tags = before.split(b" ")
+    fstype, source, _options = after.split(b" ", 2)
+    major, minor = device.split(b":")
+    return Mount(
+        int(mount_id),
+        int(parent_id),
+        os.makedev(int(major), int(minor)),
+        _unescape(root),
+        _unescape(target),
+        fstype.decode(),
+        _unescape(source),
+        any(tag.startswith(_FOLLOWING) for tag in tags),
+    )
+
+
+def _unescape(text: bytes) -> bytes:
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text)

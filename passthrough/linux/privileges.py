@@ -1,0 +1,235 @@
+"""The system calls by which a process gives up what it can see and do, each wrapped once.
+
+Beside syscalls.py, which has what operations need. All of it concerns the calling thread and the
+threads that it starts later, so it is called while there is but one. An OSError has the call's man
+page as its file name, for the sentence that says what could not be done.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from passthrough.linux import syscalls
+
+# unshare(2)
+CLONE_FS: Final = 0x200
+CLONE_NEWNS: Final = 0x0002_0000
+CLONE_NEWUTS: Final = 0x0400_0000
+CLONE_NEWIPC: Final = 0x0800_0000
+CLONE_NEWNET: Final = 0x4000_0000
+
+# open_tree(2), move_mount(2), mount_setattr(2), mount(2)
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+OPEN_TREE_CLONE: Final = 1
+MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x0020_0000
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+
+# capabilities(7), PR_SET_SECUREBITS: with these uid 0 means nothing, and no bit comes back
+SECBITS_NOROOT: Final = 0b0011
+SECBITS_NO_SETUID_FIXUP: Final = 0b1100
+SECBITS_NO_KEEP_CAPS: Final = 0b0010_0000
+SECBITS_NO_AMBIENT_RAISE: Final = 0b1100_0000
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
+_PR_SET_SECCOMP: Final = 22
+_PR_CAPBSET_READ: Final = 23
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_SECCOMP_MODE_FILTER: Final = 2
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
+# The same numbers on every architecture.
+_SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_MOUNT_SETATTR: Final = 442
+_SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+_libc.capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+
+
+class _MountAttributes(ctypes.Structure):
+    """struct mount_attr, mount_setattr(2)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog, seccomp(2)."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), call)
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Give the process namespaces of its own, CLONE_*, unshare(2)."""
+    _checked(_libc.unshare(flags), "unshare(2)")
+
+
+def clone_tree(dir_fd: int, path: bytes, *, recursive: bool) -> int:
+    """A copy of the mount at *path*, an own root with nothing above it, open_tree(2).
+
+    Returns:
+        Its O_PATH descriptor. The copy goes with the last duplicate, unless it is attached.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    words = (ctypes.c_int(dir_fd), ctypes.c_char_p(path), ctypes.c_uint(flags))
+    return _checked(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words), "open_tree(2)")
+
+
+def change_tree(tree_fd: int, attributes: int, propagation: int) -> None:
+    """Add MOUNT_ATTR_* to every mount of a tree and change its propagation, mount_setattr(2)."""
+    attr = _MountAttributes(attr_set=attributes, propagation=propagation)
+    words = (
+        *(ctypes.c_int(tree_fd), ctypes.c_char_p(b"")),
+        *(ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE), ctypes.byref(attr)),
+        ctypes.c_size_t(ctypes.sizeof(attr)),
+    )
+    _checked(_libc.syscall(ctypes.c_long(_SYS_MOUNT_SETATTR), *words), "mount_setattr(2)")
+
+
+def attach_tree(tree_fd: int, target: bytes) -> None:
+    """Attach a tree that `clone_tree` has made to the file system at *target*, move_mount(2)."""
+    words = (
+        *(ctypes.c_int(tree_fd), ctypes.c_char_p(b"")),
+        *(ctypes.c_int(AT_FDCWD), ctypes.c_char_p(target)),
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+    )
+    _checked(_libc.syscall(ctypes.c_long(_SYS_MOVE_MOUNT), *words), "move_mount(2)")
+
+
+def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """Make the mount at *new_root* the root, and attach the old one at *put_old*, pivot_root(2)."""
+    _checked(_libc.pivot_root(new_root, put_old), "pivot_root(2)")
+
+
+def effective_capabilities() -> int:
+    """The effective set, bit 1 << CAP_* each, capget(2)."""
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3), (ctypes.c_uint32 * 6)()
+    _checked(_libc.capget(header, data), "capget(2)")
+    return int(data[0]) | int(data[3]) << 32
+
+
+def limit_capabilities(kept: int) -> None:
+    """Drop all capabilities but *kept*, bit 1 << CAP_* each, for good and from every set.
+
+    Inheritable and ambient sets are emptied. Of *kept*, what the process does not have is not
+    given. Nothing comes back by a change of uid or by execve(2).
+    """
+    bits = (
+        SECBITS_NOROOT | SECBITS_NO_SETUID_FIXUP | SECBITS_NO_KEEP_CAPS | SECBITS_NO_AMBIENT_RAISE
+    )
+    _prctl("PR_SET_SECUREBITS", syscalls.PR_SET_SECUREBITS, bits)
+    _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    capability = 0
+    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # up to the last that there is
+        if not kept >> capability & 1:
+            _prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, capability)
+        capability += 1
+    kept &= effective_capabilities()
+    low, high = kept & 0xFFFF_FFFF, kept >> 32
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3)
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    _checked(_libc.capset(header, data), "capset(2)")
+
+
+class EffectiveCapabilities:
+    """The effective set of the thread that makes this, to be emptied and filled again, capset(2).
+
+    The other sets are taken as they are then, so that each change is a single system call.
+    """
+
+    __slots__ = ("_empty", "_full", "_header")
+
+    def __init__(self) -> None:
+        """Look at the calling thread's capabilities, capget(2)."""
+        self._header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3)
+        self._full, self._empty = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+        for data in (self._full, self._empty):
+            _checked(_libc.capget(self._header, data), "capget(2)")
+        self._empty[0] = self._empty[3] = 0  # the two words of the effective set
+
+    def drop(self) -> None:
+        """Leave the thread without a capability; the permitted ones can be taken back."""
+        _checked(_libc.capset(self._header, self._empty), "capset(2)")
+
+    def take_back(self) -> None:
+        """Give the thread what it had at first."""
+        _checked(_libc.capset(self._header, self._full), "capset(2)")
+
+
+def set_groups(groups: Sequence[int]) -> None:
+    """Give the calling thread alone these supplementary groups, setgroups(2).
+
+    The C library would give them to every thread.
+
+    Raises:
+        OSError: EPERM without CAP_SETGID; ENOSYS, the number of the call is not known here.
+    """
+    number = _SYS_SETGROUPS.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "setgroups(2)")
+    list_of = (ctypes.c_uint32 * len(groups))(*groups)
+    words = ctypes.c_size_t(len(groups)), list_of
+    _checked(_libc.syscall(ctypes.c_long(number), *words), "setgroups(2)")
+
+
+def forbid_new_privileges() -> None:
+    """No program that this process might execute gets more than it has, PR_SET_NO_NEW_PRIVS."""
+    _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def forbid_dumps() -> None:
+    """No core dump, and no other process of this user may look inside, PR_SET_DUMPABLE."""
+    _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
+
+
+def filter_calls(program: bytes) -> None:
+    """Have the kernel ask *program*, struct sock_filter each, about each system call, seccomp(2).
+
+    After `forbid_new_privileges`.
+    """
+    rules = _FilterProgram(len(program) // 8, program)
+    _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(rules))
+
+
+def call_process(name: bytes) -> None:
+    """Name the calling thread, and so its process, for ps(1), PR_SET_NAME; 15 bytes of it count."""
+    text = ctypes.create_string_buffer(name)
+    _prctl("PR_SET_NAME", _PR_SET_NAME, ctypes.addressof(text))
+
+
+def load_unwinder() -> None:
+    """Load what the C library otherwise looks for in the file system when a thread is ended."""
+    ctypes.CDLL("libgcc_s.so.1")
+
+
+def _prctl(name: str, *words: int) -> None:
+    _checked(_libc.prctl(*words, *(0,) * (5 - len(words))), f"prctl(2) {name}")

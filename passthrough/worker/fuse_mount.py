@@ -1,0 +1,79 @@
+"""Mounting and unmounting a FUSE file system without help from fusermount, mount(2), fuse(4).
+
+The process that mounts opens /dev/fuse itself, so it can keep the descriptor when the process that
+answers the requests ends.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from passthrough.linux import syscalls
+from passthrough.options.config import Atime, Config, Squash
+
+FSTYPE: Final = "fuse.passfs"
+
+_ATIME_FLAGS: Final = {
+    Atime.RELATIME: syscalls.MS_RELATIME,
+    Atime.NOATIME: syscalls.MS_NOATIME,
+    Atime.STRICTATIME: syscalls.MS_STRICTATIME,
+}
+
+
+def mount(target: Path, config: Config) -> int:
+    """Mount at *target*, an existing directory; requests wait until somebody serves them.
+
+    The kernel checks permissions itself (default_permissions), for every user (allow_other). With
+    squash=all the worker does: its callers are one user, which the kernel knows nothing of.
+
+    Returns:
+        The descriptor of /dev/fuse that belongs to the mount, owned by the caller. When its last
+        duplicate is closed, the kernel ends the connection and the mount answers ENOTCONN.
+
+    Raises:
+        OSError: /dev/fuse cannot be opened, or mount(2) failed.
+    """
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
+        if config.squash is not Squash.ALL:
+            data += ",default_permissions"
+        syscalls.mount(
+            config.fsname.encode(),
+            os.fsencode(target),
+            FSTYPE.encode(),
+            _flags(config),
+            data.encode(),
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def unmount(target: Path, *, abort: bool = False) -> None:
+    """Take the uppermost mount at *target* out of the tree; who has files open in it goes on.
+
+    With *abort* the connection ends as well, which frees processes that wait for a worker that is
+    gone: waiting requests fail with ECONNABORTED, later ones with ENOTCONN.
+
+    Raises:
+        OSError: EINVAL if nothing is mounted at *target*.
+    """
+    flags = syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW
+    if abort:
+        flags |= syscalls.MNT_FORCE
+    syscalls.umount2(os.fsencode(target), flags)
+
+
+def _flags(config: Config) -> int:
+    flags = _ATIME_FLAGS[config.atime]
+    for wanted, flag in (
+        (config.readonly, syscalls.MS_RDONLY),
+        (not config.suid, syscalls.MS_NOSUID),
+        (not config.dev, syscalls.MS_NODEV),
+        (not config.exec, syscalls.MS_NOEXEC),
+    ):
+        if wanted:
+            flags |= flag
+    return flags

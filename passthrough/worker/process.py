@@ -1,0 +1,195 @@
+"""The worker process: serves one volume, and lives as long as its keeper or its mount.
+
+`python -m passthrough.worker.process`, started by the keeper with two inherited descriptors. It
+reads a Handover from standard input, writes one Report to standard output, and logs to standard
+error. It ends when the file system is unmounted everywhere, on SIGTERM, or when standard input ends, of
+which the keeper holds the other end. (setfsuid(2) clears parent-death signals; a pipe stays.)
+"""
+
+import importlib
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, cast
+
+import msgspec
+
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.core.squashed import filesystem_of
+from passthrough.identity import credentials
+from passthrough.linux import filehandles, kernel_features, memory
+from passthrough.options.config import (
+    Config,
+    InodeFileHandles,
+    OptionError,
+    Sandbox,
+    Session,
+    Squash,
+    Transport,
+    session_of,
+)
+from passthrough.options.effective import decide
+from passthrough.session import uring
+from passthrough.worker import sandbox
+from passthrough.worker.handover import Handover, Report, decode_handover, encode
+from passthrough.worker.sandbox import SandboxError
+
+log = logging.getLogger(__name__)
+
+_STDIN: Final = 0
+_STDOUT: Final = 1
+# The longest hand-over there can be is a few kilobytes: names and numbers.
+_LONGEST_HANDOVER: Final = 64 * 1024
+
+
+class Runner(Protocol):
+    """A module that runs one kind of session."""
+
+    def run(
+        self,
+        fs: PassthroughFs,
+        fuse_fd: int,
+        serving: Callable[[str], object],
+        keeper_fd: int | None,
+    ) -> None:
+        """Serve until the end, whatever brings it.
+
+        *serving* is told why the kernel does not pass reads and writes on, or nothing.
+        """
+
+
+_RUNNERS: Final[Mapping[Session, str]] = {
+    Session.KERNEL: "passthrough.session.kernel",
+    Session.LIBFUSE: "passthrough.session.libfuse_run",
+}
+
+
+def load(session: Session) -> Runner:
+    """Load what *session* runs on, and nothing of the others."""
+    return cast("Runner", importlib.import_module(_RUNNERS[session]))
+
+
+def main() -> int:
+    """Serve what standard input says; gives the exit status."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        handover = decode_handover(_read_line(_STDIN))
+    except msgspec.DecodeError as error:
+        return _refuse(f"no usable hand-over: {error}")
+    try:
+        serve(handover, lambda report: os.write(_STDOUT, encode(report)), keeper_fd=_STDIN)
+    except (OptionError, SandboxError) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        log.exception("volume %s", handover.volume)
+        return _refuse(str(error))
+    return 0
+
+
+def serve(
+    handover: Handover, serving: Callable[[Report], object], keeper_fd: int | None = None
+) -> None:
+    """Serve until unmounted, signalled, or until *keeper_fd*, a pipe, has no writer left.
+
+    Takes the descriptors of *handover*. Calls *serving* once requests are answered. Whatever the
+    outcome, a sandboxed process is good for nothing else afterwards.
+
+    Raises:
+        OSError: the process lacks a capability, or the session with the kernel failed.
+        OptionError: the source has not what the volume asks for.
+        SandboxError: the sandbox that the volume asks for cannot be had here.
+    """
+    without_handles = ""
+    if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
+        without_handles = filehandles.without_handles(handover.source_fd)
+    config, notes = decide(handover.config, without_handles, _without_rings(handover.config))
+    for note in notes:
+        log.warning("%s", note)
+    _raise_descriptor_limit()
+    memory.allocate_in_one_place()
+    # The kernel has applied each caller's umask already, and this one is the whole process's.
+    os.umask(0)
+    if config.squash is not Squash.NONE:
+        credentials.drop_groups()
+    # Before the sandbox is entered, after which nothing is loaded.
+    session = load(session_of(config))
+    fs = filesystem_of(config, _confine(config, handover.source_fd))
+
+    if not config.readonly and (why := fs.ownership.why_unchanged(fs.inodes.root.stat())):
+        log.warning("%s", why)
+
+    def ready(without_passthrough: str) -> None:
+        serving(
+            Report(
+                serving=True,
+                config=handover.config,
+                without_handles=without_handles,
+                without_passthrough=without_passthrough,
+            )
+        )
+
+    try:
+        session.run(fs, handover.fuse_fd, ready, keeper_fd)
+    finally:
+        fs.close()
+
+
+def _without_rings(config: Config) -> str:
+    """Why requests cannot come over io_uring, if they are to; tries what it takes."""
+    if config.transport is not Transport.IO_URING:
+        return ""
+    if reason := kernel_features.without_rings():
+        return reason
+    try:
+        uring.Ring().close()
+        kernel_features.possible_processors()  # for later, when /sys is out of sight
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _confine(config: Config, source_fd: int) -> int:
+    """Take from this process what it does not need; gives the source as seen from then on."""
+    if config.sandbox is Sandbox.NAMESPACE:
+        by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
+        by_ring = config.transport is Transport.IO_URING
+        return sandbox.enter(source_fd, by_handle=by_handle, by_ring=by_ring)
+    credentials.keep_capabilities()
+    return source_fd
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as there may be: each inode that the kernel knows holds one.
+
+    The usual limit of 1,024 is there for programs that use select(2), and for no other reason. The
+    hard limit is in the way of who lacks CAP_SYS_RESOURCE only.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/proc/sys/fs/nr_open", "rb") as file:
+        most = int(file.read())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except ValueError:  # which is what Python makes of EPERM here
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _read_line(fd: int) -> bytes:
+    """Read up to the first newline, and nothing after it: what follows is the keeper's silence."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LONGEST_HANDOVER:
+        byte = os.read(fd, 1)
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+def _refuse(error: str) -> int:
+    os.write(_STDOUT, encode(Report(serving=False, error=error)))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""The administrator's decisions, and the facts about the host that they depend on.
+
+The modules, from the top down:
+
+    settings  the settings in the environment
+    source    opens the directory that a volume serves, if the administrator allows it
+    policy    default options and forbidden options
+    network   network file systems, and the cache policies that are wrong on them
+    host      process ids and paths as the host sees them
+"""

@@ -1,0 +1,9 @@
+"""The volume plugin protocol: HTTP on a Unix socket.
+
+The modules, from the top down:
+
+    server          HTTP; the one place where a PluginError becomes a reply
+    verbs           the table from path to verb
+    listening       the socket
+    engine_restart  detects an engine's restart by its connections that send no byte
+"""

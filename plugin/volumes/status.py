@@ -1,0 +1,175 @@
+"""What Get and List say of a volume; from memory alone, and whatever is wrong with it.
+
+No I/O: dockerd forgets a volume whose Get fails or does not come.
+
+List describes thousands of volumes, and requests for others wait meanwhile. So a description has
+two parts, and a new line of Status belongs to one of them:
+
+    Status._lasting   depends on the volume's record, its worker's report and the note on its source
+                      alone: made once for each of them, and kept as JSON
+    Status._passing   all that changes otherwise: made for each request, and cheap
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple, cast
+
+import msgspec
+
+from passthrough.options.config import Config, OptionError, Squash, as_text
+from passthrough.options.effective import described
+from passthrough.worker.handover import Report
+from plugin.admin.host import Machine
+from plugin.errors import InvalidOption
+from plugin.mounting.keeper import Keeper
+from plugin.options import VolumeOptions
+from plugin.protocol import VolumeInfo
+from plugin.volume import Record, State, Volume, VolumeName
+from plugin.volumes.storage import directory_in
+
+Understand = Callable[[Mapping[str, str]], VolumeOptions]
+
+# Volumes whose options mean the same share one text of 1 KiB.
+SHARED_TEXTS = 256
+
+
+class Lasting(NamedTuple):
+    """What holds of a volume until its record, its worker's report or its source's note changes."""
+
+    record: Record
+    report: Report | None
+    note: str
+    """Of its source, `Volume.source_note`."""
+    status: bytes
+    """A part of Status: the members of a JSON object, without its braces."""
+    error: str
+    """Why the options in the record, or those of the mount, are not accepted; empty if they are."""
+
+
+class Status:
+    """The descriptions of volumes."""
+
+    def __init__(self, keeper: Keeper, understand: Understand, machine: Machine) -> None:
+        """*understand* must give the same for the same options as long as this exists."""
+        self._keeper = keeper
+        self._data_dir = machine.data_dir
+        self._pid = "worker_pid_in_plugin" if machine.proc is None else "worker_pid"
+        self._understand = understand
+        self._known: dict[VolumeName, Lasting] = {}
+        self._applying = lru_cache(SHARED_TEXTS)(_applying)
+
+    def describe(self, volume: Volume, under_way: str) -> VolumeInfo:
+        """Return what `docker volume inspect` shows of *volume*; *under_way* is its request."""
+        lasting = self.prepare(volume)
+        passing = _members(self._passing(volume, under_way, lasting.error))
+        return VolumeInfo(
+            name=volume.name,
+            created_at=volume.record.created_at,
+            mountpoint=mountpoint(volume, self._keeper),
+            status=msgspec.Raw(b"{%b,%b}" % (passing, lasting.status)),
+        )
+
+    def prepare(self, volume: Volume) -> Lasting:
+        """Return the lasting part of the description of *volume*, made now if it has changed."""
+        report = self._keeper.report(volume.name)
+        known = self._known.get(volume.name)
+        note = volume.source_note
+        if (
+            known is None
+            or (known.record is not volume.record or known.report is not report)
+            or known.note != note
+        ):
+            known = self._known[volume.name] = self._lasting(volume.record, report, note)
+        return known
+
+    def forget(self, name: VolumeName) -> None:
+        """Keep nothing of the volume *name*, which has been removed."""
+        self._known.pop(name, None)
+
+    def _passing(self, volume: Volume, under_way: str, error: str) -> dict[str, object]:
+        errors = (volume.last_error, volume.source_error, error)
+        said = {
+            "dead_references": _dead(volume.dead.total()),
+            "waiting": under_way,
+            "error": "; ".join(dict.fromkeys(filter(None, errors))),
+        }
+        return {
+            "mounted": volume.state is State.MOUNTED,
+            "references": volume.reference_count,
+            self._pid: self._keeper.worker_pid(volume.name),
+            **{name: text for name, text in said.items() if text},
+        }
+
+    def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
+        try:
+            understood = self._understand(record.options)
+        except InvalidOption as error:  # of another passfs, or another policy
+            given = _members({"options": dict(record.options)})
+            return Lasting(record, report, note, given, str(error))
+        # A mount may be older than this plugin, and than what it was told of other defaults.
+        goes_by = understood.config if report is None else report.config or understood.config
+        serves = (
+            {"data": self._own(record)}
+            if understood.source is None
+            else {"source": understood.source}
+        )
+        without = (
+            ("", "") if report is None else (report.without_handles, report.without_passthrough)
+        )
+        try:
+            applying, wrong = self._applying(goes_by, note, *without), ""
+        except OptionError as refused:  # of a mount of another passfs, which serves all the same
+            applying, wrong = _members({"options": as_text(goes_by)}), str(refused)
+        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), wrong)
+
+    def _own(self, record: Record) -> str:
+        """Return the path on the host of the volume's own directory, if the plugin knows it."""
+        if self._data_dir is None:
+            return "own directory"
+        return str(directory_in(self._data_dir, record))
+
+
+def _applying(config: Config, note: str, without_handles: str, without_passthrough: str) -> bytes:
+    """Return what applies to the volume's mount, or would to its next one, of *config*.
+
+    *note* is about the source, and empty if there is nothing to say. Raises OptionError.
+    """
+    applying = described(config, without_handles, without_passthrough)
+    notes = cast("list[str]", applying["notes"])
+    more = [*_without_the_engine(config), *filter(None, [note])]
+    return _members(applying | {"notes": notes + more})
+
+
+def _without_the_engine(config: Config) -> list[str]:
+    """Return a note for each map that lacks the engine, which works in volumes as id 0."""
+    if config.squash is not Squash.NONE:  # id 0 acts as the anonymous one
+        return []
+    maps = {"map_uid": config.map_uid, "map_gid": config.map_gid}
+    return [
+        f"{option} has no range with id 0, as which the engine works: `docker cp` and the copy of"
+        " an image's content into the volume fail; add 0:HOST:1, or mount with :nocopy"
+        for option, ranges in maps.items()
+        if ranges and not any(of.container == 0 for of in ranges)
+    ]
+
+
+def _dead(count: int) -> str:
+    """Return how many users have a dead mount, with what to do; empty if there is none."""
+    if not count:
+        return ""
+    return (
+        f"{count}: the worker of their mount has ended; a container that has this mount gets"
+        " ENOTCONN until it is restarted"
+    )
+
+
+def _members(status: Mapping[str, object]) -> bytes:
+    """Return the members of the JSON object *status*, at least one, without the braces."""
+    return msgspec.json.encode(status)[1:-1]
+
+
+def mountpoint(volume: Volume, keeper: Keeper) -> str:
+    """Where *volume* is mounted, or was until its worker died; empty otherwise."""
+    if volume.state in {State.MOUNTED, State.LOST}:
+        return str(keeper.target(volume.record.directory))
+    return ""

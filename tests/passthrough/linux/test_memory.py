@@ -1,0 +1,41 @@
+"""Memory that nobody uses goes back to the machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from passthrough.linux import memory
+from tests.support.mounted import REPOSITORY
+
+PIECE = 4000  # bytes: the C library's to allocate, and none of them by mmap(2)
+PIECES = 20_000
+
+
+def resident() -> int:
+    """The memory of this process that is resident, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError
+
+
+def report() -> None:
+    """Print the memory of this process when it uses much, has freed it, and has given it back."""
+    memory.allocate_in_one_place()
+    pieces = [bytearray(PIECE) for _ in range(PIECES)]
+    kept = pieces[-1]  # so that the end of the heap is in use
+    full = resident()
+    del pieces
+    before = resident()
+    memory.give_back()
+    assert kept
+    sys.stdout.write(f"{full} {before} {resident()}")
+
+
+def test_pages_that_nobody_uses_go_back() -> None:
+    words = [sys.executable, "-c", "from tests.passthrough import test_memory as t; t.report()"]
+    printed = subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE).stdout
+    full, before, after = map(int, printed.split())
+
+    assert before > full - PIECE * PIECES / 2  # the C library keeps them
+    assert after < before - PIECE * PIECES / 2

@@ -1,0 +1,391 @@
+import ctypes
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from passthrough.linux import mountinfo, syscalls
+
+OPEN = os.O_PATH
+CALLER = 41_001
+PR_GET_SECUREBITS = 27
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[bytes]:
+    """A directory to mount on; nothing stays mounted there."""
+    (tmp_path / "target").mkdir()
+    path = os.fsencode(tmp_path / "target")
+    yield path
+    for _ in mounts_at(path):
+        syscalls.umount2(path, syscalls.MNT_DETACH)
+
+
+def mounts_at(path: bytes) -> list[mountinfo.Mount]:
+    return [mount for mount in mountinfo.read() if mount.target == path]
+
+
+def test_mount_and_umount2(target: bytes) -> None:
+    syscalls.mount(b"a name", target, b"tmpfs", syscalls.MS_NOSUID | syscalls.MS_RDONLY, b"size=4k")
+
+    (mounted,) = mounts_at(target)
+    assert (mounted.fstype, mounted.source) == ("tmpfs", b"a name")
+    described = os.statvfs(target)
+    assert described.f_flag & os.ST_NOSUID
+    assert described.f_flag & os.ST_RDONLY
+    assert described.f_blocks * described.f_frsize == 4096
+
+    syscalls.umount2(target, syscalls.UMOUNT_NOFOLLOW)
+    assert mounts_at(target) == []
+
+
+def test_mount_fails_with_the_targets_name(tmp_path: Path) -> None:
+    missing = os.fsencode(tmp_path / "missing")
+
+    with pytest.raises(FileNotFoundError) as failed:
+        syscalls.mount(b"none", missing, b"tmpfs", 0, b"")
+
+    assert failed.value.filename == os.fsdecode(missing)
+
+
+def test_umount2_of_what_is_no_mount(target: bytes) -> None:
+    with pytest.raises(OSError, match="Invalid argument") as failed:
+        syscalls.umount2(target, syscalls.MNT_DETACH)
+
+    assert failed.value.errno == errno.EINVAL
+    assert failed.value.filename == os.fsdecode(target)
+
+
+def test_umount2_does_not_follow_a_symlink(target: bytes, tmp_path: Path) -> None:
+    syscalls.mount(b"none", target, b"tmpfs", 0, b"")
+    (tmp_path / "link").symlink_to("target")
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        syscalls.umount2(os.fsencode(tmp_path / "link"), syscalls.UMOUNT_NOFOLLOW)
+
+    assert len(mounts_at(target)) == 1
+
+
+def test_umount2_detaches_a_busy_mount_at_once(target: bytes) -> None:
+    syscalls.mount(b"none", target, b"tmpfs", 0, b"")
+    user = os.open(target, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="busy"):
+            syscalls.umount2(target, 0)
+        syscalls.umount2(target, syscalls.MNT_DETACH)
+    finally:
+        os.close(user)
+
+    assert mounts_at(target) == []
+
+
+@pytest.fixture
+def tree(tmp_path: Path, target: bytes) -> None:
+    """Links that lead to all the places that a RESOLVE_* rule forbids."""
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "file").touch()
+    (tmp_path / "link").symlink_to("inside/file")
+    (tmp_path / "absolute").symlink_to("/inside/file")
+    (tmp_path / "outside").symlink_to("../..")
+    (tmp_path / "magic").symlink_to("/proc/self/root")
+    syscalls.mount(b"none", target, b"tmpfs", 0, b"")
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("path", "resolve", "number"),
+    [
+        (b"inside/file", syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS, 0),
+        (b"link", syscalls.RESOLVE_BENEATH, 0),
+        (b"link", syscalls.RESOLVE_NO_SYMLINKS, errno.ELOOP),
+        (b"absolute", 0, errno.ENOENT),
+        (b"absolute", syscalls.RESOLVE_IN_ROOT, 0),
+        (b"absolute", syscalls.RESOLVE_BENEATH, errno.EXDEV),
+        (b"outside", syscalls.RESOLVE_BENEATH, errno.EXDEV),
+        (b"..", syscalls.RESOLVE_BENEATH, errno.EXDEV),
+        (b"../inside/file", syscalls.RESOLVE_IN_ROOT, 0),
+        (b"magic", 0, 0),
+        (b"magic", syscalls.RESOLVE_NO_MAGICLINKS, errno.ELOOP),
+        (b"target", 0, 0),
+        (b"target", syscalls.RESOLVE_NO_XDEV, errno.EXDEV),
+        (b"missing", 0, errno.ENOENT),
+    ],
+)
+def test_openat2_resolves_by_its_rules(
+    directory: int, path: bytes, resolve: int, number: int
+) -> None:
+    if number:
+        with pytest.raises(OSError, match=r"\[Errno") as failed:
+            syscalls.openat2(directory, path, OPEN, resolve)
+        assert failed.value.errno == number
+        assert failed.value.filename == os.fsdecode(path)
+    else:
+        os.close(syscalls.openat2(directory, path, OPEN, resolve))
+
+
+@pytest.mark.usefixtures("tree")
+def test_openat2_in_root_finds_what_lies_below(directory: int, tmp_path: Path) -> None:
+    fd = syscalls.openat2(directory, b"/inside/file", OPEN, syscalls.RESOLVE_IN_ROOT)
+    try:
+        assert os.fstat(fd) == (tmp_path / "inside/file").stat()
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
+
+
+def test_open_beside_crosses_no_mount_point(directory: int, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "disk").mkdir()
+    for name in (b"file", b"link"):
+        fd = syscalls.open_beside(directory, name)
+        found, inheritable = os.fstat(fd), os.get_inheritable(fd)
+        os.close(fd)
+        assert os.path.samestat(found, os.lstat(name, dir_fd=directory))
+        assert not inheritable
+    with pytest.raises(FileNotFoundError):
+        syscalls.open_beside(directory, b"missing")
+    syscalls.mount(b"disk", os.fsencode(tmp_path / "disk"), b"tmpfs", 0, b"")
+
+    found_across = syscalls.open_beside(directory, b"disk")
+    syscalls.umount2(os.fsencode(tmp_path / "disk"), 0)
+
+    assert found_across == syscalls.ACROSS
+
+
+def test_mount_id_is_that_of_mountinfo(directory: int) -> None:
+    lines = Path(f"/proc/self/fdinfo/{directory}").read_text().splitlines()
+    (expected,) = (line.split()[1] for line in lines if line.startswith("mnt_id:"))
+
+    assert syscalls.mount_id(directory) == int(expected)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        syscalls.mount_id(-1)
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[Path, Path]:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("one")
+    other.write_text("other")
+    return one, other
+
+
+def test_renameat2_noreplace(directory: int, two_files: tuple[Path, Path]) -> None:
+    with pytest.raises(FileExistsError):
+        syscalls.renameat2(directory, b"one", directory, b"other", syscalls.RENAME_NOREPLACE)
+    syscalls.renameat2(directory, b"one", directory, b"new", syscalls.RENAME_NOREPLACE)
+
+    one, other = two_files
+    assert not one.exists()
+    assert other.read_text() == "other"
+    assert one.with_name("new").read_text() == "one"
+
+
+def test_renameat2_exchange(directory: int, two_files: tuple[Path, Path]) -> None:
+    syscalls.renameat2(directory, b"one", directory, b"other", syscalls.RENAME_EXCHANGE)
+
+    assert [path.read_text() for path in two_files] == ["other", "one"]
+
+
+def test_renameat2_whiteout(directory: int, two_files: tuple[Path, Path]) -> None:
+    syscalls.renameat2(directory, b"one", directory, b"other", syscalls.RENAME_WHITEOUT)
+
+    one, other = two_files
+    left = one.lstat()
+    assert stat.S_ISCHR(left.st_mode)
+    assert left.st_rdev == 0
+    assert other.read_text() == "one"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "number"),
+    [
+        (b"missing", 0, errno.ENOENT),
+        (b"one", syscalls.RENAME_EXCHANGE | syscalls.RENAME_NOREPLACE, errno.EINVAL),
+    ],
+)
+@pytest.mark.usefixtures("two_files")
+def test_renameat2_fails(directory: int, name: bytes, flags: int, number: int) -> None:
+    with pytest.raises(OSError, match=r"\[Errno") as failed:
+        syscalls.renameat2(directory, name, directory, b"new", flags)
+
+    assert failed.value.errno == number
+    assert failed.value.filename == os.fsdecode(name)
+
+
+def test_getdents64_fills_until_the_end(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    buffer = ctypes.create_string_buffer(4096)
+    try:
+        filled = syscalls.getdents64(fd, buffer)
+        at_the_end = syscalls.getdents64(fd, buffer)
+    finally:
+        os.close(fd)
+
+    assert filled == 48  # `.` and `..`: 24 bytes each, getdents64(2)
+    assert at_the_end == 0
+
+
+def test_getdents64_of_a_file(two_files: tuple[Path, Path]) -> None:
+    fd = os.open(two_files[0], os.O_RDONLY)
+    try:
+        with pytest.raises(NotADirectoryError):
+            syscalls.getdents64(fd, ctypes.create_string_buffer(4096))
+    finally:
+        os.close(fd)
+
+
+def test_getdents64_into_too_small_a_buffer(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            syscalls.getdents64(fd, ctypes.create_string_buffer(8))
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("moment", [(0, 0), (1_700_000_000, 123_456_789), (-5, 999_999_999)])
+def test_utimensat_sets_both_times_to_the_nanosecond(
+    two_files: tuple[Path, Path], moment: tuple[int, int]
+) -> None:
+    file = two_files[0]
+
+    syscalls.utimensat(os.fsencode(file), moment, (42, 7))
+
+    assert file.stat().st_atime_ns == moment[0] * 1_000_000_000 + moment[1]
+    assert file.stat().st_mtime_ns == 42_000_000_007
+
+
+def test_utimensat_omits_and_takes_now(two_files: tuple[Path, Path]) -> None:
+    file, clock = two_files
+    syscalls.utimensat(os.fsencode(file), (1, 1), (2, 2))
+
+    syscalls.utimensat(os.fsencode(file), (0, syscalls.UTIME_OMIT), (0, syscalls.UTIME_NOW))
+
+    assert file.stat().st_atime_ns == 1_000_000_001
+    assert file.stat().st_mtime_ns >= clock.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "number"),
+    [("missing", (0, 0), errno.ENOENT), ("one", (0, 1_000_000_000), errno.EINVAL)],
+)
+@pytest.mark.usefixtures("two_files")
+def test_utimensat_fails(tmp_path: Path, name: str, time: tuple[int, int], number: int) -> None:
+    with pytest.raises(OSError, match=r"\[Errno") as failed:
+        syscalls.utimensat(os.fsencode(tmp_path / name), time, time)
+
+    assert failed.value.errno == number
+    assert failed.value.filename == str(tmp_path / name)
+
+
+IDENTITIES = {
+    "setfsuid": (syscalls.setfsuid, "Uid"),
+    "setfsgid": (syscalls.setfsgid, "Gid"),
+}
+
+
+@pytest.mark.parametrize(("switch", "field"), IDENTITIES.values(), ids=IDENTITIES)
+def test_file_system_ids_are_the_threads_and_the_call_tells_the_one_before(
+    switch: Callable[[int], int], field: str
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(thread_ids, field).result(10)  # the thread exists before the switch
+        assert switch(CALLER) == 0
+        try:
+            elsewhere, here = pool.submit(thread_ids, field).result(10), thread_ids(field)
+        finally:
+            assert switch(0) == CALLER
+
+    # The four of proc_pid_status(5): real, effective, saved, file system.
+    assert here == [0, 0, 0, CALLER]
+    assert elsewhere == [0, 0, 0, 0]
+    assert thread_ids(field) == [0, 0, 0, 0]
+
+
+def thread_ids(field: str) -> list[int]:
+    status = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(field))
+    return [int(word) for word in line.split()[1:]]
+
+
+def test_securebits_are_set_for_the_thread() -> None:
+    def bits() -> int:
+        syscalls.set_securebits(syscalls.SECBIT_NO_SETUID_FIXUP)
+        return int(ctypes.CDLL(None).prctl(PR_GET_SECUREBITS, 0, 0, 0, 0))
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(bits).result(10) == syscalls.SECBIT_NO_SETUID_FIXUP
+    assert ctypes.CDLL(None).prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) == 0
+
+
+def test_securebits_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(PermissionError):
+        syscalls.set_securebits(1 << 20)
+
+
+def test_a_capability_is_taken_out_of_the_threads_effective_set_and_back() -> None:
+    """capset(2); the switch knows what was there before."""
+    fsetid = 1 << syscalls.CAP_FSETID
+
+    def effective() -> int:
+        return int(Path("/proc/thread-self/status").read_text().split("CapEff:")[1].split()[0], 16)
+
+    before = effective()
+    switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
+    switch.set(wanted=False)
+    assert effective() == before & ~fsetid
+    assert not syscalls.CapabilitySwitch(syscalls.CAP_FSETID).had
+    switch.set(wanted=switch.had)
+    assert effective() == before
+
+
+def test_a_handle_names_one_file_for_good(tmp_path: Path) -> None:
+    """By any link, after a rename, and not the next file with its number."""
+    (tmp_path / "a").touch()
+    os.link(tmp_path / "a", tmp_path / "b")
+    fds = [os.open(tmp_path / name, os.O_PATH) for name in ("a", "b")]
+    directory = os.open(tmp_path, os.O_RDONLY)
+
+    names = [syscalls.name_to_handle_at(fd) for fd in fds]
+    (tmp_path / "a").rename(tmp_path / "c")
+    found = syscalls.open_by_handle_at(directory, names[0][1], os.O_PATH)
+
+    assert names[0] == names[1] == (syscalls.mount_id(directory), names[0][1])
+    assert os.fstat(found).st_ino == (tmp_path / "c").stat().st_ino
+    assert not os.get_inheritable(found)
+    for fd in (*fds, found):
+        os.close(fd)
+    (tmp_path / "b").unlink()
+    (tmp_path / "c").unlink()
+    with pytest.raises(OSError, match="Stale"):
+        syscalls.open_by_handle_at(directory, names[0][1], os.O_PATH)
+    os.close(directory)
+
+
+def test_a_file_system_without_handles_says_so() -> None:
+    fd = os.open("/proc/version", os.O_PATH)
+    with pytest.raises(OSError, match="not supported"):
+        syscalls.name_to_handle_at(fd)
+    os.close(fd)
+
+
+def test_the_mount_id_is_that_of_the_mount_table(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/proc")):
+        fd = os.open(path, os.O_PATH)
+        assert syscalls.mount_id(fd) == mountinfo.of(mountinfo.read(), fd).mount_id
+        os.close(fd)
+    with pytest.raises(OSError, match="Bad file"):
+        syscalls.mount_id(-1)

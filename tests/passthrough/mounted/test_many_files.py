@@ -1,0 +1,156 @@
+"""Many more files than descriptors: a walk goes through, and the worker's memory comes back.
+
+A hundred thousand files; a million with PASSFS_MANY_FILES=1000000 in the environment, which takes
+ten times as long, three gigabytes of memory for the kernel, and prints what was measured.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough.core.filesystem import PassthroughFs
+from passthrough.core.inodes import ROOT
+from passthrough.options.config import Config, InodeFileHandles
+from tests.support.mounted import Mounted, mounted
+
+FILES = int(os.environ.get("PASSFS_MANY_FILES", "100000"))
+# As many as one FORGET may name, so that every buffer has been used to the full before.
+FIRST_FILES = 70_000
+ROUNDS = 3
+# What may stay: freed memory goes back by the megabyte, of which one object keeps each.
+KEPT = 1.10
+DIRECTORIES = 100
+DESCRIPTORS = 1024
+LIMIT_S = 60 + FILES / 2000
+POLL_S = 0.5
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory in memory: what is to be tested is not how fast a disk makes files."""
+    path = Path(tempfile.mkdtemp(prefix="passfs-many-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path)
+
+
+def make_files(top: Path, count: int) -> None:
+    top.mkdir(exist_ok=True)
+    for directory in range(DIRECTORIES):
+        fd = os.open(top, os.O_PATH)
+        os.mkdir(str(directory), dir_fd=fd)
+        os.close(fd)
+        fd = os.open(top / str(directory), os.O_PATH)
+        for file in range(count // DIRECTORIES):
+            os.mknod(f"file-{file}", dir_fd=fd)
+        os.close(fd)
+
+
+def memory(served: Mounted) -> int:
+    """The memory of the worker that is resident, in bytes."""
+    for line in Path(f"/proc/{served.worker_pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(served.worker_pid)
+
+
+def descriptors(served: Mounted) -> int:
+    return len(os.listdir(f"/proc/{served.worker_pid}/fd"))
+
+
+def find(top: Path) -> int:
+    """Walk through *top* as find(1) does, with the attributes of each file; count the files."""
+    words = ["find", str(top), "-type", "f", "-size", "0", "-printf", "%i\n"]
+    numbers = subprocess.run(words, check=True, stdout=subprocess.PIPE, timeout=LIMIT_S).stdout
+    return len(set(numbers.split()))
+
+
+@pytest.mark.timeout(2 * (1 + ROUNDS) * LIMIT_S)
+@pytest.mark.parametrize("session", ["kernel", "libfuse"])
+def test_a_walk_over_more_files_than_descriptors(base: Path, session: str) -> None:
+    """And when the kernel has forgotten them, so has the worker, each time."""
+    options = {"cache": "always", "session": session}
+    with mounted(base, options, DESCRIPTORS) as served:
+        make_files(served.source / "first", FIRST_FILES)
+        make_files(served.source / "many", FILES)
+        fresh = memory(served)
+        walk(served, "first", FIRST_FILES)
+        before = settled(served)
+        during, after = [], []
+        for _ in range(ROUNDS):
+            walk(served, "many", FILES)
+            assert descriptors(served) < DESCRIPTORS
+            during.append(memory(served))
+            after.append(settled(served))
+
+        figures = {"fresh": fresh, "before": before, "during": during, "after": after}
+        sys.stderr.write(f"{FILES} files, bytes of the worker's memory: {figures}\n")
+        assert max(during) > KEPT * before  # they were known
+        assert statistics.median(after) <= KEPT * before
+
+
+def walk(served: Mounted, name: str, count: int) -> None:
+    """Walk below the mount, or have the connection aborted."""
+    with served.limited(LIMIT_S):
+        assert find(served.mountpoint / name) == count
+
+
+def settled(served: Mounted) -> int:
+    """The worker's memory when it has nothing left to forget.
+
+    FORGET has no answer to wait for, and the kernel drops its inodes in several passes.
+    """
+    deadline = time.monotonic() + LIMIT_S
+    spent = -1
+    while time.monotonic() < deadline and spent != (spent := cpu_ticks(served)):
+        forget_all()
+        time.sleep(POLL_S)
+    return memory(served)
+
+
+def cpu_ticks(served: Mounted) -> int:
+    """How much processor time the worker has used."""
+    fields = Path(f"/proc/{served.worker_pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def forget_all() -> None:
+    """Make the kernel drop every dentry and inode that nobody uses: it sends FORGET for each."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("2\n")
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize("handles", InodeFileHandles)
+def test_what_was_looked_up_and_forgotten_leaves_nothing(
+    base: Path, handles: InodeFileHandles
+) -> None:
+    most = {InodeFileHandles.NEVER: 5_000, InodeFileHandles.MANDATORY: 20_000}
+    files = min(FILES, most.get(handles, FILES))
+    make_files(base, files)
+    fs = PassthroughFs(Config(inode_file_handles=handles), os.open(base, os.O_PATH))
+    numbers = []
+    for directory in range(DIRECTORIES):
+        parent = fs.lookup(ROOT, b"%d" % directory).inode_number
+        numbers.append(parent)
+        for file in range(files // DIRECTORIES):
+            entry = fs.lookup(parent, b"file-%d" % file)
+            numbers.append(entry.inode_number)
+    table = fs.inodes
+
+    assert len(set(numbers)) == files + DIRECTORIES
+    assert len(table) == 1 + files + DIRECTORIES
+    for number in numbers:
+        fs.forget(number, 1)
+    assert len(table) == 1
+    # The dictionaries themselves are small again, which they are not by themselves.
+    assert table._by_number.__sizeof__() < 1_000_000
+    assert table._by_identity.__sizeof__() < 1_000_000
+    fs.close()

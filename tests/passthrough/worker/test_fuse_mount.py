@@ -1,0 +1,187 @@
+import errno
+import os
+import select
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from passthrough.options.config import Atime, Config
+from passthrough.worker import fuse_mount
+from passthrough.worker.fuse_mount import FSTYPE
+from tests.support.mounts import mounts_at, options_at
+
+LIMIT_S = 20.0
+# enum fuse_opcode, linux/fuse.h; INIT is the first request on every mount.
+FUSE_STATFS, FUSE_INIT = 17, 26
+REQUEST_BYTES = 1 << 17  # more than the longest request
+
+
+@contextmanager
+def mounted(target: Path, config: Config | None = None) -> Iterator[int]:
+    """A mount that nobody serves; its descriptor is closed at the end."""
+    fd = fuse_mount.mount(target, config or Config())
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_the_kernel_greets_on_the_descriptor(mountpoint: Path) -> None:
+    with mounted(mountpoint) as fd:
+        assert next_request(fd) == FUSE_INIT
+        assert not os.get_inheritable(fd)
+
+
+def test_the_mount_is_seen_as_what_it_is(mountpoint: Path) -> None:
+    with mounted(mountpoint, Config(fsname="server:/data")):
+        (mounted_there,) = mounts_at(mountpoint)
+
+        assert (mounted_there.fstype, mounted_there.source) == ("fuse.passfs", b"server:/data")
+        assert FSTYPE == "fuse.passfs"
+
+
+@pytest.mark.parametrize(
+    ("config", "present", "absent"),
+    [
+        (Config(), "rw nosuid nodev relatime allow_other default_permissions", "noexec"),
+        (Config(readonly=True), "ro", "rw"),
+        (Config(suid=True), "nodev", "nosuid"),
+        (Config(dev=True), "nosuid", "nodev"),
+        (Config(exec=False), "noexec", ""),
+        (Config(atime=Atime.NOATIME), "noatime", "relatime"),
+        (Config(atime=Atime.STRICTATIME), "", "noatime relatime"),
+        (Config(), "user_id=0 group_id=0", ""),
+    ],
+)
+def test_the_config_becomes_mount_options(
+    mountpoint: Path, config: Config, present: str, absent: str
+) -> None:
+    with mounted(mountpoint, config):
+        options = options_at(mountpoint)
+
+        assert set(present.split()) <= options
+        assert not set(absent.split()) & options
+
+
+def test_unmount_takes_the_mount_away(mountpoint: Path) -> None:
+    with mounted(mountpoint):
+        fuse_mount.unmount(mountpoint)
+
+        assert mounts_at(mountpoint) == []
+        mountpoint.rmdir()
+
+
+def test_unmount_takes_the_uppermost(mountpoint: Path) -> None:
+    with mounted(mountpoint, Config(fsname="lower")), mounted(mountpoint, Config(fsname="upper")):
+        fuse_mount.unmount(mountpoint)
+
+        assert [m.source for m in mounts_at(mountpoint)] == [b"lower"]
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_unmount_of_what_is_no_mount(mountpoint: Path, *, abort: bool) -> None:
+    with pytest.raises(OSError, match="Invalid argument") as failed:
+        fuse_mount.unmount(mountpoint, abort=abort)
+
+    assert failed.value.errno == errno.EINVAL
+    assert failed.value.filename == str(mountpoint)
+
+
+def test_unmount_does_not_follow_a_symlink(mountpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(mountpoint)
+    with mounted(mountpoint):
+        with pytest.raises(OSError, match="Invalid argument"):
+            fuse_mount.unmount(tmp_path / "link")
+
+        assert len(mounts_at(mountpoint)) == 1
+
+
+def test_abort_frees_who_waits(mountpoint: Path) -> None:
+    """A process that asked, and whose worker took the request and is gone."""
+    with mounted(mountpoint) as fd:
+        greet(fd)
+        asking = ["stat", "--file-system", str(mountpoint)]
+        with subprocess.Popen(asking, stderr=subprocess.PIPE, env={"LC_ALL": "C"}) as waiting:
+            try:
+                assert next_request(fd) == FUSE_STATFS
+                fuse_mount.unmount(mountpoint, abort=True)
+                _, said = waiting.communicate(timeout=LIMIT_S)
+            finally:
+                waiting.kill()
+
+        assert mounts_at(mountpoint) == []
+        assert waiting.returncode == 1
+        assert os.strerror(errno.ECONNABORTED) in said.decode()
+        with pytest.raises(OSError, match="No such device"):
+            os.read(fd, REQUEST_BYTES)
+
+
+def test_after_an_abort_requests_fail(mountpoint: Path) -> None:
+    """Also for who still has a directory of the mount open."""
+    with mounted(mountpoint) as fd:
+        greet(fd)
+        inside = os.open(mountpoint, os.O_PATH)
+        try:
+            fuse_mount.unmount(mountpoint, abort=True)
+            with pytest.raises(OSError, match="not connected") as failed:
+                os.statvfs(inside)
+        finally:
+            os.close(inside)
+
+    assert failed.value.errno == errno.ENOTCONN
+
+
+def next_request(fd: int) -> int:
+    """The number of the operation that the kernel asks for next."""
+    assert select.select([fd], [], [], LIMIT_S)[0] == [fd]
+    return int.from_bytes(os.read(fd, REQUEST_BYTES)[4:8], "little")
+
+
+def greet(fd: int) -> None:
+    """Answer INIT as a worker would, so that the kernel sends what waits behind it."""
+    assert select.select([fd], [], [], LIMIT_S)[0] == [fd]
+    _, operation, unique = struct.unpack_from("=IIQ", os.read(fd, REQUEST_BYTES))
+    assert operation == FUSE_INIT
+    # struct fuse_out_header, then fuse_init_out: version 7.31, no feature, one page per write.
+    answer = struct.pack("=IIIIHHII32x", 7, 31, 0, 0, 0, 0, 4096, 1)
+    os.write(fd, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
+
+
+def test_closing_the_last_descriptor_ends_the_connection(mountpoint: Path) -> None:
+    with mounted(mountpoint):
+        pass
+
+    with pytest.raises(OSError, match="not connected") as failed:
+        os.stat(mountpoint)
+    assert failed.value.errno == errno.ENOTCONN
+
+
+def test_a_duplicate_keeps_the_connection(mountpoint: Path) -> None:
+    with mounted(mountpoint) as fd:
+        duplicate = os.dup(fd)
+    try:
+        assert next_request(duplicate) == FUSE_INIT
+    finally:
+        fuse_mount.unmount(mountpoint, abort=True)
+        os.close(duplicate)
+
+
+def test_where_mounting_fails_nothing_stays_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+
+    with pytest.raises(FileNotFoundError) as failed:
+        fuse_mount.mount(tmp_path / "missing", Config())
+
+    assert failed.value.filename == str(tmp_path / "missing")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_is_no_mount_point(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NotADirectoryError):
+        fuse_mount.mount(tmp_path / "file", Config())

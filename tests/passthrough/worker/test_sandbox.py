@@ -1,0 +1,473 @@
+"""sandbox.py: what a worker still is, can see and can do."""
+
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough.linux import mountinfo, privileges, syscalls
+from passthrough.options.config import Config, InodeFileHandles, Sandbox
+from passthrough.worker import sandbox, seccomp
+from passthrough.worker.handover import encode
+from tests.support.callers import ROOT
+from tests.support.driver import unit
+from tests.support.inside import PROBES, probe
+from tests.support.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
+from tests.support.mounts import mounted_on, mounts_at
+
+INSIDE = "tests.support.inside"
+CAP_SYS_PTRACE = 19  # capabilities(7)
+CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)
+MS_BIND = 1 << 12  # mount(2)
+NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
+OPTION = "option 'sandbox': namespace is not possible here: "
+KEPT = sandbox.kept(by_handle=True)
+# What the engine gives every container and plugin, unasked.
+DOCKERS_OWN = (
+    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
+    *("CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE"),
+    *("CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"),
+)
+MAY_BE_USED = {
+    *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID"),
+    *("CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_SETFCAP"),
+}
+
+
+@pytest.fixture
+def keeper(source: Path, mountpoint: Path, tmp_path: Path) -> Iterator[Keeper]:
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr", module=INSIDE)
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture
+def ask(keeper: Keeper, mountpoint: Path) -> Callable[..., object]:
+    """Run a probe inside a worker."""
+    keeper.serve()
+    return lambda name, argument="": probe(mountpoint, name, argument)
+
+
+def status(pid: int) -> list[dict[str, str]]:
+    """/proc/PID/status of each thread."""
+    return [
+        dict(re.findall(r"^(\w+):\t(.*)$", (task / "status").read_text(), re.MULTILINE))
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+
+
+def mounts_of(pid: int) -> list[mountinfo.Mount]:
+    return mountinfo.read(f"/proc/{pid}/mountinfo")
+
+
+def test_each_capability_has_its_number_and_its_reason() -> None:
+    header = Path("/usr/include/linux/capability.h")
+    numbers = dict(re.findall(r"^#define (CAP_\w+)\s+(\d+)$", header.read_text(), re.MULTILINE))
+
+    assert set(sandbox.KEPT) == MAY_BE_USED
+    assert {name: int(numbers[name]) for name in sandbox.KEPT} == {
+        name: number for name, (number, _) in sandbox.KEPT.items()
+    }
+    assert all(len(reason) > 20 for _, reason in sandbox.KEPT.values())
+
+
+def test_the_kernel_says_that_the_worker_keeps_what_is_listed_and_nothing_else(
+    keeper: Keeper, mountpoint: Path
+) -> None:
+    pid = keeper.serve().pid
+    on_mount("ls", str(mountpoint))
+    kept = f"{KEPT:016x}"
+
+    for thread in status(pid):
+        assert {name: thread[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {
+            "CapPrm": kept,
+            "CapEff": kept,
+            "CapBnd": kept,
+        }
+        assert int(thread["CapInh"], 16) == int(thread["CapAmb"], 16) == 0
+        assert thread["NoNewPrivs"] == "1"
+        assert thread["Seccomp"] == "2"
+
+
+@pytest.mark.parametrize(("handles", "error"), [("never", "EPERM"), ("prefer", "")])
+def test_who_holds_nothing_by_handle_can_open_nothing_by_handle(
+    source: Path, mountpoint: Path, tmp_path: Path, handles: str, error: str
+) -> None:
+    config = Config(inode_file_handles=InodeFileHandles(handles))
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr", config, INSIDE)
+    keeper.serve()
+    opened = probe(mountpoint, "by_handle")
+    keeper.close()
+
+    assert opened == error
+
+
+def test_where_the_source_has_no_handles_the_capability_goes_as_well(
+    source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    with mounted_on(source, "ramfs"):
+        keeper = Keeper(source, mountpoint, tmp_path / "stderr", module=INSIDE)
+        process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd))
+        report = report_of(process)
+        kept = {thread["CapEff"] for thread in status(process.pid)}
+        on_mount("touch", f"{mountpoint}/file")
+        keeper.close()
+
+    assert report.serving
+    assert report.without_handles.startswith("the file system has no file handles")
+    assert kept == {f"{sandbox.kept(by_handle=False):016x}"}
+    assert sandbox.kept(by_handle=True) - sandbox.kept(by_handle=False) == 1 << 2
+    assert "inode_file_handles is never: the file system has no" in keeper.log.read_text()
+
+
+@pytest.mark.parametrize(("held", "error"), [(False, "EPERM"), (True, "")])
+def test_the_filter_alone_decides_on_opening_by_handle(*, held: bool, error: str) -> None:
+    """Whatever a kernel asks of the capability for."""
+
+    def opening() -> str:
+        rules = seccomp.program(os.uname().machine, os.getpid(), by_handle=held, by_ring=False)
+        privileges.filter_calls(rules)
+        return str(PROBES["by_handle"](""))
+
+    assert ROOT.run(opening) == error
+
+
+def test_what_is_given_up_does_not_come_back(ask: Callable[..., object]) -> None:
+    assert ask("regain", str(CAP_SYS_PTRACE)) == "EPERM"
+    assert ask("execute", "/proc/self/exe") == "EPERM"
+    assert ask("dumpable") == 0
+
+
+def test_there_are_as_many_descriptors_as_are_allowed(keeper: Keeper, mountpoint: Path) -> None:
+    keeper.serve(within=("sh", "-c", 'ulimit -S -n 100; exec "$@"', "sh"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    allowed = probe(mountpoint, "descriptors")
+
+    assert soft >= 100
+    assert allowed in ([hard, hard], [NR_OPEN, NR_OPEN])
+
+
+def test_the_namespaces_are_its_own(keeper: Keeper) -> None:
+    pid = keeper.serve().pid
+    own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net", "ipc", "uts")}
+
+    assert {
+        kind: link for kind, link in own.items() if os.readlink(f"/proc/{pid}/ns/{kind}") == link
+    } == {}
+
+
+def test_there_is_no_network(keeper: Keeper, ask: Callable[..., object]) -> None:
+    table = Path(f"/proc/{keeper.processes[0].pid}/net/dev").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert ask("connect", str(server.getsockname()[1])) == "EPERM"
+
+    assert set(re.findall(r"^ *(\w+):", table, re.MULTILINE)) <= {"lo", "sit0", "tunl0"}
+
+
+def test_the_source_is_all_that_there_is(
+    keeper: Keeper, source: Path, ask: Callable[..., object]
+) -> None:
+    (source / "etc").mkdir()
+    (source / "etc" / "own").touch()
+    (mount,) = mounts_of(keeper.processes[0].pid)
+
+    assert mount.target == b"/"
+    assert ask("list", "/") == ["etc"]
+    assert ask("list", "/etc") == ["own"]
+    assert ask("open", "/etc/passwd") == "ENOENT"
+    assert ask("open", "/proc/self/root/etc/passwd") == "ENOENT"
+
+
+@pytest.mark.parametrize("call", ["mount", "umount", "pivot_root", "clone_tree", "chroot"])
+def test_the_calls_that_would_lead_out_are_refused(ask: Callable[..., object], call: str) -> None:
+    assert ask(call) == "EPERM"
+
+
+def test_a_thread_may_have_its_own_umask_but_no_namespace(ask: Callable[..., object]) -> None:
+    assert ask("unshare", str(CLONE_FS)) == ""
+    assert ask("unshare", str(CLONE_NEWNS)) == "EPERM"
+    assert ask("unshare", str(CLONE_NEWUSER | CLONE_FS)) == "EPERM"
+
+
+# Calls that would do something in a worker, or fail with another error, if no filter stood before
+# them: no descriptor has the number -1, and PROCESS stands for one that a worker must not touch.
+FIFREEZE, FS_IOC_SHUTDOWN, XFS_IOC_OPEN_BY_HANDLE = 0xC004_5877, 0x8004_587D, 0x4038_586B
+TIOCSTI, FIONREAD, UPPER = 0x5412, 0x541B, 1 << 32
+BAD_FD, PROCESS, RLIMIT_CORE = (1 << 64) - 1, -1, 4
+STRAY: dict[str, tuple[str, tuple[int, ...]]] = {
+    "fanotify_init": ("fanotify_init", (0, 0)),
+    "fanotify_mark": ("fanotify_mark", (BAD_FD, 1, 2, BAD_FD, 0)),
+    "kill": ("kill", (PROCESS, 0)),
+    "a whole group": ("kill", (0, 0)),
+    "tkill": ("tkill", (PROCESS, 0)),
+    "tgkill": ("tgkill", (PROCESS, PROCESS, 0)),
+    "tgkill in the upper half": ("tgkill", (PROCESS | UPPER, PROCESS, 0)),
+    "rt_sigqueueinfo": ("rt_sigqueueinfo", (PROCESS, 0, 0)),
+    "rt_tgsigqueueinfo": ("rt_tgsigqueueinfo", (PROCESS, PROCESS, 0, 0)),
+    "pidfd_open": ("pidfd_open", (PROCESS, 0)),
+    "pidfd_getfd": ("pidfd_getfd", (BAD_FD, 0, 0)),
+    "pidfd_send_signal": ("pidfd_send_signal", (BAD_FD, 0, 0, 0)),
+    "prlimit64": ("prlimit64", (PROCESS, RLIMIT_CORE, 0, 0)),
+    "setpriority": ("setpriority", (0, PROCESS, 0)),
+    "ioprio_set": ("ioprio_set", (1, PROCESS, 2 << 13)),
+    "sched_setscheduler": ("sched_setscheduler", (PROCESS, 0, 0)),
+    "sched_setaffinity": ("sched_setaffinity", (PROCESS, 0, 0)),
+    "signals of files": ("fcntl", (0, seccomp.F_SETOWN, PROCESS)),
+    "freeze": ("ioctl", (BAD_FD, FIFREEZE, 0)),
+    "freeze with upper bits": ("ioctl", (BAD_FD, FIFREEZE | UPPER, 0)),
+    "shut down": ("ioctl", (BAD_FD, FS_IOC_SHUTDOWN, 0)),
+    "by handle of XFS": ("ioctl", (BAD_FD, XFS_IOC_OPEN_BY_HANDLE, 0)),
+    "terminal input": ("ioctl", (BAD_FD, TIOCSTI, 0)),
+    "any other ioctl": ("ioctl", (BAD_FD, FIONREAD, 0)),
+    "a thread with a namespace": ("clone", (0x3D_0F00 | CLONE_NEWNS, 0, 0, 0, 0)),
+    "userfaultfd": ("userfaultfd", (1,)),
+    "keyctl": ("keyctl", (0, 0, 0)),
+    "syslog": ("syslog", (10, 0, 0)),
+    "socket": ("socket", (1, 1, 0)),
+    "listmount": ("listmount", (0, 0, 0, 0)),
+    "io_uring_setup": ("io_uring_setup", (1, 0)),
+}
+NUMBERS = seccomp.REFUSED | seccomp.BY_RING | seccomp.LACKING
+NUMBERS |= {name: check.numbers for name, check in seccomp.CHECKED.items()}
+
+
+def number_of(name: str) -> int:
+    """Return the number of a system call on this machine."""
+    number = NUMBERS[name][seccomp.MACHINES[os.uname().machine].column]
+    assert number is not None
+    return number
+
+
+def calling(name: str, arguments: tuple[int, ...], process: int) -> str:
+    """Return the argument of the probe `call`; *process* replaces PROCESS."""
+    settled = (
+        process if one == PROCESS else UPPER | process if one == PROCESS | UPPER else one
+        for one in arguments
+    )
+    return " ".join(map(str, (number_of(name), *settled)))
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_other_processes_and_the_host_s_file_systems_are_out_of_reach(
+    ask: Callable[..., object], stray: str
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        tried = ask("call", calling(*STRAY[stray], process=other.pid))
+        other.kill()
+
+    assert tried == "EPERM"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("tgkill", (PROCESS, PROCESS, 0), ""),
+        ("prlimit64", (PROCESS, RLIMIT_CORE, 0, 0), ""),
+        ("prlimit64", (0, RLIMIT_CORE, 0, 0), ""),
+        ("ioctl", (BAD_FD, seccomp.FS_IOC_GETFLAGS, 0), "EBADF"),
+        ("clone3", (0, 0), "ENOSYS"),
+    ],
+)
+def test_what_a_worker_needs_of_itself_is_left(
+    keeper: Keeper, ask: Callable[..., object], name: str, arguments: tuple[int, ...], error: str
+) -> None:
+    own = keeper.processes[0].pid
+
+    assert ask("call", calling(name, arguments, own)) == error
+    assert ask("raise") == ""
+
+
+def test_calls_by_the_numbers_of_x32_are_refused(ask: Callable[..., object]) -> None:
+    """A kernel without that ABI would answer ENOSYS."""
+    assert ask("call", f"{0x4000_0000 | number_of('kill')} 0 0") == "EPERM"
+
+
+def test_a_worker_starts_threads_and_no_process(ask: Callable[..., object]) -> None:
+    assert ask("new_process") == "EPERM"
+    assert ask("fork", str(number_of("clone"))) == "EPERM"
+    assert ask("new_thread") == ""
+
+
+def test_nothing_in_reach_has_the_host_above_it(
+    keeper: Keeper, source: Path, mountpoint: Path, ask: Callable[..., object]
+) -> None:
+    """Neither a directory of the source, nor /proc/self/fd, nor any other open descriptor."""
+    (source / "a" / "b").mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"], cwd=mountpoint / "a" / "b") as user:
+        tops = ask("above")
+        user.kill()
+
+    assert isinstance(tops, list)
+    links = [top for top in tops if top != ["a"]]
+    assert len(tops) - len(links) >= 3
+    assert all(name.isdigit() for top in links for name in top)
+    assert keeper.processes[0].poll() is None
+
+
+def test_a_bug_is_logged_with_its_lines_and_the_mount_lives(
+    keeper: Keeper, source: Path, mountpoint: Path, ask: Callable[..., object]
+) -> None:
+    (source / "file").write_text("alive")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        ask("fail")
+
+    log = keeper.log.read_text()
+    assert "getxattr failed by a mistake of this program" in log
+    assert "ZeroDivisionError: division by zero" in log
+    assert "self._fs.getxattr(" in log or "fs.getxattr(" in log, "the lines of our own modules"
+    assert "Logging error" not in log
+    assert on_mount("cat", f"{mountpoint}/file") == "alive"
+
+
+def test_text_of_every_kind_is_still_known(keeper: Keeper, ask: Callable[..., object]) -> None:
+    assert ask("text") == "\\u2603"
+    assert "a name of no known \\udcff" in keeper.log.read_text()
+
+
+def test_nothing_is_imported_or_read_from_the_volume(
+    keeper: Keeper, source: Path, ask: Callable[..., object]
+) -> None:
+    """A volume's user may make names where Python looks for modules, and for a traceback's lines.
+
+    One would be run, and a fifo in the place of the other waited for.
+    """
+    for place in [Path(entry) for entry in sys.path if entry] + [REPOSITORY]:
+        below = source / place.relative_to("/")
+        below.mkdir(parents=True, exist_ok=True)
+        (below / "planted.py").write_text("raise SystemExit('planted')")
+    for module in ("tests/support/inside.py", "passthrough/session/libfuse.py"):
+        path = source / REPOSITORY.relative_to("/") / module
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+
+    assert ask("import", "planted") == "ModuleNotFoundError"
+    with pytest.raises(OSError, match="Input/output error"):
+        ask("fail")
+    assert "ZeroDivisionError" in keeper.log.read_text()
+    assert keeper.processes[0].poll() is None
+
+
+@pytest.mark.parametrize("place", ["managed plugin", "service"])
+def test_what_the_plugin_is_given_suffices(keeper: Keeper, mountpoint: Path, place: str) -> None:
+    asked = json.loads((REPOSITORY / "config.json").read_text())["linux"]["capabilities"]
+    given = [*DOCKERS_OWN, *asked] if place == "managed plugin" else unit("CapabilityBoundingSet")
+    words = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in given)
+
+    pid = keeper.serve(within=("setpriv", "--bounding-set", f"-all,{words}")).pid
+
+    assert status(pid)[0]["CapEff"] == f"{KEPT:016x}"
+    assert probe(mountpoint, "list", "/") == []
+
+
+@pytest.mark.parametrize("capability", ["sys_admin", "setpcap"])
+def test_without_the_privilege_nothing_is_served_and_the_sentence_names_it(
+    source: Path, mountpoint: Path, tmp_path: Path, capability: str
+) -> None:
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr")
+    lacking = ["setpriv", "--bounding-set", f"-{capability}"]
+    process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd), lacking)
+    report, end = report_of(process), ended(process)
+    keeper.close()
+
+    assert not report.serving
+    assert report.error == (
+        f"{OPTION}CAP_{capability.upper()} missing from the worker's capabilities;"
+        " sandbox=none serves without a sandbox"
+    )
+    assert end == (1, b"")
+
+
+def refusal(become: Callable[[], object]) -> str:
+    """What `enter` says in a process that *become* has made unfit."""
+
+    def entering() -> str:
+        become()
+        try:
+            sandbox.enter(os.open("/", os.O_PATH), by_handle=True, by_ring=False)
+        except sandbox.SandboxError as error:
+            return str(error)
+        return ""
+
+    return ROOT.run(entering)
+
+
+def test_a_process_of_several_threads_is_refused() -> None:
+    """The others would stay as they are: namespaces and capabilities are a thread's."""
+
+    def become() -> None:
+        reader, _ = os.pipe()
+        threading.Thread(target=os.read, args=(reader, 1), daemon=True).start()
+
+    assert refusal(become).startswith(f"{OPTION}the worker has 2 threads, ")
+
+
+def test_an_unknown_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "MACHINES", {})
+
+    assert refusal(lambda: None).startswith(f"{OPTION}the numbers of the system calls of ")
+
+
+def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
+    """What chroot(2) made the root of a process is no mount that another could replace."""
+    (tmp_path / "proc").mkdir()
+
+    def become() -> None:
+        privileges.unshare(CLONE_NEWNS)
+        syscalls.mount(b"/proc", os.fsencode(tmp_path / "proc"), b"", MS_BIND, b"")
+        privileges.load_unwinder()
+        os.chroot(tmp_path)
+
+    assert refusal(become).startswith(f"{OPTION}mount_setattr(2): Invalid argument; sandbox=none")
+
+
+def test_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -> None:
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr", Config(sandbox=Sandbox.NONE), INSIDE)
+    pid = keeper.serve().pid
+    threads = status(pid)
+    (own,) = status(os.getpid())[:1]
+    opened = probe(mountpoint, "open", "/etc/passwd")
+    root = os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    keeper.close()
+
+    assert threads
+    for thread in threads:
+        assert (thread["CapEff"], thread["NoNewPrivs"]) == (own["CapEff"], own["NoNewPrivs"])
+    assert opened == ""
+    assert root
+
+
+def test_the_command_serves_from_a_sandbox_and_unmounts(source: Path, mountpoint: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "passthrough",
+        f"--source={source}",
+        f"--mountpoint={mountpoint}",
+    ]
+    with subprocess.Popen(words, cwd=REPOSITORY, stdout=-1) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"serving")
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        targets = [mount.target for mount in mounts_of(int(child))]
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0
+
+    assert targets == [b"/"]
+    assert mounts_at(mountpoint) == []
+
+
+def test_the_capabilities_are_documented_with_their_reasons() -> None:
+    table = (REPOSITORY / "docs" / "install.md").read_text().partition("| Capability |")[2]
+    rows = re.findall(r"^\| `(CAP_\w+)` \| (.*) \|$", table, re.MULTILINE)
+
+    assert dict(rows) == {name: reason for name, (_, reason) in sandbox.KEPT.items()}

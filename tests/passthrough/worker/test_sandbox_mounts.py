@@ -1,0 +1,129 @@
+"""sandbox.py: which mounts a worker sees, and which see what it does."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough.linux import mountinfo, syscalls
+from passthrough.worker import fuse_mount
+from passthrough.worker.fuse_mount import FSTYPE
+from tests.support.keeper import LIMIT_S, Keeper, on_mount
+
+MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
+
+
+def mounts_of(pid: int) -> list[mountinfo.Mount]:
+    return mountinfo.read(f"/proc/{pid}/mountinfo")
+
+
+def test_no_mount_of_passfs_is_in_reach(
+    source: Path, tmp_path: Path, ask_at: Callable[[Path], Keeper]
+) -> None:
+    """Neither the worker's own, which it could not walk into, nor another, nor one inside those."""
+    own, other = source / "own", source / "other"
+    for path in (own, other):
+        path.mkdir()
+        (path / "below").touch()
+    nobody = Keeper(tmp_path, other, tmp_path / "unused")
+    keeper = ask_at(own)
+
+    pid = keeper.serve().pid
+
+    assert [mount for mount in mounts_of(pid) if mount.fstype == FSTYPE] == []
+    assert on_mount("ls", str(own / "own"), str(own / "other")).count("below") == 2
+    nobody.close()
+    syscalls.umount2(os.fsencode(other), syscalls.MNT_DETACH)
+
+
+@pytest.fixture
+def ask_at(source: Path, tmp_path: Path) -> Iterator[Callable[[Path], Keeper]]:
+    """Mount at a place of the test's choice."""
+    keepers = []
+
+    def make(mountpoint: Path) -> Keeper:
+        keepers.append(Keeper(source, mountpoint, tmp_path / "stderr"))
+        return keepers[-1]
+
+    yield make
+    for keeper in keepers:
+        keeper.close()
+        syscalls.umount2(os.fsencode(keeper.mountpoint), syscalls.MNT_DETACH | syscalls.MNT_FORCE)
+
+
+@pytest.fixture
+def shared_source(source: Path) -> Iterator[Path]:
+    """The source as a mount whose events reach its slaves, as they do on most hosts."""
+    path = os.fsencode(source)
+    syscalls.mount(path, path, b"", MS_BIND, b"")
+    syscalls.mount(b"none", path, b"", MS_SHARED, b"")
+    yield source
+    syscalls.umount2(path, syscalls.MNT_DETACH)
+
+
+def test_what_is_mounted_below_the_source_comes_and_goes_with_the_host(
+    shared_source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    before, later = shared_source / "before", shared_source / "later"
+    for path in (before, later):
+        path.mkdir()
+    syscalls.mount(b"disk", os.fsencode(before), b"tmpfs", 0, b"")
+    (before / "file").write_text("was there")
+    keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
+    try:
+        pid = keeper.serve().pid
+        assert on_mount("cat", f"{mountpoint}/before/file") == "was there"
+        syscalls.mount(b"disk", os.fsencode(later), b"tmpfs", 0, b"")
+        (later / "file").write_text("came")
+        assert on_mount("cat", f"{mountpoint}/later/file") == "came"
+        for path in (before, later):
+            syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH)
+        assert [mount.target for mount in mounts_of(pid)] == [b"/"]
+    finally:
+        keeper.close()
+
+
+def test_a_volume_that_is_bound_below_its_own_source_later_is_not_entered(
+    shared_source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    """The worker would wait for an answer of its own."""
+    loop = shared_source / "loop"
+    loop.mkdir()
+    keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
+    # Should it wait, this ends it: a request that was taken outlives the death of who sent it.
+    watchdog = threading.Timer(LIMIT_S, fuse_mount.unmount, (mountpoint,), {"abort": True})
+    watchdog.start()
+    try:
+        pid = keeper.serve().pid
+        syscalls.mount(os.fsencode(mountpoint), os.fsencode(loop), b"", MS_BIND, b"")
+        assert [mount.fstype for mount in mounts_of(pid)][1:] == [FSTYPE]
+        # Whether its name is listed depends on the listing: one that looks nothing up has it.
+        found = on_mount("sh", "-c", 'find "$1" 2>&- || true', "sh", str(mountpoint)).splitlines()
+        assert found in ([str(mountpoint)], [str(mountpoint), f"{mountpoint}/loop"])
+        with pytest.raises(subprocess.CalledProcessError):
+            on_mount("stat", f"{mountpoint}/loop")
+        syscalls.umount2(os.fsencode(loop), 0)
+        assert on_mount("stat", "--format=%F", f"{mountpoint}/loop") == "directory\n"
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+        keeper.close()
+
+
+def test_nothing_that_the_worker_does_reaches_the_host(
+    shared_source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    """Its detaching of the old root and of mounts of passfs stays in its own namespace."""
+    (shared_source / "disk").mkdir()
+    syscalls.mount(b"disk", os.fsencode(shared_source / "disk"), b"tmpfs", 0, b"")
+    before = [mount[2:] for mount in mountinfo.read()]
+    keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
+    keeper.serve()
+    after = [mount[2:] for mount in mountinfo.read() if mount.target != os.fsencode(mountpoint)]
+    keeper.close()
+    syscalls.umount2(os.fsencode(shared_source / "disk"), syscalls.MNT_DETACH)
+
+    assert after == before

@@ -1,0 +1,189 @@
+"""network.py: cache policies that are wrong where other machines write, and are refused."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from passthrough.linux import mountinfo, syscalls
+from passthrough.options.config import OptionError, parse_options
+from plugin.admin import network
+from tests.support.dockerd import plugin
+from tests.support.fake_worker import command
+
+NFS, EXT4 = 0x6969, 0xEF53
+SERVE = command("serve")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    (directory / "deep" / "er").mkdir(parents=True)
+    return directory
+
+
+@contextmanager
+def fuse_mounted(target: Path, fstype: str) -> Iterator[None]:
+    """Mount a FUSE file system of that type, whose server never answers.
+
+    For another user than us, so that the kernel answers our statfs(2) itself: with FUSE's f_type.
+    """
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={fd},rootmode=40000,user_id=65533,group_id=65533".encode()
+        syscalls.mount(b"server:/share", os.fsencode(target), fstype.encode(), 0, data)
+        try:
+            yield
+        finally:
+            syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
+    finally:
+        os.close(fd)
+
+
+def refusal(source: Path, **options: str) -> str:
+    """Why *source* is not served with *options*; empty if it is."""
+    fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    try:
+        network.check("/srv", parse_options(options), fd, mountinfo.read())
+    except OptionError as error:
+        return str(error)
+    finally:
+        os.close(fd)
+    return ""
+
+
+def says(monkeypatch: pytest.MonkeyPatch, filesystem_type: int) -> None:
+    """Have statfs(2) tell of another file system."""
+    monkeypatch.setattr(syscalls, "filesystem_type", lambda _: filesystem_type)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong", "accepted"),
+    [
+        ({"cache": "always"}, "'cache': 'always'", "never or auto"),
+        ({"cache": "metadata"}, "'cache': 'metadata'", "never or auto"),
+        ({"cache": "always", "entry_timeout": "0"}, "'cache': 'always'", "never or auto"),
+        ({"writeback": ""}, "'writeback': 'true'", "false"),
+        ({"entry_timeout": "6"}, "'entry_timeout': '6s'", "at most 5s"),
+        ({"attr_timeout": "1m"}, "'attr_timeout': '60s'", "at most 5s"),
+        ({"dir_entry_timeout": "1d"}, "'dir_entry_timeout': '86400s'", "at most 5s"),
+        ({"dir_attr_timeout": "5001ms"}, "'dir_attr_timeout': '5.001s'", "at most 5s"),
+        ({"negative_timeout": "1h"}, "'negative_timeout': '3600s'", "at most 5s"),
+    ],
+)
+def test_what_is_wrong_on_a_network_file_system_is_refused(
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+    wrong: str,
+    accepted: str,
+) -> None:
+    assert refusal(source, **options) == ""
+    says(monkeypatch, EXT4)
+    assert refusal(source, **options) == ""
+    says(monkeypatch, NFS)
+    assert refusal(source, **options) == (
+        f"option {wrong} is wrong for '/srv', which lies on NFS: other machines may"
+        f" change it unseen; expected {accepted}"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cache": "never"},
+        {"cache": "auto", "entry_timeout": "5s", "negative_timeout": "0"},
+        {"cache": "never", "writeback": "true"},  # which is off there, with a note
+        {"locks": "host", "passthrough": "auto"},
+    ],
+)
+def test_what_is_as_good_as_the_file_system_itself_is_served(
+    source: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    says(monkeypatch, NFS)
+    assert refusal(source, **options) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0xFF534D42, "SMB"),
+        (0xFE534D42, "SMB"),
+        (0x00C36400, "CephFS"),
+        (0x01021997, "9P"),
+        (0x0BD00BD0, "Lustre"),
+        (0x7461636F, "OCFS2"),
+    ],
+)
+def test_statfs_tells_which_it_is(
+    source: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    says(monkeypatch, number)
+    assert f"'/srv', which lies on {name}:" in refusal(source, cache="always")
+
+
+@pytest.mark.parametrize(
+    ("fstype", "name"), [("fuse.glusterfs", "GlusterFS"), ("fuse.sshfs", "sshfs"), ("fuse", "")]
+)
+def test_the_subtype_tells_who_serves_a_fuse_file_system(
+    source: Path, fstype: str, name: str
+) -> None:
+    with fuse_mounted(source, fstype):
+        assert (f"which lies on {name}:" in refusal(source, cache="always")) == bool(name)
+        assert refusal(source, cache="auto") == ""
+    assert refusal(source, cache="always") == ""
+
+
+def test_what_is_covered_by_another_mount_does_not_count(source: Path) -> None:
+    with fuse_mounted(source, "fuse.sshfs"):
+        syscalls.mount(b"none", os.fsencode(source), b"tmpfs", 0, b"")
+        try:
+            assert refusal(source, cache="always") == ""
+        finally:
+            syscalls.umount2(os.fsencode(source), syscalls.MNT_DETACH)
+
+
+def test_one_that_is_mounted_below_the_source_counts_unless_it_is_hidden(source: Path) -> None:
+    with fuse_mounted(source / "deep" / "er", "fuse.sshfs"):
+        assert "wrong for '/srv/deep/er', where sshfs is mounted" in refusal(source, cache="always")
+        assert refusal(source, cache="always", submounts="hide") == ""
+        beside = source.with_name("source-of-others")
+        beside.mkdir()
+        assert refusal(beside, cache="always") == ""
+
+
+async def test_a_server_that_has_gone_is_a_refusal(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: int) -> int:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        monkeypatch.setattr(syscalls, "filesystem_type", gone)
+        opts = {"source": str(source), "cache": "always"}
+        refused = await dockerd.call("Create", Name="vol", Opts=opts)
+        assert refused.status == 400
+        assert "cannot be looked at: Transport endpoint is not connected" in refused.error
+
+
+@pytest.mark.logs("volume vol: cannot be mounted: option 'cache'")
+async def test_it_is_looked_at_when_a_volume_is_created_and_each_time_it_is_mounted(
+    tmp_path: Path, source: Path
+) -> None:
+    options = {"source": str(source), "cache": "always"}
+    reason = f"'always' is wrong for '{source}', which lies on GlusterFS"
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts=options)
+        await dockerd.do("Mount", Name="vol", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        with fuse_mounted(source, "fuse.glusterfs"):
+            assert reason in (await dockerd.call("Mount", Name="vol", ID="b")).error
+            assert reason in (await dockerd.volume("vol"))["Status"]["error"]
+            assert reason in (await dockerd.call("Create", Name="vol2", Opts=options)).error
+        assert await dockerd.names() == {"vol"}
+        await dockerd.do("Mount", Name="vol", ID="b")
+        await dockerd.do("Unmount", Name="vol", ID="b")

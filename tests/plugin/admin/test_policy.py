@@ -1,0 +1,160 @@
+"""policy.py: what an administrator has decided about options, and no way around it."""
+
+import contextlib
+
+import pytest
+from hypothesis import given, strategies as st
+
+from passthrough.options.config import ALIASES, OPTIONS, CachePolicy, Passthrough
+from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
+from plugin.errors import InvalidOption
+
+# As users write them.
+NAMES = [*OPTIONS, *ALIASES, "source", "Read-Only", "NO-DEV", "Dev", " suid", "entry-timeout"]
+VALUES = ["", "true", "1", "off", "none", "never", "Always", "5s", "/srv", "on", "libfuse"]
+
+
+def policy(defaults: str = "", forbidden: str = "") -> Policy:
+    return Policy(default_options(defaults), forbidden_options(forbidden))
+
+
+def refusal(decided: Policy, options: dict[str, str]) -> str:
+    with pytest.raises(InvalidOption) as refused:
+        decided.understand(options)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "cache", "readonly"),
+    [
+        ({}, CachePolicy.NEVER, True),
+        ({"cache": "always"}, CachePolicy.ALWAYS, True),
+        ({"Cache": "auto", "rw": ""}, CachePolicy.AUTO, False),
+        ({"READONLY": "no"}, CachePolicy.NEVER, False),
+    ],
+)
+def test_a_default_is_what_a_volume_has_that_does_not_say(
+    options: dict[str, str], cache: CachePolicy, *, readonly: bool
+) -> None:
+    config = policy("cache=never,ro").understand(options).config
+    assert (config.cache, config.readonly) == (cache, readonly)
+
+
+def test_defaults_for_new_directories_stay_away_from_sources() -> None:
+    decided = policy("mode=0770,uid=5,ro")
+    assert decided.understand({}).config.mode == 0o770
+    with_source = decided.understand({"source": "/srv"}).config
+    assert (with_source.mode, with_source.uid, with_source.readonly) == (None, None, True)
+
+
+def test_options_may_need_a_default_to_go_together() -> None:
+    decided = policy("allow_direct_io=false")
+    asked = {"cache": "metadata", "passthrough": "on"}
+    assert decided.understand(asked).config.passthrough is Passthrough.ON
+    assert "cannot be had" in refusal(Policy(), asked)
+
+
+def test_a_default_that_is_in_the_way_is_named() -> None:
+    assert refusal(policy("passthrough=on"), {"writeback": ""}).endswith(
+        " (defaults of this plugin: passthrough=on)"
+    )
+
+
+def test_a_mistake_that_has_nothing_to_do_with_defaults_is_told_as_ever() -> None:
+    decided = policy("cache=never")
+    assert refusal(decided, {"ro": "perhaps"}) == refusal(Policy(), {"ro": "perhaps"})
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "options", "usual"),
+    [
+        ("dev", {"dev": "true"}, "'false'"),
+        ("dev", {"DEV": "on"}, "'false'"),
+        ("dev=true", {" dev": "1"}, "'false'"),
+        ("dev=yes", {"Dev": ""}, "'false'"),
+        ("exec", {"noexec": ""}, "'true'"),
+        ("exec=0", {"noexec": "true"}, "'true'"),
+        ("noexec", {"exec": "false"}, "'true'"),
+        ("entry-timeout=60", {"entry_timeout": "1m"}, "'from cache'"),
+        ("entry_timeout", {"entry-timeout": "1s"}, "'from cache'"),
+        ("cache=always,cache=metadata", {"cache": "METADATA"}, "'auto'"),
+        ("sandbox", {"sandbox": "none"}, "'namespace'"),
+        ("killpriv_v2", {"killpriv-v2": "false"}, "'where offered'"),
+        ("source", {"Source": "/srv"}, "a directory of its own"),
+    ],
+)
+def test_however_it_is_written_what_is_forbidden_is_refused(
+    forbidden: str, options: dict[str, str], usual: str
+) -> None:
+    ((written, text),) = options.items()
+    assert refusal(policy("", forbidden), options) == (
+        f"option {written!r}: {text!r} is forbidden by the administrator of this plugin;"
+        f" expected it left out, which means {usual}"
+    )
+
+
+@pytest.mark.parametrize("options", [{"rw": ""}, {"readonly": "0"}, {"ReadOnly": "false"}])
+def test_a_default_can_be_made_a_must(options: dict[str, str]) -> None:
+    for forbidden in ("rw", "readonly", "readonly=false"):
+        assert "forbidden by the administrator" in refusal(policy("ro", forbidden), options)
+        assert policy("ro", forbidden).understand({"readonly": "yes"}).config.readonly
+
+
+def test_who_asks_for_what_there_is_anyway_is_not_refused() -> None:
+    decided = policy("cache=never", "suid,dev=true,cache")
+    understood = decided.understand({"nosuid": "", "nodev": "", "cache": "never"})
+    assert understood == decided.understand({})
+
+
+def test_what_is_forbidden_may_be_no_default() -> None:
+    assert policy("", "suid,cache=always").contradiction() is None
+    assert policy("cache=always", "suid,cache=always").contradiction() == Ban("cache", "always")
+    assert policy("", "rw").contradiction() == Ban("readonly", "false")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("source=/srv", "option 'source': is each volume's own; expected it left out"),
+        ("cash=auto", "option 'cash': is not known, given here as 'auto'; expected cache, perhaps"),
+        ("ro,rw", "option 'rw': '' is a second value; expected it once"),
+        ("passthrough=on,writeback", "option 'passthrough': 'on' cannot be had"),
+    ],
+)
+def test_defaults_that_no_volume_could_have_are_refused(text: str, sentence: str) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        default_options(text)
+    assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("cach", "option 'cach': is not known"),
+        ("cache=sometimes", "option 'cache': 'sometimes' is not accepted; expected never, "),
+        ("source=/srv", "option 'source': '/srv' is not accepted; expected it without a value"),
+    ],
+)
+def test_what_cannot_be_forbidden_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        forbidden_options(text)
+    assert str(refused.value).startswith(sentence)
+
+
+@given(
+    options=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VALUES), max_size=4),
+    forbidden=st.lists(
+        st.sampled_from(
+            ["dev", "suid=true", "rw", "noexec", "cache=always", "source", "entry_timeout"]
+        ),
+        unique=True,
+    ),
+)
+def test_no_volume_has_what_is_forbidden(options: dict[str, str], forbidden: list[str]) -> None:
+    decided = policy("ro", ",".join(forbidden))
+    usual = decided.understand({}).described()
+    with contextlib.suppress(InvalidOption):
+        has = decided.understand(options).described()
+        for ban in decided.forbidden:
+            value = has.get(ban.option)
+            assert value == usual.get(ban.option) if ban.value is None else value != ban.value

@@ -1,0 +1,130 @@
+"""settings.py: every variable is optional, and a bad value is refused in a sentence."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from plugin.admin.policy import Ban
+from plugin.admin.settings import VARIABLES, Settings
+from plugin.errors import InvalidSetting
+
+
+def test_everything_has_a_default() -> None:
+    assert Settings.from_environment({"PATH": "/bin"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("PASSFS_SOCKET", "/s/p.sock", "socket", Path("/s/p.sock")),
+        ("PASSFS_DATA_DIR", "/d", "data_dir", Path("/d")),
+        ("PASSFS_MOUNT_DIR", "/m", "mount_dir", Path("/m")),
+        ("PASSFS_HOST_ROOT", "/host", "host_root", Path("/host")),
+        ("PASSFS_HOST_DIR", "/srv", "host_dir", Path("/srv")),
+        (
+            "PASSFS_ALLOWED_SOURCES",
+            "/srv:/mnt/x/",
+            "allowed_sources",
+            (Path("/srv"), Path("/mnt/x")),
+        ),
+        (
+            *("PASSFS_DEFAULT_OPTIONS", "Cache=never, ro", "default_options"),
+            {"cache": "never", "readonly": "true"},
+        ),
+        (
+            *("PASSFS_FORBIDDEN_OPTIONS", "suid,dev=1", "forbidden_options"),
+            (Ban("suid"), Ban("dev", "true")),
+        ),
+        ("PASSFS_OWNER", "100000:100001", "owner", (100000, 100001)),
+        ("PASSFS_LOG_LEVEL", "Debug", "log_level", logging.DEBUG),
+    ],
+)
+def test_each_variable_sets_its_field(name: str, value: str, field: str, expected: object) -> None:
+    assert getattr(Settings.from_environment({name: value}), field) == expected
+
+
+PATHS = {
+    *("PASSFS_SOCKET", "PASSFS_DATA_DIR", "PASSFS_MOUNT_DIR", "PASSFS_HOST_ROOT"),
+    "PASSFS_HOST_DIR",
+}
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - PATHS))
+def test_an_empty_value_is_the_default(name: str) -> None:
+    """`docker plugin set NAME=` cannot remove a variable, only empty it."""
+    assert Settings.from_environment({name: ""}) == Settings()
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_an_empty_path_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment({name: ""})
+    assert (
+        str(refusal.value) == f"{name}='' is not accepted; expected an absolute path without '..'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PASSFS_SOCKET", "p.sock"),
+        ("PASSFS_SOCKET", "/" + "s" * 107),
+        ("PASSFS_DATA_DIR", "data"),
+        ("PASSFS_MOUNT_DIR", "/mnt/../etc"),
+        ("PASSFS_MOUNT_DIR", "/mnt/\udcff"),
+        ("PASSFS_HOST_ROOT", "host"),
+        ("PASSFS_HOST_DIR", "./srv"),
+        ("PASSFS_OWNER", "root"),
+        ("PASSFS_OWNER", "1"),
+        ("PASSFS_OWNER", "1:4294967295"),
+        ("PASSFS_OWNER", "1:-1"),
+        ("PASSFS_ALLOWED_SOURCES", "srv"),
+        ("PASSFS_FORBIDDEN_OPTIONS", "cache=auto"),
+        ("PASSFS_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_refusal_names_variable_value_and_what_would_do(name: str, value: str) -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment({name: value})
+    assert str(refusal.value).startswith(f"{name}={value!r} is not accepted; expected ")
+
+
+@pytest.mark.parametrize("value", [":", "/srv:", "/srv::/mnt", " "])
+def test_no_slip_of_the_pen_allows_every_source(value: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"PASSFS_ALLOWED_SOURCES=.*absolute path"):
+        Settings.from_environment({"PASSFS_ALLOWED_SOURCES": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("PASSFS_DEFAULT_OPTIONS", "cash=auto", "option 'cash': is not known"),
+        ("PASSFS_DEFAULT_OPTIONS", "cache=auto,Cache=never", "'never' is a second value"),
+        ("PASSFS_FORBIDDEN_OPTIONS", "dev=perhaps", "expected true or false"),
+    ],
+)
+def test_an_option_is_refused_in_its_own_words(name: str, value: str, sentence: str) -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment({name: value})
+    assert str(refusal.value).startswith(f"{name}={value!r} is not accepted: option ")
+    assert sentence in str(refusal.value)
+
+
+def test_what_is_forbidden_is_no_default() -> None:
+    """A volume without options is always accepted."""
+    given = {"PASSFS_FORBIDDEN_OPTIONS": "rw"}
+    with pytest.raises(InvalidSetting, match="with another readonly beside it"):
+        Settings.from_environment(given)
+    Settings.from_environment(given | {"PASSFS_DEFAULT_OPTIONS": "ro"})
+
+
+def test_what_is_allowed_lies_in_what_the_plugin_sees() -> None:
+    with pytest.raises(InvalidSetting) as refusal:
+        Settings.from_environment(
+            {"PASSFS_HOST_DIR": "/srv", "PASSFS_ALLOWED_SOURCES": "/srv/a:/mnt"}
+        )
+    assert str(refusal.value) == (
+        "PASSFS_ALLOWED_SOURCES='/mnt' is not accepted;"
+        " expected directories in PASSFS_HOST_DIR='/srv'"
+    )

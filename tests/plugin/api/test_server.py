@@ -1,0 +1,376 @@
+"""server.py: whatever comes over the socket gets a clean answer, and the process lives."""
+
+import logging
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import AsyncExitStack, closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from plugin.api import server
+from plugin.api.server import prepared, serve
+from plugin.api.verbs import VERBS
+from plugin.errors import CannotStart, MountFailed
+from plugin.mounting.keeper import Keeper
+from plugin.protocol import CONTENT_TYPE
+from plugin.volumes.driver import Driver
+from tests.support.dockerd import HEADERS, Answer, Dockerd, plugin, settings
+from tests.support.fake_worker import command
+
+SERVE = command("serve")
+NEEDS_A_BODY = [path for path, verb in VERBS.items() if verb.request.__struct_fields__]
+NEEDS_NONE = [path for path in VERBS if path not in NEEDS_A_BODY]
+
+
+async def ask(directory: Path, path: str, body: bytes = b"{}", **more: Any) -> Answer:
+    """One request to a fresh plugin without volumes."""
+    async with plugin(directory, SERVE) as dockerd, dockerd.connection() as connection:
+        answer = await connection.request(path, body, **more)
+        assert answer.headers["content-type"] == CONTENT_TYPE
+        assert await dockerd.names() == set()
+        return answer
+
+
+async def works(dockerd: Dockerd) -> object:
+    return (await dockerd.do("List")) == {"Volumes": []}
+
+
+# The protocol.
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"{}\n", b'{"Later": 1}'])
+@pytest.mark.parametrize("path", NEEDS_NONE)
+async def test_calls_without_fields_take_no_body(tmp_path: Path, path: str, body: bytes) -> None:
+    assert (await ask(tmp_path, path, body)).status == 200
+
+
+async def test_activate_says_what_this_is(tmp_path: Path) -> None:
+    assert (await ask(tmp_path, "/Plugin.Activate", b"")).json == {"Implements": ["VolumeDriver"]}
+
+
+async def test_volumes_are_local(tmp_path: Path) -> None:
+    answer = await ask(tmp_path, "/VolumeDriver.Capabilities")
+    assert answer.json == {"Capabilities": {"Scope": "local"}}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}", b'{"Name": 1}', b"\xff"])
+@pytest.mark.parametrize("path", NEEDS_A_BODY)
+async def test_a_body_that_is_no_request_is_refused(tmp_path: Path, path: str, body: bytes) -> None:
+    answer = await ask(tmp_path, path, body)
+    assert answer.status == 400
+    assert answer.error.startswith("the request's body is ")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"A":' * 100_000, b'{"Later":' + b"[" * 50_000, b'{"Name": "v", "Opts": ' + b"{" * 10_000],
+    ids=["objects", "lists", "options"],
+)
+@pytest.mark.parametrize("path", VERBS)
+async def test_a_body_that_is_nested_too_deeply_is_refused(
+    tmp_path: Path, path: str, body: bytes
+) -> None:
+    """Also in a field that the plugin does not know."""
+    answer = await ask(tmp_path, path, body)
+    assert answer.status == 400
+    assert answer.error.startswith("the request's body is not accepted: ")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Host", "")],
+        [("Host", "%2Frun%2Fdocker%2Fplugins%2Fp.sock"), ("Accept", "*/*")],
+        [*HEADERS, ("Content-Type", "application/json")],
+        [*HEADERS, ("Content-Type", "text/plain; charset=klingon"), ("Accept", "image/png")],
+    ],
+)
+async def test_headers_do_not_matter(tmp_path: Path, headers: list[tuple[str, str]]) -> None:
+    answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": ""}', headers=headers)
+    assert answer.error.startswith("volume name '' is not accepted")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/VolumeDriver.List", 405),
+        ("PUT", "/VolumeDriver.Create", 405),
+        ("POST", "/VolumeDriver.Destroy", 404),
+        ("POST", "/VolumeDriver.List/", 404),
+        ("POST", "/", 404),
+        ("GET", "/metrics", 404),
+        ("POST", "/%00%ff%0a", 404),
+    ],
+)
+async def test_what_the_protocol_does_not_have_is_refused(
+    tmp_path: Path, method: str, path: str, status: int
+) -> None:
+    answer = await ask(tmp_path, path, method=method)
+    assert answer.status == status
+    assert answer.error.startswith(f"{method} '/")
+
+
+async def test_times_carry_a_zone(tmp_path: Path) -> None:
+    """A time without one makes dockerd forget the volume."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        created = (await dockerd.volume("vol"))["CreatedAt"]
+        (listed,) = (await dockerd.do("List"))["Volumes"]
+        assert listed["CreatedAt"] == created
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", created)
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()) < 60
+
+
+# The connection.
+
+
+async def test_a_body_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    name = b"x" * server.BODY_LIMIT_BYTES
+    answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": "%s"}' % name)
+    assert (answer.status, answer.error) == (413, "the body is longer than 1048576 bytes")
+
+
+async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
+    """A megabyte of single bytes fills no queue that somebody would wait for."""
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        await connection.stream.send_all(
+            b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+        with pytest.raises(trio.BrokenResourceError):  # noqa: PT012 - which one does not matter
+            while True:
+                await connection.stream.send_all(chunk)
+        assert await works(dockerd)
+
+
+async def test_a_body_that_does_not_end_is_refused(
+    tmp_path: Path, autojump_clock: Callable[[], None]
+) -> None:
+    del autojump_clock
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        await connection.stream.send_all(
+            b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+        )
+        received = b""
+        async for data in connection.stream:
+            received += data
+        assert received.startswith(b"HTTP/1.1 408 ")
+        assert b"has not come to an end within 30 s" in received
+
+
+async def test_a_request_may_come_a_byte_at_a_time(tmp_path: Path) -> None:
+    request = (
+        b'POST /VolumeDriver.Get HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"Name": "vol"}'
+    )
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        for byte in request:
+            await connection.stream.send_all(bytes([byte]))
+            await trio.testing.wait_all_tasks_blocked()
+        assert b"404" in await connection.stream.receive_some()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"POST /Vol",
+        b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\n",
+        b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n",
+        b'POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"Name": "v"',
+    ],
+)
+async def test_a_client_may_hang_up_at_any_time(
+    tmp_path: Path, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine opens the socket and closes it without a word to see whether we are there."""
+    caplog.set_level(logging.INFO)
+    async with plugin(tmp_path, SERVE) as dockerd:
+        caplog.clear()
+        async with dockerd.connection() as connection:
+            if said:
+                await connection.stream.send_all(said)
+        assert await works(dockerd)
+        assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00", b"400"),
+        (b"hello\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000, b"431"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", b"400"),
+    ],
+)
+async def test_what_is_no_http_is_refused(tmp_path: Path, said: bytes, status: bytes) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        async with dockerd.connection() as connection:
+            await connection.stream.send_all(said)
+            assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 " + status)
+        assert await works(dockerd)
+
+
+async def test_one_connection_serves_many_requests(
+    tmp_path: Path, autojump_clock: Callable[[], None]
+) -> None:
+    """And waits longer for the next one than dockerd does, which is 30 s."""
+    del autojump_clock
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        for _ in range(5):
+            assert (await connection.request("/VolumeDriver.List")).status == 200
+            await trio.sleep(60)
+
+
+async def test_a_connection_ends_with_its_client(tmp_path: Path) -> None:
+    """The engine makes many, and it must not be our keep-alive time that they last."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            async with dockerd.connection() as connection:
+                if number % 2:
+                    await connection.request("/VolumeDriver.List")
+        with trio.fail_after(10):
+            while len(os.listdir("/proc/self/fd")) > before:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_idle_connections_hold_up_nobody(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd, AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(dockerd.connection()) for _ in range(200)]
+        assert await works(dockerd)
+        for connection in idle[::50]:
+            assert (await connection.request("/VolumeDriver.List")).status == 200
+
+
+@pytest.mark.logs("bug in /VolumeDriver.List -")
+async def test_a_bug_is_answered_and_logged_with_its_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Driver, volume: object) -> None:
+        raise ZeroDivisionError(volume)
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        with monkeypatch.context() as patch:
+            patch.setattr(Driver, "_describe", fail)
+            answer = await dockerd.call("List")
+        assert (answer.status, answer.error) == (
+            500,
+            "internal error; the plugin's log says more",
+        )
+        assert await dockerd.names() == {"vol"}
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.logs("bug in /VolumeDriver.Mount vol id=a")
+async def test_a_bug_in_mount_is_answered_like_any_other(tmp_path: Path) -> None:
+    """Mount is watched over in a nursery, which wraps what is raised into a group."""
+    async with prepared(settings(tmp_path), SERVE) as (_, listener), trio.open_nursery() as nursery:
+        stop = trio.Event()
+        unfinished = Driver.__new__(Driver)  # has none of its attributes
+        nursery.start_soon(serve, unfinished, listener, stop.wait)
+        answer = await Dockerd(tmp_path / "p.sock").call("Mount", Name="vol", ID="a")
+        assert answer.status == 500
+        stop.set()
+
+
+async def test_a_mount_whose_client_has_gone_is_undone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a Mount that took it too long, dockerd sends no Unmount."""
+    caplog.set_level(logging.INFO)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        async with dockerd.connection() as connection:
+            await connection.send("/VolumeDriver.Mount", b'{"Name": "vol", "ID": "a"}')
+            writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # it is starting
+        fifo.unlink()
+        assert await works_beside(dockerd)
+        os.close(writer)
+        with trio.fail_after(10):
+            while "volume vol: unmounted" not in caplog.messages:
+                await trio.lowlevel.checkpoint()
+        assert (await dockerd.volume("vol"))["Status"]["references"] == 0
+        await dockerd.do("Remove", Name="vol")
+
+
+@pytest.mark.logs("^plugin.server: vol id=a: cannot be undone: the mount is busy$")
+async def test_a_mount_that_cannot_be_undone_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal, not a bug, and there is nobody to answer."""
+
+    async def fail(*_: object) -> None:
+        raise MountFailed("the mount is busy")
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "unmount", fail)
+            async with dockerd.connection() as connection:
+                await connection.send("/VolumeDriver.Mount", b'{"Name": "vol", "ID": "a"}')
+                writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
+            os.close(writer)
+            with trio.fail_after(10):
+                while "vol id=a: cannot be undone: the mount is busy" not in caplog.messages:
+                    await trio.lowlevel.checkpoint()
+        assert await works_beside(dockerd)
+
+
+async def works_beside(dockerd: Dockerd) -> bool:
+    return await dockerd.names() == {"vol"}
+
+
+# The socket.
+
+
+async def test_the_socket_is_for_root_and_its_group_alone(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert stat.S_IMODE(dockerd.socket.stat().st_mode) == 0o660
+    assert not dockerd.socket.exists()
+
+
+async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as dead:
+        dead.bind(str(tmp_path / "p.sock"))
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert await works(dockerd)
+
+
+async def test_a_live_socket_is_never_taken(tmp_path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as live:
+        live.bind(str(tmp_path / "p.sock"))
+        live.listen()
+        with pytest.raises(CannotStart, match="another plugin listens on it; stop it first"):
+            async with plugin(tmp_path, SERVE):
+                pass
+        assert (tmp_path / "p.sock").is_socket()
+
+
+async def test_a_file_is_never_replaced_by_the_socket(tmp_path: Path) -> None:
+    (tmp_path / "p.sock").write_text("mine")
+    with pytest.raises(CannotStart, match=r"cannot use .*/p\.sock: it is no socket; move it away"):
+        async with plugin(tmp_path, SERVE):
+            pass
+    assert (tmp_path / "p.sock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+async def test_a_socket_that_is_another_s_by_now_is_left(tmp_path: Path, *, replaced: bool) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        dockerd.socket.unlink()
+        if replaced:
+            dockerd.socket.write_text("another's")
+    assert dockerd.socket.exists() == replaced

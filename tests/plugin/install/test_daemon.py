@@ -1,0 +1,151 @@
+"""Engines with userns-remap, rootless ones, and engines that cannot take the plugin."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin.install import daemon
+from plugin.install.installation import InstallationError
+from tests.support.engine import FakeEngine, Install
+
+REMAPPED: dict[str, Any] = {
+    "OSType": "linux",
+    "DockerRootDir": "/var/lib/docker/100000.100001",
+    "SecurityOptions": ["name=seccomp,profile=default", "name=userns"],
+}
+
+
+def test_an_engine_that_remaps_users_gives_volumes_to_its_root(
+    docker: FakeEngine, install: Install
+) -> None:
+    docker.says = REMAPPED
+    install(default_options="cache=never")
+
+    assert docker.settings()["PASSFS_OWNER"] == "100000:100001"
+    assert docker.settings()["PASSFS_DEFAULT_OPTIONS"] == "cache=never"
+    assert install.transcript.lines[-1] == (
+        "new volumes without a source belong to 100000:100001, the root of this engine's containers"
+    )
+
+
+def test_an_owner_survives_upgrades_and_an_administrators_is_kept(
+    docker: FakeEngine, install: Install
+) -> None:
+    docker.says = REMAPPED
+    install()
+    install.change_sources()
+    install(default_options="uid=5")
+    assert docker.settings()["PASSFS_OWNER"] == "100000:100001"
+    assert docker.settings()["PASSFS_DEFAULT_OPTIONS"] == "uid=5"
+
+    docker.plugins["passfs"]["Enabled"] = False
+    docker.configure_plugin("passfs", {"PASSFS_OWNER": "7:7"})
+    install.change_sources()
+    install()
+    assert docker.settings()["PASSFS_OWNER"] == "7:7"
+
+
+def test_an_older_plugin_gets_an_owner_by_the_upgrade(docker: FakeEngine, install: Install) -> None:
+    install()
+    assert docker.settings()["PASSFS_OWNER"] == ""
+    docker.says = REMAPPED
+    install()
+
+    assert docker.settings()["PASSFS_OWNER"] == "100000:100001"
+
+
+def test_a_directory_whose_name_looks_remapped_is_none(docker: FakeEngine) -> None:
+    docker.says = REMAPPED | {"SecurityOptions": None}
+
+    assert daemon.remapped_root(docker.says) == ""
+
+
+class Rootless:
+    """A rootless engine of the user that runs the tests, or of another one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "docker"
+        self.root.mkdir()
+        self.info: dict[str, Any] = {
+            "OSType": "linux",
+            "DockerRootDir": str(self.root),
+            "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"],
+        }
+
+
+@pytest.fixture
+def rootless(docker: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rootless:
+    engine = Rootless(tmp_path)
+    docker.says = engine.info
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return engine
+
+
+@pytest.mark.usefixtures("rootless")
+def test_the_user_of_a_rootless_engine_has_the_data_at_home(
+    docker: FakeEngine, install: Install, tmp_path: Path
+) -> None:
+    install(data_dir=None)
+    home = tmp_path / "home" / ".local" / "share" / "passfs"
+    assert docker.settings()["data.source"] == str(home)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert docker.plugins["passfs"]["Enabled"]
+    assert docker.settings()["PASSFS_OWNER"] == ""
+
+    install()
+    assert docker.settings()["data.source"] == str(install.data_dir)
+
+
+def test_a_rootless_engine_of_another_user_is_refused_before_the_build(
+    docker: FakeEngine, install: Install, rootless: Rootless
+) -> None:
+    os.chown(rootless.root, 1234, 1234)
+    with pytest.raises(InstallationError, match=r"belongs to user 1234, and you are user 0\. Run"):
+        install()
+
+    assert docker.context == {}
+    assert not install.data_dir.exists()
+
+
+@pytest.mark.usefixtures("rootless")
+def test_a_rootless_engine_cannot_have_roots_data_directory(
+    docker: FakeEngine, install: Install
+) -> None:
+    install.data_dir.mkdir()
+    os.chown(install.data_dir, 1234, 1234)
+    with pytest.raises(InstallationError, match=r"belongs to user 1234.*--data-dir, such as /"):
+        install()
+
+    assert docker.context == {}
+
+
+def test_a_rootless_engine_elsewhere_is_refused(
+    docker: FakeEngine, install: Install, rootless: Rootless
+) -> None:
+    rootless.root.rmdir()
+    with pytest.raises(InstallationError, match=r"rootless, and its directory .* cannot be seen"):
+        install()
+
+    assert docker.context == {}
+
+
+@pytest.mark.parametrize(
+    ("info", "user", "fuse", "message"),
+    [
+        ({}, 1000, daemon.FUSE, "run this as root"),
+        ({"OSType": "windows"}, 0, daemon.FUSE, "this engine runs windows containers"),
+        ({}, 0, "/no/fuse", "there is no /no/fuse; load the kernel's module: `modprobe fuse`"),
+        (
+            {"SecurityOptions": ["name=rootless"], "DockerRootDir": "/"},
+            *(0, "/no/fuse", "user 0 may not open /no/fuse .*chmod 0666"),
+        ),
+    ],
+)
+def test_what_cannot_succeed_is_refused(
+    docker: FakeEngine, info: dict[str, Any], user: int, fuse: str, message: str
+) -> None:
+    with pytest.raises(InstallationError, match=message):
+        daemon.check(docker.says | info, user, fuse)

@@ -1,0 +1,271 @@
+"""`passfs install`: when it builds, which certificates it trusts, and its refusals before that."""
+
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from plugin.install import engine
+from plugin.install.installation import TREE, Installation, InstallationError, check_name, digest
+from tests.support.engine import BASE, FakeEngine, Install, container
+
+PEM = "-----BEGIN CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    path = tmp_path / "proxy.pem"
+    path.write_text(PEM)
+    return path
+
+
+def test_a_setting_builds_no_image(docker: FakeEngine, install: Install) -> None:
+    install()
+    assert docker.context != {}
+    install(log_level="debug")
+
+    assert docker.context == {}
+    assert docker.settings()["PASSFS_LOG_LEVEL"] == "debug"
+    assert install.transcript.steps == ["Configuring passfs", "Enabling passfs"]
+
+
+def test_times_owners_and_the_umask_make_no_other_build(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    for path in [install.tree, *install.tree.rglob("*")]:
+        os.utime(path, (1, 1))
+        os.chown(path, 1000, 1000)
+        path.chmod(path.stat().st_mode & ~0o077)
+    (install.tree / "plugin" / "__pycache__" / "another.pyc").touch()
+    install()
+
+    assert docker.context == {}
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "config.json", "plugin/module.py", "plugin/new.py"])
+def test_a_change_of_any_source_is_built(docker: FakeEngine, install: Install, name: str) -> None:
+    install()
+    with (install.tree / name).open("a") as file:
+        file.write("\n")
+    install()
+
+    assert docker.context != {}
+    assert docker.calls[-1] == "enable passfs"
+
+
+def test_a_program_that_becomes_executable_is_a_change(install: Install) -> None:
+    before = digest(install.tree)
+    (install.tree / "plugin" / "module.py").chmod(0o755)
+
+    assert digest(install.tree) != before
+
+
+def test_a_newer_base_image_is_built_on(docker: FakeEngine, install: Install) -> None:
+    install()
+    docker.local_images[BASE] = "sha256:" + 64 * "c"
+    install()
+    assert docker.context != {}
+
+    install()
+    assert docker.context == {}
+
+
+def test_a_base_image_that_was_removed_is_no_reason_to_build(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    docker.local_images = {}
+    install(log_level="debug")
+
+    assert docker.context == {}
+
+
+def test_running_containers_are_found_before_the_build(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    install.change_sources()
+    docker.running = [container("web", "passfs:latest")]
+    with pytest.raises(InstallationError, match="web"):
+        install()
+
+    assert install.transcript.steps == []
+
+
+def test_a_bundle_is_remembered(docker: FakeEngine, install: Install, bundle: Path) -> None:
+    install(ca_bundle=str(bundle))
+    install.change_sources()
+    bundle.write_text(2 * PEM)
+    install()
+
+    assert docker.context["ca-bundle.crt"].size == len(2 * PEM)
+
+
+def test_a_bundle_that_comes_with_a_setting_is_remembered(
+    docker: FakeEngine, install: Install, bundle: Path
+) -> None:
+    install()
+    install(ca_bundle=str(bundle))
+    assert docker.calls == []
+    install.change_sources()
+    install()
+
+    assert "ca-bundle.crt" in docker.context
+
+
+def test_a_bundle_outlives_the_plugin_and_a_move_of_the_data_directory(
+    docker: FakeEngine, install: Install, bundle: Path, tmp_path: Path
+) -> None:
+    install(ca_bundle=str(bundle))
+    engine.uninstall(docker, Installation(), install.transcript)
+    install()
+    assert "ca-bundle.crt" in docker.context
+
+    install.change_sources()
+    install(data_dir=str(tmp_path / "elsewhere"))
+    assert "ca-bundle.crt" in docker.context
+    install.change_sources()
+    install(data_dir=str(tmp_path / "elsewhere"))
+    assert "ca-bundle.crt" in docker.context
+
+
+def test_a_bundle_is_forgotten_when_told_so(
+    docker: FakeEngine, install: Install, bundle: Path
+) -> None:
+    install(ca_bundle=str(bundle))
+    install(ca_bundle="")
+    install.change_sources()
+    install()
+
+    assert "ca-bundle.crt" not in docker.context
+
+
+def test_a_bundle_that_is_gone_is_left_out_with_a_line(
+    docker: FakeEngine, install: Install, bundle: Path
+) -> None:
+    install(ca_bundle=str(bundle))
+    bundle.unlink()
+    install.change_sources()
+    transcript = install()
+    assert f"building without the CA bundle {bundle} of an earlier install, which is gone" in (
+        transcript.lines
+    )
+    assert "ca-bundle.crt" not in docker.context
+
+    bundle.write_text(PEM)
+    install.change_sources()
+    install()
+    assert "ca-bundle.crt" in docker.context
+
+
+def test_a_bundle_is_remembered_by_its_whole_path(
+    install: Install, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    install(ca_bundle=bundle.name)
+
+    assert (install.data_dir / "ca-bundle.crt").readlink() == bundle
+
+
+def test_a_bundle_of_a_failed_build_is_not_remembered(
+    docker: FakeEngine, install: Install, bundle: Path
+) -> None:
+    docker.build_events = [{"error": "pip returned 1"}]
+    with pytest.raises(InstallationError, match="pip returned 1"):
+        install(ca_bundle=str(bundle))
+
+    assert not (install.data_dir / "ca-bundle.crt").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "--ca-bundle '.*proxy.pem' cannot be read: No such file"),
+        ("DER", "--ca-bundle '.*proxy.pem' holds no certificate; expected a PEM file"),
+    ],
+)
+def test_a_bundle_that_is_none_is_refused_before_the_build(
+    docker: FakeEngine, install: Install, bundle: Path, content: str | None, message: str
+) -> None:
+    bundle.unlink() if content is None else bundle.write_text(content)
+    with pytest.raises(InstallationError, match=message):
+        install(ca_bundle=str(bundle))
+
+    assert docker.context == {}
+
+
+def test_a_full_data_directory_is_refused_before_the_build(
+    docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(InstallationError, match=r"cannot be written to: No space left.*--data-dir"):
+        install()
+
+    assert docker.context == {}
+
+
+@pytest.mark.parametrize(
+    "directory", ["/var/tmp", tempfile.gettempdir()], ids=["scratch", "temporary"]
+)
+def test_too_little_space_is_refused_before_the_build(
+    docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    def usage(of: str) -> SimpleNamespace:
+        return SimpleNamespace(free=199_000_000 if of == directory else 10**10)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    with pytest.raises(InstallationError, match=f"'{directory}' has 199 MB free; .* needs .00 MB"):
+        install()
+
+    assert docker.context == {}
+
+
+def test_a_disk_that_fills_up_meanwhile_ends_in_a_sentence(
+    docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tarfile.TarFile.extractall", full)
+    with pytest.raises(InstallationError, match=r"could not export the image: .*No space left"):
+        install()
+
+    assert docker.left_containers == set()
+
+
+@pytest.mark.parametrize("name", ["Passfs", "a b", "", "-x", "x-", "a@b", "passfs:", "a__._b", "ä"])
+def test_a_name_that_no_engine_takes_is_refused_before_the_build(
+    docker: FakeEngine, install: Install, name: str
+) -> None:
+    with pytest.raises(InstallationError, match=f"--name '{name}' is not accepted; expected lower"):
+        install(name=name)
+
+    assert docker.context == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["passfs", "passfs:latest", "a/b_c", "p--1", "Host.org:5000/x/y:V1.0", "a__b"]
+)
+def test_names_that_engines_take(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize("call", ["info", "inspect", "containers"])
+def test_an_engine_that_refuses_a_question_ends_in_a_sentence(
+    docker: FakeEngine, install: Install, call: str
+) -> None:
+    docker.broken = {call: "authorization denied by plugin"}
+    with pytest.raises(InstallationError, match=r"engine could not .*: authorization denied by"):
+        install()
+
+    assert docker.context == {}
+
+
+def test_the_tree_that_tests_run_from_has_a_digest() -> None:
+    assert digest(TREE) == digest(TREE)

@@ -1,0 +1,188 @@
+"""`passfs install` that fails or is cut off: no engine is left without a plugin or its settings."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from plugin.errors import CannotStart
+from plugin.install import engine
+from plugin.install.installation import Installation, InstallationError
+from plugin.volume import Record, VolumeName
+from plugin.volumes import database, registry
+from tests.support.engine import FakeEngine, Install
+from tests.support.records import record
+
+
+@pytest.mark.parametrize("verb", ["configure", "enable"])
+def test_a_setting_that_does_not_work_is_taken_back(
+    docker: FakeEngine, install: Install, verb: str
+) -> None:
+    install(log_level="info")
+    before = docker.settings()
+    docker.broken_once = {f"{verb} passfs": "it does not start"}
+    with pytest.raises(InstallationError, match=r"it does not start\..* has its former settings"):
+        install(log_level="debug")
+    assert docker.settings() == before
+    assert docker.plugins["passfs"]["Enabled"]
+    install(log_level="debug")
+    assert docker.settings()["PASSFS_LOG_LEVEL"] == "debug"
+
+
+def test_a_setting_that_does_not_work_enables_no_plugin_that_was_disabled(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    docker.disable_plugin("passfs", force=True)
+    docker.broken_once = {"enable passfs": "it does not start"}
+    with pytest.raises(InstallationError, match="it does not start"):
+        install(log_level="debug")
+    assert not docker.plugins["passfs"]["Enabled"]
+
+
+def test_both_failures_are_told_if_the_former_settings_do_not_work_either(
+    docker: FakeEngine, install: Install
+) -> None:
+    install()
+    docker.broken = {"enable passfs": "it does not start"}
+    docker.broken_once = {"configure passfs": "no such setting"}
+    with pytest.raises(InstallationError, match=r"no such setting.* former .*it does not start"):
+        install(log_level="debug")
+
+
+@pytest.mark.parametrize("fault", ["newer", "damaged"])
+def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
+    docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A registry that the new plugin cannot use is found before the old plugin is removed."""
+    install()
+    path = install.data_dir / registry.FILE_NAME
+    with registry.Registry.open(install.data_dir) as opened:
+        opened.add(record("vol"))
+        opened.use(VolumeName("vol"), {"i": 1}, dead={"j": 1})
+    good = path.read_bytes()
+    tried: list[list[Record]] = []
+    enable = docker.enable_plugin
+
+    def start(name: str, timeout: int) -> None:
+        if name == "passfs-trial":
+            try:
+                with registry.Registry.open(Path(docker.settings(name)["data.source"])) as copy:
+                    tried.append([*copy.records])
+            except CannotStart as error:
+                docker.broken_once = {f"enable {name}": str(error)}
+        enable(name, timeout)
+
+    monkeypatch.setattr(docker, "enable_plugin", start)
+    if fault == "newer":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA user_version = {registry.FORMAT + 1}")
+    else:
+        path.write_bytes(b"x" * len(good))
+    broken = path.read_bytes()
+    install.change_sources()
+    reason = "newer passfs" if fault == "newer" else "cannot read the registry"
+    with pytest.raises(InstallationError, match=f"passfs was left as it is: .*{reason}"):
+        install()
+    assert docker.plugins["passfs"]["Enabled"]
+    assert "remove passfs" not in docker.calls
+    assert path.read_bytes() == broken
+
+    path.write_bytes(good)
+    install()
+    assert tried == [[]], "an engine may ask for a volume while both plugins run"
+    assert path.read_bytes() == good
+
+
+def test_a_change_that_a_killed_plugin_has_left_half_done_stops_no_upgrade(
+    docker: FakeEngine, install: Install, tmp_path: Path
+) -> None:
+    """The registry has a journal, which only a plugin may take back."""
+    install()
+    docker.disable_plugin("passfs", force=True)
+    path, journal = install.data_dir / registry.FILE_NAME, f"{registry.FILE_NAME}-journal"
+    with registry.Registry.open(tmp_path) as opened:
+        opened.add(record("vol"))
+    with closing(database.connect(tmp_path / registry.FILE_NAME)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        for number in range(1000):
+            connection.execute("INSERT INTO refs VALUES ('vol', ?, 1)", (str(number),))
+        shutil.copy(tmp_path / registry.FILE_NAME, path)
+        shutil.copy(tmp_path / journal, install.data_dir / journal)
+    install.change_sources()
+    install()
+    assert docker.plugins["passfs"]["Enabled"]
+    with registry.Registry.open(install.data_dir) as opened:
+        assert ([each.name for each in opened.records], opened.references) == (["vol"], {})
+
+
+def test_a_data_directory_of_another_plugin_is_refused_before_the_build(
+    docker: FakeEngine, install: Install
+) -> None:
+    install.data_dir.mkdir()
+    with database.locked(install.data_dir / registry.LOCK_NAME):
+        with pytest.raises(InstallationError, match=r"another passfs uses .*--data-dir"):
+            install()
+        assert (docker.calls, docker.context) == ([], {})
+    install()
+    with database.locked(install.data_dir / registry.LOCK_NAME):  # as the plugin itself has it
+        install(log_level="debug")
+        install.change_sources()
+        install()
+        with pytest.raises(InstallationError, match=r"another passfs uses .*--data-dir"):
+            install(name="second")
+
+
+@pytest.mark.parametrize("verb", ["remove", "create", "configure", "enable"])
+def test_settings_outlive_an_upgrade_that_is_cut_off(
+    docker: FakeEngine, install: Install, verb: str
+) -> None:
+    """The engine has them no more: the next install must not allow every source again."""
+    install(host_dir="/usr", allowed_sources=["/usr/lib"], log_level="debug")
+    before = docker.settings()
+    install.change_sources()
+    docker.broken_once = {f"{verb} passfs": "the disk is full"}
+    with pytest.raises(InstallationError, match=r"disk is full\. .*settings are kept.*again"):
+        install()
+    engine.install(docker, Installation(tree=install.tree), install.transcript)
+    assert docker.plugins["passfs"]["Enabled"]
+    changed = {key for key in before if docker.settings()[key] != before[key]}
+    assert changed <= {engine.BUILD}
+    assert list((install.tree.parent / "default").iterdir()) == []
+
+
+def test_a_default_data_directory_that_cannot_be_written_is_in_no_way(
+    docker: FakeEngine, install: Install
+) -> None:
+    (install.tree.parent / "default").write_text("no directory")
+    install(host_dir="/usr")
+    install.change_sources()
+    docker.broken_once = {"create passfs": "the disk is full"}
+    with pytest.raises(InstallationError, match=r"settings were .*PASSFS_HOST_DIR=/usr.* anew"):
+        install()
+    install(host_dir="/usr")
+    assert docker.plugins["passfs"]["Enabled"]
+
+
+def test_settings_that_cannot_be_read_are_not_taken_for_none(install: Install) -> None:
+    (install.tree.parent / "default").mkdir()
+    (install.tree.parent / "default" / "install-passfs.json").write_text("x")
+    with pytest.raises(InstallationError, match=r"install-passfs\.json.* remove the file"):
+        install()
+
+
+def test_a_path_that_was_emptied_when_that_meant_the_default_is_the_default(
+    docker: FakeEngine, install: Install
+) -> None:
+    """An older plugin started with it, and `docker plugin set NAME=` had no other meaning."""
+    install(default_options="ro")
+    environment = docker.plugins["passfs"]["Settings"]["Env"]
+    environment.remove("PASSFS_HOST_DIR=/")
+    environment.append("PASSFS_HOST_DIR=")
+    install.change_sources()
+    install()
+    assert docker.settings()["PASSFS_HOST_DIR"] == "/"
+    assert docker.settings()["PASSFS_DEFAULT_OPTIONS"] == "ro"

@@ -1,0 +1,480 @@
+"""A restart of the service: workers and mounts go on, and the next plugin takes them over.
+
+The service manager is tests/support/manager.py, everything else is real.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passthrough.options.config import Config
+from passthrough.worker.fuse_mount import mount as attach, unmount
+from passthrough.worker.handover import Report, encode
+from plugin.mounting.fd_store import KINDS
+from plugin.mounting.mountpoints import by_target
+from plugin.volume import Served, VolumeName
+from plugin.volumes.registry import Registry
+from tests.support.manager import Manager
+from tests.support.mounts import mounts_at
+from tests.support.records import record
+from tests.support.service import Service, request, started
+
+END_S = 10.0
+ENDS = pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+
+# Writes and reads one file that it keeps open, over and over; says how often when it is asked, and
+# ends at the first mistake with a traceback.
+LOOP = """
+import os, select, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+rounds = 0
+while True:
+    os.pwrite(fd, b"%12d" % rounds, 4096 * (rounds % 64))
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert int(os.pread(fd, 12, 4096 * (rounds % 64))) == rounds
+    rounds += 1
+    if select.select([0], [], [], 0.001)[0]:
+        if not os.read(0, 1):
+            break
+        os.write(1, b"%d\\n" % rounds)
+os.close(fd)
+"""
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with Manager(tmp_path) as manager:
+        yield manager
+
+
+@pytest.fixture
+def service(tmp_path: Path, manager: Manager) -> Iterator[Service]:
+    """A plugin with the volume `v`, which is mounted for `i`; cleared away in the end."""
+    with started(tmp_path, manager) as service:
+        service.call("VolumeDriver.Create", Name="vol")
+        assert mount(service) == str(target(service))
+        try:
+            yield service
+        finally:
+            if service.process is None:
+                service.start()
+            for _ in range(status(service)["references"]):
+                service.call("VolumeDriver.Unmount", Name="vol", ID="i")
+            assert manager.keeps(0), manager.kept
+            assert service.mounted() == []
+
+
+def mount(service: Service) -> str:
+    mountpoint = service.call("VolumeDriver.Mount", Name="vol", ID="i")["Mountpoint"]
+    assert isinstance(mountpoint, str)
+    return mountpoint
+
+
+def target(service: Service) -> Path:
+    return service.directory / "mounts" / "vol"
+
+
+def status(service: Service) -> dict[str, Any]:
+    answer = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]
+    assert isinstance(answer, dict)
+    return answer
+
+
+def device(service: Service) -> int:
+    (entry,) = mounts_at(target(service))
+    return entry.device
+
+
+def has_ended(pid_fd: int, within_s: float = END_S) -> bool:
+    return bool(select.select([pid_fd], [], [], within_s)[0])
+
+
+@contextmanager
+def worker_of(service: Service) -> Iterator[int]:
+    """A descriptor of the process that serves the volume."""
+    pid_fd = os.pidfd_open(status(service)["worker_pid"])
+    try:
+        yield pid_fd
+    finally:
+        os.close(pid_fd)
+
+
+class User:
+    """A process that uses a file of a volume all the time."""
+
+    def __init__(self, file: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", LOOP, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        self.rounds()
+
+    def rounds(self) -> int:
+        """How often it has written and read by now."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"?")
+        assert select.select([self._process.stdout], [], [], END_S)[0], "it hangs"
+        return int(self._process.stdout.readline())
+
+    def goes_on(self) -> bool:
+        """Whether it does something just now."""
+        before, limit = self.rounds(), time.monotonic() + END_S
+        while self.rounds() < before + 5:
+            if time.monotonic() > limit:
+                return False
+        return True
+
+    def close(self) -> None:
+        """End it; it has met with no error."""
+        _, said = self._process.communicate(timeout=END_S)
+        assert (self._process.returncode, said) == (0, b"")
+
+
+@ENDS
+def test_users_notice_nothing_of_a_restart(service: Service, end: signal.Signals) -> None:
+    """Twice, because what was taken over once must be handed over again."""
+    with closing(User(target(service) / "file")) as user:
+        before = status(service), device(service)
+        for _ in "12":
+            service.end(end)
+            assert user.goes_on()
+            service.start()
+            assert (status(service), device(service)) == before
+            assert user.goes_on()
+            assert mount(service) == str(target(service)), "a whole mount is kept"
+            service.call("VolumeDriver.Unmount", Name="vol", ID="i")
+    assert before[0]["mounted"]
+    assert before[0]["references"] == 1
+    (target(service) / "more").write_text("x")
+    assert "WARNING" not in service.log.read_text()
+
+
+@ENDS
+def test_the_next_plugin_takes_the_mount_down(
+    service: Service, manager: Manager, end: signal.Signals
+) -> None:
+    with worker_of(service) as worker:
+        service.end(end)
+        service.start()
+        service.call("VolumeDriver.Unmount", Name="vol", ID="another")
+        assert service.mounted() == ["vol"]
+        service.call("VolumeDriver.Unmount", Name="vol", ID="i")
+        assert service.mounted() == []
+        assert has_ended(worker)
+    assert list((service.directory / "mounts").iterdir()) == []
+    assert manager.keeps(0)
+
+
+@ENDS
+def test_what_the_worker_says_comes_through_after_a_restart(
+    service: Service, end: signal.Signals
+) -> None:
+    """Its report is in Status, and its end is told in the log."""
+    told = status(service)["options"]
+    service.end(end)
+    service.start()
+    assert status(service)["options"] == told
+    with worker_of(service) as worker:
+        signal.pidfd_send_signal(worker, signal.SIGKILL)
+        assert has_ended(worker)
+    while status(service)["mounted"]:
+        time.sleep(0.01)
+    assert "the volume fails until it is mounted again" in service.log.read_text()
+    # The second, of a request that came before the service manager had dropped /dev/fuse.
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
+        os.listdir(target(service))
+    mount(service)
+    assert os.listdir(target(service)) == []
+
+
+@ENDS
+def test_a_worker_that_dies_while_nobody_looks_is_a_lost_mount(
+    service: Service, manager: Manager, end: signal.Signals
+) -> None:
+    with worker_of(service) as worker:
+        service.end(end)
+        signal.pidfd_send_signal(worker, signal.SIGKILL)
+        assert has_ended(worker)
+    service.start()
+    assert manager.keeps(0)
+    after = status(service)
+    assert (after["mounted"], after["references"], after["worker_pid"]) == (False, 1, 0)
+    assert after["error"]
+    assert service.mounted() == []
+    mount(service)
+    assert service.mounted() == ["vol"]
+    assert os.listdir(target(service)) == []
+
+
+@ENDS
+def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
+    service: Service, manager: Manager, end: signal.Signals
+) -> None:
+    with closing(User(target(service) / "file")) as user, worker_of(service) as worker:
+        service.end(end)
+        unmount(target(service))
+        service.start()
+        assert not status(service)["mounted"]
+        mount(service)
+        assert user.goes_on()
+        assert (target(service) / "file").exists()
+        assert manager.keeps(2 * len(KINDS))
+        service.end(end)
+        service.start()
+        assert user.goes_on()
+        assert status(service)["mounted"]
+        assert not has_ended(worker, 0)
+        user.close()
+        assert has_ended(worker)
+    assert manager.keeps(len(KINDS))
+
+
+@pytest.mark.parametrize("lost", KINDS)
+def test_a_mount_of_which_something_is_missing_is_made_anew(
+    service: Service, manager: Manager, lost: str
+) -> None:
+    with worker_of(service) as worker:
+        manager.drop(f"{lost}1")
+        service.end(signal.SIGKILL)
+        service.start()
+        assert not status(service)["mounted"]
+        assert service.mounted() == []
+        assert has_ended(worker)
+    assert manager.keeps(0)
+    mount(service)
+    assert sorted(manager.kept) == [f"{kind}2" for kind in KINDS]
+
+
+def test_half_of_the_volumes_may_have_lost_something(service: Service, manager: Manager) -> None:
+    names = [f"v{number}" for number in range(2, 10)]
+    for name in names:
+        service.call("VolumeDriver.Create", Name=name)
+        service.call("VolumeDriver.Mount", Name=name, ID="i")
+    service.end(signal.SIGTERM)
+    manager.drop(*(f"{kind}{number}" for number in range(2, 10, 2) for kind in KINDS[number % 3 :]))
+    service.start()
+    mounted = {
+        volume["Name"]: volume["Status"]["mounted"]
+        for volume in service.call("VolumeDriver.List")["Volumes"]
+    }
+    assert mounted == {"vol": True} | {name: bool(int(name[1:]) % 2) for name in names}
+    assert service.mounted() == sorted(name for name, is_mounted in mounted.items() if is_mounted)
+    for name in names:
+        service.call("VolumeDriver.Unmount", Name=name, ID="i")
+
+
+def test_what_was_kept_and_not_written_down_is_cleared_away(
+    service: Service, manager: Manager
+) -> None:
+    """As if the plugin had been killed between the two."""
+    with worker_of(service) as worker:
+        service.end(signal.SIGKILL)
+        with Registry.open(service.directory / "data") as registry:
+            registry.use(registry.records[0].name, {})
+        service.start()
+        assert has_ended(worker)
+    assert manager.keeps(0)
+    assert service.mounted() == []
+    assert not status(service)["mounted"]
+
+
+def test_a_stop_is_the_end_of_the_workers(service: Service, manager: Manager) -> None:
+    """The service manager keeps nothing for a service that is stopped for good."""
+    with worker_of(service) as worker:
+        assert service.end(signal.SIGTERM)[0] == 0
+        assert not has_ended(worker, 0.2)
+        manager.drop(*manager.kept)
+        assert has_ended(worker)
+    assert service.mounted() == ["vol"], "a dead mount stays until the next start"
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(target(service))
+    service.start()
+    assert service.mounted() == []
+
+
+def mount_unkept(service: Service, manager: Manager) -> None:
+    """Have the volume `w` mounted for `i` while the service manager does not answer."""
+    service.call("VolumeDriver.Create", Name="vol2")
+    manager.deaf = True
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
+    manager.deaf = False
+
+
+def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
+    service: Service, manager: Manager
+) -> None:
+    """The volume is served, and ends with the plugin as it would without a service manager."""
+    mount_unkept(service, manager)
+    assert service.mounted() == ["vol", "vol2"]
+    assert "vol2 is served, but it will end with the plugin" in service.log.read_text()
+    assert service.end(signal.SIGTERM)[0] == 0
+    assert service.mounted() == ["vol"]
+    service.start()
+    assert manager.keeps(len(KINDS))
+    service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
+
+
+def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
+    service: Service, manager: Manager
+) -> None:
+    mount_unkept(service, manager)
+    service.call("VolumeDriver.Mount", Name="vol2", ID="j")
+    assert manager.keeps(2 * len(KINDS))
+    service.end(signal.SIGTERM)
+    assert service.mounted() == ["vol", "vol2"]
+    service.start()
+    for mount_id in "ij":
+        service.call("VolumeDriver.Unmount", Name="vol2", ID=mount_id)
+
+
+def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has it mounted already is not disturbed."""
+    source = tmp_path / "source"
+    source.mkdir()
+    service.call("VolumeDriver.Create", Name="vol2", Opts={"source": str(source)})
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
+    service.end(signal.SIGTERM)
+    monkeypatch.setenv("PASSFS_ALLOWED_SOURCES", str(tmp_path / "elsewhere"))
+    service.start()
+    refused = service.call("VolumeDriver.Mount", Name="vol2", ID="j")["Err"]
+    assert "in none of the directories that the administrator of this plugin allows" in refused
+    status = service.call("VolumeDriver.Get", Name="vol2")["Volume"]["Status"]
+    assert (status["mounted"], status["references"]) == (True, 1)
+    assert "Err" not in service.call("VolumeDriver.Mount", Name="vol", ID="i")
+    service.end(signal.SIGTERM)
+    monkeypatch.delenv("PASSFS_ALLOWED_SOURCES")
+    service.start()
+    for mount_id in "ji":
+        assert "Err" not in service.call("VolumeDriver.Mount", Name="vol2", ID=mount_id)
+    for mount_id in "jii":
+        service.call("VolumeDriver.Unmount", Name="vol2", ID=mount_id)
+
+
+@ENDS
+@pytest.mark.parametrize("anew", [False, True], ids=["given back", "given back, mounted anew"])
+def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
+    service: Service, manager: Manager, end: signal.Signals, anew: bool
+) -> None:
+    service.call("VolumeDriver.Create", Name="vol2")
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
+    with closing(User(target(service).with_name("vol2") / "file")) as user:
+        service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
+        if anew:
+            service.call("VolumeDriver.Mount", Name="vol2", ID="j")
+        service.end(end)
+        with Registry.open(service.directory / "data") as registry:
+            devices = [row.device for row in registry.served if row.volume == "vol2"]
+            # A mount that is made later may get the very number of the one that was detached.
+            assert [bool(device) for device in devices] == ([False, True] if anew else [True])
+        service.start()
+        if anew:
+            service.call("VolumeDriver.Unmount", Name="vol2", ID="j")
+        refused = service.call("VolumeDriver.Remove", Name="vol2")["Err"]
+        assert "somebody still uses files of it" in refused
+        assert user.goes_on()
+    assert manager.keeps(len(KINDS))
+    assert "Err" not in service.call("VolumeDriver.Remove", Name="vol2")
+
+
+def test_the_status_tells_what_a_mount_goes_by(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what applied when it was made, whatever has been decided since."""
+    service.end(signal.SIGTERM)
+    monkeypatch.setenv("PASSFS_DEFAULT_OPTIONS", "readonly")
+    service.start()
+    assert status(service)["options"]["readonly"] == "false"
+    (target(service) / "file").touch()
+    service.call("VolumeDriver.Unmount", Name="vol", ID="i")
+    assert status(service)["options"]["readonly"] == "true"
+    mount(service)
+    assert status(service)["options"]["readonly"] == "true"
+    with pytest.raises(OSError, match="Read-only"):
+        (target(service) / "file").touch()
+
+
+def test_the_service_manager_hears_when_it_serves_and_when_it_ends(
+    service: Service, manager: Manager
+) -> None:
+    assert manager.hears("READY=1")
+    service.end(signal.SIGTERM)
+    assert manager.hears("STOPPING=1")
+    assert manager.said == ["READY=1", "STOPPING=1"]
+
+
+def test_who_calls_while_it_restarts_waits_for_its_answer(tmp_path: Path) -> None:
+    """Where the service manager listens, nobody is refused, and the socket stays."""
+    with Manager(tmp_path, tmp_path / "p.sock") as manager, started(tmp_path, manager) as service:
+        service.end(signal.SIGTERM)
+        with closing(service.connect()) as client:
+            client.sendall(request("VolumeDriver.Get", Name="none"))
+            service.start()
+            assert client.recv(65536).startswith(b"HTTP/1.1 404")
+
+
+def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> None:
+    """Have *count* mounts left behind by a plugin; process *worker* stands for all their workers.
+
+    What is left of them leads to that one process, but each has a file system of its own.
+    """
+    (directory / "data").mkdir()
+    report = encode(Report(serving=True)).decode()
+    with Registry.open(directory / "data") as registry, ExitStack() as undo:
+        registry._connection.execute("PRAGMA synchronous = OFF")  # which the plugin needs
+        for fd in (*(life := os.pipe()), *(log := os.pipe()), pid_fd := os.pidfd_open(worker)):
+            undo.callback(os.close, fd)
+        for number in range(1, count + 1):
+            place = directory / "mounts" / f"v{number}"
+            place.mkdir(parents=True)
+            fuse_fd = attach(place, Config())
+            manager.keep(f"fuse{number}", fuse_fd)
+            os.close(fuse_fd)
+            manager.keep(f"life{number}", life[1])
+            manager.keep(f"log{number}", log[0])
+            manager.keep(f"process{number}", pid_fd)
+        places = by_target(directory)
+        for number in range(1, count + 1):
+            name = VolumeName(f"v{number}")
+            (entry,) = places[directory / "mounts" / name]
+            registry.add(record(name))
+            registry.use(name, {"i": 1}, [Served(name, number, entry.device, report)])
+
+
+def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: Manager) -> None:
+    """By the time that the first caller is answered."""
+    worker = subprocess.Popen(["sleep", "infinity"])
+    service = Service(tmp_path, manager)
+    try:
+        leave_mounts(500, tmp_path, manager, worker.pid)
+        assert service.starts_within(3)
+        volumes = service.call("VolumeDriver.List")["Volumes"]
+        assert len(volumes) == 500
+        assert all(volume["Status"]["mounted"] for volume in volumes)
+        assert {volume["Status"]["worker_pid"] for volume in volumes} == {worker.pid}
+        assert service.end(signal.SIGTERM)[0] == 0
+        assert len(service.mounted()) == 500
+        assert manager.keeps(500 * len(KINDS))
+    finally:
+        if service.process is not None:
+            service.end(signal.SIGKILL)
+        worker.kill()
+        worker.wait()
+        manager.drop(*manager.kept)
+        for place in (tmp_path / "mounts").iterdir():
+            unmount(place)

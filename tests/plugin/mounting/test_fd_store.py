@@ -1,0 +1,181 @@
+"""fd_store.py: what systemd hands over, by its own tool, and what it keeps."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from plugin.mounting import fd_store as manager_module
+from plugin.mounting.fd_store import Inherited, Store, inherited
+from tests.support.manager import Manager
+from tests.support.service import RUN, START_S, Service
+
+
+@contextmanager
+def activated(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The plugin as systemd starts it when somebody calls, systemd-socket-activate(1)."""
+    variables = {
+        "PASSFS_SOCKET": str(directory / "unused.sock"),
+        "PASSFS_DATA_DIR": str(directory / "data"),
+        "PASSFS_MOUNT_DIR": str(directory / "mounts"),
+    }
+    settings = [word for key, value in variables.items() for word in ("-E", f"{key}={value}")]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["systemd-socket-activate", *words, *settings, sys.executable, "-c", RUN],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        limit = time.monotonic() + START_S
+        while (said := (directory / "log").read_text()).count("Listening on") < words.count("-l"):
+            assert process.poll() is None, said
+            assert time.monotonic() < limit, said
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(START_S)
+
+
+def test_systemd_may_listen_in_its_place(tmp_path: Path) -> None:
+    """Who calls first starts the plugin and is answered; the socket is not the plugin's to remove.
+
+    Its mode neither: that is as systemd made it.
+    """
+    path = tmp_path / "p.sock"
+    with activated(tmp_path, "-l", str(path)) as process:
+        before = path.lstat()
+        service = Service(tmp_path)
+        assert service.call("VolumeDriver.Create", Name="vol") == {}
+        assert service.call("VolumeDriver.List")["Volumes"][0]["Name"] == "vol"
+        assert f"serving 0 volumes on {path}" in service.log.read_text()
+        assert not (tmp_path / "unused.sock").exists()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_S) == 0
+    assert path.lstat() == before
+    assert "WARNING" not in service.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-l", "{0}/p.sock", "-l", "{0}/q.sock"], "2 sockets have been handed over"),
+        (["--seqpacket", "-l", "{0}/p.sock"], "no Unix stream socket that listens"),
+    ],
+)
+def test_it_starts_with_exactly_one_socket_of_the_right_kind(
+    tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    kind = socket.SOCK_SEQPACKET if "--seqpacket" in words else socket.SOCK_STREAM
+    with (
+        activated(tmp_path, *(word.format(tmp_path) for word in words)) as process,
+        socket.socket(socket.AF_UNIX, kind) as client,
+    ):
+        client.connect(str(tmp_path / "p.sock"))
+        assert process.wait(START_S) == 1
+    said = (tmp_path / "log").read_text()
+    assert sentence in said
+    assert "Traceback" not in said
+    assert (tmp_path / "p.sock").exists()
+    assert not (tmp_path / "data").exists(), "nothing has been touched"
+
+
+@contextmanager
+def handed_over(monkeypatch: pytest.MonkeyPatch, *fds: int) -> Iterator[dict[str, str]]:
+    """An environment that tells of *fds*, whose numbers follow one another."""
+    assert list(fds) == list(range(fds[0], fds[0] + len(fds)))
+    monkeypatch.setattr(manager_module, "FIRST_FD", fds[0])
+    yield {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds)), "HOME": "/root"}
+
+
+def at_high_numbers(*fds: int) -> list[int]:
+    """Duplicates of *fds* with numbers in a row; the originals are closed."""
+    for place, fd in enumerate(fds, 7000):
+        os.dup2(fd, place)
+        os.close(fd)
+    return list(range(7000, 7000 + len(fds)))
+
+
+def test_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, beside the socket; and no child hears of them or gets them."""
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind("")
+        listener.listen()
+        fds = at_high_numbers(*os.pipe(), os.dup(listener.fileno()), *os.pipe())
+    with handed_over(monkeypatch, *fds) as environment:
+        environment["LISTEN_FDNAMES"] = "log7:fuse12:passfs.socket:life7:process12"
+        environment["NOTIFY_SOCKET"] = "@name"
+        given = inherited(environment)
+    assert environment == {"HOME": "/root"}
+    assert given.kept == {
+        7: {"log": fds[0], "life": fds[3]},
+        12: {"fuse": fds[1], "process": fds[4]},
+    }
+    assert given.listener is not None
+    assert given.listener.fileno() == fds[2]
+    assert given.store.keeps
+    assert [os.get_inheritable(fd) for fd in fds] == [False] * 5
+    given.listener.close()
+    for fd in {*fds} - {fds[2]}:
+        os.close(fd)
+
+
+def test_what_is_meant_for_another_process_is_left_alone() -> None:
+    """Such as for the shell that has started us."""
+    environment = {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
+    assert inherited(environment)[1:] == Inherited()[1:]
+    assert environment == {}
+
+
+def test_without_a_service_manager_nothing_is_kept() -> None:
+    store = inherited({}).store
+    assert not store.keeps
+    store.forget([1])
+    store.say("READY=1")
+
+
+@pytest.mark.logs("the service manager cannot be told how things are: .*No such file")
+def test_a_service_manager_that_has_gone_ends_nobody(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "nobody"))
+    store.forget([1, 2])
+    with pytest.raises(FileNotFoundError):
+        store.keep(1, {"fuse": 0})
+
+
+def test_what_is_kept_is_kept_on_return_and_forgotten_by_number(tmp_path: Path) -> None:
+    with Manager(tmp_path) as manager:
+        store = Store(str(tmp_path / "notify.sock"))
+        for number in (1, 12):
+            store.keep(number, {"fuse": 0, "life": 1, "log": 2, "process": 0})
+        assert set(manager.kept) == {
+            f"{kind}{number}" for kind in manager_module.KINDS for number in (1, 12)
+        }
+        assert os.path.samestat(os.fstat(manager.kept["life12"]), os.fstat(1))
+        store.forget([1])
+        assert manager.keeps(4)
+        assert set(manager.kept) == {f"{kind}12" for kind in manager_module.KINDS}
+
+
+def test_one_that_does_not_answer_is_waited_for_only_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager_module, "ANSWER_S", 0.1)
+    with Manager(tmp_path) as manager:
+        manager.deaf = True
+        with pytest.raises(TimeoutError):
+            Store(str(tmp_path / "notify.sock")).keep(1, {"fuse": 0})
+
+
+def test_the_names_of_2000_volumes_fit_into_one_variable() -> None:
+    """The kernel takes no string over 128 KiB, execve(2)."""
+    names = [f"{kind}{10**6 + number}" for kind in manager_module.KINDS for number in range(2000)]
+    assert all(manager_module.NAME.fullmatch(name) for name in names)
+    assert len("LISTEN_FDNAMES=" + ":".join(names)) < 128 * 1024

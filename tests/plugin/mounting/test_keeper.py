@@ -1,0 +1,260 @@
+"""keeper.py: a mount is whole, or nothing of it is there."""
+# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough.options.config import Config, Session, Transport
+from passthrough.worker.fuse_mount import mount, unmount
+from plugin.errors import CannotStart
+from plugin.mounting import worker as worker_module
+from plugin.mounting.keeper import Keeper, keeping
+from plugin.volume import VolumeName
+from tests.support.dockerd import mounted
+from tests.support.fake_worker import command
+from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
+from tests.support.processes import workers
+from tests.support.rings import switched_on
+
+
+async def lose_worker(keeper: Keeper, source: Path, config: Config | None = None) -> str:
+    """Mount, kill the worker, and give what the keeper tells of it."""
+    send, receive = trio.open_memory_channel[str](1)
+    await keeper.mount(order(source, lost=send.send_nowait, config=config or Config()))
+    os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
+    return await receive.receive()
+
+
+# A real worker, a real mount.
+
+
+async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        target = keeper.target(DIRECTORY)
+        assert target == mounts / "data"
+        await in_thread((target / "file").write_text, "hello")
+        assert (source / "file").read_text() == "hello"
+        assert keeper.worker_pid(NAME) in workers()
+        await keeper.unmount(NAME)
+        assert list(mounts.iterdir()) == []
+        assert keeper.worker_pid(NAME) == 0
+
+
+async def test_a_whole_mount_is_kept(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        pid = keeper.worker_pid(NAME)
+        await keeper.mount(order(source))
+        assert keeper.worker_pid(NAME) == pid
+        assert mounted(mounts) == ["data"]
+
+
+async def test_what_is_not_mounted_is_unmounted_already(mounts: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.unmount(NAME)
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts) as keeper:
+        assert await lose_worker(keeper, source) == "its worker was killed by SIGKILL"
+        assert keeper.worker_pid(NAME) == 0
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread(os.listdir, keeper.target(DIRECTORY))
+        assert mounted(mounts) == ["data"]
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+@pytest.mark.logs("volume data: its mount is not whole, making a new one")
+async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
+    mounts: Path, source: Path
+) -> None:
+    over_rings = Config(session=Session.KERNEL, transport=Transport.IO_URING)
+    async with keeping(mounts) as keeper:
+        with switched_on():
+            assert await lose_worker(keeper, source, over_rings) == (
+                "its worker was killed by SIGKILL"
+            )
+        # The second while the kernel still takes the rings down.
+        with pytest.raises(OSError, match=r"not connected|connection abort"):
+            await in_thread(os.listdir, keeper.target(DIRECTORY))
+        with switched_on():
+            await keeper.mount(order(source, config=over_rings))
+        await in_thread((keeper.target(DIRECTORY) / "file").write_text, "hello")
+        assert (source / "file").read_text() == "hello"
+
+
+@pytest.mark.logs("volume data: bug in watching worker [0-9]+")
+@pytest.mark.logs("volume data: worker [0-9]+ is watched no more, because of a bug")
+async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(returncode: int) -> str:
+        raise ZeroDivisionError(returncode)
+
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source, name=VolumeName("well")))
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "_how_it_ended", fail)
+            assert (await lose_worker(keeper, source)).startswith("its worker is watched no more")
+        assert keeper.worker_pid(NAME) == 0
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread(os.listdir, keeper.target(DIRECTORY))
+        assert keeper.worker_pid(VolumeName("well")) > 0
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.logs("was killed by SIGKILL")
+@pytest.mark.logs("volume data: its mount is not whole, making a new one")
+async def test_the_next_mount_heals_a_dead_one(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await lose_worker(keeper, source)
+        await keeper.mount(order(source))
+        assert mounted(mounts) == ["data"]
+        assert await in_thread(os.listdir, keeper.target(DIRECTORY)) == []
+
+
+@pytest.mark.logs("was killed by SIGKILL")
+async def test_a_dead_mount_can_be_unmounted(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await lose_worker(keeper, source)
+        await keeper.unmount(NAME)
+        assert list(mounts.iterdir()) == []
+
+
+@pytest.mark.logs("its mount is not whole")
+async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) -> None:
+    """There is never more than one mount at a target, whoever put the other there."""
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        os.close(mount(keeper.target(DIRECTORY), Config()))
+        assert mounted(mounts) == ["data", "data"]
+        await keeper.mount(order(source))
+        assert mounted(mounts) == ["data"]
+        assert await in_thread(os.listdir, keeper.target(DIRECTORY)) == []
+
+
+@pytest.mark.logs("its mount is not whole")
+async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Path) -> None:
+    """A bare directory is never handed out: a file keeps the first worker alive meanwhile."""
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        first = keeper.worker_pid(NAME)
+        (source / "file").touch()
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_RDONLY)
+        unmount(keeper.target(DIRECTORY))
+        await keeper.mount(order(source))
+        assert mounted(mounts) == ["data"]
+        assert keeper.worker_pid(NAME) != first
+        await in_thread(os.close, fd)
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+async def test_a_worker_whose_mount_was_taken_away_is_noticed(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        send, receive = trio.open_memory_channel[str](1)
+        await keeper.mount(order(source, lost=send.send_nowait))
+        await in_thread(unmount, keeper.target(DIRECTORY))
+        assert await receive.receive() == "its worker ended with status 0"
+
+
+async def test_open_files_are_served_after_the_unmount(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
+        worker = keeper.worker_pid(NAME)
+        await keeper.unmount(NAME)
+        assert mounted(mounts) == []
+        await in_thread(os.write, fd, b"after all")
+        assert (source / "file").read_bytes() == b"after all"
+
+        pidfd = os.pidfd_open(worker)
+        await in_thread(os.close, fd)
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(pidfd)  # it ends by itself, and is reaped
+        os.close(pidfd)
+
+
+async def test_a_volume_can_be_mounted_again_while_the_old_mount_is_used(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
+        await keeper.unmount(NAME)
+        await keeper.mount(order(source))
+        await in_thread(os.write, fd, b"old")
+        assert await in_thread((keeper.target(DIRECTORY) / "file").read_text) == "old"
+        await in_thread(os.close, fd)
+
+
+# The beginning and the end.
+
+
+async def test_what_a_dead_plugin_has_left_is_cleared_away(mounts: Path) -> None:
+    for name in ("a", "b"):
+        (mounts / name).mkdir(parents=True)
+        for _ in "12":  # as a crash loop of an old version might stack them
+            os.close(mount(mounts / name, Config()))
+    async with keeping(mounts):
+        assert list(mounts.iterdir()) == []
+        assert mounted(mounts) == []
+
+
+async def test_a_mount_directory_has_one_plugin(mounts: Path, source: Path) -> None:
+    """Another would take its mounts for those of a plugin that died."""
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source))
+        with pytest.raises(CannotStart, match=r"mounts its volumes in .*PASSFS_MOUNT_DIR"):
+            async with keeping(mounts, SERVE):
+                pass
+        assert mounted(mounts) == ["data"]
+    async with keeping(mounts, SERVE):
+        pass
+
+
+async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source: Path) -> None:
+    """Like /var/run: mountinfo knows the place by its real name."""
+    mounts.mkdir()
+    (mounts.parent / "link").symlink_to(mounts)
+    async with keeping(mounts.parent / "link", SERVE) as keeper:
+        await keeper.mount(order(source))
+        pid = keeper.worker_pid(NAME)
+        await keeper.mount(order(source))
+        assert keeper.worker_pid(NAME) == pid
+    assert mounted(mounts) == []
+
+
+async def test_the_end_takes_down_every_mount_and_worker(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        for name in ("a", "b", "c"):
+            await keeper.mount(order(source, name=VolumeName(name)))
+        assert mounted(mounts) == ["a", "b", "c"]
+    assert list(mounts.iterdir()) == []
+    assert workers() == set()
+
+
+async def test_the_end_comes_for_a_worker_that_clings(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "END_GRACE_S", 0.1)
+    async with keeping(mounts, command("cling")) as keeper:
+        await keeper.mount(order(source))
+    assert list(mounts.iterdir()) == []
+    assert workers() == set()
+
+
+async def test_a_file_in_use_does_not_hold_up_the_end(mounts: Path, source: Path) -> None:
+    async with keeping(mounts) as keeper:
+        await keeper.mount(order(source))
+        fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
+    assert workers() == set()
+    with pytest.raises(OSError, match="not connected"):
+        await in_thread(os.close, fd)  # closed it is, though its flush has failed

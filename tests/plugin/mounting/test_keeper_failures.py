@@ -1,0 +1,211 @@
+"""keeper.py: a mount that fails leaves nothing of the attempt, and of others everything."""
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
+
+import errno
+import logging
+import os
+import select
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from passthrough.linux import mountinfo
+from passthrough.options.config import Config
+from passthrough.worker.fuse_mount import mount, unmount
+from plugin.errors import MountFailed
+from plugin.mounting import detaching, mountpoints
+from plugin.mounting.fd_store import Inherited
+from plugin.mounting.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
+from plugin.reserve import HiddenReserve
+from tests.support.dockerd import mounted
+from tests.support.fake_worker import command
+from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
+from tests.support.processes import workers
+
+
+async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, command("refuse")) as keeper:
+        with pytest.raises(MountFailed, match="cannot be served: the kernel is too old"):
+            await keeper.mount(order(source))
+        assert list(mounts.iterdir()) == []
+        assert workers() == set()
+
+
+@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
+    mounts: Path, source: Path
+) -> None:
+    async with keeping(mounts, command("leave")) as keeper:
+        send, receive = trio.open_memory_channel[str](1)
+        try:
+            await keeper.mount(order(source, lost=send.send_nowait))
+        except MountFailed:
+            assert list(mounts.iterdir()) == []
+        else:
+            await receive.receive()
+            assert keeper.worker_pid(NAME) == 0
+
+
+async def test_a_worker_that_hangs_is_given_up(
+    mounts: Path, source: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with keeping(mounts, command("hang")) as keeper:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused_at_the_deadline, keeper, order(source))
+            while "volume data: fake: thinking" not in caplog.messages:
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(MOUNT_DEADLINE_S)
+        assert list(mounts.iterdir()) == []
+        assert workers() == set()
+
+
+async def refused_at_the_deadline(keeper: Keeper, wanted: Order) -> None:
+    with pytest.raises(MountFailed) as refusal:
+        await keeper.mount(wanted)
+    assert str(refusal.value) == (
+        "volume 'data': starting its worker has not come to an end, 18 s after it was to be"
+        " mounted; its last words: fake: thinking"
+    )
+
+
+async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
+    mounts: Path, source: Path, autojump_clock: MockClock
+) -> None:
+    del autojump_clock  # jumps to the deadline as soon as nothing else happens
+    alive = threading.Event()
+    opened = []
+
+    def open_source() -> int:
+        alive.wait()
+        opened.append(os.open(source, os.O_PATH))
+        return opened[0]
+
+    limiter = trio.CapacityLimiter(1)
+    async with keeping(mounts, SERVE) as keeper:
+        with pytest.raises(MountFailed, match=r"opening source '.*' has not come to an end"):
+            await keeper.mount(order(source, open_source=open_source, limiter=limiter))
+        assert list(mounts.iterdir()) == []
+        alive.set()
+        async with limiter:  # the thread has ended
+            assert len(opened) == 1
+
+
+async def test_a_source_that_cannot_be_opened_is_reported(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, SERVE) as keeper:
+        source.rmdir()
+        with pytest.raises(MountFailed, match=r"opening source '.*' failed: No such file"):
+            await keeper.mount(order(source))
+        assert list(mounts.iterdir()) == []
+
+
+async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Path) -> None:
+    fifo = mounts.parent / "fifo"
+    os.mkfifo(fifo)
+    async with keeping(mounts, command("wait", fifo)) as keeper:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.mount, order(source))
+            writer = await in_thread(os.open, fifo, os.O_WRONLY)  # the worker waits for a line
+            nursery.cancel_scope.cancel()
+        os.close(writer)
+        assert list(mounts.iterdir()) == []
+        assert workers() == set()
+
+
+async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mount_and_fail(target: Path, config: Config) -> int:
+        fd = mount(target, config)
+        patch.setattr(mountinfo, "at", no_descriptors)
+        return fd
+
+    def no_descriptors(_: bytes) -> list[mountinfo.Mount]:
+        patch.undo()  # the undoing may read it again
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with keeping(mounts, SERVE) as keeper:
+        with monkeypatch.context() as patch:
+            patch.setattr(mountpoints, "mount", mount_and_fail)
+            with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
+                await keeper.mount(order(source))
+        assert mounted(mounts) == []
+        assert list(mounts.iterdir()) == []
+
+
+async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source: Path) -> None:
+    async with keeping(mounts, SERVE) as keeper:
+        keeper.target(DIRECTORY).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(DIRECTORY)], check=True)
+        try:
+            with pytest.raises(MountFailed, match="a file system of type tmpfs is mounted on it"):
+                await keeper.mount(order(source))
+        finally:
+            subprocess.run(["umount", keeper.target(DIRECTORY)], check=True)
+
+
+@pytest.mark.logs("cannot remove .*/mounts/data: Directory not empty")
+async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Path) -> None:
+    """Somebody may have written there while nothing was mounted."""
+    mounts.mkdir()
+    (mounts / "data").mkdir()
+    (mounts / "data" / "file").touch()
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(order(source))
+        await keeper.unmount(NAME)
+        assert mounted(mounts) == []
+        assert (mounts / "data" / "file").exists()
+        await keeper.mount(order(source))  # over it, as before
+        assert mounted(mounts) == ["data"]
+
+
+@pytest.mark.logs("mounts: workers that do not answer are ended")
+async def test_a_worker_that_hangs_does_not_hold_up_the_start(
+    mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mount is nobody's; to take that away may wait for its answer, and so for its end."""
+    (mounts / "left").mkdir(parents=True)
+    worker = subprocess.Popen(["sleep", "infinity"])
+    life, log, ended = os.pipe(), os.pipe(), os.pidfd_open(worker.pid)
+    kept = {
+        "fuse": mount(mounts / "left", Config()),
+        "life": life[1],
+        "log": log[0],
+        "process": os.dup(ended),
+    }
+
+    def unmount_and_wait(target: Path) -> None:
+        unmount(target)
+        select.select([ended], [], [])
+
+    monkeypatch.setattr(mountpoints, "unmount", unmount_and_wait)
+    monkeypatch.setattr(detaching, "UNMOUNT_DEADLINE_S", 0.1)
+    with trio.fail_after(10):
+        async with keeping(mounts, SERVE, Inherited(kept={7: kept})):
+            assert mounted(mounts) == []
+            assert list(mounts.iterdir()) == []
+    assert worker.wait() == -signal.SIGKILL
+    for fd in (life[0], log[1], ended):
+        os.close(fd)
+
+
+def test_two_volumes_never_share_a_mount_point_where_case_is_ignored(
+    mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on ext4 with casefold, which keeps the case of the first name."""
+    (mounts / "data").mkdir(parents=True)
+    mkdir = Path.mkdir
+
+    def mkdir_folding(path: Path, **options: Any) -> None:
+        mkdir(path.with_name(path.name.casefold()), **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_folding)
+    with HiddenReserve(mounts) as room, pytest.raises(FileExistsError):
+        mountpoints.attach(mounts / "Data", Config(), room)
+    assert mounted(mounts) == []

@@ -1,0 +1,114 @@
+"""The end of the plugin with hundreds of mounts: none of them is left dead.
+
+Where a service manager keeps the workers, tests/plugin/mounting/test_adoption.py says the same.
+"""
+# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+
+import logging
+import os
+import select
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough.linux import mountinfo
+from passthrough.worker.fuse_mount import unmount
+from plugin.mounting import detaching, mountpoints
+from plugin.mounting.keeper import Keeper, keeping
+from plugin.volume import VolumeName
+from tests.support.dockerd import mounted
+from tests.support.fake_worker import command
+from tests.support.mounts import mounted_on
+from tests.support.orders import SERVE, order
+from tests.support.processes import workers
+from tests.support.service import Service
+
+MOUNTS = 500
+CALLERS = 4
+HUNG = detaching.THREADS + 6
+HEALTHY = 20
+
+
+def test_a_signal_unmounts_500_volumes_cleanly(tmp_path: Path) -> None:
+    """With real workers, each of which has been used."""
+    service = Service(tmp_path)
+    (tmp_path / "data").mkdir()
+    with mounted_on(tmp_path / "data", "tmpfs"):  # where nothing waits for a disk
+        service.start()
+
+        def mount(name: str) -> None:
+            service.call("VolumeDriver.Create", Name=name)
+            target = Path(service.call("VolumeDriver.Mount", Name=name, ID="i")["Mountpoint"])
+            (target / "file").write_text(name)
+
+        with ThreadPoolExecutor(CALLERS) as callers:
+            for _ in callers.map(mount, (f"v{number}" for number in range(MOUNTS))):
+                pass
+        assert len(service.mounted()) == MOUNTS
+        status, seconds = service.end(signal.SIGTERM)
+        assert status == 0
+        assert service.mounted() == []
+        assert list((tmp_path / "mounts").iterdir()) == []
+        assert "WARNING" not in service.log.read_text()
+        assert seconds < 8
+
+
+async def mount_all(keeper: Keeper, source: Path, names: list[str]) -> None:
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(keeper.mount, order(source, name=VolumeName(name)))
+
+
+async def test_the_table_of_mounts_is_read_once_at_the_end(
+    tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def read() -> list[mountinfo.Mount]:
+        reads.append("all")
+        return whole()
+
+    def at(target: bytes) -> list[mountinfo.Mount]:
+        reads.append(os.fsdecode(target))
+        return one(target)
+
+    whole, one = mountinfo.read, mountinfo.at
+    async with keeping(mounts, SERVE) as keeper:
+        await mount_all(keeper, tmp_path, [f"v{number}" for number in range(10)])
+        monkeypatch.setattr(mountinfo, "read", read)
+        monkeypatch.setattr(mountinfo, "at", at)
+    assert reads == ["all"]
+    assert mounted(mounts) == []
+
+
+@pytest.mark.logs("mounts/hung[0-9]+: its worker does not answer and is ended")
+async def test_workers_that_hang_on_all_threads_take_no_others_along(
+    tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The healthy ones wait for a thread, and that is no fault of their workers."""
+    hung = [f"hung{number}" for number in range(HUNG)]
+    healthy = [f"well{number}" for number in range(HEALTHY)]
+    ends: dict[str, int] = {}
+
+    def unmount_and_wait(target: Path) -> None:
+        unmount(target)
+        if target.name in ends:
+            select.select([ends[target.name]], [], [])
+
+    monkeypatch.setattr(mountpoints, "unmount", unmount_and_wait)
+    caplog.set_level(logging.WARNING)
+    try:
+        async with keeping(mounts, command("cling")) as keeper:
+            await mount_all(keeper, tmp_path, [*hung, *healthy])
+            ends |= {name: os.pidfd_open(keeper.worker_pid(VolumeName(name))) for name in hung}
+            assert len(workers()) == HUNG + HEALTHY
+        assert mounted(mounts) == []
+        assert list(mounts.iterdir()) == []
+        ended = [text.rpartition("/")[2].partition(":")[0] for text in caplog.messages]
+        assert sorted(ended) == sorted(hung)
+    finally:
+        for fd in ends.values():
+            os.close(fd)

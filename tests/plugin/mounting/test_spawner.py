@@ -1,0 +1,304 @@
+"""spawner.py and passthrough/worker/forkserver.py: how workers begin and end."""
+
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough.options.config import Session
+from plugin.mounting import spawner
+from plugin.mounting.spawner import UNKNOWN, Forked, forking
+from tests.support.fake_worker import command
+from tests.support.processes import children, workers
+
+AT_ONCE = 50
+
+
+@pytest.fixture
+def fds() -> Iterator[tuple[int, int]]:
+    opened = os.open("/dev/null", os.O_RDWR), os.open("/", os.O_PATH)
+    yield opened
+    for fd in opened:
+        os.close(fd)
+
+
+async def close(process: Forked) -> None:
+    for stream in (process.stdin, process.stdout, process.stderr):
+        await stream.aclose()
+
+
+async def end(process: Forked) -> None:
+    process.kill()
+    await process.wait()
+    await close(process)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What a process has open."""
+    return {int(link.name): os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+
+
+@contextmanager
+def process_behind(pid: int) -> Iterator[int]:
+    pid_fd = os.pidfd_open(pid)
+    try:
+        yield pid_fd
+    finally:
+        os.close(pid_fd)
+
+
+def reap(pid: int) -> None:
+    with suppress(ChildProcessError):  # it may have gone to init
+        os.waitpid(pid, 0)
+
+
+async def until_it_sleeps(process: Forked) -> None:
+    """Wait until a worker of the manner "sleep" has put its descriptors in order."""
+    assert await process.stdout.receive_some() == b"asleep\n"
+
+
+async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int, int]) -> None:
+    async with forking(command("sleep")) as start:
+        others = [await start("other", Session.KERNEL, fds) for _ in range(3)]
+        process = await start("data", Session.KERNEL, fds)
+        await until_it_sleeps(process)
+        links = descriptors(process.pid)
+        assert sorted(links) == [0, 1, 2, *process.given]
+        assert [links[number] for number in process.given] == ["/dev/null", "/"]
+        assert len({links[number] for number in (0, 1, 2)}) == 3
+        for each in (process, *others):
+            await end(each)
+
+
+async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[int, int]) -> None:
+    async with forking(command("sleep")) as start:
+        process = await start("a-volume-of-some-length", Session.KERNEL, fds)
+        await until_it_sleeps(process)
+        assert name(process.pid) == "passfs:a-volume"
+        assert os.getsid(process.pid) == process.pid, "a signal of the terminal reaches it"
+        await end(process)
+
+
+@pytest.mark.parametrize(
+    ("number", "returncode"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (40, -40)]
+)
+async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: int) -> None:
+    async with forking(command("sleep")) as start:
+        process = await start("data", Session.KERNEL, fds)
+        os.kill(process.pid, number)
+        await process.wait()
+        assert process.returncode == returncode
+        process.kill()  # which is nobody by now
+        await close(process)
+
+
+async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
+    async with forking(command("bug")) as start:
+        process = await start("data", Session.KERNEL, fds)
+        await process.wait()
+        said = await process.stderr.receive_some()
+        assert process.returncode == 1
+        assert b"Traceback" in said
+        assert b"ZeroDivisionError" in said
+        await close(process)
+
+
+async def test_many_start_at_once(fds: tuple[int, int]) -> None:
+    started: list[Forked] = []
+
+    async with forking(command("sleep")) as start:
+
+        async def begin(number: int) -> None:
+            started.append(await start(f"v{number}", Session.KERNEL, fds))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(AT_ONCE):
+                nursery.start_soon(begin, number)
+        assert {process.pid for process in started} == workers()
+        assert len(workers()) == AT_ONCE
+        for process in started:
+            await end(process)
+
+
+async def test_no_process_can_be_had(
+    fds: tuple[int, int],
+) -> None:
+    async with forking(command("unforked")) as start:
+        with pytest.raises(OSError, match="Resource temporarily unavailable") as refusal:
+            await start("data", Session.KERNEL, fds)
+        assert refusal.value.errno == errno.EAGAIN
+
+
+async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int]) -> None:
+    """Nobody would reap it."""
+    async with forking(command("unwatched")) as start:
+        with pytest.raises(OSError, match="Too many open files") as refusal:
+            await start("data", Session.KERNEL, fds)
+        assert refusal.value.errno == errno.EMFILE
+        assert workers() == set()
+
+
+@pytest.mark.logs("^plugin.forkserver: a worker is not started: too many open files")
+@pytest.mark.parametrize("room", [0, 3])
+async def test_a_fork_server_without_room_for_descriptors_lives_on(
+    fds: tuple[int, int], room: int
+) -> None:
+    """Neither when it has room for some of them: a worker with the wrong ones would do harm."""
+    async with forking(command("crowded", str(room))) as start:
+        (server,) = children()
+        for _ in range(2):
+            with pytest.raises(OSError, match="Connection reset"):
+                await start("data", Session.KERNEL, fds)
+        assert children() == {server}
+
+
+@pytest.mark.logs("^plugin.forkserver: the fork server ended with -9; the next mount begins")
+async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
+    """And the next start begins another one."""
+    async with forking(command("sleep")) as start:
+        first = await start("first", Session.KERNEL, fds)
+        (server,) = children()
+        os.kill(server, signal.SIGKILL)
+        while server in children():
+            await trio.lowlevel.checkpoint()
+        second = await start("second", Session.KERNEL, fds)
+        await until_it_sleeps(first)
+        await until_it_sleeps(second)
+        assert first.pid in children(), "an orphan is handed to the nearest subreaper"
+
+        await end(second)
+        await end(first)
+        assert first.returncode == UNKNOWN
+        reap(first.pid)
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> None:
+    """The fork server is stopped meanwhile, so that it cannot answer."""
+    async with forking(command("serve")) as start:
+        (server,) = children()
+        os.kill(server, signal.SIGSTOP)
+        with trio.move_on_after(0.05) as waiting:
+            await start("data", Session.KERNEL, fds)
+        assert waiting.cancelled_caught
+        os.kill(server, signal.SIGCONT)
+        later = await start("later", Session.KERNEL, fds)
+        while workers() != {later.pid}:
+            await trio.lowlevel.checkpoint()
+        await end(later)
+
+
+STOPPED = (
+    "^plugin.forkserver: the fork server (has started no worker for 0.3 s, and is killed"
+    "|ended with -9; the next mount begins another)$"
+)
+
+
+@pytest.mark.logs(STOPPED)
+async def test_a_fork_server_that_is_stopped_is_replaced(
+    fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that were asked of it are started by its successor; its workers go on."""
+    monkeypatch.setattr(spawner, "SILENCE_S", 0.3)
+    started: list[Forked] = []
+    async with forking(command("sleep")) as start:
+        earlier = await start("earlier", Session.KERNEL, fds)
+        (server,) = children(os.getpid())
+
+        async def begin(number: int) -> None:
+            started.append(await start(f"v{number}", Session.KERNEL, fds))
+
+        with process_behind(server) as stopped:
+            signal.pidfd_send_signal(stopped, signal.SIGSTOP)
+            async with trio.open_nursery() as nursery:
+                for number in range(5):
+                    nursery.start_soon(begin, number)
+            await trio.lowlevel.wait_readable(stopped)  # it has ended
+        assert len(started) == 5
+        await until_it_sleeps(earlier)
+        assert workers() == {process.pid for process in started}, "of the new fork server"
+        for process in (*started, earlier):
+            await end(process)
+        assert earlier.returncode == UNKNOWN
+        reap(earlier.pid)
+
+
+async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
+    fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer gives the others that wait more time."""
+    monkeypatch.setattr(spawner, "SILENCE_S", 1.0)
+    async with forking(command("slow", "0.2")) as start, trio.open_nursery() as nursery:
+        (server,) = children(os.getpid())
+
+        async def begin(number: int) -> None:
+            await end(await start(f"v{number}", Session.KERNEL, fds))
+            assert server in children(os.getpid())
+
+        for number in range(8):
+            nursery.start_soon(begin, number)
+
+
+async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:
+    async with forking():
+        (server,) = children()
+    assert not Path(f"/proc/{server}").exists()  # noqa: ASYNC240 - not a real file
+
+
+async def test_a_plugin_without_room_for_one_more_descriptor_says_so() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    streams = [trio.lowlevel.FdStream(os.open("/dev/null", os.O_RDWR)) for _ in range(3)]
+    process = Forked(trio.socket.from_stdlib_socket(ours), *streams)
+    theirs.send(b"42")  # and nothing with it: the kernel has left it out
+    with pytest.raises(OSError, match="Too many open files"):
+        await process.born()
+    process.let_go()
+    await close(process)
+    theirs.close()
+
+
+@pytest.mark.logs("^plugin.forkserver: the fork server ended with 3; the next mount begins")
+async def test_a_fork_server_that_cannot_begin_is_an_error(fds: tuple[int, int]) -> None:
+    async with forking((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                await start("data", Session.KERNEL, fds)
+
+
+async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:
+    """There is no process to signal, and 0 would be our own group."""
+    life = trio.socket.socket()
+    streams = [trio.lowlevel.FdStream(fd) for fd in (*os.pipe(), os.open("/dev/null", os.O_RDWR))]
+    process = Forked(life, *streams)
+    process.kill()
+    process.let_go()
+    for stream in streams:
+        stream.close()
+
+
+async def test_what_a_session_runs_on_is_loaded_once_when_the_first_worker_of_it_is_started(
+    fds: tuple[int, int],
+) -> None:
+    def has_pyfuse3(pid: int) -> bool:
+        return "pyfuse3" in Path(f"/proc/{pid}/maps").read_text()
+
+    async with forking() as start:
+        (server,) = children(os.getpid())
+        await end(await start("data", Session.KERNEL, fds))
+        assert not has_pyfuse3(server)
+
+        worker = await start("data", Session.LIBFUSE, fds)
+
+        assert has_pyfuse3(server)
+        assert has_pyfuse3(worker.pid), "it had to load it again"
+        await end(worker)

@@ -1,0 +1,97 @@
+"""worker.py: a worker serves or says why not, and what it logs comes through."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough.options.config import Config
+from passthrough.worker.handover import Handover
+from plugin.errors import MountFailed
+from plugin.mounting.spawner import forking
+from plugin.mounting.worker import Worker
+from tests.support.fake_worker import command
+from tests.support.orders import NAME
+
+
+@pytest.fixture
+def handover() -> Iterator[Handover]:
+    """Descriptors that never tell of an unmount: only the keeper's pipe ends such a worker."""
+    fds = [os.open("/dev/null", os.O_RDWR), os.open("/", os.O_PATH)]
+    yield Handover(volume="data", config=Config(), fuse_fd=fds[0], source_fd=fds[1])
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("manner", "sentence"),
+    [
+        ("refuse", "volume 'data' cannot be served: the kernel is too old"),
+        pytest.param(
+            "die",
+            "volume 'data' cannot be served: its worker ended with status 3 before it served;"
+            " its last words: fake: out of luck",
+            marks=pytest.mark.logs("volume data: fake: out of luck"),
+        ),
+        ("babble", "volume 'data' cannot be served: its worker said 'hello?': "),
+    ],
+)
+async def test_a_worker_that_does_not_serve_says_why(
+    handover: Handover, manner: str, sentence: str
+) -> None:
+    async with forking(command(manner)) as start:
+        with pytest.raises(MountFailed) as refusal:
+            await Worker(NAME).run(start, handover)
+    assert str(refusal.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGKILL, "SIGKILL"), (40, "signal 40"), (signal.SIGRTMAX, "SIGRTMAX")],
+)
+async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) -> None:
+    ended: list[str] = []
+
+    async with forking(command("serve")) as start, trio.open_nursery() as nursery:
+        worker = Worker(NAME)
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            ended.append(await worker.run(start, handover, task_status=task_status))
+
+        await nursery.start(run)
+        assert Path(f"/proc/{worker.pid}/comm").exists()  # noqa: ASYNC240 - not a real file
+        os.kill(worker.pid, number)
+    assert ended == [f"was killed by {name}"]
+
+
+async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
+    """Cancellation closes its standard input, which a worker takes for the plugin's end."""
+    async with forking(command("serve")) as start, trio.open_nursery() as nursery:
+        worker = Worker(NAME)
+        await nursery.start(worker.run, start, handover)
+        nursery.cancel_scope.cancel()
+    assert not Path(f"/proc/{worker.pid}").exists()  # noqa: ASYNC240 - not a real file
+
+
+@pytest.mark.logs("^plugin.worker: volume data: b: two$")
+@pytest.mark.logs("^plugin.worker: volume data:   a line more$")
+async def test_a_worker_s_log_keeps_its_levels(
+    handover: Handover, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line without a level, as in a traceback, belongs to the one before it."""
+    caplog.set_level(logging.DEBUG)
+    async with forking(command("talk")) as start, trio.open_nursery() as nursery:
+        await nursery.start(Worker(NAME).run, start, handover)
+        while "volume data: c: three" not in caplog.messages:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("DEBUG", "volume data: a: one"),
+        ("WARNING", "volume data: b: two"),
+        ("WARNING", "volume data:   a line more"),
+        ("INFO", "volume data: c: three"),
+    ]

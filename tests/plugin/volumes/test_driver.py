@@ -1,0 +1,454 @@
+"""driver.py: the nine verbs, as an engine sees them."""
+# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough.linux import kernel_features
+from passthrough.options.config import Config, automatic
+from plugin.api.server import prepared
+from plugin.errors import PluginError, RegistryFailed
+from plugin.protocol import VolumeRequest
+from plugin.volumes.driver import Driver
+from plugin.volumes.registry import Registry
+from tests.support.dockerd import Dockerd, mounted, plugin, settings
+from tests.support.fake_worker import command
+from tests.support.mounts import mounted_on
+from tests.support.records import record
+
+SERVE = command("serve")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Where the files of volumes without a source lie."""
+    return tmp_path / "data" / "volumes"
+
+
+# Create and Remove.
+
+
+async def test_a_volume_is_there_after_create_and_after_a_restart(
+    tmp_path: Path, source: Path, own: Path
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="own", Opts={"cache": "never"})
+        await dockerd.do("Create", Name="theirs", Opts={"source": str(source)})
+        before = [await dockerd.volume(name) for name in ("own", "theirs")]
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert await dockerd.names() == {"own", "theirs"}
+        with trio.fail_after(10):  # until the plugin has looked at the source, for its note
+            while [await dockerd.volume(name) for name in ("own", "theirs")] != before:
+                await trio.lowlevel.checkpoint()
+    assert [path.name for path in own.iterdir()] == ["own"]
+
+
+async def test_create_is_on_disk_before_it_is_answered(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        content = (tmp_path / "data" / "passfs.db").read_bytes()
+        assert not (tmp_path / "data" / "passfs.db-journal").exists()
+    assert b"vol{}" in content
+
+
+async def test_the_same_create_again_succeeds(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"cache": "never", "ro": ""})
+        await dockerd.do("Create", Name="vol", Opts={"cache": "NEVER", "readonly": "true"})
+        assert await dockerd.names() == {"vol"}
+
+
+async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"cache": "never"})
+        before = await dockerd.volume("vol")
+        refused = await dockerd.call("Create", Name="vol", Opts={"cache": "always"})
+        assert refused.status == 409
+        assert refused.error == (
+            "volume 'vol' exists with other options: cache is 'never' and 'always' was asked for"
+        )
+        assert await dockerd.volume("vol") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "words"),
+    [
+        ("a/../b", {}, ["volume name 'a/../b' is not accepted; expected 2 to 200 characters"]),
+        ("v", {}, ["volume name 'v' is not accepted", "takes a single letter for a Windows drive"]),
+        ("vol", {"cash": "auto"}, ["option 'cash'", "cache"]),
+        ("vol", {"cache": "sometimes"}, ["option 'cache'", "'sometimes'", "never, metadata"]),
+        (
+            "vol",
+            {"posix_acl": "", "session": "libfuse"},
+            ["option 'posix_acl'", "session=libfuse", "DONT_MASK"],
+        ),
+        ("vol", {"mode": "999"}, ["option 'mode'", "'999'", "octal digits"]),
+        ("vol", {"source": "/srv", "uid": "5"}, ["option 'uid'", "source is there already"]),
+        ("vol", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
+        ("vol", {"source": "/no/such"}, ["option 'source'", "'/no/such'", "does not exist"]),
+        ("vol", {"source": "/"}, ["option 'source'", "'/'", "contains", "/mounts"]),
+        ("vol", {"source": "/etc/passwd"}, ["'/etc/passwd' is not a directory"]),
+    ],
+)
+async def test_a_refused_create_stores_nothing(
+    tmp_path: Path, own: Path, name: str, opts: dict[str, str], words: list[str]
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        refused = await dockerd.call("Create", Name=name, Opts=opts)
+        assert refused.status == 400
+        for word in words:
+            assert word in refused.error
+        assert await dockerd.names() == set()
+        assert (await dockerd.call("Get", Name=name)).status == 404
+        assert list(own.iterdir()) == []
+
+
+async def test_a_create_that_cannot_be_recorded_leaves_no_directory(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RegistryFailed("the disk is full")
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        monkeypatch.setattr(Registry, "add", fail)
+        assert (await dockerd.call("Create", Name="vol")).error == "the disk is full"
+        assert list(own.iterdir()) == []
+        assert await dockerd.names() == set()
+
+
+async def test_remove_deletes_the_files_of_a_volume_of_its_own(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        (own / "vol" / "file").touch()
+        await dockerd.do("Remove", Name="vol")
+        assert list(own.iterdir()) == []
+        assert await dockerd.names() == set()
+        assert (await dockerd.call("Remove", Name="vol")).status == 404
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        assert list((own / "vol").iterdir()) == []
+
+
+async def test_what_was_removed_is_deleted_at_the_next_start_at_the_latest(
+    tmp_path: Path,
+) -> None:
+    trash = tmp_path / "data" / "trash"
+    (trash / "left" / "deep").mkdir(parents=True)
+    async with plugin(tmp_path, SERVE):
+        with trio.fail_after(10):
+            while list(trash.iterdir()):
+                await trio.lowlevel.checkpoint()
+
+
+async def test_remove_never_touches_a_source(tmp_path: Path, source: Path) -> None:
+    (source / "file").write_text("theirs")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Mount", Name="vol", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        await dockerd.do("Remove", Name="vol")
+    assert (source / "file").read_text() == "theirs"
+
+
+async def test_a_remove_that_cannot_be_recorded_leaves_the_files(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RegistryFailed("the disk is full")
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        (own / "vol" / "file").touch()
+        monkeypatch.setattr(Registry, "remove", fail)
+        assert (await dockerd.call("Remove", Name="vol")).error == "the disk is full"
+        assert (own / "vol" / "file").exists()
+        assert await dockerd.names() == {"vol"}
+
+
+# Mount and Unmount.
+
+
+async def test_a_container_s_file_lies_in_the_volume_s_directory(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
+        assert target == tmp_path / "mounts" / "vol"
+        await trio.to_thread.run_sync((target / "file").write_text, "hello")
+        assert (own / "vol" / "file").read_text() == "hello"
+        await dockerd.do("Unmount", Name="vol", ID="a")
+
+
+async def test_the_last_unmount_takes_the_mount_down(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        for mount_id in ("a", "b", "a"):
+            await dockerd.do("Mount", Name="vol", ID=mount_id)
+        for mount_id, left in (("a", 2), ("b", 1), ("b", 1), ("x", 1)):
+            await dockerd.do("Unmount", Name="vol", ID=mount_id)
+            assert await dockerd.references("vol") == left
+            assert mounted(tmp_path) == ["vol"]
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        assert mounted(tmp_path) == []
+        assert (await dockerd.volume("vol"))["Status"]["mounted"] is False
+
+
+@pytest.mark.logs(
+    "volume vol: cannot be mounted: volume 'vol' cannot be served: the kernel is too old"
+)
+async def test_a_mount_that_fails_counts_nothing_and_is_told_by_status(tmp_path: Path) -> None:
+    async with plugin(tmp_path, command("refuse")) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        refused = await dockerd.call("Mount", Name="vol", ID="a")
+        assert refused.status == 500
+        assert refused.error == "volume 'vol' cannot be served: the kernel is too old"
+        status = (await dockerd.volume("vol"))["Status"]
+        assert (status["mounted"], status["references"]) == (False, 0)
+        assert status["error"] == refused.error
+        assert mounted(tmp_path) == []
+        await dockerd.do("Remove", Name="vol")
+
+
+@pytest.mark.logs("volume vol: cannot be mounted: option 'source': '.*' does not exist")
+async def test_a_source_that_has_gone_is_an_error_of_mount_alone(
+    tmp_path: Path, source: Path
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
+        source.rmdir()
+        refused = await dockerd.call("Mount", Name="vol", ID="a")
+        assert f"option 'source': '{source}' does not exist" in refused.error
+        assert await dockerd.names() == {"vol"}
+        assert (await dockerd.volume("vol"))["Status"]["error"] == refused.error
+        source.mkdir()
+        await dockerd.do("Mount", Name="vol", ID="a")
+        assert "error" not in (await dockerd.volume("vol"))["Status"]
+
+
+@pytest.mark.logs("volume vol: cannot be mounted: cannot use .*/volumes/vol, ")
+async def test_a_missing_directory_of_its_own_is_never_made_again(
+    tmp_path: Path, own: Path
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        (own / "vol").rmdir()
+        assert (await dockerd.call("Mount", Name="vol", ID="a")).status == 500
+        assert not (own / "vol").exists()
+        await dockerd.do("Remove", Name="vol")
+
+
+@pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
+@pytest.mark.logs("volume vol: its mount is not whole, making a new one")
+async def test_a_dead_worker_is_told_by_status_and_healed_by_the_next_mount(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await dockerd.do("Mount", Name="vol", ID="a")
+        pidfd = os.pidfd_open(await kill_worker(dockerd, "vol"))
+        await trio.lowlevel.wait_readable(pidfd)
+        os.close(pidfd)
+        with trio.fail_after(10):
+            while (status := (await dockerd.volume("vol"))["Status"])["mounted"]:
+                await trio.lowlevel.checkpoint()
+        assert status["error"] == "its worker was killed by SIGKILL"
+        assert (status["worker_pid"], status["references"]) == (0, 1)
+
+        target = Path((await dockerd.do("Mount", Name="vol", ID="b"))["Mountpoint"])
+        assert await trio.to_thread.run_sync(os.listdir, target) == []
+        assert mounted(tmp_path) == ["vol"]
+        assert await dockerd.references("vol") == 2
+        for mount_id in "ab":
+            await dockerd.do("Unmount", Name="vol", ID=mount_id)
+        assert mounted(tmp_path) == []
+
+
+async def kill_worker(dockerd: Dockerd, name: str) -> int:
+    pid = (await dockerd.volume(name))["Status"]["worker_pid"]
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGSTOP)  # so that its end can be waited for
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def test_two_volumes_on_one_source_work_at_once(tmp_path: Path, source: Path) -> None:
+    async with plugin(tmp_path) as dockerd:
+        targets = []
+        for name, cache in (("one", "never"), ("two", "always")):
+            await dockerd.do("Create", Name=name, Opts={"source": str(source), "cache": cache})
+            reply = await dockerd.do("Mount", Name=name, ID="i")
+            targets.append(Path(reply["Mountpoint"]))
+        await trio.to_thread.run_sync((targets[0] / "file").write_text, "one")
+        assert await trio.to_thread.run_sync((targets[1] / "file").read_text) == "one"
+
+
+@pytest.mark.parametrize("verb", ["Get", "Path", "Remove"])
+async def test_an_unknown_volume_is_not_found(tmp_path: Path, verb: str) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        refused = await dockerd.call(verb, Name="vol")
+        assert (refused.status, refused.error) == (404, "no such volume: 'vol'")
+
+
+@pytest.mark.parametrize("verb", ["Mount", "Unmount"])
+async def test_an_unknown_volume_is_not_mounted(tmp_path: Path, verb: str) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        assert (await dockerd.call(verb, Name="vol", ID="a")).status == 404
+
+
+async def test_the_directory_of_a_volume_gets_its_mode_and_owner(tmp_path: Path, own: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do(
+            "Create", Name="vol", Opts={"mode": "2770", "uid": "41001", "gid": "41002"}
+        )
+        status = (await dockerd.volume("vol"))["Status"]
+
+    made = (own / "vol").stat()
+    assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == (0o2770, 41_001, 41_002)
+    assert {name: status["options"][name] for name in ("mode", "uid", "gid")} == {
+        "mode": "2770",
+        "uid": "41001",
+        "gid": "41002",
+    }
+
+
+# Get, List, Path.
+
+
+async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"source": str(source), "ro": ""})
+        volume = await dockerd.volume("vol")
+        assert "Mountpoint" not in volume
+        assert volume["Status"]["source"] == str(source)
+        assert "data" not in volume["Status"]
+        assert volume["Status"]["options"]["readonly"] == "true"
+        assert volume["Status"]["options"]["cache"] == "auto"
+        assert volume["Status"]["options"]["attr_timeout"] == "1s"
+        assert volume["Status"]["options"]["session"] == automatic().session
+        # The one note that is about this machine's mounts has its test in test_survey.py.
+        assert [note for note in volume["Status"]["notes"] if "is private" not in note] == []
+        assert (await dockerd.do("Path", Name="vol")) == {"Mountpoint": ""}
+
+        await dockerd.do("Mount", Name="vol", ID="a")
+        target = str(tmp_path / "mounts" / "vol")
+        volume = await dockerd.volume("vol")
+        assert volume["Mountpoint"] == target
+        assert volume["Status"]["worker_pid"] > 1
+        assert (await dockerd.do("Path", Name="vol")) == {"Mountpoint": target}
+        assert (await dockerd.do("List"))["Volumes"] == [volume]
+
+
+async def test_status_names_no_path_that_may_be_another_on_the_host(tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        status = (await dockerd.volume("vol"))["Status"]
+        assert status["data"] == str(tmp_path / "data" / "volumes" / "vol")
+    async with plugin(tmp_path, SERVE, PASSFS_HOST_ROOT=str(tmp_path / "host")) as dockerd:
+        status = (await dockerd.volume("vol"))["Status"]
+        assert status["data"] == "own directory"
+        assert str(tmp_path) not in str(status)
+
+
+@pytest.mark.logs(r"volume vol: writeback is false: with cache=never no data may wait")
+async def test_what_another_option_overrules_is_said_when_the_volume_is_made_and_in_its_status(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"writeback": "", "cache": "never"})
+        status = (await dockerd.volume("vol"))["Status"]
+
+    assert status["options"]["writeback"] == "false"
+    assert status["notes"] == [
+        "writeback is false: with cache=never no data may wait in the kernel"
+    ]
+
+
+async def test_what_the_source_cannot_do_is_in_the_status_as_long_as_it_is_mounted(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, command("serve without handles")) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        before = (await dockerd.volume("vol"))["Status"]
+        await dockerd.do("Mount", Name="vol", ID="a")
+        while_mounted = (await dockerd.volume("vol"))["Status"]
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        after = (await dockerd.volume("vol"))["Status"]
+
+    for status in (before, after):
+        assert (status["options"]["inode_file_handles"], status["notes"]) == ("prefer", [])
+    assert while_mounted["options"]["inode_file_handles"] == "never"
+    assert while_mounted["notes"] == ["inode_file_handles is never: there are none"]
+
+
+async def test_handles_are_demanded_of_a_source_when_the_volume_is_made(
+    tmp_path: Path, source: Path
+) -> None:
+    wanted = {"source": str(source), "inode-file-handles": "mandatory"}
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with mounted_on(source, "ramfs"):
+            refusal = (await dockerd.call("Create", Name="vol", Opts=wanted)).error
+        assert (await dockerd.do("List"))["Volumes"] == []
+        await dockerd.do("Create", Name="vol", Opts=wanted)
+    assert refusal.startswith(
+        "option 'inode_file_handles': 'mandatory' cannot be had: the file system has no file"
+    )
+    assert refusal.endswith("; expected prefer or never")
+
+
+async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:
+    """Whatever Get answers with an error, dockerd forgets."""
+    async with prepared(settings(tmp_path), SERVE) as (driver, _):
+        await insert(driver, "vol", {"later": "1"})
+    async with plugin(tmp_path, SERVE) as dockerd:
+        status = (await dockerd.volume("vol"))["Status"]
+        assert status["options"] == {"later": "1"}
+        assert "option 'later'" in status["error"]
+        await dockerd.do("Remove", Name="vol")
+
+
+async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
+    """Create a volume as a later version might."""
+    await trio.to_thread.run_sync(driver._inventory.add, record(name, **options), Config())
+
+
+async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:
+    async with prepared(settings(tmp_path), SERVE) as (driver, _):
+        for number in range(50):
+            with pytest.raises(PluginError):
+                await driver.remove(VolumeRequest(name=f"v{number}"))
+        assert not len(driver._turns)
+
+
+async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_features, "without_rings", lambda: "they are switched off")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        opts = {"session": "kernel", "transport": "io_uring"}
+        refused = await dockerd.call("Create", Name="vol", Opts=opts)
+        assert refused.status == 400
+        assert "option 'transport': 'io_uring' cannot be had" in refused.error
+        assert "they are switched off" in refused.error
+
+        await dockerd.do("Create", Name="vol", Opts={"session": "kernel"})
+        status = (await dockerd.volume("vol"))["Status"]
+        assert status["transport"].startswith("dev: the kernel sends again")
+        assert status["options"]["transport"] == "dev"
+        monkeypatch.setattr(kernel_features, "without_rings", str)
+        await dockerd.do("Create", Name="vol2", Opts=opts)
+        monkeypatch.setattr(kernel_features, "without_rings", lambda: "they are switched off")
+        assert (await dockerd.volume("vol2"))["Status"]["transport"] == "io_uring: as asked for"

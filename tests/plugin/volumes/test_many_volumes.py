@@ -1,0 +1,192 @@
+"""10,000 volumes: List takes little processor time, and other requests are answered beside it."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from plugin.volumes.registry import Registry
+from tests.support.dockerd import plugin, settings
+from tests.support.fake_worker import command
+from tests.support.service import Service, request, started
+
+VOLUMES = 10_000
+LISTS_AT_ONCE = 4
+LIST_S = 0.5
+GETS = 40
+# Other programs use the processors as well: one quiet measurement in so many is enough.
+ATTEMPTS = 6
+FACTOR = 3
+
+# Reads answers to List over and over, on as many connections as it is told.
+READER = """
+import socket, sys, threading
+def read():
+    while True:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(sys.argv[1])
+            client.sendall(bytes.fromhex(sys.argv[3]))
+            while client.recv(1 << 18):
+                pass
+            sys.stdout.write(".")
+            sys.stdout.flush()
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=read).start()
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A plugin whose administrator has decided something, so that each description is dear."""
+    directory = tmp_path_factory.mktemp("many")
+    (directory / "data").mkdir()
+    with Registry.open(directory / "data") as registry:
+        registry._connection.execute("BEGIN")
+        registry._connection.executemany(
+            "INSERT INTO volumes (name, directory, options, created_at) VALUES (?, ?, ?, ?)",
+            (
+                (name, name, json.dumps(options(number)), datetime.now(UTC).isoformat())
+                for number in range(VOLUMES)
+                for name in [f"volume-{number}"]
+            ),
+        )
+        registry._connection.execute("COMMIT")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PASSFS_FORBIDDEN_OPTIONS", "dev=true")
+        with started(directory) as service:
+            assert len(read_list(service)["Volumes"]) == VOLUMES
+            yield service
+
+
+def options(number: int) -> dict[str, str]:
+    return {
+        "source": f"/nowhere/{number}",
+        "cache": "metadata",
+        "entry_timeout": f"{number % 500}s",
+    }
+
+
+def read_list(service: Service) -> dict[str, list[dict[str, object]]]:
+    with closing(service.connect()) as client:
+        client.sendall(request("VolumeDriver.List"))
+        answer = b"".join(iter(lambda: client.recv(1 << 18), b""))
+    listed = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert isinstance(listed, dict)
+    return listed
+
+
+def processor_s(service: Service) -> float:
+    """The processor time of the plugin so far, proc_pid_stat(5)."""
+    assert service.process is not None
+    text = Path(f"/proc/{service.process.pid}/stat").read_text()
+    user, system = text.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_idle(service: Service) -> None:
+    """Wait for the end of the plugin's look at all sources after its start."""
+    before = -1.0
+    while processor_s(service) - before > 0.05:
+        before = processor_s(service)
+        time.sleep(0.5)
+
+
+@contextmanager
+def lists_under_way(service: Service) -> Iterator[None]:
+    """Have List asked on several connections all the time."""
+    address, asked = str(settings(service.directory).socket), request("VolumeDriver.List").hex()
+    reader = subprocess.Popen(
+        [sys.executable, "-I", "-c", READER, address, str(LISTS_AT_ONCE), asked],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.read(1) == b"."
+        yield
+    finally:
+        reader.kill()
+        reader.communicate()
+
+
+def get_s(service: Service) -> float:
+    """Return how long Get takes most often."""
+    asked, taken = request("VolumeDriver.Get", Name="volume-7"), []
+    for _ in range(GETS):
+        began = time.perf_counter()
+        with closing(service.connect()) as client:
+            client.sendall(asked)
+            while client.recv(1 << 16):
+                pass
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def test_a_list_takes_little_processor_time(service: Service) -> None:
+    wait_until_idle(service)
+    taken = []
+    for _ in range(5):
+        before = processor_s(service)
+        read_list(service)
+        taken.append(processor_s(service) - before)
+    assert statistics.median(taken) <= LIST_S, taken
+
+
+def test_a_get_beside_lists_is_about_as_fast_as_alone(service: Service) -> None:
+    wait_until_idle(service)
+    measured = []
+    for _ in range(ATTEMPTS):
+        alone = get_s(service)
+        with lists_under_way(service):
+            beside = get_s(service)
+        measured.append((alone, beside))
+        if beside <= FACTOR * alone:
+            return
+    raise AssertionError(measured)
+
+
+def test_each_volume_is_described_as_get_describes_it(service: Service) -> None:
+    listed = {volume["Name"]: volume for volume in read_list(service)["Volumes"]}
+    for number in (0, 1, 15, 16, 17, VOLUMES - 1):
+        alone = service.call("VolumeDriver.Get", Name=f"volume-{number}")["Volume"]
+        assert listed[f"volume-{number}"] == alone
+        assert alone["Status"]["source"] == f"/nowhere/{number}"
+        given = options(number)["entry_timeout"]
+        assert alone["Status"]["options"]["entry_timeout"] == given
+        assert "error" not in alone["Status"] or "/nowhere" in alone["Status"]["error"]
+
+
+async def test_a_volume_that_is_made_again_is_described_anew(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    async with plugin(tmp_path, command("serve")) as dockerd:
+        await dockerd.do("Create", Name="v1", Opts={"cache": "never"})
+        before = await dockerd.volume("v1")
+        assert before["Status"]["options"]["cache"] == "never"
+        assert before["Status"]["data"] == str(tmp_path / "data" / "volumes" / "v1")
+        await dockerd.do("Remove", Name="v1")
+        await dockerd.do("Create", Name="v1", Opts={"source": str(source)})
+        after = (await dockerd.volume("v1"))["Status"]
+        assert after["options"]["cache"] != "never"
+        assert after["source"] == str(source)
+        assert "data" not in after
+
+
+async def test_the_description_follows_the_report_of_the_worker(tmp_path: Path) -> None:
+    """A mount has a note that neither the volume before nor the volume after it has."""
+    async with plugin(tmp_path, command("serve without handles")) as dockerd:
+        await dockerd.do("Create", Name="v1")
+        for _ in range(2):
+            assert (await dockerd.volume("v1"))["Status"]["notes"] == []
+            await dockerd.do("Mount", Name="v1", ID="i")
+            (note,) = (await dockerd.volume("v1"))["Status"]["notes"]
+            assert "there are none" in note
+            await dockerd.do("Unmount", Name="v1", ID="i")
+        assert (await dockerd.volume("v1"))["Status"]["notes"] == []

@@ -1,0 +1,465 @@
+"""registry.py: durable, whole after any crash, and refused rather than misread."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from plugin.errors import CannotStart, RegistryFailed
+from plugin.volume import FileName, Record, Served, VolumeName
+from plugin.volumes import registry
+from plugin.volumes.registry import Registry
+from tests.support.records import record
+
+
+def names(data_dir: Path) -> list[str]:
+    with Registry.open(data_dir) as opened:
+        return [each.name for each in opened.records]
+
+
+def test_a_first_registry_is_empty(tmp_path: Path) -> None:
+    assert names(tmp_path) == []
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    paris = timezone(timedelta(hours=1))
+    records = [
+        Record(
+            name=VolumeName("a"),
+            directory=FileName("@a"),
+            options={"source": "/srv/ä \U0001f600", "ro": "", 'x"\\': "\0\n"},
+            created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=paris),
+        ),
+        record("b"),
+    ]
+    with Registry.open(tmp_path) as opened:
+        for each in reversed(records):
+            opened.add(each)
+    with Registry.open(tmp_path) as opened:
+        assert opened.records == records
+        opened.remove(VolumeName("a"))
+        opened.remove(VolumeName("none"))
+    assert names(tmp_path) == ["b"]
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """A umask that takes no bit from what is made."""
+    former = os.umask(0)
+    yield
+    os.umask(former)
+
+
+def modes(data_dir: Path) -> dict[str, int]:
+    found = {file.name: stat.S_IMODE(file.stat().st_mode) for file in data_dir.iterdir()}
+    assert found.pop("reserve", 0o700) == 0o700
+    return found
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_no_other_user_reads_the_registry_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+    update = registry._update
+
+    def looking(connection: sqlite3.Connection) -> None:
+        update(connection)
+        seen.append(modes(tmp_path))
+
+    monkeypatch.setattr(registry, "_update", looking)
+    names(tmp_path)
+
+    assert {name for made in seen for name in made} == {
+        *("passfs.lock", "passfs.new", "passfs.new-journal", "passfs.db"),
+    }
+    assert {mode for made in (*seen, modes(tmp_path)) for mode in made.values()} == {0o600}
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_registry_that_other_users_could_read_is_made_private(tmp_path: Path) -> None:
+    names(tmp_path)
+    (tmp_path / "passfs.db").chmod(0o644)
+
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        with closing(sqlite3.connect(tmp_path / "passfs.db", isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("DELETE FROM volumes")
+            during = modes(tmp_path)
+            writer.execute("ROLLBACK")
+
+    assert during == {"passfs.lock": 0o600, "passfs.db": 0o600, "passfs.db-journal": 0o600}
+
+
+def test_a_name_is_there_once(tmp_path: Path) -> None:
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a", cache="never"))
+        with pytest.raises(RegistryFailed, match=r"cannot write the registry .*passfs\.db: UNIQUE"):
+            opened.add(record("a"))
+    with Registry.open(tmp_path) as opened:
+        assert opened.records[0].options == {"cache": "never"}
+
+
+def test_a_directory_is_of_one_volume(tmp_path: Path) -> None:
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        with pytest.raises(RegistryFailed, match=r"cannot write .*UNIQUE .*volumes\.directory"):
+            opened.add(msgspec.structs.replace(record("b"), directory=FileName("a")))
+    assert names(tmp_path) == ["a"]
+
+
+def test_one_plugin_at_a_time_uses_a_data_directory(tmp_path: Path) -> None:
+    refused = pytest.raises(CannotStart, match="another passfs uses the data directory")
+    with Registry.open(tmp_path), refused:
+        Registry.open(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_commits_are_synced(tmp_path: Path) -> None:
+    """Not even a power cut takes back what has been answered: 3 is EXTRA."""
+    with Registry.open(tmp_path) as opened:
+        assert opened._connection.execute("PRAGMA synchronous").fetchone() == (3,)
+        assert opened._connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+# Who uses a volume, and what serves it.
+
+
+A, B = VolumeName("a"), VolumeName("b")
+
+
+def in_use(
+    data_dir: Path, boot_id: str = ""
+) -> tuple[dict[VolumeName, dict[str, int]], list[Served]]:
+    """The references and the mounts that the next plugin finds."""
+    with Registry.open(data_dir, boot_id) as opened:
+        return {name: dict(count) for name, count in opened.references.items()}, [*opened.served]
+
+
+@pytest.fixture
+def two_in_use(tmp_path: Path) -> Path:
+    """A data directory with two mounted volumes, of which one has been mounted anew."""
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        opened.add(record("b"))
+        opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
+        opened.use(B, {"x": 1}, [Served(B, 2, 41, '{"serving":true}')])
+        opened.use(A, {"x": 2, "y": 1}, [Served(A, 3, 42, "{}")])
+    return tmp_path
+
+
+def test_who_uses_a_volume_is_known_to_the_next_plugin(two_in_use: Path) -> None:
+    assert in_use(two_in_use) == (
+        {A: {"x": 2, "y": 1}, B: {"x": 1}},
+        [Served(B, 2, 41, '{"serving":true}'), Served(A, 3, 42, "{}")],
+    )
+
+
+def test_a_mount_is_known_until_its_last_user_has_gone(two_in_use: Path) -> None:
+    with Registry.open(two_in_use) as opened:
+        opened.use(A, {"y": 1}, [Served(A, 3, 42, "{}")])
+        opened.use(B, {})
+    assert in_use(two_in_use) == ({A: {"y": 1}}, [Served(A, 3, 42, "{}")])
+
+
+def test_a_volume_may_have_mounts_that_it_has_been_given_back(two_in_use: Path) -> None:
+    """Beside the one that counts, or alone: their workers serve whoever has files open."""
+    mounts = [Served(A, 3, 42, "{}"), Served(A, 5, 44, "{}")]
+    with Registry.open(two_in_use) as opened:
+        opened.use(B, {})
+        opened.use(A, {"y": 1}, mounts)
+    assert in_use(two_in_use) == ({A: {"y": 1}}, mounts)
+    with Registry.open(two_in_use) as opened:
+        opened.use(A, {}, mounts)
+    assert in_use(two_in_use) == ({}, mounts)
+
+
+def test_users_can_be_known_without_the_mount(two_in_use: Path) -> None:
+    with Registry.open(two_in_use) as opened:
+        opened.use(A, {"z": 1})
+    assert in_use(two_in_use)[0][A] == {"z": 1}
+    assert [served.number for served in in_use(two_in_use)[1]] == [2]
+
+
+def test_users_go_with_their_volume(two_in_use: Path) -> None:
+    with Registry.open(two_in_use) as opened:
+        opened.remove(A)
+    assert in_use(two_in_use) == ({B: {"x": 1}}, [Served(B, 2, 41, '{"serving":true}')])
+
+
+def test_no_user_and_no_mount_outlives_the_machine_s_run(two_in_use: Path) -> None:
+    assert in_use(two_in_use, "another") == ({}, [])
+    assert in_use(two_in_use, "another") == ({}, [])
+    assert in_use(two_in_use) == ({}, [])
+    assert names(two_in_use) == ["a", "b"]
+
+
+def test_the_kernel_says_which_run_it_is(two_in_use: Path) -> None:
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert len(in_use(two_in_use, boot_id)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "served",
+    [Served(A, 2, 42, "{}"), Served(VolumeName("none"), 4, 42, "{}")],
+    ids=["a number of another", "of no volume"],
+)
+def test_users_and_mount_are_written_together_or_not_at_all(
+    two_in_use: Path, served: Served
+) -> None:
+    before = in_use(two_in_use)
+    with Registry.open(two_in_use) as opened:
+        with pytest.raises(RegistryFailed, match=r"cannot write the registry .*constraint failed"):
+            opened.use(A, {"z": 1}, [served])
+        opened.add(record("c"))  # the next change is whole again
+    assert in_use(two_in_use) == before
+    assert names(two_in_use) == ["a", "b", "c"]
+
+
+# What an older passfs has written.
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A data directory of format 1, with two volumes."""
+    with closing(sqlite3.connect(tmp_path / registry.FILE_NAME)) as connection, connection:
+        connection.execute(f"PRAGMA application_id = {registry.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute(
+            "CREATE TABLE volumes"
+            " (name TEXT PRIMARY KEY, options TEXT NOT NULL, created_at TEXT NOT NULL) STRICT"
+        )
+        for name in ("a", "b"):
+            values = (name, '{"cache":"never"}', "2026-01-02T03:04:05+01:00")
+            connection.execute("INSERT INTO volumes VALUES (?, ?, ?)", values)
+    return tmp_path
+
+
+def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
+    for _ in "12":
+        with Registry.open(older) as opened:
+            assert [each.name for each in opened.records] == ["a", "b"]
+            assert [each.directory for each in opened.records] == ["a", "b"]
+            assert opened.records[0].options == {"cache": "never"}
+            opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
+    assert in_use(older) == ({A: {"x": 1}}, [Served(A, 1, 40, "{}")])
+
+
+def test_an_older_passfs_refuses_what_this_one_has_written(older: Path) -> None:
+    names(older)
+    header = (older / registry.FILE_NAME).read_bytes()[: registry.HEADER_BYTES]
+    assert registry.VERSION_AND_ID.unpack_from(header) == (3, registry.APPLICATION_ID)
+
+
+def test_a_change_of_format_that_was_cut_off_is_made_once_more(older: Path) -> None:
+    """As if killed when all is written, but the journal that takes it back is still there."""
+    path, journal = older / registry.FILE_NAME, older / f"{registry.FILE_NAME}-journal"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        registry._update(connection)
+        os.link(journal, older / "kept")
+        connection.execute("COMMIT")
+    (older / "kept").rename(journal)
+    assert registry.VERSION_AND_ID.unpack_from(path.read_bytes())[0] == registry.FORMAT
+
+    assert names(older) == ["a", "b"]
+    assert in_use(older) == ({}, [])
+    assert not journal.exists()
+
+
+def test_a_registry_that_cannot_be_changed_stops_the_start(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configure_as_on_a_full_disk(connection: sqlite3.Connection) -> None:
+        configure(connection)
+        connection.execute("PRAGMA max_page_count = 1")
+
+    configure = registry._configure
+    before = (older / registry.FILE_NAME).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_configure", configure_as_on_a_full_disk)
+        with pytest.raises(CannotStart, match=r"cannot write the registry .*disk is full"):
+            Registry.open(older)
+    assert (older / registry.FILE_NAME).read_bytes() == before
+    assert names(older) == ["a", "b"]
+
+
+def _rewrite(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+
+
+def _foreign(path: Path) -> None:
+    path.unlink()
+    _rewrite(path, "CREATE TABLE volumes (name TEXT)")
+
+
+def _damage_pages(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = b"\xa5" * 4096
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "it is no SQLite database"),
+    "text": (lambda path: path.write_bytes(b"volumes\n" * 100), "it is no SQLite database"),
+    "foreign": (_foreign, "it is the database of another program"),
+    "newer": (
+        lambda path: _rewrite(path, "PRAGMA user_version = 4"),
+        r"it was written by a newer passfs \(format 4, this one knows 3\)",
+    ),
+    "no format": (lambda path: _rewrite(path, "PRAGMA user_version = 0"), "its format is 0"),
+    "truncated": (lambda path: os.truncate(path, 5000), "it is damaged: "),
+    "overwritten": (_damage_pages, "it is damaged: "),
+    "no table": (lambda path: _rewrite(path, "DROP TABLE volumes"), "it is damaged: no such table"),
+    "options": (
+        lambda path: _rewrite(path, "UPDATE volumes SET options = '[1]'"),
+        "it is damaged: Expected `object`",
+    ),
+    "directory": (
+        lambda path: _rewrite(path, "UPDATE volumes SET directory = '../../etc'"),
+        "it is damaged: '../../etc' is no name of a file",
+    ),
+    "no table of users": (
+        lambda path: _rewrite(path, "DROP TABLE refs"),
+        "it is damaged: no such table: refs",
+    ),
+    "a user of nothing": (
+        lambda path: _rewrite(path, "INSERT INTO refs VALUES ('none', 'id', 1)"),
+        "it is damaged: a row of refs is of no volume",
+    ),
+    "a mount of nothing": (
+        lambda path: _rewrite(path, "INSERT INTO served VALUES (1, 'none', 2, '{}')"),
+        "it is damaged: a row of served is of no volume",
+    ),
+    "time": (
+        lambda path: _rewrite(path, "UPDATE volumes SET created_at = '2026-01-01T00:00:00'"),
+        "it is damaged: the time '2026-01-01T00:00:00', which has no zone",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_cannot_be_read_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+    path = tmp_path / registry.FILE_NAME
+    inflict, sentence = DAMAGES[damage]
+    inflict(path)
+    before = path.read_bytes()
+
+    with pytest.raises(CannotStart, match=sentence) as refusal:
+        Registry.open(tmp_path)
+    assert f"cannot use the registry {path}: " in str(refusal.value)
+    assert "it has been left as it is" in str(refusal.value)
+    assert path.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == {"passfs.db", "passfs.lock", "reserve"}
+
+
+def test_a_foreign_database_with_a_log_beside_it_is_not_touched(tmp_path: Path) -> None:
+    """SQLite would fold a -wal file into the database on opening it; we do not let it."""
+    theirs, data_dir = tmp_path / "theirs", tmp_path / "data"
+    theirs.mkdir()
+    data_dir.mkdir()
+    with closing(sqlite3.connect(theirs / "x.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE t (x)")
+        connection.commit()
+        shutil.copy(theirs / "x.db", data_dir / "passfs.db")
+        shutil.copy(theirs / "x.db-wal", data_dir / "passfs.db-wal")
+    before = {each.name: each.read_bytes() for each in data_dir.iterdir()}
+    with pytest.raises(CannotStart):
+        Registry.open(data_dir)
+    (data_dir / "passfs.lock").unlink()
+    assert {each.name: each.read_bytes() for each in data_dir.iterdir()} == before
+
+
+def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None:
+    with Registry.open(tmp_path) as opened:
+        opened.add(record("a"))
+        opened._connection.execute("PRAGMA query_only = ON")  # as a disk that fails would
+        with pytest.raises(RegistryFailed, match="cannot write the registry"):
+            opened.add(record("b"))
+        with pytest.raises(RegistryFailed, match="cannot write the registry"):
+            opened.remove(VolumeName("a"))
+        with pytest.raises(RegistryFailed, match="cannot write the registry"):
+            opened.use(A, {"x": 1})
+    assert names(tmp_path) == ["a"]
+
+
+# Adds, mounts and removes volumes, and says of each change that it is about to be made and that it
+# is made. What is mounted has two users, who come and go together.
+WRITER = """
+import os, sys
+from pathlib import Path
+from plugin.registry import Registry
+from plugin.volume import Served
+from tests.support.records import record
+
+def say(text):
+    os.write(1, text.encode())
+
+say("start\\n")
+with Registry.open(Path(sys.argv[1])) as registry:
+    for number in range(10**6):
+        name = f"v{number}"
+        say(f"add {name}\\n")
+        registry.add(record(name, n="x" * 3000))
+        say(f"added {name}\\n")
+        say(f"mount {name}\\n")
+        registry.use(name, {"x": 1, "y": number + 1}, [Served(name, number + 1, 1, "{}")])
+        say(f"mounted {name}\\n")
+        if number % 3:
+            say(f"remove {name}\\n")
+            registry.remove(name)
+            say(f"removed {name}\\n")
+"""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_killed_writer_loses_nothing_that_it_has_answered(tmp_path: Path, seed: int) -> None:
+    """Old or new after each change, never broken: whatever instant the kill comes at."""
+    chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    said = tmp_path / "said"
+    with said.open("wb") as stdout:
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=stdout)
+        lines = chance.choice([0, 1, 2, 3, 10, 100, 300])
+        while said.read_bytes().count(b"\n") <= lines:
+            assert writer.poll() is None
+        for _ in range(chance.randrange(20_000)):  # some instants further
+            pass
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+
+    present: set[str] = set()
+    mounted: set[str] = set()
+    undecided = ""
+    for line in said.read_text().splitlines()[1:]:
+        change, name = line.split()
+        undecided = name if change in {"add", "mount", "remove"} else ""
+        if change == "added":
+            present.add(name)
+        if change == "mounted":
+            mounted.add(name)
+        if change == "removed":
+            present.discard(name)
+            mounted.discard(name)
+    found = set(names(tmp_path))
+    assert found - {undecided} == present - {undecided}
+    users, served = in_use(tmp_path)
+    assert set(users) == {mount.volume for mount in served}
+    assert set(users) - {undecided} == mounted - {undecided}
+    assert all(len(count) == 2 for count in users.values())
+    assert names(tmp_path) == sorted(found)

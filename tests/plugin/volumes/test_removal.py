@@ -1,0 +1,244 @@
+"""`docker volume rm` deletes what the plugin has made itself, and never anything else."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+import trio
+
+from plugin.api.server import prepared, serve
+from plugin.errors import RegistryFailed
+from plugin.volume import VolumeName
+from plugin.volumes.registry import Registry
+from tests.support.dockerd import Dockerd, mounted, plugin, settings
+from tests.support.mounts import bound
+from tests.support.orders import in_thread
+
+
+class Place(NamedTuple):
+    """The directory that the volume `v` serves, and one that has nothing to do with it."""
+
+    directory: Path
+    files: Path
+    precious: Path
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What the volume is made with."""
+        is_own = self.files.is_relative_to(self.directory / "data")
+        return {} if is_own else {"source": str(self.files)}
+
+
+@pytest.fixture(params=["own", "source"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    own, source = tmp_path / "data" / "volumes" / "vol", tmp_path / "source"
+    source.mkdir()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("precious")
+    return Place(tmp_path, own if request.param == "own" else source, precious)
+
+
+@asynccontextmanager
+async def mounted_volume(place: Place) -> AsyncIterator[tuple[Dockerd, Path]]:
+    """A plugin with `v` mounted, which holds a file."""
+    async with plugin(place.directory) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts=place.options)
+        target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
+        await in_thread((target / "kept").write_text, "kept")
+        yield dockerd, target
+
+
+@asynccontextmanager
+async def _restarted(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place):
+        pass
+    async with plugin(place.directory) as dockerd:
+        yield dockerd
+
+
+@asynccontextmanager
+async def _still_mounted(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place) as (dockerd, _):
+        yield dockerd
+
+
+@asynccontextmanager
+async def _file_open(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place) as (dockerd, target):
+        fd = await in_thread(os.open, target / "kept", os.O_RDWR)
+        yield dockerd
+        await in_thread(os.close, fd)
+
+
+@asynccontextmanager
+async def _file_open_after_the_unmount(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place) as (dockerd, target):
+        fd = await in_thread(os.open, target / "kept", os.O_RDWR)
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        yield dockerd
+        await in_thread(os.close, fd)
+
+
+@asynccontextmanager
+async def _bound_elsewhere(place: Place) -> AsyncIterator[Dockerd]:
+    """As a container has it."""
+    async with mounted_volume(place) as (dockerd, target):
+        with bound(target, place.directory / "container"):
+            yield dockerd
+
+
+@asynccontextmanager
+async def _dead_worker(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place) as (dockerd, _):
+        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], 9)
+        with trio.fail_after(10):
+            while (await dockerd.volume("vol"))["Status"]["mounted"]:
+                await trio.lowlevel.checkpoint()
+        yield dockerd
+
+
+@asynccontextmanager
+async def _mount_inside(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place) as (dockerd, _):
+        with bound(place.precious, place.files / "inside"):
+            yield dockerd
+
+
+@asynccontextmanager
+async def _symlinks(place: Place) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(place) as (dockerd, _):
+        (place.files / "directory").symlink_to(place.precious)
+        (place.files / "file").symlink_to(place.precious / "file")
+        yield dockerd
+
+
+Situation = Callable[[Place], AbstractAsyncContextManager[Dockerd]]
+
+# Each situation, and which volumes can be removed in it.
+SITUATIONS: dict[str, tuple[Situation, set[str]]] = {
+    "restarted": (_restarted, {"own", "source"}),
+    "still mounted": (_still_mounted, {"own", "source"}),
+    "file open": (_file_open, set()),
+    "file open after the unmount": (_file_open_after_the_unmount, set()),
+    "bound elsewhere": (_bound_elsewhere, set()),
+    "dead worker": (_dead_worker, {"own", "source"}),
+    "mount inside": (_mount_inside, {"source"}),
+    "symlinks": (_symlinks, {"own", "source"}),
+}
+
+
+def marked(situation: str) -> object:
+    killed = pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
+    return pytest.param(situation, marks=[killed] if situation == "dead worker" else [])
+
+
+@pytest.mark.parametrize("situation", [marked(one) for one in SITUATIONS])
+async def test_only_what_is_the_volume_s_own_and_unused_is_deleted(
+    place: Place, situation: str
+) -> None:
+    arranged, removable = SITUATIONS[situation]
+    is_own = not place.options
+    async with arranged(place) as dockerd:
+        answer = await dockerd.call("Remove", Name="vol")
+        is_removed = answer.status == 200
+        assert is_removed == (("own" if is_own else "source") in removable), answer
+        assert await dockerd.names() == (set() if is_removed else {"vol"})
+        assert (place.precious / "file").read_text() == "precious"
+        if is_removed and is_own:
+            assert not place.files.exists()
+        else:
+            assert (place.files / "kept").read_text() == "kept"
+    async with plugin(place.directory):  # which empties the trash
+        assert (place.precious / "file").read_text() == "precious"
+        assert (place.files / "kept").exists() == (not is_removed or not is_own)
+        assert mounted(place.directory) == []
+
+
+@pytest.mark.logs("cannot remove .*/source/mounts/vol: Directory not empty")
+@pytest.mark.logs("cannot remove .*/source/mounts/other: Not a directory")
+async def test_a_source_above_the_mount_directory_stays_whole(tmp_path: Path) -> None:
+    """No volume is made of it; but the plugin may be told later to mount in there."""
+    source = tmp_path / "source"
+    (source / "mounts" / "vol").mkdir(parents=True)
+    (source / "mounts" / "vol" / "file").write_text("theirs")
+    (source / "mounts" / "other").write_text("theirs")
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
+    inside = msgspec.structs.replace(settings(tmp_path), mount_dir=source / "mounts")
+    stop = trio.Event()
+    async with prepared(inside) as (driver, listener), trio.open_nursery() as nursery:
+        nursery.start_soon(serve, driver, listener, stop.wait)
+        dockerd = Dockerd(inside.socket)
+        refused = await dockerd.call("Create", Name="vol2", Opts={"source": str(source)})
+        assert "contains" in refused.error
+        await dockerd.do("Remove", Name="vol")
+        stop.set()
+    assert (source / "mounts" / "vol" / "file").read_text() == "theirs"
+    assert (source / "mounts" / "other").read_text() == "theirs"
+
+
+async def test_a_mount_inside_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+    own, other = tmp_path / "data" / "volumes" / "vol", tmp_path / "other"
+    other.mkdir()
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        with bound(other, own / "inner\udcff"):
+            refused = await dockerd.call("Remove", Name="vol")
+        assert refused.status == 409
+        assert r"vol/inner\udcff is a mount point inside it" in refused.error
+        await dockerd.do("Remove", Name="vol")
+
+
+# A Remove that does not come to its end.
+
+
+@pytest.mark.logs("volume vol: its removal was cut off; it is there again")
+async def test_a_removal_that_was_cut_off_gives_the_files_back(tmp_path: Path) -> None:
+    """As if the plugin had been killed when the files were away and the registry still had it."""
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+    data = tmp_path / "data"
+    (data / "volumes" / "vol" / "file").write_text("kept")
+    (data / "volumes" / "vol").rename(data / "removed" / "vol")
+    (data / "trash" / "0123456789abcdef").mkdir()
+    async with plugin(tmp_path) as dockerd:
+        assert (data / "volumes" / "vol" / "file").read_text() == "kept"
+        await dockerd.do("Mount", Name="vol", ID="a")
+        await dockerd.do("Unmount", Name="vol", ID="a")
+        await dockerd.do("Remove", Name="vol")
+        assert not (data / "volumes" / "vol").exists()
+    assert list((data / "removed").iterdir()) == []
+
+
+async def test_a_removal_that_was_cut_off_after_the_registry_is_finished(tmp_path: Path) -> None:
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+    data = tmp_path / "data"
+    (data / "volumes" / "vol").rename(data / "removed" / "vol")
+    with Registry.open(data) as registry:
+        registry.remove(VolumeName("vol"))
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        assert list((data / "removed").iterdir()) == []
+        await dockerd.do("Remove", Name="vol")
+
+
+async def test_files_that_are_away_when_the_registry_fails_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert (tmp_path / "data" / "removed" / "vol" / "file").exists()
+        raise RegistryFailed("the disk is full")
+
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        file = tmp_path / "data" / "volumes" / "vol" / "file"
+        file.touch()
+        monkeypatch.setattr(Registry, "remove", fail)
+        assert (await dockerd.call("Remove", Name="vol")).error == "the disk is full"
+        assert file.exists()

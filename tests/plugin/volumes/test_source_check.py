@@ -1,0 +1,151 @@
+"""source_check.py: after a start Get tells what is missing, and nobody waits for that."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from passthrough.linux import syscalls
+from plugin.admin.source import Host
+from plugin.errors import InvalidOption
+from plugin.volumes.source_check import LOOKS
+from plugin.volumes.volume_locks import SOURCE_DEADLINE_S
+from tests.support.dockerd import Dockerd, plugin
+from tests.support.fake_worker import command
+from tests.support.mounts import mounted_on
+
+MS_PRIVATE, MS_SHARED = 1 << 18, 1 << 20  # mount(2)
+SERVE = command("serve")
+
+
+async def error_of(dockerd: Dockerd, name: str) -> str:
+    """What is wrong with a volume by now."""
+    return str((await dockerd.volume(name))["Status"].get("error", ""))
+
+
+async def until(dockerd: Dockerd, name: str, words: str) -> None:
+    """Wait until Get says *words* of a volume."""
+    while words not in await error_of(dockerd, name):
+        await trio.lowlevel.checkpoint()
+
+
+async def made(directory: Path, sources: dict[str, Path]) -> None:
+    """Have volumes with *sources*, and a plugin that has ended."""
+    async with plugin(directory, SERVE) as dockerd:
+        for name, source in sources.items():
+            source.mkdir()
+            await dockerd.do("Create", Name=name, Opts={"source": str(source)})
+
+
+@pytest.mark.logs("volume gone: cannot be mounted: option 'source': '.*' does not exist")
+async def test_a_source_that_is_missing_after_a_restart_is_told(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    await made(tmp_path, {"gone": gone, "there": tmp_path / "there"})
+    gone.rmdir()
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with trio.fail_after(10):
+            await until(dockerd, "gone", f"option 'source': '{gone}' does not exist")
+        assert await error_of(dockerd, "there") == ""
+        assert (await dockerd.call("Mount", Name="gone", ID="a")).status == 400
+        gone.mkdir()
+        await dockerd.do("Mount", Name="gone", ID="a")
+        assert await error_of(dockerd, "gone") == ""
+
+
+async def test_a_directory_of_its_own_that_is_missing_after_a_restart_is_told(
+    tmp_path: Path,
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+    (tmp_path / "data" / "volumes" / "vol").rmdir()
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with trio.fail_after(10):
+            await until(dockerd, "vol", "No such file or directory")
+        await dockerd.do("Remove", Name="vol")
+
+
+async def test_what_a_restart_has_cost_and_what_is_missing_are_both_told(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    await made(tmp_path, {"vol": source})
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Mount", Name="vol", ID="a")
+    source.rmdir()
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with trio.fail_after(10):
+            await until(dockerd, "vol", "does not exist")
+        assert "the plugin has ended while it was mounted" in await error_of(dockerd, "vol")
+
+
+class Silence:
+    """Whatever is looked at does not answer before `end`."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.asked: list[str] = []
+
+    def look_at(self, source: str) -> None:
+        self.asked.append(source)
+        self.ended.wait()
+        raise InvalidOption("it has been away for too long")
+
+
+@pytest.fixture
+def silence() -> Iterator[Silence]:
+    silence = Silence()
+    yield silence
+    silence.ended.set()
+
+
+async def test_a_source_that_does_not_answer_after_a_restart_is_told_and_awaited_by_nobody(
+    tmp_path: Path,
+    silence: Silence,
+    mock_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = {f"v{number}": tmp_path / f"s{number}" for number in range(LOOKS + 3)}
+    await made(tmp_path, sources)
+    monkeypatch.setattr(Host, "look_at", lambda _, source, __: silence.look_at(source))
+    async with plugin(tmp_path, SERVE) as dockerd:
+        while len(silence.asked) < LOOKS:
+            await trio.lowlevel.checkpoint()
+        assert await dockerd.names() == set(sources)
+        mock_clock.jump(SOURCE_DEADLINE_S)
+        for name in list(sources)[:LOOKS]:
+            await until(dockerd, name, "its source has not answered within 10 s")
+        # Their threads hang, and there are no more than these.
+        assert sorted(silence.asked) == [str(source) for source in sources.values()][:LOOKS]
+
+        await dockerd.do("Create", Name="own")
+        await dockerd.do("Mount", Name="own", ID="a")
+        await dockerd.do("Remove", Name="v0")
+        silence.ended.set()
+        for name in list(sources)[1:]:
+            await until(dockerd, name, "it has been away for too long")
+
+
+async def test_status_notes_that_disks_mounted_later_are_not_seen(tmp_path: Path) -> None:
+    """From Create on, from each look at the source, and no longer once its mount is shared."""
+    source = tmp_path / "disk"
+    source.mkdir()
+
+    async def private(dockerd: Dockerd) -> list[str]:
+        notes = (await dockerd.volume("vol"))["Status"]["notes"]
+        return [note for note in notes if "because its mount is private" in note]
+
+    with mounted_on(source, "tmpfs"):
+        syscalls.mount(b"none", os.fsencode(source), b"none", MS_PRIVATE, b"")
+        async with plugin(tmp_path, SERVE) as dockerd:
+            await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
+            assert len(await private(dockerd)) == 1
+            syscalls.mount(b"none", os.fsencode(source), b"none", MS_SHARED, b"")
+            await dockerd.do("Mount", Name="vol", ID="a")
+            assert await private(dockerd) == []
+            await dockerd.do("Unmount", Name="vol", ID="a")
+            syscalls.mount(b"none", os.fsencode(source), b"none", MS_PRIVATE, b"")
+        async with plugin(tmp_path, SERVE) as dockerd:
+            while not await private(dockerd):
+                await trio.lowlevel.checkpoint()

@@ -1,0 +1,46 @@
+"""status.py: a volume is described whatever its worker has said."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+from passthrough.options.config import Config, InodeFileHandles
+from passthrough.worker.handover import Report
+from plugin.admin.host import Machine
+from plugin.admin.policy import Policy
+from plugin.mounting.keeper import Keeper
+from plugin.volume import Event, FileName, Volume, VolumeName
+from plugin.volumes.status import Status
+from tests.support.records import record
+
+
+class Serving:
+    """A keeper of one mount, which has made *report*."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def report(self, _: VolumeName) -> Report:
+        return self._report
+
+    def worker_pid(self, _: VolumeName) -> int:
+        return 7
+
+    def target(self, directory: FileName) -> Path:
+        return Path("/mnt") / directory
+
+
+def test_a_mount_of_an_older_passfs_with_what_is_refused_now_is_described() -> None:
+    """It serves on until the next Mount; dockerd forgets a volume whose Get fails."""
+    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+    report = Report(serving=True, config=config, without_handles="there are none")
+    volume = Volume(record("vol"))
+    volume.apply(Event.MOUNT)
+    keeper = cast("Keeper", Serving(report))
+    status = Status(keeper, Policy().understand, Machine(data_dir=Path("/data")))
+    told = json.loads(status.describe(volume, "").encode())["Status"]
+    assert told["mounted"] is True
+    assert told["worker_pid_in_plugin"] == 7
+    assert told["data"] == "/data/volumes/vol"
+    assert told["options"]["inode_file_handles"] == "mandatory"
+    assert "there are none" in told["error"]
