@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from passthrough.linux import mountinfo
-from passthrough.worker.fuse_mount import FSTYPE
+from passthrough.linux.mountinfo import FSTYPE
 from tests.support.processes import children, reap
 
 PR_SET_CHILD_SUBREAPER = 36

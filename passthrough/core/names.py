@@ -6,7 +6,7 @@ from typing import Final
 
 from passthrough.linux import fdpath, mountinfo, syscalls
 from passthrough.linux.errors import os_error
-from passthrough.worker.fuse_mount import FSTYPE
+from passthrough.linux.mountinfo import FSTYPE
 
 DOT: Final = b"."
 DOT_DOT: Final = b".."

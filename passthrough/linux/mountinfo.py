@@ -8,6 +8,9 @@ from typing import Final, NamedTuple
 
 from passthrough.linux import syscalls
 
+FSTYPE: Final = "fuse.passfs"
+"""The type of our own mounts."""
+
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _TABLE: Final = "/proc/self/mountinfo"
 _READ_BYTES: Final = 1 << 16

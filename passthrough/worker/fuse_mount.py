@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from passthrough.linux import syscalls
+from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.config import Atime, Config, Squash
-
-FSTYPE: Final = "fuse.passfs"
 
 _ATIME_FLAGS: Final = {
     Atime.RELATIME: syscalls.MS_RELATIME,

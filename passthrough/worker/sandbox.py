@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Final
 
 from passthrough.linux import fdpath, mountinfo, privileges, syscalls
+from passthrough.linux.mountinfo import FSTYPE
 from passthrough.worker import seccomp
-from passthrough.worker.fuse_mount import FSTYPE
 
 log = logging.getLogger(__name__)
 

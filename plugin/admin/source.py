@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from passthrough.linux import filehandles, mountinfo, syscalls
+from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.config import Config, InodeFileHandles, OptionError
 from passthrough.options.effective import decide
-from passthrough.worker.fuse_mount import FSTYPE
 from plugin.admin import network
 from plugin.errors import InvalidOption
 from plugin.options import refused_source

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from passthrough.linux import mountinfo
+from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.config import Config
-from passthrough.worker.fuse_mount import FSTYPE, mount, unmount
+from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import CannotStart
 from plugin.reserve import Reserve
 from plugin.volume import FileName

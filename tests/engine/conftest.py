@@ -17,7 +17,7 @@ import docker.errors
 import pytest
 
 from passthrough.linux import mountinfo
-from passthrough.worker.fuse_mount import FSTYPE
+from passthrough.linux.mountinfo import FSTYPE
 from plugin.__main__ import Display
 from plugin.install import engine as installer
 from plugin.install.installation import TREE, read_manifest

@@ -15,7 +15,7 @@ import h11
 import trio
 
 from passthrough.linux import mountinfo
-from passthrough.worker.fuse_mount import FSTYPE
+from passthrough.linux.mountinfo import FSTYPE
 from plugin.admin.settings import Settings
 from plugin.api.server import prepared, serve
 from plugin.mounting.spawner import COMMAND

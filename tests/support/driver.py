@@ -20,7 +20,7 @@ from docker.models.containers import Container
 from docker.models.volumes import Volume
 
 from passthrough.linux import mountinfo
-from passthrough.worker.fuse_mount import FSTYPE
+from passthrough.linux.mountinfo import FSTYPE
 from tests.support.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.config import Atime, Config
 from passthrough.worker import fuse_mount
-from passthrough.worker.fuse_mount import FSTYPE
 from tests.support.mounts import mounts_at, options_at
 
 LIMIT_S = 20.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import mountinfo, syscalls
+from passthrough.linux.mountinfo import FSTYPE
 from passthrough.worker import fuse_mount
-from passthrough.worker.fuse_mount import FSTYPE
 from tests.support.keeper import LIMIT_S, Keeper, on_mount
 
 MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
