@@ -1,9 +1,8 @@
 """The fork server: a process that has everything loaded and becomes a worker in milliseconds.
 
 `python -I -m passthrough.worker.forkserver`, started by the keeper with one end of a SOCK_SEQPACKET
-socket as standard input. To start an interpreter and load its modules takes the better part of a second
-on a busy machine, and every worker would have a copy of them all; forked workers share them.
-
+socket as standard input. To start an interpreter and load its modules takes the better part of a
+second on a busy machine, and every worker would have a copy of them all; forked workers share them.
 Each packet asks for one worker. It holds the session that this will run, NUL, and a name for the
 process; with it come descriptors, the first of them the *life socket* of this worker,
 SOCK_SEQPACKET as well, the others for the worker, which knows them as 0, 1, 2 and so on. Over the

@@ -2,8 +2,9 @@
 
 `python -m passthrough.worker.process`, started by the keeper with two inherited descriptors. It
 reads a Handover from standard input, writes one Report to standard output, and logs to standard
-error. It ends when the file system is unmounted everywhere, on SIGTERM, or when standard input ends, of
-which the keeper holds the other end. (setfsuid(2) clears parent-death signals; a pipe stays.)
+error. It ends when the file system is unmounted everywhere, on SIGTERM, or when standard input
+ends, of which the keeper holds the other end. (setfsuid(2) clears parent-death signals; a pipe
+stays.)
 """
 
 import importlib
