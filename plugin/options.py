@@ -112,7 +112,7 @@ def _value(described: Mapping[str, str], name: str) -> str:
 
 
 def _check_text(source: str) -> None:
-    # '..' would be resolved where the plugin sees the host's tree (plugin.source), against another
-    # parent than the user has in mind.
+    # plugin.admin.source would resolve '..' in the plugin's view of the host's tree, against
+    # another parent than the user has in mind.
     if not source.startswith("/") or ".." in source.split("/") or "\0" in source:
         raise refused_source(source, "is not accepted")

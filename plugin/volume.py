@@ -84,7 +84,7 @@ class Served(NamedTuple):
     device: int
     """As in st_dev; 0 of a mount that has been detached."""
     report: str
-    """What its worker said when it began to serve (`passthrough.handover.Report`), as JSON."""
+    """The report of its worker when it began to serve (passthrough.worker.handover), as JSON."""
 
 
 class State(StrEnum):

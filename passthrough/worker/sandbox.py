@@ -204,7 +204,7 @@ def load() -> dict[str, list[str]]:
             __import__(name)
         except ModuleNotFoundError:
             log.debug("this version of Python has no module %s", name)
-    return {str(path): _lines(path) for path in Path(__file__).parent.rglob("*.py")}
+    return {str(path): _lines(path) for path in Path(__file__).parents[1].rglob("*.py")}
 
 
 def _look_no_further(own: dict[str, list[str]]) -> None:

@@ -34,7 +34,7 @@ PLUGIN_NAME = re.compile(
 )
 """The grammar of references in distribution/reference."""
 
-TREE = Path(__file__).resolve().parent.parent
+TREE = Path(__file__).resolve().parents[2]
 """The source tree that this module runs from, when it runs from one."""
 
 

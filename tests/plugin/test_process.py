@@ -1,4 +1,4 @@
-"""`plugin.server.run`: the plugin as a process, from its start to whatever end it finds."""
+"""`plugin.api.server.run`: the plugin as a process, from its start to whatever end it finds."""
 
 import os
 import resource

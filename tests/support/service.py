@@ -18,8 +18,8 @@ from tests.support.manager import Manager
 RUN = """
 import os
 from plugin.errors import PluginError
-from plugin.server import run
-from plugin.settings import Settings
+from plugin.api.server import run
+from plugin.admin.settings import Settings
 try:
     run(Settings.from_environment(os.environ))
 except PluginError as error:

@@ -173,7 +173,7 @@ def test_with_kept_capabilities_the_host_does_not_check_again(
 
 
 def test_keeping_capabilities_needs_the_right_to() -> None:
-    code = "from passthrough.credentials import *; keep_capabilities()"
+    code = "from passthrough.identity.credentials import *; keep_capabilities()"
 
     ended = python_without("setpcap", code)
 
@@ -185,7 +185,7 @@ def test_keeping_capabilities_needs_the_right_to() -> None:
 def test_a_switch_that_did_not_take_place_ends_the_process(capability: str, acted_as: str) -> None:
     """Whose files the next request would create is not known: better nobody's."""
     code = (
-        "from passthrough.credentials import *\n"
+        "from passthrough.identity.credentials import *\n"
         f"with ActingAs(({CALLER.uid}, {CALLER.gid})): print('acted', flush=True)\n"
         "print('went on', flush=True)\n"
     )
@@ -201,7 +201,7 @@ def test_a_failed_undo_ends_the_process_too() -> None:
     """The second guard is one that cannot switch any more, because the first could not undo."""
     code = (
         "import os\n"
-        "from passthrough.credentials import *\n"
+        "from passthrough.identity.credentials import *\n"
         "os.setresgid(7, 7, 7)\n"
         "os.setresuid(7, 7, 7)\n"
         "with ActingAs((7, 7)): pass\n"

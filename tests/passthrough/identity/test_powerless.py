@@ -202,7 +202,7 @@ def test_no_user_is_acted_as_that_has_no_id() -> None:
 UNDOING = """
 import os, sys
 from passthrough import credentials, powerless, privileges, syscalls
-from passthrough.idmap import HostIds
+from passthrough.identity.idmap import HostIds
 credentials.keep_capabilities()
 how = sys.argv[1]
 guard = powerless.Powerless(HostIds(41001, 41002))

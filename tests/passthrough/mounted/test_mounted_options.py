@@ -254,4 +254,4 @@ def test_writeback_is_off_where_it_cannot_be_and_the_log_says_so(
             assert (served.source / "file").read_bytes() == b"ab23456789"
 
     (line,) = served.logged().splitlines()
-    assert line.startswith("WARNING passthrough.worker: writeback is false: ")
+    assert line.startswith("WARNING passthrough.worker.process: writeback is false: ")

@@ -304,7 +304,7 @@ async def test_a_mount_whose_client_has_gone_is_undone(
         await dockerd.do("Remove", Name="vol")
 
 
-@pytest.mark.logs("^plugin.server: vol id=a: cannot be undone: the mount is busy$")
+@pytest.mark.logs("^plugin.api.server: vol id=a: cannot be undone: the mount is busy$")
 async def test_a_mount_that_cannot_be_undone_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

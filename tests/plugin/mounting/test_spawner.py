@@ -149,7 +149,7 @@ async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int
         assert workers() == set()
 
 
-@pytest.mark.logs("^plugin.forkserver: a worker is not started: too many open files")
+@pytest.mark.logs("^plugin.mounting.spawner: a worker is not started: too many open files")
 @pytest.mark.parametrize("room", [0, 3])
 async def test_a_fork_server_without_room_for_descriptors_lives_on(
     fds: tuple[int, int], room: int
@@ -163,7 +163,7 @@ async def test_a_fork_server_without_room_for_descriptors_lives_on(
         assert children() == {server}
 
 
-@pytest.mark.logs("^plugin.forkserver: the fork server ended with -9; the next mount begins")
+@pytest.mark.logs("^plugin.mounting.spawner: the fork server ended with -9; the next mount begins")
 async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
     """And the next start begins another one."""
     async with forking(command("sleep")) as start:
@@ -199,7 +199,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> 
 
 
 STOPPED = (
-    "^plugin.forkserver: the fork server (has started no worker for 0.3 s, and is killed"
+    "^plugin.mounting.spawner: the fork server (has started no worker for 0.3 s, and is killed"
     "|ended with -9; the next mount begins another)$"
 )
 
@@ -267,7 +267,7 @@ async def test_a_plugin_without_room_for_one_more_descriptor_says_so() -> None:
     theirs.close()
 
 
-@pytest.mark.logs("^plugin.forkserver: the fork server ended with 3; the next mount begins")
+@pytest.mark.logs("^plugin.mounting.spawner: the fork server ended with 3; the next mount begins")
 async def test_a_fork_server_that_cannot_begin_is_an_error(fds: tuple[int, int]) -> None:
     async with forking((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
         for _ in range(3):

@@ -77,8 +77,8 @@ async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
     assert not Path(f"/proc/{worker.pid}").exists()  # noqa: ASYNC240 - not a real file
 
 
-@pytest.mark.logs("^plugin.worker: volume data: b: two$")
-@pytest.mark.logs("^plugin.worker: volume data:   a line more$")
+@pytest.mark.logs("^plugin.mounting.worker: volume data: b: two$")
+@pytest.mark.logs("^plugin.mounting.worker: volume data:   a line more$")
 async def test_a_worker_s_log_keeps_its_levels(
     handover: Handover, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -404,7 +404,7 @@ def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None
 WRITER = """
 import os, sys
 from pathlib import Path
-from plugin.registry import Registry
+from plugin.volumes.registry import Registry
 from plugin.volume import Served
 from tests.support.records import record
 
