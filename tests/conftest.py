@@ -11,7 +11,7 @@ import pytest
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
-from tests.support.processes import children, reap
+from tests.support.tools.processes import children, reap
 
 PR_SET_CHILD_SUBREAPER = 36
 

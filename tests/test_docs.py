@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from passthrough.options.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
-from tests.support import faults, lacks
+from tests.support.tools import faults, lacks
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,12 +49,12 @@ def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
 
 
 def test_what_libfuse_cannot_carry_is_what_the_battery_marks() -> None:
-    """`python -m tests.support.lacks` brings the table up to date."""
+    """`python -m tests.support.tools.lacks` brings the table up to date."""
     assert lacks.documented() == lacks.table() != ""
 
 
 def test_the_known_faults_are_what_the_battery_marks() -> None:
-    """`python -m tests.support.faults` brings the table up to date."""
+    """`python -m tests.support.tools.faults` brings the table up to date."""
     assert faults.documented() == faults.table()
 
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import wanted
 from benchmarks.report import Report
 from benchmarks.rounds import LINES
-from tests.support.processes import children
+from tests.support.tools.processes import children
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "benchmarks")

@@ -21,7 +21,7 @@ from passthrough.linux.mountinfo import FSTYPE
 from plugin.__main__ import Display
 from plugin.install import engine as installer
 from plugin.install.installation import TREE, read_manifest
-from tests.support.driver import (
+from tests.support.tools.driver import (
     BASE_IMAGE,
     CA_BUNDLE,
     HOST_NAME,
@@ -33,7 +33,7 @@ from tests.support.driver import (
     managed,
     on_host,
 )
-from tests.support.own_engine import OwnEngine, own_engine
+from tests.support.tools.own_engine import OwnEngine, own_engine
 
 HERE = Path(__file__).parent
 # Seconds: the engine itself gives a plugin 120 for Create and Mount.

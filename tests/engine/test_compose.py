@@ -3,7 +3,7 @@
 import pytest
 from pytest_docker.plugin import Services
 
-from tests.support.driver import Driver
+from tests.support.tools.driver import Driver
 
 
 def test_services_share_a_volume(docker_services: Services) -> None:

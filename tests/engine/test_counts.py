@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from docker.models.containers import Container
 
-from tests.support.calls import CALLS
-from tests.support.counted import Counted, Note, counted
-from tests.support.driver import TOOLS_IMAGE, Service
-from tests.support.files import archive
-from tests.support.own_engine import OwnEngine
+from tests.support.fakes.counted import Counted, Note, counted
+from tests.support.tools.calls import CALLS
+from tests.support.tools.driver import TOOLS_IMAGE, Service
+from tests.support.tools.files import archive
+from tests.support.tools.own_engine import OwnEngine
 
 NAME = "passfs-counted-test"
 

@@ -9,7 +9,7 @@ import pytest
 from docker.models.containers import Container
 from docker.models.volumes import Volume
 
-from tests.support.driver import TRUST, Driver, execute, passfs
+from tests.support.tools.driver import TRUST, Driver, execute, passfs
 
 
 def test_a_dead_worker_is_replaced_by_the_next_mount(driver: Driver) -> None:

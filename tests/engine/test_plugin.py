@@ -13,9 +13,9 @@ import docker.errors
 import pytest
 
 from plugin.install.installation import TREE, environment, mount_sources, read_manifest
-from tests.support.driver import TOOLS_IMAGE, Driver, execute
-from tests.support.own_engine import OwnEngine
-from tests.support.registry import registry
+from tests.support.tools.driver import TOOLS_IMAGE, Driver, execute
+from tests.support.tools.own_engine import OwnEngine
+from tests.support.tools.registry import registry
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import mountinfo
-from tests.support.driver import Service
-from tests.support.podman import DRIVER, IMAGE, Podman
-from tests.support.processes import children
+from tests.support.tools.driver import Service
+from tests.support.tools.podman import DRIVER, IMAGE, Podman
+from tests.support.tools.processes import children
 
 pytestmark = pytest.mark.usefixtures("service")
 PROCESSES_END_S = 10.0

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from tests.support.driver import Driver
+from tests.support.tools.driver import Driver
 
 SETUP = """
 from setuptools import setup

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driver import INSTALL_S, TRUST, Driver, passfs
+from tests.support.tools.driver import INSTALL_S, TRUST, Driver, passfs
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh( foreground)?\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 from docker.models.containers import Container
 
-from tests.support.driver import OWN_HOST_NAME, Driver, on_host
-from tests.support.own_engine import OwnEngine
+from tests.support.tools.driver import OWN_HOST_NAME, Driver, on_host
+from tests.support.tools.own_engine import OwnEngine
 
 # A line a turn; the first that cannot be written ends it.
 WRITER = "while sleep 0.05; do echo beat >> /data/beats || exit 1; done"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driver import OWN_NAME, TOOLS_IMAGE, created
-from tests.support.own_engine import OwnEngine, own_engine, within
+from tests.support.tools.driver import OWN_NAME, TOOLS_IMAGE, created
+from tests.support.tools.own_engine import OwnEngine, own_engine, within
 
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
 TASKS_S = 90

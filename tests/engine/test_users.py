@@ -9,9 +9,9 @@ from pathlib import Path
 
 from plugin.install import daemon
 from plugin.install.installation import TREE, Installation, choose_settings, read_manifest
-from tests.support.driver import Driver, created, execute
-from tests.support.files import archive
-from tests.support.own_engine import (
+from tests.support.tools.driver import Driver, created, execute
+from tests.support.tools.files import archive
+from tests.support.tools.own_engine import (
     REMAPPED,
     ROOTLESS_USER,
     Kind,

@@ -11,8 +11,8 @@ import docker
 import docker.errors
 import pytest
 
-from tests.support.driver import Driver, execute
-from tests.support.files import archive
+from tests.support.tools.driver import Driver, execute
+from tests.support.tools.files import archive
 
 
 def test_two_commands_write_a_file_that_lies_on_the_host(driver: Driver) -> None:

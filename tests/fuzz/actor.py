@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.fuzz import tree
 from tests.fuzz.hands import Hands, Outcome
-from tests.support.callers import Caller
+from tests.support.tools.callers import Caller
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 20.0

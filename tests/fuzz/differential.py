@@ -20,9 +20,9 @@ from tests.fuzz.actor import Actor, acting
 from tests.fuzz.hands import Hands, Outcome
 from tests.fuzz.known import DIFFERENCES, Difference
 from tests.fuzz.mounts import Ways
-from tests.support.callers import MEMBER, ROOT, TEAM_GID, USER
-from tests.support.mounted import Mounted, mounted
-from tests.support.rings import switched_for
+from tests.support.tools.callers import MEMBER, ROOT, TEAM_GID, USER
+from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.rings import switched_for
 
 Step = tuple[object, ...]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.fuzz.hands import Outcome
 from tests.fuzz.mounts import Options, Ways
-from tests.support.callers import TEAM_GID
+from tests.support.tools.callers import TEAM_GID
 
 _LIBFUSE = Ways({"session": "libfuse"})
 _PASSED = Ways({"session": "kernel", "passthrough": "on"})

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from tests.fuzz import calls
 from tests.fuzz.differential import CALLERS, HOST, Ground
-from tests.support.callers import MEMBER, TEAM_GID, USER
+from tests.support.tools.callers import MEMBER, TEAM_GID, USER
 
 Strategy = st.SearchStrategy[Any]
 Handle = tuple[str, int]

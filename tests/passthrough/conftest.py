@@ -11,7 +11,7 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.identity.attributes import Entry
 from passthrough.linux import syscalls
 from passthrough.options.config import Config
-from tests.support.mounts import mounts_at
+from tests.support.tools.mounts import mounts_at
 
 
 @pytest.fixture

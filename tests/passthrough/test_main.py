@@ -11,7 +11,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.worker import fuse_mount
-from tests.support.mounts import mounts_at, options_at
+from tests.support.tools.mounts import mounts_at, options_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 30.0

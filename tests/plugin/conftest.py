@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import FakeEngine, Install
+from tests.support.fakes.engine import FakeEngine, Install
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """kill -9 of the plugin at every step of everything that it does.
 
-Between two of its moments (tests/support/steps.py) nothing changes outside of its memory, so that
+Between two of its moments (support/tools/steps.py) nothing changes outside of its memory, so that
 being killed at each of them stands for being killed at any time. The inside of a commit, which is
 SQLite's, is in test_registry.py.
 """
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from plugin.mounting.fd_store import KINDS
-from tests.support.manager import Manager
-from tests.support.service import START_S
-from tests.support.steps import STEPS, Mortal, Nest
+from tests.support.fakes.manager import Manager
+from tests.support.tools.service import START_S
+from tests.support.tools.steps import STEPS, Mortal, Nest
 
 DATA = "what its user has written"
 

@@ -17,11 +17,11 @@ from plugin.api import server
 from plugin.errors import CannotStart
 from plugin.mounting import detaching, spawner, worker
 from plugin.volumes.registry import Registry
-from tests.support.dockerd import settings
-from tests.support.hung import HungSource, waits
-from tests.support.processes import children
-from tests.support.records import record
-from tests.support.service import Service, request, started
+from tests.support.fakes.dockerd import settings
+from tests.support.fakes.hung import HungSource, waits
+from tests.support.tools.processes import children
+from tests.support.tools.records import record
+from tests.support.tools.service import Service, request, started
 
 
 @pytest.fixture

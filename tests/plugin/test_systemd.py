@@ -11,8 +11,8 @@ import pytest
 from passthrough.core import waiting
 from passthrough.session import thread_pool
 from plugin.mounting.fd_store import KINDS
-from tests.support.service import Service
-from tests.support.systemd import Systemd
+from tests.support.tools.service import Service
+from tests.support.tools.systemd import Systemd
 
 RESTARTS = [["restart"], ["kill", "--signal=KILL", "--kill-who=main"], ["restart"]]
 

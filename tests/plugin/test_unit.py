@@ -6,7 +6,7 @@ from pathlib import Path
 from plugin.admin.settings import Settings
 from plugin.api.listening import SOCKET_UMASK
 from plugin.mounting.fd_store import KINDS
-from tests.support.driver import SOCKET, UNIT, unit
+from tests.support.tools.driver import SOCKET, UNIT, unit
 
 
 def test_systemd_understands_the_units(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import fake_worker
-from tests.support.calls import CALLS, User
-from tests.support.dockerd import mounted, plugin
+from tests.support.fakes import worker
+from tests.support.fakes.dockerd import mounted, plugin
+from tests.support.tools.calls import CALLS, User
 
-SERVE = fake_worker.command("serve")
+SERVE = worker.command("serve")
 
 
 class Step(NamedTuple):

@@ -12,7 +12,7 @@ itself; `large` keeps a long test away from policies and callers that share its 
 expects a failure that is a fault of the product, on these columns, or on each mount if none is
 named. Only an AssertionError of the test counts, or what `raises=` names. A column that is not
 named has to pass. A test with mounts of its own has the parameter *column* in place of *place*.
-docs/architecture.md lists the faults (tests/support/faults.py).
+docs/architecture.md lists the faults (support/tools/faults.py).
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import ROOT, Caller
-from tests.support.columns import BY_ID, PLACES, Ground, Place
-from tests.support.disks import DISKS
-from tests.support.mounted import mounted
-from tests.support.rings import switched_for
+from tests.support.tools.callers import ROOT, Caller
+from tests.support.tools.columns import BY_ID, PLACES, Ground, Place
+from tests.support.tools.disks import DISKS
+from tests.support.tools.mounted import mounted
+from tests.support.tools.rings import switched_for
 
 TEST_LIMIT_S = 90.0
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")

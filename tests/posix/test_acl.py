@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.files import outcome
+from tests.support.tools.files import outcome
 
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20  # linux/posix_acl.h

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.files import noise, open_file
+from tests.support.tools.files import noise, open_file
 
 MEBIBYTE = 1 << 20
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import getdents64
-from tests.support.callers import OTHER, USER
-from tests.support.columns import FEW_DESCRIPTORS, Ground
-from tests.support.files import outcome
-from tests.support.listing import entries_of, listing
+from tests.support.tools.callers import OTHER, USER
+from tests.support.tools.columns import FEW_DESCRIPTORS, Ground
+from tests.support.tools.files import outcome
+from tests.support.tools.listing import entries_of, listing
 
 both_sessions = pytest.mark.columns("control", "kernel-auto", "libfuse-auto")
 with_few_descriptors = pytest.mark.columns(

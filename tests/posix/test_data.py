@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller, together
-from tests.support.files import noise, open_file
+from tests.support.tools.callers import Caller, together
+from tests.support.tools.files import noise, open_file
 
 PAGE_BYTES = mmap.PAGESIZE
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller, together
-from tests.support.listing import entries_of, listing
+from tests.support.tools.callers import Caller, together
+from tests.support.tools.listing import entries_of, listing
 
 MANY = 10_000
 SOME = 400  # several times what fits one reply to the kernel's smallest request

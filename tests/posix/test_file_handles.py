@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.files import outcome
+from tests.support.tools.files import outcome
 
 MAX_HANDLE_SZ = 128
 AT_FDCWD = -100

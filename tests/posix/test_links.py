@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.files import MAKERS, refused
+from tests.support.tools.files import MAKERS, refused
 
 SYMLINKS_MAX = 40
 

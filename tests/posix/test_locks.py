@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller, together
+from tests.support.tools.callers import Caller, together
 
 LOCK = struct.Struct(
     "=hhxxxxqqixxxx"

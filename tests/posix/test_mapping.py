@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller
-from tests.support.files import noise, open_file
+from tests.support.tools.callers import Caller
+from tests.support.tools.files import noise, open_file
 
 PAGE_BYTES = mmap.PAGESIZE
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller
+from tests.support.tools.callers import Caller
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from tests.support.files import MAKERS, refused
+from tests.support.tools.files import MAKERS, refused
 
 NAME_MAX_BYTES = 255
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.columns import Ground
-from tests.support.disks import FILES, LARGE_SUBMOUNT, LISTED, LOWER, SUBMOUNTS
-from tests.support.listing import entries_of, listing
+from tests.support.tools.columns import Ground
+from tests.support.tools.disks import FILES, LARGE_SUBMOUNT, LISTED, LOWER, SUBMOUNTS
+from tests.support.tools.listing import entries_of, listing
 
 FORGET_TRIES = 5
 FORGET_S = 0.1

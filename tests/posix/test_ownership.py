@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import setfsgid, setfsuid
-from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt, together
-from tests.support.files import MAKERS, owner
+from tests.support.tools.callers import (
+    MEMBER,
+    OTHER,
+    ROOT,
+    TEAM_GID,
+    USER,
+    Caller,
+    attempt,
+    together,
+)
+from tests.support.tools.files import MAKERS, owner
 
 pytestmark = pytest.mark.privileged
 

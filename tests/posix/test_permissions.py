@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import RENAME_EXCHANGE, renameat2
-from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt
-from tests.support.files import owner
+from tests.support.tools.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt
+from tests.support.tools.files import owner
 
 pytestmark = pytest.mark.privileged
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import Caller, together
+from tests.support.tools.callers import Caller, together
 
 PROGRAM_LIMIT_S = 60.0
 SECOND_NS = 1_000_000_000

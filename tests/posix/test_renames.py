@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
-from tests.support.callers import Caller
-from tests.support.files import refused
+from tests.support.tools.callers import Caller
+from tests.support.tools.files import refused
 
 
 def rename_with(flags: int, old: Path, new: Path) -> None:

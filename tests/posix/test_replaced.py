@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import ROOT
-from tests.support.files import outcome
+from tests.support.tools.callers import ROOT
+from tests.support.tools.files import outcome
 
 CHANGES = 300
 AT_LEAST_S, AT_MOST_S = 2.0, 10.0

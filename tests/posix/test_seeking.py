@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.files import outcome
+from tests.support.tools.files import outcome
 
 SIZE = 1 << 20
 START, LENGTH = 204_800, 100_000

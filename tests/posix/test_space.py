@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import ROOT, USER
-from tests.support.columns import BY_ID
-from tests.support.disks import MEBIBYTE, ext4
-from tests.support.files import outcome
-from tests.support.mounted import mounted
+from tests.support.tools.callers import ROOT, USER
+from tests.support.tools.columns import BY_ID
+from tests.support.tools.disks import MEBIBYTE, ext4
+from tests.support.tools.files import outcome
+from tests.support.tools.mounted import mounted
 
 FREED_S = 10.0
 POLL_S = 0.1
@@ -26,7 +26,7 @@ NAMES = 1_000
 NAME_BYTES = 200
 # Blocks that the journal or a directory may have taken meanwhile.
 SLACK_BLOCKS = 64
-# Many more pieces than a disk of tests/support/disks.py has free.
+# Many more pieces than a disk of tests/support/tools/disks.py has free.
 PIECE_BYTES, PIECES = 1 << 16, 600
 FREE_BLOCKS = 256
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import USER, Caller
+from tests.support.tools.callers import USER, Caller
 
 
 def test_fifo(directory: Path, caller: Caller) -> None:

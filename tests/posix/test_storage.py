@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import USER
-from tests.support.files import noise, open_file
+from tests.support.tools.callers import USER
+from tests.support.tools.files import noise, open_file
 
 BLOCK_BYTES = 4096  # a multiple of the logical block of any disk in use
 

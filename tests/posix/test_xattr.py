@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import USER, Caller
-from tests.support.files import refused
+from tests.support.tools.callers import USER, Caller
+from tests.support.tools.files import refused
 
 LARGE_BYTES = 3_000  # all attributes of a file share one block of 4 KiB on ext4
 

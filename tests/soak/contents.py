@@ -21,7 +21,7 @@ from tests.soak.own import (
     expect,
     opened,
 )
-from tests.support.callers import Caller
+from tests.support.tools.callers import Caller
 
 MOMENT_S = 10.0
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE

@@ -19,8 +19,8 @@ from tests.soak import fio, shared
 from tests.soak.contents import Actor
 from tests.soak.own import Shown
 from tests.soak.shared import Racer
-from tests.support.callers import MEMBER, OTHER, ROOT, USER, Call, Caller
-from tests.support.mounted import Mounted
+from tests.support.tools.callers import MEMBER, OTHER, ROOT, USER, Call, Caller
+from tests.support.tools.mounted import Mounted
 
 T = TypeVar("T")
 

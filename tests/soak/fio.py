@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.callers import Caller
+from tests.support.tools.callers import Caller
 
 LIMIT_S = 120.0
 SIZE = "1m"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tests.soak.crowd import forget
-from tests.support.mounted import Mounted, device_of
-from tests.support.processes import children
-from tests.support.rings import rings
+from tests.support.tools.mounted import Mounted, device_of
+from tests.support.tools.processes import children
+from tests.support.tools.rings import rings
 
 LIMIT_S = 30.0
 POLL_S = 0.2

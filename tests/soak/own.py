@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tests.fuzz import calls
-from tests.support.callers import Caller
+from tests.support.tools.callers import Caller
 
 MOST_FILES = 200
 MOST_DIRECTORIES = 24

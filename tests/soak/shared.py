@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tests.fuzz import calls
 from tests.soak.own import REMEMBERED_STEPS, WrongError, expect, opened
-from tests.support.callers import Caller
+from tests.support.tools.callers import Caller
 
 NAMES = tuple(f"n{number}" for number in range(8))
 INSIDE = ("n0/a", "n1/a", "n2/b")

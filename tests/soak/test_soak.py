@@ -31,8 +31,8 @@ from tests.fuzz import tree
 from tests.fuzz.differential import ALARMING
 from tests.soak.crowd import Lap, noting
 from tests.soak.holdings import Holdings, Memory, Watch
-from tests.support.mounted import mounted
-from tests.support.rings import switched_for
+from tests.support.tools.mounted import mounted
+from tests.support.tools.rings import switched_for
 
 SECONDS = float(os.environ.get("PASSFS_SOAK_SECONDS", "120"))
 SEED = os.environ.get("PASSFS_SOAK_SEED", "0")
@@ -81,7 +81,7 @@ def base() -> Iterator[Path]:
 def test_nothing_goes_wrong_and_nothing_is_left_over(base: Path, subject: str) -> None:
     with ExitStack() as stack:
         ours, theirs = map(stack.enter_context, socket.socketpair())
-        program = "tests.support.watched"
+        program = "tests.support.tools.watched"
         options = SUBJECTS[subject]
         given = (base, options, DESCRIPTORS)
         with switched_for(options):

@@ -20,7 +20,7 @@ from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
 from passthrough.linux import fdpath, syscalls
 from passthrough.options.config import CachePolicy, Config
-from tests.support.direct import CALLER, descriptors_below, fails, number_of
+from tests.support.tools.direct import CALLER, descriptors_below, fails, number_of
 
 MISSING = 0x7FFF_0000  # an inode number that nobody was given
 

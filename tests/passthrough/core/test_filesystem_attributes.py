@@ -13,7 +13,7 @@ from passthrough.identity.attributes import OMIT, Changes
 from passthrough.identity.idmap import Caller, ContainerId
 from passthrough.linux import syscalls
 from passthrough.options.config import Config
-from tests.support.direct import CALLER, caller, fails, listing, number_of
+from tests.support.tools.direct import CALLER, caller, fails, listing, number_of
 
 
 def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path) -> None:

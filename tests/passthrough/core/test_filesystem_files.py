@@ -13,7 +13,7 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
 from passthrough.options.config import Atime, Config
-from tests.support.direct import CALLER, caller, descriptor_of, fails, listing, number_of
+from tests.support.tools.direct import CALLER, caller, descriptor_of, fails, listing, number_of
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux.filecalls import LAST_BYTE, Lock
 from passthrough.options.config import Config
-from tests.support.direct import descriptors_below, fails, number_of
+from tests.support.tools.direct import descriptors_below, fails, number_of
 
 READ, WRITE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 ALICE, BOB, CAROL = 0xA11CE, 0xB0B, 0xCA201

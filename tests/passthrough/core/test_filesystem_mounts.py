@@ -16,7 +16,7 @@ from passthrough.linux import syscalls
 from passthrough.linux.errors import os_error
 from passthrough.options.config import Config
 from passthrough.worker import fuse_mount
-from tests.support.direct import descriptors_below, fails, listing
+from tests.support.tools.direct import descriptors_below, fails, listing
 
 LIMIT_S = 10.0
 

@@ -13,7 +13,7 @@ from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Entry
 from passthrough.linux import syscalls
 from passthrough.options.config import Config
-from tests.support.direct import CALLER, caller, fails, number_of
+from tests.support.tools.direct import CALLER, caller, fails, number_of
 
 
 def test_lookup_tells_what_the_host_says_and_for_how_long(source: Path) -> None:

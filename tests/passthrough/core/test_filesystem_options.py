@@ -14,7 +14,7 @@ from passthrough.core.handles import DirectFile, OpenFile
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
 from passthrough.options.config import Config
-from tests.support.direct import CALLER, fails, listing, number_of
+from tests.support.tools.direct import CALLER, fails, listing, number_of
 
 CHANGING: dict[str, Callable[[PassthroughFs, int], object]] = {
     "mknod": lambda fs, _: fs.mknod(ROOT, b"new", stat.S_IFREG | 0o600, 0, CALLER),

@@ -24,7 +24,7 @@ from passthrough.linux.filecalls import (
     FALLOC_FL_ZERO_RANGE,
 )
 from passthrough.options.config import Config, InodeFileHandles
-from tests.support.direct import CALLER, fails, number_of
+from tests.support.tools.direct import CALLER, fails, number_of
 
 BLOCK = 4096
 

@@ -14,7 +14,7 @@ from passthrough.core.inodes import ROOT
 from passthrough.core.listing import KIND_SHIFT
 from passthrough.options.cache_policy import timeouts
 from passthrough.options.config import CachePolicy, Config
-from tests.support.direct import number_of
+from tests.support.tools.direct import number_of
 
 Answers = dict[bytes, tuple[int, int, bool]]
 

@@ -9,7 +9,7 @@ import pytest
 
 from passthrough.core.handles import DirectFile, HandleTable, OpenFile
 from passthrough.core.listing import OpenDirectory
-from tests.support.direct import descriptors_below
+from tests.support.tools.direct import descriptors_below
 
 HANDLES: list[type[OpenFile] | type[OpenDirectory]] = [OpenFile, OpenDirectory]
 

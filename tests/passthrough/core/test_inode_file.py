@@ -17,7 +17,7 @@ from passthrough.core.inodes import ROOT
 from passthrough.core.listing import Record
 from passthrough.linux import syscalls
 from passthrough.options.config import Config, InodeFileHandles
-from tests.support.direct import caller, fails, listing, number_of
+from tests.support.tools.direct import caller, fails, listing, number_of
 
 LIMIT_S = 30.0
 CALLER = caller(0, 0)

@@ -22,7 +22,7 @@ from passthrough.core.inode_file import Inode
 from passthrough.core.inodes import ROOT, InodeTable
 from passthrough.linux import fdpath
 from passthrough.options.config import InodeFileHandles
-from tests.support.direct import descriptor_of, descriptors_below
+from tests.support.tools.direct import descriptor_of, descriptors_below
 
 DEVICE_BIT = 47
 COUNTED = 1 << 55

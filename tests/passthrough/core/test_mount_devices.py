@@ -14,7 +14,7 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.linux import syscalls
 from passthrough.options.config import Config, InodeFileHandles
-from tests.support.direct import listing, number_of
+from tests.support.tools.direct import listing, number_of
 
 MS_BIND = 4096
 MS_REMOUNT = 32

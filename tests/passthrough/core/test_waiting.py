@@ -11,7 +11,7 @@ import pytest
 
 from passthrough.core import waiting
 from passthrough.core.waiting import Wait, Waits
-from tests.support.direct import fails
+from tests.support.tools.direct import fails
 
 PATIENCE_S = 20.0
 

@@ -18,10 +18,10 @@ from passthrough.identity.idmap import Caller, ContainerId
 from passthrough.linux import syscalls
 from passthrough.options.config import Config, Squash
 from passthrough.options.values import Range
-from tests.support.callers import MEMBER, TEAM_GID, USER, attempt
-from tests.support.direct import caller, fails, listing, number_of
-from tests.support.files import owner
-from tests.support.mounted import mounted
+from tests.support.tools.callers import MEMBER, TEAM_GID, USER, attempt
+from tests.support.tools.direct import caller, fails, listing, number_of
+from tests.support.tools.files import owner
+from tests.support.tools.mounted import mounted
 
 MAPPED = Config(map_uid=(Range(0, 100_000, 1000),), map_gid=(Range(0, 200_000, 1000),))
 INSIDE, OUTSIDE = caller(7, 8), caller(7, 5000)

@@ -27,8 +27,8 @@ from passthrough.identity.idmap import HostId, HostIds
 from passthrough.identity.powerless import Powerless, as_itself
 from passthrough.linux import syscalls
 from passthrough.options.config import Config, Squash
-from tests.support.callers import Call
-from tests.support.direct import caller
+from tests.support.tools.callers import Call
+from tests.support.tools.direct import caller
 
 LIMIT_S = 30.0
 ANONYMOUS = HostIds(HostId(41_001), HostId(41_002))

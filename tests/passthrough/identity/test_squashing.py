@@ -22,7 +22,7 @@ from passthrough.identity.squashing import (
 )
 from passthrough.options.config import Config, Squash
 from passthrough.options.values import Range
-from tests.support.direct import caller
+from tests.support.tools.direct import caller
 
 NOT_REQUESTS = {"asked_by", "open_for_writing", "tell_lost_privileges"}
 ANONYMOUS = HostIds(HostId(70), HostId(80))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from passthrough.linux import memory
-from tests.support.mounted import REPOSITORY
+from tests.support.tools.mounted import REPOSITORY
 
 PIECE = 4000  # bytes: the C library's to allocate, and none of them by mmap(2)
 PIECES = 20_000

@@ -15,10 +15,10 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.options.config import Config, Session
-from tests.support.callers import ROOT
-from tests.support.files import noise
-from tests.support.inside import probe
-from tests.support.keeper import Keeper, on_mount
+from tests.support.fakes.keeper import Keeper, on_mount
+from tests.support.tools.callers import ROOT
+from tests.support.tools.files import noise
+from tests.support.tools.inside import probe
 
 SWAPS = 400
 NULL_DEVICE = os.makedev(1, 3)
@@ -64,7 +64,7 @@ def served(
     keeper = Keeper(
         *(source, mountpoint, tmp_path / "stderr"),
         config=Config(session=request.param),
-        module="tests.support.inside",
+        module="tests.support.tools.inside",
     )
     keeper.serve()
     yield mountpoint

@@ -19,7 +19,7 @@ import pytest
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.options.config import Config, InodeFileHandles
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.mounted import Mounted, mounted
 
 FILES = int(os.environ.get("PASSFS_MANY_FILES", "100000"))
 # As many as one FORGET may name, so that every buffer has been used to the full before.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import ROOT, USER, attempt
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.callers import ROOT, USER, attempt
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 ZERO_DEVICE = os.makedev(1, 5)

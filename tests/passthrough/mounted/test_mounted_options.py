@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from tests.support.files import noise, refused
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.files import noise, refused
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 MS_REMOUNT = 32  # mount(2)

@@ -23,11 +23,11 @@ import pytest
 from passthrough.options.config import Config, Squash
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover
-from tests.support.callers import OTHER, Call, Caller, attempt, together
-from tests.support.files import owner
-from tests.support.mounted import Mounted, mounted
-from tests.support.mounts import options_at
-from tests.support.rights import (
+from tests.support.tools.callers import OTHER, Call, Caller, attempt, together
+from tests.support.tools.files import owner
+from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.mounts import options_at
+from tests.support.tools.rights import (
     ANONYMOUS,
     DIRECTORIES,
     DIRECTORY_OPERATIONS,

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from passthrough.linux import syscalls
-from tests.support.callers import ROOT, USER, Caller
-from tests.support.files import owner, refused
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.callers import ROOT, USER, Caller
+from tests.support.tools.files import owner, refused
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 AT_FDCWD = -100

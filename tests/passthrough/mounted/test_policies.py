@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import RENAME_WHITEOUT, renameat2
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30
 

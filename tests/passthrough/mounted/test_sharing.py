@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.files import refused
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.files import refused
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 EVENTS = 0xFFF  # IN_ALL_EVENTS, inotify(7)

@@ -13,8 +13,8 @@ from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
 from passthrough.linux import filecalls, syscalls
 from passthrough.options.config import Config, Submounts
-from tests.support.direct import CALLER, listing, number_of
-from tests.support.mounted import mounted
+from tests.support.tools.direct import CALLER, listing, number_of
+from tests.support.tools.mounted import mounted
 
 MS_BIND = 4096
 LIMIT_S = 60.0

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from tests.support.callers import ROOT, Caller
-from tests.support.files import owner
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.callers import ROOT, Caller
+from tests.support.tools.files import owner
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 HOST_UID, HOST_GID = 100_000, 200_000

@@ -20,8 +20,8 @@ from passthrough.options.cache_policy import Cache
 from passthrough.options.config import Config
 from passthrough.session import libfuse
 from passthrough.session.libfuse import LibfuseOperations
-from tests.support.direct import CALLER
-from tests.support.requests import CONTEXT, Recording, operations, request
+from tests.support.tools.direct import CALLER
+from tests.support.tools.requests import CONTEXT, Recording, operations, request
 
 FIELDS = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
 

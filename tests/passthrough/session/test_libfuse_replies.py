@@ -19,7 +19,7 @@ from passthrough.core.listing import Record
 from passthrough.identity.attributes import Attributes, Entry
 from passthrough.linux.syscalls import RENAME_WHITEOUT
 from passthrough.options.config import CachePolicy, Config
-from tests.support.requests import CONTEXT, Recording, operations, request
+from tests.support.tools.requests import CONTEXT, Recording, operations, request
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from tests.support.callers import USER, Caller
-from tests.support.files import noise, refused
-from tests.support.mounted import Mounted, mounted
+from tests.support.tools.callers import USER, Caller
+from tests.support.tools.files import noise, refused
+from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 60.0
 CALLERS = [Caller(f"caller-{number}", 42_000 + number, 43_000 + number) for number in range(4)]

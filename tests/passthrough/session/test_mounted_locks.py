@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import ROOT, Call, together
-from tests.support.mounted import Mounted, mounted
-from tests.support.pids import threads_limited
-from tests.support.rings import switched_for
+from tests.support.tools.callers import ROOT, Call, together
+from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.pids import threads_limited
+from tests.support.tools.rings import switched_for
 
 LIMIT_S = 60.0
 MORE_THREADS = 3

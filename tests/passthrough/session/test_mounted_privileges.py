@@ -19,9 +19,9 @@ from typing import NamedTuple
 import pytest
 
 from passthrough.linux import filecalls
-from tests.support.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller
-from tests.support.mounted import mounted
-from tests.support.rings import switched_for
+from tests.support.tools.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller
+from tests.support.tools.mounted import mounted
+from tests.support.tools.rings import switched_for
 
 LIMIT_S = 120.0
 BLOCK = 4096

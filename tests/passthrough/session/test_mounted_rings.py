@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import kernel_features, syscalls
-from tests.support.files import noise
-from tests.support.mounted import ABORT, Mounted, mounted
-from tests.support.rings import rings, switched_for, switched_on
+from tests.support.tools.files import noise
+from tests.support.tools.mounted import ABORT, Mounted, mounted
+from tests.support.tools.rings import rings, switched_for, switched_on
 
 LIMIT_S = 60.0
 SOON_S = 10.0

@@ -22,8 +22,8 @@ from passthrough.session.channel import MAX_WRITE
 from passthrough.session.handlers.table import HANDLERS
 from passthrough.session.negotiation import FEATURES, REQUIRED, Offer, ProtocolError, agree
 from passthrough.session.session import Session
-from tests.support.direct import fails
-from tests.support.kernel import EVERYTHING, FakeChannel, message
+from tests.support.fakes.kernel import EVERYTHING, FakeChannel, message
+from tests.support.tools.direct import fails
 
 NEW = Offer(abi.MAJOR, abi.MINOR, 131_072, EVERYTHING)
 KERNEL = SessionName.KERNEL

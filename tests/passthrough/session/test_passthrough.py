@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.callers import USER
-from tests.support.files import noise, refused
-from tests.support.mounted import REPOSITORY, Mounted, command, mounted
+from tests.support.tools.callers import USER
+from tests.support.tools.files import noise, refused
+from tests.support.tools.mounted import REPOSITORY, Mounted, command, mounted
 
 LIMIT_S = 60.0
 BLOCK = 4096

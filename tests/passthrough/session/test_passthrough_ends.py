@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from passthrough.session.backing import Backings
-from tests.support.callers import MEMBER, ROOT, USER, together
-from tests.support.kernel import FakeChannel
-from tests.support.mounted import Mounted, mounted
-from tests.support.mounts import mounted_on
+from tests.support.fakes.kernel import FakeChannel
+from tests.support.tools.callers import MEMBER, ROOT, USER, together
+from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.mounts import mounted_on
 
 LIMIT_S = 100.0
 SEEDS = range(4)

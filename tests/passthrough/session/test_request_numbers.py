@@ -19,9 +19,9 @@ from passthrough.linux.filecalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOL
 from passthrough.options.config import Config, Session as SessionName
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
-from tests.support.bodies import BODIES, WITHOUT_ANSWER
-from tests.support.direct import CALLER, number_of
-from tests.support.kernel import Kernel, text
+from tests.support.fakes.kernel import Kernel, text
+from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER
+from tests.support.tools.direct import CALLER, number_of
 
 LARGE = [(1 << bits) + more for bits in (31, 32, 62, 63, 64) for more in (-1, 0, 1)]
 BITS = {"H": 16, "I": 32, "Q": 64, "i": 32, "q": 64}

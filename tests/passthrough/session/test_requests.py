@@ -15,10 +15,18 @@ from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
 from passthrough.session.channel import DeviceChannel
 from passthrough.session.handlers.table import HANDLERS
-from tests.support.bodies import BODIES, READ, WITHOUT_ANSWER, WITHOUT_OPERATION
-from tests.support.direct import CALLER, number_of
-from tests.support.kernel import Kernel, attributes, entry, listed, message, opcode_names, text
-from tests.support.requests import Recording
+from tests.support.fakes.kernel import (
+    Kernel,
+    attributes,
+    entry,
+    listed,
+    message,
+    opcode_names,
+    text,
+)
+from tests.support.tools.bodies import BODIES, READ, WITHOUT_ANSWER, WITHOUT_OPERATION
+from tests.support.tools.direct import CALLER, number_of
+from tests.support.tools.requests import Recording
 
 
 @pytest.fixture

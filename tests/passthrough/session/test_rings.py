@@ -10,8 +10,8 @@ from passthrough.session.channel import MAX_WRITE
 from passthrough.session.request import MalformedError
 from passthrough.session.rings import RingChannel
 from passthrough.session.uring import Ring
-from tests.support.kernel import FakeChannel, message
-from tests.support.rings import FakeRing, apart
+from tests.support.fakes.kernel import FakeChannel, message
+from tests.support.tools.rings import FakeRing, apart
 
 FUSE_FD, QUEUE = 7, 3
 REGISTER, COMMIT_AND_FETCH = 1, 2

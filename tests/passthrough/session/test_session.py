@@ -24,9 +24,9 @@ from passthrough.options.effective import decide
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
 from passthrough.session.handlers.table import HANDLERS
-from tests.support.bodies import BODIES, WITHOUT_ANSWER, WITHOUT_OPERATION
-from tests.support.kernel import Kernel, message, text
-from tests.support.requests import Recording
+from tests.support.fakes.kernel import Kernel, message, text
+from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER, WITHOUT_OPERATION
+from tests.support.tools.requests import Recording
 
 ASKED = sorted(set(BODIES) - WITHOUT_ANSWER - WITHOUT_OPERATION)
 

@@ -18,7 +18,7 @@ from passthrough.session.session import Session
 from passthrough.session.thread_pool import _CALM_LOOKS, _KEPT, _RESERVE, Crew
 from passthrough.session.thread_slots import _MOST_PASS_S, LOOK_S, QUIET_LOOKS, SLOW_LOOKS
 from passthrough.session.wire import FIXED
-from tests.support.kernel import START, FakeChannel, message
+from tests.support.fakes.kernel import START, FakeChannel, message
 
 LIMIT_S = 20.0
 NUDGE = 1_000_000

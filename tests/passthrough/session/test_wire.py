@@ -11,8 +11,8 @@ from passthrough.identity.attributes import Attributes, Entry
 from passthrough.identity.idmap import ContainerId, ContainerIds
 from passthrough.session import wire
 from passthrough.session.abi import Opcode
-from tests.support.direct import fails
-from tests.support.kernel import attributes, entry
+from tests.support.fakes.kernel import attributes, entry
+from tests.support.tools.direct import fails
 
 # sizeof() of each structure of linux/fuse.h.
 SIZES = {

@@ -12,7 +12,7 @@ import pytest
 from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.config import Atime, Config
 from passthrough.worker import fuse_mount
-from tests.support.mounts import mounts_at, options_at
+from tests.support.tools.mounts import mounts_at, options_at
 
 LIMIT_S = 20.0
 # enum fuse_opcode, linux/fuse.h; INIT is the first request on every mount.

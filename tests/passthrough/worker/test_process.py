@@ -10,10 +10,10 @@ import pytest
 from passthrough.options.config import Config, InodeFileHandles, Sandbox, Session
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover, encode
-from tests.support.callers import ROOT as ROOT_USER
-from tests.support.direct import descriptors_below
-from tests.support.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
-from tests.support.mounts import mounted_on, mounts_at
+from tests.support.fakes.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
+from tests.support.tools.callers import ROOT as ROOT_USER
+from tests.support.tools.direct import descriptors_below
+from tests.support.tools.mounts import mounted_on, mounts_at
 
 
 @pytest.fixture(params=[Session.KERNEL, Session.LIBFUSE])

@@ -17,13 +17,13 @@ from passthrough.linux import mountinfo, privileges, syscalls
 from passthrough.options.config import Config, InodeFileHandles, Sandbox
 from passthrough.worker import sandbox, seccomp
 from passthrough.worker.handover import encode
-from tests.support.callers import ROOT
-from tests.support.driver import unit
-from tests.support.inside import PROBES, probe
-from tests.support.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
-from tests.support.mounts import mounted_on, mounts_at
+from tests.support.fakes.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
+from tests.support.tools.callers import ROOT
+from tests.support.tools.driver import unit
+from tests.support.tools.inside import PROBES, probe
+from tests.support.tools.mounts import mounted_on, mounts_at
 
-INSIDE = "tests.support.inside"
+INSIDE = "tests.support.tools.inside"
 CAP_SYS_PTRACE = 19  # capabilities(7)
 CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)
 MS_BIND = 1 << 12  # mount(2)
@@ -345,7 +345,7 @@ def test_nothing_is_imported_or_read_from_the_volume(
         below = source / place.relative_to("/")
         below.mkdir(parents=True, exist_ok=True)
         (below / "planted.py").write_text("raise SystemExit('planted')")
-    for module in ("tests/support/inside.py", "passthrough/session/libfuse.py"):
+    for module in ("tests/support/tools/inside.py", "passthrough/session/libfuse.py"):
         path = source / REPOSITORY.relative_to("/") / module
         path.parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(path)

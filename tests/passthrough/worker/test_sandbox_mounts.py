@@ -11,7 +11,7 @@ import pytest
 from passthrough.linux import mountinfo, syscalls
 from passthrough.linux.mountinfo import FSTYPE
 from passthrough.worker import fuse_mount
-from tests.support.keeper import LIMIT_S, Keeper, on_mount
+from tests.support.fakes.keeper import LIMIT_S, Keeper, on_mount
 
 MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
 

@@ -17,7 +17,7 @@ from passthrough.worker.seccomp import (
     REFUSED,
     Numbers,
 )
-from tests.support.bpf import verdict
+from tests.support.fakes.bpf import verdict
 
 ALLOW, EPERM, ENOSYS = 0x7FFF_0000, 0x0005_0001, 0x0005_0026
 OWN, OTHER, UPPER = 4711, 4712, 1 << 32

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dockerd import plugin
-from tests.support.fake_worker import command
+from tests.support.fakes.dockerd import plugin
+from tests.support.fakes.worker import command
 
 SERVE = command("serve")
 NOT_ALLOWED = "lies in none of the directories that the administrator of this plugin allows"

@@ -11,10 +11,10 @@ import pytest
 
 from passthrough.linux import syscalls
 from plugin.admin.host import HERE, path_on_host, processes
-from tests.support.dockerd import plugin
-from tests.support.fake_worker import command
-from tests.support.mounts import MS_BIND, bound, mounted_on
-from tests.support.service import Service
+from tests.support.fakes.dockerd import plugin
+from tests.support.fakes.worker import command
+from tests.support.tools.mounts import MS_BIND, bound, mounted_on
+from tests.support.tools.service import Service
 
 SERVE = command("serve")
 PROC = Path("/proc")

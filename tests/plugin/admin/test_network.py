@@ -11,8 +11,8 @@ import pytest
 from passthrough.linux import mountinfo, syscalls
 from passthrough.options.config import OptionError, parse_options
 from plugin.admin import network
-from tests.support.dockerd import plugin
-from tests.support.fake_worker import command
+from tests.support.fakes.dockerd import plugin
+from tests.support.fakes.worker import command
 
 NFS, EXT4 = 0x6969, 0xEF53
 SERVE = command("serve")

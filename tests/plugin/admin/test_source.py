@@ -11,7 +11,7 @@ from passthrough.options.config import Config
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.admin.source import Host
 from plugin.errors import InvalidOption
-from tests.support.mounts import mounted_on
+from tests.support.tools.mounts import mounted_on
 
 MS_BIND, MS_PRIVATE, MS_SHARED = 4096, 1 << 18, 1 << 20
 EXPECTED = "; expected the absolute path of an existing directory on the host, without '..'"

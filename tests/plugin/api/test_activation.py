@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.support.hung import HungSource, waits
-from tests.support.mounts import mounted_on
-from tests.support.service import Service, started
+from tests.support.fakes.hung import HungSource, waits
+from tests.support.tools.mounts import mounted_on
+from tests.support.tools.service import Service, started
 
 LIMIT_S = 0.1
 VOLUMES = 500

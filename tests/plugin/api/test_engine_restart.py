@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from plugin.api.engine_restart import GREETING_S, Greetings
-from tests.support.dockerd import settings
-from tests.support.service import START_S, Service, started
+from tests.support.fakes.dockerd import settings
+from tests.support.tools.service import START_S, Service, started
 
 
 @pytest.fixture

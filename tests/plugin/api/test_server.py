@@ -21,8 +21,8 @@ from plugin.errors import CannotStart, MountFailed
 from plugin.mounting.keeper import Keeper
 from plugin.protocol import CONTENT_TYPE
 from plugin.volumes.driver import Driver
-from tests.support.dockerd import HEADERS, Answer, Dockerd, plugin, settings
-from tests.support.fake_worker import command
+from tests.support.fakes.dockerd import HEADERS, Answer, Dockerd, plugin, settings
+from tests.support.fakes.worker import command
 
 SERVE = command("serve")
 NEEDS_A_BODY = [path for path, verb in VERBS.items() if verb.request.__struct_fields__]

@@ -9,7 +9,7 @@ import pytest
 
 from plugin.install import daemon
 from plugin.install.installation import InstallationError
-from tests.support.engine import FakeEngine, Install
+from tests.support.fakes.engine import FakeEngine, Install
 
 REMAPPED: dict[str, Any] = {
     "OSType": "linux",

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from plugin.__main__ import app
 from plugin.install import engine
 from plugin.install.installation import CONTEXT, TREE, Installation, InstallationError
-from tests.support.engine import (
+from tests.support.fakes.engine import (
     BASE,
     FakeEngine,
     Install,

@@ -9,7 +9,7 @@ import pytest
 
 from plugin.install import engine
 from plugin.install.installation import TREE, Installation, InstallationError, check_name, digest
-from tests.support.engine import BASE, FakeEngine, Install, container
+from tests.support.fakes.engine import BASE, FakeEngine, Install, container
 
 PEM = "-----BEGIN CERTIFICATE-----\n"
 

@@ -12,8 +12,8 @@ from plugin.install import engine
 from plugin.install.installation import Installation, InstallationError
 from plugin.volume import Record, VolumeName
 from plugin.volumes import database, registry
-from tests.support.engine import FakeEngine, Install
-from tests.support.records import record
+from tests.support.fakes.engine import FakeEngine, Install
+from tests.support.tools.records import record
 
 
 @pytest.mark.parametrize("verb", ["configure", "enable"])

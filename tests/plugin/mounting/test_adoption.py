@@ -1,6 +1,6 @@
 """A restart of the service: workers and mounts go on, and the next plugin takes them over.
 
-The service manager is tests/support/manager.py, everything else is real.
+The service manager is tests/support/fakes/manager.py, everything else is real.
 """
 
 import os
@@ -23,10 +23,10 @@ from plugin.mounting.fd_store import KINDS
 from plugin.mounting.mountpoints import by_target
 from plugin.volume import Served, VolumeName
 from plugin.volumes.registry import Registry
-from tests.support.manager import Manager
-from tests.support.mounts import mounts_at
-from tests.support.records import record
-from tests.support.service import Service, request, started
+from tests.support.fakes.manager import Manager
+from tests.support.tools.mounts import mounts_at
+from tests.support.tools.records import record
+from tests.support.tools.service import Service, request, started
 
 END_S = 10.0
 ENDS = pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])

@@ -14,8 +14,8 @@ import pytest
 
 from plugin.mounting import fd_store as manager_module
 from plugin.mounting.fd_store import Inherited, Store, inherited
-from tests.support.manager import Manager
-from tests.support.service import RUN, START_S, Service
+from tests.support.fakes.manager import Manager
+from tests.support.tools.service import RUN, START_S, Service
 
 
 @contextmanager

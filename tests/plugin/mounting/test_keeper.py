@@ -14,11 +14,11 @@ from plugin.errors import CannotStart
 from plugin.mounting import worker as worker_module
 from plugin.mounting.keeper import Keeper, keeping
 from plugin.volume import VolumeName
-from tests.support.dockerd import mounted
-from tests.support.fake_worker import command
-from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
-from tests.support.processes import workers
-from tests.support.rings import switched_on
+from tests.support.fakes.dockerd import mounted
+from tests.support.fakes.worker import command
+from tests.support.tools.orders import DIRECTORY, NAME, SERVE, in_thread, order
+from tests.support.tools.processes import workers
+from tests.support.tools.rings import switched_on
 
 
 async def lose_worker(keeper: Keeper, source: Path, config: Config | None = None) -> str:

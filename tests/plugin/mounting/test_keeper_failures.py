@@ -23,10 +23,10 @@ from plugin.mounting import detaching, mountpoints
 from plugin.mounting.fd_store import Inherited
 from plugin.mounting.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.reserve import HiddenReserve
-from tests.support.dockerd import mounted
-from tests.support.fake_worker import command
-from tests.support.orders import DIRECTORY, NAME, SERVE, in_thread, order
-from tests.support.processes import workers
+from tests.support.fakes.dockerd import mounted
+from tests.support.fakes.worker import command
+from tests.support.tools.orders import DIRECTORY, NAME, SERVE, in_thread, order
+from tests.support.tools.processes import workers
 
 
 async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source: Path) -> None:

@@ -19,12 +19,12 @@ from passthrough.worker.fuse_mount import unmount
 from plugin.mounting import detaching, mountpoints
 from plugin.mounting.keeper import Keeper, keeping
 from plugin.volume import VolumeName
-from tests.support.dockerd import mounted
-from tests.support.fake_worker import command
-from tests.support.mounts import mounted_on
-from tests.support.orders import SERVE, order
-from tests.support.processes import workers
-from tests.support.service import Service
+from tests.support.fakes.dockerd import mounted
+from tests.support.fakes.worker import command
+from tests.support.tools.mounts import mounted_on
+from tests.support.tools.orders import SERVE, order
+from tests.support.tools.processes import workers
+from tests.support.tools.service import Service
 
 MOUNTS = 500
 CALLERS = 4

@@ -15,8 +15,8 @@ import trio
 from passthrough.options.config import Session
 from plugin.mounting import spawner
 from plugin.mounting.spawner import UNKNOWN, Forked, forking
-from tests.support.fake_worker import command
-from tests.support.processes import children, workers
+from tests.support.fakes.worker import command
+from tests.support.tools.processes import children, workers
 
 AT_ONCE = 50
 

@@ -14,8 +14,8 @@ from passthrough.worker.handover import Handover
 from plugin.errors import MountFailed
 from plugin.mounting.spawner import forking
 from plugin.mounting.worker import Worker
-from tests.support.fake_worker import command
-from tests.support.orders import NAME
+from tests.support.fakes.worker import command
+from tests.support.tools.orders import NAME
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import trio
 from hypothesis import given, strategies as st
 
 from plugin.volume import Event, Volume
-from tests.support.dockerd import Dockerd, mounted, plugin
-from tests.support.fake_worker import command
-from tests.support.manager import Manager
-from tests.support.records import record
-from tests.support.service import started
+from tests.support.fakes.dockerd import Dockerd, mounted, plugin
+from tests.support.fakes.manager import Manager
+from tests.support.fakes.worker import command
+from tests.support.tools.records import record
+from tests.support.tools.service import started
 
 SERVE = command("serve")
 KILLED = "volume vol: worker [0-9]+ was killed by SIGKILL"

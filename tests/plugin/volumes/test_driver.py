@@ -15,10 +15,10 @@ from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
 from plugin.volumes.driver import Driver
 from plugin.volumes.registry import Registry
-from tests.support.dockerd import Dockerd, mounted, plugin, settings
-from tests.support.fake_worker import command
-from tests.support.mounts import mounted_on
-from tests.support.records import record
+from tests.support.fakes.dockerd import Dockerd, mounted, plugin, settings
+from tests.support.fakes.worker import command
+from tests.support.tools.mounts import mounted_on
+from tests.support.tools.records import record
 
 SERVE = command("serve")
 

@@ -19,8 +19,8 @@ from plugin.mounting.keeper import MOUNT_DEADLINE_S
 from plugin.mounting.spawner import COMMAND
 from plugin.mounting.worker import KILL_GRACE_S
 from plugin.volumes.volume_locks import DEADLINES_S, SOURCE_DEADLINE_S
-from tests.support.dockerd import Dockerd, mounted, plugin
-from tests.support.fake_worker import command
+from tests.support.fakes.dockerd import Dockerd, mounted, plugin
+from tests.support.fakes.worker import command
 
 SERVE = command("serve")
 # The shortest that an administrator may be expected to set, with something to spare.

@@ -15,8 +15,8 @@ import pytest
 from passthrough.linux import syscalls
 from plugin import reserve
 from plugin.reserve import HiddenReserve, LastingReserve
-from tests.support.mounts import bound
-from tests.support.service import Service
+from tests.support.tools.mounts import bound
+from tests.support.tools.service import Service
 
 SMALL_BYTES = 24 << 20
 SMALL_INODES = 400

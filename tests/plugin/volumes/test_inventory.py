@@ -11,9 +11,9 @@ from plugin.admin.policy import Policy
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
 from plugin.volumes.storage import Storage
-from tests.support.dockerd import plugin
-from tests.support.fake_worker import command
-from tests.support.records import record
+from tests.support.fakes.dockerd import plugin
+from tests.support.fakes.worker import command
+from tests.support.tools.records import record
 
 SERVE = command("serve")
 OWNER = (100000, 100001)

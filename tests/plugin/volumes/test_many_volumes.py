@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from plugin.volumes.registry import Registry
-from tests.support.dockerd import plugin, settings
-from tests.support.fake_worker import command
-from tests.support.service import Service, request, started
+from tests.support.fakes.dockerd import plugin, settings
+from tests.support.fakes.worker import command
+from tests.support.tools.service import Service, request, started
 
 VOLUMES = 10_000
 LISTS_AT_ONCE = 4

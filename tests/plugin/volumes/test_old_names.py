@@ -11,11 +11,11 @@ from hypothesis import given, strategies as st
 
 from plugin.volumes import registry
 from plugin.volumes.old_names import directory_of
-from tests.support.dockerd import mounted, plugin
-from tests.support.fake_worker import command
-from tests.support.manager import Manager
-from tests.support.orders import in_thread
-from tests.support.service import started
+from tests.support.fakes.dockerd import mounted, plugin
+from tests.support.fakes.manager import Manager
+from tests.support.fakes.worker import command
+from tests.support.tools.orders import in_thread
+from tests.support.tools.service import started
 
 SERVE = command("serve")
 

@@ -14,10 +14,10 @@ import trio
 
 from plugin.errors import RegistryFailed
 from plugin.volumes.registry import FILE_NAME, Registry
-from tests.support.dockerd import Dockerd, mounted, plugin
-from tests.support.fake_worker import command
-from tests.support.mounts import bound
-from tests.support.orders import in_thread
+from tests.support.fakes.dockerd import Dockerd, mounted, plugin
+from tests.support.fakes.worker import command
+from tests.support.tools.mounts import bound
+from tests.support.tools.orders import in_thread
 
 SERVE = command("serve")
 ENDED = "the plugin has ended while it was mounted; "

@@ -20,7 +20,7 @@ from plugin.errors import CannotStart, RegistryFailed
 from plugin.volume import FileName, Record, Served, VolumeName
 from plugin.volumes import registry
 from plugin.volumes.registry import Registry
-from tests.support.records import record
+from tests.support.tools.records import record
 
 
 def names(data_dir: Path) -> list[str]:
@@ -406,7 +406,7 @@ import os, sys
 from pathlib import Path
 from plugin.volumes.registry import Registry
 from plugin.volume import Served
-from tests.support.records import record
+from tests.support.tools.records import record
 
 def say(text):
     os.write(1, text.encode())

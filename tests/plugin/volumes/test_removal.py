@@ -14,9 +14,9 @@ from plugin.api.server import prepared, serve
 from plugin.errors import RegistryFailed
 from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
-from tests.support.dockerd import Dockerd, mounted, plugin, settings
-from tests.support.mounts import bound
-from tests.support.orders import in_thread
+from tests.support.fakes.dockerd import Dockerd, mounted, plugin, settings
+from tests.support.tools.mounts import bound
+from tests.support.tools.orders import in_thread
 
 
 class Place(NamedTuple):

@@ -13,8 +13,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.dockerd import Connection, Dockerd, mounted, plugin
-from tests.support.fake_worker import command
+from tests.support.fakes.dockerd import Connection, Dockerd, mounted, plugin
+from tests.support.fakes.worker import command
 
 MOUNT = "/VolumeDriver.Mount"
 BODY = b'{"Name": "vol", "ID": "a"}'

@@ -14,9 +14,9 @@ from plugin.admin.source import Host
 from plugin.errors import InvalidOption
 from plugin.volumes.source_check import LOOKS
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S
-from tests.support.dockerd import Dockerd, plugin
-from tests.support.fake_worker import command
-from tests.support.mounts import mounted_on
+from tests.support.fakes.dockerd import Dockerd, plugin
+from tests.support.fakes.worker import command
+from tests.support.tools.mounts import mounted_on
 
 MS_PRIVATE, MS_SHARED = 1 << 18, 1 << 20  # mount(2)
 SERVE = command("serve")

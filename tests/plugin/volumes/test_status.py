@@ -11,7 +11,7 @@ from plugin.admin.policy import Policy
 from plugin.mounting.keeper import Keeper
 from plugin.volume import Event, FileName, Volume, VolumeName
 from plugin.volumes.status import Status
-from tests.support.records import record
+from tests.support.tools.records import record
 
 
 class Serving:

@@ -13,8 +13,8 @@ from passthrough.linux import syscalls
 from plugin.errors import StorageFailed, VolumeInUse
 from plugin.volume import LONGEST_NAME, FileName, Record, VolumeName
 from plugin.volumes.storage import Storage
-from tests.support.mounts import bound
-from tests.support.records import record
+from tests.support.tools.mounts import bound
+from tests.support.tools.records import record
 
 DATA = record("data")
 

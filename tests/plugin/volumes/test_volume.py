@@ -15,7 +15,7 @@ from plugin.volume import (
     file_name,
     volume_name,
 )
-from tests.support.records import record
+from tests.support.tools.records import record
 
 
 @pytest.fixture

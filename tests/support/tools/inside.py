@@ -21,7 +21,7 @@ from pathlib import Path
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux import privileges, syscalls
 from passthrough.worker import fuse_mount, process
-from tests.support.callers import ROOT
+from tests.support.tools.callers import ROOT
 
 PREFIX = b"user.inside."
 PROBE_LIMIT_S = 10.0

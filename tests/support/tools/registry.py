@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.own_engine import within
+from tests.support.tools.own_engine import within
 
 COMMAND = os.environ.get("PASSFS_TEST_REGISTRY", "docker-registry")
 # Nobody else is in that network. Engines speak plain HTTP to their own machine.

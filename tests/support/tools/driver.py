@@ -21,7 +21,7 @@ from docker.models.volumes import Volume
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
-from tests.support.manager import Manager
+from tests.support.fakes.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"
 # The same in each run: an engine remembers every name whose socket it has ever found.
@@ -33,7 +33,7 @@ BASE_IMAGE = "debian:trixie-slim"
 # An install builds an image once, and later runs find every layer in the engine's cache.
 INSTALL_S = 900
 STOP_S = 10
-UNIT = Path(__file__).parents[2] / "packaging" / "passfs.service"
+UNIT = Path(__file__).parents[3] / "packaging" / "passfs.service"
 SOCKET = UNIT.with_suffix(".socket")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What this machine trusts, the build of an image on it may trust.
@@ -217,7 +217,7 @@ def unit(setting: str, file: Path = UNIT) -> list[str]:
 class Service:
     """A `passfs serve` process, as systemd runs it: with the unit's capabilities and no others.
 
-    What systemd does for it by the units, tests/support/manager.py does: it listens, and keeps
+    What systemd does for it by the units, support/fakes/manager.py does: it listens, and keeps
     descriptors while the service restarts.
     """
 

@@ -11,7 +11,7 @@ from passthrough.options.config import Config
 from passthrough.worker import fuse_mount
 from passthrough.worker.handover import Handover, Report, decode_report, encode
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 LIMIT_S = 30.0
 
 

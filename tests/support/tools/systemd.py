@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Self
 
-from tests.support.driver import SOCKET, UNIT
-from tests.support.processes import children
+from tests.support.tools.driver import SOCKET, UNIT
+from tests.support.tools.processes import children
 
 LIMIT_S = 30.0
 
@@ -110,7 +110,7 @@ class Systemd:
         own = {
             "PASSFS_DATA_DIR": directory / "data",
             "PASSFS_MOUNT_DIR": directory / "mounts",
-            "PYTHONPATH": Path(__file__).parents[2],
+            "PYTHONPATH": Path(__file__).parents[3],
         }
         return _replaced(
             UNIT.read_text(),

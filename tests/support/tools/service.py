@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.dockerd import mounted, settings
-from tests.support.manager import Manager
+from tests.support.fakes.dockerd import mounted, settings
+from tests.support.fakes.manager import Manager
 
 RUN = """
 import os

@@ -1,6 +1,6 @@
 """The faults that are known, from the marks of the tests that show them.
 
-`python -m tests.support.faults` writes the table into docs/architecture.md.
+`python -m tests.support.tools.faults` writes the table into docs/architecture.md.
 """
 
 import ast
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENT = REPOSITORY / "docs" / "architecture.md"
 MARK = "pytest.mark.fault"
 BEGIN, END = "| feature | known fault | sessions |\n|---|---|---|\n", " -->\n"

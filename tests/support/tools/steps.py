@@ -35,11 +35,11 @@ from plugin.mounting import worker as serving
 from plugin.mounting.fd_store import FIRST_FD, Store
 from plugin.mounting.mount import Mount
 from plugin.mounting.spawner import ForkServer
-from tests.support.dockerd import settings
-from tests.support.manager import Manager
-from tests.support.service import START_S, Service
+from tests.support.fakes.dockerd import settings
+from tests.support.fakes.manager import Manager
+from tests.support.tools.service import START_S, Service
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 class Database(sqlite3.Connection):
@@ -160,7 +160,9 @@ class Nest:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
             theirs.bind(str(self.address))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.steps"], stdin=theirs.fileno(), cwd=REPOSITORY
+                [sys.executable, "-m", "tests.support.tools.steps"],
+                stdin=theirs.fileno(),
+                cwd=REPOSITORY,
             )
 
     def fork(self, fds: Sequence[int]) -> tuple[socket.socket, int]:

@@ -9,7 +9,7 @@ from passthrough.options.cache_policy import Cache
 from passthrough.options.config import Config
 from passthrough.options.effective import decide
 from passthrough.session.libfuse import LibfuseOperations
-from tests.support.direct import CALLER
+from tests.support.tools.direct import CALLER
 
 # In place of pyfuse3.RequestContext, whose fields only pyfuse3 can set.
 CONTEXT = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid, pid=1, umask=0o022)

@@ -6,7 +6,7 @@ import stat
 
 from passthrough.linux.filecalls import FS_IOC_GETFLAGS
 from passthrough.session import abi, wire
-from tests.support.kernel import text
+from tests.support.fakes.kernel import text
 
 READ = wire.READ_IN
 # By the opcode's name, without the header.

@@ -24,8 +24,8 @@ import docker
 import docker.errors
 
 from passthrough.linux import mountinfo, syscalls
-from tests.support.driver import TOOLS_IMAGE
-from tests.support.processes import children, end, reap
+from tests.support.tools.driver import TOOLS_IMAGE
+from tests.support.tools.processes import children, end, reap
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ("cat", "echo", "grep", "hostname", "id", "ls", "sh", "sleep", "touch", "true")

@@ -10,7 +10,7 @@ import trio
 from passthrough.options.config import CachePolicy, Config
 from plugin.mounting.keeper import MOUNT_DEADLINE_S, Order
 from plugin.volume import FileName, VolumeName
-from tests.support.fake_worker import command
+from tests.support.fakes.worker import command
 
 NAME = VolumeName("data")
 DIRECTORY = FileName("data")

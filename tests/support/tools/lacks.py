@@ -1,13 +1,13 @@
 """What libfuse's binding cannot carry, from the marks of the tests that only `kernel` passes.
 
-`python -m tests.support.lacks` writes the table into docs/sessions.md.
+`python -m tests.support.tools.lacks` writes the table into docs/sessions.md.
 """
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENT = REPOSITORY / "docs" / "sessions.md"
 MARK = "libfuse_lacks"
 BEGIN, END = "| feature | with `libfuse` users see |\n|---|---|\n", "\n<!-- shown by"

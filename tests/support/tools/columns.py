@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.callers import MEMBER, ROOT, USER, Caller
-from tests.support.mounted import Mounted
+from tests.support.tools.callers import MEMBER, ROOT, USER, Caller
+from tests.support.tools.mounted import Mounted
 
 FEW_DESCRIPTORS = 256
 
@@ -17,7 +17,7 @@ class Place:
 
     *handles* is the option inode_file_handles, *passthrough* the option of that name: with `auto`,
     `kernel` has it on with every policy but `metadata`. *transport* is the option of that name.
-    *disk* is the source's own file system, tests/support/disks.py. The mount's process may have so
+    *disk* is the source's own file system, support/tools/disks.py. The mount's process may have so
     many *descriptors*. *more* are further options, under a name for the test's id.
     """
 

@@ -14,7 +14,7 @@ from passthrough.session.abi import Init, Opcode
 from passthrough.session.handlers.table import HANDLERS
 from passthrough.session.request import Request
 from passthrough.session.session import Session
-from tests.support.direct import CALLER
+from tests.support.tools.direct import CALLER
 
 START = 64
 ROOM = 64 * 1024

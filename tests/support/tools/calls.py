@@ -7,7 +7,7 @@ copy to or from a stopped container has an id of its own, and so has the filling
 
 from collections.abc import Mapping
 
-from tests.support.dockerd import Answer, Dockerd
+from tests.support.fakes.dockerd import Answer, Dockerd
 
 CALLS: Mapping[str, tuple[str, ...]] = {
     # The engine finds a driver by its socket, and asks what it is.
