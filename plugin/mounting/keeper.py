@@ -134,8 +134,10 @@ class Keeper:
         present = self._mounts.get(name)
         return None if present is None else present.worker.report
 
-    async def mount(self, order: Order) -> None:
-        """Have a volume mounted and served: a whole mount is kept, a sick one is made anew.
+    async def mount(self, order: Order) -> Mount:
+        """Mount a volume and return its mount, which is the present one if that is whole.
+
+        The mount belongs to the keeper. Its facts are live: `lost` is set when its worker dies.
 
         Raises:
             MountFailed: says what failed or hung; nothing is left of the attempt.
@@ -147,11 +149,12 @@ class Keeper:
                 whole = await threads.call(present.is_whole, self._threads, bool)
             if whole:
                 await self._go_on_with(present, order)
-                return
+                return present
             log.warning("volume %s: its mount is not whole, making a new one", order.name)
             await self.unmount(order.name)
-        self._mounts[order.name] = await self._mount_anew(order)
-        log.info("volume %s: mounted, worker %d", order.name, self.worker_pid(order.name))
+        made = self._mounts[order.name] = await self._mount_anew(order)
+        log.info("volume %s: mounted, worker %d", order.name, made.worker.pid)
+        return made
 
     async def _go_on_with(self, present: Mount, order: Order) -> None:
         """Give one more user a mount that is whole, if it may be given."""

@@ -169,7 +169,7 @@ class Driver:
         async with self._turns.take(request.name, "Mount") as turn:
             volume = self._volume(request.name)
             try:
-                await self._keeper.mount(self._order(volume, turn))
+                mount = await self._keeper.mount(self._order(volume, turn))
                 volume.last_error = volume.source_error = ""
                 users = volume.users_with(request.id)
                 await self._record(volume, users)
@@ -181,10 +181,10 @@ class Driver:
                 raise
             volume.apply(Event.MOUNT)
             volume.users = users
-            if not self._keeper.worker_pid(volume.name):  # it has died meanwhile
+            if mount.lost:  # the worker died while the users were recorded
                 volume.apply(Event.LOSE)
                 volume.strand()
-        return MountpointReply(mountpoint=mountpoint(volume, self._keeper))
+        return MountpointReply(mountpoint=str(mount.target))
 
     async def unmount(self, request: MountRequest) -> Reply:
         """Count one user less, and unmount after the last; an unknown id changes nothing.
