@@ -3,6 +3,7 @@
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
     __main__   the `passfs` command
+    app        the parts of the running plugin put together; its start and its end
     install/   installs the managed plugin into an engine; no request passes here
     api/       the volume plugin protocol: HTTP on a Unix socket
     volumes/   the nine verbs, the records on disk, the directories

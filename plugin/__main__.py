@@ -71,10 +71,10 @@ def serve() -> None:
     """Run the plugin in the foreground. Settings come from the environment (PASSFS_...)."""
     # Here, as below: the server has no use for docker-py, nor the installer for the server.
     from plugin.admin.settings import Settings  # noqa: PLC0415
-    from plugin.api import server  # noqa: PLC0415
+    from plugin.app import run  # noqa: PLC0415
 
     try:
-        server.run(Settings.from_environment(os.environ))
+        run(Settings.from_environment(os.environ))
     except CannotStart as error:
         typer.echo(f"passfs serve: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, InvalidSetting) else 1) from error

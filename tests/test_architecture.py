@@ -53,7 +53,13 @@ DOORS = {
     "trio": {
         f"plugin/{name}.py"
         for name in (
-            *("api/server", "volumes/driver", "volumes/source_check", "volumes/volume_locks"),
+            *(
+                "app",
+                "api/server",
+                "volumes/driver",
+                "volumes/source_check",
+                "volumes/volume_locks",
+            ),
             *("mounting/keeper", "mounting/detaching", "mounting/worker", "mounting/spawner"),
             *("mounting/worker_output", "threads"),
         )

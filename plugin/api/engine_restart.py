@@ -1,16 +1,17 @@
-"""How the managed plugin learns that its engine has been started anew, and why it may end then.
+"""The end of a managed plugin whose engine has been restarted.
 
-The engine reaches our mounts by a directory that it has bound to itself, shared with us. With
-live-restore an engine that ends leaves us running; but if no container ran, it unmounts that
-directory on its side (moby, plugin.Manager.Shutdown), and the next engine makes it again only for a
-plugin that it starts. What we mount then reaches nobody: a container gets the empty directory
-beneath, and what it writes goes there.
+The engine makes a directory, binds it to itself, and shares it with the plugin: containers reach
+the plugin's mounts through it. With live-restore, an engine that ends leaves the plugin running.
+But if no container runs, it unmounts that directory on its side (moby, plugin.Manager.Shutdown).
+The next engine makes the directory again only for a plugin that it starts. Until then no container
+sees what this plugin mounts: it gets the empty directory beneath, and its files are written there.
 
-Nothing on our side tells. But an engine that has started, or found us running when it was started
-itself, opens our socket once and closes it without a word. The first such greeting is of the engine
-that started us. At the next one we end, if nothing is mounted: the engine starts a plugin that has
-ended anew, at once, directory included, and asks again what it could not ask meanwhile. Where a
-volume is mounted a container has been running, and the engine has left everything as it was.
+No event on the plugin's side tells of the restart. But an engine that has started the plugin, or
+has found it running at its own start, probes the socket: it opens one connection and closes it
+without sending a byte. The first probe is from the engine that started the plugin. At any later one
+the plugin ends, if no volume is mounted. The engine restarts a plugin that has ended at once, with
+a new directory, and repeats the requests that failed meanwhile. If a volume is mounted, a container
+was running, and the engine has left the directory as it was.
 """
 
 import logging
@@ -23,28 +24,29 @@ from passthrough.linux import mountinfo
 
 log = logging.getLogger(__name__)
 
-# A greeting is over at once. Clients may also open a connection, not need it and close it later:
-# the engine does so after 30 s.
-GREETING_S = 10.0
+# A probe is over at once. The engine also closes unused connections, but after 30 s.
+LONGEST_PROBE_S = 10.0
 
 
-class Greetings:
-    """Counts the engine's greetings, and ends the plugin when an engine is new to it."""
+class RestartDetector:
+    """Counts the engine's probes, and ends the plugin at the first probe of another engine."""
 
-    def __init__(self, mount_dir: Path, idle: Callable[[], bool]) -> None:
-        """Listen to what is said of *mount_dir*; *idle* tells that nothing is mounted there."""
-        # In the managed plugin it is a mount, the engine's. A service on the host mounts in a
-        # directory that is there whatever engines do, and nobody starts it again.
+    def __init__(self, mount_dir: Path, is_idle: Callable[[], bool]) -> None:
+        """Watch for the engine that shares *mount_dir*; *is_idle* is true if no volume is mounted.
+
+        For a service on the host, *mount_dir* is no mount: then probes have no effect, because no
+        engine would start the plugin again.
+        """
         target = os.fsencode(mount_dir.resolve())
-        self._renewable = any(entry.target == target for entry in mountinfo.read())
-        self._idle = idle
-        self._heard = 0
+        self._is_managed = any(entry.target == target for entry in mountinfo.read())
+        self._is_idle = is_idle
+        self._probes = 0
 
-    def hear(self, seconds: float) -> None:
-        """Take note of a connection that was closed without a word after *seconds*."""
-        if not self._renewable or seconds > GREETING_S:
+    def note_probe(self, seconds: float) -> None:
+        """Count a connection that was closed after *seconds* without a byte sent."""
+        if not self._is_managed or seconds > LONGEST_PROBE_S:
             return
-        self._heard += 1
-        if self._heard > 1 and self._idle():
-            log.info("the engine has been started anew; ending, so that it starts this plugin anew")
+        self._probes += 1
+        if self._probes > 1 and self._is_idle():
+            log.info("the engine has been restarted; ending, so that it restarts this plugin")
             signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The plugin's Unix socket: its mode, its way past a stale one, its removal at the end."""
+"""The plugin's Unix socket: its mode, the removal of a stale one, its own removal at the end."""
 
 import logging
 import os
@@ -11,23 +11,23 @@ from plugin.errors import CannotStart
 
 log = logging.getLogger(__name__)
 
-# dockerd asks about all of its volumes at once when it starts.
+# At its start dockerd asks about all of its volumes at once.
 BACKLOG = 512
-# Mode 0660: whoever may talk to the plugin may mount any directory of the host.
+# Mode 0660: a user that can talk to the plugin can mount any directory of the host.
 SOCKET_UMASK = 0o117
-# For the answer of whoever listens on our socket already.
+# For the answer of another process that listens on our socket already.
 PROBE_S = 1.0
 
 
 @contextmanager
 def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[socket.socket]:
-    """Listen at *path*, and at the end remove it if it is still ours.
+    """Listen at *path*, and at the end remove the socket if it is still ours.
 
-    A socket that was *inherited* is only closed in the end: its path is the service manager's, who
+    An *inherited* socket is only closed at the end: its path belongs to the service manager, which
     goes on listening.
 
     Raises:
-        CannotStart: somebody listens there, or *path* is no socket.
+        CannotStart: another process listens there, or *path* is no socket.
     """
     if inherited is not None:
         with inherited:
@@ -41,7 +41,7 @@ def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[so
             listener.bind(os.fspath(path))
         finally:
             os.umask(umask)
-        # At once, so that no other plugin takes the socket for a stale one.
+        # Without delay: until listen(2), another plugin would take the socket for a stale one.
         listener.listen(BACKLOG)
         ours = path.lstat()
         try:
@@ -51,11 +51,11 @@ def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[so
                 if os.path.samestat(ours, path.lstat()):
                     path.unlink()
             except FileNotFoundError:
-                log.info("%s has been removed meanwhile", path)
+                log.info("another process has removed %s", path)
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on; anything else there is a refusal."""
+    """Remove a socket that no process listens on; refuse any other file at *path*."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_S)
         try:
@@ -68,7 +68,7 @@ def _remove_stale(path: Path) -> None:
                 return
             reason = "it is no socket; move it away"
         except TimeoutError:
-            reason = "another plugin listens on it, though it does not answer; stop it first"
+            reason = "another plugin listens on it, but does not answer; stop it first"
         else:
             reason = "another plugin listens on it; stop it first"
     raise CannotStart(f"cannot use {path}: {reason}")

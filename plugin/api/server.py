@@ -1,16 +1,13 @@
-"""HTTP on the plugin's Unix socket, and the one place where an error becomes a reply.
+"""HTTP on the plugin's Unix socket, and the one place where an exception becomes a reply.
 
-A refusal (`PluginError`) is answered with its own status and sentence. Anything else that is raised
-is a bug: it is answered with 500 and logged with its traceback, and the plugin goes on.
+A refusal (`PluginError`) is answered with its own status and message. Any other exception is a bug:
+the server answers 500, logs the traceback and goes on.
 """
 
 import logging
-import os
-import resource
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import cast
 
@@ -27,153 +24,39 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from plugin import log as logs, threads
-from plugin.admin import host
-from plugin.admin.host import Machine
-from plugin.admin.settings import Settings
-from plugin.admin.source import Host
-from plugin.api.engine_restart import Greetings
-from plugin.api.listening import listening
 from plugin.api.verbs import VERBS, Perform, Verb
-from plugin.errors import CannotStart, PluginError, RequestTimeout, RequestTooLarge, quoted
-from plugin.mounting.fd_store import NOTHING, Inherited, inherited
-from plugin.mounting.keeper import keeping
-from plugin.mounting.spawner import COMMAND, PROC
+from plugin.errors import PluginError, RequestTimeout, RequestTooLarge, quoted
 from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
 from plugin.volumes.driver import Driver
-from plugin.volumes.inventory import Inventory
-from plugin.volumes.registry import Registry
-from plugin.volumes.storage import Storage
 
 log = logging.getLogger(__name__)
 
-# Hundreds of options would not come near it; what is longer is no request of dockerd.
+# A request with hundreds of options stays far below this limit.
 BODY_LIMIT_BYTES = 1 << 20
-# dockerd sends a request in one piece; this is for a client that stops in the middle.
+# dockerd sends a request in one piece; the deadline is for a client that stops in the middle.
 BODY_DEADLINE_S = 30.0
-# dockerd keeps idle connections for 30 s and takes it badly when we close one under a request.
+# dockerd keeps idle connections for 30 s, and its request fails if we close one under it.
 KEEP_ALIVE_S = 75.0
-# For a look at the host's directories, at the start: microseconds, unless a server is dead.
-LOOK_S = 1.0
-# At shutdown, for requests under way. The engine kills a plugin after 10 s; mounts need the rest.
+# At shutdown, for requests in flight. The engine kills a plugin after 10 s, and the mounts need
+# most of that.
 DRAIN_S = 1.5
-# Pieces of a body that wait to be read. hypercorn itself waits when it is full, and would for ever
-# if we have refused the body meanwhile and read no more; a refused one never comes near this.
+# Pieces of a body that hypercorn queues for us. If the queue is full, hypercorn waits, and it would
+# wait for ever once we have refused the body and stopped reading. No refused body comes near this.
 BODY_QUEUE = 4096
-
-
-def run(settings: Settings) -> None:
-    """Be the plugin until SIGTERM or SIGINT.
-
-    No mount, worker or socket is left at the end, but what a service manager keeps for the next
-    plugin; what that has handed over it tells in the process's environment.
-
-    Raises:
-        CannotStart: says what is in the way.
-    """
-    logs.configure(settings.log_level)
-    _raise_descriptor_limit()
-    try:
-        trio.run(_run, settings, inherited(os.environ))
-    except OSError as error:
-        raise CannotStart(f"cannot start: {error}") from error
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as there may be: each mounted volume takes half a dozen.
-
-    The lower limit that most processes begin with is for those who use select(2).
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _run(settings: Settings, given: Inherited = NOTHING) -> None:
-    async def signalled() -> None:
-        number = await anext(signals)
-        log.info("ending on %s", signal.Signals(number).name)
-        given.store.say("STOPPING=1")
-
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with prepared(settings, given=given) as (driver, listener):
-            given.store.say("READY=1")
-            greetings = Greetings(settings.mount_dir, driver.is_idle)
-            await serve(driver, listener, signalled, greetings.hear)
-    log.info("ended")
-
-
-@asynccontextmanager
-async def prepared(
-    settings: Settings, worker: Sequence[str] = COMMAND, given: Inherited = NOTHING
-) -> AsyncIterator[tuple[Driver, socket.socket]]:
-    """The driver and its listening socket, with all that they stand on; taken down at the end.
-
-    *given* is what the service manager has handed over.
-
-    Raises:
-        CannotStart: says what is in the way.
-        OSError: a directory cannot be made or read.
-    """
-    storage = Storage(settings.data_dir, settings.owner)
-    storage.prepare()
-    with (
-        # First: what follows clears away what a plugin that is still alive would miss.
-        Registry.open(settings.data_dir) as registry,
-        listening(settings.socket, given.listener) as listener,
-    ):
-        inventory = Inventory(registry, storage)
-        inventory.settle()
-        known = await _machine(settings)
-        storage.known_as(known.data_dir)
-        left = registry.served, inventory.used()
-        room, proc = registry.reserve, known.proc or PROC
-        async with (
-            keeping(settings.mount_dir, worker, given, *left, proc=proc, reserve=room) as keeper,
-            trio.open_nursery() as background,
-        ):
-            driver = Driver(
-                registry,
-                storage,
-                keeper,
-                _host(settings),
-                machine=known,
-                policy=settings.policy,
-                nursery=background,
-            )
-            log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
-            yield driver, listener
-            background.cancel_scope.cancel()
-
-
-def _host(settings: Settings) -> Host:
-    return Host(
-        root=settings.host_root,
-        directory=settings.host_dir,
-        mount_dir=settings.mount_dir,
-        data_dir=settings.data_dir,
-        allowed=settings.allowed_sources,
-    )
-
-
-async def _machine(settings: Settings) -> Machine:
-    """Return what the plugin knows of its host, and nothing if a file system does not answer."""
-    look = partial(host.look, settings.data_dir, settings.host_root, settings.host_dir)
-    with trio.move_on_after(LOOK_S):
-        return await threads.call(look, trio.CapacityLimiter(1), lambda _: None)
-    return Machine()
 
 
 async def serve(
     driver: Driver,
     listener: socket.socket,
     stopped: Callable[[], Awaitable[None]],
-    wordless: Callable[[float], None] = lambda _: None,
+    on_probe: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Answer requests on *listener*, which is closed in the end, until *stopped* returns.
+    """Answer requests on *listener* until *stopped* returns, then close *listener*.
 
-    *wordless* is told of each client that has gone without a word, and after how many seconds.
+    Call *on_probe* for each connection that a client has closed without sending a byte, with the
+    seconds that it was open.
 
-    This is what hypercorn does itself to serve an application, but for `Connection`.
+    hypercorn's own function to serve an application does the same, without `Connection`.
     """
     config = HypercornConfig()
     config.keep_alive_timeout = KEEP_ALIVE_S
@@ -186,11 +69,11 @@ async def serve(
     async def handle(stream: trio.SocketStream) -> None:
         state = ConnectionState({})
         opened = trio.current_time()
-        # Annotated for TLS alone.
+        # hypercorn annotates the stream as one of TLS; it takes both.
         connection = Connection(app, config, context, state, stream)  # type: ignore[arg-type]
         await connection.run()
-        if connection.wordless:
-            wordless(trio.current_time() - opened)
+        if connection.sent_nothing:
+            on_probe(trio.current_time() - opened)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -205,14 +88,15 @@ async def serve(
 
 
 class Connection(TCPServer):
-    """hypercorn's side of one connection, which ends with its client and ends nobody else.
+    """hypercorn's side of one connection, which ends when its client hangs up.
 
-    hypercorn keeps a connection whose client has hung up until its keep-alive time is over. And
-    what is raised in one, such as by a client that hangs up at a bad moment, ends all of them.
+    hypercorn itself keeps a connection whose client has hung up until its keep-alive time is over.
+    There, an exception in one connection ends all of them, and a client that hangs up at the wrong
+    time is enough to raise one.
     """
 
-    wordless = False
-    """Whether the client has gone and has never said anything."""
+    sent_nothing = False
+    """Whether the client has hung up without sending a byte."""
 
     async def run(self) -> None:
         """Serve the connection to its end."""
@@ -222,21 +106,21 @@ class Connection(TCPServer):
             log.exception("a connection has failed", exc_info=errors)
 
     async def _read_data(self) -> None:
-        with suppress(trio.ClosedResourceError, OSError):  # for those who read to find the same
-            self.wordless = not await self.stream.socket.recv(1, socket.MSG_PEEK)
+        with suppress(trio.ClosedResourceError, OSError):  # the read below meets the same error
+            self.sent_nothing = not await self.stream.socket.recv(1, socket.MSG_PEEK)
         await super()._read_data()
         await self.idle_task.stop()
 
 
 class NoReply(Response):
-    """What is answered when the client has gone: hypercorn must not be asked to write to it."""
+    """No answer, for a client that has hung up: hypercorn fails if it is asked to write then."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send nothing."""
 
 
-class InPieces(Response):
-    """A reply that is sent in pieces, between which other requests are answered."""
+class StreamedReply(Response):
+    """A reply sent in pieces; between two of them the server answers other requests."""
 
     def __init__(self, pieces: Sequence[bytes], status: int) -> None:
         length = {"content-length": str(sum(map(len, pieces)))}
@@ -244,7 +128,7 @@ class InPieces(Response):
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all; a client that has gone is no error."""
+        """Send all pieces; it is no error if the client has hung up."""
         del scope, receive
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
@@ -254,7 +138,7 @@ class InPieces(Response):
 
 
 def application(driver: Driver) -> Starlette:
-    """The verbs of *driver* at their paths; whatever else is asked for is refused in JSON."""
+    """Return the verbs of *driver* at their paths; refuse all other paths and methods in JSON."""
     routes = [
         Route(path, _endpoint(driver, path, verb), methods=["POST"]) for path, verb in VERBS.items()
     ]
@@ -275,7 +159,7 @@ def _endpoint(driver: Driver, path: str, verb: Verb) -> Callable[[Request], Awai
             response = NoReply()
         except PluginError as error:
             response = _response(ErrorReply(err=str(error)), error.status)
-        except Exception:  # the boundary: whatever is left is a bug, and only of this request
+        except Exception:  # the boundary: any other exception is a bug, and ends this request only
             log.exception("bug in %s %s", path, subject)
             response = _response(ErrorReply(err="internal error; the plugin's log says more"), 500)
         duration_ms = 1000 * (trio.current_time() - started)
@@ -286,7 +170,12 @@ def _endpoint(driver: Driver, path: str, verb: Verb) -> Callable[[Request], Awai
 
 
 async def _body(request: Request) -> bytes:
-    """The body, within bounds of length and time."""
+    """Return the body.
+
+    Raises:
+        RequestTooLarge: it is longer than BODY_LIMIT_BYTES.
+        RequestTimeout: it has not ended after BODY_DEADLINE_S.
+    """
     body = b""
     try:
         with trio.fail_after(BODY_DEADLINE_S):
@@ -303,24 +192,24 @@ async def _body(request: Request) -> bytes:
 
 
 async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> Reply:
-    """Have *verb* performed; where it can be undone, undo it if the client has gone meanwhile.
+    """Perform *verb*; if it has an undo and the client hangs up meanwhile, undo it.
 
-    A verb is never cancelled because its client has gone: it is whole, and then whole once more.
+    A verb is never cancelled when its client hangs up. It runs to its end, and so does its undo.
     """
     if verb.undo is None:
         return await verb.perform(driver, call)
-    gone = trio.Event()
+    disconnected = trio.Event()
     refusal: PluginError | None = None
     reply = Reply()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, request, gone)
+        nursery.start_soon(_watch_client, request, disconnected)
         try:
             reply = await verb.perform(driver, call)
         except PluginError as error:
-            refusal = error  # raised below, where no nursery wraps it into a group
+            refusal = error  # raised below: the nursery would wrap it into an exception group
         nursery.cancel_scope.cancel()
-    if gone.is_set():
-        log.info("the client of %s %s has gone", request.url.path, call.subject)
+    if disconnected.is_set():
+        log.info("the client of %s %s has hung up", request.url.path, call.subject)
         if refusal is None:
             await _undo(driver, verb.undo, call)
         raise ClientDisconnect
@@ -330,26 +219,29 @@ async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> 
 
 
 async def _undo(driver: Driver, undo: Perform, call: Call) -> None:
-    """Take back what nobody was told of; a refusal can only be logged, for want of a client."""
+    """Undo a verb whose client has hung up; log a refusal, because no client waits for it."""
     try:
         await undo(driver, call)
     except PluginError as error:
         log.warning("%s: cannot be undone: %s", call.subject, error)
 
 
-async def _watch(request: Request, gone: trio.Event) -> None:
-    """Set *gone* when the client hangs up; hypercorn tells it to who asks for more of the body."""
+async def _watch_client(request: Request, disconnected: trio.Event) -> None:
+    """Set *disconnected* when the client hangs up.
+
+    hypercorn reports it as the next message of the request, so the body must have been read.
+    """
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    gone.set()
+    disconnected.set()
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """The answer to a path or a method that the protocol does not have."""
+    """Refuse a path or a method that the protocol does not have."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     detail = f"{request.method} {quoted(request.url.path)}: {error.detail.lower()}"
     return _response(ErrorReply(err=detail), error.status_code)
 
 
 def _response(reply: Reply, status: int = 200) -> Response:
-    return InPieces([*reply.pieces()], status)
+    return StreamedReply([*reply.pieces()], status)

@@ -10,13 +10,13 @@ Perform = Callable[[Driver, Any], Awaitable[Reply]]
 
 
 class Verb(NamedTuple):
-    """How one path of the protocol is answered."""
+    """The answer to one path of the protocol."""
 
     request: type[Request]
     perform: Perform
     undo: Perform | None = None
-    """Takes the effect back if the client has gone before it could be told. dockerd sends no
-    Unmount after a Mount that failed for it; what the others do it asks for again."""
+    """Undoes `perform` if the client hangs up before the answer. dockerd sends no Unmount after a
+    Mount whose answer it did not get; it repeats the other verbs."""
 
 
 VERBS: Mapping[str, Verb] = {

@@ -1,4 +1,4 @@
-"""`plugin.api.server.run`: the plugin as a process, from its start to whatever end it finds."""
+"""`plugin.app.run`: the plugin as a process, from its start to whatever end it finds."""
 
 import os
 import resource
@@ -13,6 +13,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
+from plugin import app
 from plugin.api import server
 from plugin.errors import CannotStart
 from plugin.mounting import detaching, spawner, worker
@@ -128,7 +129,7 @@ def test_a_second_plugin_leaves_the_first_alone(service: Service) -> None:
     service.call("VolumeDriver.Create", Name="vol")
     service.call("VolumeDriver.Mount", Name="vol", ID="i")
     with pytest.raises(CannotStart, match="another passfs uses the data directory"):
-        trio.run(server._run, settings(service.directory))
+        trio.run(app._run, settings(service.directory))
     assert service.mounted() == ["vol"]
     assert service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]["mounted"]
 
@@ -152,7 +153,7 @@ def test_what_is_in_the_way_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "passfs.db").write_text("mine")
     with pytest.raises(CannotStart, match="it is no SQLite database"):
-        trio.run(server._run, settings(tmp_path))
+        trio.run(app._run, settings(tmp_path))
     assert not (tmp_path / "p.sock").exists()
     assert (tmp_path / "data" / "passfs.db").read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""engine_restart.py: a managed plugin whose engine is new ends; nobody else does, for nothing."""
+"""engine_restart.py: a managed plugin ends when its engine has been restarted."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.api.engine_restart import GREETING_S, Greetings
+from plugin.api.engine_restart import LONGEST_PROBE_S, RestartDetector
 from tests.support.fakes.dockerd import settings
 from tests.support.tools.service import START_S, Service, started
 
@@ -35,20 +35,20 @@ def idle() -> bool:
     return True
 
 
-def greet(service: Service) -> None:
-    """Do as the engine does when it has started, or found, a plugin."""
+def probe(service: Service) -> None:
+    """Connect without sending a byte, as an engine does that has started, or found, a plugin."""
     with closing(service.connect()):
         pass
 
 
 @pytest.mark.usefixtures("propagated")
-def test_it_ends_when_its_engine_is_new(tmp_path: Path) -> None:
+def test_the_probe_of_a_second_engine_ends_the_plugin(tmp_path: Path) -> None:
     with started(tmp_path) as service:
         assert service.process is not None
-        greet(service)
+        probe(service)
         service.call("VolumeDriver.Create", Name="vol")
         assert service.process.poll() is None
-        greet(service)
+        probe(service)
         assert service.process.wait(START_S) == 0
         service.process = None
         assert not settings(tmp_path).socket.exists()
@@ -57,40 +57,43 @@ def test_it_ends_when_its_engine_is_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("propagated")
-def test_it_stays_while_a_volume_is_mounted(tmp_path: Path) -> None:
-    """A container uses it: the engine has left its mounts as they were."""
+def test_probes_do_not_end_the_plugin_while_a_volume_is_mounted(tmp_path: Path) -> None:
+    """A container uses the volume, so the engine has left the mounts as they were."""
     with started(tmp_path) as service:
         service.call("VolumeDriver.Create", Name="vol")
         service.call("VolumeDriver.Mount", Name="vol", ID="i")
         for _ in range(3):
-            greet(service)
+            probe(service)
         status, _ = service.end(signal.SIGTERM)
         assert status == 0
-        assert "started anew" not in service.log.read_text()
+        assert "the engine has been restarted" not in service.log.read_text()
 
 
 @pytest.mark.parametrize(
-    ("greetings", "seconds", "ends"),
-    [(1, 0.0, False), (2, 0.0, True), (2, GREETING_S - 1, True), (9, GREETING_S + 1, False)],
+    ("probes", "seconds", "ends"),
+    [
+        *((1, 0.0, False), (2, 0.0, True)),
+        *((2, LONGEST_PROBE_S - 1, True), (9, LONGEST_PROBE_S + 1, False)),
+    ],
 )
-def test_which_greetings_count(
-    propagated: Path, ended: list[int], greetings: int, seconds: float, ends: bool
+def test_the_second_short_connection_without_a_byte_ends_the_plugin(
+    propagated: Path, ended: list[int], probes: int, seconds: float, ends: bool
 ) -> None:
-    """A client that keeps a connection for later, and never needs it, is no new engine."""
-    heard = Greetings(propagated, idle)
-    for _ in range(greetings):
-        heard.hear(seconds)
+    """A long one is no probe: clients open connections in advance and may not need them."""
+    detector = RestartDetector(propagated, idle)
+    for _ in range(probes):
+        detector.note_probe(seconds)
 
     assert ended == [signal.SIGTERM] * ends
 
 
-@pytest.mark.parametrize("still_idle", [idle, lambda: False])
-def test_a_service_of_the_host_never_ends(
-    tmp_path: Path, ended: list[int], still_idle: Callable[[], bool]
+@pytest.mark.parametrize("is_idle", [idle, lambda: False])
+def test_probes_never_end_a_service_on_the_host(
+    tmp_path: Path, ended: list[int], is_idle: Callable[[], bool]
 ) -> None:
     """Its mount directory is the host's own, and no engine would start it again."""
-    heard = Greetings(tmp_path, still_idle)
+    detector = RestartDetector(tmp_path, is_idle)
     for _ in range(3):
-        heard.hear(0.0)
+        detector.note_probe(0.0)
 
     assert ended == []

@@ -15,8 +15,9 @@ import pytest
 import trio
 
 from plugin.api import server
-from plugin.api.server import prepared, serve
+from plugin.api.server import serve
 from plugin.api.verbs import VERBS
+from plugin.app import composed
 from plugin.errors import CannotStart, MountFailed
 from plugin.mounting.keeper import Keeper
 from plugin.protocol import CONTENT_TYPE
@@ -273,7 +274,7 @@ async def test_a_bug_is_answered_and_logged_with_its_traceback(
 @pytest.mark.logs("bug in /VolumeDriver.Mount vol id=a")
 async def test_a_bug_in_mount_is_answered_like_any_other(tmp_path: Path) -> None:
     """Mount is watched over in a nursery, which wraps what is raised into a group."""
-    async with prepared(settings(tmp_path), SERVE) as (_, listener), trio.open_nursery() as nursery:
+    async with composed(settings(tmp_path), SERVE) as (_, listener), trio.open_nursery() as nursery:
         stop = trio.Event()
         unfinished = Driver.__new__(Driver)  # has none of its attributes
         nursery.start_soon(serve, unfinished, listener, stop.wait)

@@ -10,7 +10,7 @@ import trio
 
 from passthrough.linux import kernel_features
 from passthrough.options.config import Config, automatic
-from plugin.api.server import prepared
+from plugin.app import composed
 from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
 from plugin.volumes.driver import Driver
@@ -411,7 +411,7 @@ async def test_handles_are_demanded_of_a_source_when_the_volume_is_made(
 
 async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:
     """Whatever Get answers with an error, dockerd forgets."""
-    async with prepared(settings(tmp_path), SERVE) as (driver, _):
+    async with composed(settings(tmp_path), SERVE) as (driver, _):
         await insert(driver, "vol", {"later": "1"})
     async with plugin(tmp_path, SERVE) as dockerd:
         status = (await dockerd.volume("vol"))["Status"]
@@ -426,7 +426,7 @@ async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
 
 
 async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:
-    async with prepared(settings(tmp_path), SERVE) as (driver, _):
+    async with composed(settings(tmp_path), SERVE) as (driver, _):
         for number in range(50):
             with pytest.raises(PluginError):
                 await driver.remove(VolumeRequest(name=f"v{number}"))

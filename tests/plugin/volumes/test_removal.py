@@ -10,7 +10,8 @@ import msgspec
 import pytest
 import trio
 
-from plugin.api.server import prepared, serve
+from plugin.api.server import serve
+from plugin.app import composed
 from plugin.errors import RegistryFailed
 from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
@@ -171,7 +172,7 @@ async def test_a_source_above_the_mount_directory_stays_whole(tmp_path: Path) ->
         await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
     inside = msgspec.structs.replace(settings(tmp_path), mount_dir=source / "mounts")
     stop = trio.Event()
-    async with prepared(inside) as (driver, listener), trio.open_nursery() as nursery:
+    async with composed(inside) as (driver, listener), trio.open_nursery() as nursery:
         nursery.start_soon(serve, driver, listener, stop.wait)
         dockerd = Dockerd(inside.socket)
         refused = await dockerd.call("Create", Name="vol2", Opts={"source": str(source)})

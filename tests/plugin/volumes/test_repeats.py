@@ -82,7 +82,7 @@ async def test_of_two_mounts_with_one_id_the_one_whose_client_stays_is_counted(
         await wait_all_tasks_blocked(0.1)
         go_on()
         assert (await stays.answer()).status == 200
-        await told(caplog, f"the client of {MOUNT} vol id=a has gone")
+        await told(caplog, f"the client of {MOUNT} vol id=a has hung up")
         with trio.fail_after(20):
             while "waiting" in (await dockerd.volume("vol"))["Status"]:
                 await trio.lowlevel.checkpoint()

@@ -17,7 +17,8 @@ import trio
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
 from plugin.admin.settings import Settings
-from plugin.api.server import prepared, serve
+from plugin.api.server import serve
+from plugin.app import composed
 from plugin.mounting.spawner import COMMAND
 
 HEADERS = (
@@ -164,7 +165,7 @@ async def plugin(
     """A plugin in this process, and its engine; what it kept is there for the next one."""
     stop = trio.Event()
     async with (
-        prepared(settings(directory, **environment), worker) as (driver, listener),
+        composed(settings(directory, **environment), worker) as (driver, listener),
         trio.open_nursery() as own,
     ):
         own.start_soon(serve, driver, listener, stop.wait)

@@ -18,7 +18,7 @@ from tests.support.fakes.manager import Manager
 RUN = """
 import os
 from plugin.errors import PluginError
-from plugin.api.server import run
+from plugin.app import run
 from plugin.admin.settings import Settings
 try:
     run(Settings.from_environment(os.environ))

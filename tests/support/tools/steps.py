@@ -29,8 +29,9 @@ from typing import Any, NamedTuple, Self
 from passthrough.linux import syscalls
 from passthrough.options.config import Config, session_of
 from passthrough.worker import forkserver, process, sandbox
+from plugin import app
 from plugin.admin.settings import Settings
-from plugin.api import server
+from plugin.api.server import StreamedReply
 from plugin.mounting import worker as serving
 from plugin.mounting.fd_store import FIRST_FD, Store
 from plugin.mounting.mount import Mount
@@ -74,7 +75,7 @@ STEPS = {
     "have descriptors kept": Step(socket, "send_fds"),
     "tell the service manager": Step(Store, "_tell"),
     "listen": Step(socket.socket, "bind"),
-    "answer": Step(server.InPieces, "__call__"),
+    "answer": Step(StreamedReply, "__call__"),
 }
 
 
@@ -110,8 +111,8 @@ def hatch() -> int:
         _count(row, step, partial(_moment, moments, fate))
     sqlite3.connect = partial(sqlite3.connect, factory=Database)  # type: ignore[assignment]
     stand_in = (sys.executable, "-I", "-S", "-c", STAND_IN, environment["NEST"])
-    server.prepared = partial(server.prepared, worker=stand_in)
-    server.run(Settings.from_environment(os.environ))
+    app.composed = partial(app.composed, worker=stand_in)
+    app.run(Settings.from_environment(os.environ))
     return 0
 
 

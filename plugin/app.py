@@ -1,0 +1,150 @@
+"""The plugin as a whole: its parts, each built on the one before, its start and its end.
+
+    settings   of the environment
+    storage    the data directory
+    registry   its lock keeps a second plugin away from all that follows
+    listener   the socket; connections wait in its queue until the server accepts them
+    inventory  finishes or undoes the removals that an earlier plugin left half done
+    keeper     takes over the mounts of an earlier plugin, or clears them away
+    driver     the nine verbs
+    server     HTTP
+
+At the end they go in the reverse order.
+"""
+
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from plugin import log as logs, threads
+from plugin.admin import host
+from plugin.admin.host import Machine
+from plugin.admin.settings import Settings
+from plugin.admin.source import Host
+from plugin.api.engine_restart import RestartDetector
+from plugin.api.listening import listening
+from plugin.api.server import serve
+from plugin.errors import CannotStart
+from plugin.mounting.fd_store import NOTHING, Inherited, inherited
+from plugin.mounting.keeper import keeping
+from plugin.mounting.spawner import COMMAND, PROC
+from plugin.volumes.driver import Driver
+from plugin.volumes.inventory import Inventory
+from plugin.volumes.registry import Registry
+from plugin.volumes.storage import Storage
+
+log = logging.getLogger(__name__)
+
+# For the facts about the host: microseconds, unless they lie behind a dead file server.
+HOST_DEADLINE_S = 1.0
+
+
+def run(settings: Settings) -> None:
+    """Run the plugin until SIGTERM or SIGINT.
+
+    At the end no mount, worker or socket is left, except those that a service manager keeps for the
+    next plugin. Their description is taken out of the process's environment (sd_listen_fds(3)).
+
+    Raises:
+        CannotStart: says what is in the way.
+    """
+    logs.configure(settings.log_level)
+    _raise_descriptor_limit()
+    try:
+        trio.run(_run, settings, inherited(os.environ))
+    except OSError as error:
+        raise CannotStart(f"cannot start: {error}") from error
+
+
+def _raise_descriptor_limit() -> None:
+    """Raise the soft limit of descriptors to the hard one: a mounted volume takes half a dozen.
+
+    Most processes start with a lower soft limit for the sake of select(2), which is not used here.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _run(settings: Settings, handed_over: Inherited = NOTHING) -> None:
+    async def signalled() -> None:
+        number = await anext(signals)
+        log.info("ending on %s", signal.Signals(number).name)
+        handed_over.store.say("STOPPING=1")
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with composed(settings, handed_over=handed_over) as (driver, listener):
+            handed_over.store.say("READY=1")
+            detector = RestartDetector(settings.mount_dir, driver.is_idle)
+            await serve(driver, listener, signalled, detector.note_probe)
+    log.info("ended")
+
+
+@asynccontextmanager
+async def composed(
+    settings: Settings, worker: Sequence[str] = COMMAND, handed_over: Inherited = NOTHING
+) -> AsyncIterator[tuple[Driver, socket.socket]]:
+    """Build the driver and its listening socket from *settings*; take all of it down at the end.
+
+    *worker* is the command of the process that forks workers. *handed_over* comes from the service
+    manager.
+
+    Raises:
+        CannotStart: says what is in the way.
+        OSError: a directory cannot be made or read.
+    """
+    storage = Storage(settings.data_dir, settings.owner)
+    storage.prepare()
+    with (
+        # The lock comes first: the steps below clear away files and mounts of a live plugin.
+        Registry.open(settings.data_dir) as registry,
+        listening(settings.socket, handed_over.listener) as listener,
+    ):
+        inventory = Inventory(registry, storage)
+        inventory.settle()
+        machine = await _machine(settings)
+        storage.known_as(machine.data_dir)
+        left = registry.served, inventory.used()
+        proc, room = machine.proc or PROC, registry.reserve
+        async with (
+            keeping(
+                settings.mount_dir, worker, handed_over, *left, proc=proc, reserve=room
+            ) as keeper,
+            trio.open_nursery() as background,
+        ):
+            driver = Driver(
+                registry,
+                storage,
+                keeper,
+                _host(settings),
+                machine=machine,
+                policy=settings.policy,
+                nursery=background,
+            )
+            log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
+            yield driver, listener
+            background.cancel_scope.cancel()
+
+
+def _host(settings: Settings) -> Host:
+    return Host(
+        root=settings.host_root,
+        directory=settings.host_dir,
+        mount_dir=settings.mount_dir,
+        data_dir=settings.data_dir,
+        allowed=settings.allowed_sources,
+    )
+
+
+async def _machine(settings: Settings) -> Machine:
+    """Return the facts about the host, or none of them if a file system does not answer in time."""
+    look = partial(host.look, settings.data_dir, settings.host_root, settings.host_dir)
+    with trio.move_on_after(HOST_DEADLINE_S):
+        return await threads.call(look, trio.CapacityLimiter(1), lambda _: None)
+    return Machine()
