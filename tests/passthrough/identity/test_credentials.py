@@ -246,7 +246,8 @@ def python_without(capability: str, code: str) -> subprocess.CompletedProcess[st
 
 LOSING = """
 import sys
-from passthrough import credentials, syscalls
+from passthrough.identity import credentials
+from passthrough.linux import syscalls
 how = sys.argv[1]
 guard = credentials.ClearingPrivileges(7)
 guard.__enter__()

@@ -201,7 +201,8 @@ def test_no_user_is_acted_as_that_has_no_id() -> None:
 
 UNDOING = """
 import os, sys
-from passthrough import credentials, powerless, privileges, syscalls
+from passthrough.identity import credentials, powerless
+from passthrough.linux import privileges, syscalls
 from passthrough.identity.idmap import HostIds
 credentials.keep_capabilities()
 how = sys.argv[1]

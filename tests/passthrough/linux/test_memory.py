@@ -33,7 +33,8 @@ def report() -> None:
 
 
 def test_pages_that_nobody_uses_go_back() -> None:
-    words = [sys.executable, "-c", "from tests.passthrough import test_memory as t; t.report()"]
+    program = "from tests.passthrough.linux.test_memory import report; report()"
+    words = [sys.executable, "-c", program]
     printed = subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE).stdout
     full, before, after = map(int, printed.split())
 

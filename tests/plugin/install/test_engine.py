@@ -356,4 +356,4 @@ def test_a_bad_setting_ends_serve_with_a_sentence(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_installer_runs_from_this_tree() -> None:
-    assert (TREE / "plugin" / "engine.py").samefile(engine.__file__)
+    assert (TREE / "plugin" / "install" / "engine.py").samefile(engine.__file__)
