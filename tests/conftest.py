@@ -11,17 +11,22 @@ import pytest
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
+from tests.support.tools.namespaces import MACHINE, leave_machine
 from tests.support.tools.processes import children, reap
 
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def pytest_sessionstart() -> None:
-    """A run that cannot mount proves nothing: stop it, rather than skip what matters."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Stop a run that could not mount, and give a run that can a mount namespace of its own."""
     if os.geteuid() != 0:
         pytest.exit("the tests mount file systems and act as several users: run them as root", 2)
     if not os.path.exists("/dev/fuse"):
         pytest.exit("the tests need /dev/fuse: load the kernel's fuse module", 2)
+    try:
+        session.config.stash[MACHINE] = leave_machine()
+    except OSError as error:
+        pytest.exit(f"the tests need a mount namespace of their own: {error}", 2)
 
 
 class _Warnings(logging.Handler):

@@ -33,6 +33,7 @@ from tests.support.tools.driver import (
     managed,
     on_host,
 )
+from tests.support.tools.namespaces import MACHINE, entered
 from tests.support.tools.own_engine import OwnEngine, own_engine
 
 HERE = Path(__file__).parent
@@ -50,6 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.engine)
             # The first test of an installation waits for its image to be built.
             item.add_marker(pytest.mark.timeout(1200, func_only=False))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _on_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run these tests in the machine's mount namespace: the engine must see what they mount."""
+    with entered(request.config.stash[MACHINE]):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +157,12 @@ def nothing_left_behind(client: docker.DockerClient) -> Iterator[None]:
 
 def _of_the_driver(client: docker.DockerClient) -> set[str]:
     containers = {f"container {container.id}" for container in client.containers.list(all=True)}
-    mounts = {f"mount {m.target!r}" for m in mountinfo.read() if m.fstype == FSTYPE}
+    places = (os.fsencode(client.info()["DockerRootDir"]), b"/var/tmp/passfs-")
+    mounts = {
+        f"mount {mount.target!r}"
+        for mount in mountinfo.read()
+        if mount.fstype == FSTYPE and mount.target.startswith(places)
+    }
     return containers | mounts | {f"process {pid} with /dev/fuse" for pid in _fuse_holders()}
 
 

@@ -1,0 +1,58 @@
+"""Mounts that others make on the machine: the tests neither see them nor keep them in use."""
+
+import errno
+import os
+from pathlib import Path
+
+from passthrough.linux import mountinfo, syscalls
+from passthrough.options.config import Config
+from passthrough.worker import fuse_mount
+from tests.support.tools.callers import ROOT
+from tests.support.tools.mounts import bound
+from tests.support.tools.namespaces import entered, leave_machine
+
+MS_SHARED = 1 << 20
+
+
+def passfs_mounts() -> list[str]:
+    """Return the names of the directories with a passfs mount."""
+    mounts = [mount for mount in mountinfo.read() if mount.fstype == mountinfo.FSTYPE]
+    return sorted(Path(os.fsdecode(mount.target)).name for mount in mounts)
+
+
+def is_gone(fuse_fd: int) -> bool:
+    """Return whether the file system behind a descriptor of /dev/fuse has ended, fuse(4)."""
+    os.set_blocking(fuse_fd, False)
+    try:
+        while os.read(fuse_fd, 1 << 20):
+            pass
+    except OSError as error:
+        return error.errno == errno.ENODEV
+    return False
+
+
+def test_mounts_of_the_machine_stay_out(tmp_path: Path) -> None:
+    """The machine has one passfs mount before the tests begin, and gets another meanwhile."""
+    machine = tmp_path / "machine"
+
+    def run() -> tuple[list[list[str]], list[bool]]:
+        syscalls.mount(b"none", os.fsencode(machine), b"none", MS_SHARED, b"")
+        for name in ("before", "meanwhile"):
+            (machine / name).mkdir()
+        fuse = [fuse_mount.mount(machine / "before", Config())]
+        namespace = leave_machine()
+        seen = [passfs_mounts()]
+        with entered(namespace):
+            fuse.append(fuse_mount.mount(machine / "meanwhile", Config()))
+            seen.append(passfs_mounts())
+        seen.append(passfs_mounts())
+        with entered(namespace):
+            for name in ("before", "meanwhile"):
+                fuse_mount.unmount(machine / name)
+        return seen, [is_gone(fd) for fd in fuse]
+
+    with bound(tmp_path, machine):
+        seen, gone = ROOT.run(run)
+
+    assert seen == [[], ["before", "meanwhile"], []]
+    assert gone == [True, True]
