@@ -1,34 +1,46 @@
 """What the documents say is what the code does."""
 
 import re
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from passthrough.options.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config, as_text
-from tests.support.tools import faults, lacks
+from passthrough.options.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config
+from tests.support.tools import faults, lacks, option_tables
 
 ROOT = Path(__file__).parents[1]
 
 
+COMMAND = "run `python -m tests.support.tools.option_tables`"
+
+
+def test_each_option_is_in_one_of_the_three_tables_of_the_readme() -> None:
+    tables = option_tables.tables(option_tables.README)
+
+    assert len(tables) == 3
+    assert sorted(chain(*tables)) == sorted(option_tables.NAMES)
+
+
 def test_the_readme_has_every_option_with_its_default_and_what_it_accepts() -> None:
-    section = (ROOT / "README.md").read_text().split("### Options")[1].split("###")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
-    documented = {
-        name: (default.strip("`"), accepts, meaning) for name, default, accepts, meaning in rows
-    }
-    documented.pop("source")
-    defaults = as_text(Config())
+    readme = option_tables.README
 
-    assert documented == {
-        name: (defaults[name], option.accepts, option.meaning) for name, option in OPTIONS.items()
-    }
+    assert readme.read_text() == option_tables.updated(readme, option_tables.in_readme), COMMAND
 
 
-def test_the_readme_names_every_alias() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_each_option_has_one_row_of_details_with_its_default() -> None:
+    details = option_tables.DETAILS
 
-    assert [alias for alias in ALIASES if f"`{alias}`" not in readme] == []
+    assert sorted(chain(*option_tables.tables(details))) == sorted(option_tables.NAMES)
+    assert details.read_text() == option_tables.updated(details, option_tables.in_details), COMMAND
+
+
+def test_every_alias_is_documented_with_its_option() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(\w+)=(\w+)` \|$", option_tables.DETAILS.read_text(), re.MULTILINE
+    )
+
+    assert {alias: (name, value) for alias, name, value in rows} == ALIASES
 
 
 def test_every_field_of_config_is_an_option() -> None:

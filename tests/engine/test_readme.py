@@ -1,4 +1,7 @@
-"""Every command of the README, as it is printed but for names and places."""
+"""Every command of the README and of docs/options.md, as it is printed but for names and places.
+
+A comment behind a command of a recipe is what the command prints.
+"""
 
 import os
 import re
@@ -9,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tools.driver import INSTALL_S, TRUST, Driver, passfs
+from tests.support.tools.driver import INSTALL_S, TOOLS_IMAGE, TRUST, Driver, passfs
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh( foreground)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
+DOCUMENTS = ("README.md", "docs/options.md")
+BLOCKS = [block for name in DOCUMENTS for block in BLOCK.findall((ROOT / name).read_text())]
 COMMANDS = [commands for foreground, commands in BLOCKS if not foreground]
 FOREGROUND = [commands for foreground, commands in BLOCKS if foreground]
+PRINTED = re.compile(r"   # (.+)$", re.MULTILINE)
+# A name of a volume or container; not a part of a path, except for a volume's own directory.
+NAME = re.compile(r"(?<![\w/.-])(demo|app|db|web)(?![\w/.=-])|(?<=/volumes/)demo")
 PLUGIN = "passfs-readme"
 
 
@@ -45,10 +52,16 @@ def test_commands(driver: Driver, commands: str, source: Path) -> None:
         )
     finally:
         for volume in driver.client.volumes.list(filters={"driver": driver.name}):
+            filters = {"volume": volume.name}
+            for container in driver.client.containers.list(all=True, filters=filters):
+                container.remove(force=True)
             driver.client.api.remove_volume(volume.name)
 
     assert done.returncode == 0, script + done.stdout + done.stderr
     assert "Building" not in done.stdout, "a setting needs no new image"
+    printed = iter(done.stdout.splitlines())
+    missing = [text for text in PRINTED.findall(commands) if not any(text in p for p in printed)]
+    assert missing == [], done.stdout
 
 
 @pytest.mark.parametrize("command", FOREGROUND)
@@ -72,16 +85,13 @@ def test_foreground_commands_serve_until_interrupted(command: str, tmp_path: Pat
 
 def _here(commands: str, driver: Driver, source: Path) -> str:
     for printed, used in (
+        ("/srv/shared/web", str(source)),
         ("/srv/app", str(source)),
         ("-d passfs", f"-d {driver.name}"),
         ("/var/lib/passfs", str(driver.data_dir)),
         (".venv/bin/passfs install", f"{sys.executable} -m plugin install --name {PLUGIN}"),
         (".venv/bin/passfs uninstall", f"{sys.executable} -m plugin uninstall --name {PLUGIN}"),
-        (" demo", " readme-demo"),
-        (" -v demo", " -v readme-demo"),
-        ("volumes/demo", "volumes/readme-demo"),
-        (" app\n", " readme-app\n"),
-        (" -v app", " -v readme-app"),
+        ("redis:8", TOOLS_IMAGE),  # the database of this image is Debian's
     ):
         commands = commands.replace(printed, used)
-    return commands
+    return NAME.sub(r"readme-\g<0>", commands)

@@ -12,7 +12,7 @@ itself; `large` keeps a long test away from policies and callers that share its 
 expects a failure that is a fault of the product, on these columns, or on each mount if none is
 named. Only an AssertionError of the test counts, or what `raises=` names. A column that is not
 named has to pass. A test with mounts of its own has the parameter *column* in place of *place*.
-docs/architecture.md lists the faults (support/tools/faults.py).
+docs/faults.md lists the faults (support/tools/faults.py).
 """
 
 import contextlib

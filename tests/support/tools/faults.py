@@ -1,6 +1,6 @@
 """The faults that are known, from the marks of the tests that show them.
 
-`python -m tests.support.tools.faults` writes the table into docs/architecture.md.
+`python -m tests.support.tools.faults` writes the table into docs/faults.md.
 """
 
 import ast
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DOCUMENT = REPOSITORY / "docs" / "architecture.md"
+DOCUMENT = REPOSITORY / "docs" / "faults.md"
 MARK = "pytest.mark.fault"
 BEGIN, END = "| feature | known fault | sessions |\n|---|---|---|\n", " -->\n"
 
@@ -69,7 +69,7 @@ def table() -> str:
 
 
 def documented() -> str:
-    """Return the rows that docs/architecture.md has."""
+    """Return the rows that docs/faults.md has."""
     return DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
 
 
