@@ -67,11 +67,11 @@ class Channel(Replies, Protocol):
             OSError: the transport is broken.
         """
 
-    def look(self) -> None:
-        """See how it goes; called by the main thread every `members.LOOK_S` while there is work."""
+    def sample(self) -> None:
+        """Called by the main thread every `thread_slots.SAMPLE_INTERVAL_S` while there is work."""
 
-    def rest(self) -> None:
-        """Nothing happens for now."""
+    def idle(self) -> None:
+        """Called by the main thread when it stops sampling."""
 
     def notify(self, code: int, parts: Sequence[bytes]) -> None:
         """Tell the kernel something unasked.
@@ -114,13 +114,13 @@ class DeviceChannel:
         """
         self._fd = _LEFT
 
-    def look(self) -> None:
-        """Decide whether to ask before sleeping."""
-        self._polling.look()
+    def sample(self) -> None:
+        """Decide whether to poll before sleeping."""
+        self._polling.sample()
 
-    def rest(self) -> None:
-        """Remember nothing of what has happened."""
-        self._polling.rest()
+    def idle(self) -> None:
+        """Forget all trials of polling."""
+        self._polling.reset()
 
     def open_request(self) -> Request:
         """Make a place for requests."""

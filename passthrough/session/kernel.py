@@ -1,18 +1,6 @@
-"""The `kernel` session: the kernel's own FUSE protocol on /dev/fuse, in a few threads.
+"""The `kernel` session: FUSE on /dev/fuse without libfuse, in a few threads.
 
-channel.py          bytes from the kernel and back
-polling.py          asking before sleeping
-request.py, wire.py requests taken apart, replies put together
-negotiation.py      which features are in use, and why
-session.py          what handlers share; the one error boundary
-handlers/           one function per opcode, and the table of them
-notifications.py    what the kernel is told unasked
-backing.py          which files of the host the kernel reads and writes itself
-crew.py             the threads
-uring.py, rings.py  requests over io_uring in place of /dev/fuse
-queues.py           the threads for that
-members.py          what is seen of a thread
-ending.py           signals, and the end of the keeper
+The main thread answers INIT, starts the threads, and then samples them until the session ends.
 """
 
 import errno
@@ -29,21 +17,21 @@ from passthrough.session import shutdown
 from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel
 from passthrough.session.handlers.table import HANDLERS
-from passthrough.session.ring_pools import Queues
+from passthrough.session.ring_pools import RingPools
 from passthrough.session.rings import RingChannel
 from passthrough.session.session import Session
-from passthrough.session.thread_pool import Crew
-from passthrough.session.thread_slots import LOOK_S
+from passthrough.session.thread_pool import ThreadPool
+from passthrough.session.thread_slots import SAMPLE_INTERVAL_S
 from passthrough.session.uring import Ring
 
 log = logging.getLogger(__name__)
 
-# How long requests in hand may take when the session is to end. What takes longer hangs. Shorter
-# than who waits for the end of this process has patience: the plugin when it ends, and Remove.
-_PATIENCE_S: Final = 1.0
-_LOOK_AGAIN_S: Final = 0.005
+# Requests in flight may take this long when the session ends; after that they count as hung. The
+# plugin, which waits for the end of this process when it ends and in Remove, waits longer.
+_DRAIN_LIMIT_S: Final = 1.0
+_DRAIN_INTERVAL_S: Final = 0.005
 _MS_PER_S: Final = 1000
-_MANY: Final = 4096
+_PIPE_READ_SIZE: Final = 4096
 
 
 def run(
@@ -51,9 +39,9 @@ def run(
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
-    Requests in hand are answered first. Takes *fuse_fd*. Calls *serving* when requests are
-    answered. The keeper has ended when *keeper_fd*, a pipe, has no writer left. To be called by the
-    main thread, which does nothing but wait.
+    Answers the requests in flight before it returns. Takes *fuse_fd*. Calls *serving* when requests
+    are answered. The keeper has ended if *keeper_fd*, a pipe, has no writer left. To be called by
+    the main thread, which blocks in it.
 
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, the kernel speaks another protocol, or
@@ -63,21 +51,21 @@ def run(
     session = Session(fs, channel, HANDLERS)
     fs.tell_lost_privileges(session.forget_attributes)
     try:
-        _greet(session, channel, fuse_fd)
+        _negotiate(session, channel, fuse_fd)
         without_passthrough = _without_passthrough(session)
-        with shutdown.woken() as (woken_fd, wake):
-            queues = _queues(session, channel, fuse_fd, wake)
-            crew = Crew(session, channel, wake, beside_rings=queues.in_use)
+        with shutdown.wakeup_pipe() as (wakeup_fd, wake):
+            rings = _ring_pools(session, channel, fuse_fd, wake)
+            threads = ThreadPool(session, channel, wake, beside_rings=rings.in_use)
             try:
-                crew.start()
-                queues.start()
+                threads.start()
+                rings.start()
                 serving(without_passthrough)
-                _wait_for_end(crew, queues, woken_fd, keeper_fd)
+                _wait_for_end(threads, rings, wakeup_fd, keeper_fd)
             finally:
-                crew.stop()
-                queues.stop()
-        _wait_for_requests(crew, queues)
-        for error in (crew.error, queues.error):
+                threads.stop()
+                rings.stop()
+        _drain(threads, rings)
+        for error in (threads.error, rings.error):
             if error is not None:
                 raise error
     finally:
@@ -85,19 +73,22 @@ def run(
         os.close(fuse_fd)
 
 
-def _greet(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
-    """Answer INIT, which the kernel sends before anything else."""
+def _negotiate(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
+    """Answer INIT, which the kernel sends before any other request."""
     request = channel.open_request()
     while session.agreed is None:
         if not channel.receive(request):
-            raise OSError(errno.EBADF, f"no FUSE mount speaks through descriptor {fuse_fd}")
+            raise OSError(errno.EBADF, f"descriptor {fuse_fd} belongs to no FUSE mount")
         session.answer(request, channel)
         if session.broken is not None:
             raise session.broken
 
 
 def _without_passthrough(session: Session) -> str:
-    """Why nothing passes through to the host's files although the options allow it; or nothing."""
+    """Return why the kernel passes no reads and writes through although the options allow it.
+
+    The text is empty if it does, or if the options do not allow it.
+    """
     if not session.passes_through:
         return session.why_not(Init.PASSTHROUGH)
     why = session.backings.why_not()
@@ -107,40 +98,42 @@ def _without_passthrough(session: Session) -> str:
     return why
 
 
-def _queues(
+def _ring_pools(
     session: Session, channel: DeviceChannel, fuse_fd: int, wake: Callable[[], object]
-) -> Queues:
-    """The threads for io_uring: of every processor, or of none."""
+) -> RingPools:
+    """Return the pools of all processors for `transport=io_uring`, else of none."""
     processors: Sequence[int] = ()
     if session.fs.config.transport is Transport.IO_URING:
         if not session.uses(Init.OVER_IO_URING):
             why = session.why_not(Init.OVER_IO_URING)
             raise OSError(errno.EPROTO, f"option 'transport': 'io_uring' cannot be had: {why}")
         processors = kernel_features.possible_processors()
-    return Queues(
+    return RingPools(
         session, lambda number: RingChannel(Ring(), fuse_fd, number, channel), processors, wake
     )
 
 
-def _wait_for_end(crew: Crew, queues: Queues, woken_fd: int, keeper_fd: int | None) -> None:
-    """Look after the crew until there is nothing to serve, or somebody wants it to end."""
-    poll = shutdown.poll_of(woken_fd, keeper_fd)
-    while not crew.ended and queues.error is None:
-        resting = crew.resting and queues.resting
-        for fd, _ in poll.poll(None if resting else LOOK_S * _MS_PER_S):
+def _wait_for_end(
+    threads: ThreadPool, rings: RingPools, wakeup_fd: int, keeper_fd: int | None
+) -> None:
+    """Sample the pools until the connection, the keeper or a signal ends the session."""
+    poll = shutdown.poll_of(wakeup_fd, keeper_fd)
+    while not threads.ended and rings.error is None:
+        idle = threads.idle and rings.idle
+        for fd, _ in poll.poll(None if idle else SAMPLE_INTERVAL_S * _MS_PER_S):
             if fd == keeper_fd:
                 log.info(shutdown.KEEPER_ENDED)
                 return
-            if os.read(fd, _MANY).strip(shutdown.WAKE):
-                return  # a signal: its number is what was written
-        crew.look()
-        queues.look()
+            if os.read(fd, _PIPE_READ_SIZE).strip(shutdown.WAKE):
+                return  # the number of a signal
+        threads.sample()
+        rings.sample()
 
 
-def _wait_for_requests(crew: Crew, queues: Queues) -> None:
-    """Give what is in hand time to be answered; it takes no longer, unless the host hangs."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while crew.at_work() + queues.at_work() and time.monotonic() < deadline:
-        time.sleep(_LOOK_AGAIN_S)
-    if left := crew.at_work() + queues.at_work():
+def _drain(threads: ThreadPool, rings: RingPools) -> None:
+    """Wait until the requests in flight are answered, for 1 s at most."""
+    deadline = time.monotonic() + _DRAIN_LIMIT_S
+    while threads.in_flight() + rings.in_flight() and time.monotonic() < deadline:
+        time.sleep(_DRAIN_INTERVAL_S)
+    if left := threads.in_flight() + rings.in_flight():
         log.warning("%d requests hang in the host's file system and are left unanswered", left)

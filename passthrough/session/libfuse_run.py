@@ -1,13 +1,12 @@
-"""Running the `libfuse` session: pyfuse3's main loop, with one poll(2) where trio would be.
+"""The `libfuse` session's event loop: pyfuse3's main loop over one poll(2) in place of trio.
 
-pyfuse3 is written for trio, but takes what it needs of it from one attribute, which may hold
-something else: `pyfuse3.asyncio` puts asyncio there. Here it is `Scheduler`. Handlers never wait,
-so one task serves every request, and the only thing that it ever waits for is the next one. A
-real scheduler has nothing to choose from then, and choosing took trio two thirds of the processor
-time of a request.
+pyfuse3 is written for trio, but takes all that it needs of trio from one module attribute, which
+may be replaced: `pyfuse3.asyncio` puts asyncio there. This module puts `Scheduler` there. Handlers
+never wait, so one task serves every request, and waits only for the next one. A real scheduler has
+nothing to choose from then, and choosing took trio two thirds of the processor time of a request.
 
-So nothing is ever suspended: `wait_readable` blocks the process until there is a request, or a
-reason to end, which it tells pyfuse3 as trio would tell that the descriptor is being closed.
+So no task is ever suspended: `wait_readable` blocks the process until there is a request or a
+reason to end. At the end it raises the error that trio raises if the descriptor is being closed.
 """
 
 import logging
@@ -26,22 +25,22 @@ def run(
 ) -> None:
     """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
 
-    As kernel.run does.
+    The arguments are those of kernel.run.
 
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
-    with shutdown.woken() as (woken_fd, _):
-        scheduler = Scheduler(fuse_fd, woken_fd, keeper_fd)
+    with shutdown.wakeup_pipe() as (wakeup_fd, _):
+        scheduler = Scheduler(fuse_fd, wakeup_fd, keeper_fd)
         libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
 
 
 class _EndedError(Exception):
-    """There shall be no more requests."""
+    """The session ends."""
 
 
 class _Lock:
-    """A lock among tasks, of which there is one."""
+    """A lock that does nothing, because there is only one task."""
 
     async def __aenter__(self) -> None:
         pass
@@ -51,7 +50,7 @@ class _Lock:
 
 
 class _Nursery:
-    """Runs its tasks one after the other, when it is left."""
+    """Runs its tasks one after the other, at the end of the `async with` block."""
 
     def __init__(self) -> None:
         self._tasks: list[Awaitable[None]] = []
@@ -66,39 +65,39 @@ class _Nursery:
     def start_soon(
         self, function: Callable[..., Awaitable[None]], *args: object, name: str
     ) -> None:
-        """Have *function* run; nobody asks for the *name*."""
+        """Run *function* at the end of the block; pyfuse3 never reads the *name*."""
         del name
         self._tasks.append(function(*args))
 
 
 class Scheduler:
-    """What pyfuse3 finds where it looks for trio; the names are trio's."""
+    """The stand-in for the module trio, with the names that pyfuse3 uses."""
 
     ClosedResourceError: Final = _EndedError
     Lock: Final = _Lock
     open_nursery: Final = _Nursery
     name: Final = "requests"
-    """Of the one task."""
+    """The name of the one task."""
 
-    def __init__(self, fuse_fd: int, woken_fd: int, keeper_fd: int | None) -> None:
-        """Wait for requests on *fuse_fd* until something comes from one of the other two."""
+    def __init__(self, fuse_fd: int, wakeup_fd: int, keeper_fd: int | None) -> None:
+        """Wait for requests on *fuse_fd* until another of the descriptors is readable."""
         self.lowlevel = self
         self._keeper_fd = keeper_fd
         self._fuse_fd = fuse_fd
-        self._poll = shutdown.poll_of(fuse_fd, woken_fd, keeper_fd).poll
+        self._poll = shutdown.poll_of(fuse_fd, wakeup_fd, keeper_fd).poll
 
     def current_task(self) -> "Scheduler":
-        """The task, of which its name is asked for."""
+        """Return the one task, which pyfuse3 asks for its name."""
         return self
 
     def current_trio_token(self) -> None:
-        """What other threads would call the task by; there are none."""
+        """Return None: no other thread calls into the task."""
 
     async def wait_readable(self, _: int) -> None:
-        """Wait for a request; none is taken when it is time to end.
+        """Wait for a request.
 
         Raises:
-            ClosedResourceError: it is.
+            ClosedResourceError: the session ends; no request is read, even if there is one.
         """
         for fd, _event in self._poll():
             if fd != self._fuse_fd:

@@ -1,7 +1,7 @@
-"""INIT: what the kernel offers, what the volume's options want of it, and what both then keep to.
+"""INIT: the features that the kernel offers and the volume's options want.
 
-Each feature is a row with the reason why it is asked for, or where it is not. The outcome is a
-value that tells for every row whether it is in use, and why not where it is not.
+Each feature is a row, with the reason why it is requested, or left out. The result says for each
+row whether the feature is in use, and if not, why.
 """
 
 import errno
@@ -14,7 +14,7 @@ from passthrough.session.abi import Init
 
 
 class ProtocolError(OSError):
-    """The kernel's protocol is not one that this session speaks."""
+    """The session does not support the kernel's version of FUSE."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -23,16 +23,16 @@ class ProtocolError(OSError):
 
 
 class Feature(NamedTuple):
-    """One flag of INIT: the options that want it, and what for."""
+    """One flag of INIT, and the options that want it."""
 
     flag: Init
     wanted: Callable[[Config], bool]
     reason: str
-    """What it gives, and with which options it is left out."""
+    """The benefit of the feature, and the options that it depends on."""
 
 
 class Offer(NamedTuple):
-    """What the kernel says in INIT."""
+    """The kernel's INIT request."""
 
     major: int
     minor: int
@@ -41,7 +41,7 @@ class Offer(NamedTuple):
 
 
 class InUse(NamedTuple):
-    """Whether a feature is in use, and why not if it is not."""
+    """The state of a feature, with the reason if it is not in use."""
 
     feature: str
     wanted: bool
@@ -50,7 +50,7 @@ class InUse(NamedTuple):
 
 
 class Agreed(NamedTuple):
-    """What kernel and session keep to until the mount ends."""
+    """The result of INIT, valid until the mount ends."""
 
     minor: int
     flags: Init
@@ -66,11 +66,11 @@ def _never(_: Config) -> bool:
     return False
 
 
-# Without these, requests would have another form than wire.py knows. Linux 6.9 offers them all.
+# Without these, requests would have another layout than in wire.py. Linux 6.9 offers them all.
 REQUIRED: Final = Init.INIT_EXT | Init.MAX_PAGES | Init.BIG_WRITES | Init.SETXATTR_EXT
 
 FEATURES: Final = (
-    Feature(Init.INIT_EXT, _always, "more flags than one word has room for"),
+    Feature(Init.INIT_EXT, _always, "a second word of flags"),
     Feature(Init.MAX_PAGES, _always, "reads and writes of up to 1 MiB in one request"),
     Feature(Init.BIG_WRITES, _always, "writes of more than a page in one request"),
     Feature(Init.SETXATTR_EXT, _always, "whether setting an ACL takes the sgid bit away"),
@@ -82,10 +82,10 @@ FEATURES: Final = (
         lambda config: not config.no_open,
         "O_TRUNC in the request that opens; with no_open there is none",
     ),
+    Feature(Init.DO_READDIRPLUS, _always, "listings with attributes, if the caller uses them"),
     Feature(
-        Init.DO_READDIRPLUS, _always, "listings that bring attributes, where they are asked for"
+        Init.READDIRPLUS_AUTO, _always, "listings without attributes, if the caller needs none"
     ),
-    Feature(Init.READDIRPLUS_AUTO, _always, "listings without attributes for who only lists"),
     Feature(Init.CACHE_SYMLINKS, _always, "the text of a symlink never changes"),
     Feature(
         Init.NO_OPEN_SUPPORT,
@@ -100,13 +100,12 @@ FEATURES: Final = (
     Feature(
         Init.HANDLE_KILLPRIV_V2,
         lambda config: bool(config.killpriv_v2),
-        "no question for security.capability before each write, with killpriv_v2",
+        "no request for security.capability before each write, with killpriv_v2",
     ),
     Feature(
         Init.DONT_MASK,
         lambda config: config.posix_acl,
-        "the caller's umask, for the host to apply where no default ACL stands in its place,"
-        " with posix_acl",
+        "the caller's umask, which the host applies unless there is a default ACL, with posix_acl",
     ),
     Feature(
         Init.POSIX_ACL,
@@ -116,24 +115,23 @@ FEATURES: Final = (
     Feature(
         Init.AUTO_INVAL_DATA,
         lambda config: config.cache is not CachePolicy.ALWAYS,
-        "cached pages go when the host has changed the file; cache=always keeps them",
+        "cached pages are dropped if the host has changed the file; cache=always keeps them",
     ),
     Feature(
         Init.EXPLICIT_INVAL_DATA,
         lambda config: config.cache is CachePolicy.ALWAYS,
-        "cached pages stay when a file's times change, with cache=always",
+        "cached pages stay if a file's times change, with cache=always",
     ),
     Feature(
         Init.WRITEBACK_CACHE,
         lambda config: config.writeback,
-        "writes that are collected in the kernel, with writeback",
+        "writes that the kernel buffers, with writeback",
     ),
     Feature(
         Init.PASSTHROUGH,
         lambda config: config.passthrough is not Passthrough.OFF,
-        "reads and writes that go to the host's file inside the kernel, with passthrough",
+        "reads and writes of the host's file inside the kernel, with passthrough",
     ),
-    # Up to 6.18 Linux offers it to virtiofs alone.
     Feature(
         Init.POSIX_LOCKS,
         lambda config: config.locks is Locks.HOST,
@@ -144,9 +142,10 @@ FEATURES: Final = (
         lambda config: config.locks is Locks.HOST,
         "locks of flock(2) that are taken on the host's files, with locks=host",
     ),
+    # Up to 6.18 Linux offers it to virtiofs alone.
     Feature(Init.SUBMOUNTS, _always, "a device number of its own for each mount below the source"),
-    Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again, and not dropped"),
-    Feature(Init.HAS_RESEND, _always, "requests that come again when a worker has died with them"),
+    Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again instead of dropped"),
+    Feature(Init.HAS_RESEND, _always, "requests that are sent again if a worker died with them"),
     Feature(
         Init.OVER_IO_URING,
         lambda config: config.transport is Transport.IO_URING,
@@ -155,12 +154,12 @@ FEATURES: Final = (
     Feature(
         Init.CREATE_SUPP_GROUP,
         _never,
-        "the worker creates with its capabilities, and is refused nothing for want of a group",
+        "not needed: the worker's capabilities let it create files in every group",
     ),
     Feature(
         Init.SECURITY_CTX,
         _never,
-        "security labels are given by the host's own policy",
+        "not needed: the host's own policy labels files",
     ),
 )
 
@@ -168,16 +167,16 @@ _FLAG_WORD_BITS: Final = 32
 
 
 def offer(fields: tuple[int, ...]) -> Offer:
-    """What INIT_IN says, with both words of flags as one number."""
+    """Return the fields of INIT_IN, with both words of flags as one number."""
     major, minor, max_readahead, flags, more = fields
     return Offer(major, minor, max_readahead, flags | more << _FLAG_WORD_BITS)
 
 
 def agree(offered: Offer, config: Config) -> Agreed:
-    """What to answer to *offered* for a volume with *config*, in which conflicts are decided.
+    """Return the answer to *offered* for a volume with *config*, in which conflicts are decided.
 
     Raises:
-        ProtocolError: the kernel is older than 7.40, or lacks what every request builds on.
+        ProtocolError: the kernel speaks FUSE older than 7.40, or lacks a feature of `REQUIRED`.
     """
     if offered.major != abi.MAJOR or offered.minor < abi.LEAST_MINOR:
         version = f"{offered.major}.{offered.minor}"

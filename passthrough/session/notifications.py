@@ -1,7 +1,7 @@
-"""What the session tells the kernel unasked: what to forget of what it remembers.
+"""Notifications: messages to the kernel that answer no request, such as cache invalidations.
 
-The kernel may take its own locks on the inode or directory meanwhile. So no thread that answers a
-request for the same inode or directory may send one, but for the attributes alone.
+The kernel may lock the inode or directory of a notification. So a thread that serves a request for
+that inode or directory must not send one, except for attributes alone.
 """
 
 from typing import Final
@@ -16,10 +16,10 @@ _NOTHING: Final = 0
 
 
 class Notifier:
-    """Notifications of one mount.
+    """The notifications of one mount.
 
-    Each method raises OSError as the kernel reports it: ENOENT where it knows no such inode or
-    name, which then needs no forgetting.
+    Each method raises the kernel's OSError: ENOENT if the kernel knows no such inode or name, and
+    so has nothing to forget.
     """
 
     __slots__ = ("_channel",)
@@ -28,37 +28,40 @@ class Notifier:
         self._channel = channel
 
     def attributes_changed(self, number: int) -> None:
-        """Forget the attributes of inode *number*; its pages stay."""
+        """Drop the attributes of inode *number*; its pages stay."""
         body = wire.NOTIFY_INVAL_INODE_OUT.pack(number, _ATTRIBUTES_ONLY, 0)
         self._channel.notify(Notification.INVAL_INODE, (body,))
 
     def data_changed(self, number: int, offset: int = 0, length: int = _TO_THE_END) -> None:
-        """Forget attributes and cached pages of inode *number*; of all of it unless told."""
+        """Drop the attributes and the cached pages of inode *number*; by default all pages."""
         body = wire.NOTIFY_INVAL_INODE_OUT.pack(number, offset, length)
         self._channel.notify(Notification.INVAL_INODE, (body,))
 
     def entry_changed(self, parent: int, name: bytes, *, expire_only: bool = False) -> None:
-        """Forget where *name* in *parent* leads; with *expire_only*, look before using it again.
+        """Drop the entry *name* in *parent*; with *expire_only*, look it up before its next use.
 
-        A name that only expires keeps what is open or mounted below it.
+        An entry that only expires keeps the files that are open, and the mounts, below it.
         """
         flags = abi.EXPIRE_ONLY if expire_only else 0
         body = wire.NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), flags)
         self._channel.notify(Notification.INVAL_ENTRY, (body, name, b"\0"))
 
     def deleted(self, parent: int, child: int, name: bytes) -> None:
-        """The host has deleted *child*, known as *name* in *parent*; watchers are told."""
+        """Report that the host has deleted *child*, the entry *name* in *parent*, to watchers."""
         body = wire.NOTIFY_DELETE_OUT.pack(parent, child, len(name))
         self._channel.notify(Notification.DELETE, (body, name, b"\0"))
 
     def resend(self) -> None:
-        """Send again what was taken from this connection and not answered, as after a crash."""
+        """Have requests sent again that were read from this connection and not answered.
+
+        A successor needs them after a crash of its predecessor.
+        """
         self._channel.notify(Notification.RESEND, ())
 
-    def nudge(self, number: int) -> None:
-        """Have the kernel send a request that wants no answer: it wakes one thread that waits.
+    def provoke_request(self, number: int) -> None:
+        """Have the kernel send a request that needs no answer, which wakes one blocked reader.
 
-        NOTIFY_REPLY, with the cached bytes of the regular file *number* that were asked for: none.
+        The request is NOTIFY_REPLY, with 0 bytes of the cached pages of the regular file *number*.
         """
         body = wire.NOTIFY_RETRIEVE_OUT.pack(_NOTHING, number, _NOTHING, _NOTHING)
         self._channel.notify(Notification.RETRIEVE, (body,))

@@ -1,15 +1,17 @@
-"""Asking for the next request for a moment before sleeping, where that is found to pay.
+"""Polls /dev/fuse for the next request before a thread sleeps, if trials show that this pays.
 
-On a machine with nothing else to do, most of a round trip is waking processors, and a thread that
-has not gone to sleep need not be woken. On a busy one it only takes time from the very caller whose
-next request it wants. Nothing tells the two apart beforehand. So both ways are tried under load,
-for a moment each, and the better one is kept for a while: the one that serves more requests a
-second, by a greater factor than that of the processor time that each of them takes.
+On an idle machine most of a round trip is the time to wake a processor, and a thread that polls
+need not be woken. On a busy machine polling takes time from the very caller that sends the next
+request. No counter tells the two cases apart beforehand. So under load the session tries both ways,
+for one trial each, and keeps the better one for a while. Polling is better if it increases the
+requests a second by a greater factor than the processor time of each request.
 
-Who asks gives way in between, for the caller may wait for this very processor. If somebody else
-does, it is gone for milliseconds, and so for everybody who has requests. Then asking ends at once.
+Between polls the thread calls sched_yield(2), because the caller may need this CPU. If another
+program computes, sched_yield(2) takes milliseconds, and every caller waits as long. Then polling
+stops at once.
 
-Only poll(2) can ask: read(2) goes by O_NONBLOCK, which belongs to everybody who has the descriptor.
+The session polls by poll(2). To make read(2) return at once takes O_NONBLOCK, which would apply to
+every process that has the descriptor.
 """
 
 import os
@@ -18,116 +20,117 @@ import threading
 import time
 from typing import Final, NamedTuple
 
-# How long a thread asks after its last request.
-_LIMIT_NS: Final = 75_000
-# Who gave way for longer did so to somebody else's computing: a caller under load asks before.
-_GIVEN_AWAY_NS: Final = 500_000
-# The main thread's looks (crew.LOOK_S) that make one trial, and how many requests are a load.
-_LOOKS: Final = 4
-_LOAD: Final = 40
-# For how many times the length of a trial its outcome is believed; and up to how many if trying
-# did not pay, each time for twice as long.
-_BELIEVED: Final = 25
-_MOST_BELIEVED: Final = 400
-# How often in a row it has to pay.
-_AGREEING: Final = 2
-# What is less than so many times faster may be chance.
-_GAIN: Final = 1.15
+# A thread polls for this long after its last request.
+_POLL_LIMIT_NS: Final = 75_000
+# If sched_yield(2) takes this much longer than the limit, another program computes: a caller under
+# load sends its request before.
+_PREEMPTED_NS: Final = 500_000
+# The samples (thread_slots.SAMPLE_INTERVAL_S) in one trial, and the requests in it that are a load.
+_SAMPLES_PER_TRIAL: Final = 4
+_LOAD_REQUESTS: Final = 40
+# An outcome is valid for this many times the length of a trial. Each time that polling does not
+# pay, the validity doubles, up to the maximum.
+_VALIDITY: Final = 25
+_MAX_VALIDITY: Final = 400
+# Polling must pay in this many trials in a row.
+_WINS_NEEDED: Final = 2
+# A smaller speedup may be chance.
+_MIN_SPEEDUP: Final = 1.15
 
 
 class Trial(NamedTuple):
-    """What happened in some time."""
+    """The work of the process in one trial."""
 
     requests: int
     seconds: float
-    computed: float
-    """Seconds of the process's processor time."""
+    cpu_s: float
+    """Processor time of the process, in seconds."""
 
-    def pays(self, before: "Trial") -> bool:
-        """Whether this one gives more than it takes, measured by the one *before*."""
-        faster = self.requests / self.seconds / (before.requests / before.seconds)
-        dearer = self.computed / self.requests / (before.computed / before.requests)
-        return faster >= _GAIN and faster >= dearer
+    def pays(self, baseline: "Trial") -> bool:
+        """Return whether this trial gains more speed over *baseline* than it costs CPU time."""
+        speedup = self.requests / self.seconds / (baseline.requests / baseline.seconds)
+        cost = self.cpu_s / self.requests / (baseline.cpu_s / baseline.requests)
+        return speedup >= _MIN_SPEEDUP and speedup >= cost
 
 
 class Polling:
-    """What one channel's threads do before they sleep; safe for threads."""
+    """The polling of one channel; safe for threads."""
 
     def __init__(self, fd: int) -> None:
-        """Ask for requests on *fd*, which is borrowed; not yet."""
+        """Borrow *fd*; polling is off at first."""
         self.on = False
-        """Whether `wait` is worth calling; any thread may find that it is not."""
+        """True if a thread should call `wait` before it reads; any thread may switch it off."""
         self.received = 0
-        """How many requests there were; for threads to count up."""
+        """The number of requests; the threads count it up."""
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._turn = threading.Lock()
-        self._looks = 0
-        self._left = 0
-        self._believed = _BELIEVED
-        self._agreeing = 0
-        self._without: Trial | None = None
+        self._polls = threading.Lock()
+        self._samples = 0
+        self._trials_left = 0
+        self._validity = _VALIDITY
+        self._wins = 0
+        self._baseline: Trial | None = None
         self._start: tuple[int, float, float] | None = None
 
     def wait(self) -> None:
-        """Return when there is a request, or none has come for a moment.
+        """Poll until there is a request, for 75 us at most.
 
-        One thread at a time: the others can as well sleep. If the processor was gone meanwhile,
-        or the interpreter, there will be no asking for a while.
+        Only one thread polls at a time; the others sleep. If the thread loses the processor or the
+        interpreter lock meanwhile, polling is switched off for a while.
         """
-        if not self._turn.acquire(blocking=False):
+        if not self._polls.acquire(blocking=False):
             return
         try:
-            end = time.perf_counter_ns() + _LIMIT_NS
+            end = time.perf_counter_ns() + _POLL_LIMIT_NS
             while not self._poll.poll(0) and time.perf_counter_ns() < end:
                 os.sched_yield()
-            if time.perf_counter_ns() > end + _GIVEN_AWAY_NS:
+            if time.perf_counter_ns() > end + _PREEMPTED_NS:
                 self.on = False
         finally:
-            self._turn.release()
+            self._polls.release()
 
-    def look(self) -> None:
-        """Decide anew, every few times; to be called by the main thread in the crew's intervals."""
-        self._looks += 1
-        if self._looks < _LOOKS:
+    def sample(self) -> None:
+        """Decide anew at the end of a trial; the main thread calls it in every sample."""
+        self._samples += 1
+        if self._samples < _SAMPLES_PER_TRIAL:
             return
-        self._looks = 0
+        self._samples = 0
         start, now = self._start, (self.received, time.monotonic(), time.process_time())
         self._start = now
         if start is not None:
             self.judge(Trial(now[0] - start[0], now[1] - start[1], now[2] - start[2]))
 
-    def rest(self) -> None:
-        """Begin anew when there are requests again; until then nothing is asked, or remembered."""
-        self.on, self._without, self._agreeing = False, None, 0
+    def reset(self) -> None:
+        """Switch polling off, and forget all trials."""
+        self.on, self._baseline, self._wins = False, None, 0
         self._start = None
-        self._looks = self._left = self.received = 0
+        self._samples = self._trials_left = self.received = 0
 
     def judge(self, trial: Trial) -> None:
-        """Take what has happened since the last call into account."""
-        if self._without is not None and not self.on:  # it was being tried, and `wait` ended it
-            self._without = None
-            self._settle(self._believed)
-        elif trial.requests < _LOAD:
-            self._left = 0 if self.on else self._left
-            self.on, self._without, self._agreeing = False, None, 0
-        elif self._left:
-            self._left -= 1
-            if not self._left:
-                self.on = False  # for the next trial, without
-        elif self._without is None:
-            self._without, self.on = trial, True
-        elif trial.pays(self._without):
-            self._without = None
-            self._agreeing += 1
-            self.on = self._agreeing == _AGREEING
+        """Switch polling on or off by the *trial* that has just ended."""
+        if self._baseline is not None and not self.on:  # `wait` has ended the trial of polling
+            self._baseline = None
+            self._keep_for(self._validity)
+        elif trial.requests < _LOAD_REQUESTS:
+            self._trials_left = 0 if self.on else self._trials_left
+            self.on, self._baseline, self._wins = False, None, 0
+        elif self._trials_left:
+            self._trials_left -= 1
+            if not self._trials_left:
+                self.on = False  # the next trial is the baseline
+        elif self._baseline is None:
+            self._baseline, self.on = trial, True
+        elif trial.pays(self._baseline):
+            self._baseline = None
+            self._wins += 1
+            self.on = self._wins == _WINS_NEEDED
             if self.on:
-                self._settle(_BELIEVED)
+                self._keep_for(_VALIDITY)
         else:
-            self.on, self._without = False, None
-            self._settle(min(2 * self._believed, _MOST_BELIEVED))
+            self.on, self._baseline = False, None
+            self._keep_for(min(2 * self._validity, _MAX_VALIDITY))
 
-    def _settle(self, believed: int) -> None:
-        """Leave it as it is for so many times the length of a trial."""
-        self._left = self._believed = believed
-        self._agreeing = 0
+    def _keep_for(self, trials: int) -> None:
+        """Keep the present state for so many *trials*."""
+        self._trials_left = self._validity = trials
+        self._wins = 0

@@ -1,14 +1,15 @@
-"""The threads that serve over io_uring: for each processor some, tied to it, with an entry each.
+"""The threads that serve io_uring entries: a few for each processor, pinned to it, one entry each.
 
-The kernel gives a request to the entry that was free last, so that one thread of a processor does
-all the work as long as it keeps up, on the processor where the request was made: nobody is woken
-elsewhere. The other is there for when the host holds that one up. When neither waits for requests
-any more, the main thread looks at them in short intervals, as it does at the crew of /dev/fuse. If
-it is the host that holds them up, and not the interpreter, it doubles their number. What the
-process computes meanwhile may be for other processors: so it does that, too, where none of them has
-come to an end for ten looks.
+The kernel gives a request to the entry that became free last. So one thread of a processor serves
+all requests as long as it keeps up, on the processor where the request was made, and no thread is
+woken on another processor. The second thread is there in case the host blocks the first.
 
-No thread leaves before the connection ends: an entry cannot be taken back.
+If neither is idle, the main thread samples them, as it does the pool of /dev/fuse. If the host
+blocks all threads of a processor, and they do not compute, it doubles their number. The process may
+compute for other processors meanwhile. So the main thread doubles the number also if no thread of a
+processor has finished a request for ten samples (50 ms).
+
+No thread leaves before the connection ends, because the kernel does not give an entry back.
 """
 
 import _thread
@@ -27,54 +28,54 @@ from passthrough.session.request import Request
 from passthrough.session.rings import THE_END, RingChannel
 from passthrough.session.session import Session
 from passthrough.session.thread_slots import (
-    ENOUGH_FOR_SLOW,
-    LATE_LOOKS,
-    QUIET_LOOKS,
-    SLOW_LOOKS,
-    Interval,
-    Member,
+    IDLE_SAMPLES,
+    SLOW_HOST_MAX_THREADS,
+    SLOW_HOST_SAMPLES,
+    UNRELIABLE_SAMPLES,
+    Sampler,
+    ThreadSlot,
     another_serves,
-    let_finish,
-    taken,
+    count_new_requests,
+    wait_for_others,
 )
 
 log = logging.getLogger(__name__)
 
-# So many callers of one processor that all hang are beyond help.
-_MOST: Final = 64
-# For each processor at the start: one to serve, and one to wait meanwhile.
-_FIRST: Final = 2
-# So many inodes are tried for a regular file that the kernel knows.
-_TRIED: Final = 256
-# How long it may take threads to start and the kernel to take their entries.
+# If more callers of one processor than this all hang, no thread is added for it.
+_MAX_THREADS: Final = 64
+# The threads of each processor at the start: one serves, the other waits.
+_FIRST_THREADS: Final = 2
+# Search this many inodes for a regular file that the kernel knows.
+_INODES_TRIED: Final = 256
+# Threads have this long to start, and the kernel to take their entries.
 _START_LIMIT_S: Final = 10.0
 
 
-class _Queue:
-    """One processor's threads."""
+class _RingPool:
+    """The threads of one processor."""
 
-    __slots__ = ("full", "held_up", "members", "processor", "size", "stuck")
+    __slots__ = ("had_no_idle", "held_up_samples", "processor", "size", "slots", "stuck_samples")
 
     def __init__(self, processor: int) -> None:
         self.processor = processor
         self.size = 0
-        """How many threads there are, with those that just start."""
-        self.members: list[Member] = []
-        """Those that serve."""
-        self.full = False
-        """Whether none waited for a request when they were looked at."""
-        self.held_up = 0
-        """For how many looks in a row the host has held all of them up."""
-        self.stuck = 0
-        """For how many looks in a row none of them has come to an end, whatever others do."""
+        """The number of threads, including those that have not started to serve."""
+        self.slots: list[ThreadSlot] = []
+        """The threads that serve."""
+        self.had_no_idle = False
+        """True if no thread was idle at the last sample."""
+        self.held_up_samples = 0
+        """The consecutive samples in which the host held all threads up."""
+        self.stuck_samples = 0
+        """The consecutive samples in which no thread finished a request."""
 
-    def all_at_work(self) -> bool:
-        """Whether none waits for a request."""
-        return not any(member.waits for member in self.members)
+    def none_idle(self) -> bool:
+        """Return whether no thread waits for a request."""
+        return not any(slot.idle for slot in self.slots)
 
 
-class Queues:
-    """All threads of one session, of every processor that the machine may have."""
+class RingPools:
+    """All io_uring threads of one session: a pool for every possible processor."""
 
     def __init__(
         self,
@@ -83,33 +84,33 @@ class Queues:
         processors: Sequence[int],
         wake: Callable[[], object],
     ) -> None:
-        """Make queues without threads.
+        """Make pools without threads.
 
-        *open_channel* makes a channel to a processor's queue, for the thread that calls it; *wake*
-        has the main thread look again.
+        *open_channel* makes a channel to a processor's queue, for the calling thread. *wake* has
+        the main thread sample again.
         """
         self._session = session
         self._open_channel = open_channel
         self._wake = wake
         self._lock = threading.Lock()
-        self._queues = [_Queue(processor) for processor in processors]
+        self._pools = [_RingPool(processor) for processor in processors]
         self._hurries = itertools.count()
         self._stopped = False
-        self._short = False
-        self._quiet = 0
-        self._interval = Interval()
-        self.resting = True
-        """Whether there are threads enough, and nobody need look until woken."""
+        self._shortage_logged = False
+        self._idle_samples = 0
+        self._sampler = Sampler()
+        self.idle = True
+        """True if the main thread need not sample until it is woken."""
         self.error: Exception | None = None
-        """What broke the transport."""
+        """The error that broke the connection."""
 
     @property
     def in_use(self) -> bool:
-        """Whether requests come this way, and only forgets and interrupts by /dev/fuse."""
-        return bool(self._queues)
+        """True if requests come over io_uring, and only forgets and interrupts by /dev/fuse."""
+        return bool(self._pools)
 
     def start(self) -> None:
-        """Have threads wait for requests of every processor; there may be none.
+        """Start the first threads of every processor, if requests come over io_uring.
 
         Raises:
             OSError: the kernel does not take their entries.
@@ -119,131 +120,130 @@ class Queues:
         self._session.let_others_finish = self.let_others_finish
         self._session.may_wait = self.may_wait
         started: SimpleQueue[OSError | None] = SimpleQueue()
-        for queue in (queue for queue in self._queues for _ in range(_FIRST)):
-            self._grow(queue, started.put)
+        for pool in (pool for pool in self._pools for _ in range(_FIRST_THREADS)):
+            self._grow(pool, started.put)
             try:
                 error = started.get(timeout=_START_LIMIT_S)
             except Empty:
                 raise os_error(errno.ETIMEDOUT) from None
             if error is not None and error.errno in THE_END:
-                return  # it was unmounted as soon as it was there, and /dev/fuse tells of it
+                return  # it has just been unmounted, which /dev/fuse reports
             if error is not None:
                 raise error
 
     def stop(self) -> None:
-        """Begin no request from now on."""
+        """Serve no further request."""
         with self._lock:
             self._stopped = True
 
-    def at_work(self) -> int:
-        """How many requests are being handled."""
-        return sum(not member.waits for member in self._members())
+    def in_flight(self) -> int:
+        """Return how many requests are in service."""
+        return sum(not slot.idle for slot in self._slots())
 
     def size(self) -> int:
-        """How many threads there are."""
-        return sum(queue.size for queue in self._queues)
+        """Return how many threads there are."""
+        return sum(pool.size for pool in self._pools)
 
     def let_others_finish(self, request: Request) -> bool:
-        """Wait until what other threads took before *request* is done, or longer than usual.
+        """Wait until other threads have served what they took before *request*, or 20 ms.
 
         Returns:
-            Whether there were others: always.
+            True: there are always other threads.
         """
-        let_finish(self._members(), request)
+        wait_for_others(self._slots(), request)
         return True
 
     def may_wait(self, request: Request) -> bool:
-        """Return whether another thread serves the processor of *request* meanwhile, as in a crew.
+        """Return whether another thread serves the processor of *request*; try to add one.
 
         A new thread counts once the kernel has its entry.
         """
-        queue = next(
-            queue for queue in self._queues for one in queue.members if one.request is request
-        )
-        if not another_serves(tuple(queue.members), request):
+        pool = next(pool for pool in self._pools for slot in pool.slots if slot.request is request)
+        if not another_serves(tuple(pool.slots), request):
             started: SimpleQueue[OSError | None] = SimpleQueue()
-            if self._grow(queue, started.put):
+            if self._grow(pool, started.put):
                 with contextlib.suppress(Empty):
-                    self._log_failure(started.get(timeout=_START_LIMIT_S))
-        return another_serves(tuple(queue.members), request)
+                    self._log_shortage(started.get(timeout=_START_LIMIT_S))
+        return another_serves(tuple(pool.slots), request)
 
-    def _members(self) -> list[Member]:
-        return [member for queue in self._queues for member in queue.members]
+    def _slots(self) -> list[ThreadSlot]:
+        return [slot for pool in self._pools for slot in pool.slots]
 
-    def look(self) -> None:
-        """See whether there are too few threads; to be called every `LOOK_S` unless `resting`."""
-        self._interval.end()
-        enough = LATE_LOOKS if self._interval.late else 1
-        self._quiet += 1
-        for queue in self._queues:
-            requests, full = taken(queue.members), queue.all_at_work()
-            if full:
-                self._quiet = 0
-            starting = len(queue.members) < queue.size
-            computes = self._interval.busy or self._interval.fast(requests, len(queue.members))
-            held_up = full and queue.full and not starting and not computes
-            queue.held_up = queue.held_up + 1 if held_up else 0
-            queue.stuck = queue.stuck + 1 if full and not requests and not starting else 0
+    def sample(self) -> None:
+        """Grow pools if needed; to be called every `SAMPLE_INTERVAL_S` unless `idle`."""
+        self._sampler.sample()
+        enough = UNRELIABLE_SAMPLES if self._sampler.unreliable else 1
+        self._idle_samples += 1
+        for pool in self._pools:
+            requests, none_idle = count_new_requests(pool.slots), pool.none_idle()
+            if none_idle:
+                self._idle_samples = 0
+            starting = len(pool.slots) < pool.size
+            computes = self._sampler.busy or self._sampler.is_fast(requests, len(pool.slots))
+            held_up = none_idle and pool.had_no_idle and not starting and not computes
+            stuck = none_idle and not requests and not starting
+            pool.held_up_samples = pool.held_up_samples + 1 if held_up else 0
+            pool.stuck_samples = pool.stuck_samples + 1 if stuck else 0
             if requests:
-                if queue.held_up >= SLOW_LOOKS and queue.size < ENOUGH_FOR_SLOW:
-                    queue.held_up = 0
-                    self._grow(queue, self._log_failure)
-            elif queue.held_up >= enough or queue.stuck >= SLOW_LOOKS:
-                queue.stuck = 0
-                for _ in range(queue.size):
-                    if not self._grow(queue, self._log_failure):
+                if pool.held_up_samples >= SLOW_HOST_SAMPLES and pool.size < SLOW_HOST_MAX_THREADS:
+                    pool.held_up_samples = 0
+                    self._grow(pool, self._log_shortage)
+            elif pool.held_up_samples >= enough or pool.stuck_samples >= SLOW_HOST_SAMPLES:
+                pool.stuck_samples = 0
+                for _ in range(pool.size):
+                    if not self._grow(pool, self._log_shortage):
                         break
-            queue.full = full
-        if self._quiet >= QUIET_LOOKS:
-            self._quiet, self.resting = 0, True
-            self._interval.forget()
-            # One may have filled up before it could be seen that nobody looks.
-            self.resting = not any(queue.all_at_work() for queue in self._queues)
+            pool.had_no_idle = none_idle
+        if self._idle_samples >= IDLE_SAMPLES:
+            self._idle_samples, self.idle = 0, True
+            self._sampler.reset()
+            # A thread that took a request before this saw no reason to wake the main thread.
+            self.idle = not any(pool.none_idle() for pool in self._pools)
 
-    def _look_again(self) -> None:
+    def _resume_sampling(self) -> None:
         with self._lock:
-            self.resting = False
+            self.idle = False
             if not self._stopped:
                 self._wake()
 
-    def _grow(self, queue: _Queue, started: Callable[[OSError | None], object]) -> bool:
-        """Start one more thread, unless there are as many as there may be."""
+    def _grow(self, pool: _RingPool, started: Callable[[OSError | None], object]) -> bool:
+        """Start one more thread, unless the pool is full."""
         with self._lock:
-            if queue.size >= _MOST + self._session.waiting() or self._stopped:
+            if pool.size >= _MAX_THREADS + self._session.waiting() or self._stopped:
                 return False
-            queue.size += 1
-            urgent = queue.size > _FIRST
+            pool.size += 1
+            urgent = pool.size > _FIRST_THREADS
         try:
-            _thread.start_new_thread(self._work, (queue, urgent, started))
-        except RuntimeError as error:  # which is what Python makes of EAGAIN here
+            _thread.start_new_thread(self._work, (pool, urgent, started))
+        except RuntimeError as error:  # Python's error for EAGAIN here
             with self._lock:
-                queue.size -= 1
-            self._log_failure(failure := OSError(errno.EAGAIN, str(error)))
+                pool.size -= 1
+            self._log_shortage(failure := OSError(errno.EAGAIN, str(error)))
             started(failure)
             return False
         return True
 
-    def _log_failure(self, error: OSError | None) -> None:
-        if error is not None and not self._short:
-            self._short = True
-            log.warning("no more threads than %d can be had: %s", self.size(), error)
+    def _log_shortage(self, error: OSError | None) -> None:
+        if error is not None and not self._shortage_logged:
+            self._shortage_logged = True
+            log.warning("cannot start more than %d threads: %s", self.size(), error)
 
     def _work(
-        self, queue: _Queue, urgent: bool, started: Callable[[OSError | None], object]
+        self, pool: _RingPool, urgent: bool, started: Callable[[OSError | None], object]
     ) -> None:
         try:
-            _stay_on(queue.processor)
-            channel = self._open_channel(queue.processor)
+            _pin_to(pool.processor)
+            channel = self._open_channel(pool.processor)
             if urgent:
-                channel.hurry(next(self._hurries), self._session.fs.inodes.latest(_TRIED))
+                channel.hurry(next(self._hurries), self._session.fs.inodes.latest(_INODES_TRIED))
         except OSError as error:
             with self._lock:
-                queue.size -= 1
+                pool.size -= 1
             started(error)
             return
         try:
-            self._serve(queue, channel, started)
-        except Exception as error:  # a thread less is a caller that waits for ever, and soon all
+            self._serve(pool, channel, started)
+        except Exception as error:  # the request of a dead thread would never be answered
             log.exception("the connection to the kernel is broken")
             self.error = error
             with self._lock:
@@ -251,29 +251,29 @@ class Queues:
                     self._wake()
 
     def _serve(
-        self, queue: _Queue, channel: RingChannel, started: Callable[[OSError | None], object]
+        self, pool: _RingPool, channel: RingChannel, started: Callable[[OSError | None], object]
     ) -> None:
         receive, answer, request = channel.receive, self._session.answer, channel.open_request()
-        me = Member(request)
-        queue.members.append(me)
+        slot = ThreadSlot(request)
+        pool.slots.append(slot)
         started(None)
         try:
             while receive(request):
-                me.waits = False
-                me.count += 1
-                if self.resting and queue.all_at_work():
-                    self._look_again()
+                slot.idle = False
+                slot.taken += 1
+                if self.idle and pool.none_idle():
+                    self._resume_sampling()
                 if self._stopped:
                     return
                 answer(request, channel)
-                me.waits = True
+                slot.idle = True
         finally:
-            me.waits = True
+            slot.idle = True
 
 
-def _stay_on(processor: int) -> None:
-    """Tie this thread to a processor, if there is such a one now and this process may use it."""
+def _pin_to(processor: int) -> None:
+    """Pin this thread to *processor*, if it is online and this process may use it."""
     try:
         os.sched_setaffinity(0, {processor})
     except OSError as error:
-        log.debug("no thread on processor %d: %s", processor, error)
+        log.debug("no thread is pinned to processor %d: %s", processor, error)

@@ -71,16 +71,19 @@ class Session:
         """How many requests wait for a lock, each in a thread."""
         return len(self.fs.waits)
 
-    def nudge(self, count: int) -> bool:
-        """Have /dev/fuse bring *count* requests that want nothing; whether they will come."""
-        if self.uses(Init.OVER_IO_URING):  # which they would come by
+    def wake_readers(self, count: int) -> bool:
+        """Have the kernel send *count* requests that need no answer; return whether it will.
+
+        Each wakes one thread that is blocked in reading /dev/fuse.
+        """
+        if self.uses(Init.OVER_IO_URING):  # the requests would come over io_uring
             return False
         number = self.fs.inodes.some_file()
         if number is None:
             return False
         try:
             for _ in range(count):
-                self.notifier.nudge(number)
+                self.notifier.provoke_request(number)
         except OSError:  # just forgotten, or the connection is at its end
             return False
         return True
@@ -93,8 +96,8 @@ class Session:
         with contextlib.suppress(OSError):  # an inode unknown to the kernel, or the end
             self.notifier.attributes_changed(number)
 
-    def rest(self) -> None:
-        """Use a moment in which nothing happens."""
+    def idle(self) -> None:
+        """Tidy up while there are no requests."""
         self.fs.inodes.rest()
 
     def uses(self, feature: Init) -> bool:

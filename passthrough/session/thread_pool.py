@@ -1,26 +1,28 @@
-"""The threads of a session: each takes a request from the kernel to its end, then the next one.
+"""The pool of threads that read /dev/fuse; each serves one request after the other.
 
-As long as the host answers at once, one thread serves best: it finds the next request waiting and
-sleeps less, and need not share the interpreter. More are there for the host's sake. The main thread
-looks at the crew in short intervals while there is work. Where nobody waits for requests, because
-all are held up by the host and not by the interpreter, it enlarges the crew; a handler that is
-about to wait for a disk says so before (`about_to_block`): somebody takes over, and whichever of
-the two finds the other one waiting leaves, so that no two take turns where one is enough. So a
-system call that hangs holds up its own caller, and everybody else for two intervals at most, or
-for six where others have the processors: a thread that waits for one looks much like that.
+While the host answers at once, one thread is fastest: it finds the next request waiting, sleeps
+less, and shares the interpreter with no other. The pool has more threads only because the host may
+block one.
 
-A thread inside read(2) is woken by nothing but a request. So one too many leaves after its next
-one, and when nothing happens the kernel is asked for one that wants no answer (`Session.nudge`).
-When the session stops, its threads are left there, and what they may still be given they do not
-touch: that request is as good as never taken, and the kernel sends it again to a successor, or
-fails it with the connection.
+The main thread samples the pool every 5 ms while there is work. If no thread is idle because the
+host blocks all of them, and not because they compute, it adds threads. A handler that is about to
+wait for a disk calls `about_to_block` first, which adds a thread at once. Of the two threads, the
+first that then finds the other one idle leaves, so that they do not alternate. So a system call
+that hangs delays its own caller, and all other callers for two intervals at most (10 ms). If other
+programs have the processors, the delay is up to six intervals (30 ms), because a thread that waits
+for a processor looks much like one that waits for the host.
 
-A few of those who leave are in reserve until nothing happens, to be called back for a fraction of
-what a new thread costs.
+Only a request wakes a thread inside read(2). So a surplus thread leaves after its next request. If
+no request comes, `Session.wake_readers` has the kernel send some that need no answer. When the
+session stops, its threads stay inside read(2), and do not serve the requests that they may still
+read. The kernel sends such a request again to a successor, or fails it with the connection.
 
-A thread's few objects are made once and go from the one who leaves to the next who comes. Made
-anew, they would lie among what a walk through a million files has filled the memory with, and each
-would keep a megabyte of that from going back.
+A few threads that leave are parked until the pool is idle. To recall a parked thread costs a
+fraction of a new one.
+
+A thread's few objects are made once, and pass from a thread that leaves to one that starts. New
+objects would lie between the inodes that a walk through a million files has put into memory, and
+each would keep 1 MiB of that memory from being returned to the kernel.
 """
 
 import _thread
@@ -35,36 +37,36 @@ from passthrough.session.channel import Channel
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from passthrough.session.thread_slots import (
-    ENOUGH_FOR_SLOW,
-    LATE_LOOKS,
-    QUIET_LOOKS,
-    SLOW_LOOKS,
-    Interval,
-    Member,
+    IDLE_SAMPLES,
+    SLOW_HOST_MAX_THREADS,
+    SLOW_HOST_SAMPLES,
+    UNRELIABLE_SAMPLES,
+    Sampler,
+    ThreadSlot,
     another_serves,
-    let_finish,
-    taken,
+    count_new_requests,
+    wait_for_others,
 )
 
 log = logging.getLogger(__name__)
 
-# More callers than this that all hang are beyond help; who waits for a lock does not count.
-_MOST: Final = 256
-# So many looks in a row with somebody waiting for requests: there are more threads than needed.
-_CALM_LOOKS: Final = 20
-# For so many looks in a row, a second, who gives inodes back may just have many.
-_LONGEST_FORGET_LOOKS: Final = 200
-# The places that are made at the start, and kept.
-_KEPT: Final = 4
-# So many threads are in reserve, at most: callers who sync at once come back at once.
-_RESERVE: Final = 8
+# If more callers than this all hang, no thread is added. Waits for locks do not count.
+_MAX_THREADS: Final = 256
+# Shrink the pool after this many consecutive samples with an idle thread.
+_SHRINK_SAMPLES: Final = 20
+# A thread may forget inodes for this many consecutive samples (1 s) before it counts as held up.
+_MAX_FORGET_SAMPLES: Final = 200
+# The slots that are made at the start, and kept.
+_KEPT_SLOTS: Final = 4
+# Callers that sync at the same time come back at the same time: park this many threads for them.
+_MAX_PARKED: Final = 8
 
 
-class Crew:
-    """The threads that serve one session.
+class ThreadPool:
+    """The threads that read one session's requests from /dev/fuse.
 
-    Members change their own fields without a lock; each change is one step for the interpreter.
-    Those in reserve are no members.
+    Threads change their own slots without a lock: each change is atomic under the interpreter lock.
+    A parked thread has no slot in the pool.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ class Crew:
         *,
         beside_rings: bool = False,
     ) -> None:
-        """Make a crew without members; *wake* has the main thread look again, and may be lost.
+        """Make a pool without threads; *wake* has the main thread sample again, and may be lost.
 
-        With *beside_rings* it serves what comes by /dev/fuse then, forgets and interrupts. Who is
-        about to wait is no member of it, and what would wake one too many comes by the rings: so
-        it grows only when something hangs, and shrinks with the next forgets.
+        With *beside_rings* /dev/fuse brings only forgets and interrupts. The handlers that are
+        about to block run in other threads, and the requests that would wake a surplus thread come
+        over io_uring. So the pool grows only if a thread hangs, and shrinks with the next forgets.
         """
         self._session = session
         self._channel = channel
@@ -87,254 +89,251 @@ class Crew:
         self._receive, self._answer, self._begin = channel.receive, session.answer, self._work
         self._beside_rings = beside_rings
         self._lock = threading.Lock()
-        self._members: set[Member] = set()
-        self._free: list[Member] = []
-        self._reserve: list[Member] = []
-        self._wanted = 1
+        self._slots: set[ThreadSlot] = set()
+        self._free_slots: list[ThreadSlot] = []
+        self._parked: list[ThreadSlot] = []
+        self._target_size = 1
         self._stopped = False
-        self._full = False
-        self._short = False
-        self._held_up = self._forgetting = 0
-        self._calm = self._quiet = 0
-        self._interval = Interval()
-        self.resting = False
-        """Whether nothing happens, and nobody need look until woken."""
+        self._had_no_idle = False
+        self._shortage_logged = False
+        self._held_up_samples = self._forget_samples = 0
+        self._samples_with_idle = self._idle_samples = 0
+        self._sampler = Sampler()
+        self.idle = False
+        """True if the main thread need not sample until it is woken."""
         self.ended = False
-        """Whether there will be no more requests."""
+        """True if there will be no more requests."""
         self.error: Exception | None = None
-        """What broke the transport."""
+        """The error that broke the connection."""
 
     def start(self) -> None:
-        """Begin to serve.
+        """Start the first thread.
 
         Raises:
-            OSError: not even one thread can be had (EAGAIN), or no memory for what they need.
+            OSError: there is no thread to be had (EAGAIN), or no memory for the slots.
         """
         if not self._beside_rings:
             self._session.about_to_block = self.about_to_block
             self._session.may_wait = self.may_wait
         self._session.let_others_finish = self.let_others_finish
-        self._free = [Member(self._channel.open_request()) for _ in range(_KEPT)]
+        self._free_slots = [ThreadSlot(self._channel.open_request()) for _ in range(_KEPT_SLOTS)]
         self._grow(1)
-        if not self._members and not self.ended:
+        if not self._slots and not self.ended:
             raise os_error(errno.EAGAIN)
 
     def stop(self) -> None:
-        """Begin no request from now on; *wake* is not called any more."""
+        """Serve no further request; *wake* is not called any more."""
         with self._lock:
             self._stopped = True
-            self._wanted = 0
-        self._dismiss()
+            self._target_size = 0
+        self._end_parked()
 
-    def at_work(self) -> int:
-        """How many requests are being handled."""
-        return sum(not member.waits for member in tuple(self._members))
+    def in_flight(self) -> int:
+        """Return how many requests are in service."""
+        return sum(not slot.idle for slot in tuple(self._slots))
 
     def size(self) -> int:
-        """How many threads serve."""
-        return len(self._members)
+        """Return how many threads serve."""
+        return len(self._slots)
 
     def about_to_block(self) -> None:
-        """Somebody is about to wait for the host: see that there is somebody else for requests.
+        """Add a thread if none is idle, because the calling thread is about to wait for the host.
 
-        Not to be called while acting as somebody else: a new thread is like the one that starts it.
+        The thread must not have a caller's credentials: a new thread inherits them.
         """
-        if self.at_work() == len(self._members):
-            self._join(stays=False)
+        if self.in_flight() == len(self._slots):
+            self._add_thread(stays=False)
 
     def may_wait(self, request: Request) -> bool:
-        """Return whether another thread serves while that of *request* waits; try to have one.
+        """Return whether another thread serves while that of *request* waits; try to add one.
 
-        Where no more threads can be had, the last one must not wait for a lock: it is the one that
-        the unlock will need.
+        If no thread can be added, the last one must not wait for a lock: it has to serve the
+        unlock.
         """
         with self._lock:
-            if another_serves(self._members, request):
+            if another_serves(self._slots, request):
                 return True
-        self._join(stays=False)
+        self._add_thread(stays=False)
         with self._lock:
-            return another_serves(self._members, request)
+            return another_serves(self._slots, request)
 
     def let_others_finish(self, request: Request) -> bool:
-        """Wait until what other threads took before *request* is done, or longer than usual.
+        """Wait until other threads have served what they took before *request*, or 20 ms.
 
         Returns:
-            Whether there were others. If not, what was taken before is done.
+            False if there are no other threads, so that all earlier requests are served.
         """
-        if len(self._members) == 1:
+        if len(self._slots) == 1:
             return False
         self.about_to_block()
-        let_finish(tuple(self._members), request)
+        wait_for_others(tuple(self._slots), request)
         return True
 
-    def look(self) -> None:
-        """See whether there are too few threads, or too many; to be called every `LOOK_S`."""
-        self._channel.look()
-        members = tuple(self._members)
-        requests = taken(members)
-        full = not any(member.waits for member in members)
-        self._interval.end()
-        forgets = any(member.forgets() for member in members)
-        self._forgetting = self._forgetting + 1 if forgets else 0
+    def sample(self) -> None:
+        """Grow or shrink the pool if needed; to be called every `SAMPLE_INTERVAL_S`."""
+        self._channel.sample()
+        slots = tuple(self._slots)
+        requests = count_new_requests(slots)
+        none_idle = not any(slot.idle for slot in slots)
+        self._sampler.sample()
+        forgets = any(slot.forgets() for slot in slots)
+        self._forget_samples = self._forget_samples + 1 if forgets else 0
         computes = (
-            self._interval.busy
-            or self._interval.fast(requests, len(members))
-            or 0 < self._forgetting < _LONGEST_FORGET_LOOKS
+            self._sampler.busy
+            or self._sampler.is_fast(requests, len(slots))
+            or 0 < self._forget_samples < _MAX_FORGET_SAMPLES
         )
-        held_up = full and self._full and not computes
-        self._held_up = self._held_up + 1 if held_up else 0
+        held_up = none_idle and self._had_no_idle and not computes
+        self._held_up_samples = self._held_up_samples + 1 if held_up else 0
         if requests:
-            if self._held_up >= SLOW_LOOKS and len(members) < ENOUGH_FOR_SLOW:
-                self._held_up = 0
+            if self._held_up_samples >= SLOW_HOST_SAMPLES and len(slots) < SLOW_HOST_MAX_THREADS:
+                self._held_up_samples = 0
                 self._grow(1)
-        elif self._held_up >= (LATE_LOOKS if self._interval.late else 1):
-            self._grow(len(members))
-        self._quiet = 0 if full or requests else self._quiet + 1
-        self._calm = 0 if full else self._calm + 1
-        self._full = full
-        if self._calm >= _CALM_LOOKS:
-            self._calm = 0
-            self._wanted = min(self._wanted, max(1 + self.at_work(), len(members) // 2))
-        if self._quiet >= QUIET_LOOKS:
-            self._rest()
+        elif self._held_up_samples >= (UNRELIABLE_SAMPLES if self._sampler.unreliable else 1):
+            self._grow(len(slots))
+        self._idle_samples = 0 if none_idle or requests else self._idle_samples + 1
+        self._samples_with_idle = 0 if none_idle else self._samples_with_idle + 1
+        self._had_no_idle = none_idle
+        if self._samples_with_idle >= _SHRINK_SAMPLES:
+            self._samples_with_idle = 0
+            size = max(1 + self.in_flight(), len(slots) // 2)
+            self._target_size = min(self._target_size, size)
+        if self._idle_samples >= IDLE_SAMPLES:
+            self._become_idle()
 
-    def _rest(self) -> None:
-        """Look no more, once those have left who are not needed, or with them if that cannot be."""
-        self._quiet, self._wanted = 0, 1 + self.at_work()
-        too_many = len(self._members) - self._wanted
-        if too_many > 0 and self._session.nudge(too_many):
+    def _become_idle(self) -> None:
+        """Shrink the pool, then stop sampling; if no reader can be woken, just stop sampling."""
+        self._idle_samples, self._target_size = 0, 1 + self.in_flight()
+        surplus = len(self._slots) - self._target_size
+        if surplus > 0 and self._session.wake_readers(surplus):
             return
-        self._dismiss()
-        self._interval.forget()
-        self._channel.rest()
-        self._session.rest()
-        self.resting = True
-        if self.at_work():  # one may have been taken before it could be seen that nobody looks
-            self.resting = False
+        self._end_parked()
+        self._sampler.reset()
+        self._channel.idle()
+        self._session.idle()
+        self.idle = True
+        if self.in_flight():  # a thread that took a request before this saw no reason to wake
+            self.idle = False
 
-    def _dismiss(self) -> None:
-        """Have those in reserve end."""
+    def _end_parked(self) -> None:
         with self._lock:
-            reserve, self._reserve = self._reserve, []
-        for member in reserve:
-            member.called.release()
+            parked, self._parked = self._parked, []
+        for slot in parked:
+            slot.wake_up.release()
 
     def _grow(self, count: int) -> None:
-        """So many threads more, until they are found not to be needed."""
+        """Add *count* threads that stay until the pool shrinks."""
         for _ in range(count):
-            if not self._join(stays=True):
+            if not self._add_thread(stays=True):
                 return
 
-    def _join(self, *, stays: bool) -> bool:
-        """One thread more, of the reserve or a new one, if there may be one; whether it was had.
+    def _add_thread(self, *, stays: bool) -> bool:
+        """Recall a parked thread or start a new one; return whether there is one.
 
-        Unless it *stays*, the next one leaves who finds somebody else waiting for requests.
+        Unless the thread *stays*, the next thread that finds another one idle leaves.
         """
         with self._lock:
             if not self._has_room():
                 return False
-            if self._reserve:
-                member = self._reserve.pop()
-                self._add(member, stays=stays)
-                member.called.release()
+            if self._parked:
+                slot = self._parked.pop()
+                self._enter(slot, stays=stays)
+                slot.wake_up.release()
                 return True
-            place = self._free.pop() if self._free else None
+            free = self._free_slots.pop() if self._free_slots else None
         try:
-            return self._start(place or Member(self._channel.open_request()), stays=stays)
+            return self._start(free or ThreadSlot(self._channel.open_request()), stays=stays)
         except (OSError, RuntimeError) as error:  # the machine has no memory, or no thread
-            if not self._short:
-                self._short = True
-                log.warning("no more threads than %d can be had: %s", self.size(), error)
+            if not self._shortage_logged:
+                self._shortage_logged = True
+                log.warning("cannot start more than %d threads: %s", self.size(), error)
             return False
 
-    def _start(self, member: Member, *, stays: bool) -> bool:
-        """Have a new thread take the place of *member*, if there still may be one.
+    def _start(self, slot: ThreadSlot, *, stays: bool) -> bool:
+        """Start a thread in *slot*, unless the pool has become full meanwhile.
 
         Raises:
-            OSError, RuntimeError: it cannot be had.
+            OSError, RuntimeError: the thread cannot be started.
         """
         with self._lock:
             if not self._has_room():
-                self._part(member)
+                self._leave(slot)
                 return False
-            self._add(member, stays=stays)
+            self._enter(slot, stays=stays)
         try:
-            _thread.start_new_thread(self._begin, member.alone)
+            _thread.start_new_thread(self._begin, slot.start_args)
         except BaseException:
             with self._lock:
-                self._part(member)
-                self._wanted = min(self._wanted, max(1, len(self._members)))
+                self._leave(slot)
+                self._target_size = min(self._target_size, max(1, len(self._slots)))
             raise
         return True
 
-    # Under the lock
+    # The caller holds the lock.
 
     def _has_room(self) -> bool:
-        """Whether there may be one more."""
-        return not self._stopped and len(self._members) < _MOST + self._session.waiting()
+        return not self._stopped and len(self._slots) < _MAX_THREADS + self._session.waiting()
 
-    def _add(self, member: Member, *, stays: bool) -> None:
-        """One thread more."""
-        member.waits = True
-        self._members.add(member)
+    def _enter(self, slot: ThreadSlot, *, stays: bool) -> None:
+        slot.idle = True
+        self._slots.add(slot)
         if stays:
-            self._wanted = len(self._members)
+            self._target_size = len(self._slots)
 
-    def _part(self, member: Member) -> None:
-        """One thread less, whose place is free."""
-        self._members.discard(member)
-        member.request.clear()
-        if len(self._free) < _KEPT:
-            self._free.append(member)
+    def _leave(self, slot: ThreadSlot) -> None:
+        self._slots.discard(slot)
+        slot.request.clear()
+        if len(self._free_slots) < _KEPT_SLOTS:
+            self._free_slots.append(slot)
 
-    # In each thread
+    # In each thread.
 
-    def _work(self, me: Member) -> None:
+    def _work(self, slot: ThreadSlot) -> None:
         try:
-            self._serve(me)
-        except Exception as error:  # a thread less is a caller that waits for ever, and soon all
+            self._serve(slot)
+        except Exception as error:  # the request of a dead thread would never be answered
             log.exception("the connection to the kernel is broken")
             self.error, self.ended = error, True
         finally:
-            me.waits = True
+            slot.idle = True
             with self._lock:
-                self._part(me)
+                self._leave(slot)
                 if self.ended and not self._stopped:
                     self._wake()
 
-    def _serve(self, me: Member) -> None:
+    def _serve(self, slot: ThreadSlot) -> None:
         receive, answer = self._receive, self._answer
-        request, channel = me.request, self._channel
+        request, channel = slot.request, self._channel
         while receive(request):
-            me.waits = False
-            me.count += 1
-            if self.resting:
-                self._look_again()
+            slot.idle = False
+            slot.taken += 1
+            if self.idle:
+                self._resume_sampling()
             if self._stopped:
                 return
             answer(request, channel)
-            if len(self._members) > self._wanted and self._leaves(me):
+            if len(self._slots) > self._target_size and self._park_or_end(slot):
                 return
-            me.waits = True
+            slot.idle = True
         self.ended = True
 
-    def _look_again(self) -> None:
+    def _resume_sampling(self) -> None:
         with self._lock:
-            self.resting = False
+            self.idle = False
             if not self._stopped:
                 self._wake()
 
-    def _leaves(self, me: Member) -> bool:
-        """Whether others are enough, or nothing is to come, and nobody calls this one back."""
+    def _park_or_end(self, slot: ThreadSlot) -> bool:
+        """Park the thread of *slot* if it is surplus; return True if the thread shall end."""
         with self._lock:
-            serving = len(self._members) - self._session.waiting()
-            enough = serving > self._wanted and any(member.waits for member in self._members)
-            if not (enough or self._stopped):
+            serving = len(self._slots) - self._session.waiting()
+            surplus = serving > self._target_size and any(other.idle for other in self._slots)
+            if not (surplus or self._stopped):
                 return False
-            self._members.discard(me)
-            if self._stopped or len(self._reserve) >= _RESERVE:
+            self._slots.discard(slot)
+            if self._stopped or len(self._parked) >= _MAX_PARKED:
                 return True
-            me.request.clear()
-            self._reserve.append(me)
-        me.called.acquire()
-        return me not in self._members
+            slot.request.clear()
+            self._parked.append(slot)
+        slot.wake_up.acquire()
+        return slot not in self._slots

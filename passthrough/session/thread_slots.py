@@ -1,4 +1,4 @@
-"""One thread's place among those that serve, and what the main thread can tell by looking at it."""
+"""A thread's slot in a pool, and the samples by which the main thread judges the pool."""
 
 import resource
 import threading
@@ -9,137 +9,140 @@ from typing import Final
 from passthrough.session.abi import Opcode
 from passthrough.session.request import Request
 
-# How often the main thread looks while there is work: a compromise between the time that callers
-# wait for a thread and the processor time that looking takes.
-LOOK_S: Final = 0.005
-# So many looks in a row are believed though they come late, as on a machine with too much to do.
-LATE_LOOKS: Final = 4
-# Where the host is slow and not stuck, more callers at once than this gain little. Who waits for a
-# processor looks as slow, and a second thread makes that worse; so it takes this many looks.
-ENOUGH_FOR_SLOW: Final = 8
-SLOW_LOOKS: Final = 10
-# So many requests of a thread between two looks are too many for a host that is slow: one in 250
-# microseconds. It looks held up nevertheless where others have the processors.
-_FAST: Final = 20
-# So many looks in a row without a request: the main thread stops looking until there is one.
-QUIET_LOOKS: Final = 20
-# The part of the time that goes into computing from which on nobody is held up by the host.
-_BUSY: Final = 0.4
-# How long to wait for other threads, at least and at most, where they may be about to give way.
-_PASS_S: Final = 0.001
-_MOST_PASS_S: Final = 0.02
+# The main thread samples this often while there is work. Shorter intervals add a thread sooner, and
+# cost more processor time.
+SAMPLE_INTERVAL_S: Final = 0.005
+# On an overloaded machine every sample is unreliable. Believe this many in a row.
+UNRELIABLE_SAMPLES: Final = 4
+# If the host is slow but not stuck, callers gain little from more threads than this. A thread that
+# waits for a processor looks as slow, and another thread makes that worse. So add one only after
+# this many samples.
+SLOW_HOST_MAX_THREADS: Final = 8
+SLOW_HOST_SAMPLES: Final = 10
+# A thread that serves more requests than this in an interval (one per 250 us) has a fast host, even
+# if every sample finds it busy: then other programs have the processors.
+_FAST_HOST_REQUESTS: Final = 20
+# The main thread stops sampling after this many samples without a request.
+IDLE_SAMPLES: Final = 20
+# The host holds no thread up if the process computes for this share of the time.
+_BUSY_SHARE: Final = 0.4
+# The shortest and the longest wait for other threads' requests.
+_SHORTEST_WAIT_S: Final = 0.001
+_LONGEST_WAIT_S: Final = 0.02
 _LOCKING: Final = frozenset({int(Opcode.SETLK), int(Opcode.SETLKW)})
 
 
-class Member:
-    """The place of one thread, as the main thread sees it.
+class ThreadSlot:
+    """The state of one thread that the main thread samples.
 
-    The thread changes the fields without a lock; each change is one step for the interpreter.
+    The thread changes the fields without a lock: each change is atomic under the interpreter lock.
     """
 
-    __slots__ = ("alone", "called", "count", "request", "seen", "waits")
+    __slots__ = ("idle", "request", "sampled", "start_args", "taken", "wake_up")
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        """What it works at."""
-        self.alone = (self,)
-        self.called = threading.Lock()
-        """Released by who calls a thread back from the reserve, or has it end there."""
-        self.called.acquire()
-        self.waits = True
-        """Whether it waits for a request, or is just about to."""
-        self.count = 0
-        """How many requests it has taken."""
-        self.seen = 0
-        """How many of them when the main thread looked, which alone changes this."""
+        """The request that the thread serves."""
+        self.start_args = (self,)
+        self.wake_up = threading.Lock()
+        """Released to recall a parked thread, or to end it."""
+        self.wake_up.acquire()
+        self.idle = True
+        """True if the thread waits for a request, or is about to."""
+        self.taken = 0
+        """The number of requests that the thread has taken."""
+        self.sampled = 0
+        """The value of `taken` at the last sample; only the main thread changes it."""
 
     def waits_for_lock(self) -> bool:
-        """Whether it waits for somebody to give a lock up, perhaps."""
+        """Return whether the thread may wait until a caller releases a lock."""
         return self.request.opcode == Opcode.SETLKW
 
     def may_wait_for_others(self) -> bool:
-        """Return whether its request may last until another request has been answered.
+        """Return whether the thread's request may last until another request has been answered.
 
-        That is a wait for a lock, or for pages that are read meanwhile (handlers/locking.py).
+        It may wait for a lock, or for pages that are being read (handlers/locking.py).
         """
-        return not self.waits and self.request.opcode in _LOCKING
+        return not self.idle and self.request.opcode in _LOCKING
 
     def forgets(self) -> bool:
-        """Whether it gives tens of thousands of inodes back, perhaps.
+        """Return whether the thread may be forgetting tens of thousands of inodes.
 
-        That takes longer than a look, waits for nobody, and no second thread hurries it.
+        That takes longer than an interval, waits for nothing, and no second thread speeds it up.
         """
-        return not self.waits and self.request.opcode == Opcode.BATCH_FORGET
+        return not self.idle and self.request.opcode == Opcode.BATCH_FORGET
 
 
-class Interval:
-    """The time between two looks: whether the host had it, or this process."""
+class Sampler:
+    """Tells after each interval whether this process or the host has used the time."""
 
-    __slots__ = ("_computed", "_elapsed", "_interrupted", "_looked", "_unsure", "busy", "late")
+    __slots__ = (
+        *("_computed", "_elapsed", "_preemptions", "_sampled_at", "_unreliable_left"),
+        *("busy", "unreliable"),
+    )
 
     def __init__(self) -> None:
-        self._looked = self._computed = self._elapsed = 0.0
-        self._interrupted = self._unsure = 0
+        self._sampled_at = self._computed = self._elapsed = 0.0
+        self._preemptions = self._unreliable_left = 0
         self.busy = False
-        """Whether it was this process that was busy meanwhile, rather than the host."""
-        self.late = False
-        """Whether others have the processors, and the look says little by itself: it was long, or a
-        moment ago one of our threads had to give way to somebody, and may be waiting still."""
+        """True if this process computed for most of the interval, so the host did not delay it."""
+        self.unreliable = False
+        """True if the sample came late, or a thread was preempted (ru_nivcsw) within the last few
+        intervals and may still wait for a processor."""
 
-    def end(self) -> None:
-        """Look at the one that ends, and begin another."""
+    def sample(self) -> None:
+        """End an interval, and begin the next one."""
         now, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
         computed = usage.ru_utime + usage.ru_stime
-        elapsed = now - self._looked
-        interrupted = self._looked > 0 and usage.ru_nivcsw > self._interrupted
-        self._unsure = LATE_LOOKS if interrupted else max(0, self._unsure - 1)
-        self.busy = computed - self._computed > elapsed * _BUSY
-        self.late = elapsed > 2 * LOOK_S or self._unsure > 0
-        self._looked, self._computed, self._elapsed = now, computed, elapsed
-        self._interrupted = usage.ru_nivcsw
+        elapsed = now - self._sampled_at
+        preempted = self._sampled_at > 0 and usage.ru_nivcsw > self._preemptions
+        left = UNRELIABLE_SAMPLES if preempted else max(0, self._unreliable_left - 1)
+        self._unreliable_left = left
+        self.busy = computed - self._computed > elapsed * _BUSY_SHARE
+        self.unreliable = elapsed > 2 * SAMPLE_INTERVAL_S or left > 0
+        self._sampled_at, self._computed, self._elapsed = now, computed, elapsed
+        self._preemptions = usage.ru_nivcsw
 
-    def fast(self, requests: int, threads: int) -> bool:
-        """Whether *requests* of so many *threads* in this time are too many for a slow host."""
-        return requests * LOOK_S > _FAST * threads * self._elapsed
+    def is_fast(self, requests: int, threads: int) -> bool:
+        """Return whether *threads* served too many *requests* in the interval for a slow host."""
+        return requests * SAMPLE_INTERVAL_S > _FAST_HOST_REQUESTS * threads * self._elapsed
 
-    def forget(self) -> None:
-        """There was no last look."""
-        self._looked = self._computed = self._elapsed = 0.0
-        self._unsure = 0
+    def reset(self) -> None:
+        """Forget the last sample."""
+        self._sampled_at = self._computed = self._elapsed = 0.0
+        self._unreliable_left = 0
 
 
-def taken(members: Iterable[Member]) -> int:
-    """How many requests *members* have taken since this was last asked."""
+def count_new_requests(slots: Iterable[ThreadSlot]) -> int:
+    """Return how many requests the threads of *slots* have taken since the last call."""
     total = 0
-    for member in members:
-        count = member.count
-        total += count - member.seen
-        member.seen = count
+    for slot in slots:
+        taken = slot.taken
+        total += taken - slot.sampled
+        slot.sampled = taken
     return total
 
 
-def another_serves(members: Iterable[Member], request: Request) -> bool:
-    """Return whether another of *members* than the one at *request* is there for unlocks.
+def another_serves(slots: Iterable[ThreadSlot], request: Request) -> bool:
+    """Return whether a thread of *slots* can serve an unlock, other than the one at *request*.
 
-    Each thread asks once its own request can be seen. So of threads that ask at the same time, the
-    last one to ask sees all the others.
+    A thread calls this when its own request is visible in its slot. So if several threads call it
+    at the same time, the last one sees the requests of all the others.
     """
-    return any(
-        member.request is not request and not member.may_wait_for_others() for member in members
-    )
+    return any(slot.request is not request and not slot.may_wait_for_others() for slot in slots)
 
 
-def let_finish(members: Iterable[Member], request: Request) -> None:
-    """Wait until what others of *members* took before *request* is done, or longer than usual."""
-    # Who has taken a request may not have come to say so.
-    time.sleep(_PASS_S)
+def wait_for_others(slots: Iterable[ThreadSlot], request: Request) -> None:
+    """Wait until other threads of *slots* have served what they took before *request*, or 20 ms."""
+    # A thread that has just taken a request may not have marked its slot yet.
+    time.sleep(_SHORTEST_WAIT_S)
     others = [
-        (member, member.request.unique)
-        for member in members
-        if member.request is not request and not member.waits_for_lock()
+        (slot, slot.request.unique)
+        for slot in slots
+        if slot.request is not request and not slot.waits_for_lock()
     ]
-    deadline = time.monotonic() + _MOST_PASS_S
+    deadline = time.monotonic() + _LONGEST_WAIT_S
     while time.monotonic() < deadline:
-        if all(one.waits or one.request.unique != unique for one, unique in others):
+        if all(slot.idle or slot.request.unique != unique for slot, unique in others):
             break
-        time.sleep(_PASS_S)
+        time.sleep(_SHORTEST_WAIT_S)

@@ -64,8 +64,8 @@ def test_volumes_stay_mounted_whatever_restarts_the_service(
 
 def test_the_unit_allows_the_threads_of_all_volumes_that_it_allows(systemd: Systemd) -> None:
     volumes = int(systemd.show("FileDescriptorStoreMax")) // len(KINDS)
-    busy = 2 + thread_pool._RESERVE  # the main thread, and one that serves
-    most = 1 + thread_pool._MOST + thread_pool._RESERVE + waiting._MOST
+    busy = 2 + thread_pool._MAX_PARKED  # the main thread, and one that serves
+    most = 1 + thread_pool._MAX_THREADS + thread_pool._MAX_PARKED + waiting._MOST
 
     assert (volumes, busy, most) == (2048, 10, 1289)
     assert 2_000 * busy + 9 * most <= int(systemd.show("TasksMax"))

@@ -1,4 +1,4 @@
-"""What stands where pyfuse3 looks for trio; test_worker.py and the batteries serve mounts by it."""
+"""The stand-in for trio under pyfuse3; test_process.py and tests/posix serve mounts with it."""
 
 import logging
 import socket
@@ -11,10 +11,10 @@ from passthrough.session import libfuse, shutdown
 from passthrough.session.libfuse_run import Scheduler
 
 
-def test_pyfuse3_is_given_all_that_it_takes_of_trio() -> None:
-    """By its own stand-in for trio: if this fails, read how pyfuse3/asyncio.py has changed."""
-    own = {"enable", "disable"}  # how it is put in place
-    for_terminate = {"notify_closing"}  # which only pyfuse3.terminate() calls, and nobody that
+def test_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:
+    """pyfuse3/asyncio.py is the list: if this test fails, read how that file has changed."""
+    own = {"enable", "disable"}  # they put the stand-in in place
+    for_terminate = {"notify_closing"}  # only pyfuse3.terminate() uses it, which is never called
     theirs = {
         name
         for name, value in vars(pyfuse3.asyncio).items()
@@ -29,7 +29,7 @@ def test_pyfuse3_is_given_all_that_it_takes_of_trio() -> None:
     assert all(hasattr(Scheduler, name) for name in theirs - own - for_terminate)
 
 
-def test_what_pyfuse3_waits_for_beside_requests_is_a_mistake() -> None:
+def test_a_wait_of_pyfuse3_for_anything_but_requests_raises() -> None:
     """A later pyfuse3 might sleep, or wait for two things at once."""
 
     class Pause:
@@ -44,16 +44,16 @@ def test_what_pyfuse3_waits_for_beside_requests_is_a_mistake() -> None:
 
 
 class Ends:
-    """What a scheduler waits for, and the other ends."""
+    """The descriptors that a scheduler waits for, and their other ends."""
 
     def __init__(self) -> None:
         self.fuse, self.kernel = socket.socketpair()
-        self.woken, self.signal = socket.socketpair()
+        self.wakeup, self.signal = socket.socketpair()
         self.life, self.keeper = socket.socketpair()
 
     def wait(self) -> None:
-        """Wait as pyfuse3 does; it must not give way."""
-        scheduler = Scheduler(self.fuse.fileno(), self.woken.fileno(), self.life.fileno())
+        """Wait as pyfuse3 does; the task must not be suspended."""
+        scheduler = Scheduler(self.fuse.fileno(), self.wakeup.fileno(), self.life.fileno())
         libfuse._finish(scheduler.wait_readable(self.fuse.fileno()))
 
 
@@ -65,7 +65,9 @@ def ends() -> Iterator[Ends]:
         end.close()
 
 
-def test_it_waits_for_a_request(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+def test_wait_readable_returns_if_there_is_a_request(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     ends.kernel.send(b"one")
 
@@ -74,7 +76,9 @@ def test_it_waits_for_a_request(ends: Ends, caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == []
 
 
-def test_a_signal_goes_before_requests(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_signal_takes_precedence_over_requests(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     ends.kernel.send(b"one")
     ends.signal.send(b"\x0f")
@@ -84,7 +88,7 @@ def test_a_signal_goes_before_requests(ends: Ends, caplog: pytest.LogCaptureFixt
     assert caplog.messages == []
 
 
-def test_the_end_of_the_keeper_goes_before_requests(
+def test_the_end_of_the_keeper_takes_precedence_over_requests(
     ends: Ends, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -96,7 +100,7 @@ def test_the_end_of_the_keeper_goes_before_requests(
     assert caplog.messages == [shutdown.KEEPER_ENDED]
 
 
-async def test_tasks_run_when_the_nursery_is_left() -> None:
+async def test_tasks_run_at_the_end_of_the_nursery() -> None:
     order: list[str] = []
 
     async def task(text: str) -> None:

@@ -1,4 +1,4 @@
-"""When it is worth to ask for the next request before sleeping, and how long."""
+"""Polling for the next request: when it is on, and for how long a thread polls."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from passthrough.session.polling import _BELIEVED, _LOOKS, Polling, Trial
+from passthrough.session.polling import _SAMPLES_PER_TRIAL, _VALIDITY, Polling, Trial
 
 FEW = Trial(39, 0.02, 0.001)
 SLOW = Trial(400, 0.02, 0.008)
@@ -20,8 +20,8 @@ def polling(pair: Pair) -> Polling:
     return Polling(pair[0].fileno())
 
 
-def told(polling: Polling, *trials: Trial) -> list[bool]:
-    """Whether it is on after each of *trials*."""
+def judged(polling: Polling, *trials: Trial) -> list[bool]:
+    """Return whether polling is on after each of *trials*."""
     decided = []
     for trial in trials:
         polling.judge(trial)
@@ -34,114 +34,119 @@ def told(polling: Polling, *trials: Trial) -> list[bool]:
     [
         (Trial(800, 0.02, 0.016), True),
         (Trial(400, 0.02, 0.008), False),
-        (Trial(440, 0.02, 0.008), False),  # which may be chance
-        (Trial(800, 0.04, 0.016), False),  # as many a second
-        (Trial(600, 0.02, 0.0179), True),  # half as fast again, half as dear again less a bit
+        (Trial(440, 0.02, 0.008), False),  # the speedup may be chance
+        (Trial(800, 0.04, 0.016), False),  # as many requests a second
+        (
+            Trial(600, 0.02, 0.0179),
+            True,
+        ),  # 1.5 times as fast, for 1.49 times the CPU time
         (Trial(600, 0.02, 0.0181), False),
         (Trial(200, 0.02, 0.004), False),
     ],
 )
-def test_it_pays_to_be_faster_by_more_than_dearer(trial: Trial, pays: bool) -> None:
+def test_polling_pays_if_the_speedup_exceeds_the_cost(trial: Trial, pays: bool) -> None:
     assert trial.pays(SLOW) is pays
 
 
-def test_it_starts_only_under_load_and_ends_with_it(polling: Polling) -> None:
-    assert told(polling, FEW, FEW, SLOW, FAST, SLOW, FAST, FAST, FEW) == [
+def test_polling_starts_under_load_and_ends_with_it(polling: Polling) -> None:
+    assert judged(polling, FEW, FEW, SLOW, FAST, SLOW, FAST, FAST, FEW) == [
         *(False, False, True, False, True, True, True, False)
     ]
 
 
-def test_what_paid_is_kept_until_it_is_tried_anew(polling: Polling) -> None:
-    assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+def test_polling_that_paid_stays_on_until_the_next_trial(polling: Polling) -> None:
+    assert judged(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
 
-    assert told(polling, *[FAST] * _BELIEVED) == [True] * (_BELIEVED - 1) + [False]
-    assert told(polling, FAST, FAST) == [True, False]  # without it, it is as good by now
-
-
-def test_once_may_be_chance(polling: Polling) -> None:
-    assert told(polling, SLOW, FAST, SLOW, SLOW, SLOW) == [True, False, True, False, False]
+    assert judged(polling, *[FAST] * _VALIDITY) == [True] * (_VALIDITY - 1) + [False]
+    assert judged(polling, FAST, FAST) == [True, False]  # polling no longer pays
 
 
-def test_what_did_not_pay_is_left_alone_until_then(polling: Polling) -> None:
-    assert told(polling, FAST, SLOW) == [True, False]
-
-    assert told(polling, *[FAST] * 2 * _BELIEVED) == [False] * 2 * _BELIEVED
-    assert told(polling, FAST, SLOW) == [True, False]
-    assert told(polling, *[FAST] * 4 * _BELIEVED) == [False] * 4 * _BELIEVED
-    assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+def test_polling_must_pay_twice_in_a_row(polling: Polling) -> None:
+    assert judged(polling, SLOW, FAST, SLOW, SLOW, SLOW) == [True, False, True, False, False]
 
 
-def giving_way_takes(nanoseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have time pass while somebody gives way, and at no other moment."""
-    given_way: list[None] = []
-    monkeypatch.setattr(os, "sched_yield", lambda: given_way.append(None))
-    monkeypatch.setattr(time, "perf_counter_ns", lambda: len(given_way) * nanoseconds)
+def test_polling_that_did_not_pay_stays_off_twice_as_long(polling: Polling) -> None:
+    assert judged(polling, FAST, SLOW) == [True, False]
+
+    assert judged(polling, *[FAST] * 2 * _VALIDITY) == [False] * 2 * _VALIDITY
+    assert judged(polling, FAST, SLOW) == [True, False]
+    assert judged(polling, *[FAST] * 4 * _VALIDITY) == [False] * 4 * _VALIDITY
+    assert judged(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
 
 
-def test_who_gave_a_processor_away_asks_no_more(
+def yielding_takes(nanoseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have time pass in sched_yield(2) only."""
+    yields: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: len(yields) * nanoseconds)
+
+
+def test_polling_stops_if_sched_yield_takes_long(
     polling: Polling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time costs everybody milliseconds where another program computes."""
-    giving_way_takes(2_000_000, monkeypatch)
-    assert told(polling, SLOW) == [True]
+    """Another program computes, and each call costs every caller milliseconds."""
+    yielding_takes(2_000_000, monkeypatch)
+    assert judged(polling, SLOW) == [True]
 
     polling.wait()
 
     assert not polling.on
-    assert told(polling, FEW, *[SLOW] * _BELIEVED) == [False] * (1 + _BELIEVED)
-    assert told(polling, SLOW) == [True]
+    assert judged(polling, FEW, *[SLOW] * _VALIDITY) == [False] * (1 + _VALIDITY)
+    assert judged(polling, SLOW) == [True]
 
 
-def test_also_where_it_had_paid(polling: Polling, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert told(polling, SLOW, FAST, SLOW, FAST, FAST) == [True, False, True, True, True]
-    giving_way_takes(2_000_000, monkeypatch)
+def test_polling_that_paid_stops_if_sched_yield_takes_long(
+    polling: Polling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert judged(polling, SLOW, FAST, SLOW, FAST, FAST) == [True, False, True, True, True]
+    yielding_takes(2_000_000, monkeypatch)
 
     polling.wait()
 
     assert not polling.on
-    left = _BELIEVED - 1
-    assert told(polling, *[FAST] * left) == [False] * left
-    assert told(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
+    left = _VALIDITY - 1
+    assert judged(polling, *[FAST] * left) == [False] * left
+    assert judged(polling, SLOW, FAST, SLOW, FAST) == [True, False, True, True]
 
 
-def test_to_give_way_to_nobody_changes_nothing(
+def test_a_short_sched_yield_changes_nothing(
     polling: Polling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    giving_way_takes(1_000, monkeypatch)
-    assert told(polling, SLOW) == [True]
+    yielding_takes(1_000, monkeypatch)
+    assert judged(polling, SLOW) == [True]
 
     polling.wait()
 
-    assert told(polling, FAST, SLOW, FAST) == [False, True, True]
+    assert judged(polling, FAST, SLOW, FAST) == [False, True, True]
 
 
-def looked(polling: Polling) -> None:
-    """Have the main thread look for the length of a trial in which there is a load."""
-    for _ in range(_LOOKS):
+def run_trial(polling: Polling) -> None:
+    """Sample for the length of a trial under load."""
+    for _ in range(_SAMPLES_PER_TRIAL):
         assert not polling.on
         polling.received += 100
-        polling.look()
+        polling.sample()
 
 
-def test_looks_make_trials(polling: Polling) -> None:
-    looked(polling)  # from where the first trial is counted
-    looked(polling)
+def test_samples_make_trials(polling: Polling) -> None:
+    run_trial(polling)  # the first trial starts at its end
+    run_trial(polling)
 
     assert polling.on
 
 
-def test_after_a_rest_everything_begins_anew(polling: Polling) -> None:
-    looked(polling)
-    looked(polling)
+def test_reset_forgets_all_trials(polling: Polling) -> None:
+    run_trial(polling)
+    run_trial(polling)
 
-    polling.rest()
+    polling.reset()
 
-    looked(polling)
-    looked(polling)
+    run_trial(polling)
+    run_trial(polling)
     assert polling.on
 
 
-def test_a_request_that_is_there_is_found(pair: Pair, polling: Polling) -> None:
+def test_wait_returns_if_there_is_a_request(pair: Pair, polling: Polling) -> None:
     ours, theirs = pair
     theirs.send(b"a request")
 
@@ -150,21 +155,21 @@ def test_a_request_that_is_there_is_found(pair: Pair, polling: Polling) -> None:
     assert ours.recv(100) == b"a request"
 
 
-def test_asking_has_an_end_and_one_thread_does_it(polling: Polling) -> None:
+def test_wait_ends_and_only_one_thread_polls(polling: Polling) -> None:
     start = time.thread_time_ns()
-    with polling._turn:
+    with polling._polls:
         polling.wait()
-    assert not polling._turn.locked()
+    assert not polling._polls.locked()
 
     polling.wait()
 
     assert time.thread_time_ns() - start < 50_000_000
-    assert not polling._turn.locked()
+    assert not polling._polls.locked()
 
 
-def test_a_closed_descriptor_ends_it(pair: Pair, polling: Polling) -> None:
+def test_a_closed_descriptor_ends_the_wait(pair: Pair, polling: Polling) -> None:
     pair[0].close()
 
     polling.wait()
 
-    assert not polling._turn.locked()
+    assert not polling._polls.locked()

@@ -89,10 +89,10 @@ def test_a_nudge_asks_for_nothing_of_a_file_that_the_kernel_knows(
     (source / "directory").mkdir()
     (source / "file").touch()
     number_of(fs, b"directory")
-    assert not kernel.session.nudge(2)
+    assert not kernel.session.wake_readers(2)
     number = number_of(fs, b"file")
 
-    assert kernel.session.nudge(2)
+    assert kernel.session.wake_readers(2)
 
     asked = wire.NOTIFY_RETRIEVE_OUT.pack(0, number, 0, 0)
     assert kernel.channel.notifications == 2 * [(Notification.RETRIEVE, asked)]

@@ -63,10 +63,10 @@ class FakeChannel:
     def close_backing(self, number: int) -> None:
         self.backed[number - 1] = -1
 
-    def look(self) -> None:
-        """Nothing depends on it."""
+    def sample(self) -> None:
+        pass
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         pass
 
     def notify(self, code: int, parts: Sequence[bytes]) -> None:
