@@ -1,4 +1,8 @@
-"""Serve a directory from the command line, in the foreground, without Docker."""
+"""Serve a directory from the command line, in the foreground, without Docker.
+
+A child process serves, inside the sandbox. This process stays outside to unmount at the end. The
+child ends when the pipe between the two does.
+"""
 
 import errno
 import logging

@@ -6,6 +6,9 @@ given up when a call fails for want of room; then the call is made again. Later 
 anew as soon as there is room. A reserve holds nothing that is needed, so a crash cannot hurt it.
 
 Where a file system cannot allocate ahead, fallocate(2), there is no reserve.
+
+Create does not use the reserve: it is refused and leaves nothing. On a file system that copies on
+write, or beside a program that takes each freed block at once, the reserve may not suffice.
 """
 
 import errno

@@ -4,6 +4,12 @@ The state changes by the table `TRANSITIONS` alone. A missing row is a refusal.
 
 References are counts per mount id and not a set of ids: `docker cp` on a running container mounts
 and unmounts once more with the id of the running mount.
+
+Of several references of one mount id, the engine gives the last one back first: `docker cp` mounts
+with the id of the container that goes on. If a mount ends without its users, because its worker or
+the plugin has ended, its references count as dead until the users give them back. The next Mount
+counts anew, because an engine that was killed mounts with the ids that it had, and gives each back
+once.
 """
 
 import os

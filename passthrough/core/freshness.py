@@ -3,6 +3,10 @@
 A listing may answer a name with its entry and attributes (READDIRPLUS), which costs as much as a
 lookup, or with the name alone. The kernel asks for the former whenever somebody begins to list a
 directory, also if it was told all of it a moment ago.
+
+An answer with the name alone is given for at most half of the shortest timeout after the kernel was
+told, so that the lister still has time to look. d_ino tells which inode a name leads to; if d_ino
+is wrong, the kernel asks for that name.
 """
 
 import time

@@ -1,4 +1,8 @@
-"""Handles: what the kernel has open, files and directory streams, by the number in its requests."""
+"""Handles: what the kernel has open, files and directory streams, by the number in its requests.
+
+A file has a second descriptor for O_DIRECT, opened when a request first differs from the opening:
+F_SETFL would change the first one under threads that are about to use it.
+"""
 
 import errno
 import fcntl

@@ -13,6 +13,13 @@ Everybody borrows, and alike from both kinds:
 
 What was opened for that is closed when the last borrower lets go. Directories are kept open for a
 while, because who asks for one name in a directory asks for the next one too.
+
+With inode_file_handles=prefer, descriptors are kept for as many inodes as half of RLIMIT_NOFILE;
+the other half is for open files and for a few dozen descriptors of the worker's own. Inodes that
+come after are held by handle. Of the directories that are opened by handle, the 64 used last stay
+open. Handles are tried on the source at the start. A worker that holds nothing by handle gives up
+CAP_DAC_READ_SEARCH and open_by_handle_at(2). A mount below the source without handles is served by
+descriptors.
 """
 
 import errno

@@ -20,6 +20,9 @@ file has the same form.
 
 Threads: dictionary work happens under one lock, system calls outside of it. The kernel forgets no
 directory in which it looks a name up, and no file that it asks something of.
+
+A file that is removed through the volume keeps its number until the kernel forgets it, by a
+descriptor that is kept until then. pyfuse3 knows one number for both listings and stat(2).
 """
 
 import contextlib

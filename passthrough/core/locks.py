@@ -14,6 +14,9 @@ What is in the caller's kernel of the file's content may be older than the lock.
 and size, as they were when this volume last had to do with a lock of the file, tell.
 
 Threads: dictionary work happens under one lock, system calls outside of it.
+
+A lock of flock(2) is taken on the open file's own descriptor. SQLite on two volumes depends on it
+that the kernel's pages of a changed file are dropped before an owner gets the lock.
 """
 
 import errno

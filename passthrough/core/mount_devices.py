@@ -9,6 +9,10 @@ bind mount of the same file system and for one that was made this very moment to
 kernel asked for the mount's id.
 
 Numbers of devices say more on one mount: a file system may have several (subvolumes of btrfs).
+
+So nothing watches the table of mounts, and no mount can come unnoticed. A mount of passfs that is
+bound below the source later is not entered: the name answers ELOOP, and the file system there is
+never asked.
 """
 
 import logging

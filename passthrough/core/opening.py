@@ -5,6 +5,11 @@ would have another one here, is left out. O_APPEND is for each write to say: the
 pages of a mapped file back through any descriptor, to where they belong. With the kernel's
 write-back cache the kernel itself appends, and reads what surrounds a partial page, through
 whichever descriptor is open.
+
+O_DIRECT reaches the host with the caller's offset and size. The worker's buffers begin at a page;
+if the host's file system wants more, or no O_DIRECT at all, the caller gets its errno. One write is
+excepted: a write that ends exactly where the file ends may be the rest of a mapped file that the
+kernel writes back. If it is not aligned, it goes through the host's cache.
 """
 
 import os

@@ -3,6 +3,12 @@
 The thread that waits is inside the kernel, and nothing but a signal gets it out. A signal that
 comes just before the call begins is lost, so it is sent until the thread has left; and it is sent
 only while the thread is known to be on its way in or out, never to what it does afterwards.
+
+A thread that waits inside the host's call keeps its place in the host's queue and costs nothing,
+which asking again and again would not. At most 1,024 threads wait, and the next request gets
+ENOLCK; they do not count as threads that serve. If no more threads can be had (a pids limit), the
+last free thread waits for no lock: its caller gets ENOLCK, because the unlock will need the thread.
+Over io_uring that holds for the threads of each processor.
 """
 
 import errno

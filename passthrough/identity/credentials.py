@@ -5,6 +5,8 @@ caller's permissions by then (default_permissions), with all of its groups. What
 file system uid and gid of the one thread, setfsuid(2). Its capabilities stay (`keep_capabilities`):
 without them the host would check again, with the primary group alone, and refuse who may create
 through a supplementary group.
+
+If a switch cannot be undone, the process ends.
 """
 
 import contextlib

@@ -3,6 +3,17 @@
 With a map or squashing, a caller's power over the host's files ends where its counterpart's does:
 no change of a file whose user the map lacks, no device node, no attribute outside of `user.`, no
 suid or sgid bit for an owner other than the caller.
+
+The kernel is told the invalid id 4294967295 for an owner that the map lacks. It equals no caller's
+id, and no capability reaches such a file, so the kernel refuses writes, removals and most changes.
+But the kernel lets root chown(2), and may know an older owner for as long as the cache policy says.
+So each operation that changes a file checks the owner itself, by the descriptor that it acts on,
+and answers EPERM. With an invalid group the kernel would refuse the owner too; an unmapped group of
+a mapped user is therefore shown as 4294967294, a valid id.
+
+For chmod(2) with suid or sgid bits, and for the sgid bit of a new file, the thread acts as the
+caller's counterpart, without CAP_FOWNER and CAP_FSETID. The host then compares the owner under the
+inode's lock, so no chown(2) comes in between.
 """
 
 import contextlib

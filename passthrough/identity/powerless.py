@@ -5,6 +5,9 @@ setfsuid(2), setfsgid(2) and capset(2) concern the calling thread alone, and so 
 that user's. The worker has no supplementary groups (`credentials.drop_groups`), so this thread has
 none but those given. The worker's own business in between, such as opening an inode by its file
 handle, is done inside `as_itself`.
+
+The switch is checked before and after each call. A switch that fails answers EIO; one that cannot
+be undone ends the process. Volumes without `squash` pay one attribute test for each request.
 """
 
 import contextlib

@@ -11,6 +11,9 @@ groups, which the worker does not know; but the kernel lets a process with CAP_D
 like pass, and root of a container keeps its capabilities if it takes another id. So for these the
 worker acts as a user without supplementary groups first. If the host refuses, it acts as a member
 of those groups of the files concerned that would give a right, as far as a caller can be a member.
+
+Execution is decided by the mode and `system.posix_acl_access` (`may_execute`): the sandbox's mounts
+let no program be executed, so access(2) would always refuse X_OK there.
 """
 
 import stat

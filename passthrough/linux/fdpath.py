@@ -4,6 +4,10 @@ proc_pid_fd(5): following such a link reaches what the descriptor refers to, by 
 behind it is not followed further. A sandboxed process has no /proc. Its working directory is that
 one directory of links instead, so a path of just the number does the same, also for calls that
 take neither a descriptor nor a directory, getxattr(2).
+
+Of the ways to reach the links, only the working directory serves all these calls, in every thread
+and without being seen by users of the volume, as a bind mount would be. A path relative to it also
+costs 0.7 us less than the absolute one.
 """
 
 import os

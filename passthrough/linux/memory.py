@@ -1,4 +1,12 @@
-"""What interpreter and C library keep of memory that nobody uses, and how they give it back."""
+"""What interpreter and C library keep of memory that nobody uses, and how they give it back.
+
+Dictionaries never shrink, so the tables of inodes are made anew when most inodes are forgotten.
+Some megabytes stay, as many for a million files as for a hundred thousand: the interpreter's
+allocator returns memory by the megabyte, and keeps one for a single object. With 1,024 descriptors
+and the `libfuse` session, find(1) over 1,000,000 files on tmpfs took a worker from 35 MB (38 after
+a first walk over 20,000) to 410 MB with 530 descriptors. After the kernel's caches were dropped, it
+had 45 (tests/passthrough/mounted/test_many_files.py, PASSFS_MANY_FILES=1000000).
+"""
 
 import ctypes
 import gc

@@ -1,4 +1,9 @@
-"""Cache policy to numbers: who may cache what, and for how long, is decided here alone."""
+"""Cache policy to numbers: who may cache what, and for how long, is decided here alone.
+
+`never` does without FOPEN_DIRECT_IO, which would make shared memory maps fail with ENODEV: git,
+linkers and SQLite's WAL need them. Instead the kernel drops a file's pages at each open, and keeps
+no name or attribute.
+"""
 
 import stat
 from typing import Final, NamedTuple

@@ -10,6 +10,16 @@ The kernel opens the host's file anew for each, with the caller's flags and with
 permissions; what it then does to the file it does with the capabilities of the thread that asked
 for the id. That thread goes without CAP_FSETID: who writes takes suid and sgid bits away. Root
 keeps them elsewhere, so a file that has such bits when it is opened does not pass through.
+
+On an inode that is open for writing, the kernel sends a SETATTR that asks for nothing before a
+write that may not keep suid and sgid bits. The worker then clears the bits on the host and answers
+the new mode, so execve(2) never honours bits that a write has cleared.
+
+The worker serves a file that is opened with O_DIRECT, because the kernel would hold on to the flag
+when it is taken off again; dd(1) does that before it writes a rest that fills no block. With
+`max_stack_depth` 2 where the source is an overlayfs, ecryptfs or FUSE, else 1, users may stack an
+overlayfs on the volume. The worker serves what lies deeper, with one line in the log. One file in
+memory is tried at the start: in a user namespace the kernel takes none.
 """
 
 import errno

@@ -2,6 +2,9 @@
 
 A channel knows headers and bytes, and nothing of what they mean. Any number of threads may use that
 of /dev/fuse at once, each with a request of its own.
+
+The descriptor of /dev/fuse is never cloned: a clone takes the requests that it holds with it when
+it is closed, and the kernel does not send them again to a successor.
 """
 
 import errno

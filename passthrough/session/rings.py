@@ -8,6 +8,17 @@ a request costs one system call in all. An entry cannot be taken out of its queu
 
 Only forgets, interrupts and notifications use /dev/fuse still, and INIT, which must be answered
 before. From then on the kernel holds requests back until there is an entry for every processor.
+
+Entries of one queue may come from different rings: each thread makes a ring of its own and gives
+one entry. A new entry is given no request that has waited before the entry came, because only an
+answer makes the kernel look. So a new thread has the kernel send it something to answer.
+
+FUSE_NOTIFY_RESEND looks at /dev/fuse alone (up to Linux 6.18; tried). So the kernel does not send
+again what the rings of a dead worker held, or what waits in their queues. New entries get new
+requests; the old requests end with the connection. As long as the keeper ends the connection when a
+worker dies, the transports do not differ in this. But transport=auto must not promise less later
+than today, so it takes /dev/fuse. Nor is io_uring faster where it was measured,
+docs/performance.md.
 """
 
 import ctypes

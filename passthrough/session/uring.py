@@ -4,6 +4,10 @@ Every system call of io_uring is here. A ring is used by the one thread that has
 kernel adds results in that thread's own calls only (IORING_SETUP_DEFER_TASKRUN). So this side and
 the kernel's never touch the shared memory at once, and plain loads and stores will do on every
 processor. The ring refuses all commands but IORING_OP_URING_CMD, for as long as it lives.
+
+The calls go through ctypes: the binding that exists holds the interpreter's lock while it waits,
+and cannot fill in a command's own bytes. No descriptor leads to a ring (IORING_REGISTER_RING_FDS),
+because files and inodes need the descriptors.
 """
 
 import ctypes

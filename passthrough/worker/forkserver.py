@@ -12,6 +12,11 @@ worker has ended. The fork server ends when nobody holds the other end of its st
 workers have their own ties to the keeper.
 
 There is one thread, and nothing is open but what is named here: a child closes all the rest.
+
+The modules of a session are loaded when the first worker with that session is wanted. The plugin
+could not fork itself, because it has threads. On a machine where a worker with an interpreter of
+its own took 400 ms to serve and 25 MB of memory, a forked worker takes 25 ms and 7 MB
+(benchmarks/volumes.py). The fork server ends with its plugin.
 """
 
 import errno

@@ -24,6 +24,10 @@ commands for sockets.
 
 Python loads code late, and the C library too: a root directory that a volume's user writes to must
 never be where they look. So what may be needed later is loaded first, and the search is ended.
+
+The copy of the source's mounts is made by open_tree(2) before the process leaves the plugin's mount
+namespace, because it cannot be made after. No copy of a mount holds a disk that the host unmounts;
+only files on it that the kernel remembers for the volume keep the disk busy.
 """
 
 import functools

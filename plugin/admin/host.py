@@ -4,6 +4,11 @@ In a container, such as that of a managed plugin, both differ from what the plug
 the plugin cannot prove one of them, it does not tell it.
 
 All of it blocks; a path may lead through a dead network file system.
+
+The plugin follows the mount of its data directory to a path below `PASSFS_HOST_ROOT`, and tells the
+path only if stat(2) finds the very directory there. The kernel gives the process behind a
+descriptor in the pid namespace of the procfs that is asked: the plugin asks the host's, once for
+each worker.
 """
 
 import os

@@ -3,6 +3,11 @@
 The same checks run when a volume is created and each time that it is mounted: a source may have
 gone meanwhile, or have become something else. All of it blocks, for ever where the source lies on
 a dead network file system, so callers run it in a thread that they can leave behind.
+
+A source is allowed by the path that the kernel gives to its opened descriptor, so no symlink leads
+around an allowed directory. Allowed directories are opened without following symlinks: a user that
+may write above one could otherwise have it allow anything. A refusal gives the reason only if the
+walk fails inside an allowed directory; all others get one sentence, after the same checks.
 """
 
 import errno

@@ -13,6 +13,12 @@ stopped, rather than restarted, systemd drops them, and the workers end.
 
 In the store they have names, of a kind and the number of the mount ("life12"). Not of the volume:
 all names come back in one variable of the environment, and the kernel takes none over 128 KiB.
+
+Mount is answered when systemd has read what it has to keep (a barrier, sd_notify(3)) and the
+registry has the number of the mount in the store. If the plugin dies before, the next one detaches
+the mount. If systemd does not take the descriptors, because it is busy or its store is full, the
+mount is served all the same, and ends with the plugin. No process of our own keeps the descriptors:
+it could die too, would run old code, and would not end with the service.
 """
 
 import errno

@@ -2,6 +2,11 @@
 
 What changes a volume waits for its turn. Get, List and Path wait for nobody and look at memory
 alone: dockerd forgets a volume whose Get fails.
+
+Remove asks the kernel and not the count of references, because an engine that was killed never
+gives back what it had mounted. Remove detaches the mount. If no user has a file open or a bind
+mount of it, as a container has, the kernel ends the worker's session. If that does not come within
+`VACATE_S`, Remove is refused, the users are served on, and the next Mount makes another mount.
 """
 
 import logging

@@ -8,6 +8,10 @@ two parts, and a new line of Status belongs to one of them:
     Status._lasting   depends on the volume's record, its worker's report and the note on its source
                       alone: made once for each of them, and kept as JSON
     Status._passing   all that changes otherwise: made for each request, and cheap
+
+A List of 10,000 volumes takes at most 0.5 s of processor time
+(tests/plugin/volumes/test_many_volumes.py). It works in small pieces, and the plugin answers other
+requests in between.
 """
 
 from collections.abc import Callable, Mapping

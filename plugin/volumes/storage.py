@@ -13,6 +13,10 @@ followed, and what is a mount refuses to be moved (rename(2): EBUSY or EXDEV) an
 
 All of it blocks. Every call opens the descriptors that it uses and keeps none, so that one which
 is stuck in a thread of its own can be left behind without harm.
+
+A volume's directory has the volume's name, which the plugin checks at Create: dockerd checks no
+name of a plugin's volume, and cannot remove a volume called `a/../b`. Other verbs look any name up.
+If two names differ in case alone and the file system ignores case, Create refuses the second one.
 """
 
 import errno

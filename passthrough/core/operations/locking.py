@@ -3,6 +3,10 @@
 Who waits does so in the calling thread, until it is called back by the number that it gave. The
 methods that lock tell whether what the caller's kernel keeps of the file's content may be older
 than the lock, and has to be dropped before the caller hears of it.
+
+Files that are opened to be read get FOPEN_NOFLUSH until the volume has its first lock of fcntl(2).
+Without FLUSH the worker does not hear that an owner has closed a file, which is when its locks end.
+A file that was opened to be read before gives its locks up when its last descriptor is closed.
 """
 
 import errno
