@@ -1,14 +1,16 @@
 """The `passfs` command: `serve` runs the plugin; `install` and `uninstall` keep it in an engine."""
 
+import inspect
 import os
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
+from plugin.admin.settings import SETTINGS, Flag, Setting, Settings
 from plugin.errors import CannotStart, InvalidSetting
 from plugin.install.installation import TREE, Installation, InstallationError
 
@@ -20,15 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # so that help shows what stands in brackets
 )
-
-
-class LogLevel(StrEnum):
-    """What PASSFS_LOG_LEVEL takes."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 class Display:
@@ -69,8 +62,7 @@ class Display:
 @app.command()
 def serve() -> None:
     """Run the plugin in the foreground. Settings come from the environment (PASSFS_...)."""
-    # Here, as below: the server has no use for docker-py, nor the installer for the server.
-    from plugin.admin.settings import Settings  # noqa: PLC0415
+    # Imported here, because the installer needs no server and the server no docker-py.
     from plugin.app import run  # noqa: PLC0415
 
     try:
@@ -80,59 +72,65 @@ def serve() -> None:
         raise typer.Exit(2 if isinstance(error, InvalidSetting) else 1) from error
 
 
-_Name = Annotated[str, typer.Option(help="Name of the plugin, that is of the volume driver.")]
+_Name = Annotated[
+    str, typer.Option(metavar="NAME", help="Name of the plugin, which is the name of the driver.")
+]
 _Force = Annotated[
     bool, typer.Option("--force", help="Go on although running containers have volumes mounted.")
 ]
 
 
-# What an administrator decides for all volumes.
-_Sources = Annotated[
-    list[str] | None,
-    typer.Option(help="Directory that sources may lie in; repeatable [all of --host-dir]."),
-]
-_Defaults = Annotated[
-    str | None, typer.Option(help="Options of volumes that do not give them: a=b,c [none].")
-]
-_Forbidden = Annotated[
-    str | None, typer.Option(help="Options or values that volumes may not give: a,b=c [none].")
-]
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give *command* an option for each setting that has a flag, in place of its `**settings`."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    flags = [_option(setting, setting.flag) for setting in SETTINGS.values() if setting.flag]
+    command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+    return command
+
+
+def _option(setting: Setting, flag: Flag) -> inspect.Parameter:
+    text = f"{flag.meaning or setting.meaning} [{setting.default or setting.if_empty}]."
+    option = typer.Option(flag.name, metavar=flag.metavar, help=text)
+    kind: Any = list[str] if flag.separator else flag.kind
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(
+        setting.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
 
 
 @app.command()
+@_with_settings
 def install(
     *,
     name: _Name = "passfs",
-    host_dir: Annotated[
-        str | None, typer.Option(help="Host directory below which sources may lie [/].")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Host directory for records and data [/var/lib/passfs].")
-    ] = None,
-    allow_source: _Sources = None,
-    default_options: _Defaults = None,
-    forbid_options: _Forbidden = None,
-    log_level: Annotated[LogLevel | None, typer.Option(help="What the plugin logs [info].")] = None,
     ca_bundle: Annotated[
         str | None,
-        typer.Option(help="PEM file that pip trusts while the image is built [the last one]."),
+        typer.Option(
+            metavar="FILE",
+            help="PEM file that pip trusts while the image is built [the one of the last install].",
+        ),
     ] = None,
     tree: Annotated[
-        str | None, typer.Option(help="Checkout to build from, if not the one this runs from.")
+        str | None,
+        typer.Option(metavar="DIR", help="Source tree to build from [the one of this command]."),
     ] = None,
     force: _Force = False,
+    **settings: str | list[str] | None,
 ) -> None:
     """Build the managed plugin and enable it. Run it again to upgrade; settings stay."""
-    from plugin.install import engine  # noqa: PLC0415
+    from plugin.install import engine, installer  # noqa: PLC0415
 
     wanted = Installation(
         name=name,
-        host_dir=host_dir,
-        data_dir=data_dir,
-        allowed_sources=allow_source or None,
-        default_options=default_options,
-        forbidden_options=forbid_options,
-        log_level=log_level,
+        settings={
+            setting.field: setting.flag.text(value)
+            for setting in SETTINGS.values()
+            if setting.flag and (value := settings[setting.field]) is not None and value != []
+        },
         ca_bundle=ca_bundle,
         tree=TREE if tree is None else Path(tree),
         force=force,
@@ -142,7 +140,7 @@ def install(
         _fail(display, "install", InstallationError("--tree takes a checkout's directory, not ''."))
     try:
         with engine.connect() as client:
-            engine.install(client, wanted, display)
+            installer.install(client, wanted, display)
     except InstallationError as error:
         _fail(display, "install", error)
     typer.echo(f"{name} is ready: docker volume create -d {name} demo")
@@ -151,12 +149,12 @@ def install(
 @app.command()
 def uninstall(*, name: _Name = "passfs", force: _Force = False) -> None:
     """Disable and remove the managed plugin. Its volumes stay in the data directory."""
-    from plugin.install import engine  # noqa: PLC0415
+    from plugin.install import engine, installer  # noqa: PLC0415
 
     display = Display()
     try:
         with engine.connect() as client:
-            engine.uninstall(client, Installation(name=name, force=force), display)
+            installer.uninstall(client, Installation(name=name, force=force), display)
     except InstallationError as error:
         _fail(display, "uninstall", error)
 

@@ -48,17 +48,17 @@ log = logging.getLogger(__name__)
 # Each capability that a worker keeps, capabilities(7), and what for.
 KEPT: Final = {
     "CAP_CHOWN": (0, "chown of any file, as the kernel has allowed the caller to"),
-    "CAP_DAC_OVERRIDE": (1, "reach every file: whether the caller may, the kernel has decided"),
+    "CAP_DAC_OVERRIDE": (1, "reach every file: the kernel has checked the caller's permission"),
     "CAP_DAC_READ_SEARCH": (
         2,
         "open_by_handle_at(2), if inode_file_handles is not never",
     ),
-    "CAP_FOWNER": (3, "chmod, utimensat, user.* attributes and O_NOATIME on anybody's files"),
-    "CAP_FSETID": (4, "keep suid and sgid bits where the caller may set them"),
-    "CAP_SETGID": (6, "setfsgid(2): what is created belongs to the caller's group"),
-    "CAP_SETUID": (7, "setfsuid(2): what is created belongs to the caller"),
+    "CAP_FOWNER": (3, "chmod, utimensat, user.* attributes and O_NOATIME on files of any owner"),
+    "CAP_FSETID": (4, "keep suid and sgid bits if the caller may set them"),
+    "CAP_SETGID": (6, "setfsgid(2): new files belong to the caller's group"),
+    "CAP_SETUID": (7, "setfsuid(2): new files belong to the caller"),
     "CAP_SYS_ADMIN": (21, "trusted.* and security.* attributes; callfilter.py refuses the rest"),
-    "CAP_MKNOD": (27, "device nodes; nobody can open one by the worker's mounts"),
+    "CAP_MKNOD": (27, "device nodes; the worker's mounts let no process open one"),
     "CAP_SETFCAP": (31, "security.capability attributes, which are file capabilities"),
 }
 _FOR_HANDLES: Final = "CAP_DAC_READ_SEARCH"

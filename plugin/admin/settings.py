@@ -1,98 +1,143 @@
-"""The environment's settings, read once into `Settings`; nobody else knows their names.
+"""The settings: one table of what an administrator can set, and the values that a plugin runs with.
 
-Every default stands here and not in `config.json`, so that a newer plugin has its defaults after an
-upgrade, when the engine still holds the environment of the older one.
+From the table come the environment variables, the `env` section of config.json, the options of
+`passfs install` and the table in docs/install.md. Tests compare the last three; `python -m
+tests.support.tools.settings` writes config.json and docs/install.md.
+
+The plugin takes a default from this table, and not from config.json: after `docker plugin upgrade`
+the engine still holds the environment of the older plugin.
 """
 
 import logging
 import re
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
 from plugin.errors import InvalidOption, InvalidSetting, quoted
 
-LOG_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
-
 T = TypeVar("T")
 
-# sockaddr_un.sun_path holds 108 bytes with the final NUL, unix(7).
-SOCKET_PATH_LIMIT_BYTES = 107
-# The next one is no id, chown(2).
-LAST_ID = 4294967294
+SOCKET_PATH_LIMIT_BYTES: Final = 107
+"""sockaddr_un.sun_path holds 108 bytes with the final NUL, unix(7)."""
+LAST_ID: Final = 4294967294
+"""4294967295 means "no change" to chown(2)."""
+
+
+class LogLevel(StrEnum):
+    """The values of PASSFS_LOG_LEVEL; the names are those of `logging`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the plugin listens, keeps its data and mounts, and how much it logs."""
+    """The values of all settings; SETTINGS has a row for each field, with its meaning."""
 
-    socket: Path = Path("/run/docker/plugins/passfs.sock")
-    """The Unix socket that dockerd connects to, unless the service manager listens on one; its name
-    is the driver's name."""
-
-    data_dir: Path = Path("/var/lib/passfs")
-    """Holds the registry and the directories of volumes without a source; survives upgrades."""
-
-    mount_dir: Path = Path("/run/passfs/mounts")
-    """Holds one mount point per mounted volume; nothing in it outlives the plugin, but what a
-    service manager keeps for the next one."""
-
-    host_root: Path = Path("/")
-    """Where the plugin sees *host_dir*; `/host` in the managed plugin."""
-
-    host_dir: Path = Path("/")
-    """The directory of the host that sources lie in, by the name that users know."""
-
-    allowed_sources: tuple[Path, ...] = ()
-    """The directories in *host_dir* that sources lie in, as users know them; none for all of it."""
-
-    default_options: Mapping[str, str] = {}
-    """Option -> text, for volumes that do not give it."""
-
-    forbidden_options: tuple[Ban, ...] = ()
-    """What volumes may not give."""
-
-    owner: tuple[int, int] = (0, 0)
-    """The root of containers, as user and group of the host; other than root where the engine
-    remaps users. It owns the directory of a new volume without a source."""
-
-    log_level: int = logging.INFO
-    """The least severe level that is logged, as in `logging`."""
+    socket: Path
+    data_dir: Path
+    """Survives upgrades."""
+    mount_dir: Path
+    """Holds one mount point for each mounted volume. If a service manager keeps the descriptors of
+    the mounts, they outlive the plugin."""
+    host_dir: Path
+    """By the name that users know."""
+    host_root: Path
+    allowed_sources: tuple[Path, ...]
+    """By the names that users know; empty allows all of *host_dir*."""
+    default_options: Mapping[str, str]
+    """Option -> text."""
+    forbidden_options: tuple[Ban, ...]
+    owner: tuple[int, int]
+    """Uid and gid."""
+    log_level: int
+    """As in `logging`."""
 
     @property
     def policy(self) -> Policy:
-        """What the administrator has decided about options."""
+        """The administrator's decisions about options."""
         return Policy(self.default_options, self.forbidden_options)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Read the settings; a variable that is unset has its default.
 
-        So has one that is empty, unless it names a path: no path is meant by nothing.
+        An empty variable has its default as well, unless it is a path.
 
         Raises:
             InvalidSetting: names the variable, quotes its value and says what is accepted; or two
-                variables do not go together.
+                variables contradict each other.
         """
-        given = {
-            variable.field: variable.parse(name, value)
-            for name, variable in VARIABLES.items()
-            if (value := environment.get(name)) or (value == "" and not variable.may_be_empty)
+        values: dict[str, Any] = {
+            setting.field: setting.read(environment) for setting in SETTINGS.values()
         }
-        settings = msgspec.structs.replace(cls(), **given)
+        settings = cls(**values)
         _check(settings)
         return settings
 
 
+class Flag(NamedTuple):
+    """The option of `passfs install` that changes a setting."""
+
+    name: str
+    metavar: str
+    mount: str = ""
+    """Name of the mount in config.json whose source the option sets as well: an absolute path."""
+    separator: str = ""
+    """Joins the values of an option that can be repeated; empty if it takes one value."""
+    kind: type[str] = str
+    """An enumeration if the command line accepts nothing else."""
+    meaning: str = ""
+    """Replaces the meaning of the setting in `passfs install --help`."""
+
+    def text(self, value: str | list[str]) -> str:
+        """Return the text of the setting for what the command line gives."""
+        return self.separator.join(value) if isinstance(value, list) else str(value)
+
+
+class Setting(NamedTuple):
+    """A row of the table of settings."""
+
+    field: str
+    """The name in `Settings`, and in upper case behind PASSFS_ the environment variable."""
+    parse: Callable[[str, str], object]
+    """Variable and text to value; raises InvalidSetting."""
+    default: str
+    """Text; empty if *if_empty* says how the plugin understands it."""
+    meaning: str
+    if_empty: str = ""
+    may_be_empty: bool = True
+    """True if empty text means the default: `docker plugin set NAME=` can only empty a variable."""
+    in_plugin: bool = True
+    """False if only the service has the setting."""
+    fixed: str = ""
+    """The value in the managed plugin if it belongs to a mount in config.json, and cannot be set
+    there."""
+    flag: Flag | None = None
+
+    @property
+    def variable(self) -> str:
+        """The name of the environment variable."""
+        return f"PASSFS_{self.field.upper()}"
+
+    def read(self, environment: Mapping[str, str]) -> object:
+        """Return the value that *environment* gives to the setting, or the default.
+
+        Raises:
+            InvalidSetting: the text is not accepted.
+        """
+        text = environment.get(self.variable, self.default)
+        return self.parse(self.variable, text or (self.default if self.may_be_empty else text))
+
+
 def _check(settings: Settings) -> None:
-    """Refuse what cannot be together."""
+    """Refuse settings that contradict each other."""
     for source in settings.allowed_sources:
         if not source.is_relative_to(settings.host_dir):
             accepted = f"directories in PASSFS_HOST_DIR={quoted(str(settings.host_dir))}"
@@ -114,7 +159,7 @@ def _path(name: str, value: str) -> Path:
 
 
 def _mount_dir(name: str, value: str) -> Path:
-    """Read the directory of mount points, which Get and Mount tell in JSON."""
+    """Read the directory of mount points, which Get and Mount return in JSON."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -123,12 +168,12 @@ def _mount_dir(name: str, value: str) -> Path:
 
 
 def _paths(name: str, value: str) -> tuple[Path, ...]:
-    # An empty part is refused too: `:` must not come to nothing, which allows everything.
-    return tuple(_path(name, part) for part in value.split(":"))
+    # An empty part is refused: `:` must not be read as no path at all, which allows every source.
+    return tuple(_path(name, part) for part in value.split(":")) if value else ()
 
 
 def _options(parse: Callable[[str], T]) -> Callable[[str, str], T]:
-    """A reader of options, whose refusals say which of them and why."""
+    """Return a parser of options whose refusals name the option and the reason."""
 
     def read(name: str, value: str) -> T:
         try:
@@ -146,7 +191,7 @@ def _socket(name: str, value: str) -> Path:
 
 
 def _owner(name: str, value: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+):(\d+)", value, re.ASCII)
+    found = re.fullmatch(r"(\d+):(\d+)", value or "0:0", re.ASCII)
     ids = tuple(map(int, found.groups())) if found else ()
     if len(ids) != 2 or max(ids) > LAST_ID:  # noqa: PLR2004
         raise _refused(name, value, f"UID:GID, two numbers from 0 to {LAST_ID}")
@@ -154,30 +199,99 @@ def _owner(name: str, value: str) -> tuple[int, int]:
 
 
 def _log_level(name: str, value: str) -> int:
-    level = LOG_LEVELS.get(value.lower())
-    if level is None:
-        raise _refused(name, value, f"one of {', '.join(LOG_LEVELS)}")
-    return level
+    try:
+        level = LogLevel(value.lower())
+    except ValueError as error:
+        raise _refused(name, value, f"one of {', '.join(LogLevel)}") from error
+    return logging.getLevelNamesMapping()[level.name]
 
 
-class Variable(NamedTuple):
-    """One environment variable: the field that it sets and how its text is read."""
+_ROWS: Final = (
+    Setting(
+        "socket",
+        _socket,
+        "/run/docker/plugins/passfs.sock",
+        "Unix socket of the plugin, unless systemd listens on it; the file's name is the driver's "
+        "name",
+        may_be_empty=False,
+        in_plugin=False,
+    ),
+    Setting(
+        "data_dir",
+        _path,
+        "/var/lib/passfs",
+        "Directory of the registry, and of the data of volumes without a source",
+        may_be_empty=False,
+        fixed="/var/lib/passfs",
+        flag=Flag("--data-dir", "DIR", mount="data"),
+    ),
+    Setting(
+        "mount_dir",
+        _mount_dir,
+        "/run/passfs/mounts",
+        "Directory in which the plugin mounts volumes; a path in UTF-8",
+        may_be_empty=False,
+        fixed="/mnt/volumes",
+    ),
+    Setting(
+        "host_dir",
+        _path,
+        "/",
+        "Host directory below which the source of a volume may lie",
+        may_be_empty=False,
+        flag=Flag("--host-dir", "DIR", mount="host"),
+    ),
+    Setting(
+        "host_root",
+        _path,
+        "/",
+        "Directory at which the plugin sees PASSFS_HOST_DIR",
+        may_be_empty=False,
+        fixed="/host",
+    ),
+    Setting(
+        "allowed_sources",
+        _paths,
+        "",
+        "Directories in PASSFS_HOST_DIR that sources may lie in, separated by ':'",
+        "all of PASSFS_HOST_DIR",
+        flag=Flag(
+            *("--allow-source", "DIR"),
+            separator=":",
+            meaning="Directory that sources may lie in; the option can be repeated",
+        ),
+    ),
+    Setting(
+        "default_options",
+        _options(default_options),
+        "",
+        "Options of volumes that do not give them, such as cache=never,readonly",
+        "none",
+        flag=Flag("--default-options", "OPTIONS"),
+    ),
+    Setting(
+        "forbidden_options",
+        _options(forbidden_options),
+        "",
+        "Options that volumes may not give, or not with one value, such as suid,sandbox=none",
+        "none",
+        flag=Flag("--forbid-options", "OPTIONS"),
+    ),
+    Setting(
+        "owner",
+        _owner,
+        "",
+        "Owner of new volumes without a source, as UID:GID of the host: the root of containers, "
+        "where the engine remaps users",
+        "0:0",
+    ),
+    Setting(
+        "log_level",
+        _log_level,
+        "info",
+        "Least severe level that is logged: debug, info, warning or error",
+        flag=Flag("--log-level", "LEVEL", kind=LogLevel),
+    ),
+)
 
-    field: str
-    parse: Callable[[str, str], object]
-    may_be_empty: bool = True
-    """Whether nothing means the default: `docker plugin set NAME=` can only empty a variable."""
-
-
-VARIABLES: Mapping[str, Variable] = {
-    "PASSFS_SOCKET": Variable("socket", _socket, may_be_empty=False),
-    "PASSFS_DATA_DIR": Variable("data_dir", _path, may_be_empty=False),
-    "PASSFS_MOUNT_DIR": Variable("mount_dir", _mount_dir, may_be_empty=False),
-    "PASSFS_HOST_ROOT": Variable("host_root", _path, may_be_empty=False),
-    "PASSFS_HOST_DIR": Variable("host_dir", _path, may_be_empty=False),
-    "PASSFS_ALLOWED_SOURCES": Variable("allowed_sources", _paths),
-    "PASSFS_DEFAULT_OPTIONS": Variable("default_options", _options(default_options)),
-    "PASSFS_FORBIDDEN_OPTIONS": Variable("forbidden_options", _options(forbidden_options)),
-    "PASSFS_OWNER": Variable("owner", _owner),
-    "PASSFS_LOG_LEVEL": Variable("log_level", _log_level),
-}
+SETTINGS: Final[Mapping[str, Setting]] = {row.field: row for row in _ROWS}

@@ -1,9 +1,11 @@
-"""Puts the managed plugin into a Docker engine: build, install, settings, upgrade, removal.
+"""Installs the managed plugin into a Docker engine: build, settings, upgrade, removal.
 
 The modules, from the top down:
 
+    installer      the steps of an install and of an uninstall
+    image          build and export of the plugin's root file system
     engine         the requests to the Docker engine
-    kept_settings  the settings that an install keeps for the next one
+    kept_settings  the files that an install leaves for later ones
     daemon         facts about an engine: rootless, remapped users, platform
     installation   the parts of a managed plugin, and its settings
 """

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import msgspec
 
-from plugin.admin.settings import VARIABLES, Settings
+from plugin.admin.settings import SETTINGS, Setting, Settings
 from plugin.errors import CannotStart, InvalidSetting
 from plugin.volumes import database
 from plugin.volumes.registry import FILE_NAME, LOCK_NAME
@@ -47,12 +47,8 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str = "passfs"
     tree: Path = TREE
-    host_dir: str | None = None
-    data_dir: str | None = None
-    allowed_sources: list[str] | None = None
-    default_options: str | None = None
-    forbidden_options: str | None = None
-    log_level: str | None = None
+    settings: Mapping[str, str] = {}
+    """Field of `Settings` -> text; a setting that is left out stays as it was."""
     ca_bundle: str | None = None
     """None takes the remembered one; empty forgets that."""
     force: bool = False
@@ -184,20 +180,8 @@ def choose_settings(
     settable |= settings.keys()
     kept = recalled or _settings_of(former)
     settings |= {key: value for key, value in {**suggested, **kept}.items() if key in settable}
-    if wanted.host_dir is not None:
-        settings |= dict.fromkeys(
-            ("host.source", "PASSFS_HOST_DIR"), _absolute("--host-dir", wanted.host_dir)
-        )
-    if wanted.data_dir is not None:
-        settings["data.source"] = _absolute("--data-dir", wanted.data_dir)
-    if wanted.allowed_sources is not None:
-        settings["PASSFS_ALLOWED_SOURCES"] = ":".join(wanted.allowed_sources)
-    if wanted.default_options is not None:
-        settings["PASSFS_DEFAULT_OPTIONS"] = wanted.default_options
-    if wanted.forbidden_options is not None:
-        settings["PASSFS_FORBIDDEN_OPTIONS"] = wanted.forbidden_options
-    if wanted.log_level is not None:
-        settings["PASSFS_LOG_LEVEL"] = wanted.log_level
+    for field, text in wanted.settings.items():
+        settings |= _as_engine_names(SETTINGS[field], text)
     try:
         Settings.from_environment(settings)
     except InvalidSetting as error:
@@ -205,12 +189,17 @@ def choose_settings(
     return settings
 
 
-def _absolute(option: str, path: str) -> str:
-    if not path.startswith("/"):
-        raise InstallationError(
-            f"{option} takes an absolute path on the engine's machine, not '{path}'."
-        )
-    return os.path.normpath(path)
+def _as_engine_names(setting: Setting, text: str) -> dict[str, str]:
+    """Return *text* for all that the flag of *setting* sets, as `docker plugin set` names it."""
+    names = [] if setting.fixed else [setting.variable]
+    if setting.flag and setting.flag.mount:
+        names.append(f"{setting.flag.mount}.source")
+        if not text.startswith("/"):
+            raise InstallationError(
+                f"{setting.flag.name} takes an absolute path on the engine's machine, not '{text}'."
+            )
+        text = os.path.normpath(text)
+    return dict.fromkeys(names, text)
 
 
 def prepare_directories(settings: Mapping[str, str]) -> None:
@@ -308,7 +297,11 @@ def _changed_environment(plugin: Mapping[str, Any]) -> dict[str, str]:
     defaults = {entry["Name"]: entry.get("Value") for entry in plugin["Config"]["Env"] or ()}
     now = environment(plugin)
     # An older passfs took an empty path for the default.
-    emptied = {name for name, of in VARIABLES.items() if not (of.may_be_empty or now.get(name))}
+    emptied = {
+        setting.variable
+        for setting in SETTINGS.values()
+        if not (setting.may_be_empty or now.get(setting.variable))
+    }
     return {
         name: value
         for name, value in now.items()

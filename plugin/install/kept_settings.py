@@ -1,32 +1,32 @@
-"""What `passfs install` remembers for the next one, in data directories.
+"""Files in data directories that an install leaves for later ones.
 
     ca-bundle.crt        a symbolic link to the certificates that builds trust
-    install-<name>.json  settings of a plugin that has been removed and not been replaced yet
+    install-<name>.json  the settings of a plugin while it is replaced
 
-An engine has a plugin's settings only as long as it has the plugin. The second file lies in the
-default data directory, where the next install looks for it whatever the settings say.
+An engine has the settings of a plugin only as long as it has the plugin. The second file lies in
+the default data directory, because a later install has to find it before it knows the settings.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
-from plugin.install.installation import BUNDLE, InstallationError, unwritable
+from plugin.install.installation import BUNDLE, InstallationError, Progress, unwritable
 
 PRIVATE_MODE = 0o600
 
 
 def settings_file(default_data_dir: str, name: str) -> Path:
-    """Return where the settings of the plugin *name* are kept while it is replaced."""
+    """Return the file that keeps the settings of the plugin *name* while it is replaced."""
     return Path(default_data_dir, f"install-{quote(name.removesuffix(':latest'), safe='')}.json")
 
 
-def recall(file: Path) -> dict[str, str]:
-    """Return the settings in *file*, which an install that was cut off has left; none if none has.
+def read(file: Path) -> dict[str, str]:
+    """Return the settings in *file*, or none if no install that was cut off has left the file.
 
     Raises:
         InstallationError: *file* cannot be read.
@@ -37,8 +37,8 @@ def recall(file: Path) -> dict[str, str]:
         return {}
     except (OSError, msgspec.DecodeError) as error:
         raise InstallationError(
-            f"the settings in {file}, of an install that was cut off, cannot be read: {error}; "
-            "remove the file and give the settings anew."
+            f"an install that was cut off has left its settings in {file}, which cannot be read: "
+            f"{error}; remove the file and give the settings again."
         ) from error
 
 
@@ -47,28 +47,28 @@ def kept(file: Path, settings: Mapping[str, str]) -> Iterator[None]:
     """Keep *settings* in *file* until the block succeeds.
 
     Raises:
-        InstallationError: the block has raised it; says where the settings are.
+        InstallationError: from the block; says as well how to get the settings back.
     """
-    is_kept = _written(file, settings)
+    is_kept = _write(file, settings)
     try:
         yield
     except InstallationError as error:
-        told = ", ".join(f"{name}={value}" for name, value in settings.items())
-        where = (
-            "are kept: run `passfs install` again" if is_kept else f"were {told}: give them anew"
+        text = ", ".join(f"{name}={value}" for name, value in settings.items())
+        advice = (
+            "are kept: run `passfs install` again" if is_kept else f"were {text}: give them again"
         )
-        raise InstallationError(f"{error} The settings {where}.") from error
-    forget(file)
+        raise InstallationError(f"{error} The settings {advice}.") from error
+    remove(file)
 
 
-def forget(file: Path) -> None:
-    """Remove *file*, if it is there: the engine has the settings."""
+def remove(file: Path) -> None:
+    """Remove *file* if it exists: the engine has the settings."""
     with suppress(OSError):
         file.unlink()
 
 
-def _written(file: Path, settings: Mapping[str, str]) -> bool:
-    """Write *settings* to *file*, durably; return whether that is possible."""
+def _write(file: Path, settings: Mapping[str, str]) -> bool:
+    """Write *settings* to *file* and to disk; return False if that fails."""
     unfinished = file.with_suffix(".new")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,18 +78,18 @@ def _written(file: Path, settings: Mapping[str, str]) -> bool:
             new.flush()
             os.fsync(new.fileno())
         unfinished.replace(file)
-    except OSError:  # the default data directory may be on a disk that no program can write to
+    except OSError:  # the default data directory may be on a read-only disk
         return False
     return True
 
 
 def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:
-    """Return the CA bundle for a build: *wanted*, else the one remembered in one of *data_dirs*.
+    """Return the CA bundle for a build: *wanted*, else the first that *data_dirs* have a link to.
 
-    A remembered bundle that is gone is returned as well; `is_file` tells.
+    The file behind a link may be missing; an empty *wanted* means no bundle.
 
     Raises:
-        InstallationError: *wanted* is no PEM file.
+        InstallationError: *wanted* is not a PEM file.
     """
     if wanted == "":
         return None
@@ -110,18 +110,18 @@ def choose_bundle(wanted: str | None, data_dirs: Iterable[str]) -> Path | None:
     return Path(os.path.abspath(wanted))
 
 
-def existing(bundle: Path | None, tell: Callable[[str], object]) -> Path | None:
-    """Return *bundle* unless it is gone, which may be so of a remembered one: then *tell* so."""
+def existing_bundle(bundle: Path | None, progress: Progress) -> Path | None:
+    """Return *bundle*, or report that the file is missing and return None."""
     if bundle is None or bundle.is_file():
         return bundle
-    tell(f"building without the CA bundle {bundle} of an earlier install, which is gone")
+    progress.line(f"building without the CA bundle {bundle} of an earlier install: it is missing")
     return None
 
 
-def remember_bundle(data_dir: str, bundle: Path | None) -> None:
+def keep_bundle(data_dir: str, bundle: Path | None) -> None:
     """Have later installs with *data_dir* trust *bundle*, or none.
 
-    By its path and not by its content, because a proxy's certificates change.
+    A link and not a copy, because a proxy's certificates change.
 
     Raises:
         InstallationError: the data directory cannot be written to.

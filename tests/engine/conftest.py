@@ -19,7 +19,7 @@ import pytest
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
 from plugin.__main__ import Display
-from plugin.install import engine as installer
+from plugin.install import image
 from plugin.install.installation import TREE, read_manifest
 from tests.support.tools.driver import (
     BASE_IMAGE,
@@ -111,8 +111,8 @@ def plugin_tree(client: docker.DockerClient) -> Iterator[Path]:
         tree, programs = Path(scratch, "tree"), Path(scratch, "programs")
         programs.mkdir()
         bundle = CA_BUNDLE if CA_BUNDLE.exists() else None
-        image = installer.build(client.api, TREE, bundle, Display())
-        installer.export(client.api, image, tree / "rootfs", Display())
+        image_id = image.build(client.api, TREE, bundle, Display())
+        image.export(client.api, image_id, tree / "rootfs", Display())
         manifest = read_manifest(TREE)
         for name in ("usr", "opt"):
             (tree / "rootfs" / name).rename(programs / name)

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from plugin.admin.settings import Settings
+from plugin.admin.settings import SETTINGS
 from plugin.api.listening import SOCKET_UMASK
 from plugin.mounting.fd_store import KINDS
 from tests.support.tools.driver import SOCKET, UNIT, unit
@@ -61,7 +61,7 @@ def test_systemd_keeps_the_descriptors_of_2000_volumes() -> None:
 def test_the_socket_unit_is_the_service_s_own() -> None:
     """One socket of the mode that the plugin itself would give it, at the plugin's default path."""
     assert SOCKET.stem == UNIT.stem
-    assert unit("ListenStream", SOCKET) == [str(Settings().socket)]
+    assert unit("ListenStream", SOCKET) == [SETTINGS["socket"].default]
     (mode,) = unit("SocketMode", SOCKET)
     assert int(mode, base=8) == 0o777 & ~SOCKET_UMASK == 0o660
     assert unit("Also") == [SOCKET.name]

@@ -3,15 +3,40 @@
 import logging
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from plugin.admin.policy import Ban
-from plugin.admin.settings import VARIABLES, Settings
+from plugin.admin.settings import SETTINGS, Settings
 from plugin.errors import InvalidSetting
+from tests.support.tools import settings
+
+DEFAULTS = Settings(
+    socket=Path("/run/docker/plugins/passfs.sock"),
+    data_dir=Path("/var/lib/passfs"),
+    mount_dir=Path("/run/passfs/mounts"),
+    host_dir=Path("/"),
+    host_root=Path("/"),
+    allowed_sources=(),
+    default_options={},
+    forbidden_options=(),
+    owner=(0, 0),
+    log_level=logging.INFO,
+)
 
 
-def test_everything_has_a_default() -> None:
-    assert Settings.from_environment({"PATH": "/bin"}) == Settings()
+def test_each_setting_has_a_default() -> None:
+    assert Settings.from_environment({"PATH": "/bin"}) == DEFAULTS
+
+
+def test_each_field_has_a_row() -> None:
+    assert {field.name for field in msgspec.structs.fields(Settings)} == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("section", [settings.ENVIRONMENT, settings.TABLE], ids=["config", "docs"])
+def test_the_written_files_have_each_setting(section: settings.Section) -> None:
+    text = settings.environment() if section is settings.ENVIRONMENT else settings.table()
+    assert settings.present(section) == text, f"`{settings.COMMAND}` writes {section[0].name}"
 
 
 @pytest.mark.parametrize(
@@ -50,10 +75,12 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - PATHS))
+@pytest.mark.parametrize(
+    "name", sorted({setting.variable for setting in SETTINGS.values()} - PATHS)
+)
 def test_an_empty_value_is_the_default(name: str) -> None:
     """`docker plugin set NAME=` cannot remove a variable, only empty it."""
-    assert Settings.from_environment({name: ""}) == Settings()
+    assert Settings.from_environment({name: ""}) == DEFAULTS
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from plugin.admin.settings import VARIABLES, Settings
+from plugin.admin.settings import SETTINGS, Settings
 from plugin.install.installation import CONTEXT, TREE
 
 # sockaddr_un.sun_path holds 108 bytes with the final NUL; the engine puts the socket into a
@@ -104,7 +104,7 @@ def test_every_privilege_has_its_reason_and_every_reason_a_privilege(manifest: M
         *(device.path for device in manifest.linux.devices),
         *(f"mount {mount.name}" for mount in manifest.mounts),
     }
-    reasons = table("### What it may do\n")
+    reasons = table("### Privileges of the plugin\n")
 
     assert set(reasons) == asked
     assert all(len(reason) > 20 for (reason,) in reasons.values())
@@ -117,28 +117,18 @@ def test_nothing_else_is_asked_for(manifest: Manifest) -> None:
     assert not manifest.linux.allow_all_devices
 
 
-def test_every_setting_is_documented_with_its_default(manifest: Manifest) -> None:
-    settings = {
-        f"{mount.name}.source": [mount.source, "yes" if mount.settable else "no"]
-        for mount in manifest.mounts
-    } | {
-        variable.name: [variable.value, "yes" if variable.settable else "no"]
-        for variable in manifest.env
-    }
-    documented = table("### Settings\n")
+def test_every_mount_is_documented_with_its_source(manifest: Manifest) -> None:
+    text = read("docs/install.md")
 
-    assert {name: row[:2] for name, row in documented.items()} == settings
-    assert all(row[2] for row in documented.values())
-
-
-def test_every_variable_is_documented_for_the_service() -> None:
-    assert table("## The service\n").keys() == VARIABLES.keys()
+    for mount in manifest.mounts:
+        assert f"`{mount.name}.source` (`{mount.source}`)" in text
+        assert mount.settable == ["source"]
 
 
 def test_every_variable_is_one_that_the_plugin_reads(manifest: Manifest) -> None:
     names = {variable.name for variable in manifest.env}
 
-    assert names - RUNTIME_ENVIRONMENT <= VARIABLES.keys()
+    assert names - RUNTIME_ENVIRONMENT <= {setting.variable for setting in SETTINGS.values()}
 
 
 def test_the_environment_fits_the_mounts(manifest: Manifest) -> None:
@@ -149,7 +139,7 @@ def test_the_environment_fits_the_mounts(manifest: Manifest) -> None:
     assert settings.host_root == destinations["host"]
     assert settings.data_dir == destinations["data"]
     assert settings.host_dir == Path(next(m.source for m in manifest.mounts if m.name == "host"))
-    assert settings.log_level == Settings().log_level
+    assert settings.log_level == Settings.from_environment({}).log_level
 
 
 def test_disks_that_are_mounted_later_appear(manifest: Manifest) -> None:
@@ -159,7 +149,9 @@ def test_disks_that_are_mounted_later_appear(manifest: Manifest) -> None:
 
 def test_the_socket_is_where_the_plugin_listens(manifest: Manifest) -> None:
     assert manifest.interface.types == ["docker.volumedriver/1.0"]
-    assert Settings().socket == Path("/run/docker/plugins") / manifest.interface.socket
+    assert (
+        Path(SETTINGS["socket"].default) == Path("/run/docker/plugins") / manifest.interface.socket
+    )
     assert len(f"{ENGINE_SOCKET_DIR}/{manifest.interface.socket}") <= SOCKET_PATH_LIMIT
 
 

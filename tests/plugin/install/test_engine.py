@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plugin.__main__ import app
-from plugin.install import engine
+from plugin.install import engine, installer
 from plugin.install.installation import CONTEXT, TREE, Installation, InstallationError
 from tests.support.fakes.engine import (
     BASE,
@@ -102,7 +102,7 @@ def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
         "PASSFS_FORBIDDEN_OPTIONS": "rw,suid",
     }
     install(
-        allowed_sources=["/usr/lib", "/usr/share"],
+        allowed_sources="/usr/lib:/usr/share",
         default_options="cache=never,ro",
         forbidden_options="rw,suid",
     )
@@ -112,7 +112,7 @@ def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
     install()
     assert docker.settings().items() >= decided.items()
 
-    install(allowed_sources=[""], forbidden_options="")
+    install(allowed_sources="", forbidden_options="")
     forgotten = {"PASSFS_ALLOWED_SOURCES": "", "PASSFS_FORBIDDEN_OPTIONS": ""}
     assert docker.settings().items() >= (decided | forgotten).items()
 
@@ -120,25 +120,27 @@ def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], {"allowed_sources": None, "default_options": None, "forbidden_options": None}),
+        ([], {}),
         (
             ["--allow-source", "/a", "--allow-source", "/b", "--default-options", "ro"],
-            {"allowed_sources": ["/a", "/b"], "default_options": "ro"},
+            {"allowed_sources": "/a:/b", "default_options": "ro"},
         ),
-        (["--allow-source", ""], {"allowed_sources": [""]}),
+        (["--allow-source", ""], {"allowed_sources": ""}),
         (["--forbid-options", "suid,dev=true"], {"forbidden_options": "suid,dev=true"}),
     ],
 )
 def test_the_command_takes_what_an_administrator_decides(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: dict[str, str]
 ) -> None:
     asked: list[Installation] = []
     monkeypatch.setattr(engine, "connect", contextlib.nullcontext)
-    monkeypatch.setattr(engine, "install", lambda _client, wanted, _display: asked.append(wanted))
+    monkeypatch.setattr(
+        installer, "install", lambda _client, wanted, _display: asked.append(wanted)
+    )
     result = CliRunner().invoke(app, ["install", *arguments])
 
     assert result.exit_code == 0, result.output
-    assert {name: getattr(asked[0], name) for name in wanted} == wanted
+    assert asked[0].settings == wanted
 
 
 def test_an_empty_tree_is_not_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +194,7 @@ def test_an_upgrade_keeps_what_was_set_and_follows_new_defaults(
         for entry in old["Settings"]["Env"]
     ]
     install.change_sources()
-    engine.install(docker, Installation(tree=install.tree), install.transcript)
+    installer.install(docker, Installation(tree=install.tree), install.transcript)
 
     settings = docker.settings()
     assert settings["PASSFS_HOST_DIR"] == settings["host.source"] == "/usr"
@@ -278,7 +280,7 @@ def test_a_missing_base_image_is_named_with_its_remedy(
 ) -> None:
     docker.local_images = {}
     docker.build_events = [{"error": "lookup registry-1.docker.io: no such host"}]
-    with pytest.raises(InstallationError, match=f"{BASE} is not here.*no such host.*make up"):
+    with pytest.raises(InstallationError, match=f"no base image {BASE} .*no such host.*make up"):
         install()
 
 
@@ -299,11 +301,11 @@ def test_the_engines_reason_is_in_the_message(
         ({"host_dir": "/no/such/place"}, "'/no/such/place' does not exist.*--host-dir"),
         ({"data_dir": "/etc/passwd"}, "'/etc/passwd' cannot be made: File exists.*--data-dir"),
         ({"tree": Path("/etc")}, "/etc is not the source tree.*--tree"),
-        ({"allowed_sources": ["srv"]}, "PASSFS_ALLOWED_SOURCES='srv' is not accepted"),
+        ({"allowed_sources": "srv"}, "PASSFS_ALLOWED_SOURCES='srv' is not accepted"),
         ({"default_options": "cach=never"}, "PASSFS_DEFAULT_OPTIONS='cach=never'.*cache, perhaps"),
         ({"forbidden_options": "cache=auto"}, "PASSFS_DEFAULT_OPTIONS with another cache"),
         (
-            {"host_dir": "/usr", "allowed_sources": ["/etc"]},
+            {"host_dir": "/usr", "allowed_sources": "/etc"},
             "expected directories in PASSFS_HOST_DIR='/usr'",
         ),
     ],
@@ -322,9 +324,9 @@ def test_uninstall_removes_the_plugin_and_no_data(docker: FakeEngine, install: I
     (install.data_dir / "passfs.db").write_text("records")
     docker.running = [container("web", "passfs:latest")]
     with pytest.raises(InstallationError, match="web"):
-        engine.uninstall(docker, Installation(), install.transcript)
+        installer.uninstall(docker, Installation(), install.transcript)
 
-    engine.uninstall(docker, Installation(force=True), install.transcript)
+    installer.uninstall(docker, Installation(force=True), install.transcript)
 
     assert docker.plugins == {}
     assert (install.data_dir / "passfs.db").exists()
@@ -333,7 +335,7 @@ def test_uninstall_removes_the_plugin_and_no_data(docker: FakeEngine, install: I
 
 def test_uninstall_of_what_is_not_installed(docker: FakeEngine) -> None:
     with pytest.raises(InstallationError, match="there is no plugin passfs"):
-        engine.uninstall(docker, Installation(), Transcript())
+        installer.uninstall(docker, Installation(), Transcript())
 
 
 def test_without_an_engine_the_sentence_says_where_it_was_looked_for(

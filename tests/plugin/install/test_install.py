@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugin.install import engine
+from plugin.install import installer
 from plugin.install.installation import TREE, Installation, InstallationError, check_name, digest
 from tests.support.fakes.engine import BASE, FakeEngine, Install, container
 
@@ -120,7 +120,7 @@ def test_a_bundle_outlives_the_plugin_and_a_move_of_the_data_directory(
     docker: FakeEngine, install: Install, bundle: Path, tmp_path: Path
 ) -> None:
     install(ca_bundle=str(bundle))
-    engine.uninstall(docker, Installation(), install.transcript)
+    installer.uninstall(docker, Installation(), install.transcript)
     install()
     assert "ca-bundle.crt" in docker.context
 
@@ -150,7 +150,7 @@ def test_a_bundle_that_is_gone_is_left_out_with_a_line(
     bundle.unlink()
     install.change_sources()
     transcript = install()
-    assert f"building without the CA bundle {bundle} of an earlier install, which is gone" in (
+    assert f"building without the CA bundle {bundle} of an earlier install: it is missing" in (
         transcript.lines
     )
     assert "ca-bundle.crt" not in docker.context

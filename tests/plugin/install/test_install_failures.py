@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plugin.errors import CannotStart
-from plugin.install import engine
+from plugin.install import installer
 from plugin.install.installation import Installation, InstallationError
 from plugin.volume import Record, VolumeName
 from plugin.volumes import database, registry
@@ -141,16 +141,16 @@ def test_settings_outlive_an_upgrade_that_is_cut_off(
     docker: FakeEngine, install: Install, verb: str
 ) -> None:
     """The engine has them no more: the next install must not allow every source again."""
-    install(host_dir="/usr", allowed_sources=["/usr/lib"], log_level="debug")
+    install(host_dir="/usr", allowed_sources="/usr/lib", log_level="debug")
     before = docker.settings()
     install.change_sources()
     docker.broken_once = {f"{verb} passfs": "the disk is full"}
     with pytest.raises(InstallationError, match=r"disk is full\. .*settings are kept.*again"):
         install()
-    engine.install(docker, Installation(tree=install.tree), install.transcript)
+    installer.install(docker, Installation(tree=install.tree), install.transcript)
     assert docker.plugins["passfs"]["Enabled"]
     changed = {key for key in before if docker.settings()[key] != before[key]}
-    assert changed <= {engine.BUILD}
+    assert changed <= {installer.BUILD}
     assert list((install.tree.parent / "default").iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_a_default_data_directory_that_cannot_be_written_is_in_no_way(
     install(host_dir="/usr")
     install.change_sources()
     docker.broken_once = {"create passfs": "the disk is full"}
-    with pytest.raises(InstallationError, match=r"settings were .*PASSFS_HOST_DIR=/usr.* anew"):
+    with pytest.raises(InstallationError, match=r"settings were .*PASSFS_HOST_DIR=/usr.* again"):
         install()
     install(host_dir="/usr")
     assert docker.plugins["passfs"]["Enabled"]

@@ -11,7 +11,8 @@ from typing import IO, Any
 from docker.errors import APIError, ImageNotFound, NotFound
 from requests import Response
 
-from plugin.install import engine
+from plugin.admin.settings import SETTINGS
+from plugin.install import installer
 from plugin.install.installation import CONTEXT, TREE, Installation
 
 BASE = "debian:trixie-slim"
@@ -208,8 +209,12 @@ class Install:
         self.transcript = Transcript()
         self._docker.calls = []
         self._docker.context = {}
-        places: dict[str, Any] = {"data_dir": str(self.data_dir), "tree": self.tree}
-        engine.install(self._docker, Installation(**places | wanted), self.transcript)
+        given: dict[str, Any] = {"data_dir": str(self.data_dir), "tree": self.tree} | wanted
+        fields = [field for field in SETTINGS if field in given]
+        settings = {field: given.pop(field) for field in fields}
+        settings = {field: text for field, text in settings.items() if text is not None}
+        installation = Installation(settings=settings, **given)
+        installer.install(self._docker, installation, self.transcript)
         return self.transcript
 
     def change_sources(self) -> None:

@@ -1,0 +1,212 @@
+"""`passfs install` and `passfs uninstall`: the steps, in an order that never loses volumes.
+
+Without an image registry an upgrade is a removal and a creation. The installer therefore builds and
+exports the new plugin first. If an older plugin is installed, the installer then tries the new one
+under another name on a copy of the registry, and only then removes the old one. No step deletes
+records or data of volumes: they lie in the data directory.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plugin.install import daemon, engine, image, kept_settings
+from plugin.install.engine import Client
+from plugin.install.installation import (
+    Installation,
+    InstallationError,
+    Progress,
+    check_name,
+    check_unused,
+    choose_settings,
+    copy_registry,
+    digest,
+    environment,
+    mount_sources,
+    prepare_directories,
+    read_manifest,
+)
+
+BUILD = "PASSFS_BUILD"
+"""The variable in the plugin's environment that identifies the build; not a setting."""
+
+
+def install(client: Client, wanted: Installation, progress: Progress) -> None:
+    """Build, create and enable the plugin; replace an older one and keep its settings.
+
+    Raises:
+        InstallationError: a step failed. Before its removal, the old plugin is unchanged.
+    """
+    check_name(wanted.name)
+    manifest = read_manifest(wanted.tree)
+    former = engine.inspect(client, wanted.name)
+    settings, file = _choose_settings(client, manifest, former, wanted)
+    data_dirs = [settings["data.source"]]
+    if former is not None:
+        data_dirs.append(mount_sources(former)["data.source"])
+    bundle = kept_settings.choose_bundle(wanted.ca_bundle, data_dirs)
+    sources = digest(wanted.tree)
+    if former is not None and _is_built_from(client, former, sources, wanted.tree):
+        kept_settings.keep_bundle(settings["data.source"], bundle)
+        _reconfigure(client, former, wanted, settings, progress)
+        kept_settings.remove(file)
+        return
+    _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
+    image.check_scratch_space()
+    progress.step(f"Building the image {image.IMAGE}")
+    image_id = image.build(
+        client, wanted.tree, kept_settings.existing_bundle(bundle, progress), progress
+    )
+    kept_settings.keep_bundle(settings["data.source"], bundle)
+    stamp = f"{sources}:{image.base_ids(client, wanted.tree)}"
+    with tempfile.TemporaryDirectory(prefix="passfs-plugin-", dir=image.SCRATCH) as scratch:
+        directory = Path(scratch)
+        progress.step("Exporting its root file system")
+        image.export(client, image_id, directory / "rootfs", progress)
+        manifest["env"].append({"name": BUILD, "description": "Id of the build", "value": stamp})
+        (directory / "config.json").write_text(json.dumps(manifest), encoding="utf-8")
+        if former is not None:
+            progress.step("Trying the new plugin on a copy of the registry")
+            _try_upgrade(client, wanted.name, directory, settings)
+            _refuse_while_in_use(client, wanted)  # a container may have started meanwhile
+        with kept_settings.kept(file, settings):
+            if former is not None:
+                progress.step(f"Removing the old plugin {wanted.name} (volumes and data stay)")
+                engine.remove(client, wanted.name)
+            progress.step(f"Creating the plugin {wanted.name}")
+            engine.create(client, wanted.name, directory, settings)
+            _report(settings, progress)
+            progress.step(f"Enabling {wanted.name}")
+            engine.enable(client, wanted.name)
+
+
+def uninstall(client: Client, wanted: Installation, progress: Progress) -> None:
+    """Disable and remove the plugin; the data directory stays.
+
+    Raises:
+        InstallationError: there is no such plugin, or its volumes are in use, without force.
+    """
+    former = engine.inspect(client, wanted.name)
+    if former is None:
+        raise InstallationError(
+            f"there is no plugin {wanted.name}; `docker plugin ls` lists the installed plugins."
+        )
+    _refuse_while_in_use(client, wanted)
+    progress.step(f"Removing the plugin {wanted.name}")
+    engine.remove(client, wanted.name)
+    data = mount_sources(former).get("data.source")
+    progress.line(
+        f"volumes and data stay in {data}: `passfs install --data-dir {data}` finds them again"
+    )
+
+
+def _choose_settings(
+    client: Client,
+    manifest: Mapping[str, Any],
+    former: Mapping[str, Any] | None,
+    wanted: Installation,
+) -> tuple[dict[str, str], Path]:
+    """Return the plugin's settings, and the file that keeps them while the plugin is replaced."""
+    info = engine.info(client)
+    daemon.check(info, os.geteuid())
+    suggested = daemon.suggested(info)
+    defaults = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
+    file = kept_settings.settings_file((defaults | suggested)["data.source"], wanted.name)
+    settings = choose_settings(manifest, former, wanted, suggested, kept_settings.read(file))
+    prepare_directories(settings)
+    daemon.check_data_dir(info, os.geteuid(), settings["data.source"])
+    check_unused(settings["data.source"], former)
+    return settings, file
+
+
+def _is_built_from(client: Client, plugin: Mapping[str, Any], sources: str, tree: Path) -> bool:
+    """Return whether a build of *tree*, whose digest is *sources*, would make *plugin*."""
+    digest_of_plugin, _, bases = environment(plugin).get(BUILD, "").partition(":")
+    # A base image that the engine no longer has is no reason to build.
+    return digest_of_plugin == sources and image.base_ids(client, tree) in {bases, ""}
+
+
+def _refuse_while_in_use(client: Client, wanted: Installation) -> None:
+    users = engine.users(client, wanted.name)
+    if users and not wanted.force:
+        raise InstallationError(
+            f"volumes of {wanted.name} are mounted in running containers, which would lose them: "
+            f"{', '.join(users)}. Stop these containers first, or use --force and restart them."
+        )
+
+
+def _reconfigure(
+    client: Client,
+    former: dict[str, Any],
+    wanted: Installation,
+    settings: Mapping[str, str],
+    progress: Progress,
+) -> None:
+    """Give the installed plugin *settings* and enable it: its build is the wanted one."""
+    present = mount_sources(former) | environment(former)
+    if settings.items() <= present.items():
+        if former["Enabled"]:
+            progress.line("this plugin is installed and has these settings: nothing to do")
+        else:
+            progress.step(f"Enabling {wanted.name}")
+            engine.enable(client, wanted.name)
+        return
+    progress.step(f"Configuring {wanted.name}")
+    _refuse_while_in_use(client, wanted)
+    engine.disable(client, former)
+    try:
+        engine.configure(client, wanted.name, settings)
+        _report(settings, progress)
+        progress.step(f"Enabling {wanted.name}")
+        engine.enable(client, wanted.name)
+    except InstallationError as error:
+        before = {key: value for key, value in present.items() if key in settings}
+        _restore(client, former | {"Name": wanted.name}, before, error)
+        raise InstallationError(f"{error} {wanted.name} has its former settings again.") from error
+
+
+def _restore(
+    client: Client, former: Mapping[str, Any], settings: dict[str, str], failure: Exception
+) -> None:
+    """Give the plugin its former *settings* again, after *failure* of a change."""
+    try:
+        # Inspected again, because a plugin can be enabled although the request timed out.
+        engine.disable(client, engine.inspect(client, former["Name"]) or former)
+        engine.configure(client, former["Name"], settings)
+        if former["Enabled"]:
+            engine.enable(client, former["Name"])
+    except InstallationError as error:
+        raise InstallationError(
+            f"{failure} The former settings do not work either: {error}"
+        ) from error
+
+
+def _try_upgrade(client: Client, name: str, directory: Path, settings: Mapping[str, str]) -> None:
+    """Create, enable and remove the new plugin beside the old one, on a copy of the registry."""
+    trial = f"{name.partition(':')[0]}-trial"
+    with tempfile.TemporaryDirectory(prefix="passfs-trial-", dir=image.SCRATCH) as data:
+        if engine.inspect(client, trial) is not None:  # left by an install that was killed
+            engine.remove(client, trial)
+        try:
+            copy_registry(settings["data.source"], data)
+            engine.create(client, trial, directory, {**settings, "data.source": data})
+            engine.enable(client, trial)
+        except InstallationError as error:
+            raise InstallationError(
+                f"the new plugin does not start, so {name} was left as it is: {error}"
+            ) from error
+        finally:
+            if engine.inspect(client, trial) is not None:
+                engine.remove(client, trial)
+
+
+def _report(settings: Mapping[str, str], progress: Progress) -> None:
+    for key, value in settings.items():
+        progress.line(f"{key}={value}")
+    if owner := settings.get("PASSFS_OWNER"):
+        progress.line(
+            f"new volumes without a source belong to {owner}, the root of this engine's containers"
+        )

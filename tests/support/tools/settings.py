@@ -1,0 +1,87 @@
+"""The files that are written from the table of settings, plugin/admin/settings.py.
+
+`python -m tests.support.tools.settings` writes the `env` section of config.json and the table in
+docs/install.md.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plugin.admin.settings import SETTINGS, Setting
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+COMMAND = "python -m tests.support.tools.settings"
+MANIFEST = REPOSITORY / "config.json"
+DOCUMENT = REPOSITORY / "docs" / "install.md"
+
+Section = tuple[Path, str, str]
+"""A file, and the texts before and behind the part that is written."""
+ENVIRONMENT: Section = (MANIFEST, '  "env": [\n', "\n  ],\n")
+TABLE: Section = (
+    DOCUMENT,
+    "| Setting | `passfs install` | Managed plugin | Service | Meaning |\n|---|---|---|---|---|\n",
+    "\n\n",
+)
+
+
+def present(section: Section) -> str:
+    """Return the part of the file between the two texts."""
+    file, begin, end = section
+    return file.read_text().split(begin)[1].split(end)[0]
+
+
+def write(section: Section, text: str) -> None:
+    """Replace the part of the file between the two texts."""
+    file, begin, end = section
+    before, rest = file.read_text().split(begin)
+    file.write_text(before + begin + text + end + rest.split(end, 1)[1])
+
+
+def environment() -> str:
+    """Return the entries of `env`: the settings, then the variables of the interpreter."""
+    entries = [_entry(setting) for setting in SETTINGS.values() if setting.in_plugin]
+    entries += [
+        entry
+        for entry in json.loads(MANIFEST.read_text())["env"]
+        if not entry["name"].startswith("PASSFS_")
+    ]
+    return ",\n".join(_layout(entry) for entry in entries)
+
+
+def _entry(setting: Setting) -> dict[str, Any]:
+    empty = f"; empty: {setting.if_empty}" if setting.if_empty else ""
+    entry = {
+        "name": setting.variable,
+        "description": setting.meaning + empty,
+        "value": setting.fixed or setting.default,
+    }
+    return entry if setting.fixed else entry | {"settable": ["value"]}
+
+
+def _layout(entry: Mapping[str, Any]) -> str:
+    lines = [f"      {json.dumps(key)}: {json.dumps(value)}" for key, value in entry.items()]
+    return "    {\n" + ",\n".join(lines) + "\n    }"
+
+
+def table() -> str:
+    """Return the rows of the table of settings."""
+    return "\n".join(f"| {' | '.join(_cells(setting))} |" for setting in SETTINGS.values())
+
+
+def _cells(setting: Setting) -> tuple[str, ...]:
+    flag = setting.flag
+    default = f"`{setting.default}`" if setting.default else setting.if_empty
+    return (
+        f"`{setting.variable}`",
+        f"`{flag.name} {flag.metavar}`" + ", repeatable" * bool(flag.separator) if flag else "",
+        "" if not setting.in_plugin else f"`{setting.fixed}`, fixed" if setting.fixed else default,
+        default,
+        setting.meaning,
+    )
+
+
+if __name__ == "__main__":
+    write(ENVIRONMENT, environment())
+    write(TABLE, table())
