@@ -1,22 +1,27 @@
-"""The fork server: a process that has everything loaded and becomes a worker in milliseconds.
+"""The fork server: a process with all modules loaded, which forks a worker in milliseconds.
 
-`python -I -m passthrough.worker.forkserver`, started by the keeper with one end of a SOCK_SEQPACKET
-socket as standard input. To start an interpreter and load its modules takes the better part of a
-second on a busy machine, and every worker would have a copy of them all; forked workers share them.
-Each packet asks for one worker. It holds the session that this will run, NUL, and a name for the
-process; with it come descriptors, the first of them the *life socket* of this worker,
-SOCK_SEQPACKET as well, the others for the worker, which knows them as 0, 1, 2 and so on. Over the
-life socket goes one packet with the process id and a descriptor of the process (pidfd_open(2)), or
-with an error number below zero if there can be none, and one more with the wait status when the
-worker has ended. The fork server ends when nobody holds the other end of its standard input; its
-workers have their own ties to the keeper.
+The keeper starts `python -I -m passthrough.worker.forkserver`, with one end of a SOCK_SEQPACKET
+socket as standard input. On a busy machine it takes the better part of a second to start an
+interpreter and load the modules, and every worker would have its own copy of them. Forked workers
+share the copy.
 
-There is one thread, and nothing is open but what is named here: a child closes all the rest.
+Each packet on standard input asks for one worker. It holds the session that the worker runs, NUL,
+and a name for the process. The descriptors in the packet are the worker's *life socket*, also
+SOCK_SEQPACKET, and then the worker's own, which become its descriptors 0, 1, 2 and so on. The fork
+server sends two packets over the life socket. The first has the process id and a process descriptor
+(pidfd_open(2)), or a negative error number if there is no worker. The second has the wait status
+when the worker has ended.
 
-The modules of a session are loaded when the first worker with that session is wanted. The plugin
-could not fork itself, because it has threads. On a machine where a worker with an interpreter of
-its own took 400 ms to serve and 25 MB of memory, a forked worker takes 25 ms and 7 MB
-(benchmarks/volumes.py). The fork server ends with its plugin.
+The fork server ends when no process holds the other end of its standard input. It does not end its
+workers: each has its own pipe to the keeper.
+
+The fork server has one thread, and no open descriptors except those above; a child closes all that
+are not its own.
+
+The plugin cannot fork workers itself, because it has threads. The modules of a session are loaded
+when the first worker with that session is wanted. On a machine where a worker with an interpreter
+of its own took 400 ms to serve and 25 MB of memory, a forked worker takes 25 ms and 7 MB
+(benchmarks/volumes.py).
 """
 
 import errno
@@ -42,7 +47,7 @@ log = logging.getLogger(__name__)
 _CONTROL: Final = 0
 _NAME: Final = b"passfs-forks"
 _LONGEST_PACKET: Final = 256
-# The life socket; standard input, output and error; what a worker serves. More is a mistake.
+# The life socket; standard input, output and error; the descriptors to serve. No worker needs more.
 _MOST_DESCRIPTORS: Final = 16
 
 
@@ -52,27 +57,27 @@ class _Child(NamedTuple):
 
 
 def main() -> int:
-    """Fork workers until the keeper ends; gives the exit status."""
+    """Fork workers until the keeper ends; return the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    sandbox.load()
-    prepare(session_of(Config()))  # the one that volumes have unless they ask for the other
+    sandbox.preload()
+    prepare(session_of(Config()))  # the default of volumes
     serve(process.main, prepare)
     return 0
 
 
 @cache
 def prepare(session: str) -> None:
-    """Load what *session* runs on, once for all the workers that follow."""
-    with suppress(ImportError):  # which the worker will report
+    """Load the modules of *session*, for all workers that follow."""
+    with suppress(ImportError):  # the worker reports it
         process.load(Session(session))
-    # What exists by now is garbage in no child: its pages stay shared, and are not looked through.
+    # A child's garbage collector then skips the objects that exist now, so their pages stay shared.
     gc.freeze()
 
 
 def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> None:
-    """Fork a process for each packet on standard input; it does *work* and ends with its result.
+    """Fork a process for each packet on standard input; its exit status is the result of *work*.
 
-    Before that, *prepare* is called here with the session that the packet names.
+    Before each fork, *prepare* is called in this process with the session of the packet.
     """
     privileges.call_process(_NAME)
     control = socket.socket(fileno=os.dup(_CONTROL))
@@ -88,9 +93,9 @@ def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> No
             packet, fds, flags, _ = socket.recv_fds(control, _LONGEST_PACKET, _MOST_DESCRIPTORS)
             if not packet:
                 return
-            if not fds or flags & socket.MSG_CTRUNC:  # no room, or not for all of them
+            if not fds or flags & socket.MSG_CTRUNC:  # no room for the descriptors, or not for all
                 log.error("a worker is not started: too many open files")
-                for given in fds:  # who asked sees its life socket closed
+                for given in fds:  # the keeper sees that the life socket is closed
                     os.close(given)
                 continue
             session, _, name = packet.partition(b"\0")
@@ -103,13 +108,13 @@ def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> No
 
 
 def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[int, _Child] | None:
-    """Fork one worker and tell who asked for it; gives its process descriptor."""
+    """Fork one worker and report it over its life socket; return its process descriptor."""
     life = socket.socket(fileno=fds[0])
     try:
         pid = os.fork()
         if pid == 0:
-            _work(name, fds[1:], work)
-        pid_fd = _watched(pid)
+            _run_child(name, fds[1:], work)
+        pid_fd = _open_pidfd(pid)
     except OSError as error:
         with life, suppress(OSError):
             life.send(b"%d" % -(error.errno or errno.EAGAIN))
@@ -117,13 +122,16 @@ def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[in
     finally:
         for fd in fds[1:]:
             os.close(fd)
-    with suppress(OSError):  # who asked may have gone
+    with suppress(OSError):  # the keeper may have ended
         socket.send_fds(life, [b"%d" % pid], [pid_fd])
     return pid_fd, _Child(pid, life)
 
 
-def _watched(pid: int) -> int:
-    """A descriptor of the child *pid*, which ends if there can be none: nobody would reap it."""
+def _open_pidfd(pid: int) -> int:
+    """Return a descriptor of the child *pid*; if there is none, kill the child and reap it.
+
+    Without a descriptor the fork server would not learn of the child's end.
+    """
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -133,35 +141,35 @@ def _watched(pid: int) -> int:
 
 
 def _reap(pid_fd: int, child: _Child) -> None:
-    """Tell how a worker has ended."""
+    """Report over the life socket how a worker has ended."""
     os.close(pid_fd)
     _, status = os.waitpid(child.pid, 0)
     with child.life, suppress(OSError):
         child.life.send(b"%d" % status)
 
 
-def _work(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> NoReturn:
-    """Do *work*, in the child, with *fds* as 0, 1, 2 and so on, and nothing else open."""
+def _run_child(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> NoReturn:
+    """Do *work* in the child, with *fds* as 0, 1, 2 and so on, and no other open descriptor."""
     status = 1
     try:
-        # A Ctrl-C in the plugin's terminal is for the plugin, which ends its workers in order.
+        # Ctrl-C in the plugin's terminal shall reach the plugin alone, which ends its workers.
         os.setsid()
-        _arrange(fds)
+        _renumber(fds)
         privileges.call_process(name)
         status = work()
     except Exception:
-        log.exception("a worker ends by a mistake of this program")
+        log.exception("a worker ends because of a bug in passfs")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def _arrange(fds: Sequence[int]) -> None:
+def _renumber(fds: Sequence[int]) -> None:
     beyond = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(fds)) for fd in fds]
     for number, fd in enumerate(beyond):
         os.dup2(fd, number, inheritable=False)
-    # The numbers that objects of the parent still hold in this copy of its memory are never used.
+    # Objects copied from the parent still hold closed numbers; the child never uses these objects.
     os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
 
 

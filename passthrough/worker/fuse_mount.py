@@ -1,6 +1,6 @@
-"""Mounting and unmounting a FUSE file system without help from fusermount, mount(2), fuse(4).
+"""Mounts and unmounts a FUSE file system without fusermount: mount(2), fuse(4).
 
-The process that mounts opens /dev/fuse itself, so it can keep the descriptor when the process that
+The mounting process opens /dev/fuse itself. So it can keep the descriptor when the process that
 answers the requests ends.
 """
 
@@ -20,10 +20,11 @@ _ATIME_FLAGS: Final = {
 
 
 def mount(target: Path, config: Config) -> int:
-    """Mount at *target*, an existing directory; requests wait until somebody serves them.
+    """Mount at *target*, an existing directory; requests wait until a worker serves them.
 
     The kernel checks permissions itself (default_permissions), for every user (allow_other). With
-    squash=all the worker does: its callers are one user, which the kernel knows nothing of.
+    squash=all the worker checks them, because the kernel does not know the user that all callers
+    become.
 
     Returns:
         The descriptor of /dev/fuse that belongs to the mount, owned by the caller. When its last
@@ -51,10 +52,10 @@ def mount(target: Path, config: Config) -> int:
 
 
 def unmount(target: Path, *, abort: bool = False) -> None:
-    """Take the uppermost mount at *target* out of the tree; who has files open in it goes on.
+    """Detach the uppermost mount at *target*; open files in it stay usable.
 
-    With *abort* the connection ends as well, which frees processes that wait for a worker that is
-    gone: waiting requests fail with ECONNABORTED, later ones with ENOTCONN.
+    With *abort* the connection ends as well, which frees processes that wait for a dead worker:
+    waiting requests fail with ECONNABORTED, later ones with ENOTCONN.
 
     Raises:
         OSError: EINVAL if nothing is mounted at *target*.

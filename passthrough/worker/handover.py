@@ -1,7 +1,7 @@
-"""What passes between the keeper of a mount and its worker process, one JSON line each way.
+"""The messages between the keeper of a mount and its worker: one line of JSON each way.
 
-The keeper writes a Handover to the worker's standard input and keeps that pipe open for as long as
-the worker shall live; the worker answers with one Report on its standard output.
+The keeper writes a Handover to the worker's standard input, and keeps that pipe open while the
+worker shall live. The worker answers with one Report on its standard output.
 """
 
 from typing import TypeVar
@@ -14,49 +14,52 @@ T = TypeVar("T")
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker needs to serve: the numbers are descriptors that it inherits and then owns."""
+    """The mount that a worker serves, with descriptors that it inherits and then owns."""
 
     volume: str
-    """The name of the volume's directory, for the log."""
+    """The name of the volume's directory, for log texts."""
     config: Config
     fuse_fd: int
-    """/dev/fuse, on which the mount was made."""
+    """The descriptor of /dev/fuse that the mount was made with."""
     source_fd: int
-    """O_PATH descriptor of the directory to serve."""
+    """An O_PATH descriptor of the directory to serve."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker's one answer: it serves, or why it does not."""
+    """The worker's only answer: it serves, or the reason why not."""
 
     serving: bool
     error: str = ""
     config: Config | None = None
-    """What it goes by, if it serves, for as long as it does; what applies may change meanwhile."""
+    """The options that the worker serves with, until it ends; None if it does not serve.
+
+    The volume's own options may change meanwhile.
+    """
     without_handles: str = ""
-    """Why files of the source are not held by handle, although that was wished for."""
+    """The reason why the worker holds no file handles, although the options ask for them."""
     without_passthrough: str = ""
-    """Why the kernel does not pass reads and writes on by itself, although that was wished for."""
+    """The reason why reads and writes do not pass through, although the options ask for that."""
 
 
 def encode(message: Handover | Report) -> bytes:
-    """One line of JSON, with its newline."""
+    """Return *message* as one line of JSON, with its newline."""
     return msgspec.json.encode(message) + b"\n"
 
 
 def decode_handover(line: bytes) -> Handover:
-    """Read a Handover.
+    """Return the Handover in *line*.
 
     Raises:
-        msgspec.DecodeError: *line* is none.
+        msgspec.DecodeError: *line* is no Handover.
     """
     return _decode(line, Handover)
 
 
 def decode_report(line: bytes) -> Report:
-    """Read a Report.
+    """Return the Report in *line*.
 
     Raises:
-        msgspec.DecodeError: *line* is none.
+        msgspec.DecodeError: *line* is no Report.
     """
     return _decode(line, Report)
 
@@ -64,5 +67,5 @@ def decode_report(line: bytes) -> Report:
 def _decode(line: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(line, type=kind)
-    except RecursionError as error:  # lists or objects in each other, beyond Python's own depth
+    except RecursionError as error:  # nested deeper than Python's recursion limit
         raise msgspec.DecodeError(str(error)) from error

@@ -1,10 +1,9 @@
-"""The worker process: serves one volume, and lives as long as its keeper or its mount.
+"""The worker process: serves one volume until its keeper or its mount ends.
 
-`python -m passthrough.worker.process`, started by the keeper with two inherited descriptors. It
+The keeper starts `python -m passthrough.worker.process` with two inherited descriptors. The worker
 reads a Handover from standard input, writes one Report to standard output, and logs to standard
-error. It ends when the file system is unmounted everywhere, on SIGTERM, or when standard input
-ends, of which the keeper holds the other end. (setfsuid(2) clears parent-death signals; a pipe
-stays.)
+error. It ends when the file system is unmounted everywhere, on SIGTERM, or when the keeper closes
+the other end of standard input. (A parent-death signal would not do: setfsuid(2) clears it.)
 """
 
 import importlib
@@ -41,12 +40,12 @@ log = logging.getLogger(__name__)
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
-# The longest hand-over there can be is a few kilobytes: names and numbers.
+# A hand-over has only names and numbers, a few KiB at most.
 _LONGEST_HANDOVER: Final = 64 * 1024
 
 
 class Runner(Protocol):
-    """A module that runs one kind of session."""
+    """A module that runs a session."""
 
     def run(
         self,
@@ -55,9 +54,9 @@ class Runner(Protocol):
         serving: Callable[[str], object],
         keeper_fd: int | None,
     ) -> None:
-        """Serve until the end, whatever brings it.
+        """Serve until the session ends.
 
-        *serving* is told why the kernel does not pass reads and writes on, or nothing.
+        Calls *serving* with the reason why reads and writes do not pass through; empty if they do.
         """
 
 
@@ -68,12 +67,12 @@ _RUNNERS: Final[Mapping[Session, str]] = {
 
 
 def load(session: Session) -> Runner:
-    """Load what *session* runs on, and nothing of the others."""
+    """Import the module that runs *session*, and no other session."""
     return cast("Runner", importlib.import_module(_RUNNERS[session]))
 
 
 def main() -> int:
-    """Serve what standard input says; gives the exit status."""
+    """Serve the Handover on standard input; return the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
         handover = decode_handover(_read_line(_STDIN))
@@ -94,13 +93,13 @@ def serve(
 ) -> None:
     """Serve until unmounted, signalled, or until *keeper_fd*, a pipe, has no writer left.
 
-    Takes the descriptors of *handover*. Calls *serving* once requests are answered. Whatever the
-    outcome, a sandboxed process is good for nothing else afterwards.
+    Takes the descriptors of *handover*. Calls *serving* once requests are answered. A process with
+    a sandbox stays confined, so it must end afterwards.
 
     Raises:
         OSError: the process lacks a capability, or the session with the kernel failed.
-        OptionError: the source has not what the volume asks for.
-        SandboxError: the sandbox that the volume asks for cannot be had here.
+        OptionError: the source lacks a feature that the volume asks for.
+        SandboxError: the sandbox that the volume asks for is not possible here.
     """
     without_handles = ""
     if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
@@ -110,11 +109,11 @@ def serve(
         log.warning("%s", note)
     _raise_descriptor_limit()
     memory.allocate_in_one_place()
-    # The kernel has applied each caller's umask already, and this one is the whole process's.
+    # The kernel has applied the caller's umask already; the worker's own must not apply again.
     os.umask(0)
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
-    # Before the sandbox is entered, after which nothing is loaded.
+    # No module can be imported once the process has entered the sandbox.
     session = load(session_of(config))
     fs = filesystem_of(config, _confine(config, handover.source_fd))
 
@@ -138,21 +137,21 @@ def serve(
 
 
 def _without_rings(config: Config) -> str:
-    """Why requests cannot come over io_uring, if they are to; tries what it takes."""
+    """Return why io_uring is not available, if the options ask for it; tries to make a ring."""
     if config.transport is not Transport.IO_URING:
         return ""
     if reason := kernel_features.without_rings():
         return reason
     try:
         uring.Ring().close()
-        kernel_features.possible_processors()  # for later, when /sys is out of sight
+        kernel_features.possible_processors()  # cached for later, when /sys is out of reach
     except OSError as error:
         return str(error.strerror)
     return ""
 
 
 def _confine(config: Config, source_fd: int) -> int:
-    """Take from this process what it does not need; gives the source as seen from then on."""
+    """Drop the privileges that a worker does not need; return the source's new descriptor."""
     if config.sandbox is Sandbox.NAMESPACE:
         by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
         by_ring = config.transport is Transport.IO_URING
@@ -162,22 +161,22 @@ def _confine(config: Config, source_fd: int) -> int:
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as there may be: each inode that the kernel knows holds one.
+    """Raise the limit of descriptors to the maximum: each inode that the kernel knows holds one.
 
-    The usual limit of 1,024 is there for programs that use select(2), and for no other reason. The
-    hard limit is in the way of who lacks CAP_SYS_RESOURCE only.
+    The usual soft limit of 1,024 exists only for programs that use select(2). The hard limit binds
+    only a process without CAP_SYS_RESOURCE.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open("/proc/sys/fs/nr_open", "rb") as file:
         most = int(file.read())
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    except ValueError:  # which is what Python makes of EPERM here
+    except ValueError:  # Python's error for EPERM here
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_line(fd: int) -> bytes:
-    """Read up to the first newline, and nothing after it: what follows is the keeper's silence."""
+    """Read up to the first newline; the keeper sends nothing after it."""
     line = b""
     while not line.endswith(b"\n") and len(line) < _LONGEST_HANDOVER:
         byte = os.read(fd, 1)

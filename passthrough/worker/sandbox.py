@@ -1,29 +1,26 @@
-"""The sandbox of a worker: it needs little, so it keeps little.
+"""The sandbox of a worker: `enter` leaves the process only what it needs.
 
-`enter` leaves the process with, and only with,
+- Root directory: the source, in a mount namespace of the worker's own. Mounts below the source on
+  the host, present or later, appear there too, and disappear with the host's (they are slaves of
+  the host's mounts). No mount of the worker reaches the host. Mounts of passfs are detached: a copy
+  of the worker's own mount would keep that alive after its unmount, and a walk into it would wait
+  for ever. A later mount of passfs is not entered (core/names.py), for which the table of mounts
+  stays open. In these mounts no symlink is followed, no device opened, no program executed.
+- Working directory: /proc/self/fd, as a mount of its own with no parent. So `..` does not lead from
+  it to the rest of /proc and the host's settings.
+- Network, IPC and UTS namespaces of its own; the network has no interface that is up.
+- The capabilities of `kept_capabilities`, for ever, and no new privileges. No memory dumps. No
+  system calls that seccomp.py refuses: they would extend CAP_SYS_ADMIN and user id 0 beyond their
+  purpose here.
 
-- the source as its root directory, in a mount namespace of its own. What is mounted below the
-  source on the host, now or later, is there as well, and leaves when it leaves the host (the mounts
-  are slaves of the host's); nothing travels the other way. No mount of passfs is among them: a copy
-  of the worker's own would keep it alive after its unmount, and a walk into it would wait for ever.
-  One that comes later is not entered (names.py); for that the table of mounts stays open.
-  In these mounts no symlink is followed, no device opened, no program executed.
-- /proc/self/fd alone of /proc, as its working directory. It is a mount of its own with nothing
-  above it, so that `..` does not lead from it to the rest of /proc and the host's settings.
-- network, IPC and UTS namespaces of its own, the first without any interface that is up.
-- the capabilities of `kept`, for ever, and no way to new privileges; no dumps of its memory; no
-  system call of callfilter.py, which would make more of CAP_SYS_ADMIN and user id 0 than they are
-  kept for.
+Only a worker that uses file handles (inode_file_handles) may call open_by_handle_at(2). The call
+ignores the root directory, so malicious code in the process could open any file of the source's
+file system. Likewise only a worker whose requests come over io_uring may make rings. Its own rings
+refuse all commands except those of FUSE. But malicious code could make a ring that refuses none,
+and io_uring(7) has commands for sockets, which seccomp.py refuses.
 
-A worker that holds files by handle (inode_file_handles) keeps what opens them as well, and no other
-does: open_by_handle_at(2) knows no root directory, so that code which got into the process could
-open whatever lies on the source's own file system. In the same way, a worker whose requests come
-over io_uring may make rings, and no other. Each refuses all commands but those of FUSE. Code that
-got into the process could make one that does not: of what callfilter.py refuses, io_uring(7) has
-commands for sockets.
-
-Python loads code late, and the C library too: a root directory that a volume's user writes to must
-never be where they look. So what may be needed later is loaded first, and the search is ended.
+Python and the C library load code late, and must never search a root directory that a volume's user
+can write to. So `enter` loads all that may be needed later, and then disables the search.
 
 The copy of the source's mounts is made by open_tree(2) before the process leaves the plugin's mount
 namespace, because it cannot be made after. No copy of a mount holds a disk that the host unmounts;
@@ -45,25 +42,25 @@ from passthrough.worker import seccomp
 
 log = logging.getLogger(__name__)
 
-# Each capability that a worker keeps, capabilities(7), and what for.
+# The capabilities that a worker keeps, capabilities(7), each with its number and its purpose.
 KEPT: Final = {
-    "CAP_CHOWN": (0, "chown of any file, as the kernel has allowed the caller to"),
-    "CAP_DAC_OVERRIDE": (1, "reach every file: the kernel has checked the caller's permission"),
+    "CAP_CHOWN": (0, "chown of any file; the kernel has checked the caller's permission"),
+    "CAP_DAC_OVERRIDE": (1, "access to every file; the kernel has checked the caller's permission"),
     "CAP_DAC_READ_SEARCH": (
         2,
         "open_by_handle_at(2), if inode_file_handles is not never",
     ),
-    "CAP_FOWNER": (3, "chmod, utimensat, user.* attributes and O_NOATIME on files of any owner"),
-    "CAP_FSETID": (4, "keep suid and sgid bits if the caller may set them"),
+    "CAP_FOWNER": (3, "chmod, utimensat, user.* attributes and O_NOATIME on files of every owner"),
+    "CAP_FSETID": (4, "keep suid and sgid bits that the caller may set"),
     "CAP_SETGID": (6, "setfsgid(2): new files belong to the caller's group"),
     "CAP_SETUID": (7, "setfsuid(2): new files belong to the caller"),
-    "CAP_SYS_ADMIN": (21, "trusted.* and security.* attributes; callfilter.py refuses the rest"),
-    "CAP_MKNOD": (27, "device nodes; the worker's mounts let no process open one"),
+    "CAP_SYS_ADMIN": (21, "trusted.* and security.* attributes; seccomp.py refuses the rest"),
+    "CAP_MKNOD": (27, "device nodes; none can be opened through the worker's mounts"),
     "CAP_SETFCAP": (31, "security.capability attributes, which are file capabilities"),
 }
 _FOR_HANDLES: Final = "CAP_DAC_READ_SEARCH"
-# What the way in needs, and `enter` then drops or not.
-_NEEDED: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
+# The capabilities that `enter` itself needs; it drops those that are not in KEPT.
+_NEEDED_TO_ENTER: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
 
 _NAMESPACES: Final = (
     privileges.CLONE_NEWNS
@@ -79,8 +76,8 @@ _INERT: Final = (
 )
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
-# Imported by the standard library when it is about to need them, in Python 3.11 to 3.14: by the
-# ways to a traceback, above all. What it can do without, such as tracemalloc, is not among them.
+# Modules that the standard library of Python 3.11 to 3.14 imports on first use, above all to print
+# a traceback. Optional ones, such as tracemalloc, are left out.
 _IMPORTED_LATE: Final = (
     *("ast", "tokenize", "unicodedata", "errno", "signal", "warnings"),
     *("encodings.ascii", "encodings.latin_1", "encodings.utf_8"),
@@ -89,7 +86,7 @@ _IMPORTED_LATE: Final = (
 
 
 class SandboxError(Exception):
-    """The sandbox cannot be had here; the text says what is missing, and what would do."""
+    """The sandbox is not possible here; the text says why, and which option avoids it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -98,31 +95,32 @@ class SandboxError(Exception):
         )
 
 
-def kept(*, by_handle: bool) -> int:
-    """The capabilities that a worker keeps, bit 1 << CAP_* each; *by_handle* it opens files."""
+def kept_capabilities(*, by_handle: bool) -> int:
+    """Return the capabilities of a worker, bit 1 << CAP_* each; *by_handle* if it opens handles."""
     wanted = (name for name in KEPT if by_handle or name != _FOR_HANDLES)
     return sum(1 << KEPT[name][0] for name in wanted)
 
 
 def enter(source_fd: int, *, by_handle: bool, by_ring: bool) -> int:
-    """Confine this process to the directory *source_fd*, a descriptor that is taken.
+    """Confine this process to the directory *source_fd*; takes the descriptor.
 
-    It may open files *by_handle* afterwards, or not, and make rings of io_uring(7), or not.
+    With *by_handle* the process may still open file handles; with *by_ring*, make rings of
+    io_uring(7).
 
-    For a process of one thread that has nothing else open that leads to the host. After a failure
-    it is confined in part and must end.
+    The process must have one thread, and no other open descriptor that leads to the host. After a
+    failure it is partly confined and must end.
 
     Returns:
         The O_PATH descriptor of the directory inside the sandbox, owned by the caller.
 
     Raises:
         OSError: *source_fd* is no descriptor.
-        SandboxError: the sandbox is not whole.
+        SandboxError: the sandbox is incomplete.
     """
     os.fstat(source_fd)
     try:
         _check()
-        _look_no_further(load())
+        _disable_search(preload())
         links_fd, root_fd = _enter_namespaces(source_fd)
         fdpath.work_in(links_fd)
         _give_up_privileges(by_handle=by_handle, by_ring=by_ring)
@@ -133,30 +131,30 @@ def enter(source_fd: int, *, by_handle: bool, by_ring: bool) -> int:
 
 
 def _check() -> None:
-    """Say what is missing before anything is changed."""
+    """Raise SandboxError if a requirement is missing, before the process is changed."""
     held = privileges.effective_capabilities()
-    missing = [name for name, number in _NEEDED.items() if not held >> number & 1]
+    missing = [name for name, number in _NEEDED_TO_ENTER.items() if not held >> number & 1]
     if missing:
         raise SandboxError(f"{' and '.join(missing)} missing from the worker's capabilities")
     machine = os.uname().machine
     if machine not in seccomp.MACHINES:
         raise SandboxError(f"the numbers of the system calls of {machine!r} are not known")
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        raise SandboxError(f"the worker has {threads} threads, of which only one could be confined")
+        raise SandboxError(f"the worker has {threads} threads, of which only one would be confined")
 
 
 def _enter_namespaces(source_fd: int) -> tuple[int, int]:
-    """Give the process namespaces of its own with the source as root.
+    """Move the process to namespaces of its own with the source as root.
 
     Returns:
         The descriptors of /proc/self/fd and of the source, each the root of a mount.
     """
     links_fd = privileges.clone_tree(privileges.AT_FDCWD, b"/proc/self/fd", recursive=False)
     privileges.change_tree(links_fd, 0, privileges.MS_PRIVATE)
-    # Of this namespace, to be read in the next: /proc is out of sight by then.
+    # Opened in this namespace, because /proc is out of reach in the next.
     proc_fd = os.open("/proc/self", _DIRECTORY)
-    # The source lies in the namespace that the worker comes from, so it is copied there and then
-    # carried over. As a slave from here on, or the detaching below would reach the host.
+    # The source lies in the worker's first namespace, so its mounts are copied there and attached
+    # in the next. The copy must be a slave, or the detaching below would reach the host.
     root_fd = privileges.clone_tree(source_fd, b"", recursive=True)
     privileges.change_tree(root_fd, _INERT, privileges.MS_SLAVE)
     os.close(source_fd)
@@ -166,23 +164,25 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
     os.close(old_root_fd)
     privileges.attach_tree(root_fd, b"/")
     os.fchdir(root_fd)
-    # The old root lands on top of the new one, pivot_root(2), and goes with all that it carries.
+    # pivot_root(2) puts the old root on top of the new one; detaching it detaches all its mounts.
     privileges.pivot_root(b".", b".")
     syscalls.umount2(b".", syscalls.MNT_DETACH)
     os.fchdir(proc_fd)
     os.close(proc_fd)
-    _detach_own_kind()
+    _detach_passfs_mounts()
     mountinfo.keep("mountinfo")
     return links_fd, root_fd
 
 
-def _detach_own_kind() -> None:
-    """Take every mount of passfs out of this namespace; the working directory is /proc/self."""
+def _detach_passfs_mounts() -> None:
+    """Detach every mount of passfs from this namespace; the working directory is /proc/self."""
     before: list[mountinfo.Mount] = []
     while found := [mount for mount in mountinfo.read("mountinfo") if mount.fstype == FSTYPE]:
         if found == before:
-            raise SandboxError(f"the mount of passfs at {os.fsdecode(found[0].target)!r} stays")
-        # The first is the outermost, and takes along what lies below it.
+            raise SandboxError(
+                f"the mount of passfs at {os.fsdecode(found[0].target)!r} cannot be detached"
+            )
+        # The first is the outermost: detaching it detaches the mounts below it.
         flags = syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW
         syscalls.umount2(found[0].target, flags)
         before = found
@@ -191,16 +191,16 @@ def _detach_own_kind() -> None:
 def _give_up_privileges(*, by_handle: bool, by_ring: bool) -> None:
     privileges.forbid_new_privileges()
     privileges.forbid_dumps()
-    privileges.limit_capabilities(kept(by_handle=by_handle))
+    privileges.limit_capabilities(kept_capabilities(by_handle=by_handle))
     rules = seccomp.program(os.uname().machine, os.getpid(), by_handle=by_handle, by_ring=by_ring)
     privileges.filter_calls(rules)
 
 
 @functools.cache
-def load() -> dict[str, list[str]]:
-    """Load what a worker would look for later; gives the lines of our own modules, by path.
+def preload() -> dict[str, list[str]]:
+    """Import the modules that a worker needs later; return the lines of passfs's modules by path.
 
-    For a process that forks workers, too: they share it.
+    A fork server calls this too, so that its workers share the result.
     """
     privileges.load_unwinder()
     for name in _IMPORTED_LATE:
@@ -211,15 +211,15 @@ def load() -> dict[str, list[str]]:
     return {str(path): _lines(path) for path in Path(__file__).parents[1].rglob("*.py")}
 
 
-def _look_no_further(own: dict[str, list[str]]) -> None:
-    """Have nothing looked for from now on.
+def _disable_search(own: dict[str, list[str]]) -> None:
+    """Disable the search for modules and source lines; *own* are the lines of passfs's modules.
 
-    A name below the new root is a volume user's to make: a module of Python, which would be run;
-    a fifo in the place of a source file, at which a traceback would wait for ever.
+    A volume's user can make names below the new root: a Python module, which would be run, or a
+    fifo in place of a source file, in which a traceback would wait for ever.
     """
     sys.meta_path[:] = [machinery.BuiltinImporter, machinery.FrozenImporter]
     sys.path.clear()
-    # Tracebacks show the lines of our own modules, and of others their names and line numbers.
+    # Tracebacks show the lines of passfs's modules, and only line numbers of others.
     linecache.cache.clear()
     linecache.cache.update(
         {path: (sum(map(len, lines)), None, lines, path) for path, lines in own.items()}
@@ -232,7 +232,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError):
-        return []  # a traceback does without
+        return []  # tracebacks then lack these lines
 
 
 def _no_lines(filename: str, module_globals: object = None) -> list[str]:  # noqa: ARG001
@@ -240,4 +240,4 @@ def _no_lines(filename: str, module_globals: object = None) -> list[str]:  # noq
 
 
 def _no_check(filename: str | None = None) -> None:
-    """What was read before stays good."""
+    """Keep the cached lines."""

@@ -1,16 +1,15 @@
-"""Which system calls a worker may not make, as a program for seccomp(2).
+"""The system calls that a worker must not make, as a filter program for seccomp(2).
 
-A worker keeps CAP_SYS_ADMIN for the sake of a few extended attributes, and that capability opens
-many other doors: with it, code that got hold of the process could mount its way out of the
-sandbox. The user id 0 opens more, which no capability guards: signals to other processes of root,
-and their limits. So those doors are closed one by one: mounts, namespaces, other programs, other
-processes, files by other ways than the root directory. They fail with EPERM. Everything else is let
-through: the interpreter and the C library choose their calls, and the capabilities and the mount
-namespace of the process bound what these calls do.
+A worker keeps CAP_SYS_ADMIN for a few extended attributes, and that capability permits much more:
+malicious code in the process could mount its way out of the sandbox. User id 0 permits more still,
+without any capability: to signal other processes of root, and to change their limits. So the filter
+refuses each such system call with EPERM: mounts, namespaces, other programs, other processes, files
+by other ways than the root directory. It allows all other calls, because the interpreter and the C
+library choose theirs. The capabilities and the mount namespace of the process limit their effect.
 
-The filter compares the low 32 bits of an argument: for each argument in `CHECKED` the kernel takes
-an int. A filter cannot look behind a pointer, where clone3(2) has its flags; so clone3(2) is
-answered with ENOSYS, and the C library starts its threads by clone(2), pthread_create(3).
+The filter compares the low 32 bits of an argument: the kernel takes an int for each argument in
+`CHECKED`. A filter cannot read memory behind a pointer, where clone3(2) has its flags. So clone3(2)
+fails with ENOSYS, and the C library starts threads by clone(2) instead, pthread_create(3).
 """
 
 import struct
@@ -19,12 +18,12 @@ from typing import Final, NamedTuple
 
 
 class _Machine(NamedTuple):
-    """How an architecture calls the kernel."""
+    """The system call numbers of an architecture."""
 
     audit_arch: int
     """AUDIT_ARCH_*, linux/audit.h."""
     column: int
-    """Which of the numbers in the tables is its own."""
+    """The index of its number in `Numbers`."""
 
 
 _X86_64, _GENERIC = 0, 1
@@ -38,7 +37,7 @@ Numbers = tuple[int | None, int | None]
 """A call's numbers on x86_64 (asm/unistd_64.h) and elsewhere (asm-generic/unistd.h), if any."""
 
 REFUSED: Final[dict[str, Numbers]] = {
-    # Mounts: the way back to the rest of the host.
+    # Mounts: they lead back to the rest of the host.
     "mount": (165, 40),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
@@ -57,10 +56,10 @@ REFUSED: Final[dict[str, Numbers]] = {
     "swapoff": (168, 225),
     "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
-    # Its events bring descriptors of files outside of the root directory.
+    # fanotify events have descriptors of files outside of the root directory.
     "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
-    # Other programs and other processes; a worker starts none and looks at none.
+    # Other programs and other processes: a worker starts none and inspects none.
     "execve": (59, 221),
     "execveat": (322, 281),
     "fork": (57, None),
@@ -77,7 +76,7 @@ REFUSED: Final[dict[str, Numbers]] = {
     "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
     "setns": (308, 268),
-    # Signals, and how other processes run: the kernel asks for the same user id alone.
+    # Signals to other processes, and their scheduling: the kernel checks only the user id.
     "kill": (62, 129),
     "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138),
@@ -88,7 +87,7 @@ REFUSED: Final[dict[str, Numbers]] = {
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274),
-    # The network: a socket in the source may be a host's service.
+    # The network: a socket file in the source may belong to a service of the host.
     "socket": (41, 198),
     # The kernel itself.
     "bpf": (321, 280),
@@ -111,45 +110,45 @@ REFUSED: Final[dict[str, Numbers]] = {
     "ioperm": (173, None),
     "iopl": (172, None),
 }
-# Files by handle, which know no root directory: for workers that hold none.
+# Refused to workers without file handles, because the call ignores the root directory.
 BY_HANDLE: Final[dict[str, Numbers]] = {"open_by_handle_at": (304, 265)}
-# A way to make calls that no filter sees: for workers whose requests come that way.
+# Refused to workers without io_uring, because no filter sees a ring's commands.
 BY_RING: Final[dict[str, Numbers]] = {
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
 }
-# Calls whose argument cannot be seen, and for which there is another one.
-LACKING: Final[dict[str, Numbers]] = {"clone3": (435, 435)}
+# Answered with ENOSYS: no filter can check the argument, and callers can use another call.
+MISSING: Final[dict[str, Numbers]] = {"clone3": (435, 435)}
 
 
 class Check(NamedTuple):
-    """A call that one of its arguments decides on."""
+    """A system call that is allowed or refused by one of its arguments."""
 
     numbers: Numbers
     argument: int
-    """Which one, from 0."""
+    """The index of the argument, from 0."""
     allowed: frozenset[int] = frozenset()
-    """The only values, unless empty."""
+    """The only values allowed, unless empty."""
     refused: frozenset[int] = frozenset()
-    """Values that are refused."""
+    """The values refused; all others are allowed."""
     bits: int = 0
-    """The only bits that may be set, unless 0."""
+    """The only bits allowed, unless 0."""
     needed: int = 0
-    """Among them, one that must be set."""
+    """The bit among `bits` that is required."""
 
 
 _OWN_PROCESS: Final = -1
-"""Stands for the process id of the worker."""
+"""A stand-in for the process id of the worker."""
 
-# sched.h: what pthread_create(3) of glibc and musl asks for, without which nothing is a thread, and
-# what unshare(2) may be used for: a thread's own working directory and umask.
+# sched.h: the flags of pthread_create(3) in glibc and musl, of which CLONE_THREAD makes a thread.
+# unshare(2) may use CLONE_FS, for a thread's own working directory and umask.
 CLONE_FS: Final = 0x200
 CLONE_THREAD: Final = 0x1_0000
 THREAD_FLAGS: Final = 0x7D_0F00
-# fcntl(2): the process that gets the signals of a file.
+# fcntl(2): they set the process that gets the signals of a file.
 F_SETOWN, F_SETOWN_EX = 8, 15
-# ioctl(2): flags of files, what Python's open() asks of a file, and what /dev/fuse has for servers
+# ioctl(2): file flags; TCGETS, which Python's open() calls; the commands of /dev/fuse
 # (linux/fuse.h).
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x8008_6601, 0x4008_6602
 FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C_581F, 0x401C_5820
@@ -173,20 +172,20 @@ CHECKED: Final[Mapping[str, Check]] = {
     "sched_setaffinity": Check((203, 122), 0, allowed=frozenset({0})),
 }
 
-# On x86_64, a bit that marks calls by the numbers of the x32 ABI, which no table here knows.
+# On x86_64 this bit marks the call numbers of the x32 ABI, which the tables do not have.
 _X32_BIT: Final = 0x4000_0000
 _INT_BITS: Final = 0xFFFF_FFFF
 
 # linux/filter.h and linux/seccomp.h
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _EPERM, _ENOSYS = "allow", "refuse", "lack"
-_ANSWERS: Final = {_ALLOW: 0x7FFF_0000, _EPERM: 0x0005_0001, _ENOSYS: 0x0005_0026}
-# struct seccomp_data: where the call's number, the architecture and the first argument lie
+_ALLOW, _EPERM, _ENOSYS = "allow", "refuse", "missing"
+_VERDICTS: Final = {_ALLOW: 0x7FFF_0000, _EPERM: 0x0005_0001, _ENOSYS: 0x0005_0026}
+# struct seccomp_data: the offsets of the call's number, the architecture and the first argument
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 4, 16, 8
 
 
-class _Line(NamedTuple):
-    """An instruction; a test goes on at one of two labels, which is the next line if empty."""
+class _Instruction(NamedTuple):
+    """A filter instruction; a test jumps to one of two labels, or to the next line if empty."""
 
     code: int
     value: int
@@ -195,64 +194,68 @@ class _Line(NamedTuple):
 
 
 def program(machine: str, own_pid: int, *, by_handle: bool, by_ring: bool) -> bytes:
-    """Return the filter for *own_pid* on *machine*, named as by uname(2): struct sock_filter each.
+    """Return the filter for *own_pid* as an array of struct sock_filter; *machine* as in uname(2).
 
-    Files may be opened *by_handle*, or not; commands given *by_ring*, io_uring(7), or not.
+    *by_handle* allows open_by_handle_at(2); *by_ring* allows io_uring(7).
 
     Raises:
-        KeyError: *machine* is none of `MACHINES`.
+        KeyError: *machine* is not in `MACHINES`.
     """
     audit_arch, column = MACHINES[machine]
     refused = REFUSED | ({} if by_handle else BY_HANDLE) | ({} if by_ring else BY_RING)
-    parts: list[_Line | str] = [
-        _Line(_LOAD, _ARCH_AT),
-        _Line(_IF_EQUAL, audit_arch, if_false=_EPERM),
-        _Line(_LOAD, _NUMBER_AT),
-        _Line(_IF_AT_LEAST, _X32_BIT, _EPERM),
+    parts: list[_Instruction | str] = [
+        _Instruction(_LOAD, _ARCH_AT),
+        _Instruction(_IF_EQUAL, audit_arch, if_false=_EPERM),
+        _Instruction(_LOAD, _NUMBER_AT),
+        _Instruction(_IF_AT_LEAST, _X32_BIT, _EPERM),
     ]
     for name, check in CHECKED.items():
         if (number := check.numbers[column]) is not None:
             after = f"after {name}"
-            parts += [_Line(_IF_EQUAL, number, if_false=after), *_looks(check, own_pid), after]
-    for table, answer in ((LACKING, _ENOSYS), (refused, _EPERM)):
+            parts += [
+                _Instruction(_IF_EQUAL, number, if_false=after),
+                *_check_argument(check, own_pid),
+                after,
+            ]
+    for table, verdict in ((MISSING, _ENOSYS), (refused, _EPERM)):
         numbers = sorted(n for row in table.values() if (n := row[column]) is not None)
-        parts += [_Line(_IF_EQUAL, number, answer) for number in numbers]
-    for answer, value in _ANSWERS.items():  # the first is for what no line has stopped
-        parts += [answer, _Line(_RETURN, value)]
-    return _assembled(parts)
+        parts += [_Instruction(_IF_EQUAL, number, verdict) for number in numbers]
+    for verdict, value in _VERDICTS.items():  # the first applies if no test has jumped
+        parts += [verdict, _Instruction(_RETURN, value)]
+    return _assemble(parts)
 
 
-def _looks(check: Check, own_pid: int) -> Iterator[_Line]:
-    """Yield the lines that decide on a call by its argument; each way through them ends there."""
+def _check_argument(check: Check, own_pid: int) -> Iterator[_Instruction]:
+    """Yield the instructions that allow or refuse a call by its argument, in every case."""
     own = {_OWN_PROCESS: own_pid}
-    yield _Line(_LOAD, _ARGUMENTS_AT + _ARGUMENT_BYTES * check.argument)
+    yield _Instruction(_LOAD, _ARGUMENTS_AT + _ARGUMENT_BYTES * check.argument)
     if check.allowed:
         *others, last = sorted(own.get(value, value) for value in check.allowed)
-        yield from (_Line(_IF_EQUAL, value, _ALLOW) for value in others)
-        yield _Line(_IF_EQUAL, last, _ALLOW, _EPERM)
+        yield from (_Instruction(_IF_EQUAL, value, _ALLOW) for value in others)
+        yield _Instruction(_IF_EQUAL, last, _ALLOW, _EPERM)
     elif check.refused:
         *others, last = sorted(check.refused)
-        yield from (_Line(_IF_EQUAL, value, _EPERM) for value in others)
-        yield _Line(_IF_EQUAL, last, _EPERM, _ALLOW)
+        yield from (_Instruction(_IF_EQUAL, value, _EPERM) for value in others)
+        yield _Instruction(_IF_EQUAL, last, _EPERM, _ALLOW)
     else:
-        yield _Line(_IF_ANY_BIT, _INT_BITS ^ check.bits, _EPERM)
-        yield _Line(_IF_ANY_BIT, check.needed, _ALLOW, _EPERM)
+        yield _Instruction(_IF_ANY_BIT, _INT_BITS ^ check.bits, _EPERM)
+        yield _Instruction(_IF_ANY_BIT, check.needed, _ALLOW, _EPERM)
 
 
-def _assembled(parts: list[_Line | str]) -> bytes:
-    """Return *parts* as the kernel takes them; a text labels the line behind it."""
+def _assemble(parts: list[_Instruction | str]) -> bytes:
+    """Return *parts* in the kernel's format; a string labels the instruction after it."""
     labels: dict[str, int] = {}
-    lines: list[_Line] = []
+    instructions: list[_Instruction] = []
     for part in parts:
         if isinstance(part, str):
-            labels[part] = len(lines)
+            labels[part] = len(instructions)
         else:
-            lines.append(part)
+            instructions.append(part)
 
     def skipped(at: int, label: str) -> int:
         return labels[label] - at - 1 if label else 0
 
     return b"".join(
         struct.pack("=HBBI", code, skipped(at, if_true), skipped(at, if_false), value)
-        for at, (code, value, if_true, if_false) in enumerate(lines)
+        for at, (code, value, if_true, if_false) in enumerate(instructions)
     )

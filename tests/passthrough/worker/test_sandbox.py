@@ -29,7 +29,7 @@ CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2
 MS_BIND = 1 << 12  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
-KEPT = sandbox.kept(by_handle=True)
+KEPT = sandbox.kept_capabilities(by_handle=True)
 # What the engine gives every container and plugin, unasked.
 DOCKERS_OWN = (
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
@@ -123,8 +123,11 @@ def test_where_the_source_has_no_handles_the_capability_goes_as_well(
 
     assert report.serving
     assert report.without_handles.startswith("the file system has no file handles")
-    assert kept == {f"{sandbox.kept(by_handle=False):016x}"}
-    assert sandbox.kept(by_handle=True) - sandbox.kept(by_handle=False) == 1 << 2
+    assert kept == {f"{sandbox.kept_capabilities(by_handle=False):016x}"}
+    assert (
+        sandbox.kept_capabilities(by_handle=True) - sandbox.kept_capabilities(by_handle=False)
+        == 1 << 2
+    )
     assert "inode_file_handles is never: the file system has no" in keeper.log.read_text()
 
 
@@ -236,7 +239,7 @@ STRAY: dict[str, tuple[str, tuple[int, ...]]] = {
     "listmount": ("listmount", (0, 0, 0, 0)),
     "io_uring_setup": ("io_uring_setup", (1, 0)),
 }
-NUMBERS = seccomp.REFUSED | seccomp.BY_RING | seccomp.LACKING
+NUMBERS = seccomp.REFUSED | seccomp.BY_RING | seccomp.MISSING
 NUMBERS |= {name: check.numbers for name, check in seccomp.CHECKED.items()}
 
 

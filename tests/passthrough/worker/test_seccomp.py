@@ -12,8 +12,8 @@ from passthrough.worker.seccomp import (
     BY_HANDLE,
     BY_RING,
     CHECKED,
-    LACKING,
     MACHINES,
+    MISSING,
     REFUSED,
     Numbers,
 )
@@ -33,7 +33,7 @@ EVERYTHING: dict[str, Numbers] = {
     **REFUSED,
     **BY_HANDLE,
     **BY_RING,
-    **LACKING,
+    **MISSING,
     **{name: check.numbers for name, check in CHECKED.items()},
 }
 # Call, arguments, verdict.

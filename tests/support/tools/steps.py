@@ -301,6 +301,6 @@ class Mortal(Service):
 
 
 if __name__ == "__main__":
-    sandbox.load()
+    sandbox.preload()
     process.load(session_of(Config()))
     forkserver.serve(hatch)
