@@ -37,7 +37,7 @@ _PIPE_READ_SIZE: Final = 4096
 def run(
     fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
-    """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
+    """Serve *fs* on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
 
     Answers the requests in flight before it returns. Takes *fuse_fd*. Calls *serving* when requests
     are answered. The keeper has ended if *keeper_fd*, a pipe, has no writer left. To be called by

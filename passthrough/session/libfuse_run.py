@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def run(
     fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
-    """Serve *fs* on *fuse_fd*, whose mount is made, until unmounted, SIGTERM or the keeper's end.
+    """Serve *fs* on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
 
     The arguments are those of kernel.run.
 

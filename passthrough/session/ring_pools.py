@@ -1,8 +1,8 @@
 """The threads that serve io_uring entries: a few for each processor, pinned to it, one entry each.
 
 The kernel gives a request to the entry that became free last. So one thread of a processor serves
-all requests as long as it keeps up, on the processor where the request was made, and no thread is
-woken on another processor. The second thread is there in case the host blocks the first.
+all requests as long as it keeps up. It runs where the request was made, and no thread on another
+processor is woken. The second thread is there in case the host blocks the first.
 
 If neither is idle, the main thread samples them, as it does the pool of /dev/fuse. If the host
 blocks all threads of a processor, and they do not compute, it doubles their number. The process may

@@ -6,11 +6,12 @@ block one.
 
 The main thread samples the pool every 5 ms while there is work. If no thread is idle because the
 host blocks all of them, and not because they compute, it adds threads. A handler that is about to
-wait for a disk calls `about_to_block` first, which adds a thread at once. Of the two threads, the
-first that then finds the other one idle leaves, so that they do not alternate. So a system call
-that hangs delays its own caller, and all other callers for two intervals at most (10 ms). If other
-programs have the processors, the delay is up to six intervals (30 ms), because a thread that waits
-for a processor looks much like one that waits for the host.
+wait for a disk calls `about_to_block` first, which adds a thread at once. When the call has
+returned, the two threads do not alternate: the first that finds the other one idle leaves.
+
+So a system call that hangs delays its own caller, and all other callers for two intervals at most
+(10 ms). If other programs have the processors, the delay is up to six intervals (30 ms). Then a
+thread that waits for a processor looks much like one that waits for the host.
 
 Only a request wakes a thread inside read(2). So a surplus thread leaves after its next request. If
 no request comes, `Session.wake_readers` has the kernel send some that need no answer. When the
@@ -21,8 +22,8 @@ A few threads that leave are parked until the pool is idle. To recall a parked t
 fraction of a new one.
 
 A thread's few objects are made once, and pass from a thread that leaves to one that starts. New
-objects would lie between the inodes that a walk through a million files has put into memory, and
-each would keep 1 MiB of that memory from being returned to the kernel.
+objects would lie in memory among the inodes of a walk through a million files. Each would keep
+1 MiB of that memory from being returned to the kernel.
 """
 
 import _thread

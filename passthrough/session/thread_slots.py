@@ -19,8 +19,8 @@ UNRELIABLE_SAMPLES: Final = 4
 # this many samples.
 SLOW_HOST_MAX_THREADS: Final = 8
 SLOW_HOST_SAMPLES: Final = 10
-# A thread that serves more requests than this in an interval (one per 250 us) has a fast host, even
-# if every sample finds it busy: then other programs have the processors.
+# A thread that serves more requests than this in an interval (one per 250 us) has a fast host. If
+# samples find it busy all the same, other programs have the processors.
 _FAST_HOST_REQUESTS: Final = 20
 # The main thread stops sampling after this many samples without a request.
 IDLE_SAMPLES: Final = 20

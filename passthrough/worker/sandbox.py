@@ -13,9 +13,9 @@
   system calls that seccomp.py refuses: they would extend CAP_SYS_ADMIN and user id 0 beyond their
   purpose here.
 
-Only a worker that uses file handles (inode_file_handles) may call open_by_handle_at(2). The call
-ignores the root directory, so malicious code in the process could open any file of the source's
-file system. Likewise only a worker whose requests come over io_uring may make rings. Its own rings
+Only a worker that uses file handles (inode_file_handles) keeps CAP_DAC_READ_SEARCH and may call
+open_by_handle_at(2). The call ignores the root directory, so malicious code in the process could
+open any file of the source's file system. Likewise only a worker whose requests come over io_uring may make rings. Its own rings
 refuse all commands except those of FUSE. But malicious code could make a ring that refuses none,
 and io_uring(7) has commands for sockets, which seccomp.py refuses.
 
