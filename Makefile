@@ -1,4 +1,4 @@
-# Both as root, at any time, any number of times. What they do stands in scripts/up and scripts/test.
+# Run both as root. Both can be repeated at any time. scripts/up and scripts/test have the steps.
 
 .PHONY: up test
 

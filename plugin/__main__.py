@@ -1,4 +1,4 @@
-"""The `passfs` command: `serve` runs the plugin; `install` and `uninstall` keep it in an engine."""
+"""The `passfs` command: `serve` runs the plugin; `install` puts it into an engine."""
 
 import inspect
 import os
@@ -20,12 +20,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # so that help shows what stands in brackets
+    rich_markup_mode=None,  # rich would read the defaults in brackets as markup
 )
 
 
 class Display:
-    """Numbered steps, and a bar for what is counted in bytes; plain lines without a terminal."""
+    """Numbered steps, and a bar for a count of bytes; plain lines without a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -40,11 +40,11 @@ class Display:
         self._console.print(f"{self._steps}. {title}", style="bold")
 
     def line(self, text: str) -> None:
-        """Say something within the step."""
+        """Show a line of the step."""
         self._console.print(f"   {text}", style="dim")
 
     def amount(self, done: int, total: int) -> None:
-        """Tell how many bytes of about `total` are done."""
+        """Show that *done* of about *total* bytes are done."""
         if self._bar is None:
             columns = (TextColumn("  "), BarColumn(), DownloadColumn())
             self._bar = Progress(*columns, console=self._console)
@@ -53,7 +53,7 @@ class Display:
         self._bar.update(self._task, completed=done, total=total)
 
     def close(self) -> None:
-        """Leave the terminal as a finished step looks."""
+        """End the bar, so that the terminal shows a finished step."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -111,12 +111,12 @@ def install(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="PEM file that pip trusts while the image is built [the one of the last install].",
+            help="PEM file that pip trusts while the image is built [that of the last install].",
         ),
     ] = None,
     tree: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Source tree to build from [the one of this command]."),
+        typer.Option(metavar="DIR", help="Source tree to build from [that of this command]."),
     ] = None,
     force: _Force = False,
     **settings: str | list[str] | None,
@@ -137,7 +137,11 @@ def install(
     )
     display = Display()
     if tree == "":
-        _fail(display, "install", InstallationError("--tree takes a checkout's directory, not ''."))
+        _fail(
+            display,
+            "install",
+            InstallationError("--tree takes the directory of a checkout, not ''."),
+        )
     try:
         with engine.connect() as client:
             installer.install(client, wanted, display)

@@ -1,8 +1,8 @@
 """The settings: one table of what an administrator can set, and the values that a plugin runs with.
 
-From the table come the environment variables, the `env` section of config.json, the options of
-`passfs install` and the table in docs/install.md. Tests compare the last three; `python -m
-tests.support.tools.settings` writes config.json and docs/install.md.
+The table is the source of the environment variables, the `env` section of config.json, the options
+of `passfs install`, and the table in docs/install.md. `python -m tests.support.tools.settings`
+writes config.json and docs/install.md, and a test compares them.
 
 The plugin takes a default from this table, and not from config.json: after `docker plugin upgrade`
 the engine still holds the environment of the older plugin.

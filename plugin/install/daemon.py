@@ -1,8 +1,8 @@
-"""What an engine says of itself (`docker info`), and whether it can take the plugin.
+"""Facts from `docker info`: the kind of engine, and whether the plugin can run in it.
 
-Two kinds differ from the usual one. With `userns-remap` the root of containers is another user of
-the host than the engine's. A rootless engine runs in a user namespace, and its root is a user of
-the host without privileges.
+Two kinds of engine are special. With `userns-remap` the engine is root, but the root of containers
+is another user of the host. A rootless engine runs in a user namespace, and its root is an
+unprivileged user of the host.
 """
 
 import os
@@ -15,11 +15,11 @@ from plugin.install.installation import InstallationError
 
 FUSE = "/dev/fuse"
 DATA_DIR = ".local/share/passfs"
-"""Below the home directory, for a rootless engine; file-hierarchy(7)."""
+"""Below the home directory, for a rootless engine: file-hierarchy(7)."""
 
 
 def suggested(info: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that fit this engine better than the defaults, for `choose_settings`."""
+    """Return the settings that this engine needs in place of the defaults."""
     if is_rootless(info):
         return {"data.source": str(Path.home() / DATA_DIR)}
     owner = remapped_root(info)
@@ -27,10 +27,10 @@ def suggested(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check(info: Mapping[str, Any], user: int, fuse: str = FUSE) -> None:
-    """Refuse what cannot succeed for *user*, who runs the installer.
+    """Refuse an engine in which *user*, the user of the installer, cannot run the plugin.
 
     Raises:
-        InstallationError: says what is in the way, and what to do.
+        InstallationError: has the reason and a remedy.
     """
     if info["OSType"] != "linux":
         raise InstallationError(
@@ -39,17 +39,17 @@ def check(info: Mapping[str, Any], user: int, fuse: str = FUSE) -> None:
     if is_rootless(info):
         _check_rootless(info, user, fuse)
     elif user != 0:
-        # The data directory and the owners in the exported tree are root's.
-        raise InstallationError("run this as root")
+        # Only root can make the data directory and the owners in the exported tree.
+        raise InstallationError("this engine is root's: run `passfs install` as root.")
     elif not Path(fuse).exists():
         raise InstallationError(f"there is no {fuse}; load the kernel's module: `modprobe fuse`.")
 
 
 def check_data_dir(info: Mapping[str, Any], user: int, directory: str) -> None:
-    """Refuse a data directory in which a rootless engine's plugin could not write.
+    """Refuse a data directory that the plugin of a rootless engine could not write to.
 
     Raises:
-        InstallationError: it belongs to another user than *user*, who runs engine and installer.
+        InstallationError: it belongs to another user than *user*, the user of the engine.
     """
     owner = os.stat(directory).st_uid
     if is_rootless(info) and owner != user:
@@ -68,7 +68,7 @@ def is_rootless(info: Mapping[str, Any]) -> bool:
 def remapped_root(info: Mapping[str, Any]) -> str:
     """Return the root of containers as UID:GID of the host; empty if it is the host's root.
 
-    An engine with userns-remap has no other place to say so than the name of its directory.
+    An engine with userns-remap shows both ids only in the name of its directory.
     """
     found = re.search(r"/(\d+)\.(\d+)$", info["DockerRootDir"])
     return ":".join(found.groups()) if found and _has(info, "userns") else ""
@@ -79,7 +79,7 @@ def _check_rootless(info: Mapping[str, Any], user: int, fuse: str) -> None:
         owner = os.stat(info["DockerRootDir"]).st_uid
     except OSError as error:
         raise InstallationError(
-            f"this engine is rootless, and its directory {info['DockerRootDir']} cannot be seen: "
+            f"this engine is rootless, and its directory {info['DockerRootDir']} cannot be read: "
             f"{error.strerror}. Run `passfs install` on its machine as its user."
         ) from error
     if owner != user:
@@ -89,8 +89,8 @@ def _check_rootless(info: Mapping[str, Any], user: int, fuse: str) -> None:
         )
     if not os.access(fuse, os.R_OK | os.W_OK):
         raise InstallationError(
-            f"user {user} may not open {fuse} for reading and writing, which the plugin of a "
-            f"rootless engine has to; as root: `chmod 0666 {fuse}`."
+            f"user {user} may not open {fuse} for reading and writing, as the plugin of a "
+            f"rootless engine must; run as root: `chmod 0666 {fuse}`."
         )
 
 

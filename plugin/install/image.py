@@ -1,4 +1,4 @@
-"""The image whose root file system becomes that of the plugin: its build, its export, its bases."""
+"""Builds the plugin's image, exports its root file system, and identifies its base images."""
 
 import tarfile
 import tempfile
@@ -23,7 +23,7 @@ SCRATCH = "/var/tmp"  # noqa: S108  # for about 160 MB; /tmp may be a small tmpf
 # Bytes. SCRATCH holds the root file system as an archive and unpacked. The temporary directory
 # holds docker-py's archive of the plugin.
 _SCRATCH_SPACE, _TMP_SPACE = 400_000_000, 200_000_000
-_LINE = 90  # characters of a build step, whose commands may be long
+_LINE = 90  # characters of a build step, because commands may be long
 _CHUNK = 1 << 20  # bytes of an archive that are read from the engine at once
 _REASON_LINES = 15  # of a failed build's output, enough for the errors of pip and apt
 

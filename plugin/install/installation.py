@@ -1,6 +1,7 @@
-"""What `passfs install` was asked for, the tree it builds from, and the settings that follow.
+"""The input of `passfs install`: the wanted plugin, its source tree, and the settings chosen.
 
-Knows config.json and what the engine tells about an installed plugin, but does not talk to one.
+The module reads config.json and the engine's description of an installed plugin, but sends no
+request to an engine.
 """
 
 import hashlib
@@ -23,52 +24,52 @@ from plugin.volumes import database
 from plugin.volumes.registry import FILE_NAME, LOCK_NAME
 
 CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pyproject.toml")
-"""What enters the image build; .dockerignore says the same to those who build by hand."""
+"""The files of the image build; .dockerignore lists the same for `docker build`."""
 
 BUNDLE = "ca-bundle.crt"
-"""The name of the certificates that builds trust, in the build's context."""
+"""Name of the CA bundle in the build's context."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 PLUGIN_NAME = re.compile(
     rf"(?:[\w.-]+(?::\d+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII
 )
-"""The grammar of references in distribution/reference."""
+"""The grammar of an image reference, in the Go module distribution/reference."""
 
 TREE = Path(__file__).resolve().parents[2]
-"""The source tree that this module runs from, when it runs from one."""
+"""The source tree of this module, if it runs from one."""
 
 
 class InstallationError(Exception):
-    """Something the person who runs the command can act on; str() is the whole sentence."""
+    """An error that the user of the command can act on; str() is the whole sentence."""
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """What `passfs install` was asked for; None leaves a setting as it was (or at its default)."""
+    """The arguments of `passfs install` and `passfs uninstall`."""
 
     name: str = "passfs"
     tree: Path = TREE
     settings: Mapping[str, str] = {}
-    """Field of `Settings` -> text; a setting that is left out stays as it was."""
+    """Field of `Settings` -> text. A setting that is left out keeps its value."""
     ca_bundle: str | None = None
-    """None takes the remembered one; empty forgets that."""
+    """PEM file. None means the bundle of the last install; empty means no bundle."""
     force: bool = False
 
 
 class Progress(Protocol):
-    """Where the functions here report what they do."""
+    """The display of an install."""
 
     def step(self, title: str) -> None:
         """Begin the next step."""
 
     def line(self, text: str) -> None:
-        """Say something within the step."""
+        """Show a line of the step."""
 
     def amount(self, done: int, total: int) -> None:
-        """Tell how many bytes of about `total` are done."""
+        """Show that *done* of about *total* bytes are done."""
 
 
 def read_manifest(tree: Path) -> dict[str, Any]:
-    """The config.json of *tree*.
+    """Return the config.json of *tree*.
 
     Raises:
         InstallationError: *tree* is not a source tree of this project.
@@ -76,16 +77,16 @@ def read_manifest(tree: Path) -> dict[str, Any]:
     missing = [name for name in (*CONTEXT, "config.json") if not (tree / name).exists()]
     if missing:
         raise InstallationError(
-            f"{tree} is not the source tree of passfs (no {', '.join(missing)}). The plugin is "
-            "built from that: run `passfs install` from a checkout's .venv (`make up` makes one), "
-            "or name the checkout with --tree."
+            f"{tree} is not the source tree of passfs (no {', '.join(missing)}), and the plugin is "
+            "built from the source tree. Run `passfs install` from a checkout's .venv (`make up` "
+            "makes one), or name the checkout with --tree."
         )
     manifest: dict[str, Any] = json.loads((tree / "config.json").read_text(encoding="utf-8"))
     return manifest
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that engines take for no plugin; they would say so only after the build.
+    """Refuse a name that engines do not accept for a plugin: they refuse it after the build.
 
     Raises:
         InstallationError: says what is accepted.
@@ -98,26 +99,28 @@ def check_name(name: str) -> None:
 
 
 def check_space(directory: str, needed: int) -> None:
-    """Refuse a *directory* for passing files that has less than *needed* bytes free.
+    """Refuse a *directory* for temporary files that has less than *needed* bytes free.
 
     Raises:
-        InstallationError: there is too little, or no such directory.
+        InstallationError: the space is too small, or the directory does not exist.
     """
     try:
         free = shutil.disk_usage(directory).free
     except OSError as error:
-        raise InstallationError(f"'{directory}' is needed: {error.strerror}.") from error
+        raise InstallationError(
+            f"the installation needs the directory '{directory}': {error.strerror}."
+        ) from error
     if free < needed:
         raise InstallationError(
             f"'{directory}' has {free // 10**6} MB free; the installation needs "
-            f"{needed // 10**6} MB there meanwhile."
+            f"{needed // 10**6} MB there while it runs."
         )
 
 
 def write_context(file: IO[bytes], tree: Path, ca_bundle: Path | None) -> None:
-    """Write what the image build may see as a tar archive to *file*, and rewind that.
+    """Write the files of the image build as a tar archive to *file*, and rewind *file*.
 
-    *ca_bundle* (PEM) becomes BUNDLE, which the Dockerfile takes if it is there.
+    *ca_bundle* (PEM) becomes BUNDLE, which the Dockerfile uses if it exists.
     """
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name in CONTEXT:
@@ -135,10 +138,10 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def digest(tree: Path) -> str:
-    """Return a digest (SHA-256) of what a plugin is made from in *tree*.
+    """Return a digest (SHA-256) of the files in *tree* that a plugin is made from.
 
-    Equal for checkouts of one commit: neither times, owners nor the umask count, nor does the CA
-    bundle, of which nothing is left in the plugin.
+    All checkouts of one commit have the same digest: it ignores times, owners and the umask. It
+    ignores the CA bundle too, because the plugin does not contain the bundle.
     """
 
     def timeless(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -165,21 +168,21 @@ def choose_settings(
     former: Mapping[str, Any] | None,
     wanted: Installation,
     suggested: Mapping[str, str],
-    recalled: Mapping[str, str],
+    kept: Mapping[str, str],
 ) -> dict[str, str]:
-    """What to configure, as `docker plugin set` names it.
+    """Return the plugin's settings, as `docker plugin set` names them.
 
-    Each from the first that has it: wanted, *recalled* (of an install that was cut off) if there
-    are any or else former, *suggested* (for this engine), default.
+    Each setting comes from the first that has it: *wanted*; *kept*, of an install that was cut
+    off, or else *former*; *suggested*, for this engine; the default.
 
     Raises:
-        InstallationError: a directory is not absolute, or the plugin would not start with them.
+        InstallationError: a directory is not absolute, or the plugin would refuse the settings.
     """
     settings = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
     settable = {entry["name"] for entry in manifest["env"] if entry.get("settable")}
     settable |= settings.keys()
-    kept = recalled or _settings_of(former)
-    settings |= {key: value for key, value in {**suggested, **kept}.items() if key in settable}
+    present = kept or _settings_of(former)
+    settings |= {key: value for key, value in {**suggested, **present}.items() if key in settable}
     for field, text in wanted.settings.items():
         settings |= _as_engine_names(SETTINGS[field], text)
     try:
@@ -203,12 +206,12 @@ def _as_engine_names(setting: Setting, text: str) -> dict[str, str]:
 
 
 def prepare_directories(settings: Mapping[str, str]) -> None:
-    """Make the data directory if there is none, and see that the host directory exists.
+    """Make the data directory if it does not exist, and check that the host directory exists.
 
-    The engine refuses a mount whose source is missing too, in words that only insiders understand.
+    The engine, too, refuses a mount with a missing source, but its message is hard to understand.
 
     Raises:
-        InstallationError: one of them cannot serve.
+        InstallationError: names the directory that cannot be used.
     """
     host, data = settings["host.source"], Path(settings["data.source"])
     if not Path(host).is_dir():
@@ -231,7 +234,7 @@ def prepare_directories(settings: Mapping[str, str]) -> None:
 
 
 def unwritable(data_dir: str, error: OSError) -> InstallationError:
-    """Return the refusal of a data directory that cannot be written to."""
+    """Return the error for a data directory that cannot be written to."""
     return InstallationError(
         f"the data directory '{data_dir}' cannot be written to: {error.strerror}; "
         "choose another with --data-dir."
@@ -239,7 +242,7 @@ def unwritable(data_dir: str, error: OSError) -> InstallationError:
 
 
 def check_unused(data_dir: str, former: Mapping[str, Any] | None) -> None:
-    """Refuse a data directory that another plugin than *former* has: no second one starts beside.
+    """Refuse a data directory that another plugin than *former* uses: both cannot run.
 
     Raises:
         InstallationError: another plugin runs with *data_dir*.
@@ -257,12 +260,13 @@ def check_unused(data_dir: str, former: Mapping[str, Any] | None) -> None:
 
 
 def copy_registry(data_dir: str, target: str) -> None:
-    """Copy the registry in *data_dir*, if there is one, to the directory *target*; no volumes.
+    """Copy the registry in *data_dir*, without its volumes, to the directory *target*.
 
-    A change that a killed plugin has left half done is taken back by a plugin alone: then no copy.
+    Copy nothing if there is no registry, or if a killed plugin has left a change half done: only a
+    plugin may roll it back.
 
     Raises:
-        InstallationError: it cannot be read, so that no plugin would start with it.
+        InstallationError: the registry cannot be read, so no plugin would start with it.
     """
     path = Path(data_dir, FILE_NAME)
     if not path.exists() or Path(f"{path}-journal").exists():
@@ -274,16 +278,16 @@ def copy_registry(data_dir: str, target: str) -> None:
 
 
 def mount_sources(plugin: Mapping[str, Any]) -> dict[str, str]:
-    """The mounts of an inspected plugin, named as `docker plugin set` names them."""
-    # From Config and not from Settings: `docker plugin set` writes a mount's source there, and
-    # after a restart of the engine only there.
+    """Return the sources of an inspected plugin's mounts, as `docker plugin set` names them."""
+    # From Config and not from Settings: `docker plugin set` writes the source of a mount to Config,
+    # and after a restart of the engine only Config has it.
     return {
         f"{mount['Name']}.source": mount["Source"] for mount in plugin["Config"]["Mounts"] or ()
     }
 
 
 def environment(plugin: Mapping[str, Any]) -> dict[str, str]:
-    """The environment of an inspected plugin, defaults and what was set alike."""
+    """Return the environment of an inspected plugin: set variables and defaults."""
     entries = (entry.partition("=") for entry in plugin["Settings"]["Env"] or ())
     return {name: value for name, _, value in entries}
 
@@ -293,10 +297,10 @@ def _settings_of(plugin: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _changed_environment(plugin: Mapping[str, Any]) -> dict[str, str]:
-    """The variables that someone set; all others follow the defaults of the upgrade."""
+    """Return the variables that were set; all others get the defaults of the new plugin."""
     defaults = {entry["Name"]: entry.get("Value") for entry in plugin["Config"]["Env"] or ()}
     now = environment(plugin)
-    # An older passfs took an empty path for the default.
+    # An older passfs read an empty path as the default.
     emptied = {
         setting.variable
         for setting in SETTINGS.values()

@@ -123,7 +123,7 @@ def _choose_settings(
 
 
 def _is_built_from(client: Client, plugin: Mapping[str, Any], sources: str, tree: Path) -> bool:
-    """Return whether a build of *tree*, whose digest is *sources*, would make *plugin*."""
+    """Return whether a build of *tree*, with the digest *sources*, would make *plugin*."""
     digest_of_plugin, _, bases = environment(plugin).get(BUILD, "").partition(":")
     # A base image that the engine no longer has is no reason to build.
     return digest_of_plugin == sources and image.base_ids(client, tree) in {bases, ""}

@@ -126,7 +126,7 @@ def test_a_rootless_engine_elsewhere_is_refused(
     docker: FakeEngine, install: Install, rootless: Rootless
 ) -> None:
     rootless.root.rmdir()
-    with pytest.raises(InstallationError, match=r"rootless, and its directory .* cannot be seen"):
+    with pytest.raises(InstallationError, match=r"rootless, and its directory .* cannot be read"):
         install()
 
     assert docker.context == {}
@@ -135,7 +135,7 @@ def test_a_rootless_engine_elsewhere_is_refused(
 @pytest.mark.parametrize(
     ("info", "user", "fuse", "message"),
     [
-        ({}, 1000, daemon.FUSE, "run this as root"),
+        ({}, 1000, daemon.FUSE, "run `passfs install` as root"),
         ({"OSType": "windows"}, 0, daemon.FUSE, "this engine runs windows containers"),
         ({}, 0, "/no/fuse", "there is no /no/fuse; load the kernel's module: `modprobe fuse`"),
         (

@@ -148,7 +148,7 @@ def test_an_empty_tree_is_not_the_working_directory(monkeypatch: pytest.MonkeyPa
     result = CliRunner().invoke(app, ["install", "--tree", ""])
 
     assert result.exit_code == 1
-    assert "--tree takes a checkout's directory, not ''." in result.output
+    assert "--tree takes the directory of a checkout, not ''." in result.output
 
 
 @pytest.mark.parametrize(("option", "field"), [("host-dir", "host_dir"), ("data-dir", "data_dir")])
