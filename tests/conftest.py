@@ -6,11 +6,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
+from tests.support.tools.files import public_directory
 from tests.support.tools.namespaces import MACHINE, leave_machine
 from tests.support.tools.processes import children, reap
 
@@ -80,6 +82,13 @@ def nothing_left_behind() -> Iterator[None]:
     reap(processes)
     assert _mounts() - mounts == set()
     assert children() - processes == set()
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Return a directory that every user may enter."""
+    with public_directory() as path:
+        yield path
 
 
 def _descriptors() -> set[tuple[int, str]]:

@@ -19,9 +19,7 @@ import contextlib
 import functools
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -30,6 +28,7 @@ import pytest
 from tests.support.tools.callers import ROOT, Caller
 from tests.support.tools.columns import BY_ID, PLACES, Ground, Place
 from tests.support.tools.disks import DISKS
+from tests.support.tools.files import public_directory
 from tests.support.tools.mounted import mounted
 from tests.support.tools.rings import switched_for
 
@@ -128,29 +127,24 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
     if os.geteuid() != 0:
         pytest.fail("the battery mounts, and acts as several users: run it as root")
     wanted: Place = request.param
-    # Not pytest's own temporary directory: that one is closed to other users.
-    base = Path(tempfile.mkdtemp(prefix="passfs-posix-"))
-    base.chmod(0o755)
-    try:
+    with public_directory() as base, contextlib.ExitStack() as stack:
         source = base / "source"
         source.mkdir()
-        with DISKS[wanted.disk](source), contextlib.ExitStack() as stack:
-            if wanted.session is None:
-                yield Ground(wanted, source, source)
-                return
-            options = {
-                "session": wanted.session,
-                "cache": wanted.policy,
-                "inode_file_handles": wanted.handles,
-                "passthrough": wanted.passthrough,
-                "transport": wanted.transport,
-                **dict(wanted.more[1]),
-            }
-            with switched_for(options):
-                served = stack.enter_context(mounted(base, options, wanted.descriptors))
-            yield Ground(wanted, served.mountpoint, served.source, served)
-    finally:
-        shutil.rmtree(base)
+        stack.enter_context(DISKS[wanted.disk](source))
+        if wanted.session is None:
+            yield Ground(wanted, source, source)
+            return
+        options = {
+            "session": wanted.session,
+            "cache": wanted.policy,
+            "inode_file_handles": wanted.handles,
+            "passthrough": wanted.passthrough,
+            "transport": wanted.transport,
+            **dict(wanted.more[1]),
+        }
+        with switched_for(options):
+            served = stack.enter_context(mounted(base, options, wanted.descriptors))
+        yield Ground(wanted, served.mountpoint, served.source, served)
 
 
 @pytest.fixture

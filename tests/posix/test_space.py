@@ -13,14 +13,14 @@ import pytest
 
 from tests.support.tools.callers import ROOT, USER
 from tests.support.tools.columns import BY_ID
-from tests.support.tools.disks import MEBIBYTE, ext4
+from tests.support.tools.disks import ext4
 from tests.support.tools.files import outcome
 from tests.support.tools.mounted import mounted
 
 FREED_S = 10.0
 POLL_S = 0.1
 FILES = 3
-FILE_BYTES = 2 * MEBIBYTE
+FILE_BYTES = 2 << 20
 # Names so long that a directory of so many takes 200 blocks and more.
 NAMES = 1_000
 NAME_BYTES = 200

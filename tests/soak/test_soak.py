@@ -19,11 +19,9 @@ operations in the same time, and fewer waits.
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from operator import gt
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -65,15 +63,6 @@ def laps() -> list[float]:
     each = SECONDS / len(SUBJECTS)
     number = max(LAPS, round(each / LONGEST_LAP_S))
     return [each / number] * number
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory that everybody can reach, which pytest's own is not."""
-    with TemporaryDirectory(prefix="passfs-soak-") as name:
-        path = Path(name)
-        path.chmod(0o755)
-        yield path
 
 
 @pytest.mark.timeout(SECONDS / len(SUBJECTS) + len(laps()) * SLACK_S)

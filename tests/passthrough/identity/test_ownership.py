@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -376,20 +375,12 @@ def test_without_a_map_owners_are_those_of_the_host(fs: PassthroughFs, source: P
     assert fs.lookup(ROOT, b"file").owner is None
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that other users reach, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        yield Path(directory)
-
-
-def test_users_of_a_mounted_volume_see_their_own_ids(place: Path) -> None:
+def test_users_of_a_mounted_volume_see_their_own_ids(base: Path) -> None:
     """Its kernel decides by them: the owner may, others may not, and groups work."""
     options = {"map_uid": "0:100000:50000", "map_gid": "0:200000:50000+60000:60000:1"}
-    (place / "source").mkdir()
-    os.chown(place / "source", 100_000, 200_000)
-    with mounted(place, options) as served, served.limited(LIMIT_S):
+    (base / "source").mkdir()
+    os.chown(base / "source", 100_000, 200_000)
+    with mounted(base, options) as served, served.limited(LIMIT_S):
         team = served.mountpoint / "team"
         team.mkdir()
         os.chown(team, 0, TEAM_GID)

@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,15 +16,12 @@ LIMIT_S = 30.0
 
 
 @pytest.fixture
-def served() -> Iterator[Mounted]:
-    """A volume that remembers for a day that a name is free; everybody may write to it."""
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        place.chmod(0o755)
-        with mounted(place, {"negative_timeout": "1d"}) as served, served.limited(LIMIT_S):
-            served.source.chmod(0o777)
-            assert not (served.mountpoint / "name").exists()
-            yield served
+def served(base: Path) -> Iterator[Mounted]:
+    """A volume that all users may write to, with a negative entry that stays for a day."""
+    with mounted(base, {"negative_timeout": "1d"}) as served, served.limited(LIMIT_S):
+        served.source.chmod(0o777)
+        assert not (served.mountpoint / "name").exists()
+        yield served
 
 
 def create(path: Path, flags: int = 0) -> None:

@@ -4,7 +4,6 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +18,9 @@ ZERO_DEVICE = os.makedev(1, 5)
 LONG_AGO_S = 1_000_000_000
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that other users reach, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        yield Path(directory)
-
-
 @contextmanager
-def volume(place: Path, **options: str) -> Iterator[Mounted]:
-    with mounted(place, options) as served, served.limited(LIMIT_S):
+def volume(base: Path, **options: str) -> Iterator[Mounted]:
+    with mounted(base, options) as served, served.limited(LIMIT_S):
         served.source.chmod(0o755)
         yield served
 
@@ -40,9 +31,9 @@ def printed(*words: str | Path) -> str:
 
 @pytest.mark.parametrize(("options", "expected"), [({}, USER.uid), ({"suid": ""}, 0)])
 def test_setuid_programs_take_effect_where_asked_for(
-    place: Path, options: dict[str, str], expected: int
+    base: Path, options: dict[str, str], expected: int
 ) -> None:
-    with volume(place, **options) as served:
+    with volume(base, **options) as served:
         shutil.copy("/usr/bin/id", served.source)
         (served.source / "id").chmod(0o4755)
 
@@ -51,10 +42,10 @@ def test_setuid_programs_take_effect_where_asked_for(
 
 @pytest.mark.parametrize(("options", "expected"), [({}, "EACCES"), ({"dev": ""}, "allowed")])
 def test_device_nodes_can_be_opened_where_asked_for(
-    place: Path, options: dict[str, str], expected: str
+    base: Path, options: dict[str, str], expected: str
 ) -> None:
     """By the caller's own kernel: the worker opens none, whatever the options."""
-    with volume(place, **options) as served:
+    with volume(base, **options) as served:
         os.mknod(served.source / "zero", stat.S_IFCHR, ZERO_DEVICE)
         (served.source / "zero").chmod(0o666)
 
@@ -72,9 +63,9 @@ def first_byte(path: Path) -> bytes:
     [({}, "allowed"), ({"exec": "off"}, "EACCES"), ({"noexec": ""}, "EACCES")],
 )
 def test_programs_can_be_executed_unless_forbidden(
-    place: Path, options: dict[str, str], expected: str
+    base: Path, options: dict[str, str], expected: str
 ) -> None:
-    with volume(place, **options) as served:
+    with volume(base, **options) as served:
         shutil.copy("/bin/true", served.source)
 
         for caller in (ROOT, USER):
@@ -83,10 +74,10 @@ def test_programs_can_be_executed_unless_forbidden(
 
 @pytest.mark.parametrize(("atime", "moves"), [("relatime", True), ("noatime", False)])
 def test_reading_moves_the_hosts_access_time_unless_forbidden(
-    place: Path, atime: str, moves: bool
+    base: Path, atime: str, moves: bool
 ) -> None:
     """Once a day, as the host's own mount has it (relatime)."""
-    with volume(place, atime=atime, cache="never") as served:
+    with volume(base, atime=atime, cache="never") as served:
         (served.source / "file").write_text("content")
         (served.source / "dir").mkdir()
         (served.source / "dir" / "name").touch()

@@ -12,7 +12,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from passthrough.options.config import Config, Squash
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover
 from tests.support.tools.callers import OTHER, Call, Caller, attempt, together
-from tests.support.tools.files import owner
+from tests.support.tools.files import owner, public_directory
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.mounts import options_at
 from tests.support.tools.rights import (
@@ -64,14 +63,13 @@ SESSIONS: Mapping[str, Mapping[str, str]] = {
 
 @contextlib.contextmanager
 def volume(options: Mapping[str, str]) -> Iterator[Mounted]:
-    """Serve a directory that other users reach, unlike pytest's own."""
-    base = Path(tempfile.mkdtemp(prefix="passfs-squash-"))
-    base.chmod(0o755)
-    try:
-        with mounted(base, options) as served, served.limited(LIMIT_S):
-            yield served
-    finally:
-        shutil.rmtree(base)
+    """Serve a directory that every user may enter."""
+    with (
+        public_directory() as base,
+        mounted(base, options) as served,
+        served.limited(LIMIT_S),
+    ):
+        yield served
 
 
 def outcomes(

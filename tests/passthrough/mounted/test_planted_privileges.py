@@ -16,7 +16,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from tests.support.tools.callers import ROOT, USER, Caller
-from tests.support.tools.files import owner, refused
+from tests.support.tools.files import owner, public_directory, refused
 from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
@@ -56,10 +56,8 @@ def session(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @contextmanager
 def volume(options: dict[str, str]) -> Iterator[Mounted]:
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        with mounted(Path(directory), options) as served:
-            yield served
+    with public_directory() as base, mounted(base, options) as served:
+        yield served
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import os
 import stat
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from tests.support.tools.callers import ROOT, Caller
-from tests.support.tools.files import owner
+from tests.support.tools.files import owner, public_directory
 from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
@@ -57,13 +56,12 @@ def way(request: pytest.FixtureRequest) -> dict[str, str]:
 def volume(way: dict[str, str], **options: str) -> Iterator[Mounted]:
     """Serve a directory of container root's, with a map of users and groups."""
     maps = {"map_uid": MAP_UID, "map_gid": MAP_GID}
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        source = Path(directory) / "source"
+    with public_directory() as base:
+        source = base / "source"
         source.mkdir()
         source.chmod(0o777)
         os.chown(source, HOST_UID, HOST_GID)
-        service = mounted(Path(directory), {**maps, **way, **options})
+        service = mounted(base, {**maps, **way, **options})
         with service as served, served.limited(LIMIT_S):
             yield served
 

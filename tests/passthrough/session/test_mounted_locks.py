@@ -8,7 +8,6 @@ import select
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,6 @@ LIMIT_S = 60.0
 MORE_THREADS = 3
 ENOUGH_WAITERS = 16  # more than threads that can be had, over io_uring as well
 WAITING = 300  # more than a session has threads for requests that do not wait
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
-        yield Path(directory)
 
 
 @contextlib.contextmanager

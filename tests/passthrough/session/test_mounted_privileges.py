@@ -4,15 +4,13 @@ The bare directory says what is right: each change is done there and through a m
 outcomes are compared.
 """
 
-import contextlib
 import fcntl
 import functools
 import mmap
 import os
 import stat
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ import pytest
 
 from passthrough.linux import filecalls
 from tests.support.tools.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller
+from tests.support.tools.files import public_directory
 from tests.support.tools.mounted import mounted
 from tests.support.tools.rings import switched_for
 
@@ -166,13 +165,6 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-@contextlib.contextmanager
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="passfs-", dir="/var/tmp") as base:
-        os.chmod(base, 0o755)
-        yield Path(base)
-
-
 def runs_as(path: Path) -> str:
     """Return the effective user id that the program at *path* prints, or the name of the error."""
     try:
@@ -214,7 +206,7 @@ def outcome(
 
 @functools.cache
 def bare(way: str, mode: int, caller: Caller, *, opened_before: bool) -> Outcome:
-    with directory() as top:
+    with public_directory("/var/tmp") as top:
         return outcome(top, (WAYS | RANGES)[way], mode, caller, opened_before=opened_before)
 
 
@@ -242,7 +234,7 @@ def test_bits_go_and_stay_as_on_the_host(column: str) -> None:
     differing = {}
     lost = set()
     with (
-        directory() as base,
+        public_directory("/var/tmp") as base,
         switched_for(options),
         mounted(base, options) as served,
         served.limited(LIMIT_S),

@@ -5,7 +5,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,11 +31,10 @@ while True:
 
 
 @pytest.fixture
-def base() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
-        os.chmod(directory, 0o755)
-        (Path(directory) / "source").mkdir()
-        yield Path(directory)
+def base(base: Path) -> Path:
+    """Return a directory with an empty source."""
+    (base / "source").mkdir()
+    return base
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import itertools
 import os
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,17 +31,14 @@ MET = {errno.ENOENT, errno.EEXIST, errno.EBADF, errno.ESTALE, errno.EACCES, errn
 
 
 @pytest.fixture
-def served() -> Iterator[Mounted]:
+def served(base: Path) -> Iterator[Mounted]:
     """A volume on a file system of its own, which tells how many files it holds."""
-    with tempfile.TemporaryDirectory(prefix="passfs-") as directory:
-        base = Path(directory)
-        base.chmod(0o755)
-        (base / "source").mkdir()
-        options = {"session": "kernel", "passthrough": "on"}
-        with mounted_on(base / "source", "tmpfs"), mounted(base, options) as volume:
-            volume.source.chmod(0o777)
-            with volume.limited(LIMIT_S):
-                yield volume
+    (base / "source").mkdir()
+    options = {"session": "kernel", "passthrough": "on"}
+    with mounted_on(base / "source", "tmpfs"), mounted(base, options) as volume:
+        volume.source.chmod(0o777)
+        with volume.limited(LIMIT_S):
+            yield volume
 
 
 def storm(top: Path, seed: int) -> None:

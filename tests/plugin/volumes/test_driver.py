@@ -24,13 +24,6 @@ SERVE = command("serve")
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    directory = tmp_path / "source"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
 def own(tmp_path: Path) -> Path:
     """Where the files of volumes without a source lie."""
     return tmp_path / "data" / "volumes"

@@ -27,13 +27,6 @@ SERVE = command("serve")
 ENGINE_PATIENCE_S = 25.0
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    directory = tmp_path / "source"
-    directory.mkdir()
-    return directory
-
-
 class DeadServer:
     """Opening *directory* hangs, as on a network file system whose server is gone."""
 

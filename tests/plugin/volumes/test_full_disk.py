@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux import syscalls
 from plugin import reserve
 from plugin.reserve import HiddenReserve, LastingReserve
-from tests.support.tools.mounts import bound
+from tests.support.tools.disks import ext4
+from tests.support.tools.mounts import bound, mounted_on
 from tests.support.tools.service import Service
 
 SMALL_BYTES = 24 << 20
@@ -26,21 +25,14 @@ LIMIT_S = 20.0
 @pytest.fixture(params=["ext4", "tmpfs"])
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A small file system, with all that a plugin has."""
-    directory, image = tmp_path / "small", tmp_path / "image"
+    directory = tmp_path / "small"
     directory.mkdir()
-    if request.param == "tmpfs":
-        options = ["-t", "tmpfs", "-o", f"size={SMALL_BYTES},nr_inodes={SMALL_INODES}", "none"]
-    else:
-        with image.open("wb") as file:
-            file.truncate(SMALL_BYTES)
-        make = ["mkfs.ext4", "-q", "-m", "0", "-N", str(SMALL_INODES), str(image)]
-        subprocess.run(make, check=True, timeout=60)
-        options = ["-o", "loop", str(image)]
-    subprocess.run(["mount", *options, str(directory)], check=True, timeout=60)
-    try:
+    with (
+        ext4(directory, size=SMALL_BYTES, inodes=SMALL_INODES, busy=True)
+        if request.param == "ext4"
+        else mounted_on(directory, "tmpfs", f"size={SMALL_BYTES},nr_inodes={SMALL_INODES}")
+    ):
         yield directory
-    finally:
-        syscalls.umount2(os.fsencode(directory), syscalls.MNT_DETACH)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from pathlib import Path
 from passthrough.linux import syscalls
 
 LIMIT_S = 30.0
-MEBIBYTE = 1 << 20
-EXT4_MEBIBYTES = 32
+EXT4_BYTES = 32 << 20
 # Percent of the blocks that ext4 keeps for root.
 RESERVED_PERCENT = 30
 # Files in each layer or submount: a listing of them takes several requests.
@@ -25,22 +24,34 @@ LARGE_SUBMOUNT = "large"
 
 
 @contextlib.contextmanager
-def ext4(target: Path, *, reserved_percent: int = 0) -> Iterator[None]:
-    """Mount a new ext4 of EXT4_MEBIBYTES on the directory *target*, from an image beside it.
+def ext4(
+    target: Path,
+    *,
+    size: int = EXT4_BYTES,
+    inodes: int | None = None,
+    reserved_percent: int = 0,
+    busy: bool = False,
+) -> Iterator[None]:
+    """Mount a new ext4 of *size* bytes on the directory *target*, from an image beside it.
 
     mount(8) sets LO_FLAGS_AUTOCLEAR: the kernel detaches the loop device with the last mount.
+    With *busy*, processes may still use the mount at the end of the block.
 
-    Raises: CalledProcessError if the machine has no loop devices, or the mount does not go.
+    Raises: CalledProcessError if the machine has no loop devices, or the mount is in use.
     """
     image = target.with_name(f"{target.name}.img")
     with image.open("wb") as file:
-        file.truncate(EXT4_MEBIBYTES * MEBIBYTE)
-    _run("mkfs.ext4", "-q", "-m", str(reserved_percent), image)
+        file.truncate(size)
+    number = [] if inodes is None else ["-N", str(inodes)]
+    _run("mkfs.ext4", "-q", "-m", str(reserved_percent), *number, image)
     _run("mount", "-o", "loop", image, target)
     try:
         yield
     finally:
-        _unmount(target)
+        if busy:
+            _run("umount", "--lazy", target)
+        else:
+            _unmount(target)
         image.unlink()
 
 

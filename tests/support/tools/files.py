@@ -1,5 +1,6 @@
 """Files to try things on: one of each kind, content that does not repeat, and refusals by name."""
 
+import contextlib
 import errno
 import io
 import os
@@ -7,7 +8,8 @@ import random
 import socket
 import stat
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,15 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "hard link": make_hard_link,
 }
 """What each call that creates makes at a path that must be free."""
+
+
+@contextlib.contextmanager
+def public_directory(above: str | None = None) -> Iterator[Path]:
+    """Make a directory that every user may enter, unlike pytest's own, and remove it in the end."""
+    with tempfile.TemporaryDirectory(prefix="passfs-", dir=above) as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
 
 
 def open_file(path: Path, flags: int) -> int:

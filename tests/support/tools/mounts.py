@@ -24,9 +24,12 @@ def options_at(path: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def mounted_on(target: Path, fstype: str) -> Iterator[Path]:
-    """Mount an empty file system on *target*; ramfs is one without file handles."""
-    syscalls.mount(b"none", os.fsencode(target), fstype.encode(), 0, b"")
+def mounted_on(target: Path, fstype: str, options: str = "") -> Iterator[Path]:
+    """Mount an empty file system on *target*; ramfs is one without file handles.
+
+    At the end of the block, processes may still use the mount: it is detached.
+    """
+    syscalls.mount(b"none", os.fsencode(target), fstype.encode(), 0, options.encode())
     try:
         yield target
     finally:
