@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: compare, and write down what came out."""
+"""`python -m benchmarks`: measure, show the results, write them to files."""
 
 import os
 import random
@@ -15,52 +15,56 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks import isolation, markdown, picture, table, wanted
+from benchmarks import arguments, isolation, markdown, picture, table
 from benchmarks.plan import Plan
 from benchmarks.report import Report
 
-# Without markup, so that help shows what stands in brackets.
+# Markup would hide words in brackets from the help.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-# Where there is no terminal to ask.
-WIDTH = 180
+WIDTH = 180  # columns, if the output is no terminal
 
 Texts = list[str] | None
 Subjects = Annotated[
     str | None,
-    typer.Option(help="Comma-separated: bare, sessions of passfs, bindfs, mergerfs; all of them."),
+    typer.Option(help="Comma-separated: bare, sessions of passfs, bindfs, mergerfs. Default: all."),
 ]
 More = Annotated[
-    Texts, typer.Option(metavar="NAME=K=V,K=V", help="One more passfs, with options; repeatable.")
+    Texts, typer.Option(metavar="NAME=K=V,K=V", help="Add a passfs with these options; repeatable.")
 ]
 Peers = Annotated[
     Texts,
     typer.Option(
         metavar="NAME=COMMAND",
-        help="One more to compare with; the command has {source} and {mountpoint}; repeatable.",
+        help="Add a file system; the command contains {source} and {mountpoint}; repeatable.",
     ),
 ]
 Options = Annotated[
-    Texts, typer.Option("-o", "--option", metavar="K=V", help="For every passfs; repeatable.")
+    Texts, typer.Option("-o", "--option", metavar="K=V", help="Set for every passfs; repeatable.")
 ]
 Lines = Annotated[
-    Texts, typer.Option(metavar="PATTERN", help="Only lines of such names, '*cold'; repeatable.")
+    Texts,
+    typer.Option(
+        metavar="PATTERN", help="Run only lines of matching names, like '*cold'; repeatable."
+    ),
 ]
-Rounds = Annotated[int, typer.Option(min=1, help="How many samples of each line.")]
-Size = Annotated[float, typer.Option(min=0.001, help="How much of everything, a factor.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Samples of each line.")]
+Size = Annotated[float, typer.Option(min=0.001, help="Factor for all counts and sizes.")]
 Seconds = Annotated[
-    float, typer.Option(min=0, help="Repeat a line in a round until it has taken this long.")
+    float, typer.Option(min=0, help="Repeat a line in a round for at least this long, in seconds.")
 ]
-Busy = Annotated[bool, typer.Option("--busy", help="Load every processor meanwhile.")]
-Costs = Annotated[bool, typer.Option(help="Also a request's processor time, memory, Mount.")]
-Directory = Annotated[Path | None, typer.Option(help="Where the source shall lie; else on tmpfs.")]
+Busy = Annotated[bool, typer.Option("--busy", help="Load every processor during the run.")]
+Costs = Annotated[bool, typer.Option(help="Measure processor time of requests, memory and Mount.")]
+Directory = Annotated[
+    Path | None, typer.Option(help="Put the source below this directory. Default: a tmpfs.")
+]
 Taken = Annotated[
-    Path | None, typer.Option("--from", help="Measure nothing; show what --json wrote.")
+    Path | None, typer.Option("--from", help="Measure nothing; show a file written by --json.")
 ]
-Json = Annotated[Path | None, typer.Option(help="Write everything there.")]
-Svg = Annotated[Path | None, typer.Option(help="Write a drawing there.")]
-Page = Annotated[Path | None, typer.Option(help="Write the tables there, as Markdown.")]
+Json = Annotated[Path | None, typer.Option(help="Write all results to this file.")]
+Svg = Annotated[Path | None, typer.Option(help="Write a drawing to this file.")]
+Page = Annotated[Path | None, typer.Option(help="Write the tables to this file, as Markdown.")]
 
 
 @app.command()
@@ -82,14 +86,14 @@ def main(  # noqa: PLR0917 - options are given by name
     page: Page = None,
 ) -> None:
     """Compare passfs with the bare directory and with other FUSE file systems; needs root."""
-    names = wanted.everything() if subjects is None else subjects.split(",")
+    names = arguments.known_names() if subjects is None else subjects.split(",")
     if taken is not None:
         report = msgspec.json.decode(taken.read_bytes(), type=Report)
     else:
         with _refusing(), _stage(directory) as stage:
             plan = Plan(
-                passfs=wanted.passfs(names, passfs or [], option or []),
-                peers=wanted.peers(names, peer or []),
+                passfs=arguments.passfs(names, passfs or [], option or []),
+                peers=arguments.peers(names, peer or []),
                 rounds=rounds,
                 size=size,
                 least_s=seconds,
@@ -115,24 +119,24 @@ def main(  # noqa: PLR0917 - options are given by name
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn what keeps a run from ending well into a sentence and an exit status."""
+    """Turn the errors of a run into a message and an exit status."""
     try:
         if os.geteuid() != 0:
-            raise wanted.WantedError("root is needed, to mount file systems")  # noqa: TRY301
+            raise arguments.ArgumentError("run as root, to mount file systems")  # noqa: TRY301
         yield
-    except wanted.WantedError as error:
+    except arguments.ArgumentError as error:
         typer.echo(f"benchmarks: {error}", err=True)
         raise typer.Exit(USAGE) from error
     except isolation.MeasuringFailedError as error:
         raise typer.Exit(error.status) from error
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing is left", err=True)
+        typer.echo("interrupted; mounts and processes are gone", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
 def _stage(directory: Path | None) -> Iterator[str]:
-    """An empty directory for the length of a block."""
+    """Provide an empty directory for the length of a block."""
     stage = tempfile.mkdtemp(prefix="passfs-benchmarks-", dir=directory)
     try:
         yield stage

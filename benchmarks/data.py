@@ -1,7 +1,7 @@
 """Lines: contents of one large file, and appending to a small one.
 
-The calls use one buffer made beforehand, so that what is measured beside the file system is a
-system call from Python: about a quarter of a microsecond for each.
+The calls use one buffer made beforehand. So the measured time has one system call from Python
+beside the file system's work: about a quarter of a microsecond for each.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ def _size(at: Place) -> int:
     return at.scaled(_FILE_MIB) * _MIB
 
 
-def _nothing(at: Place) -> None:
+def _no_large(at: Place) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{at.source}/large")
     at.drop()
 
 
 def _large(at: Place) -> None:
-    """The large file, made underneath unless it is there."""
+    """Make the large file in the source, unless it exists."""
     with contextlib.suppress(FileNotFoundError):
         if os.stat(f"{at.source}/large").st_size == _size(at):
             return
@@ -65,8 +65,8 @@ def _read(at: Place) -> int:
 
 
 def _offsets(at: Place) -> list[int]:
-    """The same ones each time, and every one a page."""
-    pages = random.Random(1)  # noqa: S311 - to repeat, not to keep a secret
+    """Return page-aligned offsets, the same ones in each run."""
+    pages = random.Random(1)  # noqa: S311 - reproducible, not secret
     return [pages.randrange(_size(at) // _PAGE) * _PAGE for _ in range(at.scaled(_RANDOM))]
 
 
@@ -117,7 +117,7 @@ def _map_write(at: Place) -> int:
 
 
 LINES = (
-    Line("sequential write", "data", "MiB", _nothing, _write),
+    Line("sequential write", "data", "MiB", _no_large, _write),
     Line("sequential read cold", "data", "MiB", cold(_large), _read),
     Line("sequential read warm", "data", "MiB", warm(_large, _read), _read),
     Line("random read cold", "data", "4 KiB", cold(_large), _random_read),

@@ -1,8 +1,8 @@
-"""Runs measure.py where nothing can be left behind.
+"""Runs measure.py in mount and process namespaces of its own, so that nothing is left behind.
 
-In namespaces of its own for mounts and processes. When its first process ends, the kernel kills all
-others and undoes the mounts, and that process dies with us, however we end: prctl(2)
-PR_SET_PDEATHSIG, unshare(1) --kill-child. So whatever interrupts a run cleans up after it.
+When the first process of the namespaces ends, the kernel kills all others and undoes the mounts.
+That process dies with this one, however this one ends: prctl(2) PR_SET_PDEATHSIG, unshare(1)
+--kill-child. So the kernel cleans up after every interruption.
 """
 
 import signal
@@ -26,7 +26,7 @@ _COMMAND = (
 
 
 class MeasuringFailedError(Exception):
-    """There is no report; *status* is how the measuring process ended, and it has said why."""
+    """No report. *status* is the exit status of the measuring process, which printed the cause."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the measuring process ended with {status}")
@@ -34,10 +34,10 @@ class MeasuringFailedError(Exception):
 
 
 def measure(plan: Plan) -> Report:
-    """Carry out *plan*.
+    """Run *plan* and return its report.
 
     Raises:
-        MeasuringFailedError: there is no report.
+        MeasuringFailedError: the measuring process failed.
         KeyboardInterrupt: also on SIGTERM.
     """
     with _terminating_as_interrupted():
@@ -46,7 +46,7 @@ def measure(plan: Plan) -> Report:
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C comes to us, and to it through us
+            start_new_session=True,  # a terminal's Ctrl-C signals this process only, which kills it
         )
         try:
             report, _ = process.communicate(msgspec.json.encode(plan))

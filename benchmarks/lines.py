@@ -1,4 +1,4 @@
-"""What a line is, and the place that it works in."""
+"""A line, and the directories in which it runs."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,40 +7,40 @@ from typing import NamedTuple
 from benchmarks import processes
 from passthrough.linux import syscalls
 
-# statvfs(3) names the same flags as mount(2), but for this one.
+# statvfs(3) has the flags of mount(2), except for this one.
 _ST_RELATIME = 4096
 _SAME_FLAGS = 1 | 2 | 4 | 8 | 1024 | 2048
 _MS_REMOUNT = 32
 
 
 class Place(NamedTuple):
-    """Where a line works, for one subject."""
+    """The directories and processes of one subject."""
 
     source: str
-    """The directory underneath, to prepare things in without the subject's help."""
+    """The source directory, for preparations that bypass the subject."""
     mount: str
-    """The same directory through the subject; of the bare one, itself."""
+    """The mount point of the subject. For the bare directory, the source."""
     scratch: str
-    """A directory that is no part of either."""
+    """A directory outside of the source and the mount."""
     servers: Sequence[int]
     """The processes that serve the mount."""
     scaled: Callable[[int], int]
 
     def drop(self) -> None:
-        """Make the kernel forget every name, attribute and page of the mount, and of no other.
+        """Make the kernel forget every name, attribute and page of this mount alone.
 
-        To remount does that, reconfigure_super() in the kernel's fs/super.c; the flags stay. The
-        bare directory is left alone: of a tmpfs there is nothing colder than its memory.
+        A remount does that (reconfigure_super() in the kernel's fs/super.c) and keeps the flags.
+        The bare directory is left alone: a tmpfs has nothing colder than its memory.
         """
         if self.mount != self.source:
             given = os.statvfs(self.mount).f_flag
             flags = given & _SAME_FLAGS | (syscalls.MS_RELATIME if given & _ST_RELATIME else 0)
             syscalls.mount(b"none", os.fsencode(self.mount), b"", flags | _MS_REMOUNT, b"")
-            processes.settle(self.servers)  # they are told of everything that was forgotten
+            processes.settle(self.servers)  # they receive a FORGET for each inode
 
 
 class Line(NamedTuple):
-    """Something to measure."""
+    """One workload to measure."""
 
     name: str
     group: str
@@ -48,11 +48,11 @@ class Line(NamedTuple):
     prepare: Callable[[Place], object]
     """Called before each repetition, outside of the measured time."""
     run: Callable[[Place], int]
-    """Does it, and says how many operations that were."""
+    """Runs the workload, and returns the number of operations."""
 
 
 def cold(prepare: Callable[[Place], object]) -> Callable[[Place], object]:
-    """Prepare, then have the mount forget."""
+    """Return a preparation that drops the caches of the mount at its end."""
 
     def prepare_and_drop(at: Place) -> None:
         prepare(at)
@@ -64,7 +64,7 @@ def cold(prepare: Callable[[Place], object]) -> Callable[[Place], object]:
 def warm(
     prepare: Callable[[Place], object], run: Callable[[Place], int]
 ) -> Callable[[Place], object]:
-    """Prepare, then do it once unmeasured."""
+    """Return a preparation that runs the workload once, unmeasured."""
 
     def prepare_and_run(at: Place) -> None:
         prepare(at)

@@ -1,4 +1,4 @@
-"""What the figures belong to: the machine, what else it had to do, and the load that we add."""
+"""Facts about the machine, its load by other programs, and the load that a run adds."""
 
 import os
 import platform
@@ -11,30 +11,30 @@ from contextlib import contextmanager, suppress
 
 Fact = str | int | float | list[float]
 
-_LOOK_S = 1.0
-# Neither memory nor a system call: what competes is the processor alone.
+_SAMPLE_S = 1.0
+# It uses little memory and no system call, so it competes for the processor alone.
 _WORK = "import hashlib\nwhile True: hashlib.sha256(bytes(65536)).digest()"
 # proc_stat(5): of the fields behind `cpu`, idle and iowait; and steal.
 _IDLE, _WAITING, _STEAL = 3, 4, 7
 
 
 class Watch:
-    """How busy the machine was between making this and asking."""
+    """The machine's idle and stolen time since this object was made."""
 
     def __init__(self) -> None:
         self._before = _jiffies()
 
     def shares(self) -> tuple[float, float]:
-        """The shares of the time in which processors were idle, and had been taken from us."""
+        """Return the shares of the time in which processors were idle, and were stolen."""
         spent = [now - then for now, then in zip(_jiffies(), self._before, strict=True)]
         total = sum(spent) or 1
         return (spent[_IDLE] + spent[_WAITING]) / total, spent[_STEAL] / total
 
 
 def facts() -> dict[str, Fact]:
-    """The machine before the run."""
+    """Return the facts about the machine before the run; takes 1 s."""
     watch = Watch()
-    time.sleep(_LOOK_S)
+    time.sleep(_SAMPLE_S)
     idle, _ = watch.shares()
     return {
         "kernel": platform.release(),
@@ -50,7 +50,7 @@ def facts() -> dict[str, Fact]:
 
 
 def facts_after(watch: Watch) -> dict[str, Fact]:
-    """The machine after the run, which *watch* saw begin."""
+    """Return the facts about the run, at the beginning of which *watch* was made."""
     idle, steal = watch.shares()
     return {
         "idle_during": round(idle, 3),
@@ -60,7 +60,7 @@ def facts_after(watch: Watch) -> dict[str, Fact]:
 
 
 def version(program: str) -> str:
-    """What *program* says of its version, one line."""
+    """Return the first line that *program* prints for --version."""
     done = subprocess.run(
         [program, "--version"], capture_output=True, text=True, check=False, timeout=10
     )
@@ -69,7 +69,7 @@ def version(program: str) -> str:
 
 @contextmanager
 def loaded(*, wanted: bool) -> Iterator[None]:
-    """Give every processor something else to do for the length of a block, if *wanted*."""
+    """Load every processor for the length of a block, if *wanted*."""
     count = len(os.sched_getaffinity(0)) if wanted else 0
     others = [subprocess.Popen([sys.executable, "-c", _WORK]) for _ in range(count)]
     try:

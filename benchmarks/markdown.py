@@ -1,11 +1,11 @@
-"""The results as a page, to be read where the project's documents are."""
+"""The results as a page of Markdown, for docs/benchmarks/."""
 
 from benchmarks.report import Report
 from benchmarks.table import Table, summary, tables
 
 
 def page(report: Report) -> str:
-    """Markdown: what the figures belong to, then each table."""
+    """Return the page: a summary of the run, then each table."""
     parts = [f"{summary(report)}\n", *map(_table, tables(report))]
     return "\n".join(parts)
 
@@ -17,4 +17,4 @@ def _table(table: Table) -> str:
         for index, row in enumerate(table.rows)
     ]
     drawn = "".join(f"| {' | '.join(row)} |\n" for row in (table.heads, rules, *rows))
-    return f"### {table.title}\n\n{table.note.capitalize()}.\n\n{drawn}"
+    return f"### {table.title}\n\n{table.note[0].upper()}{table.note[1:]}.\n\n{drawn}"

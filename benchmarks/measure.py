@@ -1,7 +1,7 @@
 """The process that measures: a Plan on standard input, a Report on standard output.
 
-Run by isolation.py only, as the first process of a PID namespace and in a mount namespace of its
-own, so that every process that it sees and every mount that it makes goes when it goes.
+isolation.py runs it as the first process of a PID namespace, in a mount namespace of its own. So
+every process that it sees and every mount that it makes ends with it.
 """
 
 import datetime as dt
@@ -21,14 +21,14 @@ from benchmarks.plan import Plan
 from benchmarks.report import Figures, Line, Report, Sample, conclude
 from benchmarks.subjects import Directories, Subject, SubjectError, mounted, subjects
 
-# A limit and no reservation. Some file systems refuse to create where less than 4 GiB are free.
+# An upper limit, not a reservation. mergerfs creates no file if less than 4 GiB are free.
 _TMPFS_SIZE = "size=16g"
 
 
 def main() -> int:
-    """Measure; gives the exit status."""
+    """Measure, and return the exit status."""
     if os.getpid() != 1:
-        say("this is run by `python -m benchmarks`, in namespaces of its own")
+        say("run `python -m benchmarks`, which starts this in namespaces of its own")
         return 2
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
     try:
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def measure(plan: Plan) -> Report:
-    """Take every figure that *plan* asks for.
+    """Return a report with every figure that *plan* asks for.
 
     Raises:
         SubjectError: a subject cannot be mounted.
@@ -49,7 +49,7 @@ def measure(plan: Plan) -> Report:
     began = time.monotonic()
     at = _directories(plan)
     compared = subjects(plan)
-    for subject in compared:  # before anything is measured, rather than after an hour
+    for subject in compared:  # fail before anything is measured, not after an hour
         with mounted(subject, at):
             pass
     report = Report(
@@ -72,7 +72,7 @@ def measure(plan: Plan) -> Report:
     with machine.loaded(wanted=plan.busy):
         _rounds(plan, report, compared, at)
         if plan.costs:
-            say("what a volume and a request cost")
+            say("costs of a volume and of a request")
             own = [subject for subject in compared if subject.name in plan.passfs]
             report.costs += volumes.request_costs(plan, compared[1:], at)
             report.costs += volumes.volume_costs(plan, own, at)
@@ -83,7 +83,7 @@ def measure(plan: Plan) -> Report:
 
 
 def _directories(plan: Plan) -> Directories:
-    """Where it happens: the source in *plan*'s stage, the rest on a tmpfs in any case."""
+    """Make the directories: the source in *plan*'s stage, the others always on a tmpfs."""
     stage = Path(plan.stage)
     if plan.on_tmpfs:
         subprocess.run(["mount", "-t", "tmpfs", "-o", _TMPFS_SIZE, "none", stage], check=True)
@@ -99,15 +99,15 @@ def _directories(plan: Plan) -> Directories:
 
 
 def _rounds(plan: Plan, report: Report, compared: list[Subject], at: Directories) -> None:
-    """All subjects in each round, in an order of its own: what changes slowly hits all alike."""
+    """Run all subjects in each round, in random order: slow changes then affect all alike."""
     chance = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
     lines = {line.name: line for line in report.lines}
     for number in range(1, plan.rounds + 1):
         for subject in chance.sample(compared, len(compared)):
             began = time.monotonic()
             with mounted(subject, at) as servers:
-                where = at.mountpoint if subject.command else at.source
-                place = Place(str(at.source), str(where), str(at.scratch), servers, plan.scaled)
+                mount = at.mountpoint if subject.command else at.source
+                place = Place(str(at.source), str(mount), str(at.scratch), servers, plan.scaled)
                 for name, outcome in rounds.through(plan, place):
                     figures = lines[name].of[subject.name]
                     if isinstance(outcome, Sample):
@@ -127,7 +127,7 @@ def _clear(source: Path) -> None:
 
 
 def _versions(compared: list[Subject]) -> dict[str, str]:
-    """What each peer says that it is."""
+    """Return the version that each peer prints."""
     return {
         subject.name: machine.version(subject.command[0])
         for subject in compared
@@ -136,7 +136,7 @@ def _versions(compared: list[Subject]) -> dict[str, str]:
 
 
 def say(sentence: str) -> None:
-    """Tell whoever waits."""
+    """Print *sentence* to standard error, as progress."""
     sys.stderr.write(sentence + "\n")
     sys.stderr.flush()
 

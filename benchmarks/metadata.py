@@ -12,7 +12,7 @@ _DIRECTORY = "files"
 
 
 def _names(at: Place, prefix: str = "f") -> Iterator[str]:
-    """Their paths through the mount."""
+    """Return the paths of the files through the mount."""
     return (f"{at.mount}/{_DIRECTORY}/{prefix}{n:05}" for n in range(at.scaled(_FILES)))
 
 
@@ -23,7 +23,7 @@ def _empty(at: Place) -> None:
 
 
 def _files(at: Place) -> None:
-    """The files, made underneath unless they are there."""
+    """Make the files in the source, unless they exist."""
     os.makedirs(f"{at.source}/{_DIRECTORY}", exist_ok=True)
     for n in range(at.scaled(_FILES)):
         try:
@@ -36,7 +36,7 @@ def _files(at: Place) -> None:
 
 
 def _known_files(at: Place) -> None:
-    """The files, made through the mount, as by a program that clears up after itself."""
+    """Make the files through the mount, as a program does that removes its files later."""
     _empty(at)
     _create(at)
 

@@ -1,7 +1,7 @@
 """The results as a drawing: SVG, a row for each line and a mark for each subject.
 
-Across goes the time as a multiple of the bare directory's, on a scale of equal factors. A thin bar
-through a mark reaches from the fastest of its rounds to the slowest.
+The horizontal axis is the time over the bare directory's, on a logarithmic scale. A thin bar
+through a mark reaches from the fastest round to the slowest.
 """
 
 import math
@@ -13,7 +13,7 @@ from benchmarks.plan import BARE
 from benchmarks.report import GROUPS, Line, Report
 from benchmarks.table import ratio
 
-# Told apart in black and white by their shapes, and by who cannot tell red from green.
+# passfs and its peers differ by the shape of the mark too, for print and for the colour-blind.
 _OWN: Final = ("#0b5fb0", "#5aa9e6", "#1b9e9e", "#7a5fb8")
 _PEERS: Final = ("#d9730d", "#8c8c8c", "#b03a5b", "#6b8e23")
 _INK, _FAINT, _GRID, _PAPER = "#1f2933", "#66727f", "#e3e7eb", "#ffffff"
@@ -26,11 +26,11 @@ _MEAN: Final = "geometric mean"
 _STEPS: Final = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 Mark = tuple[float, float, float]
-"""Median, fastest and slowest round, over the bare directory's median."""
+"""Median, fastest and slowest round, each over the bare directory's median."""
 
 
 def picture(report: Report) -> str:
-    """The drawing as SVG text."""
+    """Return the drawing as SVG text."""
     rows = list(_rows(report))
     height = _HEAD + sum(_ROW if of else _TITLE for _, of in rows) + _FOOT
     scale = _Scale(report)
@@ -54,7 +54,7 @@ def picture(report: Report) -> str:
 
 
 class _Scale:
-    """From a ratio to a place across."""
+    """The horizontal position of a ratio."""
 
     def __init__(self, report: Report) -> None:
         ratios = [value for line in report.lines for _, mark in _marks(line) for value in mark]
@@ -69,12 +69,12 @@ class _Scale:
         return _LEFT + part * (_WIDTH - _LEFT - _RIGHT)
 
     def steps(self) -> Iterator[float]:
-        """Where to draw a line from top to bottom."""
+        """Return the ratios with a vertical grid line."""
         return (step for step in _STEPS if self.low <= step <= self.high)
 
 
 def _rows(report: Report) -> Iterator[tuple[str, dict[str, Mark]]]:
-    """A title, without marks, or a line's name and the marks of each subject."""
+    """Yield a title without marks, or a line's name with the marks of each subject."""
     for group, title in GROUPS.items():
         lines = [line for line in report.lines if line.group == group]
         if lines:
@@ -87,7 +87,7 @@ def _rows(report: Report) -> Iterator[tuple[str, dict[str, Mark]]]:
 
 
 def _marks(line: Line) -> Iterator[tuple[str, Mark]]:
-    """For each subject: its name, and median, fastest and slowest round over the bare median."""
+    """Yield the name and the mark of each subject but the bare directory."""
     bare = line.of[BARE].median_s
     for name, figures in line.of.items():
         if name != BARE and bare and figures.median_s is not None:
@@ -96,7 +96,7 @@ def _marks(line: Line) -> Iterator[tuple[str, Mark]]:
 
 
 def _style(report: Report, name: str) -> tuple[str, bool]:
-    """The colour of a subject, and whether it is one of our own."""
+    """Return the colour of a subject, and whether it is passfs."""
     own, peers = list(report.plan.passfs), list(report.plan.peers)
     if name in own:
         return _OWN[own.index(name) % len(_OWN)], True
@@ -105,7 +105,7 @@ def _style(report: Report, name: str) -> tuple[str, bool]:
 
 def _header(report: Report) -> Iterator[str]:
     yield _text(20, 32, "Time as a multiple of the bare directory's", size=17, weight="600")
-    yield _text(20, 51, "further left is faster; each step to the right a factor", colour=_FAINT)
+    yield _text(20, 51, "left is faster; the scale is logarithmic", colour=_FAINT)
     x = 24.0
     for name in report.subjects[1:]:
         yield _mark(report, name, x, 70)
@@ -126,7 +126,7 @@ def _grid(scale: _Scale, top: float, bottom: float) -> Iterator[str]:
 
 
 def _bands(rows: Sequence[tuple[str, dict[str, Mark]]]) -> Iterator[str]:
-    """Something for the eye to follow from a name to its marks, behind everything else."""
+    """Yield a band behind every second row, which connects a name with its marks."""
     top = _HEAD
     for index, (_, of) in enumerate(rows):
         if of and index % 2 == 0:
@@ -145,7 +145,7 @@ def _row(
             f'<line x1="{scale(fastest):.1f}" x2="{scale(slowest):.1f}" y1="{middle:g}"'
             f' y2="{middle:g}" stroke="{colour}" stroke-width="2" stroke-opacity="0.45"/>'
         )
-    # Our own last, so that they lie uppermost.
+    # passfs comes last, so that its marks lie on top.
     for subject in sorted(of, key=lambda subject: _style(report, subject)[1]):
         yield _mark(report, subject, scale(of[subject][0]), middle)
     best = next((of[subject][0] for subject in report.plan.passfs if subject in of), None)
@@ -156,7 +156,7 @@ def _row(
 
 
 def _mark(report: Report, name: str, x: float, y: float) -> str:
-    """A disc for our own subjects, a diamond for the others."""
+    """Return a disc for passfs, a diamond for a peer."""
     colour, own = _style(report, name)
     if own:
         return f'<circle cx="{x:.1f}" cy="{y:g}" r="{_RADIUS}" fill="{colour}" stroke="{_PAPER}"/>'

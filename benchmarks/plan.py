@@ -1,16 +1,16 @@
-"""What is to be measured, as the command passes it on to the process that measures."""
+"""The parameters of a run, which the command passes to the process that measures."""
 
 import msgspec
 
 
 class Passfs(msgspec.Struct, frozen=True):
-    """A subject: this program's own file system with options, a volume's."""
+    """A subject: passfs with options of a volume."""
 
     options: dict[str, str]
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """A subject: any program that mounts; *command* has places for {source} and {mountpoint}."""
+    """A subject: any program that mounts. *command* contains {source} and {mountpoint}."""
 
     command: str
 
@@ -22,25 +22,25 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     peers: dict[str, Peer]
     rounds: int
     size: float
-    """How much of everything, as a factor: 1 is 1,000 small files, 64 MiB, a tree of 3,000."""
+    """Factor for all counts and sizes: 1 is 1,000 small files, 64 MiB, a tree of 3,000 files."""
     least_s: float
-    """A line is repeated within a round until its repetitions have taken this long."""
+    """Least duration of a line in a round: the line is repeated until then."""
     lines: tuple[str, ...]
-    """Patterns, fnmatch(3), of which a line's name must match one."""
+    """Patterns, fnmatch(3): a line runs if its name matches one of them."""
     busy: bool
     costs: bool
-    """Whether to measure what a volume costs, too."""
+    """True: measure the costs of a volume and of a request, too."""
     stage: str
-    """An empty directory of the run's own, in which everything happens."""
+    """An empty directory of the run's own, for the source and the mounts."""
     on_tmpfs: bool
-    """Whether to mount one there, with the source on it."""
+    """True: mount a tmpfs at *stage*, for the source."""
     seed: int
-    """Decides in which order the subjects take their turns."""
+    """Determines the order of the subjects in each round."""
 
     def scaled(self, count: int, *, least: int = 1) -> int:
-        """*count* by the size of this run."""
+        """Return *count* scaled by the size of this run, but no less than *least*."""
         return max(least, round(count * self.size))
 
 
 BARE = "bare"
-"""The subject that is no mount, and that all others are compared with."""
+"""The subject that is no mount. All others are compared with it."""

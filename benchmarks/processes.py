@@ -6,25 +6,25 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 
-# A process's processor time has a clock of its own, whose number is made so:
-# clock_getcpuclockid(3). It counts nanoseconds and threads that have ended, which /proc does not.
+# Each process has a clock of its processor time, clock_getcpuclockid(3): its number is made of
+# the PID and this constant. Unlike /proc it counts nanoseconds, and threads that have ended.
 _PROCESS_CLOCK = 2
 _SETTLED_S, _SETTLING_S = 0.004, 2.0
 _PARTS = 2
 
 
 def serving() -> list[int]:
-    """The processes that have /dev/fuse open: here, those that serve what is mounted."""
+    """Return the processes with /dev/fuse open: in this namespace, those that serve mounts."""
     return [pid for pid in running() if _has_open(pid, "/dev/fuse")]
 
 
 def running() -> Iterator[int]:
-    """Every process that this one can see."""
+    """Return every process that this one can see."""
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that *pid* has started, and those that they have started."""
+    """Return the children of *pid*, and their descendants."""
     found = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -35,7 +35,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time together; nothing for a process that is gone."""
+    """Return user and system time in sum; a process that has ended counts as 0."""
     total = 0.0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -44,7 +44,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def user_and_system(pids: Iterable[int]) -> tuple[float, float]:
-    """The two apart, in seconds, to the hundredth that proc_pid_stat(5) tells."""
+    """Return user and system time, in seconds, to the hundredth: proc_pid_stat(5)."""
     ticks = [0] * _PARTS
     for pid in pids:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def user_and_system(pids: Iterable[int]) -> tuple[float, float]:
 
 
 def proportional_bytes(pids: Iterable[int]) -> int:
-    """Memory with what is shared divided among those who share it: PSS, proc_pid_smaps(5)."""
+    """Return the memory, shared pages divided among their processes: PSS, proc_pid_smaps(5)."""
     total = 0
     for pid in pids:
         with (
@@ -69,7 +69,7 @@ def proportional_bytes(pids: Iterable[int]) -> int:
 
 
 def settle(pids: Iterable[int]) -> None:
-    """Wait until *pids* have nothing to do: what they are still busy with would be counted."""
+    """Wait until *pids* are idle, so that earlier work is not counted; at most 2 s."""
     pids = list(pids)
     deadline = time.monotonic() + _SETTLING_S
     before = -1.0

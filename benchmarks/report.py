@@ -1,8 +1,8 @@
 """The results: samples, medians, ratios.
 
-A sample is what one round gave for one line: seconds for each operation. The value of a line is the
-median of its samples, a ratio is one of medians, and a spread is the median distance of the samples
-from their median, as a part of it: half of the rounds lie closer than that.
+A sample is the result of one round for one line: seconds for each operation. The value of a line is
+the median of its samples. A ratio is one of medians. A spread is the median distance of the samples
+from their median, relative to that median: half of the rounds lie closer.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ GROUPS = {"metadata": "Names and attributes", "data": "Contents", "work": "Real 
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What one round gave, for each operation."""
+    """The result of one round, for each operation."""
 
     seconds: float
     cpu_seconds: float
@@ -24,25 +24,25 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, kw_only=True):
-    """What one subject did on one line."""
+    """The results of one subject for one line."""
 
     samples: list[Sample] = []
     failure: str = ""
-    """Why there are fewer samples than rounds."""
+    """The cause, if there are fewer samples than rounds."""
     median_s: float | None = None
     spread: float | None = None
     cpu_s: float | None = None
     ratio: dict[str, float] = {}
-    """This median over that of each other subject: below 1 is faster."""
+    """The median over that of each other subject: below 1 is faster."""
 
 
 class Line(msgspec.Struct, kw_only=True):
-    """One line, for every subject."""
+    """One line, with the results of every subject."""
 
     name: str
     group: str
     operation: str
-    """What is counted: the medians are seconds for each."""
+    """The unit that is counted: the medians are seconds for each."""
     of: dict[str, Figures]
 
 
@@ -51,26 +51,26 @@ class Amount(msgspec.Struct, frozen=True, kw_only=True):
 
     value: float
     count: int
-    """How many requests or samples it was taken from."""
+    """The number of requests or samples behind the value."""
     user: float | None = None
     system: float | None = None
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """What a volume or a request costs, for each subject that was asked."""
+    """One cost of a volume or a request, for each subject that was measured."""
 
     name: str
     unit: str
     of: dict[str, Amount]
     failures: dict[str, str] = {}
-    """Why there is none of a subject that was asked."""
+    """The cause for each subject without an amount."""
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """Everything that a run has found."""
+    """The results of a run."""
 
     taken: str
-    """When, RFC 3339."""
+    """Time of the run, RFC 3339."""
     duration_s: float
     plan: Plan
     machine: dict[str, str | int | float | list[float]]
@@ -82,12 +82,12 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def subjects(self) -> list[str]:
-        """Everything that was compared, the bare directory first."""
+        """Return the names of all subjects, the bare directory first."""
         return [BARE, *self.plan.passfs, *self.plan.peers]
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for each figure that a subject did not give, or not in every round."""
+        """Return a sentence for each figure that is missing, in one round or in all."""
         of_lines = [
             f"{name}: {line.name}: {figures.failure}"
             for line in self.lines
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def conclude(report: Report) -> None:
-    """Fill in what follows from the samples."""
+    """Compute medians, spreads, ratios and means from the samples."""
     for line in report.lines:
         for figures in line.of.values():
             _summarize(figures)
@@ -135,7 +135,7 @@ def _summarize(figures: Figures) -> None:
 
 
 def _mean(lines: Iterable[Line], name: str, other: str) -> float | None:
-    """The mean of all ratios; none when one is missing, because it would flatter who failed."""
+    """Return the mean of all ratios; none if one is missing, which would flatter a failure."""
     ratios = [line.of[name].ratio.get(other) for line in lines]
     present = [ratio for ratio in ratios if ratio is not None]
     return geometric_mean(present) if len(present) == len(ratios) else None

@@ -1,7 +1,7 @@
-"""One subject through every line, in a process that may hang.
+"""Runs every line for one subject, in a child process that may hang.
 
-A child does everything that touches the mount, and reports by a pipe. Whoever waits for it kills
-the subject when a line does not end, which fails the child's call and lets it go on.
+Only the child touches the mount. It reports through a pipe. If a line does not end, the parent
+kills the subject's processes, so that the child's call fails, and then the child.
 """
 
 import gc
@@ -23,40 +23,42 @@ from benchmarks.report import Sample
 
 LINES = (*metadata.LINES, *data.LINES, *work.LINES)
 
-# Far beyond what any line takes, on a loaded machine and with the slowest peer.
+# Far longer than any line takes, even with the slowest peer on a loaded machine.
 _LIMIT_S = 300.0
 
 Outcome = tuple[str, Sample | str]
-"""A line's name, and what it gave or why it failed."""
+"""A line's name, with its sample or the cause of its failure."""
 
 
 def chosen(plan: Plan) -> list[Line]:
-    """The lines that *plan* asks for."""
+    """Return the lines that *plan* asks for."""
     return [
         line for line in LINES if any(fnmatchcase(line.name, pattern) for pattern in plan.lines)
     ]
 
 
 def through(plan: Plan, at: Place) -> Iterator[Outcome]:
-    """Run the chosen lines at *at*; one that fails does not keep the others from running."""
+    """Run the chosen lines in *at*; the others still run after one has failed."""
     wanted = chosen(plan)
-    waiting = [line.name for line in wanted]
-    for said in in_child(lambda tell: _run_lines(plan, wanted, at, tell)):
-        if isinstance(said, str):
-            yield from ((name, said) for name in waiting)
+    missing = [line.name for line in wanted]
+    for result in in_child(lambda send: _run_lines(plan, wanted, at, send)):
+        if isinstance(result, str):
+            yield from ((name, result) for name in missing)
             return
-        waiting.remove(said["name"])
-        yield said["name"], said.get("failure") or Sample(said["seconds"], said["cpu_seconds"])
-    yield from ((name, "the measuring process ended before it") for name in waiting)
+        missing.remove(result["name"])
+        outcome = result.get("failure") or Sample(result["seconds"], result["cpu_seconds"])
+        yield result["name"], outcome
+    yield from ((name, "the measuring process ended before this line") for name in missing)
 
 
 def in_child(
     action: Callable[[Callable[[Any], None]], object], limit_s: float = _LIMIT_S
 ) -> Iterator[Any]:
-    """Run *action* in a child; gives what it tells, by the function that it is called with.
+    """Run *action* in a child process, and yield each value that it sends.
 
-    The last thing given is a string if the child did not do well: a traceback, or that it told
-    nothing for *limit_s*, whereupon it was ended, with the processes that served it.
+    *action* is called with the function that sends. If the child fails, the last value is a string:
+    a traceback, or the time limit. If the child sends nothing for *limit_s*, the parent kills it
+    and the processes that serve mounts.
     """
     ours, childs = os.pipe()
     pid = os.fork()
@@ -87,42 +89,42 @@ def _child(action: Callable[[Callable[[Any], None]], object], pipe: int) -> None
     """Run *action* and end."""
     gc.disable()
 
-    def tell(value: object) -> None:
+    def send(value: object) -> None:
         os.write(pipe, json.dumps(value).encode() + b"\n")
 
     try:
-        action(tell)
+        action(send)
     except BaseException:  # noqa: BLE001 - a fork must not return into its parent's code
-        tell(traceback.format_exc())
+        send(traceback.format_exc())
     finally:
         sys.stderr.flush()
         os._exit(0)
 
 
-def _run_lines(plan: Plan, wanted: Sequence[Line], at: Place, tell: Callable[[Any], None]) -> None:
+def _run_lines(plan: Plan, wanted: Sequence[Line], at: Place, send: Callable[[Any], None]) -> None:
     for line in wanted:
         if line.group != "work":
-            tell(_attempt(line, at, plan.least_s))
+            send(_attempt(line, at, plan.least_s))
     if any(line.group == "work" for line in wanted):
         for line in work.LINES:
             outcome = _attempt(line, at, least_s=0)
             if line in wanted:
-                tell(outcome)
+                send(outcome)
 
 
 def _attempt(line: Line, at: Place, least_s: float) -> dict[str, Any]:
     try:
         seconds, cpu_seconds = _measure(line, at, least_s)
     except subprocess.CalledProcessError as error:
-        words = error.stderr.decode(errors="replace").strip()
-        return {"name": line.name, "failure": f"{error}: {words}"}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the line has failed and says so
+        output = error.stderr.decode(errors="replace").strip()
+        return {"name": line.name, "failure": f"{error}: {output}"}
+    except Exception as error:  # noqa: BLE001 - any error is a failure of this line alone
         return {"name": line.name, "failure": f"{type(error).__name__}: {error}"}
     return {"name": line.name, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def _measure(line: Line, at: Place, least_s: float) -> tuple[float, float]:
-    """Seconds and the servers' processor seconds for each operation."""
+    """Return seconds and the servers' processor seconds for each operation."""
     spent = cpu = 0.0
     operations = 0
     while not operations or spent < least_s:

@@ -1,7 +1,7 @@
-"""What is compared, and how each is mounted and unmounted.
+"""The subjects of a comparison: mounts and unmounts them.
 
-Only mounting, and looking at the table of mounts: nothing here calls into a mounted file system, so
-that one which hangs cannot hold the run.
+This process only mounts, and reads the table of mounts. It never calls into a mounted file system,
+so a file system that hangs cannot block the run.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ KNOWN_PEERS = {
     "mergerfs": Peer("mergerfs {source} {mountpoint}"),
 }
 
-_START_S, _END_S, _LOOK_S = 20.0, 10.0, 0.005
+_START_S, _END_S, _POLL_S = 20.0, 10.0, 0.005
 
 
 class SubjectError(Exception):
-    """A subject does not mount, or does not go; the text says which, and what it wrote."""
+    """A subject does not mount or does not end; the text names it, with its output."""
 
 
 class Directories(NamedTuple):
-    """Where a run happens."""
+    """The directories of a run."""
 
     source: Path
     mountpoint: Path
@@ -43,25 +43,25 @@ class Directories(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Something to measure; the bare directory has no command."""
+    """A file system to measure. The bare directory has no command."""
 
     name: str
     command: tuple[str, ...]
     options: Mapping[str, str]
 
     def with_options(self, **more: str) -> "Subject":
-        """The same with more options; for passfs only."""
+        """Return this subject with more options; for passfs only."""
         return self._replace(options={**self.options, **more})
 
     def words(self, at: Directories) -> list[str]:
-        """The command line that mounts."""
+        """Return the command line that mounts."""
         places = {"source": str(at.source), "mountpoint": str(at.mountpoint)}
         options = [w for key, value in self.options.items() for w in ("-o", f"{key}={value}")]
         return [word.format(**places) for word in self.command] + options
 
 
 def subjects(plan: Plan) -> list[Subject]:
-    """Everything that *plan* compares, the bare directory first."""
+    """Return the subjects of *plan*, the bare directory first."""
     own = (sys.executable, "-m", "passthrough", "--source", "{source}", "--mountpoint")
     return [
         Subject(BARE, (), {}),
@@ -72,58 +72,59 @@ def subjects(plan: Plan) -> list[Subject]:
 
 @contextmanager
 def mounted(subject: Subject, at: Directories) -> Iterator[list[int]]:
-    """Mount for the length of a block; gives the processes that serve.
+    """Mount *subject* for the length of a block, and yield the processes that serve it.
 
     Raises:
-        SubjectError: it does not mount, or its processes do not end when it is unmounted.
+        SubjectError: it does not mount, or its processes do not end after the unmount.
     """
     if not subject.command:
         yield []
         return
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
                 subject.words(at),
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
         except OSError as error:
             raise SubjectError(f"{subject.name} cannot be started: {error}") from error
         try:
-            _wait_until_served(subject, process, at, said)
+            _wait_until_served(subject, process, at, output)
             yield processes.serving()
         finally:
             _take_down(process, at.mountpoint)
         if _wait_until_gone(process):
-            raise SubjectError(f"{subject.name} did not end by itself{_words(said)}")
+            raise SubjectError(f"{subject.name} did not end by itself{_text(output)}")
 
 
 def is_mounted(target: Path) -> bool:
-    """Whether anything is mounted there."""
+    """Return whether *target* is a mount point."""
     return any(entry.target == os.fsencode(target) for entry in mountinfo.read())
 
 
 def _wait_until_served(
-    subject: Subject, process: subprocess.Popen[bytes], at: Directories, said: IO[bytes]
+    subject: Subject, process: subprocess.Popen[bytes], at: Directories, output: IO[bytes]
 ) -> None:
     deadline = time.monotonic() + _START_S
     while not is_mounted(at.mountpoint):
-        # A program that goes into the background has mounted before; so it was no success either.
+        # A program that goes into the background mounts first. So one that has ended without a
+        # mount has failed, even with exit status 0.
         if process.poll() is not None and not is_mounted(at.mountpoint):
-            raise SubjectError(f"{subject.name} does not mount{_words(said)}")
+            raise SubjectError(f"{subject.name} does not mount{_text(output)}")
         if time.monotonic() > deadline:
-            raise SubjectError(f"{subject.name} has not mounted in {_START_S:g} s{_words(said)}")
-        time.sleep(_LOOK_S)
-    try:  # by another process, which can be killed if there is no answer
+            raise SubjectError(f"{subject.name} has not mounted in {_START_S:g} s{_text(output)}")
+        time.sleep(_POLL_S)
+    try:  # in a child process, which can be killed if the file system does not answer
         subprocess.run(["stat", at.mountpoint], check=True, capture_output=True, timeout=_START_S)
     except subprocess.SubprocessError:
-        raise SubjectError(f"{subject.name} mounts and does not answer{_words(said)}") from None
+        raise SubjectError(f"{subject.name} mounts but does not answer{_text(output)}") from None
 
 
 def _take_down(process: subprocess.Popen[bytes], mountpoint: Path) -> None:
-    with contextlib.suppress(OSError):  # it may be gone already, with whoever served it
+    with contextlib.suppress(OSError):  # the mount may have ended with its process
         while is_mounted(mountpoint):
             unmount(mountpoint)
     if process.poll() is None and not processes.serving():
@@ -131,7 +132,7 @@ def _take_down(process: subprocess.Popen[bytes], mountpoint: Path) -> None:
 
 
 def _wait_until_gone(process: subprocess.Popen[bytes]) -> bool:
-    """Wait for the processes to end, end them otherwise; whether that was necessary."""
+    """Wait for the processes to end, kill them after 10 s, and return whether that was needed."""
     deadline = time.monotonic() + _END_S
     while process.poll() is None or processes.serving():
         if time.monotonic() > deadline:
@@ -139,24 +140,24 @@ def _wait_until_gone(process: subprocess.Popen[bytes]) -> bool:
             process.kill()
             process.wait()
             return True
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     return False
 
 
 def kill() -> None:
-    """End whoever serves anything; whoever waits for an answer gets an error.
+    """Kill all processes that serve a mount, so that callers of the mount get an error.
 
     Raises:
-        RuntimeError: this is not the first process of its namespace, which sees its own only.
+        RuntimeError: this is not process 1 of its namespace: it may see processes of others.
     """
     if os.getpid() != 1:
-        raise RuntimeError("these might be anybody's processes")
+        raise RuntimeError("not process 1 of a PID namespace: the processes may not be its own")
     for pid in processes.serving():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
 
 
-def _words(said: IO[bytes]) -> str:
-    said.seek(0)
-    text = said.read().decode(errors="replace").strip()
+def _text(output: IO[bytes]) -> str:
+    output.seek(0)
+    text = output.read().decode(errors="replace").strip()
     return f": {text}" if text else ""

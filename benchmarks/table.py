@@ -1,4 +1,4 @@
-"""The results as text in rows, for whoever draws a table."""
+"""The results as text in rows, for the terminal and for Markdown."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ _NOTHING = "–"
 
 
 class Table(NamedTuple):
-    """A title, what it means, the columns' heads, and rows as long; a bold row stands out."""
+    """A title, a legend, the heads of the columns, and rows of as many cells, some of them bold."""
 
     title: str
     note: str
@@ -20,7 +20,7 @@ class Table(NamedTuple):
 
 
 def tables(report: Report) -> list[Table]:
-    """Everything that *report* has to show."""
+    """Return all tables of *report*."""
     return [
         *(t for group in GROUPS for t in _group(report, group)),
         *([_means(report)] if report.means else []),
@@ -29,7 +29,7 @@ def tables(report: Report) -> list[Table]:
 
 
 def summary(report: Report) -> str:
-    """What the figures belong to, in one sentence."""
+    """Return one line about the machine, the run and the options of the subjects."""
     facts, plan = report.machine, report.plan
     load = "loaded on purpose" if plan.busy else "not loaded on purpose"
     options = ", ".join(f"{name}: {_options(given.options)}" for name, given in plan.passfs.items())
@@ -50,13 +50,13 @@ def _share(fact: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With three digits, and the unit that suits."""
+    """Return *seconds* with three digits, in s, ms or µs."""
     factor, unit = next((f, u) for least, f, u in _SCALES if seconds >= least)
     return f"{_digits(seconds * factor)} {unit}"
 
 
 def ratio(value: float) -> str:
-    """How many times as long."""
+    """Return *value* with three digits and the sign of a multiple."""
     return f"{_digits(value)}×"
 
 
@@ -70,7 +70,7 @@ def _group(report: Report, group: str) -> list[Table]:
         return []
     times = Table(
         GROUPS[group],
-        "median time; how many times the bare directory's; the samples' spread",
+        "median time; ratio to the bare directory's; spread of the samples",
         ["line", "for each", *report.subjects],
         [
             [line.name, line.operation, *(_time(line.of[name]) for name in report.subjects)]
@@ -88,7 +88,7 @@ def _group(report: Report, group: str) -> list[Table]:
 
 
 def _against(report: Report, group: str, lines: list[Line]) -> list[Table]:
-    """What users of this program would ask: its time as a part of that of the others."""
+    """Return the time of each passfs over that of each other subject."""
     pairs = [
         (name, other)
         for name in report.plan.passfs
@@ -99,8 +99,8 @@ def _against(report: Report, group: str, lines: list[Line]) -> list[Table]:
         return []
     return [
         Table(
-            f"{GROUPS[group]}: against the others",
-            "how many times the other's time: below 1 is faster",
+            f"{GROUPS[group]}: each passfs over the other subjects",
+            "ratio of the times: below 1 means that the first is faster",
             ["line", *(f"{name} / {other}" for name, other in pairs)],
             [
                 [line.name, *(_optional(line.of[a].ratio.get(b)) for a, b in pairs)]
@@ -111,7 +111,7 @@ def _against(report: Report, group: str, lines: list[Line]) -> list[Table]:
 
 
 def _means(report: Report) -> Table:
-    """Geometric means, over each of the others."""
+    """Return the geometric means of the ratios to each subject."""
     rows = [
         [
             f"{name}, {GROUPS[group].lower()}",
@@ -124,7 +124,8 @@ def _means(report: Report) -> Table:
         index for index, row in enumerate(rows) if row[0].endswith(GROUPS["work"].lower())
     )
     heads = ["geometric mean of", *(f"over {name}" for name in report.subjects)]
-    return Table("All lines together", "how many times the other's time", heads, rows, real)
+    note = "geometric means of the ratios of the times: below 1 means that the first is faster"
+    return Table("All lines together", note, heads, rows, real)
 
 
 def _costs(report: Report) -> Table:
@@ -133,7 +134,7 @@ def _costs(report: Report) -> Table:
         [cost.name, cost.unit, *(_amount(cost, name) for name in names)] for cost in report.costs
     ]
     note = "processor time of a request (user + system), memory of a volume, time of Mount: medians"
-    return Table("What a request and a volume cost", note, ["", "unit", *names], rows)
+    return Table("Costs of a request and of a volume", note, ["", "unit", *names], rows)
 
 
 def _time(figures: Figures) -> str:

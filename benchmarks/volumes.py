@@ -1,4 +1,4 @@
-"""What a volume costs: processor time of a request, memory while idle, how long Mount takes."""
+"""The costs of a volume: processor time of a request, memory while idle, time of Mount."""
 
 import contextlib
 import http.client
@@ -25,32 +25,33 @@ _REQUESTS = 100_000
 _NEW, _KNOWN = 10_000, 1000
 _VOLUMES = 100
 _MOUNTS = 21
-_PLUGIN_START_S, _SETTLING_S, _LOOK_S = 20.0, 5.0, 0.01
+_PLUGIN_START_S, _SETTLING_S, _POLL_S = 20.0, 5.0, 0.01
 _US, _MS, _MIB = 1e6, 1e3, 1 << 20
+_WITH_FORK_SERVER = "idle worker and its share of the fork server"
 
 _Work = Callable[[Place], Iterator[Callable[[], int]]]
-"""Prepares a place, and gives batches: functions that have requests made, and say how many."""
+"""Prepares a place, and yields batches: functions that cause requests and return their number."""
 
 
 # Processor time
 
 
 def request_costs(plan: Plan, fuse: list[Subject], at: Directories) -> list[Cost]:
-    """What one LOOKUP and one GETATTR take of the serving processes' time."""
+    """Return the processor time of the serving processes for one LOOKUP and one GETATTR."""
     new = Cost(name="LOOKUP, new to the worker", unit="µs", of={})
     known = Cost(name="LOOKUP, known to the worker", unit="µs", of={})
     attributes = Cost(name="GETATTR", unit="µs", of={})
     for subject in fuse:
-        asked = [(new, subject, _look_up_new)]
+        runs = [(new, subject, _look_up_new)]
         if subject.name in plan.passfs:
-            # Without a timeout the kernel asks each time, and for nothing else.
-            asked += [
+            # With this timeout of 0 the kernel sends this request each time, and no other.
+            runs += [
                 (known, subject.with_options(entry_timeout="0"), _look_up_known),
                 (attributes, subject.with_options(attr_timeout="0"), _get_attributes),
             ]
-        for cost, asking, work in asked:
+        for cost, variant, work in runs:
             try:
-                cost.of[subject.name] = _cost(plan, asking, at, work)
+                cost.of[subject.name] = _cost(plan, variant, at, work)
             except SubjectError as error:
                 cost.failures[subject.name] = str(error)
     return [new, known, attributes]
@@ -59,10 +60,10 @@ def request_costs(plan: Plan, fuse: list[Subject], at: Directories) -> list[Cost
 def _cost(plan: Plan, subject: Subject, at: Directories, work: _Work) -> Amount:
     with mounted(subject, at) as servers:
         place = Place(str(at.source), str(at.mountpoint), str(at.scratch), servers, plan.scaled)
-        said: Any = list(in_child(lambda tell: tell(_measure(place, work))))[-1]
-    if isinstance(said, str):
-        raise SubjectError(said)
-    requests, cpu, user, system = said
+        result: Any = list(in_child(lambda send: send(_measure(place, work))))[-1]
+    if isinstance(result, str):
+        raise SubjectError(result)
+    requests, cpu, user, system = result
     return Amount(
         value=cpu * _US / requests,
         count=int(requests),
@@ -72,7 +73,7 @@ def _cost(plan: Plan, subject: Subject, at: Directories, work: _Work) -> Amount:
 
 
 def _measure(at: Place, work: _Work) -> list[float]:
-    """The number of requests, and the servers' seconds: all, user, system."""
+    """Return the number of requests, and the servers' processor seconds: all, user, system."""
     sums = [0.0] * 4
     for batch in work(at):
         processes.settle(at.servers)
@@ -85,7 +86,7 @@ def _measure(at: Place, work: _Work) -> list[float]:
 
 
 def _paths(at: Place, count: int) -> list[str]:
-    """*count* files, made underneath; their paths through the mount."""
+    """Make *count* files in the source, and return their paths through the mount."""
     names = [f"{n // _KNOWN:03}/{n % _KNOWN:03}" for n in range(count)]
     for name in names:
         os.makedirs(os.path.dirname(f"{at.source}/requests/{name}"), exist_ok=True)
@@ -95,7 +96,10 @@ def _paths(at: Place, count: int) -> list[str]:
 
 
 def _look_up_new(at: Place) -> Iterator[Callable[[], int]]:
-    """The same names again and again, forgotten in between, below any limit of open files."""
+    """Look up the same names repeatedly, with the caches dropped before each batch.
+
+    One batch stays below any limit of open files.
+    """
     paths = _paths(at, at.scaled(_NEW))
 
     def look_up() -> int:
@@ -111,7 +115,7 @@ def _look_up_new(at: Place) -> Iterator[Callable[[], int]]:
 def _look_up_known(at: Place) -> Iterator[Callable[[], int]]:
     directory = os.path.dirname(_paths(at, _KNOWN)[0])
     names = sorted(os.listdir(directory))
-    # Relative to a descriptor, because the directories above would be looked up each time, too.
+    # Paths relative to a descriptor spare the lookups of the directories above.
     fd = os.open(directory, os.O_RDONLY)
 
     def look_up() -> int:
@@ -140,12 +144,12 @@ def _get_attributes(at: Place) -> Iterator[Callable[[], int]]:
 
 
 def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cost]:
-    """Through the plugin and its socket, with one volume and with many."""
+    """Measure through the plugin's socket, with one volume and with many."""
     many = plan.scaled(_VOLUMES, least=2)
     costs: dict[int, list[Cost]] = {
         count: [
             Cost(name=f"idle worker, {count} mounted", unit="MiB PSS", of={}),
-            Cost(name=f"all but the plugin, of {count} volumes each", unit="MiB PSS", of={}),
+            Cost(name=f"{_WITH_FORK_SERVER}, {count} mounted", unit="MiB PSS", of={}),
             Cost(name=f"Mount, {count} mounted", unit="ms", of={}),
         ]
         for count in (1, many)
@@ -167,16 +171,16 @@ def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cos
 def _volumes(
     plan: Plan, plugin: "_Plugin", count: int, options: Mapping[str, str]
 ) -> tuple[Amount, Amount, Amount]:
-    """What each row of a number of volumes says."""
+    """Return the amounts for *count* volumes: memory of workers, of all processes, Mount's time."""
     plugin.mount_up_to(count, options)
     deadline = time.monotonic() + _SETTLING_S
     while True:
         started = processes.descendants(plugin.pid)
-        # A process from which workers are forked shares its memory with them and has no mount.
+        # The fork server shares its memory with the workers and has no mount.
         workers = set(processes.serving()) & set(started)
         if len(workers) == count or time.monotonic() > deadline:
-            break  # those of volumes that were unmounted have ended
-        time.sleep(_LOOK_S)
+            break  # the workers of unmounted volumes have ended
+        time.sleep(_POLL_S)
     processes.settle(started)
     memory = [processes.proportional_bytes(pids) / _MIB / count for pids in (workers, started)]
     times = [plugin.time_mount(options) for _ in range(plan.scaled(_MOUNTS, least=3))]
@@ -188,7 +192,7 @@ def _volumes(
 
 
 class _Plugin:
-    """A running plugin, and its engine's side of the socket."""
+    """A running plugin, with a client of its socket in place of dockerd."""
 
     def __init__(self, socket_path: Path, pid: int) -> None:
         self.pid = pid
@@ -203,7 +207,7 @@ class _Plugin:
             self._mounted += 1
 
     def time_mount(self, options: Mapping[str, str]) -> float:
-        """Seconds from Mount's request to its answer; the volume is unmounted again."""
+        """Return the seconds from Mount's request to its answer, and unmount the volume."""
         self.call("Create", Name="timed", Opts=dict(options))
         before = time.perf_counter()
         self.call("Mount", Name="timed", ID="one")
@@ -252,5 +256,5 @@ def _wait_until_serving(plugin: _Plugin, process: subprocess.Popen[bytes]) -> No
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             plugin.call("Capabilities")
             return
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     raise SubjectError("the plugin does not start")

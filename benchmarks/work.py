@@ -1,7 +1,7 @@
-"""Lines: real programs over a tree of files, one after the other as somebody would run them.
+"""Lines: real programs over a tree of files, one after the other, as a user would run them.
 
-Each finds what the one before has left, the kernel's memory of it included. So they belong
-together: whoever asks for one of them has all of them run.
+Each program finds the files and the kernel's caches as the one before has left them. So if a plan
+asks for one of these lines, all of them run.
 """
 
 import io
@@ -18,9 +18,9 @@ _FILES = 3000
 _PER_DIRECTORY = 25
 _TRANSACTIONS = 400
 _WORDS = ("the", "kernel", "sends", "a", "request", "and", "worker", "answers", "with", "error")
-_MOMENT = 1_700_000_000
+_TIME = 1_700_000_000
 
-# Neither a user's settings nor the clock have a part in it.
+# The result depends neither on a user's settings nor on the clock.
 _ENVIRONMENT = {
     "PATH": os.defpath,
     "HOME": "/nonexistent",
@@ -31,9 +31,9 @@ _ENVIRONMENT = {
     "GIT_CONFIG_KEY_0": "gc.auto",
     "GIT_CONFIG_VALUE_0": "0",
     **{
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", "n"), ("EMAIL", "n@example"), ("DATE", f"{_MOMENT} +0000"))
+        f"GIT_{role}_{field}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for field, value in (("NAME", "n"), ("EMAIL", "n@example"), ("DATE", f"{_TIME} +0000"))
     },
 }
 
@@ -42,7 +42,7 @@ def _run(at: Place, *words: str) -> int:
     """Run a program in the mount.
 
     Raises:
-        subprocess.CalledProcessError: it failed; has what it wrote to standard error.
+        subprocess.CalledProcessError: it failed; has its standard error.
     """
     subprocess.run(
         words,
@@ -57,11 +57,11 @@ def _run(at: Place, *words: str) -> int:
 
 
 def _archive(at: Place) -> None:
-    """The tree as an archive beside the mount: the same bytes each time, sized as sources are."""
+    """Make the tree as an archive in scratch: the same bytes each time, file sizes like sources."""
     path = f"{at.scratch}/tree.tar"
     if os.path.exists(path):
         return
-    chance = random.Random(2)  # noqa: S311 - to repeat, not to keep a secret
+    chance = random.Random(2)  # noqa: S311 - reproducible, not secret
     with tarfile.open(path, "w") as archive:
         for n in range(at.scaled(_FILES)):
             group = n // _PER_DIRECTORY
@@ -69,12 +69,12 @@ def _archive(at: Place) -> None:
             length = min(int(chance.lognormvariate(8, 1.2)), 1 << 18)
             words = " ".join(chance.choices(_WORDS, k=200))
             text = (f"file {n}\n{words}\n".encode() * (length // 800 + 1))[:length]
-            member.size, member.mtime, member.mode = length, _MOMENT, 0o644
+            member.size, member.mtime, member.mode = length, _TIME, 0o644
             archive.addfile(member, io.BytesIO(text))
 
 
-def _nothing(_at: Place) -> None:
-    """What the line before has left is what is needed."""
+def _unprepared(_at: Place) -> None:
+    """Do nothing: the line before has left the files that are needed."""
 
 
 def _unpack(at: Place) -> int:
@@ -111,12 +111,12 @@ def _remove(at: Place) -> int:
 
 
 def _database(at: Place, mode: str) -> int:
-    """Transactions as a small service makes them: a row in, a row changed, a row looked for."""
+    """Run transactions as a small service does: insert a row, update one, select one."""
     path = f"{at.mount}/{mode}.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         set_to = database.execute(f"PRAGMA journal_mode={mode}").fetchone()[0]
         if set_to != mode:
-            raise OSError(f"SQLite keeps journal_mode={set_to} where {mode} was asked for")
+            raise OSError(f"SQLite keeps journal_mode={set_to} in place of {mode}")
         database.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, name TEXT, size INTEGER)")
         database.execute("CREATE INDEX by_name ON entries (name)")
         for n in range(at.scaled(_TRANSACTIONS)):
@@ -138,13 +138,13 @@ def _write_ahead_log(at: Place) -> int:
 
 LINES = (
     Line("unpack", "work", "run", _archive, _unpack),
-    Line("walk", "work", "run", _nothing, _walk),
-    Line("grep", "work", "run", _nothing, _grep),
-    Line("git add", "work", "run", _nothing, _add),
-    Line("git commit", "work", "run", _nothing, _commit),
-    Line("git status", "work", "run", _nothing, _status),
-    Line("cp -a", "work", "run", _nothing, _copy),
-    Line("SQLite, rollback journal", "work", "run", _nothing, _rollback_journal),
-    Line("SQLite, write-ahead log", "work", "run", _nothing, _write_ahead_log),
-    Line("rm -rf", "work", "run", _nothing, _remove),
+    Line("walk", "work", "run", _unprepared, _walk),
+    Line("grep", "work", "run", _unprepared, _grep),
+    Line("git add", "work", "run", _unprepared, _add),
+    Line("git commit", "work", "run", _unprepared, _commit),
+    Line("git status", "work", "run", _unprepared, _status),
+    Line("cp -a", "work", "run", _unprepared, _copy),
+    Line("SQLite, rollback journal", "work", "run", _unprepared, _rollback_journal),
+    Line("SQLite, write-ahead log", "work", "run", _unprepared, _write_ahead_log),
+    Line("rm -rf", "work", "run", _unprepared, _remove),
 )

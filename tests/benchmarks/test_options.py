@@ -1,4 +1,4 @@
-"""The command's options and their document."""
+"""The command's options agree with docs/performance.md."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
 def test_every_option_is_documented_and_no_other() -> None:
-    """The longest word of an option is its name; `--no-costs` is what one gives of a pair."""
+    """Take the longest spelling of each option, and of an on/off pair the off one: `--no-costs`."""
     given = set()
     for parameter in typer.main.get_command(app).params:
         off = getattr(parameter, "secondary_opts", [])
@@ -22,7 +22,7 @@ def test_every_option_is_documented_and_no_other() -> None:
     assert documented == given - {"--no-busy"}
 
 
-def test_the_document_names_no_option_that_is_not_there() -> None:
+def test_the_document_names_no_unknown_option() -> None:
     known = {
         word for p in typer.main.get_command(app).params for word in (*p.opts, *p.secondary_opts)
     }

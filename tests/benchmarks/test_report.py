@@ -1,4 +1,4 @@
-"""From samples to medians, ratios and means; and what is shown where one is missing."""
+"""Medians, ratios and means of samples; and the text in place of a missing figure."""
 
 import msgspec
 import pytest
@@ -83,7 +83,7 @@ def test_means_are_geometric_and_by_group(taken: Report) -> None:
     assert "data" not in taken.means
 
 
-def test_a_failure_has_no_median_and_takes_the_mean_with_it() -> None:
+def test_a_failure_has_no_median_and_leaves_the_group_without_a_mean() -> None:
     failed = report(
         line("one", "work", bare=figures(1), ours=figures(2), theirs=figures(failure="EIO")),
         line("two", "work", bare=figures(1), ours=figures(2), theirs=figures(2)),
@@ -95,24 +95,24 @@ def test_a_failure_has_no_median_and_takes_the_mean_with_it() -> None:
     assert picture.picture(failed).count("<polygon") == 2  # in the legend, and on one line
 
 
-def test_a_cost_that_could_not_be_taken_is_a_failure(taken: Report) -> None:
+def test_a_cost_that_could_not_be_measured_is_a_failure(taken: Report) -> None:
     taken.costs[0].failures["theirs"] = "EMFILE"
 
     assert taken.failures == ["theirs: GETATTR: EMFILE"]
     assert table.tables(taken)[-1].rows == [["GETATTR", "µs", "9.00 (5.00 + 4.00)", "fails"]]
 
 
-def test_a_report_is_the_same_after_having_been_written(taken: Report) -> None:
+def test_a_report_survives_encoding_and_decoding(taken: Report) -> None:
     assert msgspec.json.decode(msgspec.json.encode(taken), type=Report) == taken
 
 
-def test_tables_say_times_ratios_spreads_and_costs(taken: Report) -> None:
+def test_tables_have_times_ratios_spreads_and_costs(taken: Report) -> None:
     titles = {shown.title: shown for shown in table.tables(taken)}
 
     assert titles["Names and attributes"].rows == [
         ["stat", "file", "1.00 µs ±0%", "4.00 µs 4.00× ±25%", "8.00 µs 8.00× ±0%"]
     ]
-    assert titles["What a request and a volume cost"].rows == [
+    assert titles["Costs of a request and of a volume"].rows == [
         ["GETATTR", "µs", "9.00 (5.00 + 4.00)", "–"]
     ]
 
@@ -134,7 +134,7 @@ def test_the_page_has_every_table(taken: Report) -> None:
             assert row[0] in page
 
 
-def test_the_drawing_is_xml_whatever_the_names_are(taken: Report) -> None:
+def test_the_drawing_escapes_names_as_xml(taken: Report) -> None:
     drawn = picture.picture(taken)
 
     assert "&lt;some &amp; one&gt;" in drawn

@@ -1,4 +1,4 @@
-"""The process that touches a mount may hang, fail or end; whoever waits for it goes on."""
+"""The process that touches a mount may hang, fail or end; its parent goes on."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from benchmarks import rounds, subjects
 
 REPOSITORY = Path(__file__).parents[2]
 
-# The first process of a PID namespace, another that has /dev/fuse open, and a child that hangs.
+# The first process of a PID namespace, one that has /dev/fuse open, and a child that hangs.
 HANGING = """
 import subprocess, sys, time
 from benchmarks import processes, rounds
@@ -20,12 +20,12 @@ other = subprocess.Popen([sys.executable, "-c", "f = open('/dev/fuse'); print();
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 other.stdout.readline()
 assert processes.serving() == [other.pid]
-print(*rounds.in_child(lambda tell: [tell("begun"), time.sleep(99)], limit_s=1), sep="; ")
+print(*rounds.in_child(lambda send: [send("begun"), time.sleep(99)], limit_s=1), sep="; ")
 assert other.wait() == -9
 """
 
 
-def test_what_hangs_is_ended_with_those_who_serve_it() -> None:
+def test_a_child_that_hangs_is_killed_with_the_servers_of_its_mount() -> None:
     within = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     done = subprocess.run(
         [*within, sys.executable, "-c", HANGING],
@@ -39,23 +39,23 @@ def test_what_hangs_is_ended_with_those_who_serve_it() -> None:
     assert (done.stdout, done.stderr) == ("begun; no end within 1 s\n", "")
 
 
-def test_a_failure_is_told_in_place_of_what_else_there_was() -> None:
-    def fail(tell: Callable[[int], None]) -> None:
-        tell(1)
+def test_an_exception_of_the_child_is_its_last_value() -> None:
+    def fail(send: Callable[[int], None]) -> None:
+        send(1)
         raise ValueError("why")
 
-    said = list(rounds.in_child(fail))
+    sent = list(rounds.in_child(fail))
 
-    assert said[0] == 1
-    assert said[1].endswith("ValueError: why\n")
+    assert sent[0] == 1
+    assert sent[1].endswith("ValueError: why\n")
 
 
-def test_an_end_without_a_word_is_an_end() -> None:
+def test_a_child_may_end_without_a_value() -> None:
     assert list(rounds.in_child(lambda _: os._exit(3))) == []
 
 
-def test_nobody_else_is_ended() -> None:
-    with pytest.raises(RuntimeError, match="anybody's"):
+def test_outside_of_namespaces_no_process_is_killed() -> None:
+    with pytest.raises(RuntimeError, match="not process 1 of a PID namespace"):
         subjects.kill()
 
 

@@ -1,4 +1,4 @@
-"""The whole harness on a tiny size: every subject through every line, and nothing left behind."""
+"""The whole harness at a tiny size: every subject runs every line, and nothing is left behind."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import wanted
+from benchmarks import arguments
 from benchmarks.report import Report
 from benchmarks.rounds import LINES
 from tests.support.tools.processes import children
@@ -39,7 +39,7 @@ def stages(directory: Path) -> list[str]:
 
 
 @pytest.mark.timeout(LIMIT_S)
-def test_every_subject_goes_through_every_line(tmp_path: Path) -> None:
+def test_every_subject_runs_every_line(tmp_path: Path) -> None:
     json, svg, page = tmp_path / "all.json", tmp_path / "all.svg", tmp_path / "all.md"
     written = ("--json", str(json), "--svg", str(svg), "--page", str(page))
 
@@ -50,7 +50,7 @@ def test_every_subject_goes_through_every_line(tmp_path: Path) -> None:
     names = {line.name for line in LINES}
     assert {line.name for line in report.lines} == names
     assert {"bindfs", "mergerfs", *report.plan.passfs} == set(report.subjects) - {"bare"}
-    assert set(report.subjects) == set(wanted.everything())
+    assert set(report.subjects) == set(arguments.known_names())
     for line in report.lines:
         assert set(line.of) == set(report.subjects)
         assert all(len(figures.samples) == 1 for figures in line.of.values())
@@ -72,10 +72,8 @@ def drawn_texts(svg: Path) -> set[str]:
     return {element.text or "" for element in ET.parse(svg).iter(f"{SVG}text")}  # noqa: S314
 
 
-def test_only_what_was_asked_for_is_measured_and_shown_again_without_measuring(
-    tmp_path: Path,
-) -> None:
-    """In a directory of the caller's, with a peer of the caller's, on a loaded machine."""
+def test_options_select_the_measurements_and_from_shows_them_again(tmp_path: Path) -> None:
+    """The run uses the caller's directory and the caller's peer, on a loaded machine."""
     json, svg = tmp_path / "some.json", tmp_path / "some.svg"
     peer = "again=bindfs -o attr_timeout=0 {source} {mountpoint}"
 
@@ -99,7 +97,7 @@ def test_only_what_was_asked_for_is_measured_and_shown_again_without_measuring(
     assert {"stat cold", "strict", "again"} <= drawn_texts(svg)
 
 
-def test_a_line_that_a_subject_cannot_do_is_reported_and_fails_the_run() -> None:
+def test_a_line_that_fails_for_a_subject_is_reported_and_fails_the_run() -> None:
     peer = "frozen=bindfs -r {source} {mountpoint}"
 
     done = run(*TINY, "--subjects", "bare", "--peer", peer, "--lines", "*e", "--no-costs")
@@ -131,7 +129,7 @@ def test_a_line_that_a_subject_cannot_do_is_reported_and_fails_the_run() -> None
         ),
     ],
 )
-def test_what_cannot_be_measured_is_an_error(words: list[str], sentence: str) -> None:
+def test_an_unusable_subject_is_an_error(words: list[str], sentence: str) -> None:
     done = run(*TINY, *words)
 
     assert done.returncode == 2
@@ -154,10 +152,10 @@ def test_an_interrupted_run_leaves_no_process_and_no_mount(
     )
     assert process.stderr is not None
     with process, process.stderr:
-        process.stderr.readline()  # a round is over, so everything runs
+        process.stderr.readline()  # the first round of a subject is over
         mine = of(tmp_path)
         process.send_signal(number)
-        process.stderr.read()  # until nobody has it any more
+        process.stderr.read()  # until no process has it open
         status = process.wait()
 
     assert mine
@@ -167,13 +165,13 @@ def test_an_interrupted_run_leaves_no_process_and_no_mount(
     while of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert of(tmp_path) == set()
-    for orphan in children() - before:  # killed by the kernel, and handed to us as to any reaper
+    for orphan in children() - before:  # the kernel killed them, and made this process their parent
         os.waitpid(orphan, 0)
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
 def of(directory: Path) -> set[int]:
-    """The processes that have *directory* among their words: what serves it, and the command."""
+    """Return the processes with *directory* in their command line: the servers and the command."""
     found = set()
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:

@@ -1,4 +1,4 @@
-"""What the command's options ask for: subjects by name, with their options and commands."""
+"""The subjects that the command's options ask for, with their options and commands."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ from benchmarks.subjects import KNOWN_PEERS
 from passthrough.options.config import OptionError, Session, parse_options
 
 
-class WantedError(Exception):
-    """An option that cannot be understood; the text says which, and what would do."""
+class ArgumentError(Exception):
+    """A wrong option. The text names the option, its value, and what is accepted."""
 
 
-def everything() -> list[str]:
-    """The names that are known without being told more."""
+def known_names() -> list[str]:
+    """Return the names that --subjects accepts."""
     return [BARE, *_sessions(), *KNOWN_PEERS]
 
 
 def passfs(names: Sequence[str], more: Sequence[str], common: Sequence[str]) -> dict[str, Passfs]:
-    """Our own subjects: the sessions among *names*, and NAME=K=V,K=V of *more*.
+    """Return the passfs subjects: the sessions among *names*, and NAME=K=V,K=V of *more*.
 
     Raises:
-        WantedError: an option that a volume could not have.
+        ArgumentError: an option that a volume does not accept.
     """
     shared = dict(_pair(word, "--option") for text in common for word in text.split(","))
     wanted = {name: {"session": name} for name in names if name in _sessions()}
@@ -32,26 +32,26 @@ def passfs(names: Sequence[str], more: Sequence[str], common: Sequence[str]) -> 
         for subject in found.values():
             parse_options(subject.options, has_source=True)
     except OptionError as error:
-        raise WantedError(str(error)) from error
+        raise ArgumentError(str(error)) from error
     return found
 
 
 def peers(names: Sequence[str], more: Sequence[str]) -> dict[str, Peer]:
-    """The others: those of *names* that are no sessions, and NAME=COMMAND of *more*.
+    """Return the peers: those of *names* that are no sessions, and NAME=COMMAND of *more*.
 
     Raises:
-        WantedError: a name that is not known, or a command that would not mount.
+        ArgumentError: an unknown name, or a command without {source} or {mountpoint}.
     """
-    unknown = [name for name in names if name not in everything()]
+    unknown = [name for name in names if name not in known_names()]
     if unknown:
-        raise WantedError(
-            f"--subjects: {unknown[0]!r} is not known; there are {', '.join(everything())},"
-            " and what --passfs and --peer add"
+        raise ArgumentError(
+            f"--subjects: {unknown[0]!r} is not known; accepted: {', '.join(known_names())};"
+            " --passfs and --peer add others"
         )
     found = {name: KNOWN_PEERS[name] for name in names if name in KNOWN_PEERS}
     for name, command in (_pair(text, "--peer") for text in more):
         if not all(place in command for place in ("{source}", "{mountpoint}")):
-            raise WantedError(f"--peer {name}: the command lacks {{source}} or {{mountpoint}}")
+            raise ArgumentError(f"--peer {name}: {command!r} lacks {{source}} or {{mountpoint}}")
         found[name] = Peer(command)
     return found
 
@@ -63,5 +63,5 @@ def _sessions() -> list[str]:
 def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise WantedError(f"{option} {text}: NAME=VALUE is expected")
+        raise ArgumentError(f"{option}: {text!r} is not accepted; NAME=VALUE is expected")
     return name, value
