@@ -1,18 +1,20 @@
-"""Where the battery runs: a bare directory, and mounts by each session in several ways.
+"""The columns of the battery: a bare directory, and mounts by each session with several options.
 
 The bare directory is the oracle: a test that fails on `control` is a wrong test. Most tests run
 as root, as another user and as a member of a supplementary group, each the owner of *directory*.
 
-Markers: `privileged` runs as root only, because the test needs a privilege or chooses its callers
-itself; `large` keeps a long test away from policies and callers that share its code with others;
-`known_difference(reason)` expects the failure on a mount, and fails when it does not come;
-`libfuse_lacks(feature, seen)` does so where libfuse serves. docs/sessions.md lists the latter.
+Markers:
 
-`columns(*ids)` names the columns that run a test, in place of all. `fault(feature, seen, *columns)`
-expects a failure that is a fault of the product, on these columns, or on each mount if none is
-named. Only an AssertionError of the test counts, or what `raises=` names. A column that is not
-named has to pass. A test with mounts of its own has the parameter *column* in place of *place*.
-docs/faults.md lists the faults (support/tools/faults.py).
+- `privileged`: runs as root only, because the test needs a privilege or chooses its callers itself.
+- `large`: does not run with policies and callers that share their code with another column.
+- `known_difference(reason)`: must fail on each mount.
+- `libfuse_lacks(feature, seen)`: must fail on each mount by libfuse. docs/sessions.md lists these.
+- `columns(*ids)`: runs on these columns only.
+- `fault(feature, seen, *columns)`: a fault of the product. The test must fail on these columns, or
+  on each mount if none is named, and pass on all others. It must raise AssertionError, or the
+  exception that `raises=` names. docs/faults.md lists the faults (support/tools/faults.py).
+
+A test with mounts of its own has the parameter *column* in place of *place*.
 """
 
 import contextlib
@@ -40,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of the battery."""
     config.addinivalue_line("markers", "privileged: runs as root only")
     config.addinivalue_line("markers", "large: does not run for each policy and caller")
-    config.addinivalue_line("markers", "columns(*ids): runs on the columns named, and no others")
+    config.addinivalue_line("markers", "columns(*ids): runs on these columns only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,7 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Turn a known difference or a fault into a strict expected failure, where it is one."""
+    """Expect a strict failure on the columns with a known difference or a fault."""
     for fault in _faults(item):
         raises = fault.kwargs.get("raises", AssertionError)
         reason = ": ".join(fault.args[:2])
@@ -80,7 +82,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def _faults(item: pytest.Item) -> list[pytest.Mark]:
     """Return the marks of the faults that show on the column of *item*.
 
-    Raises: KeyError if a mark names a column that there is not.
+    Raises: KeyError if a mark names an unknown column.
     """
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     place = parameters.get("place")
@@ -99,7 +101,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     ground = pyfuncitem.funcargs.get("place")
     if not isinstance(ground, Ground) or ground.place.caller is ROOT:
         return None
-    # `_fixtureinfo` is what pytest's own hook reads: the names that the function takes.
+    # pytest's own hook also reads the names of the function's parameters from `_fixtureinfo`.
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     ground.place.caller.run(functools.partial(pyfuncitem.obj, **arguments))
@@ -110,7 +112,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the mount's process wrote beside the failure; expect no failure of a fixture."""
+    """Add the stderr of the mount to a failure; count an expected failure of a fixture as one."""
     report = yield
     if call.when != "call" and call.excinfo is not None and hasattr(report, "wasxfail"):
         report.outcome = "failed"
@@ -149,7 +151,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
 
 @pytest.fixture
 def caller(place: Ground) -> Caller:
-    """Return who runs the test: what a second process of the same user is started as."""
+    """Return the caller that runs the test, to start a second process of the same user."""
     return place.place.caller
 
 
@@ -173,7 +175,7 @@ def directory(place: Ground, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture
 def beneath(place: Ground, directory: Path) -> Path:
-    """Return the host's directory under *directory*; on a bare directory, that itself."""
+    """Return the host's directory beneath *directory*; on a bare directory, the same one."""
     return place.beneath / directory.name
 
 
@@ -184,7 +186,7 @@ def _made(path: Path, owner: Caller) -> Path:
 
 
 def _tree(top: Path) -> dict[bytes, tuple[object, ...]]:
-    """Return name -> what stat says, for all that lies below *top*."""
+    """Return name -> attributes by lstat(2), for each file below *top*."""
     found: dict[bytes, tuple[object, ...]] = {}
     for root, directories, files in os.walk(os.fsencode(top)):
         for name in directories + files:

@@ -1,4 +1,4 @@
-"""POSIX ACLs without any option: kept by copies where session and source can, acl(5)."""
+"""POSIX ACLs without any option: copies keep them if session and source support them, acl(5)."""
 
 import os
 import struct
@@ -44,8 +44,11 @@ def test_a_copy_keeps_acls(directory: Path, beneath: Path) -> None:
 
 
 @pytest.mark.columns("kernel-auto-mapped", "libfuse-auto-ext4")
-def test_acls_are_refused_where_they_cannot_hold(directory: Path) -> None:
-    """With a map of users an ACL would name others, and libfuse cannot inherit: EOPNOTSUPP."""
+def test_acls_are_refused_with_a_map_or_libfuse(directory: Path) -> None:
+    """Setting an ACL fails with EOPNOTSUPP under a map of users, and with libfuse.
+
+    With a map the ids in an ACL would name other users. libfuse cannot pass default ACLs on.
+    """
     (directory / "file").touch()
 
     assert outcome(os.setxattr, directory / "file", ACCESS, ACL) == "ENOTSUP"

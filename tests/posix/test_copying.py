@@ -1,4 +1,4 @@
-"""Copies of many bytes, however the kernel moves them."""
+"""Copies of many bytes, by each system call that moves them."""
 
 import hashlib
 import os
@@ -55,7 +55,7 @@ def copy_by_read(source: int, target: int, size: int) -> int:
     ids=lambda f: f.__name__,
 )
 def test_copy_of_many_bytes(directory: Path, copy: Callable[[int, int, int], int]) -> None:
-    """A copy of 8 MiB has every byte, however the kernel moves them: sendfile(2), splice(2)."""
+    """A copy of 8 MiB has every byte, by each system call: sendfile(2), splice(2)."""
     size = 8 * MEBIBYTE
     source, target = directory / "source", directory / "target"
     source.write_bytes(noise(size))
@@ -85,7 +85,7 @@ def test_copy_within_a_file(directory: Path) -> None:
 
 
 def test_copy_by_programs(directory: Path) -> None:
-    """Cp and shutil, which look for shortcuts, copy every byte."""
+    """Cp and shutil, which use the fast system calls, copy every byte."""
     source = directory / "source"
     source.write_bytes(noise(3 * MEBIBYTE + 7))
     subprocess.run(["cp", source, directory / "by cp"], check=True, timeout=60)

@@ -1,6 +1,6 @@
-"""Costs of single calls, beside the bare directory: memory, descriptors, time.
+"""Costs of single calls, compared with the bare directory: memory, descriptors, time.
 
-Processor time counts, of the caller and the worker together: it hardly depends on other load.
+Times are processor times of caller and worker in sum, because other load hardly changes these.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ with_few_descriptors = pytest.mark.columns(
 
 OPEN_DIRECTORIES = 100
 NAMES = 1_000
-# A few KiB at rest; of what belongs to no directory, the allocator may take some.
+# A few KiB, and some memory that the allocator may take for other purposes.
 BYTES_EACH = 16 * 1024
 
 LARGE_DIRECTORY = 3_000
@@ -35,24 +35,24 @@ SEEKS = 60
 SEEK_TIMES = 3
 
 LOCKS = 12_000
-LOCKS_BETWEEN_LOOKS = 250
+LOCKS_BETWEEN_CHECKS = 250
 LOCKS_TIMES = 2
 
 
 def server(place: Ground) -> int:
-    """Return the process that serves; on a bare directory, this one."""
+    """Return the PID of the worker; on a bare directory, of this process."""
     return os.getpid() if place.mount is None else place.mount.worker_pid
 
 
 def memory_of(pid: int) -> int:
-    """Return the memory of a process in bytes, without that of files, proc_pid_status(5)."""
+    """Return the memory of a process in bytes, without mapped files, proc_pid_status(5)."""
     kinds = ("RssAnon:", "RssShmem:")
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
 
 
 def processor_ns(place: Ground) -> int:
-    """Return the processor time that this process and the one that serves have used."""
+    """Return the processor time that this process and the worker have used."""
     used = time.process_time_ns()
     if place.mount is None:
         return used
@@ -70,7 +70,7 @@ def cost_ns(place: Ground, call: Callable[[], object]) -> int:
 @both_sessions
 @pytest.mark.fault(
     "memory of open directories",
-    "an open directory costs 224 KiB of the worker's memory, which belongs to no container",
+    "an open directory costs 224 KiB of the worker's memory, which counts for no container",
 )
 def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Path) -> None:
     """A directory that is open and partly read costs a few KiB."""
@@ -80,7 +80,7 @@ def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Pat
     before = 0
     try:
         for number in range(OPEN_DIRECTORIES + 1):
-            if number == 1:  # the first one is for what all share
+            if number == 1:  # the first one also pays for memory that all share
                 before = memory_of(server(place))
             descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
             assert next(entries_of(descriptors[-1]))
@@ -95,14 +95,14 @@ def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Pat
 @with_few_descriptors
 @pytest.mark.fault(
     "descriptors",
-    "a user with many open files takes the worker's last descriptor: `ls` fails for all others"
+    "a user with many open files takes the worker's last descriptor: `ls` of all other users fails"
     " (EMFILE)",
 )
 @pytest.mark.parametrize("kind", ["files", "directories"])
-def test_others_can_list_while_a_user_has_many_files_open(
+def test_other_users_can_list_while_one_has_many_files_open(
     directory: Path, beneath: Path, kind: str
 ) -> None:
-    """One user's open files do not keep others from listing and stat(2)."""
+    """If one user has many files open, other users can still list and stat(2)."""
     for number in range(2 * FEW_DESCRIPTORS):
         (beneath / str(number)).touch()
     reader, writer = os.pipe()
@@ -115,7 +115,7 @@ def test_others_can_list_while_a_user_has_many_files_open(
         os.write(writer, b"!")
         time.sleep(60)
 
-    def look() -> tuple[object, set[object]]:
+    def list_and_stat() -> tuple[object, set[object]]:
         listing = outcome(os.listdir, directory)
         names = [directory / str(number) for number in range(2 * FEW_DESCRIPTORS)]
         return len(listing) if isinstance(listing, list) else listing, {
@@ -125,7 +125,7 @@ def test_others_can_list_while_a_user_has_many_files_open(
     try:
         with USER.start(take_all):
             assert os.read(reader, 1) == b"!"
-            seen = OTHER.run(look)
+            seen = OTHER.run(list_and_stat)
     finally:
         os.close(reader)
         os.close(writer)
@@ -139,7 +139,7 @@ def test_others_can_list_while_a_user_has_many_files_open(
     "telldir(3) and seekdir(3) in a large directory cost about ten times the bare directory's time",
 )
 def test_seeking_in_a_large_directory(place: Ground, directory: Path, beneath: Path) -> None:
-    """Going back to a place in a directory costs little more than on the host: seekdir(3)."""
+    """Returning to a position in a directory costs little more than on the host: seekdir(3)."""
     for number in range(LARGE_DIRECTORY):
         (beneath / f"file-{number}").touch()
     bare_ns, mount_ns = (cost_of_seeks(place, top) for top in (beneath, directory))
@@ -148,15 +148,15 @@ def test_seeking_in_a_large_directory(place: Ground, directory: Path, beneath: P
 
 
 def cost_of_seeks(place: Ground, directory: Path) -> int:
-    """Return the processor time of SEEKS seeks to places all over *directory*.
+    """Return the processor time of SEEKS seeks to random positions in *directory*.
 
-    A seek is that of seekdir(3): lseek(2), and the next readdir(3) fills its buffer anew.
+    Like seekdir(3) and readdir(3), a seek is one lseek(2) and one getdents64(2).
     """
     buffer = ctypes.create_string_buffer(BUFFER_BYTES)
     with listing(directory) as descriptor:
-        places = [entry.position for entry in entries_of(descriptor)]
-        assert len(places) == LARGE_DIRECTORY + 2
-        chosen = random.Random(1).sample(places[:-1], SEEKS)  # noqa: S311 - the same each time
+        positions = [entry.position for entry in entries_of(descriptor)]
+        assert len(positions) == LARGE_DIRECTORY + 2
+        chosen = random.Random(1).sample(positions[:-1], SEEKS)  # noqa: S311 - the same each time
 
         def seek() -> None:
             for position in chosen:
@@ -181,10 +181,10 @@ def test_many_lock_ranges(place: Ground, directory: Path, beneath: Path) -> None
 
 
 def take_locks(path: Path, goes_on: Callable[[], bool]) -> int:
-    """Lock every other byte of *path*, up to LOCKS of them, while *goes_on*; return how many."""
+    """Lock every other byte of *path*, up to LOCKS, while *goes_on*; return the number of locks."""
     with path.open("wb") as file:
         for number in range(LOCKS):
-            if number % LOCKS_BETWEEN_LOOKS == 0 and not goes_on():
+            if number % LOCKS_BETWEEN_CHECKS == 0 and not goes_on():
                 return number
             fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * number)
     return LOCKS

@@ -1,4 +1,4 @@
-"""Reading and writing: by position, at the end, by several at once."""
+"""Reading and writing: at an offset, at the end of the file, by several processes at once."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ MEBIBYTE = 1 << 20
 
 @pytest.mark.parametrize("offset", [0, 1, PAGE_BYTES - 1, 131_072, (5 << 30) + 3])
 def test_write_and_read_at_an_offset(directory: Path, offset: int) -> None:
-    """Bytes written at a position are read from there, after a hole of zeros: pwrite(2)."""
+    """Bytes written at an offset are read from there, after a hole of zeros: pwrite(2)."""
     for size in (1, 4095, PAGE_BYTES, 4097, MEBIBYTE + 1):
         path, content = directory / str(size), noise(size)
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
@@ -41,8 +41,8 @@ def test_write_and_read_at_an_offset(directory: Path, offset: int) -> None:
             assert file.read() == bytes(before) + content
 
 
-def test_overwriting_keeps_the_rest(directory: Path) -> None:
-    """A write changes the bytes that it names and no others: write(2)."""
+def test_overwriting_keeps_all_other_bytes(directory: Path) -> None:
+    """A write changes the bytes of its range and no others: write(2)."""
     path = directory / "file"
     expected = bytearray(noise(300_000))
     path.write_bytes(expected)
@@ -62,7 +62,7 @@ def test_overwriting_keeps_the_rest(directory: Path) -> None:
 
 
 def test_position_moves(directory: Path) -> None:
-    """Reads and writes go on where the last one ended, and seeking moves there: lseek(2)."""
+    """A read or write starts where the last one ended, or at the position of lseek(2)."""
     with (directory / "file").open("wb+", buffering=0) as file:
         file.write(b"one")
         file.write(b"two")
@@ -109,7 +109,7 @@ def test_vectors(directory: Path) -> None:
     ],
 )
 def test_refusals(directory: Path, flags: int, call: Callable[[int], object], number: int) -> None:
-    """A descriptor does what it was opened for and no more: read(2), write(2), ftruncate(2)."""
+    """A descriptor allows only its access mode: read(2), write(2), ftruncate(2)."""
     (directory / "file").write_text("content")
     descriptor = open_file(directory / "file", flags)
     try:
@@ -133,7 +133,7 @@ def test_reading_a_directory(directory: Path) -> None:
 
 
 def test_write_is_seen_by_another_descriptor(directory: Path) -> None:
-    """A read that follows a write returns what was written, through any descriptor: write(2)."""
+    """A read after a write returns the written bytes, through any descriptor: write(2)."""
     path = directory / "file"
     path.write_bytes(b"old " * 2000)
     writer, reader = open_file(path, os.O_WRONLY), open_file(path, os.O_RDONLY)
@@ -151,7 +151,7 @@ def test_write_is_seen_by_another_descriptor(directory: Path) -> None:
 
 
 def test_write_is_seen_by_another_process(directory: Path, caller: Caller) -> None:
-    """What one process wrote, another reads, before and after the file is closed: write(2)."""
+    """A process reads bytes of another one, before and after the file is closed: write(2)."""
     path = directory / "file"
     descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -166,7 +166,7 @@ def test_write_is_seen_by_another_process(directory: Path, caller: Caller) -> No
 
 
 def test_append_by_several_processes(directory: Path, caller: Caller) -> None:
-    """With O_APPEND each write lands whole at the end at that time, none is lost: open(2)."""
+    """With O_APPEND each write appends all its bytes at the current end of the file: open(2)."""
     path = directory / "log"
     processes, records = 4, 150
 
@@ -188,7 +188,7 @@ def test_append_by_several_processes(directory: Path, caller: Caller) -> None:
 
 
 def test_append_through_two_descriptors(directory: Path) -> None:
-    """O_APPEND goes to the end of the file as others have left it, not as it was: open(2)."""
+    """O_APPEND writes at the current end, which other descriptors may have moved: open(2)."""
     path = directory / "file"
     first = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     second = open_file(path, os.O_WRONLY)
@@ -196,7 +196,7 @@ def test_append_through_two_descriptors(directory: Path) -> None:
         os.write(first, b"one ")
         os.pwrite(second, b"two ", 4)
         os.write(first, b"three")
-        # The position is ignored then, which is Linux's way: pwrite(2), BUGS.
+        # Linux ignores the offset for a file with O_APPEND: pwrite(2), BUGS.
         os.pwrite(first, b"!", 0)
     finally:
         os.close(first)
@@ -206,7 +206,7 @@ def test_append_through_two_descriptors(directory: Path) -> None:
 
 
 def test_append_after_growth_beneath(directory: Path, beneath: Path) -> None:
-    """O_APPEND finds the end of the file also when it grew beneath, unseen: open(2)."""
+    """O_APPEND writes at the end of the file, even if the host has moved the end: open(2)."""
     descriptor = open_file(directory / "file", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(descriptor, b"one ")
@@ -220,7 +220,7 @@ def test_append_after_growth_beneath(directory: Path, beneath: Path) -> None:
 
 
 def test_append_switched_on_later(directory: Path) -> None:
-    """O_APPEND can be set on an open file and holds from then on: fcntl(2)."""
+    """O_APPEND can be set on an open file, for all later writes: fcntl(2)."""
     path = directory / "file"
     descriptor = open_file(path, os.O_WRONLY | os.O_CREAT)
     try:
@@ -235,8 +235,8 @@ def test_append_switched_on_later(directory: Path) -> None:
     assert path.read_bytes() == b"content+"
 
 
-def test_several_write_their_own_part(directory: Path, caller: Caller) -> None:
-    """Concurrent writes to different places of one file do not disturb each other: write(2)."""
+def test_processes_write_parts_of_one_file(directory: Path, caller: Caller) -> None:
+    """Concurrent writes to different ranges of one file do not disturb each other: write(2)."""
     path = directory / "file"
     part_bytes, parts = 100_003, 4
     path.touch()

@@ -1,4 +1,4 @@
-"""Listings: complete, stable while names come and go, and true about each entry."""
+"""Listings: complete, stable while names are added and removed, with right attributes."""
 
 import itertools
 import os
@@ -13,13 +13,13 @@ from tests.support.tools.callers import Caller, together
 from tests.support.tools.listing import entries_of, listing
 
 MANY = 10_000
-SOME = 400  # several times what fits one reply to the kernel's smallest request
+SOME = 400  # fills several replies to the kernel's smallest request
 SMALLEST_BUFFER_BYTES = 280  # one record with the longest name, rounded up to 8
 
 DT_FIFO, DT_CHR, DT_DIR, DT_REG, DT_LNK, DT_SOCK = 1, 2, 4, 8, 10, 12
 
-# With the smallest one the kernel asks anew for what did not fit; a page takes a whole reply, so
-# that the next request goes on where the last one ended.
+# With the smallest buffer the kernel requests again the entries that did not fit. A page takes a
+# whole reply, so that the next request begins where the last one ended.
 every_buffer = pytest.mark.parametrize("buffer_bytes", [SMALLEST_BUFFER_BYTES, 4_096])
 
 
@@ -43,8 +43,8 @@ def test_many_entries(directory: Path) -> None:
 
 
 @pytest.mark.large
-def test_many_entries_while_others_change(directory: Path, caller: Caller) -> None:
-    """A lasting entry is listed once while others are made and removed at once: readdir(3)."""
+def test_many_entries_while_other_entries_change(directory: Path, caller: Caller) -> None:
+    """A lasting entry is listed once while other ones are made and removed: readdir(3)."""
     lasting = fill(directory, 3_000)
 
     def churn() -> None:
@@ -63,7 +63,7 @@ def test_many_entries_while_others_change(directory: Path, caller: Caller) -> No
 
 @every_buffer
 def test_entries_removed_while_listing(directory: Path, buffer_bytes: int) -> None:
-    """Removing what was just listed skips nothing: this is how `rm -r` works, readdir(3)."""
+    """A listing skips nothing while the listed entries are removed, as by `rm -r`: readdir(3)."""
     names = fill(directory, SOME)
     listed = []
     with listing(directory) as descriptor:
@@ -78,7 +78,7 @@ def test_entries_removed_while_listing(directory: Path, buffer_bytes: int) -> No
 
 @every_buffer
 def test_entries_made_while_listing(directory: Path, buffer_bytes: int) -> None:
-    """What comes while a listing goes on shows once or not at all, the rest once: readdir(3)."""
+    """An entry made during a listing is listed once or not at all, each other once: readdir(3)."""
     names = fill(directory, SOME)
     listed: Counter[str] = Counter()
     with listing(directory) as descriptor:
@@ -93,7 +93,7 @@ def test_entries_made_while_listing(directory: Path, buffer_bytes: int) -> None:
 
 @every_buffer
 def test_entries_removed_ahead_of_the_listing(directory: Path, buffer_bytes: int) -> None:
-    """Vanished entries are left out and fail nothing; the lasting ones all come: readdir(3)."""
+    """Removed entries do not fail a listing, and all lasting entries are listed: readdir(3)."""
     names = fill(directory, SOME)
     with listing(directory) as descriptor:
         entries = entries_of(descriptor, buffer_bytes)
@@ -121,8 +121,8 @@ def test_dot_entries(directory: Path) -> None:
     assert entries[".."].inode == directory.stat().st_ino
 
 
-def test_entries_tell_inode_and_type(directory: Path) -> None:
-    """d_ino and d_type are what stat says of each entry: readdir(3)."""
+def test_entries_have_inode_and_type(directory: Path) -> None:
+    """d_ino and d_type agree with stat(2) for each entry: readdir(3)."""
     (directory / "file").touch()
     (directory / "link").symlink_to("file")
     (directory / "hard").hardlink_to(directory / "file")
@@ -140,7 +140,7 @@ def test_entries_tell_inode_and_type(directory: Path) -> None:
 
 
 def test_many_inode_numbers(directory: Path) -> None:
-    """The inode numbers of a long listing are those that stat gives: readdir(3)."""
+    """The inode numbers of a long listing agree with stat(2): readdir(3)."""
     fill(directory, SOME)
     with os.scandir(directory) as entries:
         listed = {entry.name: entry.inode() for entry in entries}
@@ -150,7 +150,7 @@ def test_many_inode_numbers(directory: Path) -> None:
 
 @every_buffer
 def test_seeking(directory: Path, buffer_bytes: int) -> None:
-    """A listing goes on from any remembered position with what came then: seekdir(3)."""
+    """After a seek to an earlier position the listing continues with the same names: seekdir(3)."""
     fill(directory, 150)
     with listing(directory) as descriptor:
         entries = list(entries_of(descriptor, buffer_bytes))
@@ -162,21 +162,21 @@ def test_seeking(directory: Path, buffer_bytes: int) -> None:
 
 
 def test_positions_outlive_other_entries(directory: Path) -> None:
-    """A position stays good while other entries go: seekdir(3), as an NFS server needs it."""
+    """A position stays valid while other entries are removed: seekdir(3). NFS servers need this."""
     fill(directory, 150)
     with listing(directory) as descriptor:
         entries = list(entries_of(descriptor, SMALLEST_BUFFER_BYTES))
-        place = entries[80]
+        entry_before = entries[80]
         for entry in entries[10:60]:
             if entry.name not in {".", ".."}:
                 (directory / entry.name).unlink()
-        os.lseek(descriptor, place.position, os.SEEK_SET)
+        os.lseek(descriptor, entry_before.position, os.SEEK_SET)
 
         assert next(entries_of(descriptor, SMALLEST_BUFFER_BYTES)).name == entries[81].name
 
 
-def test_rewinding_shows_what_is_new(directory: Path) -> None:
-    """After a return to the start the listing is that of the moment: rewinddir(3)."""
+def test_rewinding_shows_new_entries(directory: Path) -> None:
+    """After a return to the start the listing has the current entries: rewinddir(3)."""
     fill(directory, 20)
     with listing(directory) as descriptor:
         before = {entry.name for entry in entries_of(descriptor)}
@@ -189,8 +189,8 @@ def test_rewinding_shows_what_is_new(directory: Path) -> None:
     assert before - after == {"00000"}
 
 
-def test_each_listing_is_of_the_moment(directory: Path) -> None:
-    """Whoever lists after a change sees it, however often was listed before: readdir(3)."""
+def test_each_listing_shows_the_last_change(directory: Path) -> None:
+    """A listing after a change shows the change, also after earlier listings: readdir(3)."""
     for number in range(5):
         name = f"{number}"
         (directory / name).touch()
@@ -215,7 +215,7 @@ def test_two_listings_at_once(directory: Path) -> None:
 
 
 def test_listing_by_several_processes(directory: Path, caller: Caller) -> None:
-    """Any number of processes list at once, each completely: readdir(3)."""
+    """Several processes list at once, and each listing is complete: readdir(3)."""
     names = fill(directory, SOME)
     listings = together(caller.start(lambda: os.listdir(directory)) for _ in range(4))
 
@@ -223,7 +223,7 @@ def test_listing_by_several_processes(directory: Path, caller: Caller) -> None:
 
 
 def test_listing_of_a_removed_directory(directory: Path) -> None:
-    """A directory that was removed while open lists nothing of what it had: rmdir(2)."""
+    """An open directory that was removed has no entries: rmdir(2)."""
     inner = directory / "inner"
     inner.mkdir()
     with listing(inner) as descriptor:
@@ -232,8 +232,8 @@ def test_listing_of_a_removed_directory(directory: Path) -> None:
         assert os.listdir(descriptor) == []
 
 
-def test_empty_and_full_again(directory: Path) -> None:
-    """A tree is listed by find as it was made, and is gone after rm: find(1), rm(1)."""
+def test_find_and_rm_of_a_tree(directory: Path) -> None:
+    """Find lists a tree completely, and rm removes it: find(1), rm(1)."""
     made = {directory / one / two for one in "abc" for two in "xyz"}
     for path in made:
         path.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""File handles of the mount, name_to_handle_at(2): none leads to another file."""
+"""File handles of the mount, name_to_handle_at(2): none opens another file."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from tests.support.tools.files import outcome
 
 MAX_HANDLE_SZ = 128
 AT_FDCWD = -100
-# An inode's number is free again once the worker has taken FORGET; a round may be too quick.
+# An inode number is free after the worker has read FORGET, which one round may not wait for.
 ROUNDS = 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,7 +28,7 @@ def handle_of(path: Path) -> bytes:
 
 
 def content_of(handle: bytes, directory: Path) -> bytes:
-    """Return what the file has. Raises: OSError as open_by_handle_at(2) reports it."""
+    """Return the file's content. Raises: OSError as open_by_handle_at(2) reports it."""
     mount = os.open(directory, os.O_RDONLY)
     fd = _libc.open_by_handle_at(mount, handle, os.O_RDONLY)
     number = ctypes.get_errno()
@@ -42,10 +42,10 @@ def content_of(handle: bytes, directory: Path) -> bytes:
 @pytest.mark.columns("control-ext4", "kernel-auto-ext4", "libfuse-auto-ext4")
 @pytest.mark.fault(
     "file handles of the mount",
-    "the handle of a removed file opens the next file with its inode number",
+    "the file handle of a removed file opens the next file with its inode number",
 )
 def test_the_handle_of_a_removed_file_opens_no_other(directory: Path) -> None:
-    """A handle leads to its file or to none (ESTALE): open_by_handle_at(2)."""
+    """A file handle opens its own file or none (ESTALE): open_by_handle_at(2)."""
     found = set()
     for _ in range(ROUNDS):
         (directory / "removed").write_text("first")
@@ -64,11 +64,11 @@ def test_the_handle_of_a_removed_file_opens_no_other(directory: Path) -> None:
 @pytest.mark.columns("kernel-auto")
 @pytest.mark.fault(
     "file handles of the mount",
-    "the mount gives out handles although it cannot be exported",
+    "the mount returns file handles although it cannot be exported",
     "kernel-auto",
 )
-def test_the_mount_gives_out_no_handles(directory: Path) -> None:
-    """FUSE_NO_EXPORT_SUPPORT has the kernel answer EOPNOTSUPP; pyfuse3 does not negotiate it."""
+def test_the_mount_returns_no_file_handles(directory: Path) -> None:
+    """With FUSE_NO_EXPORT_SUPPORT, which pyfuse3 does not set, the kernel returns EOPNOTSUPP."""
     (directory / "file").touch()
 
     assert outcome(handle_of, directory / "file") == "ENOTSUP"

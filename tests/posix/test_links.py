@@ -1,4 +1,4 @@
-"""Links: hard ones are one file, symbolic ones are text that is followed."""
+"""Links: hard links are names of one file, symbolic links contain a path that is followed."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def test_hard_link_in_another_directory(directory: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo"])
 def test_hard_link_to_special(directory: Path, kind: str) -> None:
-    """A symlink is linked itself, not its target, and a fifo without opening it: link(2)."""
+    """A hard link to a symlink or a fifo neither follows nor opens it: link(2)."""
     MAKERS[kind](directory / "first")
     os.link(directory / "first", directory / "second", follow_symlinks=False)
 
@@ -50,7 +50,7 @@ def test_hard_link_to_special(directory: Path, kind: str) -> None:
 
 
 def test_symlink_reads_back(directory: Path) -> None:
-    """The target is any non-empty bytes, kept as they are; st_size is their number: symlink(7)."""
+    """The target is any non-empty bytes, unchanged; st_size is their number: symlink(7)."""
     for number, target in enumerate([b"x", b"../\xff\n", b"/" + b"t/" * 2000]):
         path = os.fsencode(directory / str(number))
         os.symlink(target, path)
@@ -60,7 +60,7 @@ def test_symlink_reads_back(directory: Path) -> None:
 
 
 def test_dangling_symlink(directory: Path) -> None:
-    """A symlink to nothing exists itself, its target does not, and creating makes it: open(2)."""
+    """A symlink may exist without its target, and O_CREAT makes the target: open(2)."""
     link = directory / "link"
     link.symlink_to("target")
     assert stat.S_ISLNK(link.lstat().st_mode)

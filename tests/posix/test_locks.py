@@ -29,7 +29,7 @@ def flock(descriptor: int, operation: int) -> None:
 
 def lockf(descriptor: int, operation: int) -> None:
     """Lock the whole file by fcntl(2), without waiting."""
-    # lockf knows "not waiting" for locking only.
+    # Python's lockf accepts LOCK_NB only together with LOCK_SH or LOCK_EX.
     fcntl.lockf(descriptor, operation | (fcntl.LOCK_NB if operation != fcntl.LOCK_UN else 0))
 
 
@@ -66,7 +66,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def can_lock(path: Path, lock: Lock, operation: int) -> bool:
-    """Return whether the lock is to be had through a descriptor of its own."""
+    """Return whether a new descriptor gets the lock."""
     with opened(path) as descriptor:
         try:
             lock(descriptor, operation)
@@ -78,8 +78,8 @@ def can_lock(path: Path, lock: Lock, operation: int) -> bool:
 
 
 @every_lock
-def test_exclusive_lock_keeps_others_out(file: Path, caller: Caller, lock: Lock) -> None:
-    """Nobody shares an exclusive lock, and anybody has it after it is given back: flock(2)."""
+def test_an_exclusive_lock_excludes_all_others(file: Path, caller: Caller, lock: Lock) -> None:
+    """An exclusive lock excludes all others until it is released: flock(2)."""
     with opened(file) as descriptor:
         lock(descriptor, fcntl.LOCK_EX)
         assert not caller.run(lambda: can_lock(file, lock, fcntl.LOCK_EX))
@@ -90,8 +90,8 @@ def test_exclusive_lock_keeps_others_out(file: Path, caller: Caller, lock: Lock)
 
 
 @every_lock
-def test_shared_locks_go_together(file: Path, caller: Caller, lock: Lock) -> None:
-    """Several share, and shut out the exclusive one: flock(2), fcntl_locking(2)."""
+def test_shared_locks_exclude_exclusive_ones(file: Path, caller: Caller, lock: Lock) -> None:
+    """A shared lock allows other shared locks and no exclusive one: flock(2), fcntl_locking(2)."""
     with opened(file) as descriptor:
         lock(descriptor, fcntl.LOCK_SH)
 
@@ -101,7 +101,7 @@ def test_shared_locks_go_together(file: Path, caller: Caller, lock: Lock) -> Non
 
 @every_lock
 def test_a_lock_ends_with_its_descriptor(file: Path, caller: Caller, lock: Lock) -> None:
-    """Closing gives a lock back: flock(2), fcntl_locking(2)."""
+    """Closing the descriptor releases the lock: flock(2), fcntl_locking(2)."""
     with opened(file) as descriptor:
         lock(descriptor, fcntl.LOCK_EX)
 
@@ -111,27 +111,27 @@ def test_a_lock_ends_with_its_descriptor(file: Path, caller: Caller, lock: Lock)
 @every_lock
 def test_a_lock_ends_with_its_process(file: Path, caller: Caller, lock: Lock) -> None:
     """A process that is killed leaves no lock behind: flock(2), fcntl_locking(2)."""
-    ready, said = os.pipe()
+    reader, writer = os.pipe()
 
     def hold() -> None:
         with opened(file) as descriptor:
             lock(descriptor, fcntl.LOCK_EX)
-            os.write(said, b"!")
+            os.write(writer, b"!")
             signal.pause()
 
     with caller.start(hold) as holder:
-        assert os.read(ready, 1) == b"!"
+        assert os.read(reader, 1) == b"!"
         assert not can_lock(file, lock, fcntl.LOCK_EX)
         holder.kill()
 
         assert can_lock(file, lock, fcntl.LOCK_EX)
-    os.close(ready)
-    os.close(said)
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("lock", [flock, ofd_lock], ids=lambda f: f.__name__)
 def test_two_descriptors_of_one_process(file: Path, lock: Lock) -> None:
-    """The owner of such a lock is the open file, not the process: flock(2)."""
+    """The owner of a flock or OFD lock is the open file description, not the process: flock(2)."""
     with opened(file) as first:
         lock(first, fcntl.LOCK_EX)
         assert not can_lock(file, lock, fcntl.LOCK_EX)
@@ -140,8 +140,8 @@ def test_two_descriptors_of_one_process(file: Path, lock: Lock) -> None:
         assert not can_lock(file, lock, fcntl.LOCK_EX)
 
 
-def test_process_locks_are_the_process_s(file: Path, caller: Caller) -> None:
-    """A process does not exclude itself, and closing any descriptor drops all: fcntl_locking(2)."""
+def test_the_owner_of_a_posix_lock_is_the_process(file: Path, caller: Caller) -> None:
+    """A process does not exclude itself; closing any descriptor releases all: fcntl_locking(2)."""
     with opened(file) as first:
         lockf(first, fcntl.LOCK_EX)
         assert not caller.run(lambda: can_lock(file, lockf, fcntl.LOCK_EX))
@@ -152,7 +152,7 @@ def test_process_locks_are_the_process_s(file: Path, caller: Caller) -> None:
 
 
 def test_ranges(file: Path, caller: Caller) -> None:
-    """Locks on different ranges do not meet, those on the same do: fcntl_locking(2)."""
+    """Locks conflict only if their ranges overlap: fcntl_locking(2)."""
 
     def can_lock_range(start: int, length: int) -> bool:
         with opened(file) as descriptor:
@@ -174,8 +174,8 @@ def test_ranges(file: Path, caller: Caller) -> None:
         assert not caller.run(lambda: can_lock_range(20, 5))
 
 
-def test_who_holds_a_lock(file: Path, caller: Caller) -> None:
-    """F_GETLK tells type, range and process of the lock in the way: fcntl_locking(2)."""
+def test_getlk_returns_the_holder(file: Path, caller: Caller) -> None:
+    """F_GETLK returns type, range and process of the conflicting lock: fcntl_locking(2)."""
 
     def ask() -> tuple[int, ...]:
         with opened(file) as descriptor:
@@ -191,7 +191,7 @@ def test_who_holds_a_lock(file: Path, caller: Caller) -> None:
 
 @pytest.mark.parametrize("wait", [fcntl.flock, fcntl.lockf], ids=lambda f: f.__name__)
 def test_waiting_for_a_lock(file: Path, caller: Caller, wait: Callable[[int, int], None]) -> None:
-    """Who waits for a lock has it after the holder is done, and not before: flock(2)."""
+    """A process that waits for a lock gets it when the holder releases it: flock(2)."""
 
     def read_when_locked() -> bytes:
         with opened(file) as descriptor:
@@ -209,7 +209,7 @@ def test_waiting_for_a_lock(file: Path, caller: Caller, wait: Callable[[int, int
 
 
 def test_counting_under_a_lock(file: Path, caller: Caller) -> None:
-    """Processes that add under a lock lose no step, and read what the last one wrote: flock(2)."""
+    """Processes that count under a lock lose no step: each reads the last number: flock(2)."""
     processes, steps = 3, 60
 
     def count() -> None:
@@ -225,8 +225,8 @@ def test_counting_under_a_lock(file: Path, caller: Caller) -> None:
     assert int.from_bytes(file.read_bytes()[:8], "little") == processes * steps
 
 
-def test_lock_needs_the_right_descriptor(file: Path) -> None:
-    """Fcntl's exclusive lock needs a descriptor that writes, EBADF: fcntl_locking(2)."""
+def test_an_exclusive_lock_needs_a_writable_descriptor(file: Path) -> None:
+    """An exclusive lock by fcntl(2) fails with EBADF on O_RDONLY: fcntl_locking(2)."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         with pytest.raises(OSError) as caught:
@@ -239,11 +239,11 @@ def test_lock_needs_the_right_descriptor(file: Path) -> None:
 
 
 @pytest.mark.libfuse_lacks(
-    "locks that other volumes and the host see", "they hold among the users of the one mount"
+    "locks that other volumes and the host see", "a lock holds among the users of one mount"
 )
 @every_lock
 def test_locks_hold_beneath(file: Path, beneath: Path, caller: Caller, lock: Lock) -> None:
-    """Who uses the same file by another way meets the same locks, both ways: fcntl_locking(2)."""
+    """A lock through the mount conflicts with one on the host's file: fcntl_locking(2)."""
 
     def denied(path: Path) -> bool:
         with opened(path) as descriptor:
@@ -259,7 +259,7 @@ def test_locks_hold_beneath(file: Path, beneath: Path, caller: Caller, lock: Loc
             assert caller.run(partial(denied, wanted))
         deadline = time.monotonic() + LIMIT_S
         while caller.run(partial(denied, wanted)):
-            # A kernel does not wait until a FUSE file system has heard that a file is closed.
+            # close(2) does not wait until the worker has answered FLUSH or RELEASE.
             assert time.monotonic() < deadline
 
 
@@ -267,7 +267,7 @@ def test_locks_hold_beneath(file: Path, beneath: Path, caller: Caller, lock: Loc
 def test_a_signal_ends_the_wait(
     file: Path, caller: Caller, wait: Callable[[int, int], None]
 ) -> None:
-    """Who waits for a lock can be interrupted, and has none then: signal(7)."""
+    """A signal interrupts a process that waits for a lock, which it then lacks: signal(7)."""
 
     def interrupted() -> str:
         def alarm(*_: object) -> None:
@@ -290,8 +290,8 @@ def test_a_signal_ends_the_wait(
         wait(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_lock_to_read_ends_with_any_descriptor(file: Path, caller: Caller) -> None:
-    """Also with one that was only read through, and is not the one that was locked."""
+def test_a_shared_posix_lock_ends_with_any_descriptor(file: Path, caller: Caller) -> None:
+    """A process loses its shared lock if it closes any descriptor of the file, even O_RDONLY."""
 
     def free() -> bool:
         with opened(file) as descriptor:
@@ -309,8 +309,8 @@ def test_a_lock_to_read_ends_with_any_descriptor(file: Path, caller: Caller) -> 
         assert caller.run(free)
 
 
-def test_processes_that_wait_for_one_another(file: Path, caller: Caller) -> None:
-    """The one that would close the circle is told, EDEADLK: fcntl_locking(2)."""
+def test_a_deadlock_of_two_processes_is_an_error(file: Path, caller: Caller) -> None:
+    """A lock that would close a cycle of waiting processes fails with EDEADLK: fcntl_locking(2)."""
 
     def wait_for_the_first() -> int:
         with opened(file) as descriptor:

@@ -1,4 +1,4 @@
-"""Shared maps of files that the kernel passes through: times, blocks, and one content for all."""
+"""Shared maps of files with kernel passthrough: times, blocks, and the same content for all."""
 
 import mmap
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 SIZE = 1 << 20
-# A notification may follow the answer to close(2); attributes stay known for 1 s and more.
+# A notification may follow the answer to close(2). Without one the kernel keeps attributes for 1 s.
 NOTICED_S = 0.2
-# In a stall of a second the kernel asks by itself; not in each of several rounds.
+# If a round stalls for 1 s, the attributes expire and hide the fault. Not every round stalls.
 ROUNDS = 4
 
 
-def told(path: Path) -> tuple[bool, bool]:
-    """Return whether *path* shows that it was changed, and that it has blocks."""
+def changed_and_allocated(path: Path) -> tuple[bool, bool]:
+    """Return whether *path* has a new mtime, and whether it has blocks."""
     status = path.stat()
     return status.st_mtime > 1, status.st_blocks > 0
 
@@ -23,28 +23,28 @@ def told(path: Path) -> tuple[bool, bool]:
 @pytest.mark.columns("control", "kernel-auto", "kernel-always", "kernel-never", "libfuse-auto")
 @pytest.mark.fault(
     "stores into shared maps",
-    "a store into a shared map that is passed through moves neither times nor blocks until"
-    " attr_timeout has passed, with `cache=always` for a day",
+    "a store into a shared map of a file with kernel passthrough changes neither times nor blocks"
+    " until attr_timeout has expired, with `cache=always` for a day",
     "kernel-auto",
     "kernel-always",
 )
 def test_times_and_blocks_after_a_store_into_a_map(directory: Path) -> None:
-    """After close(2) at the latest, stat(2) shows what a store has changed: mmap(2)."""
+    """After close(2) at the latest, stat(2) shows times and blocks of a store: mmap(2)."""
     for number in range(ROUNDS):
         path = directory / str(number)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         os.ftruncate(descriptor, SIZE)
         with mmap.mmap(descriptor, SIZE) as area:
             os.utime(path, (1, 1))
-            assert told(path) == (False, False)
+            assert changed_and_allocated(path) == (False, False)
             area[:] = b"y" * SIZE
             area.flush()
         os.close(descriptor)
         deadline = time.monotonic() + NOTICED_S
-        while told(path) != (True, True) and time.monotonic() < deadline:
+        while changed_and_allocated(path) != (True, True) and time.monotonic() < deadline:
             time.sleep(NOTICED_S / 10)
 
-        assert told(path) == (True, True)
+        assert changed_and_allocated(path) == (True, True)
 
 
 @pytest.mark.privileged
@@ -57,7 +57,7 @@ def test_times_and_blocks_after_a_store_into_a_map(directory: Path) -> None:
     ids=["plain", "setuid", "setgid", "direct"],
 )
 def test_a_map_and_a_later_open_show_one_content(directory: Path, mode: int, flags: int) -> None:
-    """A map outlives its descriptor, and a later open of another kind sees the same: mmap(2)."""
+    """A map outlives its descriptor, and a later open in another mode sees its stores: mmap(2)."""
     path = directory / "file"
     path.write_bytes(b"first".ljust(mmap.PAGESIZE, b"-"))
     descriptor = os.open(path, os.O_RDWR)
@@ -83,6 +83,6 @@ def test_a_map_and_a_later_open_show_one_content(directory: Path, mode: int, fla
 
 
 def read(descriptor: int, page: mmap.mmap) -> bytes:
-    """Return the first bytes of a file, through *page*, which lies as O_DIRECT wants it."""
+    """Return the first 5 bytes of a file, read into *page*, which is aligned for O_DIRECT."""
     os.preadv(descriptor, [page], 0)
     return page[:5]

@@ -14,12 +14,12 @@ PAGE_BYTES = mmap.PAGESIZE
 
 
 def mapped(descriptor: int, size: int, **options: int) -> mmap.mmap:
-    """Map the file; the descriptor may be closed, the mapping has its own."""
+    """Map the file. The caller may close the descriptor, because mmap duplicates it."""
     return mmap.mmap(descriptor, size, **options)
 
 
 def test_shared_mapping_writes_the_file(directory: Path, caller: Caller) -> None:
-    """Stores into a shared mapping are in the file after msync, for everybody: mmap(2)."""
+    """Stores into a shared mapping are in the file after msync, for all processes: mmap(2)."""
     path = directory / "file"
     size = 3 * PAGE_BYTES + 100
     path.write_bytes(noise(size))
@@ -38,7 +38,7 @@ def test_shared_mapping_writes_the_file(directory: Path, caller: Caller) -> None
 
 
 def test_shared_mapping_sees_writes(directory: Path) -> None:
-    """A shared mapping shows what write(2) puts into the file: mmap(2)."""
+    """A shared mapping shows the bytes that write(2) puts into the file: mmap(2)."""
     path = directory / "file"
     path.write_bytes(bytes(2 * PAGE_BYTES))
     descriptor = open_file(path, os.O_RDWR)
@@ -70,7 +70,7 @@ def test_shared_mapping_of_two_processes(directory: Path, caller: Caller) -> Non
         assert shared[:5] == b"hello"
 
 
-def test_private_mapping_keeps_to_itself(directory: Path) -> None:
+def test_private_mapping_leaves_the_file_alone(directory: Path) -> None:
     """Stores into a private mapping never reach the file: mmap(2)."""
     path = directory / "file"
     path.write_bytes(noise(PAGE_BYTES))
@@ -84,7 +84,7 @@ def test_private_mapping_keeps_to_itself(directory: Path) -> None:
 
 
 def test_mapping_of_a_file_without_name(directory: Path) -> None:
-    """A mapping holds the file when its name and all descriptors are gone: mmap(2)."""
+    """A mapping keeps the file after its name and all descriptors are gone: mmap(2)."""
     path = directory / "file"
     path.write_bytes(noise(PAGE_BYTES))
     descriptor = open_file(path, os.O_RDWR)
@@ -99,7 +99,7 @@ def test_mapping_of_a_file_without_name(directory: Path) -> None:
 
 @pytest.mark.privileged
 def test_mapping_beyond_the_end(directory: Path, caller: Caller) -> None:
-    """A page beyond the end of a file that was cut is SIGBUS to touch: mmap(2)."""
+    """An access to a page beyond the end of a truncated file raises SIGBUS: mmap(2)."""
     path = directory / "file"
     path.write_bytes(noise(2 * PAGE_BYTES))
 

@@ -1,4 +1,4 @@
-"""Modes, owners, sizes and numbers: what stat and statvfs say."""
+"""Modes, owners, sizes and numbers, as stat and statvfs return them."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ def test_chmod(directory: Path, kind: str) -> None:
 
 
 def test_chmod_of_a_descriptor(directory: Path) -> None:
-    """Fchmod changes the file that is open, whatever its name is now: fchmod(2)."""
+    """Fchmod changes the open file, even after a rename: fchmod(2)."""
     with (directory / "old").open("w") as file:
         (directory / "old").rename(directory / "new")
         os.fchmod(file.fileno(), 0o640)
@@ -33,7 +33,7 @@ def test_chmod_of_a_descriptor(directory: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "umask"), [(0o666, 0o022), (0o777, 0o077), (0o640, 0o000)])
 def test_umask(directory: Path, caller: Caller, mode: int, umask: int) -> None:
-    """What is made has its mode less the umask of the caller: umask(2)."""
+    """A new file has its mode less the umask of the caller: umask(2)."""
 
     def make() -> None:
         os.close(os.open(directory / "file", os.O_CREAT | os.O_WRONLY, mode))
@@ -83,7 +83,7 @@ def test_chown_of_a_symlink(directory: Path) -> None:
 
 @pytest.mark.privileged
 def test_chown_clears_suid_and_sgid(directory: Path) -> None:
-    """A new owner of a program does not inherit its set-id bits; Linux: root's too: chown(2)."""
+    """A new owner clears the set-id bits, on Linux also if root calls: chown(2)."""
     path = directory / "program"
     path.touch()
     path.chmod(0o6755)
@@ -93,7 +93,7 @@ def test_chown_clears_suid_and_sgid(directory: Path) -> None:
 
 
 def test_blocks(directory: Path) -> None:
-    """st_blocks counts what is allocated, in units of 512 bytes, holes not: stat(2)."""
+    """st_blocks counts allocated units of 512 bytes, without holes: stat(2)."""
     full, sparse = directory / "full", directory / "sparse"
     size = 1 << 20
     with full.open("wb") as file:
@@ -109,7 +109,7 @@ def test_blocks(directory: Path) -> None:
 
 
 def test_link_count_of_directories(directory: Path, beneath: Path) -> None:
-    """A directory's link count is what its file system says as subdirectories come: inode(7)."""
+    """A directory's link count is that of the host's while subdirectories are made: inode(7)."""
     for number in range(3):
         (directory / str(number)).mkdir()
         assert directory.stat().st_nlink == beneath.stat().st_nlink
@@ -119,7 +119,7 @@ def test_link_count_of_directories(directory: Path, beneath: Path) -> None:
 
 
 def test_statvfs(directory: Path, beneath: Path) -> None:
-    """The sizes are those of the file system beneath: statvfs(3)."""
+    """The sizes are those of the host's file system: statvfs(3)."""
     shown, real = os.statvfs(directory), os.statvfs(beneath)
     constant = ("f_bsize", "f_frsize", "f_blocks", "f_files", "f_namemax")
 
@@ -135,7 +135,7 @@ def test_statvfs_of_a_descriptor(directory: Path) -> None:
 
 
 def test_identity_beneath(directory: Path, beneath: Path) -> None:
-    """The inode number is the one beneath, for a file and for a directory: inode(7)."""
+    """The inode number is the host's, for a file and for a directory: inode(7)."""
     (directory / "file").touch()
     (directory / "inner").mkdir()
 

@@ -1,4 +1,4 @@
-"""Names: what can be made under them, removed, and what each refusal is called."""
+"""Names: making and removing files of each type, and the errno of each refusal."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def test_the_longest_name(directory: Path, make: Callable[[Path], None]) -> None
 
 
 def test_the_longest_name_counts_bytes(directory: Path) -> None:
-    """The limit of a name is in bytes, whatever they encode: path_resolution(7)."""
+    """The limit of a name counts bytes, not characters: path_resolution(7)."""
     name = "é" * (NAME_MAX_BYTES // 2) + "e"
     (directory / name).touch()
     assert os.listdir(directory) == [name]
@@ -121,7 +121,7 @@ def test_dot_and_dot_dot(directory: Path) -> None:
     ],
     ids=["mkdir .", "mkdir ..", "rmdir .", "rmdir ..", "unlink .", "rename ."],
 )
-def test_dot_is_no_name_to_change(
+def test_dot_names_cannot_be_changed(
     directory: Path, call: Callable[[Path], None], number: int
 ) -> None:
     """`.` and `..` can be neither made, removed nor renamed: rmdir(2), rename(2)."""
@@ -174,7 +174,7 @@ def test_dot_is_no_name_to_change(
     ],
 )
 def test_refusals(directory: Path, call: Callable[[Path], object], number: int) -> None:
-    """Each wrong call is refused with the error that its man page gives, and changes nothing.
+    """Each wrong call fails with the error of its man page, and changes nothing.
 
     rmdir(2), unlink(2), open(2), mkdir(2), link(2), readlink(2), rename(2).
     """
@@ -191,7 +191,7 @@ def test_refusals(directory: Path, call: Callable[[Path], object], number: int) 
 
 
 def test_a_reused_name_is_a_new_file(directory: Path) -> None:
-    """A file made under a name that was removed has nothing of the old one: unlink(2), open(2)."""
+    """A file made under a removed name shares nothing with the old file: unlink(2), open(2)."""
     path = directory / "name"
     path.write_text("old content")
     path.chmod(0o600)
@@ -206,7 +206,7 @@ def test_a_reused_name_is_a_new_file(directory: Path) -> None:
 
 
 def test_a_name_changes_its_type(directory: Path) -> None:
-    """A name may be a file, then a directory, then a symlink; each is seen at once."""
+    """A name may be a file, then a directory, then a symlink; stat shows each at once."""
     path = directory / "name"
     path.touch()
     assert path.is_file()
@@ -221,7 +221,7 @@ def test_a_name_changes_its_type(directory: Path) -> None:
 
 @pytest.mark.parametrize("how", ["file", "directory", "symlink", "fifo", "hard link", "rename"])
 def test_an_absent_name_appears(directory: Path, how: str) -> None:
-    """A name that was just looked up in vain is found once it is made: path_resolution(7)."""
+    """A name is found at once when it is made, after a lookup without success."""
     path = directory / "name"
     (directory / "source").touch()
     refused(errno.ENOENT, path.lstat)
@@ -234,7 +234,7 @@ def test_an_absent_name_appears(directory: Path, how: str) -> None:
 
 
 def test_nothing_is_made_in_a_removed_directory(directory: Path) -> None:
-    """A removed directory that is still open takes no new names, ENOENT: open(2), mkdir(2)."""
+    """Creating in a removed directory that is still open fails: ENOENT, open(2), mkdir(2)."""
     gone = directory / "gone"
     gone.mkdir()
     descriptor = os.open(gone, os.O_RDONLY)
@@ -249,7 +249,7 @@ def test_nothing_is_made_in_a_removed_directory(directory: Path) -> None:
 
 
 def test_a_deep_tree(directory: Path) -> None:
-    """Directories nest as deep as a path can name them, and go one by one."""
+    """Directories may nest 100 levels deep, and `rm -r` removes them."""
     path = directory
     depth = 100
     for _ in range(depth):

@@ -1,4 +1,4 @@
-"""Inode numbers: one for each file, the same each time, and the same in a listing."""
+"""Inode numbers: unique for each file, stable, and the same in a listing."""
 
 import os
 import time
@@ -30,10 +30,10 @@ def numbers(directory: Path) -> dict[str, int]:
 
 
 def listed(directory: Path) -> dict[str, int]:
-    """Return d_ino of each name, listed in several parts: readdir(3) of musl has 2 KiB for one.
+    """Return d_ino of each name, listed with a buffer of 2 KiB, as in readdir(3) of musl.
 
-    A listing that begins in the middle comes by READDIR. The kernel asks for READDIRPLUS at the
-    start, and once after a lookup (fs/fuse/readdir.c): the last of three has the say.
+    The kernel sends READDIRPLUS at the start of a directory, and once after a lookup, and READDIR
+    otherwise (fs/fuse/readdir.c). So the last of these three listings is certain to use READDIR.
     """
     found: dict[str, int] = {}
     with listing(directory) as descriptor:
@@ -44,14 +44,14 @@ def listed(directory: Path) -> dict[str, int]:
     return {name: number for name, number in found.items() if name not in {".", ".."}}
 
 
-def after_forgetting(look: Callable[[], dict[str, int]], before: dict[str, int]) -> dict[str, int]:
-    """Return what *look* gives once the kernel has dropped what it can, at several tries."""
+def after_forgetting(read: Callable[[], dict[str, int]], before: dict[str, int]) -> dict[str, int]:
+    """Return the result of *read* after the kernel has dropped its inodes, in several tries."""
     for _ in range(FORGET_TRIES):
         Path("/proc/sys/vm/drop_caches").write_text("2\n")
         time.sleep(FORGET_S)  # FORGET has no answer to wait for
-        if look() != before:
+        if read() != before:
             break
-    return look()
+    return read()
 
 
 @large_numbers
@@ -89,15 +89,15 @@ def test_large_numbers_are_the_same_in_a_listing(place: Ground) -> None:
     "libfuse-auto-overlay",
 )
 def test_large_numbers_stay(place: Ground) -> None:
-    """A file keeps its number when the kernel has forgotten it meanwhile."""
+    """A file keeps its number after the kernel has forgotten it."""
     before = numbers(place.top / LOWER)
 
     assert after_forgetting(lambda: numbers(place.top / LOWER), before) == before
 
 
 @two_disks
-def test_equal_numbers_of_two_devices_are_told_apart(place: Ground) -> None:
-    """Device and number together name one file, and tar(1) goes by that: stat(2)."""
+def test_equal_numbers_of_two_devices_differ_on_the_mount(place: Ground) -> None:
+    """Device and number together identify one file, as tar(1) expects: stat(2)."""
     first, second = (numbers(place.beneath / name / LOWER) for name in SUBMOUNTS)
     assert first == second
     names = (*SUBMOUNTS, LARGE_SUBMOUNT)
@@ -144,10 +144,10 @@ def test_large_numbers_of_a_submount_are_the_same_in_a_listing(place: Ground) ->
     ],
 )
 def test_numbers_of_submounts_stay(place: Ground, names: tuple[str, ...]) -> None:
-    """A file keeps its number, if another device is looked at first after the kernel forgot."""
+    """A file keeps its number, even if after a FORGET another device is read first."""
     order = list(names)
 
-    def look() -> dict[str, int]:
+    def read() -> dict[str, int]:
         order.reverse()
         return {
             f"{name}/{file}": number
@@ -155,16 +155,16 @@ def test_numbers_of_submounts_stay(place: Ground, names: tuple[str, ...]) -> Non
             for file, number in numbers(place.top / name / LOWER).items()
         }
 
-    before = look()
-    assert after_forgetting(look, before) == before
+    before = read()
+    assert after_forgetting(read, before) == before
 
 
 @pytest.mark.columns("kernel-auto-submounts", "libfuse-auto-submounts")
 @pytest.mark.fault(
     "inode numbers",
-    "d_ino of a mount point below the source is that of the directory beneath it, not st_ino",
+    "d_ino of a mount point below the source is that of the directory under the mount, not st_ino",
     "kernel-auto-submounts",
 )
 def test_a_mount_point_has_one_number(place: Ground) -> None:
-    """All has one st_dev, so that a mount point is listed by the number of what it shows."""
+    """The volume has one st_dev, so d_ino of a mount point must be the mounted root's number."""
     assert listed(place.top) == numbers(place.top)

@@ -1,4 +1,4 @@
-"""Opening: creating, truncating, and files that outlive their names."""
+"""Opening: creating, truncating, and open files without a name."""
 
 import fcntl
 import itertools
@@ -16,7 +16,7 @@ PAGE_BYTES = mmap.PAGESIZE
 
 @pytest.mark.parametrize("by", ["path", "descriptor"])
 def test_truncate(directory: Path, by: str) -> None:
-    """A file is cut or grown to the size; what grows again is zeros: truncate(2)."""
+    """A file is cut or extended to the size, with zeros for new bytes: truncate(2)."""
     path = directory / "file"
     content = noise(3 * PAGE_BYTES)
     path.write_bytes(content)
@@ -38,7 +38,7 @@ def test_truncate(directory: Path, by: str) -> None:
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_CREAT])
 def test_open_truncates(directory: Path, flags: int) -> None:
-    """O_TRUNC empties the file and keeps it the same file, for those who have it open: open(2)."""
+    """O_TRUNC empties the file and keeps its inode, also for open descriptors: open(2)."""
     path = directory / "file"
     path.write_bytes(noise(10_000))
     inode = path.stat().st_ino
@@ -51,8 +51,8 @@ def test_open_truncates(directory: Path, flags: int) -> None:
     assert path.stat().st_ino == inode
 
 
-def test_create_opens_what_exists(directory: Path) -> None:
-    """O_CREAT alone opens an existing file and leaves its content and mode alone: open(2)."""
+def test_create_opens_an_existing_file(directory: Path) -> None:
+    """O_CREAT alone opens an existing file and keeps its content and mode: open(2)."""
     path = directory / "file"
     path.write_text("kept")
     path.chmod(0o600)
@@ -63,7 +63,7 @@ def test_create_opens_what_exists(directory: Path) -> None:
 
 
 def test_exclusive_creation_has_one_winner(directory: Path, caller: Caller) -> None:
-    """Of several that create with O_EXCL at once, one succeeds, the others get EEXIST: open(2)."""
+    """Of concurrent processes with O_EXCL one creates the file, all others get EEXIST: open(2)."""
     contenders, rounds = 4, 20
 
     def contend() -> list[int]:
@@ -83,7 +83,7 @@ def test_exclusive_creation_has_one_winner(directory: Path, caller: Caller) -> N
 
 
 def test_new_file_without_write_permission(directory: Path) -> None:
-    """The mode counts for later opens; the descriptor that created may write: open(2)."""
+    """The mode applies to later opens only; the creating descriptor may write: open(2)."""
     descriptor = os.open(directory / "file", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o000)
     try:
         assert os.write(descriptor, b"written") == len(b"written")
@@ -95,8 +95,8 @@ def test_new_file_without_write_permission(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["unlinked", "replaced"])
-def test_a_file_without_name_lives_on(directory: Path, how: str) -> None:
-    """A file that lost its last name lives until its last descriptor is closed: unlink(2)."""
+def test_an_open_file_outlives_its_name(directory: Path, how: str) -> None:
+    """A file without a name exists until its last descriptor is closed: unlink(2)."""
     path = directory / "file"
     path.write_bytes(b"content")
     descriptor = open_file(path, os.O_RDWR)
@@ -123,8 +123,8 @@ def test_a_file_without_name_lives_on(directory: Path, how: str) -> None:
         os.close(descriptor)
 
 
-def test_a_file_without_name_is_reopen_file(directory: Path) -> None:
-    """An open file without a name opens again through /proc/self/fd: proc(5)."""
+def test_an_open_file_without_a_name_opens_again(directory: Path) -> None:
+    """An open file without a name can be opened again through /proc/self/fd: proc(5)."""
     path = directory / "file"
     path.write_bytes(b"content")
     descriptor = open_file(path, os.O_RDONLY)
@@ -143,10 +143,10 @@ def test_a_file_without_name_is_reopen_file(directory: Path) -> None:
 
 @pytest.mark.libfuse_lacks(
     "O_APPEND and O_DIRECT set or cleared by fcntl(2) after opening",
-    "the host's file stays as it was opened",
+    "the host's file keeps the flags of its open",
 )
 def test_appending_begins_with_fcntl(directory: Path, beneath: Path) -> None:
-    """From then on each write goes to the end, wherever somebody else has moved that: fcntl(2)."""
+    """After fcntl(2) sets O_APPEND, each write is at the end, also if the host has moved it."""
     path = directory / "file"
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:

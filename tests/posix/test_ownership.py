@@ -1,4 +1,4 @@
-"""To whom new files belong: root, two users, and a member of a supplementary group create."""
+"""Owners of new files, created by root, two users, and a member of a supplementary group."""
 
 import functools
 import os
@@ -38,7 +38,7 @@ make_anything = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys
 def test_new_names_belong_to_the_caller(
     directory: Path, beneath: Path, caller: Caller, make: Callable[[Path], object]
 ) -> None:
-    """What is made gets the caller's user and group id, beneath as well: open(2), mkdir(2)."""
+    """A new file has the caller's user and group id, also on the host: open(2), mkdir(2)."""
     directory.chmod(0o777)
     caller.run(lambda: make(directory / "name") and None)
 
@@ -48,7 +48,7 @@ def test_new_names_belong_to_the_caller(
 
 @every_caller
 def test_opening_does_not_change_the_owner(directory: Path, caller: Caller) -> None:
-    """Who opens, writes or truncates an existing file does not become its owner: open(2)."""
+    """Opening, writing and truncating an existing file keep its owner: open(2)."""
     path = directory / "file"
     path.touch()
     path.chmod(0o666)
@@ -62,7 +62,7 @@ def test_opening_does_not_change_the_owner(directory: Path, caller: Caller) -> N
 def test_setgid_directory_passes_its_group_on(
     directory: Path, make: Callable[[Path], object]
 ) -> None:
-    """In a setgid directory new names have its group, new directories the bit too: inode(7)."""
+    """New files in a setgid directory get its group, new directories also its bit: inode(7)."""
     os.chown(directory, -1, TEAM_GID)
     directory.chmod(0o2777)
     USER.run(lambda: make(directory / "name") and None)
@@ -73,10 +73,10 @@ def test_setgid_directory_passes_its_group_on(
 
 
 @make_anything
-def test_supplementary_group_makes_in_a_team_directory(
+def test_a_supplementary_group_may_create_in_its_directory(
     directory: Path, make: Callable[[Path], object]
 ) -> None:
-    """Write permission through a supplementary group is enough to make: path_resolution(7)."""
+    """Write permission through a supplementary group is enough to create: path_resolution(7)."""
     os.chown(directory, ROOT.uid, TEAM_GID)
     directory.chmod(0o2775)
 
@@ -86,29 +86,29 @@ def test_supplementary_group_makes_in_a_team_directory(
 
 
 def make_many(directory: Path, caller: Caller, count: int) -> None:
-    """Make files, directories and symlinks whose names tell whose they should be."""
+    """Make files, directories and symlinks, each with the ids of its owner in its name."""
     for number in range(count):
         path = directory / f"{caller.uid} {caller.gid} {number}"
         (Path.touch, Path.mkdir, lambda new: new.symlink_to("x"))[number % 3](path)
 
 
 def make_as_thread(directory: Path, caller: Caller, count: int) -> None:
-    """Make many as this thread's own identity; the others keep theirs."""
+    """Make files with the ids of *caller* in this thread alone."""
     setfsgid(caller.gid)
     setfsuid(caller.uid)
     make_many(directory, caller, count)
 
 
 def owners_are_right(directory: Path) -> bool:
-    """Return whether each name that `make_many` made tells its owner."""
+    """Return whether each file of `make_many` has the owner in its name."""
     return all(
         path.name.split()[:2] == [str(number) for number in owner(path)]
         for path in directory.iterdir()
     )
 
 
-def test_callers_at_once_never_mix_as_processes(directory: Path, beneath: Path) -> None:
-    """However many users create at once, each gets its own: credentials(7)."""
+def test_owners_of_concurrent_processes_are_right(directory: Path, beneath: Path) -> None:
+    """If several users create files at once, each file has its creator's ids: credentials(7)."""
     directory.chmod(0o777)
     callers, count = [ROOT, USER, OTHER, MEMBER], 90
     together(
@@ -120,8 +120,8 @@ def test_callers_at_once_never_mix_as_processes(directory: Path, beneath: Path) 
     assert owners_are_right(beneath)
 
 
-def test_callers_at_once_never_mix_as_threads(directory: Path, beneath: Path) -> None:
-    """Threads of one process create under ids of their own: setfsuid(2)."""
+def test_owners_of_concurrent_threads_are_right(directory: Path, beneath: Path) -> None:
+    """Threads of one process create files with ids of their own: setfsuid(2)."""
     directory.chmod(0o777)
     callers, count = [USER, OTHER, ROOT], 60
 

@@ -1,4 +1,4 @@
-"""Who may do what. All tests choose their callers themselves."""
+"""Permissions of users and groups. Each test chooses its callers itself."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.privileged
 
 
 def test_supplementary_group_counts_for_everything(directory: Path) -> None:
-    """The group's permissions hold for who has it among the supplementary ones: credentials(7)."""
+    """A member of a supplementary group has the permissions of the group: credentials(7)."""
     path = directory / "file"
     path.write_text("the team's")
     os.chown(path, ROOT.uid, TEAM_GID)
@@ -29,22 +29,26 @@ def test_supplementary_group_counts_for_everything(directory: Path) -> None:
     assert attempt(USER, lambda: path.write_text("x")) == "EACCES"
 
 
-@pytest.mark.parametrize("who", [USER, MEMBER, OTHER, ROOT], ids=lambda caller: caller.name)
-def test_permission_bits(directory: Path, who: Caller) -> None:
-    """One class decides, owner or group or others, for open as for access: path_resolution(7)."""
+@pytest.mark.parametrize("caller", [USER, MEMBER, OTHER, ROOT], ids=lambda caller: caller.name)
+def test_permission_bits(directory: Path, caller: Caller) -> None:
+    """One class of bits applies, to open(2) and access(2) alike: path_resolution(7).
+
+    It is the owner's, the group's, or that of all others.
+    """
     path = directory / "file"
     path.write_text("content")
     os.chown(path, USER.uid, TEAM_GID)
     for mode in (0o000, 0o400, 0o040, 0o004, 0o200, 0o020, 0o002, 0o640, 0o751):
         path.chmod(mode)
-        bits = mode >> {USER: 6, MEMBER: 3}.get(who, 0) & 0o7
-        if who is ROOT:
+        bits = mode >> {USER: 6, MEMBER: 3}.get(caller, 0) & 0o7
+        if caller is ROOT:
             bits = 0o6 | (0o1 if mode & 0o111 else 0)
 
         for wanted in (os.R_OK, os.W_OK, os.X_OK, os.R_OK | os.W_OK):
-            allowed = who.run(functools.partial(os.access, path, wanted))
+            allowed = caller.run(functools.partial(os.access, path, wanted))
             assert allowed == (bits & wanted == wanted)
-        reading, writing = attempt(who, path.read_text), attempt(who, lambda: os.truncate(path, 1))
+        reading = attempt(caller, path.read_text)
+        writing = attempt(caller, lambda: os.truncate(path, 1))
         assert reading == ("allowed" if bits & os.R_OK else "EACCES")
         assert writing == ("allowed" if bits & os.W_OK else "EACCES")
 
@@ -63,7 +67,7 @@ def test_permission_bits(directory: Path, who: Caller) -> None:
 def test_directory_bits(
     directory: Path, mode: int, listing: str, searching: str, making: str
 ) -> None:
-    """Read lists a directory, execute searches it, both with write change it: inode(7)."""
+    """Listing needs the read bit, searching execute, changing write and execute: inode(7)."""
     inner = directory / "inner"
     inner.mkdir()
     (inner / "file").touch()
@@ -77,19 +81,19 @@ def test_directory_bits(
 
 
 def test_permission_is_checked_when_opening(directory: Path) -> None:
-    """A descriptor keeps what it was opened for when the mode changes: open(2)."""
+    """A descriptor keeps its access mode when the file's mode changes: open(2)."""
     path = directory / "file"
     path.write_text("content")
     path.chmod(0o644)
 
     os.chown(path, USER.uid, USER.gid)
 
-    def read_after_closing_it_off() -> str:
+    def read_without_permission() -> str:
         with path.open() as file:
             path.chmod(0o000)
             return file.read()
 
-    assert USER.run(read_after_closing_it_off) == "content"
+    assert USER.run(read_without_permission) == "content"
     assert attempt(USER, path.read_text) == "EACCES"
 
 
@@ -107,7 +111,7 @@ OWNERS_CALLS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_only_the_owner_changes_attributes(
     directory: Path, call: Callable[[Path], object], error: str
 ) -> None:
-    """Mode, owner and times are the owner's to set: chmod(2), chown(2), utimensat(2)."""
+    """Only the owner may set mode, owner and times: chmod(2), chown(2), utimensat(2)."""
     path = directory / "file"
     path.write_text("content")
     path.chmod(0o644)
@@ -120,8 +124,8 @@ def test_only_the_owner_changes_attributes(
     assert attempt(USER, lambda: call(path)) == "allowed"
 
 
-def test_who_may_write_may_set_times_to_now(directory: Path) -> None:
-    """Write permission is enough to set both times to the present, no more: utimensat(2)."""
+def test_write_permission_allows_setting_times_to_now(directory: Path) -> None:
+    """Write permission allows setting both times to now, and to no other value: utimensat(2)."""
     path = directory / "file"
     path.touch()
     path.chmod(0o666)
@@ -134,23 +138,23 @@ def test_who_may_write_may_set_times_to_now(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "gid", "result"),
+    ("caller", "gid", "result"),
     [(MEMBER, TEAM_GID, "allowed"), (MEMBER, OTHER.gid, "EPERM"), (USER, TEAM_GID, "EPERM")],
-    ids=["own supplementary", "foreign", "supplementary of somebody else"],
+    ids=["own supplementary", "foreign", "supplementary of another user"],
 )
-def test_owner_gives_a_file_to_a_group(directory: Path, who: Caller, gid: int, result: str) -> None:
-    """The owner may give a file to a group of its own, and to nobody else: chown(2)."""
+def test_owner_changes_the_group(directory: Path, caller: Caller, gid: int, result: str) -> None:
+    """The owner may set the group to one of its own groups, and never the owner: chown(2)."""
     path = directory / "file"
     path.touch()
-    os.chown(path, who.uid, who.gid)
+    os.chown(path, caller.uid, caller.gid)
 
-    assert attempt(who, lambda: os.chown(path, -1, gid)) == result
-    assert attempt(who, lambda: os.chown(path, OTHER.uid, -1)) == "EPERM"
-    assert owner(path) == (who.uid, gid if result == "allowed" else who.gid)
+    assert attempt(caller, lambda: os.chown(path, -1, gid)) == result
+    assert attempt(caller, lambda: os.chown(path, OTHER.uid, -1)) == "EPERM"
+    assert owner(path) == (caller.uid, gid if result == "allowed" else caller.gid)
 
 
-def test_chmod_by_a_stranger_to_the_group_loses_setgid(directory: Path) -> None:
-    """The setgid bit of a file is not for who is not in the file's group: chmod(2)."""
+def test_chmod_by_an_owner_outside_the_group_loses_setgid(directory: Path) -> None:
+    """An owner that is not in the file's group cannot set the setgid bit: chmod(2)."""
     path = directory / "file"
     path.touch()
     os.chown(path, USER.uid, TEAM_GID)
@@ -180,7 +184,7 @@ LOSING: dict[str, Callable[[Path], object]] = {
 def test_changed_content_clears_suid_and_sgid(
     directory: Path, change: Callable[[Path], object]
 ) -> None:
-    """A program that somebody changed runs as nobody else any more: write(2), truncate(2)."""
+    """A change of content clears the set-id bits: write(2), truncate(2)."""
     path = directory / "program"
     path.write_text("content")
     os.chown(path, OTHER.uid, OTHER.gid)
@@ -215,8 +219,8 @@ def test_sticky_directory(directory: Path) -> None:
     assert attempt(USER, (directory / "new").unlink) == "allowed"
 
 
-def test_search_permission_on_the_way(directory: Path) -> None:
-    """Each directory on the way must be searchable, also the moment after a chmod."""
+def test_search_permission_of_the_path(directory: Path) -> None:
+    """Each directory of the path must be searchable, and a chmod takes effect at once."""
     (directory / "inner").mkdir()
     (directory / "inner" / "file").write_text("content")
     path = directory / "inner" / "file"
@@ -228,7 +232,7 @@ def test_search_permission_on_the_way(directory: Path) -> None:
 
 
 def test_execution(directory: Path) -> None:
-    """A script runs for who has the execute bit, else EACCES: execve(2)."""
+    """A user may run a script only with the execute bit, else EACCES: execve(2)."""
     path = directory / "script"
     path.write_text("#!/bin/sh\nexit 7\n")
     path.chmod(0o754)
@@ -241,8 +245,8 @@ def test_execution(directory: Path) -> None:
     assert attempt(USER, run) == "EACCES"
 
 
-def test_new_file_takes_its_mode_against_the_creator(directory: Path) -> None:
-    """Who makes a file may write to it at once, even with a mode that forbids it: open(2)."""
+def test_creator_may_write_to_a_read_only_file_once(directory: Path) -> None:
+    """The creating descriptor may write, even if the file's mode forbids it: open(2)."""
     directory.chmod(0o777)
 
     def make() -> int:

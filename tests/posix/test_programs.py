@@ -1,4 +1,4 @@
-"""What volumes are for: programs that people run on them."""
+"""Programs that users run on volumes: git, SQLite, pip, cp, tar, find, rm, sed, sh."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ SECOND_NS = 1_000_000_000
 
 
 def run(*words: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a program to its good end in an environment of its own, and return its output."""
+    """Run a program in an environment of its own, and return its output; it must succeed."""
     result = subprocess.run(
         words,
         cwd=cwd,
@@ -36,18 +36,16 @@ def run(*words: str | Path, cwd: Path, **environment: str) -> str:
 
 
 def git(cwd: Path, *words: str | Path) -> str:
-    """Run git with a fixed author and nobody's configuration."""
+    """Run git with a fixed author and without configuration."""
     author = {"NAME": "Author", "EMAIL": "author@example.org"}
-    people = {
-        f"GIT_{role}_{key}": author[key] for role in ("AUTHOR", "COMMITTER") for key in author
-    }
+    names = {f"GIT_{role}_{key}": author[key] for role in ("AUTHOR", "COMMITTER") for key in author}
     return run(
-        "git", *words, cwd=cwd, GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull, **people
+        "git", *words, cwd=cwd, GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull, **names
     )
 
 
 def test_git(directory: Path) -> None:
-    """A repository is made, committed to, cloned, packed, and found whole: git(1)."""
+    """Git makes a repository, commits, clones, packs, and finds no damage: git(1)."""
     repository, clone = directory / "repository", directory / "clone"
     git(directory, "init", "--initial-branch", "main", repository)
     for number in range(20):
@@ -76,7 +74,7 @@ def test_git(directory: Path) -> None:
 
 @contextlib.contextmanager
 def database(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database that waits for locks; commits at a good end."""
+    """Open a database with a lock timeout of 30 s; commit if the block raises nothing."""
     with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection, connection:
         yield connection
 
@@ -105,12 +103,12 @@ def test_sqlite(directory: Path, caller: Caller, mode: str) -> None:
 
 
 def test_sqlite_rolls_back(directory: Path, caller: Caller) -> None:
-    """What a killed process had not committed is not there: its journal is played back."""
+    """SQLite undoes the transaction of a killed process by its journal."""
     path = directory / "database"
     with database(path) as connection:
         connection.execute("create table record (number integer)")
         connection.execute("insert into record values (1)")
-    ready, said = os.pipe()
+    reader, writer = os.pipe()
 
     def die_inside() -> None:
         with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -118,15 +116,15 @@ def test_sqlite_rolls_back(directory: Path, caller: Caller) -> None:
             connection.executemany(
                 "insert into record values (?)", ((number,) for number in range(2, 50_000))
             )
-            os.write(said, b"!")
+            os.write(writer, b"!")
             signal.pause()
 
     with caller.start(die_inside) as dying:
-        assert os.read(ready, 1) == b"!"
+        assert os.read(reader, 1) == b"!"
         assert (directory / "database-journal").exists()
         dying.kill()
-    os.close(ready)
-    os.close(said)
+    os.close(reader)
+    os.close(writer)
 
     with database(path) as connection:
         assert connection.execute("select number from record").fetchall() == [(1,)]
@@ -152,7 +150,7 @@ def wheel(path: Path) -> None:
 @pytest.mark.privileged
 @pytest.mark.large
 def test_venv_and_pip(directory: Path) -> None:
-    """A virtual environment is made, a wheel installed into it, its command runs: venv, pip."""
+    """A virtual environment on the mount takes a wheel, and its command runs: venv, pip."""
     archive, environment = directory / "sample-1.0-py3-none-any.whl", directory / "environment"
     wheel(archive)
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=directory)
@@ -169,7 +167,7 @@ def test_venv_and_pip(directory: Path) -> None:
 
 
 def varied_tree(top: Path) -> None:
-    """Make a tree with something of everything that an archive must keep."""
+    """Make a tree with files of every type and attribute that an archive must keep."""
     (top / "directory" / "inner").mkdir(parents=True)
     (top / "directory").chmod(0o750)
     (top / "file").write_bytes(os.urandom(100_000))
@@ -191,7 +189,7 @@ def varied_tree(top: Path) -> None:
 
 
 def description(top: Path) -> dict[str, tuple[object, ...]]:
-    """Return name -> all that a copy with preserved metadata must have in common."""
+    """Return name -> content and attributes that a copy with metadata must preserve."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(top.rglob("*")):
         status = path.lstat()
@@ -210,7 +208,7 @@ def description(top: Path) -> dict[str, tuple[object, ...]]:
 
 
 def test_cp_preserves(directory: Path) -> None:
-    """A copy by `cp -a` has everything with mode, owner, times, links and attributes: cp(1)."""
+    """A copy by `cp -a` has all files with mode, owner, times, links and attributes: cp(1)."""
     (directory / "source").mkdir()
     varied_tree(directory / "source")
     run("cp", "-a", "source", "copy", cwd=directory)
@@ -219,7 +217,7 @@ def test_cp_preserves(directory: Path) -> None:
 
 
 def test_tar_preserves(directory: Path) -> None:
-    """What tar packed it unpacks as it was: tar(1)."""
+    """Tar unpacks an archive with the same content and attributes: tar(1)."""
     (directory / "source").mkdir()
     (directory / "copy").mkdir()
     varied_tree(directory / "source")
@@ -232,7 +230,7 @@ def test_tar_preserves(directory: Path) -> None:
 
 
 def test_find(directory: Path) -> None:
-    """Files are found by type, size, time, owner and link count, as stat says: find(1)."""
+    """Find selects files by type, size, time, owner and link count of stat(2): find(1)."""
     varied_tree(directory)
 
     def found(*words: str) -> set[str]:
@@ -252,7 +250,7 @@ def test_find(directory: Path) -> None:
 
 
 def test_rm_of_a_tree(directory: Path) -> None:
-    """Nothing is left of a tree after `rm -rf`, whatever it held: rm(1)."""
+    """`rm -rf` removes a tree with files of every type: rm(1)."""
     top = directory / "top"
     top.mkdir()
     varied_tree(top)

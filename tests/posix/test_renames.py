@@ -1,4 +1,4 @@
-"""Renaming: what moves, what is replaced, and rename(2) with flags."""
+"""Renaming: moved and replaced files, and the flags of renameat2(2)."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def rename_with(flags: int, old: Path, new: Path) -> None:
 
 
 def test_rename_replaces(directory: Path) -> None:
-    """The new name is atomically the renamed file, and the replaced one is gone: rename(2)."""
+    """The new name leads to the renamed file, and the replaced file has no name: rename(2)."""
     old, new = directory / "old", directory / "new"
     old.write_text("moved")
     new.write_text("replaced")
@@ -56,7 +56,7 @@ def test_rename_over_empty_directory(directory: Path) -> None:
 
 
 def test_rename_of_a_tree(directory: Path) -> None:
-    """What lies below a renamed directory lies below the new name, and its `..` has moved."""
+    """Files below a renamed directory are found under its new name, and its `..` is the new one."""
     deep = directory / "old" / "one" / "two"
     deep.mkdir(parents=True)
     (deep / "file").write_text("content")
@@ -97,7 +97,7 @@ def test_rename_noreplace_to_a_free_name(directory: Path) -> None:
 
 
 def test_rename_exchange(directory: Path) -> None:
-    """RENAME_EXCHANGE swaps two names, of whatever types: rename(2)."""
+    """RENAME_EXCHANGE swaps two names, also of a file and a directory: rename(2)."""
     (directory / "one").write_text("file")
     (directory / "two" / "inner").mkdir(parents=True)
     rename_with(RENAME_EXCHANGE, directory / "one", directory / "two")

@@ -1,4 +1,4 @@
-"""Files that lose their name: replaced or removed by others, in the volume or on the host."""
+"""Files without a name: replaced or removed by other processes, in the volume or on the host."""
 
 import contextlib
 import os
@@ -14,16 +14,17 @@ from tests.support.tools.files import outcome
 
 CHANGES = 300
 AT_LEAST_S, AT_MOST_S = 2.0, 10.0
-# With the fault there are about as many errors as changes. Without it, a thread would have to wait
-# for a processor for 50 ms between LOOKUP and OPEN.
+# With the fault there are about as many errors as changes. Without the fault, an error needs a
+# thread that waits for a processor for 50 ms between LOOKUP and OPEN.
 TOLERATED = 5
-# Processes that sleep are soon given a processor, under any load. Several of them come between
-# LOOKUP and OPEN of every other open(2).
+# The scheduler prefers processes that have slept, under any load. So several replacements happen
+# between LOOKUP and OPEN of every other open(2).
 PAUSE_S = 100e-6
 ON_THE_HOST, IN_THE_VOLUME = 4, 2
 BATCH = 40
-# An inode of which the kernel was told this long ago may be looked up again (ESTALE).
-TOLD_AGO_S = 0.06
+# ESTALE makes the kernel repeat a lookup. The worker may answer it for an inode that it sent the
+# kernel at least this long ago.
+SENT_AGO_S = 0.06
 
 every_way_to_hold = pytest.mark.columns(
     "control", "kernel-auto-fresh", "libfuse-auto-fresh", "kernel-auto-handles-mandatory"
@@ -31,7 +32,7 @@ every_way_to_hold = pytest.mark.columns(
 
 
 def replace_on_the_host(directory: Path) -> None:
-    """Replace `doc` by a new file now and then, until the process is killed."""
+    """Replace `doc` by a new file, with a pause after each, until the process is killed."""
     new = directory / f"new-{os.getpid()}"
     while True:
         new.touch()
@@ -51,15 +52,15 @@ def replace_in_the_volume(directory: Path) -> None:
 
 @every_way_to_hold
 @pytest.mark.fault(
-    "opening what has lost its name",
-    "open(2) fails with ESTALE, with `inode_file_handles=mandatory` also with ENOMEM, while others"
-    " replace the file by rename(2)",
+    "opening a file that has lost its name",
+    "open(2) fails with ESTALE, with `inode_file_handles=mandatory` also with ENOMEM, while another"
+    " process replaces the file by rename(2)",
 )
 @pytest.mark.parametrize("replacer", ["host", "volume"])
-def test_opening_while_others_replace_the_file(
+def test_opening_while_other_processes_replace_the_file(
     directory: Path, beneath: Path, replacer: str
 ) -> None:
-    """A name that always leads to a file can always be opened: rename(2)."""
+    """A name that exists without interruption can be opened at any time: rename(2)."""
     replacers: dict[str, list[Callable[[], None]]] = {
         "host": ON_THE_HOST * [lambda: replace_on_the_host(beneath)],
         "volume": IN_THE_VOLUME * [lambda: replace_in_the_volume(directory)],
@@ -90,41 +91,47 @@ def test_opening_while_others_replace_the_file(
 
 @every_way_to_hold
 @pytest.mark.fault(
-    "opening what has lost its name",
-    "a file that is held by O_PATH and then removed or replaced cannot be opened"
-    " through /proc/self/fd (ESTALE)",
+    "opening a file that has lost its name",
+    "a file with an O_PATH descriptor cannot be opened through /proc/self/fd after it was removed"
+    " or replaced (ESTALE)",
 )
 @pytest.mark.parametrize("how", ["unlinked", "replaced"])
-def test_opening_what_is_held_by_o_path(directory: Path, how: str) -> None:
-    """A descriptor holds the file, not its name: open(2), O_PATH."""
+def test_opening_a_removed_file_held_by_o_path(directory: Path, how: str) -> None:
+    """A descriptor refers to the file, not to its name: open(2), O_PATH."""
     assert content_of_held(directory / "held", directory, how) == "content"
 
 
 @pytest.mark.columns("control", "kernel-auto-fresh", "libfuse-auto-fresh")
 @pytest.mark.fault(
-    "opening what has lost its name",
-    "a file that is held by O_PATH and then removed or replaced cannot be opened"
-    " through /proc/self/fd (ESTALE)",
+    "opening a file that has lost its name",
+    "a file with an O_PATH descriptor cannot be opened through /proc/self/fd after it was removed"
+    " or replaced (ESTALE)",
 )
 @pytest.mark.parametrize("how", ["unlinked", "replaced"])
-def test_opening_what_is_held_by_o_path_and_gone_on_the_host(
+def test_opening_a_file_held_by_o_path_and_removed_on_the_host(
     directory: Path, beneath: Path, how: str
 ) -> None:
-    """The same if the host takes the name away. A file handle cannot hold such a file."""
+    """A descriptor refers to the file also if the host removes its name.
+
+    The columns leave out `inode_file_handles=mandatory`: a file handle cannot keep such a file.
+    """
     assert content_of_held(directory / "held", beneath, how) == "content"
 
 
-def content_of_held(path: Path, where: Path, how: str) -> object:
-    """Return what a descriptor of *path* leads to once the name in *where* is gone."""
+def content_of_held(path: Path, parent: Path, how: str) -> object:
+    """Return the content behind an O_PATH descriptor of *path*, or an errno's name.
+
+    The name in *parent* is removed or replaced before the content is read.
+    """
     path.write_text("content")
     held = os.open(path, os.O_PATH)
     try:
         if how == "unlinked":
-            (where / path.name).unlink()
+            (parent / path.name).unlink()
         else:
-            (where / "other").touch()
-            (where / "other").rename(where / path.name)
-        time.sleep(TOLD_AGO_S)
+            (parent / "other").touch()
+            (parent / "other").rename(parent / path.name)
+        time.sleep(SENT_AGO_S)
         return outcome(Path(f"/proc/self/fd/{held}").read_text)
     finally:
         os.close(held)
@@ -143,7 +150,7 @@ BY_PATH: dict[str, Change] = {
         2,
     ),
 }
-"""By name: a change by path, what of the file shows it, and what must be seen then."""
+"""Name -> a change by path, a function that reads the changed attribute, its expected value."""
 
 
 @pytest.mark.columns(
@@ -151,8 +158,8 @@ BY_PATH: dict[str, Change] = {
 )
 @pytest.mark.fault(
     "changes by path",
-    "a change by path right after the host has replaced the file is lost, with success"
-    " reported; link(2) fails with ENOENT",
+    "a change by path right after the host has replaced the file is lost, although the call"
+    " succeeds; link(2) fails with ENOENT",
     "kernel-always-fresh",
     "libfuse-always-fresh",
 )
@@ -160,44 +167,44 @@ BY_PATH: dict[str, Change] = {
 def test_a_change_by_path_after_a_replacement(directory: Path, beneath: Path, name: str) -> None:
     """A change by path reaches the file that has the name now: path_resolution(7).
 
-    With `auto` the kernel would look the name up by itself if the test waits for a processor. The
-    descriptor keeps the kernel from dropping the name for want of memory.
+    With `auto` the entry may expire while the test waits for a processor, and the kernel then sends
+    LOOKUP. The descriptor keeps the kernel from dropping the name to free memory.
     """
-    change, look, right = BY_PATH[name]
+    change, read, expected = BY_PATH[name]
     (beneath / "file").write_text("old")
     (beneath / "made").write_text("new")
     known = os.open(directory / "file", os.O_PATH)
     try:
-        time.sleep(TOLD_AGO_S)
+        time.sleep(SENT_AGO_S)
         (beneath / "made").rename(beneath / "file")
         done = outcome(change, directory / "file")
     finally:
         os.close(known)
 
     assert done is None
-    assert look(beneath / "file") == right
+    assert read(beneath / "file") == expected
 
 
 @every_way_to_hold
 @pytest.mark.parametrize("name", [name for name in BY_PATH if name != "link"])
-def test_a_change_of_what_is_held_by_o_path(directory: Path, name: str) -> None:
-    """A descriptor leads to its file, for changes as well, once the name is gone: open(2)."""
-    change, look, right = BY_PATH[name]
+def test_a_change_of_a_removed_file_held_by_o_path(directory: Path, name: str) -> None:
+    """A descriptor refers to its file after the name is gone, also for changes: open(2)."""
+    change, read, expected = BY_PATH[name]
     (directory / "held").write_text("content")
     held = os.open(directory / "held", os.O_PATH)
     try:
         (directory / "held").unlink()
-        time.sleep(TOLD_AGO_S)
+        time.sleep(SENT_AGO_S)
         path = Path(f"/proc/self/fd/{held}")
         assert outcome(change, path) is None
-        assert look(path) == right
+        assert read(path) == expected
     finally:
         os.close(held)
 
 
 @every_way_to_hold
 def test_a_change_by_descriptor_after_a_replacement(directory: Path, beneath: Path) -> None:
-    """An open file stays the one that was opened, if another gets its name: open(2)."""
+    """A descriptor refers to its file, even if another file gets the name: open(2)."""
     (directory / "file").write_text("old")
     descriptor = os.open(directory / "file", os.O_RDWR)
     try:

@@ -1,4 +1,4 @@
-"""SEEK_DATA and SEEK_HOLE of lseek(2): no data is ever taken for a hole."""
+"""SEEK_DATA and SEEK_HOLE of lseek(2): no data is reported as a hole."""
 
 import mmap
 import os
@@ -15,13 +15,13 @@ START, LENGTH = 204_800, 100_000
 
 
 def write(descriptor: int) -> Callable[[], None]:
-    """Write the data."""
+    """Write the data, and return a function that does nothing."""
     os.pwrite(descriptor, b"D" * LENGTH, START)
     return lambda: None
 
 
 def store(descriptor: int) -> Callable[[], None]:
-    """Store the data into a shared map, which stays."""
+    """Store the data into a shared map, and return the function that closes the map."""
     area = mmap.mmap(descriptor, SIZE)
     area[START : START + LENGTH] = b"D" * LENGTH
     return area.close
@@ -40,7 +40,7 @@ def store(descriptor: int) -> Callable[[], None]:
             id="write",
             marks=pytest.mark.fault(
                 "SEEK_DATA and SEEK_HOLE",
-                "data that the kernel has not yet written back is a hole;"
+                "data that the kernel has not yet written back is reported as a hole;"
                 " a copy by cp(1) has zeros there",
                 "kernel-auto-writeback",
             ),
@@ -50,7 +50,7 @@ def store(descriptor: int) -> Callable[[], None]:
             id="store",
             marks=pytest.mark.fault(
                 "SEEK_DATA and SEEK_HOLE",
-                "data that the kernel has not yet written back is a hole;"
+                "data that the kernel has not yet written back is reported as a hole;"
                 " a copy by cp(1) has zeros there",
                 "kernel-auto-passthrough-off",
                 "kernel-metadata",
@@ -58,11 +58,11 @@ def store(descriptor: int) -> Callable[[], None]:
             ),
         ),
         pytest.param(
-            *(store, 0o4755),  # setuid: never passed through
+            *(store, 0o4755),  # a setuid file never has kernel passthrough
             id="store-setuid",
             marks=pytest.mark.fault(
                 "SEEK_DATA and SEEK_HOLE",
-                "data that the kernel has not yet written back is a hole;"
+                "data that the kernel has not yet written back is reported as a hole;"
                 " a copy by cp(1) has zeros there",
                 "kernel-auto",
                 "kernel-auto-passthrough-off",
@@ -75,7 +75,7 @@ def store(descriptor: int) -> Callable[[], None]:
 def test_data_of_an_open_file_is_found(
     directory: Path, change: Callable[[int], Callable[[], None]], mode: int
 ) -> None:
-    """A process finds and copies the data of a file that another one has open: lseek(2)."""
+    """A process finds and copies data that another one has not yet written back: lseek(2)."""
     (directory / "file").touch()
     (directory / "file").chmod(mode)
     descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
@@ -105,13 +105,13 @@ def test_data_of_an_open_file_is_found(
 )
 @pytest.mark.fault(
     "SEEK_DATA and SEEK_HOLE",
-    "a file that is not passed through shows the host's holes, not all of it as data",
+    "a file without kernel passthrough shows the host's holes, and should be all data",
     "kernel-auto-passthrough-off",
     "kernel-metadata",
     "kernel-auto-writeback",
 )
-def test_a_file_that_is_not_passed_through_is_all_data(directory: Path) -> None:
-    """The worker cannot know what the kernel has in its pages: SEEK_DATA gives the offset."""
+def test_a_file_without_passthrough_is_all_data(directory: Path) -> None:
+    """SEEK_DATA returns the offset itself, because the worker cannot see the kernel's pages."""
     descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
     try:
         os.ftruncate(descriptor, SIZE)

@@ -1,4 +1,4 @@
-"""Space of the host's file system: it comes back, and what is kept for root is root's."""
+"""Space of the host's file system: removed files free it, and users cannot take root's reserve."""
 
 import contextlib
 import os
@@ -21,10 +21,10 @@ FREED_S = 10.0
 POLL_S = 0.1
 FILES = 3
 FILE_BYTES = 2 << 20
-# Names so long that a directory of so many takes 200 blocks and more.
+# A directory of so many names of this length takes 200 blocks and more.
 NAMES = 1_000
 NAME_BYTES = 200
-# Blocks that the journal or a directory may have taken meanwhile.
+# Blocks that the journal or a directory may have taken in the meantime.
 SLACK_BLOCKS = 64
 # Many more pieces than a disk of tests/support/tools/disks.py has free.
 PIECE_BYTES, PIECES = 1 << 16, 600
@@ -34,12 +34,12 @@ Kept = dict[tuple[str, str], int]
 
 
 def free_blocks(source: Path) -> int:
-    """Return how many blocks are free, root's included."""
+    """Return the number of free blocks, those reserved for root included."""
     return os.statvfs(source).f_bfree
 
 
 def make(source: Path) -> None:
-    """Make files, and a directory, that take space."""
+    """Make files and a directory that take space."""
     for number in range(FILES):
         (source / str(number)).write_bytes(bytes(FILE_BYTES))
     (source / "directory").mkdir()
@@ -49,7 +49,7 @@ def make(source: Path) -> None:
 
 
 def keep_busy(mountpoint: Path) -> None:
-    """Ask for a name that changes nothing, until the process is killed."""
+    """Look up an absent name repeatedly, until the process is killed."""
     while True:
         outcome((mountpoint / "absent").stat)
         time.sleep(POLL_S / 10)
@@ -57,7 +57,10 @@ def keep_busy(mountpoint: Path) -> None:
 
 @contextlib.contextmanager
 def deleted(base: Path, column: str, load: str) -> Iterator[Callable[[], int]]:
-    """Delete on the host what users of the volume have listed; count the blocks still in use."""
+    """Delete files on the host that a user of the volume has listed.
+
+    Yield a function that returns the number of blocks still in use.
+    """
     source = base / "source"
     source.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
@@ -93,7 +96,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def kept() -> Kept:
-    """Return the blocks that each case still has after FREED_S; all cases wait together."""
+    """Return the blocks that each case still uses after FREED_S. All cases wait together."""
     base = Path(tempfile.mkdtemp(prefix="passfs-space-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base)
@@ -107,19 +110,21 @@ def kept() -> Kept:
 
 
 @pytest.mark.fault(
-    "space of what the host deletes",
+    "space of files that the host deletes",
     "the space of a file or directory that the host deletes is not freed while the kernel"
-    " remembers it; `ls -l` is enough for that",
+    " has its inode cached, for example after `ls -l`",
 )
 @pytest.mark.parametrize(("column", "load"), CASES)
-def test_the_space_of_what_the_host_deletes_is_freed(kept: Kept, column: str, load: str) -> None:
-    """If nothing has it open, the space of a removed file is free within 10 s: unlink(2)."""
+def test_the_space_of_files_that_the_host_deletes_is_freed(
+    kept: Kept, column: str, load: str
+) -> None:
+    """The space of a removed file that no process has open is free within 10 s: unlink(2)."""
     assert kept[column, load] == 0
 
 
 Take = Callable[[Path, int, int], object]
 reserve_is_taken = pytest.mark.fault(
-    "reserved blocks", "users without privilege write into the blocks that ext4 keeps for root"
+    "reserved blocks", "users without privilege write into the blocks that ext4 reserves for root"
 )
 TAKES: dict[str, Take] = {
     "write": lambda _, fd, at: os.pwrite(fd, bytes(PIECE_BYTES), at),
@@ -127,11 +132,11 @@ TAKES: dict[str, Take] = {
     "copy": lambda _, fd, at: os.copy_file_range(fd, fd, PIECE_BYTES, 0, at),
     "mkdir": lambda path, _, at: os.mkdir(path.with_name(f"directory-{at}")),
 }
-"""By name, how a user takes blocks for a file that has one piece, or beside the file."""
+"""Name -> a call that takes blocks for a file with one piece, or for a directory beside it."""
 
 
 def fill(path: Path, take: Take) -> str:
-    """Have *take* use blocks up to the first error; return its name."""
+    """Call *take* until it fails; return the errno's name."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         os.pwrite(descriptor, bytes(PIECE_BYTES), 0)
@@ -146,7 +151,7 @@ def fill(path: Path, take: Take) -> str:
 
 @pytest.fixture
 def nearly_full(directory: Path, beneath: Path) -> Iterator[int]:
-    """Leave FREE_BLOCKS to users in *directory*, and give how many only root may have."""
+    """Leave FREE_BLOCKS to users in *directory*, and yield the number of root's reserved blocks."""
     directory.chmod(0o777)
     status = os.statvfs(beneath)
     with (beneath / "ballast").open("wb") as ballast:
@@ -171,10 +176,10 @@ def nearly_full(directory: Path, beneath: Path) -> Iterator[int]:
         "mkdir",
     ],
 )
-def test_blocks_that_are_kept_for_root(
+def test_users_cannot_take_reserved_blocks(
     nearly_full: int, directory: Path, beneath: Path, way: str
 ) -> None:
-    """Users have ENOSPC where only reserved blocks are left: ext4(5), resuid."""
+    """A user's call fails with ENOSPC if only reserved blocks are left: ext4(5), resuid."""
     error = USER.run(lambda: fill(directory / "fill", TAKES[way]))
 
     assert error == "ENOSPC"

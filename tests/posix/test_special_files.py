@@ -1,4 +1,4 @@
-"""Files that are no files: fifos, device nodes, sockets."""
+"""Special files: fifos, device nodes, sockets."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from tests.support.tools.callers import USER, Caller
 
 
 def test_fifo(directory: Path, caller: Caller) -> None:
-    """Two processes talk through a fifo, each open waiting for the other: fifo(7)."""
+    """Two processes communicate through a fifo; each open(2) waits for the other: fifo(7)."""
     path = directory / "fifo"
     os.mkfifo(path, 0o600)
     assert stat.S_ISFIFO(path.stat().st_mode)
@@ -23,7 +23,7 @@ def test_fifo(directory: Path, caller: Caller) -> None:
 
 
 def test_fifo_without_reader(directory: Path) -> None:
-    """Opening a fifo to write without waiting fails with ENXIO when nobody reads: fifo(7)."""
+    """Opening a fifo with O_WRONLY | O_NONBLOCK fails with ENXIO if no process reads: fifo(7)."""
     os.mkfifo(directory / "fifo")
     with pytest.raises(OSError) as caught:
         os.open(directory / "fifo", os.O_WRONLY | os.O_NONBLOCK)
@@ -45,7 +45,7 @@ def test_device_node(directory: Path, kind: int) -> None:
 
 @pytest.mark.privileged
 def test_opening_a_device_node(directory: Path) -> None:
-    """A device node opens its device, unless the mount says nodev, then EACCES: mount(2)."""
+    """A device node opens its device. If the mount has nodev, open fails with EACCES: mount(2)."""
     path = directory / "null"
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     if os.statvfs(path).f_flag & os.ST_NODEV:
@@ -76,7 +76,7 @@ def test_regular_file_by_mknod(directory: Path) -> None:
 
 
 def test_socket(directory: Path, caller: Caller) -> None:
-    """A server is reached through its socket's name, until that is gone: unix(7)."""
+    """A client connects by the socket's name, until that name is removed: unix(7)."""
     path = directory / "socket"
 
     def ask() -> bytes:
@@ -103,8 +103,8 @@ def test_socket(directory: Path, caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket"])
-def test_special_files_rename_and_link(directory: Path, kind: str) -> None:
-    """Fifos and sockets are renamed and change their attributes like files: rename(2), chmod(2)."""
+def test_special_files_rename_and_chmod(directory: Path, kind: str) -> None:
+    """Fifos and sockets can be renamed, and their mode set, like files: rename(2), chmod(2)."""
     path, new = directory / "old", directory / "new"
     if kind == "fifo":
         os.mkfifo(path)

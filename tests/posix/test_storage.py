@@ -1,4 +1,4 @@
-"""What reaches the disk and how it is laid out: sync, direct access, allocation, holes."""
+"""Data on the disk and its layout: sync, direct access, allocation, holes, file flags."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ MEBIBYTE = 1 << 20
 
 @pytest.mark.parametrize("sync", [os.fsync, os.fdatasync], ids=["fsync", "fdatasync"])
 def test_sync(directory: Path, beneath: Path, sync: Callable[[int], None]) -> None:
-    """File and directory can be brought to disk; what was written lies beneath: fsync(2)."""
+    """A file and a directory can be synced; the data is then in the host's file: fsync(2)."""
     descriptor = open_file(directory / "file", os.O_WRONLY | os.O_CREAT)
     try:
         os.write(descriptor, noise(100_000))
@@ -38,7 +38,7 @@ def test_sync(directory: Path, beneath: Path, sync: Callable[[int], None]) -> No
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC], ids=["sync", "dsync"])
 def test_synchronous_writes(directory: Path, beneath: Path, flag: int) -> None:
-    """With O_SYNC or O_DSYNC the data lies beneath when write returns: open(2)."""
+    """With O_SYNC or O_DSYNC the data is in the host's file when write returns: open(2)."""
     descriptor = open_file(directory / "file", os.O_WRONLY | os.O_CREAT | flag)
     try:
         os.write(descriptor, b"written")
@@ -48,7 +48,7 @@ def test_synchronous_writes(directory: Path, beneath: Path, flag: int) -> None:
 
 
 def test_direct_io(directory: Path) -> None:
-    """Aligned reads and writes work with O_DIRECT, and others see the bytes: open(2)."""
+    """Aligned reads and writes work with O_DIRECT; other descriptors see the bytes: open(2)."""
     path = directory / "file"
     size = 64 * BLOCK_BYTES
     content = noise(size)
@@ -80,7 +80,7 @@ def test_direct_io_switched_on_later(directory: Path) -> None:
         os.close(descriptor)
 
 
-def test_allocation_for_users(directory: Path) -> None:
+def test_allocation_grows_the_file(directory: Path) -> None:
     """Reserving space grows the file and keeps its content: posix_fallocate(3)."""
     path = directory / "file"
     path.write_bytes(b"content")
@@ -107,7 +107,7 @@ def test_allocation_for_users(directory: Path) -> None:
     ],
 )
 def test_allocation_modes(directory: Path, option: str, size: int, content: bytes) -> None:
-    """Space is reserved beyond the end, or given back inside, without a new size: fallocate(2)."""
+    """Space is allocated beyond the end, or freed inside, with the same size: fallocate(2)."""
     path = directory / "file"
     path.write_bytes(b"x" * 8192)
     length = "8192" if option == "--keep-size" else "4096"
@@ -120,7 +120,7 @@ def test_allocation_modes(directory: Path, option: str, size: int, content: byte
 
 
 def test_holes_are_found_or_reported_as_data(directory: Path) -> None:
-    """No data is ever reported as a hole, and beyond the end there is neither, ENXIO: lseek(2)."""
+    """No data is reported as a hole, and a seek beyond the end fails with ENXIO: lseek(2)."""
     path = directory / "file"
     size = 4 * MEBIBYTE
     descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
@@ -144,7 +144,7 @@ def test_holes_are_found_or_reported_as_data(directory: Path) -> None:
 )
 @pytest.mark.libfuse_lacks("SEEK_DATA and SEEK_HOLE of lseek(2)", "the whole file is data")
 def test_holes_are_found(directory: Path) -> None:
-    """What was never written is a hole, where the kernel passes the file through: lseek(2)."""
+    """A range that was never written is a hole of a file with passthrough: lseek(2)."""
     descriptor = open_file(directory / "file", os.O_RDWR | os.O_CREAT)
     try:
         os.pwrite(descriptor, b"data", 2 * MEBIBYTE)
@@ -171,8 +171,8 @@ def test_file_flags(directory: Path, beneath: Path) -> None:
 
 
 @pytest.mark.privileged
-def test_file_flags_of_others(directory: Path) -> None:
-    """Whose file it is not may not, whatever it may write: ioctl_iflags(2)."""
+def test_only_the_owner_sets_file_flags(directory: Path) -> None:
+    """Write permission is not enough to set flags; only the owner may: ioctl_iflags(2)."""
     (directory / "file").touch()
     (directory / "file").chmod(0o666)
     directory.chmod(0o755)
@@ -188,7 +188,7 @@ def test_file_flags_of_others(directory: Path) -> None:
 
 @pytest.mark.libfuse_lacks("the time of birth in statx(2)", "absent")
 def test_the_time_of_birth(directory: Path, beneath: Path) -> None:
-    """A file knows when it was made, and that never changes: statx(2)."""
+    """A file has a time of birth, which never changes: statx(2)."""
     (directory / "file").touch()
     os.utime(directory / "file", (1, 1))
     births = [

@@ -1,4 +1,4 @@
-"""Times: set to the nanosecond, and moved by each change."""
+"""Times: set to the nanosecond, and updated by each change."""
 
 import os
 import subprocess
@@ -15,9 +15,9 @@ SECOND_NS = 1_000_000_000
 
 
 def wait_for_tick(directory: Path) -> None:
-    """Return when the clock of the file system stands later than at the call.
+    """Wait until the clock of the file system has advanced.
 
-    It moves in steps of some milliseconds, and two changes within one step have the same time.
+    The clock has steps of some milliseconds, and two changes within one step have the same time.
     """
     probe = directory / "clock"
     probe.touch()
@@ -62,7 +62,7 @@ def test_times_are_set_exactly(directory: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(("option", "kept"), [("-a", "st_mtime_ns"), ("-m", "st_atime_ns")])
 def test_one_time_is_omitted(directory: Path, option: str, kept: str) -> None:
-    """UTIME_OMIT leaves one time as it is while the other is set: utimensat(2), as touch does."""
+    """Touch sets one time, and UTIME_OMIT keeps the other time: utimensat(2)."""
     path = directory / "file"
     path.touch()
     os.utime(path, ns=(1_000_000_001, 2_000_000_002))
@@ -76,7 +76,7 @@ def test_one_time_is_omitted(directory: Path, option: str, kept: str) -> None:
 
 @pytest.mark.parametrize("option", ["-a", "-m"])
 def test_one_time_is_now(directory: Path, option: str) -> None:
-    """UTIME_NOW sets the time of the call to one, UTIME_OMIT keeps the other: utimensat(2)."""
+    """UTIME_NOW sets one time to now, UTIME_OMIT keeps the other time: utimensat(2)."""
     path = directory / "file"
     path.touch()
     os.utime(path, ns=(SECOND_NS, SECOND_NS))
@@ -93,7 +93,7 @@ def test_one_time_is_now(directory: Path, option: str) -> None:
 
 
 def test_times_without_a_value_are_now(directory: Path) -> None:
-    """Utime without times sets both to the same present: utimensat(2)."""
+    """Utime without times sets both to the same current time: utimensat(2)."""
     path = directory / "file"
     path.touch()
     os.utime(path, ns=(SECOND_NS, SECOND_NS))
@@ -105,7 +105,7 @@ def test_times_without_a_value_are_now(directory: Path) -> None:
 
 
 def append(path: Path) -> None:
-    """Write one byte more."""
+    """Append one byte."""
     with path.open("ab") as file:
         file.write(b"x")
 
@@ -127,7 +127,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
 def test_a_change_moves_the_times(
     directory: Path, change: Callable[[Path], object], moving: set[str]
 ) -> None:
-    """A change of content moves mtime and ctime, one of attributes ctime alone: inode(7)."""
+    """A change of content updates mtime and ctime, a change of attributes ctime alone: inode(7)."""
     path = directory / "file"
     path.write_bytes(b"content")
     os.link(path, directory / "other")
@@ -162,7 +162,7 @@ ENTRY_CHANGES: dict[str, Callable[[Path], object]] = {
 def test_a_change_of_entries_moves_the_times(
     directory: Path, change: Callable[[Path], object]
 ) -> None:
-    """A directory's mtime and ctime move when a name comes, goes or changes: inode(7)."""
+    """Making, removing and renaming an entry update the directory's mtime and ctime: inode(7)."""
     inner = directory / "inner"
     (inner / "directory").mkdir(parents=True)
     (inner / "file").touch()
@@ -175,7 +175,7 @@ def test_a_change_of_entries_moves_the_times(
 
 
 def test_reading_moves_atime(directory: Path) -> None:
-    """A read moves an atime that is older than mtime, unless the mount says noatime: mount(8)."""
+    """A read updates an atime older than mtime, unless the mount has noatime: mount(8)."""
     path = directory / "file"
     path.write_bytes(b"content")
     os.utime(path, ns=(SECOND_NS, 2 * SECOND_NS))

@@ -23,8 +23,8 @@ def file(directory: Path, caller: Caller) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_a_value_comes_back(directory: Path, beneath: Path, kind: str) -> None:
-    """A value is any bytes, and lies beneath as well: setxattr(2), getxattr(2)."""
+def test_a_value_reads_back(directory: Path, beneath: Path, kind: str) -> None:
+    """A value is any bytes, and is set on the host's file as well: setxattr(2), getxattr(2)."""
     path = directory / "name"
     path.touch() if kind == "file" else path.mkdir()
     for value in (b"text", b"", b"\0\xff\0", b"v" * LARGE_BYTES):
@@ -35,7 +35,7 @@ def test_a_value_comes_back(directory: Path, beneath: Path, kind: str) -> None:
 
 
 def test_through_a_descriptor(file: Path) -> None:
-    """An open file has its attributes, also when its name is gone: fsetxattr(2)."""
+    """An open file has its attributes, also after its name is removed: fsetxattr(2)."""
     with file.open("r+") as opened:
         file.unlink()
         os.setxattr(opened.fileno(), "user.name", b"value")
@@ -45,7 +45,7 @@ def test_through_a_descriptor(file: Path) -> None:
 
 
 def test_the_list(file: Path) -> None:
-    """All names are listed, each once, and none after it is removed: listxattr(2)."""
+    """Each name is listed once, and no longer after its removal: listxattr(2)."""
     assert os.listxattr(file) == []
     names = [f"user.{number}" for number in range(20)]
     for name in names:
@@ -60,13 +60,16 @@ def test_the_list(file: Path) -> None:
 
 
 def test_absent(file: Path) -> None:
-    """An attribute that is not there is ENODATA, to read and to remove: getxattr(2)."""
+    """Reading and removing an absent attribute fail with ENODATA: getxattr(2)."""
     refused(errno.ENODATA, lambda: os.getxattr(file, "user.absent"))
     refused(errno.ENODATA, lambda: os.removexattr(file, "user.absent"))
 
 
 def test_create_and_replace(file: Path) -> None:
-    """XATTR_CREATE wants it new, EEXIST, XATTR_REPLACE wants it there, ENODATA: setxattr(2)."""
+    """XATTR_CREATE fails with EEXIST on an existing, XATTR_REPLACE with ENODATA on an absent name.
+
+    See setxattr(2).
+    """
     refused(errno.ENODATA, lambda: os.setxattr(file, "user.a", b"1", os.XATTR_REPLACE))
     assert os.listxattr(file) == []
     os.setxattr(file, "user.a", b"1", os.XATTR_CREATE)
@@ -79,9 +82,9 @@ def test_create_and_replace(file: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 1_000])
 def test_sizes(file: Path, size: int) -> None:
-    """A value or a list larger than the first buffer offered is fetched whole: getxattr(2).
+    """A value or a list larger than the first buffer is read completely: getxattr(2).
 
-    Python offers 128 bytes, gets ERANGE for more, and tries again; so do most programs.
+    Python passes 128 bytes, gets ERANGE for a longer value, and tries again, like most programs.
     """
     os.setxattr(file, "user.a", b"v" * size)
     name = "user." + "n" * min(size, 250)
@@ -116,21 +119,21 @@ def test_the_longest_name(file: Path) -> None:
 
 
 def test_names_are_bytes(file: Path) -> None:
-    """A name may be bytes that are no UTF-8, and comes back as it was: xattr(7)."""
+    """A name may be bytes that are no UTF-8, and is listed unchanged: xattr(7)."""
     os.setxattr(file, b"user.\xff\xfe", b"value")
 
     assert os.listxattr(file) == [os.fsdecode(b"user.\xff\xfe")]
     assert os.getxattr(file, b"user.\xff\xfe") == b"value"
 
 
-def test_more_than_fits(file: Path) -> None:
+def test_a_value_that_is_too_large(file: Path) -> None:
     """A value beyond 64 KiB is refused with E2BIG: xattr(7)."""
     refused(errno.E2BIG, lambda: os.setxattr(file, "user.a", bytes(65_537)))
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo"])
 def test_refused_on_special_files(directory: Path, kind: str) -> None:
-    """Only files and directories have user attributes, EPERM elsewhere: xattr(7)."""
+    """Setting a user attribute on a special file fails with EPERM: xattr(7)."""
     path = directory / "name"
     path.symlink_to("target") if kind == "symlink" else os.mkfifo(path)
     (directory / "target").touch()
@@ -140,7 +143,7 @@ def test_refused_on_special_files(directory: Path, kind: str) -> None:
 
 
 def test_a_symlink_is_followed(directory: Path) -> None:
-    """Through a symlink it is the target whose attributes are meant: setxattr(2)."""
+    """Setxattr on a symlink sets the attribute of its target: setxattr(2)."""
     (directory / "target").touch()
     (directory / "link").symlink_to("target")
     os.setxattr(directory / "link", "user.a", b"x")
@@ -149,7 +152,7 @@ def test_a_symlink_is_followed(directory: Path) -> None:
 
 
 def test_attributes_follow_the_file(file: Path) -> None:
-    """Attributes belong to the file, whatever its names: rename(2), link(2)."""
+    """Attributes belong to the file, and all its names show them: rename(2), link(2)."""
     os.setxattr(file, "user.a", b"x")
     file.with_name("second").hardlink_to(file)
     file.rename(file.with_name("new"))
@@ -158,8 +161,8 @@ def test_attributes_follow_the_file(file: Path) -> None:
     assert os.getxattr(file.with_name("new"), "user.a") == b"x"
 
 
-def test_another_process_sees_them(file: Path, caller: Caller) -> None:
-    """What one process sets, another gets: xattr(7)."""
+def test_another_process_sees_a_change(file: Path, caller: Caller) -> None:
+    """A process reads the attributes that another one has set: xattr(7)."""
     caller.run(lambda: os.setxattr(file, "user.a", b"first"))
     assert os.getxattr(file, "user.a") == b"first"
     caller.run(lambda: os.setxattr(file, "user.a", b"second and longer"))
@@ -170,7 +173,7 @@ def test_another_process_sees_them(file: Path, caller: Caller) -> None:
 
 @pytest.mark.privileged
 def test_trusted_attributes(file: Path) -> None:
-    """The privileged caller has trusted attributes, nobody else sees them: xattr(7)."""
+    """Only a privileged caller can set, read and list trusted attributes: xattr(7)."""
     os.setxattr(file, "trusted.a", b"x")
     assert os.getxattr(file, "trusted.a") == b"x"
     assert "trusted.a" in os.listxattr(file)
@@ -182,7 +185,7 @@ def test_trusted_attributes(file: Path) -> None:
 
 @pytest.mark.privileged
 def test_file_capabilities(file: Path) -> None:
-    """A program's capabilities are kept, and gone once its content changes: capabilities(7)."""
+    """A program keeps its capabilities until its content changes: capabilities(7)."""
     value = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep
     file.write_bytes(b"program")
     os.setxattr(file, "security.capability", value)

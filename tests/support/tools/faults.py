@@ -14,13 +14,13 @@ MARK = "pytest.mark.fault"
 BEGIN, END = "| feature | known fault | sessions |\n|---|---|---|\n", " -->\n"
 
 FEATURES = (
-    "opening what has lost its name",
+    "opening a file that has lost its name",
     "changes by path",
     "SEEK_DATA and SEEK_HOLE",
     "stores into shared maps",
     "inode numbers",
     "file handles of the mount",
-    "space of what the host deletes",
+    "space of files that the host deletes",
     "reserved blocks",
     "memory of open directories",
     "descriptors",
