@@ -1,8 +1,8 @@
-"""A process that acts for one caller on one side, for as long as the test runs.
+"""A process that runs the operations of one caller on one side, as long as the test runs.
 
-Run as a program it shuts itself into the side's directory with chroot(2), so that no `..` and no
-absolute symlink leads out of what is compared, takes the caller's ids, and answers requests until
-its pipe ends. Not a fork for each operation: descriptors, mappings and listings have to last.
+The program changes its root to the side's directory, chroot(2), so that no `..` and no absolute
+symlink leads out of the compared tree. It takes the caller's ids, and answers requests until its
+pipe ends. One process runs all operations, because descriptors, mappings and listings must last.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from tests.fuzz import tree
-from tests.fuzz.hands import Hands, Outcome
+from tests.fuzz.operations import Operations, Outcome
 from tests.support.tools.callers import Caller
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 20.0
-STAGE: dict[str, Callable[..., object]] = {
-    "make_room": tree.make_room,
+HARNESS_CALLS: dict[str, Callable[..., object]] = {
+    "prepare": tree.prepare,
     "tree": lambda: tree.read(b"/"),
     "attributes_of": tree.attributes_of,
     "empty": lambda: tree.empty(b"/"),
@@ -29,7 +29,7 @@ STAGE: dict[str, Callable[..., object]] = {
 
 
 class Actor:
-    """The test's end of the process."""
+    """The test's connection to the process."""
 
     def __init__(self, caller: Caller, process: subprocess.Popen[bytes], end: Connection) -> None:
         self.caller = caller
@@ -37,15 +37,15 @@ class Actor:
         self._end = end
 
     def ask(self, operation: str, *arguments: object) -> None:
-        """Send a request; `answer` gives its outcome."""
-        # A process that has died shows when its answer does not come.
+        """Send a request; `answer` returns its outcome."""
+        # If the process has died, `answer` raises.
         with contextlib.suppress(BrokenPipeError):
             self._end.send((operation, arguments))
 
     def answer(self, limit_s: float) -> Outcome:
         """Return the outcome of the last request.
 
-        Raises: TimeoutError when there is none within *limit_s*, EOFError when the process died.
+        Raises: TimeoutError if there is none within *limit_s*, EOFError if the process died.
         """
         if not self._end.poll(limit_s):
             raise TimeoutError
@@ -53,7 +53,7 @@ class Actor:
         return outcome
 
     def end(self) -> None:
-        """Let the process end; one that hangs is killed, which a dead mount allows."""
+        """End the process: close its pipe, and kill it after 20 s. A dead mount allows the kill."""
         self._end.close()
         try:
             self._process.wait(START_LIMIT_S)
@@ -64,12 +64,12 @@ class Actor:
 
 @contextlib.contextmanager
 def acting(caller: Caller, side: Path) -> Iterator[Actor]:
-    """Start the process of *caller* on *side*; it ends with the block."""
+    """Run the process of *caller* on *side* for the length of a block."""
     ours, theirs = Pipe()
     with theirs:
-        who = [str(caller.uid), str(caller.gid), ",".join(map(str, caller.groups))]
+        ids = [str(caller.uid), str(caller.gid), ",".join(map(str, caller.groups))]
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.actor", str(theirs.fileno()), str(side), *who],
+            [sys.executable, "-m", "tests.fuzz.actor", str(theirs.fileno()), str(side), *ids],
             cwd=REPOSITORY,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -90,28 +90,28 @@ def _enter(side: str, uid: int, gid: int, groups: Sequence[int]) -> None:
         os.setresuid(uid, uid, uid)
 
 
-def _answer(hands: Hands, operation: str, arguments: Sequence[object]) -> Outcome:
-    """Do one operation, or what belongs to no caller: make room, read the tree and so on."""
-    if operation not in STAGE:
-        return hands.act(operation, arguments)
+def _answer(operations: Operations, operation: str, arguments: Sequence[object]) -> Outcome:
+    """Run one operation of the caller, or a call of the harness."""
+    if operation not in HARNESS_CALLS:
+        return operations.act(operation, arguments)
     try:
-        return "ok", STAGE[operation](*arguments)
+        return "ok", HARNESS_CALLS[operation](*arguments)
     except OSError as error:
         return f"{operation} failed: {error}", None
 
 
 def main() -> None:
-    """Answer until the pipe ends."""
+    """Answer requests until the pipe ends."""
     end = Connection(int(sys.argv[1]))
-    hands = Hands()
-    # Whatever Python imports late must be there before the directory that it lies in is not.
-    pickle.loads(pickle.dumps(OSError(1, "")))  # noqa: S301 - made right here
+    operations = Operations()
+    # Pickling errors imports modules, which cannot be found after the chroot.
+    pickle.loads(pickle.dumps(OSError(1, "")))  # noqa: S301 - made in this line
     groups = [int(group) for group in sys.argv[5].split(",") if group]
     _enter(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), groups)
     with contextlib.suppress(EOFError):
         while True:
             operation, arguments = end.recv()
-            end.send(_answer(hands, operation, arguments))
+            end.send(_answer(operations, operation, arguments))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """System calls that `os` lacks, for the fuzz test alone.
 
-Not passthrough/linux/syscalls.py: a mistake there would act on both sides of the comparison alike.
+The test does not use passthrough/linux/syscalls.py: a mistake there would change both sides alike.
 """
 
 import ctypes
@@ -32,16 +32,17 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
     _checked(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, ctypes.c_uint(flags)))
 
 
-def utimensat(where: bytes | int, atime_ns: int, mtime_ns: int, flags: int = 0) -> None:
-    """Set the times of a path or a descriptor, utimensat(2); UTIME_NOW and UTIME_OMIT as they are.
+def utimensat(file: bytes | int, atime_ns: int, mtime_ns: int, flags: int = 0) -> None:
+    """Set the times of a path or a descriptor, utimensat(2).
 
-    The two numbers would be times shortly after 1970, which nobody sets here.
+    UTIME_NOW and UTIME_OMIT keep their meaning. As times they are about 1 s after 1970, which the
+    tests do not set.
     """
     times = (ctypes.c_long * 4)(*_timespec(atime_ns), *_timespec(mtime_ns))
-    if isinstance(where, int):
-        _checked(_libc.futimens(where, times))
+    if isinstance(file, int):
+        _checked(_libc.futimens(file, times))
     else:
-        _checked(_libc.utimensat(AT_FDCWD, where, times, flags))
+        _checked(_libc.utimensat(AT_FDCWD, file, times, flags))
 
 
 def _timespec(ns: int) -> tuple[int, int]:
@@ -49,12 +50,12 @@ def _timespec(ns: int) -> tuple[int, int]:
 
 
 def fallocate(fd: int, mode: int, offset: int, size: int) -> None:
-    """Reserve space, fallocate(2)."""
+    """Allocate space, fallocate(2)."""
     _checked(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(size)))
 
 
 def getdents64(fd: int, size: int) -> list[tuple[bytes, int]]:
-    """Read as many names as fit *size* bytes, with their DT_* type, getdents64(2)."""
+    """Return as many names as fit *size* bytes, with their DT_* types, getdents64(2)."""
     buffer = ctypes.create_string_buffer(size)
     filled = _checked(_libc.getdents64(fd, buffer, ctypes.c_size_t(size)))
     return list(_records(buffer.raw[:filled]))

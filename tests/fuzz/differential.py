@@ -1,8 +1,8 @@
-"""Two directories that must stay alike: a bare one, and one that is a passthrough mount.
+"""Two directories that must stay alike: a bare directory and a mount of passfs.
 
-A program is a list of steps, each a caller's name, an operation of hands.py and its arguments.
-Each step is done on both sides, and the outcomes are compared; so are the trees when asked for.
-What differs is raised with the program, as text that can be run again.
+A program is a list of steps: the caller's name, an operation of operations.py and its arguments.
+Each step runs on both sides, and its outcomes are compared. The step `compare` compares the trees.
+A difference is raised with the program, as source text that can be run again.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from typing import Any, cast
 
 from tests.fuzz import tree
 from tests.fuzz.actor import Actor, acting
-from tests.fuzz.hands import Hands, Outcome
 from tests.fuzz.known import DIFFERENCES, Difference
-from tests.fuzz.mounts import Ways
+from tests.fuzz.mounts import Variant
+from tests.fuzz.operations import Operations, Outcome
 from tests.support.tools.callers import MEMBER, ROOT, TEAM_GID, USER
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.rings import switched_for
 
 Step = tuple[object, ...]
 
-STEP_LIMIT_S = 60.0  # a disk that others keep busy may take long to sync
+STEP_LIMIT_S = 60.0  # a busy disk may take long to sync
 SHORT_BYTES = 40
 AT_ONCE_S = 0.001
 HOST = "host"
 CALLERS = {caller.name: caller for caller in (ROOT, USER, MEMBER)}
 ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 
-# What each program finds, so that short ones already do something: a team's directory, one with a
-# sticky bit, a directory of the user's, and a setuid file of two names that all may write to.
+# The files at the start of each program, so that short programs have an effect. There is a team's
+# directory, a sticky one, one of the user's, and a setuid file with two names that all may write.
 SETTING: Sequence[Step] = (
     ("root", "mkdir", b"t", 0),
     ("root", "chown", b"t", 0, TEAM_GID, True),
@@ -53,9 +53,9 @@ SETTING: Sequence[Step] = (
 
 
 class DifferenceError(BaseException):
-    """The two sides are not alike after *program*; the text says where, and has the program.
+    """A difference of the two sides after *program*; the text has the difference and the program.
 
-    Not an Exception, because hypothesis would run that program again to see whether it fails.
+    It is no Exception, because hypothesis would run the program again to see whether it fails.
     """
 
     def __init__(self, text: str, program: Sequence[Step]) -> None:
@@ -66,15 +66,15 @@ class DifferenceError(BaseException):
 class MountLostError(BaseException):
     """The mount hung or ended.
 
-    Not an Exception: nothing can be tried again on this mount to find a shorter program.
+    It is no Exception, because hypothesis cannot search for a shorter program on this mount.
     """
 
 
 @dataclass(slots=True)
-class Ground:
-    """Both sides, and who acts there; *program* is what has been done since `begin`."""
+class Sides:
+    """Both sides, and the processes of the callers. *program* has the steps since `begin`."""
 
-    ways: Ways
+    variant: Variant
     bare: Path
     mount: Mounted
     actors: dict[str, tuple[Actor, Actor]] = field(default_factory=dict)
@@ -83,48 +83,48 @@ class Ground:
     begun: int = 0
     logged: int = 0
     failure: DifferenceError | MountLostError | None = None
-    """The first that was raised, whatever became of it."""
+    """The first error that was raised, even if a caller has suppressed it."""
 
     def begin(self) -> None:
-        """Start a new program in an empty directory of both sides that everybody may write to."""
+        """Start a new program in an empty directory of both sides that all users may write to."""
         self.begun += 1
         name = b"/%d" % self.begun
-        self._succeed("root", "make_room", name)
+        self._call_both("root", "prepare", name)
         for caller in self.actors:
-            self._succeed(caller, "begin", name)
+            self._call_both(caller, "begin", name)
         self.program.clear()
         for step in SETTING:
-            self._done(step)
+            self._run_step(step)
 
     def do(self, *step: object) -> Outcome:
-        """Do one step on both sides; gives the outcome.
+        """Run one step on both sides, and return the outcome.
 
-        Raises: DifferenceError when they do not agree, MountLostError when the mount is gone.
+        Raises: DifferenceError if the outcomes differ, MountLostError if the mount is gone.
         """
         self.program.append(step)
-        return self._done(step)
+        return self._run_step(step)
 
     def compare(self) -> None:
-        """Compare the trees, the mount's with the bare one's and with its own source.
+        """Compare the tree of the mount with that of the bare directory and that of its source.
 
         Raises: DifferenceError, MountLostError.
         """
         bare = tree.read(bytes(self.bare))
         paths = [b"/" + path for path in bare]
-        has, remembered = self._succeed("root", "attributes_of", paths)
+        has, remembered = self._call_both("root", "attributes_of", paths)
         self._check("mount / bare, without a listing", tree.lines(remembered, has))
         seen = self._tree_of_mount()
         self._check("mount / bare", tree.differences_in_kind(seen, bare))
-        # After the mount's: with write-back, reading a file and closing it writes it back.
+        # The source is read last: with write-back, closing a file on the mount writes it back.
         beneath = tree.read(bytes(self.mount.source))
-        if "use_host_ino" in self.ways.options:
+        if "use_host_ino" in self.variant.options:
             seen = tree.with_numbers_of_host(seen)
-        if "writeback" in self.ways.options:
-            seen, beneath = tree.without_now(seen), tree.without_now(beneath)
+        if "writeback" in self.variant.options:
+            seen, beneath = tree.without_current_times(seen), tree.without_current_times(beneath)
         self._check("mount / its source", tree.differences(seen, beneath))
 
     def end(self) -> None:
-        """Compare a last time, close what is open, and empty both sides.
+        """Compare a last time, close all descriptors, and empty both sides.
 
         Raises: DifferenceError, MountLostError.
         """
@@ -132,39 +132,39 @@ class Ground:
             self.compare()
         finally:
             for caller in self.actors:
-                self._succeed(caller, "end")
-            self._succeed("root", "empty")
+                self._call_both(caller, "end")
+            self._call_both("root", "empty")
         self._check("left in the source", [str(path) for path in self.mount.source.iterdir()])
         log = self.mount.logged(self.logged)
         self.logged += len(log.encode())
         self._check("logged by the mount", [log] if ALARMING.search(log) else [])
 
-    def _done(self, step: Step) -> Outcome:
+    def _run_step(self, step: Step) -> Outcome:
         caller, operation, *arguments = step
         if operation == "compare":
             self.compare()
             return "ok", None
         if caller == HOST:
-            return self._done_by_host(str(operation), *arguments)
+            return self._run_on_host(str(operation), *arguments)
         bare, seen = self._both(str(caller), str(operation), *arguments)
-        known = [entry for entry in self.known if entry.applies(self.ways.options)]
+        known = [entry for entry in self.known if entry.applies(self.variant.options)]
         if bare != seen and not any(entry.explains(step, seen) for entry in known):
             raise self._differs(f"mount {seen} / bare {bare}")
         return bare
 
-    def _done_by_host(self, operation: str, name: object, *arguments: object) -> Outcome:
-        """Do what a process of the host does, in the source: the mount is not asked."""
+    def _run_on_host(self, operation: str, name: object, *arguments: object) -> Outcome:
+        """Run an operation of a host process: in the source, not through the mount."""
         assert isinstance(name, bytes)
         outcomes = []
         for side in (self.bare, self.mount.source):
             path = bytes(side / str(self.begun)) + b"/" + name
-            outcomes.append(Hands().act(operation, (path, *arguments)))
+            outcomes.append(Operations().act(operation, (path, *arguments)))
         if outcomes[0] != outcomes[1]:
             raise self._differs(f"source {outcomes[1]} / bare {outcomes[0]}")
         return outcomes[0]
 
-    def _succeed(self, caller: str, operation: str, *arguments: object) -> tuple[Any, Any]:
-        """Do on both sides what is no step of the program; gives both results."""
+    def _call_both(self, caller: str, operation: str, *arguments: object) -> tuple[Any, Any]:
+        """Run a call of the harness on both sides, and return both results; it must succeed."""
         bare, seen = self._both(caller, operation, *arguments)
         if (bare[0], seen[0]) != ("ok", "ok"):
             raise self._differs(f"mount {seen[0]} / bare {bare[0]}")
@@ -215,11 +215,11 @@ class Ground:
 
     def _text(self, sentence: str) -> str:
         steps = "\n".join(f"    ({', '.join(map(literal, step))})," for step in self.program)
-        return f"{sentence}\nTo see it again:\n\n{PROGRAM.format(self.ways, steps)}"
+        return f"{sentence}\nTo run it again:\n\n{PROGRAM.format(self.variant, steps)}"
 
 
 def literal(argument: object) -> str:
-    """Return an argument as the source of a program, long names short."""
+    """Return an argument as source text, with long repetitive names as products."""
     if isinstance(argument, bytes) and len(argument) > SHORT_BYTES:
         unit = argument[: (argument + argument).index(argument, 1)]
         return f"{unit!r} * {len(argument) // len(unit)}" if unit != argument else repr(argument)
@@ -228,7 +228,7 @@ def literal(argument: object) -> str:
 
 PROGRAM = """\
 from tests.fuzz.differential import replay
-from tests.fuzz.mounts import Ways
+from tests.fuzz.mounts import Variant
 
 replay({}, [
 {}
@@ -237,20 +237,20 @@ replay({}, [
 
 
 @contextlib.contextmanager
-def ground(ways: Ways) -> Iterator[Ground]:
-    """Mount as *ways* say, start everybody's processes; all is gone when the block ends."""
+def both_sides(variant: Variant) -> Iterator[Sides]:
+    """Mount *variant* and start the callers' processes, for the length of a block."""
     with contextlib.ExitStack() as stack:
-        # Not pytest's own temporary directory: that one is closed to other users.
+        # pytest's own temporary directory is closed to other users.
         base = Path(stack.enter_context(TemporaryDirectory(prefix="passfs-fuzz-")))
-        if ways.host:
-            stack.enter_context(_file_system(ways.host, base))
+        if variant.host:
+            stack.enter_context(_file_system(variant.host, base))
         base.chmod(0o755)
         bare = base / "bare"
         bare.mkdir()
-        with switched_for(ways.options):
-            served = stack.enter_context(mounted(base, ways.options))
-        # What it says at its start is about options, and every mount with these says it.
-        sides = Ground(ways, bare, served, logged=len(served.logged().encode()))
+        with switched_for(variant.options):
+            served = stack.enter_context(mounted(base, variant.options))
+        # At its start the worker logs about its options; these lines are no failure.
+        sides = Sides(variant, bare, served, logged=len(served.logged().encode()))
         for name, caller in CALLERS.items():
             sides.actors[name] = (
                 stack.enter_context(acting(caller, bare)),
@@ -260,26 +260,26 @@ def ground(ways: Ways) -> Iterator[Ground]:
 
 
 @contextlib.contextmanager
-def _file_system(kind: str, where: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-t", kind, "passfs-fuzz", str(where)], check=True)
+def _file_system(kind: str, target: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", kind, "passfs-fuzz", str(target)], check=True)
     try:
         yield
     finally:
-        # Lazily: what still holds it is a mount that hung, and that has its own report.
-        subprocess.run(["umount", "-l", str(where)], check=True)
+        # Lazily, because a mount that hung may still use it, and has raised its own error.
+        subprocess.run(["umount", "-l", str(target)], check=True)
 
 
-def replay(ways: Ways, program: Sequence[Step]) -> None:
-    """Run a program; gives nothing if the sides stay alike.
+def replay(variant: Variant, program: Sequence[Step]) -> None:
+    """Run a program on two new sides.
 
     Raises: DifferenceError, MountLostError.
     """
-    with ground(ways) as sides:
+    with both_sides(variant) as sides:
         run(sides, program)
 
 
-def run(sides: Ground, program: Sequence[Step]) -> None:
-    """Run a program from the beginning to the comparison at its end.
+def run(sides: Sides, program: Sequence[Step]) -> None:
+    """Run a program on *sides*, with the comparison at its end.
 
     Raises: DifferenceError, MountLostError.
     """
@@ -291,10 +291,10 @@ def run(sides: Ground, program: Sequence[Step]) -> None:
         sides.end()
 
 
-def shortest(sides: Ground, found: DifferenceError, limit_s: float) -> DifferenceError:
-    """Leave out of the program that led to *found* what can be; gives what that one leads to.
+def shortest(sides: Sides, found: DifferenceError, limit_s: float) -> DifferenceError:
+    """Shorten the program of *found* for at most *limit_s*, and return its difference.
 
-    Not hypothesis's own search, which thinks in choices, not in steps, and may take minutes.
+    hypothesis's own search may take minutes, because it removes choices, not steps.
     """
     deadline = time.monotonic() + limit_s
     size = len(found.program) // 2
@@ -308,7 +308,7 @@ def shortest(sides: Ground, found: DifferenceError, limit_s: float) -> Differenc
     return found
 
 
-def _failure(sides: Ground, program: Sequence[Step]) -> DifferenceError | None:
+def _failure(sides: Sides, program: Sequence[Step]) -> DifferenceError | None:
     try:
         run(sides, program)
     except DifferenceError as error:

@@ -1,40 +1,40 @@
-"""Where a mount may differ from a bare directory, each with its reason and with the proof.
+"""The allowed differences of a mount from a bare directory, each with its reason and its proof.
 
-The proof is a program after which the two sides differ: when they no longer do, the test that goes
-with these tables fails, and the entry has to go.
+The proof is a program after which the two sides differ. If they no longer differ, test_comparison
+fails, and the entry must be removed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.fuzz.hands import Outcome
-from tests.fuzz.mounts import Options, Ways
+from tests.fuzz.mounts import Options, Variant
+from tests.fuzz.operations import Outcome
 from tests.support.tools.callers import TEAM_GID
 
-_LIBFUSE = Ways({"session": "libfuse"})
-_PASSED = Ways({"session": "kernel", "passthrough": "on"})
-_NO_XATTR = Ways({"xattr": "false"}, "ramfs")
+_LIBFUSE = Variant({"session": "libfuse"})
+_PASSED = Variant({"session": "kernel", "passthrough": "on"})
+_NO_XATTR = Variant({"xattr": "false"}, "ramfs")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One operation whose outcome on the mount need not be that of the bare directory."""
+    """One operation with another outcome on the mount than on the bare directory."""
 
     operation: str
     reason: str
     outcome: str
-    """What comes back from the mount: the name of an error, or "ok"."""
+    """The outcome on the mount: an errno's name, or "ok"."""
     program: Sequence[tuple[object, ...]]
-    ways: Ways = _LIBFUSE
-    """Where: mounts with these options, whatever else they have."""
+    variant: Variant = _LIBFUSE
+    """The entry applies to all mounts with these options."""
 
     def applies(self, options: Options) -> bool:
-        """Whether a mount with *options* may differ so."""
-        return self.ways.options.items() <= options.items()
+        """Return whether the entry applies to a mount with *options*."""
+        return self.variant.options.items() <= options.items()
 
     def explains(self, step: tuple[object, ...], outcome: Outcome) -> bool:
-        """Whether this is why *step* had another outcome on the mount."""
+        """Return whether the entry allows this *outcome* of *step* on the mount."""
         return step[1] == self.operation and outcome[0] == self.outcome
 
 
@@ -55,7 +55,7 @@ DIFFERENCES = (
     ),
     Difference(
         "seek_data",
-        "pyfuse3 has no handler for FUSE_LSEEK: the kernel takes the whole file for data",
+        "pyfuse3 has no handler for FUSE_LSEEK: the kernel reports the whole file as data",
         "ok",
         [_OPEN, ("user", "ftruncate", 0, 100_000), ("user", "seek_data", 0, 0)],
     ),
@@ -67,7 +67,8 @@ DIFFERENCES = (
     ),
     Difference(
         "listxattr",
-        "the kernel answers for a FUSE mount without attributes, and gives no empty list",
+        "on a FUSE mount without extended attributes the kernel itself answers, with an error and "
+        "not with an empty list",
         "ENOTSUP",
         [("user", "listxattr", b"a", True)],
         _NO_XATTR,
@@ -76,30 +77,31 @@ DIFFERENCES = (
 
 
 class Avoided(NamedTuple):
-    """What random programs do not do, because the trees would differ ever after."""
+    """An operation that random programs leave out, because the trees would differ from then on."""
 
     reason: str
     program: Sequence[tuple[object, ...]]
-    ways: Ways = _LIBFUSE
+    variant: Variant = _LIBFUSE
 
 
 AVOIDED = {
-    "mapped store while a file is open to append": Avoided(
-        "the host's file is open to append, for the sake of others that append on the host, and "
-        "pyfuse3 does not say which write is of a mapped page",
+    "mapped store while a file is open with O_APPEND": Avoided(
+        "the host's file is open with O_APPEND, because processes of the host may append too, and "
+        "pyfuse3 does not tell writes of mapped pages from others",
         [("user", "open", 0, b"a", 0o2002, 0), ("user", "mapped_write", 0, 9, 1, 0)],
     ),
-    "O_APPEND taken off an open file": Avoided(
-        "for the same reason, and pyfuse3 does not pass the flags that a file has by now",
+    "O_APPEND cleared on an open file": Avoided(
+        "the host's file is open with O_APPEND, and pyfuse3 does not pass the current flags of a "
+        "file",
         [
             ("user", "open", 0, b"a", 0o2002, 0),
             ("user", "clear_append", 0),
             ("user", "pwrite", 0, 9, 1, 0),
         ],
     ),
-    "O_APPEND taken off a file that the kernel passes through to": Avoided(
-        "the kernel opens the host's file with the flags of open(2); what fcntl(2) sets later is "
-        "added to them, but nothing is taken away",
+    "O_APPEND cleared on a file with kernel passthrough": Avoided(
+        "the kernel opens the host's file with the flags of open(2); it adds flags that fcntl(2) "
+        "sets later, but does not clear any",
         [
             ("user", "open", 0, b"b", 0o2102, 0o666),
             ("user", "write", 0, 8, 2),
@@ -108,9 +110,9 @@ AVOIDED = {
         ],
         _PASSED,
     ),
-    "copy of what the host has just appended": Avoided(
-        "copy_file_range(2) never asks a FUSE file system for the size: the kernel goes by the one "
-        "that it knows",
+    "copy of bytes that the host has just appended": Avoided(
+        "copy_file_range(2) never asks a FUSE file system for the size: the kernel uses the size "
+        "in its cache",
         [
             ("user", "open", 0, b"a", 0, 0),
             ("user", "open", 1, b"b", 0o102, 0o666),
@@ -119,19 +121,18 @@ AVOIDED = {
         ],
     ),
     "setgid of a file that its group may not execute": Avoided(
-        "a request does not name supplementary groups: where the kernel does not decide, the bit "
-        "goes with a change by a member who is neither the owner nor of the group by the primary "
-        "one",
+        "a request does not have the supplementary groups: if the kernel does not decide, a change "
+        "clears the bit, unless the caller is the owner or the group is the caller's primary one",
         [
             ("root", "chown", b"a", 0, TEAM_GID, True),
             ("root", "chmod", b"a", 0o2666),
             ("member", "truncate", b"a", 1),
         ],
     ),
-    "chown(2) without an owner by somebody else": Avoided(
-        "with HANDLE_KILLPRIV_V2 the kernel leaves it to the file system, and sends the same "
-        "before a write: so it has no effect, but is not refused either",
+    "chown(2) without ids by a user that is not the owner": Avoided(
+        "with HANDLE_KILLPRIV_V2 the kernel leaves the check to the file system, and sends the "
+        "same request before a write: so the call has no effect, but is not refused",
         [("member", "chown", b"a", -1, -1, True)],
-        Ways({"session": "kernel"}),
+        Variant({"session": "kernel"}),
     ),
 }

@@ -1,7 +1,7 @@
-"""Random programs: which operations there are for hypothesis to choose from, with what.
+"""Random programs: the operations that hypothesis chooses from, with their arguments.
 
-The tables say what each operation takes; a rule is made of each line. Names are few, so that the
-operations meet; what they name may be a file, a directory, a link or nothing at that time.
+The tables have a row for each operation, which becomes a rule. There are few names, so that
+operations hit the same files. A name may be a file, a directory, a link or absent.
 """
 
 import math
@@ -23,16 +23,16 @@ from hypothesis.stateful import (
 )
 
 from tests.fuzz import calls
-from tests.fuzz.differential import CALLERS, HOST, Ground
+from tests.fuzz.differential import CALLERS, HOST, Sides
 from tests.support.tools.callers import MEMBER, TEAM_GID, USER
 
 Strategy = st.SearchStrategy[Any]
-Handle = tuple[str, int]
-"""Who opened it, and its number."""
+Descriptor = tuple[str, int]
+"""The caller that opened it, and its number."""
 
 LONGEST = b"n" * 255
 NOT_UTF8 = b"\xff\xfe"
-COMPARE_EACH = 8  # reading whole trees takes as long as dozens of steps
+COMPARE_EACH = 8  # steps; a comparison takes as long as dozens of steps
 MOST_FILLED = 2
 NAMES = [b"a", b"a", b"b", b"c", b"d", b"l", b"s", b"t"]
 RARE_NAMES = [NOT_UTF8, "ü".encode(), LONGEST, LONGEST + b"n", b".", b"..", b"a/", b"d/", b"/", b""]
@@ -42,7 +42,7 @@ path = st.one_of(
     name, name, st.builds(b"%s/%s".__mod__, st.tuples(st.sampled_from([b"d", b"s", b"t"]), name))
 )
 directory = st.sampled_from([b".", b"d", b"s", b"t", b"b", b"l", b"d/d"])
-# Setgid comes with execution by the group only: known.py has why, and the umask may take that away.
+# Setgid comes only with execution by the group (known.py), which the umask of a new file may clear.
 modes = st.sampled_from([0o644, 0o666, 0o755, 0o777, 0, 0o444, 0o6777, 0o4766])
 modes |= st.integers(0, 0o7777)
 mode = modes.map(lambda bits: bits & ~stat.S_ISGID)
@@ -53,7 +53,7 @@ size = st.sampled_from([0, 1, 100, 4_095, 4_096, 4_097, 70_000, 150_000])
 offset = st.sampled_from([0, 1, 10, 4_095, 4_096, 5_000, 70_000])
 seed = st.integers(0, 200)
 follow = st.booleans()
-moments = st.sampled_from(
+times = st.sampled_from(
     [
         *(calls.UTIME_OMIT, calls.UTIME_NOW, 0, 1, -2 * calls.NS_PER_S + 5),
         *(1_000_000_000_123_456_789, 4_102_444_800 * calls.NS_PER_S + 1),
@@ -89,7 +89,7 @@ target = st.sampled_from(
     [b"a", b"d", b"d/b", b"../a", b"l", b"nowhere", b"/", b"..", LONGEST, b"long/" * 200]
 )
 
-# To nobody at all is another matter: known.py has why, and `chown_to_nobody`.
+# Without ids only root calls chown(2), in `chown_without_ids`: known.py has the reason.
 owners = st.tuples(uid, gid).filter(lambda ids: ids != (-1, -1))
 
 ON_PATHS: dict[str, tuple[Strategy, ...]] = {
@@ -103,7 +103,7 @@ ON_PATHS: dict[str, tuple[Strategy, ...]] = {
     "mknod": (path, st.builds(int.__or__, nodes, mode), st.sampled_from([0, 0x103])),
     "chmod": (path, changed_mode),
     "truncate": (path, size),
-    "utimens": (path, moments, moments, follow),
+    "utimens": (path, times, times, follow),
     "stat": (path,),
     "lstat": (path,),
     "access": (path, st.integers(0, 7), follow),
@@ -128,12 +128,12 @@ ON_FILES: dict[str, tuple[Strategy, ...]] = {
     "set_append": (),
 }
 
-ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
+ON_DESCRIPTORS: dict[str, tuple[Strategy, ...]] = {
     "fsync": (),
     "fdatasync": (),
     "fstat": (),
     "fchmod": (changed_mode,),
-    "futimens": (moments, moments),
+    "futimens": (times, times),
     "fsetxattr": (attribute, value, attribute_flags),
     "fgetxattr": (attribute,),
     "flags": (),
@@ -145,18 +145,18 @@ ON_HANDLES: dict[str, tuple[Strategy, ...]] = {
 
 
 class TimeIsUpError(BaseException):
-    """The next program would begin too late. Not an Exception: hypothesis has to end."""
+    """The time is up before the next program. It is no Exception, so that hypothesis ends."""
 
 
 class Programs(RuleBasedStateMachine):
-    """One program on the ground that the test has made ready."""
+    """One random program on the *sides* that the test has set."""
 
-    sides: ClassVar[Ground]
-    handles: Bundle[Handle] = Bundle("handles")
-    files: Bundle[Handle] = Bundle("files")
-    """Those that are most likely files, open to read and write."""
+    sides: ClassVar[Sides]
+    descriptors: Bundle[Descriptor] = Bundle("descriptors")
+    files: Bundle[Descriptor] = Bundle("files")
+    """Descriptors that are most likely of regular files, open to read and write."""
     until: ClassVar[float] = math.inf
-    """When to begin no more programs, by time.monotonic()."""
+    """The time of time.monotonic() after which no program begins."""
     callers: ClassVar[Strategy] = st.sampled_from(list(CALLERS))
 
     def __init__(self) -> None:
@@ -164,73 +164,73 @@ class Programs(RuleBasedStateMachine):
         self.opened = 0
         self.filled = 0
         self.appending = False
-        options = self.sides.ways.options
-        # known.py has why it makes a difference.
-        self.told_of_appending = "writeback" in options or options["session"] == "kernel"
-        self.told_of_no_appending = self.told_of_appending and options["passthrough"] != "on"
+        options = self.sides.variant.options
+        # known.py has the operations that depend on these.
+        self.knows_appending = "writeback" in options or options["session"] == "kernel"
+        self.knows_clearing = self.knows_appending and options["passthrough"] != "on"
 
     @initialize()
     def begin(self) -> None:
-        """Both sides are as `Ground.begin` makes them."""
+        """Start a program, `Sides.begin`."""
         if time.monotonic() > self.until:
             raise TimeIsUpError
         self.sides.begin()
 
-    @rule(target=handles, caller=callers, path=path, flags=open_flags, mode=mode)
-    def open(self, caller: str, path: bytes, flags: int, mode: int) -> MultipleResults[Handle]:
-        """Open a path, and perhaps create a file there."""
+    @rule(target=descriptors, caller=callers, path=path, flags=open_flags, mode=mode)
+    def open(self, caller: str, path: bytes, flags: int, mode: int) -> MultipleResults[Descriptor]:
+        """Open a path, perhaps with O_CREAT."""
         self.appending |= bool(flags & os.O_APPEND)
         return self._open(caller, "open", path, flags, mode)
 
     @rule(target=files, caller=callers, path=file, flags=file_flags)
-    def open_file(self, caller: str, path: bytes, flags: int) -> MultipleResults[Handle]:
-        """Open what is most likely a file, or make one."""
+    def open_file(self, caller: str, path: bytes, flags: int) -> MultipleResults[Descriptor]:
+        """Open or make a file at a path that is most likely a file's."""
         self.appending |= bool(flags & os.O_APPEND)
         return self._open(caller, "open", path, flags, 0o666)
 
-    @rule(target=handles, caller=callers, path=directory)
-    def open_directory(self, caller: str, path: bytes) -> MultipleResults[Handle]:
-        """Open what may well be a directory."""
+    @rule(target=descriptors, caller=callers, path=directory)
+    def open_directory(self, caller: str, path: bytes) -> MultipleResults[Descriptor]:
+        """Open a path that is likely a directory's."""
         return self._open(caller, "open", path, os.O_RDONLY | os.O_DIRECTORY, 0)
 
-    @rule(target=handles, directory=handles, name=name, flags=open_flags, mode=mode)
+    @rule(target=descriptors, directory=descriptors, name=name, flags=open_flags, mode=mode)
     def open_at(
-        self, directory: Handle, name: bytes, flags: int, mode: int
-    ) -> MultipleResults[Handle]:
-        """Open below what may be an open directory, and may have lost its name."""
+        self, directory: Descriptor, name: bytes, flags: int, mode: int
+    ) -> MultipleResults[Descriptor]:
+        """Open a name below a descriptor, which may be of a directory, perhaps a removed one."""
         self.appending |= bool(flags & os.O_APPEND)
         return self._open(directory[0], "open_at", directory[1], name, flags, mode)
 
-    @rule(target=handles, other=handles)
-    def dup(self, other: Handle) -> MultipleResults[Handle]:
-        """Duplicate a descriptor: position and flags are shared."""
+    @rule(target=descriptors, other=descriptors)
+    def dup(self, other: Descriptor) -> MultipleResults[Descriptor]:
+        """Duplicate a descriptor; the duplicate shares position and flags."""
         return self._open(other[0], "dup", other[1])
 
-    @rule(handle=consumes(handles))
-    def close(self, handle: Handle) -> None:
+    @rule(descriptor=consumes(descriptors))
+    def close(self, descriptor: Descriptor) -> None:
         """Close a descriptor."""
-        self.sides.do(handle[0], "close", handle[1])
+        self.sides.do(descriptor[0], "close", descriptor[1])
 
     @rule(source=files, to=files, size=size)
-    def copy_range(self, source: Handle, to: Handle, size: int) -> None:
+    def copy_range(self, source: Descriptor, to: Descriptor, size: int) -> None:
         """Copy within the kernel, between two files that the same caller has open."""
         if source[0] == to[0]:
             self.sides.do(source[0], "copy_range", source[1], to[1], size)
 
     @rule(caller=callers, path=path, owner=owners, follow=follow)
     def chown(self, caller: str, path: bytes, owner: tuple[int, int], follow: bool) -> None:
-        """Give a path to somebody."""
+        """Change the owner or the group of a path."""
         self.sides.do(caller, "chown", path, *owner, follow)
 
     @rule(path=path, follow=follow)
-    def chown_to_nobody(self, path: bytes, follow: bool) -> None:
-        """Change no owner, which clears bits."""
+    def chown_without_ids(self, path: bytes, follow: bool) -> None:
+        """Call chown(2) without ids, which clears the set-id bits."""
         self.sides.do("root", "chown", path, -1, -1, follow)
 
-    @rule(handle=handles, owner=owners)
-    def fchown(self, handle: Handle, owner: tuple[int, int]) -> None:
-        """Give what is open to somebody."""
-        self.sides.do(handle[0], "fchown", handle[1], *owner)
+    @rule(descriptor=descriptors, owner=owners)
+    def fchown(self, descriptor: Descriptor, owner: tuple[int, int]) -> None:
+        """Change the owner or the group of an open file."""
+        self.sides.do(descriptor[0], "fchown", descriptor[1], *owner)
 
     @precondition(lambda self: self.filled < MOST_FILLED)
     @rule(caller=callers, path=directory, count=st.sampled_from([5, 80]))
@@ -239,36 +239,36 @@ class Programs(RuleBasedStateMachine):
         self.filled += 1
         self.sides.do(caller, "fill", path, self.filled, count)
 
-    @rule(handle=handles, size=st.sampled_from([300, 1_000, 4_096]))
-    def begin_listing(self, handle: Handle, size: int) -> None:
-        """Begin a listing, to go on with when the directory may have changed."""
-        self.sides.do(handle[0], "begin_listing", handle[1], size, self.filled)
+    @rule(descriptor=descriptors, size=st.sampled_from([300, 1_000, 4_096]))
+    def begin_listing(self, descriptor: Descriptor, size: int) -> None:
+        """Begin a listing, which ends after further changes of the directory."""
+        self.sides.do(descriptor[0], "begin_listing", descriptor[1], size, self.filled)
 
-    @precondition(lambda self: self.told_of_appending or not self.appending)
-    @rule(handle=files, seed=seed, size=st.sampled_from([1, 100, 4_097]), offset=offset)
-    def mapped_write(self, handle: Handle, seed: int, size: int, offset: int) -> None:
+    @precondition(lambda self: self.knows_appending or not self.appending)
+    @rule(descriptor=files, seed=seed, size=st.sampled_from([1, 100, 4_097]), offset=offset)
+    def mapped_write(self, descriptor: Descriptor, seed: int, size: int, offset: int) -> None:
         """Store into a shared mapping."""
-        self.sides.do(handle[0], "mapped_write", handle[1], seed, size, offset)
+        self.sides.do(descriptor[0], "mapped_write", descriptor[1], seed, size, offset)
 
-    @precondition(lambda self: self.told_of_no_appending)
-    @rule(handle=files)
-    def clear_append(self, handle: Handle) -> None:
-        """Take O_APPEND off an open file."""
-        self.sides.do(handle[0], "clear_append", handle[1])
+    @precondition(lambda self: self.knows_clearing)
+    @rule(descriptor=files)
+    def clear_append(self, descriptor: Descriptor) -> None:
+        """Clear O_APPEND on an open file."""
+        self.sides.do(descriptor[0], "clear_append", descriptor[1])
 
-    @precondition(lambda self: self.sides.ways.options["cache"] == "never")
+    @precondition(lambda self: self.sides.variant.options["cache"] == "never")
     @rule(caller=callers, name=st.sampled_from([b"a", b"b", b"c"]), seed=seed)
-    def append_as_the_host_does(self, caller: str, name: bytes, seed: int) -> None:
-        """Append while the host does, too: a mount that keeps nothing knows at once.
+    def append_with_the_host(self, caller: str, name: bytes, seed: int) -> None:
+        """Append after the host has appended, on a mount without caches.
 
-        But for the position afterwards: the kernel reckons it from the size that it knew.
+        The position is not compared, because the kernel computes it from the size in its cache.
         """
         opened = self._open(caller, "open", name, os.O_WRONLY | os.O_APPEND, 0)
         self.sides.do(HOST, "append", name, seed, 100)
         for _, number in opened.values:
             self.sides.do(caller, "write", number, seed + 1, 10)
             self.sides.do(caller, "close", number)
-        self.sides.do("root", "lstat", name)  # known.py has why
+        self.sides.do("root", "lstat", name)  # updates the size for copies, known.py
 
     @precondition(lambda self: len(self.sides.program) % COMPARE_EACH == 0)
     @rule()
@@ -280,7 +280,7 @@ class Programs(RuleBasedStateMachine):
         """Compare the trees at the end."""
         self.sides.end()
 
-    def _open(self, caller: str, operation: str, *arguments: object) -> MultipleResults[Handle]:
+    def _open(self, caller: str, operation: str, *arguments: object) -> MultipleResults[Descriptor]:
         self.opened += 1
         outcome, _ = self.sides.do(caller, operation, self.opened, *arguments)
         if outcome != "ok":
@@ -296,18 +296,20 @@ def _on_path(operation: str, arguments: tuple[Strategy, ...]) -> object:
     return act
 
 
-def _on_handle(operation: str, handles: Strategy, arguments: tuple[Strategy, ...]) -> object:
-    @rule(handle=handles, arguments=st.tuples(*arguments))
-    def act(self: Programs, handle: Handle, arguments: tuple[object, ...]) -> None:
-        self.sides.do(handle[0], operation, handle[1], *arguments)
+def _on_descriptor(
+    operation: str, descriptors: Strategy, arguments: tuple[Strategy, ...]
+) -> object:
+    @rule(descriptor=descriptors, arguments=st.tuples(*arguments))
+    def act(self: Programs, descriptor: Descriptor, arguments: tuple[object, ...]) -> None:
+        self.sides.do(descriptor[0], operation, descriptor[1], *arguments)
 
     return act
 
 
 for operation, arguments in ON_PATHS.items():
     setattr(Programs, operation, _on_path(operation, arguments))
-for operation, arguments in ON_HANDLES.items():
-    setattr(Programs, operation, _on_handle(operation, Programs.handles, arguments))
+for operation, arguments in ON_DESCRIPTORS.items():
+    setattr(Programs, operation, _on_descriptor(operation, Programs.descriptors, arguments))
 for operation, arguments in ON_FILES.items():
-    either = st.one_of(Programs.files, Programs.handles)
-    setattr(Programs, operation, _on_handle(operation, either, arguments))
+    either = st.one_of(Programs.files, Programs.descriptors)
+    setattr(Programs, operation, _on_descriptor(operation, either, arguments))

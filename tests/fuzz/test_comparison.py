@@ -1,4 +1,4 @@
-"""The comparison itself: what it must find, what it says, and that each exception is needed."""
+"""The comparison itself: it finds each difference, and each known difference still exists."""
 
 import os
 import signal
@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import calls, differential, tree
-from tests.fuzz.differential import DifferenceError, Ground, MountLostError, ground, replay
-from tests.fuzz.hands import Hands
+from tests.fuzz.differential import DifferenceError, MountLostError, Sides, both_sides, replay
 from tests.fuzz.known import AVOIDED, DIFFERENCES, Difference
-from tests.fuzz.mounts import Ways
+from tests.fuzz.mounts import Variant
+from tests.fuzz.operations import Operations
 
-WAYS = Ways({"session": "libfuse", "cache": "auto"})
+VARIANT = Variant({"session": "libfuse", "cache": "auto"})
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Ground]:
-    with ground(WAYS) as both:
+def shared() -> Iterator[Sides]:
+    with both_sides(VARIANT) as both:
         yield both
 
 
 @pytest.fixture
-def sides(shared: Ground) -> Iterator[Ground]:
+def sides(shared: Sides) -> Iterator[Sides]:
     shared.begin()
     yield shared
     shared.known = DIFFERENCES
@@ -31,18 +31,18 @@ def sides(shared: Ground) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def mortal() -> Iterator[Ground]:
-    """Sides of the test's own: it may leave them different, or end the mount."""
-    with ground(WAYS) as both:
+def own_sides() -> Iterator[Sides]:
+    """Sides of this test alone: it may leave them different, or end the mount."""
+    with both_sides(VARIANT) as both:
         both.begin()
         yield both
 
 
 @pytest.mark.parametrize("entry", DIFFERENCES, ids=lambda entry: entry.operation)
 def test_a_known_difference_is_there(entry: Difference) -> None:
-    """An entry that nothing shows any more has to go."""
+    """If an entry's program shows no difference, the entry must be removed."""
     *before, last = entry.program
-    with ground(entry.ways) as sides:
+    with both_sides(entry.variant) as sides:
         sides.begin()
         sides.known = ()
         for step in before:
@@ -54,10 +54,10 @@ def test_a_known_difference_is_there(entry: Difference) -> None:
         sides.do(*last)
 
 
-@pytest.mark.parametrize("what", AVOIDED)
-def test_what_is_avoided_makes_a_difference(what: str) -> None:
-    *before, last = AVOIDED[what].program
-    with ground(AVOIDED[what].ways) as sides:
+@pytest.mark.parametrize("name", AVOIDED)
+def test_an_avoided_operation_makes_a_difference(name: str) -> None:
+    *before, last = AVOIDED[name].program
+    with both_sides(AVOIDED[name].variant) as sides:
         sides.begin()
         for step in before:
             sides.do(*step)
@@ -65,7 +65,7 @@ def test_what_is_avoided_makes_a_difference(what: str) -> None:
             do_and_compare(sides, last)
 
 
-def do_and_compare(sides: Ground, step: tuple[object, ...]) -> None:
+def do_and_compare(sides: Sides, step: tuple[object, ...]) -> None:
     sides.do(*step)
     sides.compare()
 
@@ -91,7 +91,7 @@ def swap(one: Path, other: Path) -> None:
 
 
 def planted(top: Path) -> Path:
-    """Make one of each; a and d/b are one file, c and d/c1 another."""
+    """Make a file of each type; a and d/b are one file, c and d/c1 another."""
     (top / "d").mkdir(parents=True)
     for name, other in (("a", "d/b"), ("c", "d/c1")):
         (top / name).write_bytes(b"c" * 5_000)
@@ -102,19 +102,19 @@ def planted(top: Path) -> Path:
     return top
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_each_part_of_a_tree_is_compared(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_part_of_a_tree_is_compared(tmp_path: Path, name: str) -> None:
     one, other = planted(tmp_path / "one"), planted(tmp_path / "other")
     alike = tree.differences_in_kind(tree.read(bytes(one)), tree.read(bytes(other)))
-    CHANGES[what](other)
+    CHANGES[name](other)
 
     assert alike == []
     assert tree.differences_in_kind(tree.read(bytes(one)), tree.read(bytes(other)))
 
 
-def test_what_a_mount_remembers_is_compared() -> None:
-    """Changed on both sides, but for the mount behind its back, with attributes kept for a day."""
-    with ground(Ways({"cache": "always"})) as sides:
+def test_cached_attributes_are_compared() -> None:
+    """A change in the source, which the mount does not see for a day, is a difference."""
+    with both_sides(Variant({"cache": "always"})) as sides:
         sides.begin()
         for top in (sides.bare, sides.mount.source):
             os.chown(top / "1/l", 1, 1, follow_symlinks=False)
@@ -123,8 +123,8 @@ def test_what_a_mount_remembers_is_compared() -> None:
             sides.compare()
 
 
-def test_a_difference_comes_with_a_short_program(sides: Ground) -> None:
-    """What led there and nothing else, as a program that runs."""
+def test_a_difference_comes_with_a_short_program(sides: Sides) -> None:
+    """The error has a program with the necessary steps only, which can be run."""
     sides.known = ()
     for step in [
         ("root", "mkdir", b"n" * 255, 0o755),
@@ -145,35 +145,35 @@ def test_a_difference_comes_with_a_short_program(sides: Ground) -> None:
     ]
     program = text[text.index("from tests") :]
     asked: list[object] = []
-    exec(  # noqa: S102 - the program that we printed
+    exec(  # noqa: S102 - the program of the error above
         program.replace("from tests.fuzz.differential import replay\n", ""),
         {"replay": lambda *arguments: asked.extend(arguments)},
     )
-    assert asked == [WAYS, expected]
+    assert asked == [VARIANT, expected]
 
 
-def test_a_program_that_finds_nothing_just_ends() -> None:
-    replay(WAYS, [("member", "mkdir", b"\xff", 0o777), ("member", "compare")])
+def test_a_program_without_a_difference_ends() -> None:
+    replay(VARIANT, [("member", "mkdir", b"\xff", 0o777), ("member", "compare")])
 
 
 @pytest.mark.parametrize("again", [0, 1])
-def test_a_listing_that_was_read_anew_has_no_rest_to_compare(tmp_path: Path, again: int) -> None:
-    """Nor has one of a duplicate, which shares the position."""
-    hands = Hands()
+def test_relisting_drops_a_begun_listing(tmp_path: Path, again: int) -> None:
+    """Relisting by a duplicate does so too, because it shares the position."""
+    operations = Operations()
     try:
-        hands.act("fill", (bytes(tmp_path), 1, 3))
-        hands.act("open", (0, bytes(tmp_path), os.O_RDONLY, 0))
-        hands.act("dup", (1, 0))
-        hands.act("begin_listing", (0, 100, 1))
-        outcome, names = hands.act("end_listing", (1,))
+        operations.act("fill", (bytes(tmp_path), 1, 3))
+        operations.act("open", (0, bytes(tmp_path), os.O_RDONLY, 0))
+        operations.act("dup", (1, 0))
+        operations.act("begin_listing", (0, 100, 1))
+        outcome, names = operations.act("end_listing", (1,))
         assert isinstance(names, list)
         assert len(names) == 3
-        hands.act("begin_listing", (0, 100, 1))
-        hands.act("relist", (again,))
+        operations.act("begin_listing", (0, 100, 1))
+        operations.act("relist", (again,))
 
-        assert hands.act("end_listing", (0,)) == (outcome, "not begun")
+        assert operations.act("end_listing", (0,)) == (outcome, "not begun")
     finally:
-        hands.end()
+        operations.end()
 
 
 @pytest.mark.parametrize(
@@ -185,23 +185,23 @@ def test_an_argument_is_printed_as_source(argument: object) -> None:
 
 
 def test_a_mount_that_hangs_fails_with_the_operation(
-    mortal: Ground, monkeypatch: pytest.MonkeyPatch
+    own_sides: Sides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(differential, "STEP_LIMIT_S", 1.0)
-    parent = mortal.mount.process.pid
+    parent = own_sides.mount.process.pid
     serving = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
     os.kill(serving, signal.SIGSTOP)
     try:
         with pytest.raises(MountLostError, match=r"hung: user: mkdir\(b'new', 511\)"):
-            mortal.do("user", "mkdir", b"new", 0o777)
+            own_sides.do("user", "mkdir", b"new", 0o777)
     finally:
         os.kill(serving, signal.SIGCONT)
-        mortal.mount.process.wait(20)
+        own_sides.mount.process.wait(20)
 
 
-def test_a_mount_that_ends_fails_with_the_operation(mortal: Ground) -> None:
-    mortal.mount.process.terminate()
-    mortal.mount.process.wait(20)
+def test_a_mount_that_ends_fails_with_the_operation(own_sides: Sides) -> None:
+    own_sides.mount.process.terminate()
+    own_sides.mount.process.wait(20)
 
     with pytest.raises(MountLostError, match=r"is gone: user: mkdir"):
-        mortal.do("user", "mkdir", b"new", 0o777)
+        own_sides.do("user", "mkdir", b"new", 0o777)

@@ -1,4 +1,4 @@
-"""The whole tree below a directory as plain data, and where two of them differ."""
+"""The whole tree below a directory as plain data, and the differences of two trees."""
 
 import errno
 import hashlib
@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from tests.fuzz.hands import attributes
+from tests.fuzz.operations import attributes
 
 
 class Node(NamedTuple):
@@ -17,9 +17,9 @@ class Node(NamedTuple):
     inode: int
     mtime_ns: int
     attributes: tuple[object, ...]
-    """What two file systems agree upon, hands.attributes."""
+    """Attributes that are equal on two file systems, operations.attributes."""
     content: bytes | str
-    """The hash of a file, or the target of a symlink."""
+    """The hash of a regular file, or the target of a symlink."""
     xattrs: tuple[tuple[str, bytes], ...]
 
 
@@ -27,7 +27,7 @@ Tree = dict[bytes, Node]
 
 
 def read(directory: bytes) -> Tree:
-    """Return path -> node for *directory* itself and all below it, as root sees it."""
+    """Return path -> node for *directory* itself and all below it, as read by root."""
     before = os.open(".", os.O_PATH)
     try:
         os.chdir(directory)
@@ -38,7 +38,7 @@ def read(directory: bytes) -> Tree:
 
 
 def _below(prefix: bytes) -> Iterator[tuple[bytes, Node]]:
-    """Walk the working directory: single names only, so that no path grows too long."""
+    """Walk the working directory by single names, so that no path grows too long."""
     for name in sorted(os.listdir(b".")):
         status = os.lstat(name)
         yield prefix + name, _node(name, status)
@@ -60,7 +60,7 @@ def _node(name: bytes, status: os.stat_result) -> Node:
 
 
 def _listxattr(name: bytes) -> list[str]:
-    """Return the names, or none where there is no such thing: known.py."""
+    """Return the names, or none if the file system has no extended attributes: known.py."""
     try:
         return os.listxattr(name, follow_symlinks=False)
     except OSError as error:
@@ -75,7 +75,7 @@ def _digest(name: bytes) -> str:
 
 
 def attributes_of(paths: Sequence[bytes]) -> dict[bytes, object]:
-    """Return what each path has, unlisted: a listing would refresh what a mount has cached."""
+    """Return the attributes of each path without a listing, which would refresh caches."""
     found: dict[bytes, object] = {}
     for path in paths:
         try:
@@ -85,8 +85,8 @@ def attributes_of(paths: Sequence[bytes]) -> dict[bytes, object]:
     return found
 
 
-def make_room(name: bytes) -> None:
-    """Make *name* for everybody in an empty root directory that is as if nobody had changed it."""
+def prepare(name: bytes) -> None:
+    """Restore the attributes of the empty root directory, and make *name* in it for all users."""
     os.chown(b"/", 0, 0)
     os.chmod(b"/", 0o755)
     for attribute in _listxattr(b"/"):
@@ -106,23 +106,24 @@ def empty(directory: bytes) -> None:
 
 
 def with_numbers_of_host(seen: Tree) -> Tree:
-    """Return the tree without what `use_host_ino` puts before the host's inode numbers."""
+    """Return the tree with the host's inode numbers, without the bits that `use_host_ino` adds."""
     return {path: node._replace(inode=node.inode % (1 << 47)) for path, node in seen.items()}
 
 
-def without_now(seen: Tree) -> Tree:
-    """Return the tree without modification times that nobody has set explicitly.
+def without_current_times(seen: Tree) -> Tree:
+    """Return the tree without modification times, except those set explicitly.
 
-    With write-back the mount's is when the kernel took the data, and the host's may be when the
-    kernel gave it on, a little later.
+    With write-back the mount's time is that of the write(2), and the host's may be that of the
+    write-back, a little later.
     """
     return {path: node._replace(mtime_ns=0) for path, node in seen.items()}
 
 
 def comparable(tree: Tree) -> dict[bytes, tuple[object, ...]]:
-    """Return what another file system has alike: for the inode number, its first name in order.
+    """Return the parts of *tree* that are equal on another file system.
 
-    Of the attributes, the modification time is in there where it was set explicitly.
+    The first path of a file stands for its inode number. The attributes have a modification time
+    only if it was set explicitly.
     """
     first: dict[int, bytes] = {}
     return {
@@ -131,7 +132,7 @@ def comparable(tree: Tree) -> dict[bytes, tuple[object, ...]]:
 
 
 def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
-    """Return a line for each name that differs, comparing inode numbers and times as they are."""
+    """Return a line for each name that differs, inode numbers and times included."""
     return lines(one, other)
 
 
@@ -141,7 +142,7 @@ def differences_in_kind(one: Tree, other: Tree) -> list[str]:
 
 
 def lines(one: Mapping[bytes, object], other: Mapping[bytes, object]) -> list[str]:
-    """Return a line for each path that does not have the same in both."""
+    """Return a line for each path with different values."""
     paths = sorted(one.keys() | other.keys())
     return [
         f"{path!r}: {one.get(path)} / {other.get(path)}"

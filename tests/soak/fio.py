@@ -1,4 +1,4 @@
-"""fio(1) in verify mode: what it wrote it reads again, and compares the checksum of each block."""
+"""fio(1) in verify mode: it reads what it has written, and compares the checksum of each block."""
 
 import json
 import os
@@ -30,28 +30,28 @@ JOBS: Mapping[str, Mapping[str, str]] = {
     "mapped": {"rw": "randwrite", "ioengine": "mmap"},
     "synced": {"rw": "write", "fdatasync": "32"},
 }
-"""By the name of the job: what is not as in `_EACH`. All of them run at once."""
+"""Name of the job -> options other than in `_EACH`. All jobs run at once."""
 
 
 class FioError(AssertionError):
-    """fio found something wrong, and says what."""
+    """An error that fio has found, with its output."""
 
 
 def command(directory: Path, seed: int, *, only_verify: bool) -> list[str]:
-    """The words by which fio writes below *directory*, or only reads what it once wrote there."""
+    """Return the command line of fio, which writes below *directory*, or only verifies."""
     words = ["fio", "--output-format=json", f"--directory={directory}", f"--randseed={seed}"]
     if only_verify:
         words.append("--verify_only=1")
     for name, given in JOBS.items():
         options = {**_EACH, **given}
-        if only_verify:  # or what was checked before would not be checked again
+        if only_verify:  # with a backlog fio would skip the blocks that it has verified before
             options.pop("verify_backlog", None)
         words += [f"--name={name}", *(f"--{key}={value}" for key, value in options.items())]
     return words
 
 
-def run(who: Caller, directory: Path, seed: int, *, only_verify: bool = False) -> int:
-    """Let *who* run all jobs; gives how many bytes were read.
+def run(caller: Caller, directory: Path, seed: int, *, only_verify: bool = False) -> int:
+    """Let *ids* run all jobs; gives how many bytes were read.
 
     Raises:
         FioError: something was wrong, with fio's own words.
@@ -62,18 +62,18 @@ def run(who: Caller, directory: Path, seed: int, *, only_verify: bool = False) -
             command(directory, seed, only_verify=only_verify),
             capture_output=True,
             cwd="/",
-            user=who.uid,
-            group=who.gid,
-            extra_groups=who.groups,
+            user=caller.uid,
+            group=caller.gid,
+            extra_groups=caller.groups,
             timeout=LIMIT_S,
             check=False,
             env={"PATH": os.environ["PATH"]},
         )
     except subprocess.TimeoutExpired as error:
         raise FioError(f"{text}: {error}") from None
-    said = done.stderr.decode(errors="replace")
-    if done.returncode or said.strip():
-        raise FioError(f"{text}: exit status {done.returncode}\n{said}")
+    output = done.stderr.decode(errors="replace")
+    if done.returncode or output.strip():
+        raise FioError(f"{text}: exit status {done.returncode}\n{output}")
     jobs = json.loads(done.stdout)["jobs"]
     if wrong := [job["jobname"] for job in jobs if job["error"] or not job["read"]["io_bytes"]]:
         raise FioError(f"{text}: errors, or nothing was read: {wrong}")

@@ -1,9 +1,12 @@
-"""What several processes have in common: few names, on which they race.
+"""A directory with few names, on which several processes race.
 
-Nobody knows what a name leads to by the time of a call. So each operation has the errors that it
-may meet, and any other one is wrong. What can be known in spite of the race is checked: who creates
-a file owns it, who made a name exclusively has it for itself, nothing that was appended is lost or
-torn, and a count that each raises under a lock comes out as the sum.
+A process cannot know the file behind a name at the time of a call. So each operation has a set of
+allowed errors, and any other error is wrong. These results are certain in spite of the race:
+
+- A file belongs to the process that has created it.
+- A name that was made with O_EXCL belongs to its maker alone.
+- No appended record is lost or torn.
+- A count that all processes raise under a lock is the sum of their steps.
 """
 
 import errno
@@ -17,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tests.fuzz import calls
-from tests.soak.own import REMEMBERED_STEPS, WrongError, expect, opened
+from tests.soak.model import REMEMBERED_STEPS, WrongError, expect, opened
 from tests.support.tools.callers import Caller
 
 NAMES = tuple(f"n{number}" for number in range(8))
@@ -31,7 +34,7 @@ _RECORD = struct.Struct("<II")
 _NUMBER = struct.Struct("<Q")
 _PADDING = b"." * 41
 
-# Where a directory of the path went, or was never there, or is something else.
+# A directory of the path is gone, was never made, or is of another type.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _OPENED = _GONE | {errno.EISDIR}
 _MADE = _GONE | {errno.EEXIST}
@@ -51,7 +54,7 @@ ROWS: Mapping[str, _Row] = {
     "rename": _Row(6, _GONE | {errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EINVAL}),
     "rename_if_free": _Row(3, _MADE | {errno.EINVAL}),
     "exchange": _Row(3, _GONE | {errno.EINVAL}),
-    # EPERM: of directories, and of what is somebody else's and no file (protected_hardlinks).
+    # EPERM: for directories, and for special files of other users (protected_hardlinks).
     "link": _Row(4, _MADE | {errno.EPERM}),
     "symlink": _Row(4, _MADE),
     "mkdir": _Row(4, _MADE),
@@ -59,7 +62,7 @@ ROWS: Mapping[str, _Row] = {
     "truncate": _Row(3, _OPENED),
     "listing": _Row(3, frozenset()),
     "listing_inside": _Row(2, _GONE),
-    # EPERM: neither files nor directories have such attributes.
+    # EPERM: for files that are neither regular nor directories, xattr(7).
     "set_xattr": _Row(2, _GONE | {errno.EPERM}),
     "claim": _Row(3, frozenset({errno.EEXIST})),
     "enter": _Row(6, frozenset()),
@@ -69,7 +72,7 @@ ROWS: Mapping[str, _Row] = {
 
 
 def prepare(directory: str) -> None:
-    """Make the files that last; the directory is everybody's."""
+    """Make the directory, in which all users may write, and the lasting files."""
     os.mkdir(directory)
     os.chmod(directory, 0o777)
     for name in LASTING:
@@ -81,10 +84,10 @@ def prepare(directory: str) -> None:
 class Racer:
     """One of the processes that race."""
 
-    def __init__(self, who: Caller, chance: random.Random, directory: str, number: int) -> None:
-        """Race in *directory*; *number* tells this process from the others."""
-        self.who = who
-        self.chance = chance
+    def __init__(self, caller: Caller, rng: random.Random, directory: str, number: int) -> None:
+        """Race in *directory*; *number* identifies this process."""
+        self.caller = caller
+        self.rng = rng
         self.number = number
         self.done: Counter[str] = Counter()
         self.steps: deque[str] = deque(maxlen=REMEMBERED_STEPS)
@@ -92,8 +95,8 @@ class Racer:
         self._weights = [row.weight for row in ROWS.values()]
 
     def step(self) -> None:
-        """Do one operation, which may fail as its row says."""
-        (name,) = self.chance.choices(list(ROWS), self._weights)
+        """Run one operation, which may fail with the errors in its row."""
+        (name,) = self.rng.choices(list(ROWS), self._weights)
         self.steps.append(name)
         try:
             operation: Callable[[], None] = getattr(self, name)
@@ -105,104 +108,104 @@ class Racer:
             self.done[name] += 1
 
     def at(self, name: str) -> str:
-        """The path of *name*."""
+        """Return the path of *name*."""
         return os.path.join(self._directory, name)
 
-    def any(self) -> str:
-        """The path of a name that may be anything."""
-        name = self.chance.choice(NAMES + INSIDE)
+    def any_path(self) -> str:
+        """Return the path of a random name, which may be of any type or absent."""
+        name = self.rng.choice(NAMES + INSIDE)
         self.steps.append(f"  {name}")
         return self.at(name)
 
     def create(self) -> None:
-        with opened(self.any(), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666) as fd:
+        with opened(self.any_path(), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666) as fd:
             self._is_ours(fd)
-            data = self.chance.randbytes(100)
+            data = self.rng.randbytes(100)
             os.write(fd, data)
 
     def _is_ours(self, fd: int) -> None:
-        """Whoever creates a file owns it."""
+        """Check that a file belongs to the process that has created it."""
         status = os.fstat(fd)
         owner = (oct(status.st_mode & 0o7777), status.st_uid, status.st_gid)
-        expect("a file just created", owner, (oct(0o666), self.who.uid, self.who.gid))
+        expect("a file just created", owner, (oct(0o666), self.caller.uid, self.caller.gid))
 
     def open_or_create(self) -> None:
-        with opened(self.any(), os.O_CREAT | os.O_RDWR, 0o666) as fd:
+        with opened(self.any_path(), os.O_CREAT | os.O_RDWR, 0o666) as fd:
             self._pile_up(fd)
 
     def _pile_up(self, fd: int) -> None:
-        os.pwrite(fd, self.chance.randbytes(500), self.chance.randrange(LONGEST_BYTES))
+        os.pwrite(fd, self.rng.randbytes(500), self.rng.randrange(LONGEST_BYTES))
 
     def read(self) -> None:
-        with opened(self.any(), os.O_RDWR) as fd:
+        with opened(self.any_path(), os.O_RDWR) as fd:
             self._pile_up(fd)
             while os.read(fd, LONGEST_BYTES):
                 pass
 
     def status(self) -> None:
-        os.stat(self.any(), follow_symlinks=self.chance.random() < 0.5)
+        os.stat(self.any_path(), follow_symlinks=self.rng.random() < 0.5)
 
     def unlink(self) -> None:
-        os.unlink(self.any())
+        os.unlink(self.any_path())
 
     def rename(self) -> None:
-        os.rename(self.any(), self.any())
+        os.rename(self.any_path(), self.any_path())
 
     def rename_if_free(self) -> None:
-        old, new = os.fsencode(self.any()), os.fsencode(self.any())
+        old, new = os.fsencode(self.any_path()), os.fsencode(self.any_path())
         calls.renameat2(old, new, calls.RENAME_NOREPLACE)
 
     def exchange(self) -> None:
-        old, new = os.fsencode(self.any()), os.fsencode(self.any())
+        old, new = os.fsencode(self.any_path()), os.fsencode(self.any_path())
         calls.renameat2(old, new, calls.RENAME_EXCHANGE)
 
     def link(self) -> None:
-        os.link(self.any(), self.any(), follow_symlinks=False)
+        os.link(self.any_path(), self.any_path(), follow_symlinks=False)
 
     def symlink(self) -> None:
-        os.symlink(self.chance.choice(NAMES), self.any())
+        os.symlink(self.rng.choice(NAMES), self.any_path())
 
     def mkdir(self) -> None:
-        os.mkdir(self.any(), 0o777)
+        os.mkdir(self.any_path(), 0o777)
 
     def rmdir(self) -> None:
-        os.rmdir(self.any())
+        os.rmdir(self.any_path())
 
     def truncate(self) -> None:
-        os.truncate(self.any(), self.chance.randrange(LONGEST_BYTES))
+        os.truncate(self.any_path(), self.rng.randrange(LONGEST_BYTES))
 
     def listing(self) -> None:
-        """Names that come and go may show or not, those that last must show, readdir(3)."""
+        """List: lasting names must be there, other known names may be, readdir(3)."""
         seen = os.listdir(self._directory)
         expect("strange names", set(seen) - {*NAMES, *LASTING, MUTEX}, set())
         expect("missing names", set(LASTING) - set(seen), set())
 
     def listing_inside(self) -> None:
-        for entry in os.scandir(self.at(self.chance.choice(NAMES))):
+        for entry in os.scandir(self.at(self.rng.choice(NAMES))):
             entry.stat(follow_symlinks=False)
 
     def set_xattr(self) -> None:
-        os.setxattr(self.any(), "user.race", self.chance.randbytes(20))
+        os.setxattr(self.any_path(), "user.race", self.rng.randbytes(20))
 
     def claim(self) -> None:
-        """Make a name exclusively: until it is removed, nobody else gets or touches it."""
-        path, mark = self.at(MUTEX), self.chance.randbytes(16)
+        """Make a name with O_EXCL: until its removal no other process has it."""
+        path, mark = self.at(MUTEX), self.rng.randbytes(16)
         with opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600) as fd:
             os.write(fd, mark)
             with opened(path, os.O_RDONLY) as again:
-                expect("content of what was claimed", os.read(again, 100), mark)
-            expect("links of what was claimed", os.fstat(fd).st_nlink, 1)
+                expect("content of a claimed file", os.read(again, 100), mark)
+            expect("links of a claimed file", os.fstat(fd).st_nlink, 1)
             os.unlink(path)
 
     def enter(self) -> None:
-        """Append a record, which says by whom it is and that it is whole."""
+        """Append a record with the number of the process and a checksum."""
         entry = _RECORD.pack(self.number, self.done["enter"]) + _PADDING
         entry += zlib.crc32(entry).to_bytes(4, "little")
         with opened(self.at(LEDGER), os.O_WRONLY | os.O_APPEND) as fd:
             expect("appended", os.write(fd, entry), len(entry))
 
     def count_by_lockf(self) -> None:
-        """Under a lock, for which one waits."""
+        """Add 1 under a lock, and wait for the lock if needed."""
         with opened(self.at(COUNTERS[0]), os.O_RDWR) as fd:
             fcntl.lockf(fd, fcntl.LOCK_EX)
             self._count(fd)
@@ -219,7 +222,7 @@ class Racer:
 
 
 def wrong(directory: str, done: list[Counter[str]]) -> list[str]:
-    """What does not add up in the end, in the files that last; *done* is that of each process."""
+    """Return a line for each wrong result in the lasting files; *done* has the counts by process."""
     found = []
     operations = ("count_by_lockf", "count_by_flock")
     for name, operation in zip(COUNTERS, operations, strict=True):
@@ -227,7 +230,7 @@ def wrong(directory: str, done: list[Counter[str]]) -> list[str]:
             (number,) = _NUMBER.unpack(os.read(fd, 100) or bytes(8))
         right = sum(counts[operation] for counts in done)
         if number != right:
-            found.append(f"{directory}: {name}: {number}, where it should be {right}")
+            found.append(f"{directory}: {name}: {number}, expected {right}")
     try:
         _check_ledger(os.path.join(directory, LEDGER), done)
     except WrongError as error:
@@ -236,7 +239,7 @@ def wrong(directory: str, done: list[Counter[str]]) -> list[str]:
 
 
 def _check_ledger(path: str, done: list[Counter[str]]) -> None:
-    """Check that each record is whole, and that each process has all of its own, in their order."""
+    """Check that each record is whole, and that those of each process are complete, in order."""
     size = _RECORD.size + len(_PADDING) + 4
     entered: dict[int, list[int]] = {number: [] for number in range(len(done))}
     with open(path, "rb") as ledger:
@@ -247,4 +250,4 @@ def _check_ledger(path: str, done: list[Counter[str]]) -> None:
             entered[number].append(place)
     for number, places in entered.items():
         expect(f"records of process {number}", len(places), done[number]["enter"])
-        expect(f"their order, {number}", places, list(range(len(places))))
+        expect(f"order of records, {number}", places, list(range(len(places))))

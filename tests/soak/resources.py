@@ -1,4 +1,4 @@
-"""What a worker holds, as seen from outside and as it says itself, and what of it is too much."""
+"""The resources of a worker: counts from /proc and the worker's own, and leaks among them."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tests.soak.crowd import forget
+from tests.soak.lap import forget
 from tests.support.tools.mounted import Mounted, device_of
 from tests.support.tools.processes import children
 from tests.support.tools.rings import rings
@@ -19,36 +19,36 @@ from tests.support.tools.rings import rings
 LIMIT_S = 30.0
 POLL_S = 0.2
 ANSWER_BYTES = 4096
-# A thread too many leaves after its next request, kernel.py; this many are enough for all.
+# A surplus thread ends after its next request, kernel.py; this many requests reach all threads.
 REQUESTS = 50
 
-# In a namespace of its own, because not every machine has fusectl mounted.
+# It runs in a mount namespace of its own, because fusectl may not be mounted.
 WAITING = """
 [ -e "/sys/fs/fuse/connections/$1/waiting" ] || mount -t fusectl none /sys/fs/fuse/connections
 cat "/sys/fs/fuse/connections/$1/waiting"
 """
 
 
-class Holdings(NamedTuple):
-    """What a worker holds at one moment."""
+class Resources(NamedTuple):
+    """The resources of a worker at one time."""
 
     counts: Mapping[str, int]
-    """What it says itself, watched.py."""
+    """The worker's own counts, watched.py."""
     descriptors: Counter[str]
-    """What its open descriptors lead to."""
+    """Target of a descriptor -> number of such descriptors."""
     threads: int
-    """Without those that have a ring of io_uring each: they stay, queues.py."""
+    """Threads without a ring of io_uring. Those with a ring stay, queues.py."""
     processes: Mapping[int, str]
-    """Its own children and its parent's other ones, with their state: Z is a zombie."""
+    """PID -> state (Z is a zombie), of the worker's children and its parent's other ones."""
     unanswered: int
-    """Requests that the kernel waits for."""
+    """Requests that the worker has not answered."""
 
     def more_than(self, before: Self) -> list[str]:
-        """What is held beyond what was held *before*, a line for each."""
-        pairs = [(what, self.counts[what], before.counts[what]) for what in self.counts]
+        """Return a line for each resource of which there is more than *before*."""
+        pairs = [(name, self.counts[name], before.counts[name]) for name in self.counts]
         pairs += [("threads", self.threads, before.threads)]
         pairs += [("unanswered requests", self.unanswered, before.unanswered)]
-        found = [f"{what}: {now}, and {then} before" for what, now, then in pairs if now > then]
+        found = [f"{name}: {now}, and {then} before" for name, now, then in pairs if now > then]
         for name, number in (self.descriptors - before.descriptors).items():
             found.append(f"{number} descriptors of {name}")
         found += [f"process {pid}, state {state}" for pid, state in self.processes.items()]
@@ -59,23 +59,23 @@ class Memory(NamedTuple):
     """The worker's memory, in two measures."""
 
     blocks: int
-    """What Python's own allocator has given out: about the number of objects."""
+    """Blocks of Python's allocator in use: about the number of objects."""
     resident: int
-    """In bytes; in here is what allocators keep for later."""
+    """Resident memory in bytes, with free memory that allocators keep."""
 
 
 class Watch(NamedTuple):
-    """One worker under watch; *end* is our end of its standard input."""
+    """One watched worker. *end* is the test's end of the socket at the worker's standard input."""
 
     served: Mounted
     end: socket.socket
 
-    def holdings(self) -> Holdings:
-        """Look."""
+    def resources(self) -> Resources:
+        """Return the current resources."""
         answer = self._ask()
         pid = self.served.worker_pid
         others = children(pid) | children(self.served.process.pid) - {pid}
-        return Holdings(
+        return Resources(
             answer["held"],
             _descriptors(pid),
             len(os.listdir(f"/proc/{pid}/task")) - rings(pid),
@@ -83,25 +83,25 @@ class Watch(NamedTuple):
             _unanswered(self.served.mountpoint),
         )
 
-    def settled(self, before: Holdings | None = None) -> Holdings:
-        """Look when the worker has nothing left to forget, or has held on for `LIMIT_S`.
+    def settled(self, before: Resources | None = None) -> Resources:
+        """Return the resources after the worker has released all it can, or after `LIMIT_S`.
 
-        FORGET and RELEASE have no answer to wait for. That is when there is nothing more than
-        *before*, or, where nothing is known of that, when nothing changes any more.
+        FORGET and RELEASE have no answer to wait for. So wait until there is no more than *before*,
+        or without *before* until the resources no longer grow.
         """
         deadline = time.monotonic() + LIMIT_S
         last = None
         passing = self.served.mountpoint / "settling"
         while True:
-            # The FORGET of this one wakes /dev/fuse, also where the rest comes over io_uring: a
-            # thread that is not needed leaves after a request.
+            # The FORGET of this file arrives by /dev/fuse, even if other requests use io_uring: a
+            # surplus thread that reads /dev/fuse ends after a request.
             passing.touch()
             passing.unlink()
             forget(self.served.mountpoint)
             time.sleep(POLL_S)
             for _ in range(REQUESTS):
                 os.statvfs(self.served.mountpoint)
-            now = self.holdings()
+            now = self.resources()
             if not now.more_than(before or last or now) and (before or last):
                 return now
             if time.monotonic() > deadline:
@@ -109,7 +109,7 @@ class Watch(NamedTuple):
             last = now
 
     def memory(self) -> "Memory":
-        """What the worker's memory comes to."""
+        """Return the worker's memory."""
         resident = _status(self.served.worker_pid)["VmRSS"]
         return Memory(self._ask()["blocks"], int(resident.removesuffix(" kB")) * 1024)
 
@@ -128,7 +128,7 @@ def _status(pid: int) -> Mapping[str, str]:
 def _descriptors(pid: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # one may be closed while we look
+        with contextlib.suppress(FileNotFoundError):  # closed since the listing
             found[os.readlink(f"/proc/{pid}/fd/{name}")] += 1
     return found
 

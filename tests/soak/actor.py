@@ -1,4 +1,4 @@
-"""The other half of what a process does to what it has for itself: data, locks, open files."""
+"""A process in a directory of its own: operations on data, locks and open files."""
 
 import errno
 import fcntl
@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from tests.fuzz import calls
-from tests.soak.own import (
+from tests.soak.model import (
     LONGEST,
     MOST_FILES,
     MOST_HELD,
     File,
-    Own,
+    Model,
     Shown,
     WrongError,
     expect,
@@ -23,7 +23,7 @@ from tests.soak.own import (
 )
 from tests.support.tools.callers import Caller
 
-MOMENT_S = 10.0
+RELEASE_S = 10.0
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, fcntl_locking(2)
 
@@ -35,34 +35,34 @@ _COMMON: Mapping[str, int] = {
     **dict.fromkeys(("locks", "open_locks", "copy", "utime", "refusals", "overwrite"), 2),
     **dict.fromkeys(("burst", "sync"), 1),
 }
-# What pyfuse3 does not pass on; docs/sessions.md.
+# pyfuse3 has no handlers for these; docs/sessions.md.
 _KERNEL: Mapping[str, int] = {"tmpfile": 3, "punch": 3}
 WEIGHTS: Mapping[str, Mapping[str, int]] = {"kernel": {**_COMMON, **_KERNEL}, "libfuse": _COMMON}
-"""How often each operation is drawn, by session."""
+"""Session -> operation -> its weight in the random choice."""
 
 
-class Actor(Own):
+class Actor(Model):
     """One process in its own directory."""
 
-    def __init__(self, who: Caller, chance: random.Random, session: str) -> None:
-        super().__init__(who, chance)
+    def __init__(self, caller: Caller, rng: random.Random, session: str) -> None:
+        super().__init__(caller, rng)
         self._operations = list(WEIGHTS[session])
         self._weights = list(WEIGHTS[session].values())
 
     def step(self) -> None:
-        """Do one operation."""
-        (name,) = self.chance.choices(self._operations, self._weights)
+        """Run one random operation."""
+        (name,) = self.rng.choices(self._operations, self._weights)
         getattr(self, name)()
         while len(self.files) > MOST_FILES:
             self.unlink()
 
-    def whole(self) -> dict[str, Shown]:
-        """Check and close what is open; gives what must be there."""
+    def finish(self) -> dict[str, Shown]:
+        """Check and close all held files, and return the expected tree."""
         self.end()
-        return self.foreseen()
+        return self.expected()
 
     def write(self) -> None:
-        with self.some(os.O_RDWR) as (fd, file):
+        with self.any_open(os.O_RDWR) as (fd, file):
             offset, data = self.offset(file), self.data()
             self.note("write", offset, len(data))
             expect("written", os.pwrite(fd, data, offset), len(data))
@@ -88,33 +88,33 @@ class Actor(Own):
         self.files[path].content[:] = data
 
     def read(self) -> None:
-        with self.some(os.O_RDONLY) as (fd, file):
-            offset = self.chance.randint(0, len(file.content))
-            size = self.chance.randint(1, LONGEST)
+        with self.any_open(os.O_RDONLY) as (fd, file):
+            offset = self.rng.randint(0, len(file.content))
+            size = self.rng.randint(1, LONGEST)
             self.note("read", offset, size)
             right = bytes(file.content[offset : offset + size])
             expect(f"read at {offset}", os.pread(fd, size, offset), right)
 
     def truncate(self) -> None:
-        path, size = self.path(), self.chance.randint(0, self.chance.choice((10, 5_000, 100_000)))
+        path, size = self.path(), self.rng.randint(0, self.rng.choice((10, 5_000, 100_000)))
         self.note("truncate", path, size)
         os.truncate(path, size)
         self.files[path].resize(size)
         self.check(path, os.stat(path), self.files[path])
 
     def mapped(self) -> None:
-        """Store into a shared mapping, and see through another what was written."""
-        with self.some(os.O_RDWR) as (fd, file):
+        """Check a shared mapping, store into it, and read the stored bytes."""
+        with self.any_open(os.O_RDWR) as (fd, file):
             size = len(file.content)
             self.note("mapped", size)
             if not size:
                 return
-            offset = self.chance.randrange(size)
+            offset = self.rng.randrange(size)
             data = self.data()[: size - offset]
             with mmap.mmap(fd, size) as mapping:
                 expect("mapped", mapping[:], bytes(file.content))
                 mapping[offset : offset + len(data)] = data
-                if self.chance.random() < 0.5:
+                if self.rng.random() < 0.5:
                     mapping.flush()
             file.put(offset, data)
             expect("read after a store", os.pread(fd, len(data), offset), data)
@@ -135,81 +135,82 @@ class Actor(Own):
         target.content[:] = source.content
 
     def punch(self) -> None:
-        with self.some(os.O_RDWR) as (fd, file):
+        with self.any_open(os.O_RDWR) as (fd, file):
             if not file.content:
                 return
-            offset = self.chance.randrange(len(file.content))
-            size = self.chance.randint(1, len(file.content) - offset)
+            offset = self.rng.randrange(len(file.content))
+            size = self.rng.randint(1, len(file.content) - offset)
             self.note("punch", offset, size)
             calls.fallocate(fd, PUNCH_HOLE, offset, size)
             file.put(offset, bytes(size))
 
     def tmpfile(self) -> None:
-        """A file without a name, that gets one."""
+        """Make a file without a name, and link it."""
         path, data = self.free("t"), self.data()
         self.note("tmpfile", path)
         with opened(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_RDWR, 0o640) as fd:
-            file = File(0o640, self.who.uid, self.who.gid)
+            file = File(0o640, self.caller.uid, self.caller.gid)
             self.check("a file without a name", os.fstat(fd), file)
             os.write(fd, data)
-            # With a directory, which an absolute path ignores, Python follows the link, linkat(2).
+            # Python calls linkat(2), which follows the link in /proc, only with a directory; the
+            # absolute path ignores it.
             os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
         file.put(0, data)
         file.names.add(path)
         self.files[path] = file
 
     def hold(self) -> None:
-        """Keep a file open, whatever becomes of its names."""
+        """Keep a file open, even if its names are removed later."""
         if len(self.held) >= MOST_HELD:
-            fd, file = self.held.pop(self.chance.randrange(MOST_HELD))
-            self.note("let go", fd, sorted(file.names))
-            expect("what was held", os.pread(fd, 2 * LONGEST, 0), bytes(file.content))
+            fd, file = self.held.pop(self.rng.randrange(MOST_HELD))
+            self.note("close held", fd, sorted(file.names))
+            expect("content of a held file", os.pread(fd, 2 * LONGEST, 0), bytes(file.content))
             os.close(fd)
         path = self.path()
         self.note("hold", path)
         self.held.append((os.open(path, os.O_RDWR), self.files[path]))
 
     def sync(self) -> None:
-        with self.some(os.O_RDWR) as (fd, _):
+        with self.any_open(os.O_RDWR) as (fd, _):
             self.note("sync")
-            self.chance.choice((os.fsync, os.fdatasync))(fd)
+            self.rng.choice((os.fsync, os.fdatasync))(fd)
         with opened(self.directory() or ".", os.O_DIRECTORY) as fd:
             os.fsync(fd)
 
     def locks(self) -> None:
-        """Lock as a process, and for one open file against another."""
+        """Lock for the process, lockf(3), and for one open file against another, flock(2)."""
         path = self.path()
         self.note("locks", path)
         with opened(path, os.O_RDWR) as one, opened(path, os.O_RDWR) as two:
-            start = self.chance.randrange(1_000)
-            _soon(lambda: fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, start))
+            start = self.rng.randrange(1_000)
+            _retry_locked(lambda: fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, start))
             fcntl.lockf(two, fcntl.LOCK_SH | fcntl.LOCK_NB, 50, start)  # the same owner
-            _soon(lambda: fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            _retry_locked(lambda: fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB))
             self.refused(errno.EAGAIN, lambda: fcntl.flock(two, fcntl.LOCK_SH | fcntl.LOCK_NB))
             fcntl.flock(one, fcntl.LOCK_UN)
             fcntl.flock(two, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def open_locks(self) -> None:
-        """Locks that belong to an open file, fcntl_locking(2); closing it gives them up.
+        """Lock for an open file description, fcntl_locking(2), and release by close(2).
 
-        A moment later: the kernel does not wait until it has told a FUSE server of the close.
+        close(2) does not wait until the worker has released the lock.
         """
         path = self.path()
         self.note("open locks", path)
         lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0)
         with opened(path, os.O_RDWR) as one:
             with opened(path, os.O_RDWR) as two:
-                _soon(lambda: fcntl.fcntl(two, fcntl.F_OFD_SETLK, lock))
+                _retry_locked(lambda: fcntl.fcntl(two, fcntl.F_OFD_SETLK, lock))
                 self.refused(errno.EAGAIN, lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
-            _soon(lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
+            _retry_locked(lambda: fcntl.fcntl(one, fcntl.F_OFD_SETLK, lock))
 
 
-def _soon(call: Callable[[], object]) -> None:
-    """Repeat what is refused because of a lock, for a while.
+def _retry_locked(call: Callable[[], object]) -> None:
+    """Repeat *call* for up to 10 s while a lock refuses it.
 
-    Who closes a file gives up what was locked by it, docs/sessions.md: a moment later.
+    A lock of a closed file is released shortly after close(2), docs/sessions.md.
     """
-    deadline = time.monotonic() + MOMENT_S
+    deadline = time.monotonic() + RELEASE_S
     while True:
         try:
             call()

@@ -1,9 +1,8 @@
-"""What one process has for itself: it knows what must be there, and notices what is not.
+"""The model of a directory that one process alone changes: it knows the expected tree.
 
-Nobody else changes anything below its directory, so every call has one right outcome, and at the
-end the whole tree has. The model is plain: files with their content, and the names that lead to
-them. Each method is an operation that is drawn at random; it does the call, and then the same to
-the model.
+No other process changes files below the directory, so each call has one right outcome, and so has
+the whole tree at the end. The model has files with their content, and the names of each. Each
+method is an operation that is drawn at random: it makes the call, and then changes the model.
 """
 
 import contextlib
@@ -29,23 +28,23 @@ BURST = 60
 SIZES = (1, 100, 4_096, 5_000, 70_000, 140_000)
 MODES = (0o600, 0o640, 0o644, 0o660, 0o666, 0o700, 0o755)
 IDS = (0, 41_001, 41_011)
-NOBODYS = "nobody's"
+ABSENT = "absent"
 FAR_PAST_NS = 1_000_000_000_000_000_000
 REMEMBERED_STEPS = 30
 SHOWN_BYTES = 8
 
 Shown = tuple[object, ...]
-"""What a name leads to, as far as it is foreseen."""
+"""The compared attributes and content of a name."""
 
 
 class WrongError(AssertionError):
-    """The mount did something else than a file system does."""
+    """A result that a file system must not have."""
 
 
 def expect(what: str, seen: object, right: object) -> None:
-    """Raise WrongError if *seen* is not what is *right*."""
+    """Raise WrongError if *seen* is not *right*."""
     if seen != right:
-        raise WrongError(f"{what}: {_short(seen)} where it should be {_short(right)}")
+        raise WrongError(f"{what}: {_short(seen)}, expected {_short(right)}")
 
 
 def _short(value: object) -> str:
@@ -57,7 +56,7 @@ def _short(value: object) -> str:
 
 @contextlib.contextmanager
 def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
-    """Have *path* open for the block."""
+    """Open *path* for the length of a block."""
     fd = os.open(path, flags, mode)
     try:
         yield fd
@@ -67,7 +66,7 @@ def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
 
 @dataclass(slots=True, eq=False)
 class File:
-    """A regular file as it must be."""
+    """The expected state of a regular file."""
 
     mode: int
     uid: int
@@ -77,28 +76,28 @@ class File:
     names: set[str] = field(default_factory=set)
 
     def put(self, offset: int, data: bytes) -> None:
-        """Have *data* at *offset*; what was never written before it is zeros."""
+        """Put *data* at *offset*, after zeros if that is beyond the end."""
         self.content.extend(bytes(max(0, offset - len(self.content))))
         self.content[offset : offset + len(data)] = data
 
     def resize(self, size: int) -> None:
-        """Cut off, or add zeros."""
+        """Truncate, or extend by zeros."""
         del self.content[size:]
         self.content.extend(bytes(size - len(self.content)))
 
     def status(self, links: int | None = None) -> Shown:
-        """What stat(2) must say of it."""
+        """Return the expected attributes of stat(2)."""
         links = len(self.names) if links is None else links
         mode = oct(stat.S_IFREG | self.mode)
         return mode, links, self.uid, self.gid, len(self.content)
 
 
-class Own:
+class Model:
     """The model of one process's directory, which is its working directory."""
 
-    def __init__(self, who: Caller, chance: random.Random) -> None:
-        self.who = who
-        self.chance = chance
+    def __init__(self, caller: Caller, rng: random.Random) -> None:
+        self.caller = caller
+        self.rng = rng
         self.files: dict[str, File] = {}
         self.links: dict[str, str] = {}
         self.directories = {"": 0o700}
@@ -106,45 +105,45 @@ class Own:
         self.steps: deque[str] = deque(maxlen=REMEMBERED_STEPS)
         self._count = 0
 
-    # What there is.
+    # Files and names to choose from.
 
     def free(self, kind: str) -> str:
-        """A name that was never used before, somewhere."""
+        """Return a path with a name that was never used, in a random directory."""
         self._count += 1
         return os.path.join(self.directory(), f"{kind}{self._count}")
 
     def directory(self) -> str:
-        """Any directory; of the own one, the path is empty."""
-        return self.chance.choice(list(self.directories))
+        """Return a random directory; the path of the working directory is empty."""
+        return self.rng.choice(list(self.directories))
 
     def path(self) -> str:
-        """The name of any file; one is made if there is none."""
+        """Return the path of a random file; make one if there is none."""
         if not self.files:
             self.create()
-        return self.chance.choice(list(self.files))
+        return self.rng.choice(list(self.files))
 
     def note(self, *words: object) -> None:
-        """Remember what is about to be done, to be told if it goes wrong."""
+        """Remember the next step, for the report of an error."""
         self.steps.append(" ".join(map(str, words)))
 
     def below(self, directory: str) -> set[str]:
-        """The names that *directory* must list."""
+        """Return the expected names in *directory*."""
         names = self.files.keys() | self.links.keys() | self.directories.keys() - {""}
         found = {name for name in names if os.path.dirname(name) == directory}
         return {os.path.basename(name) for name in found}
 
     def data(self) -> bytes:
-        return self.chance.randbytes(self.chance.randint(1, self.chance.choice(SIZES)))
+        return self.rng.randbytes(self.rng.randint(1, self.rng.choice(SIZES)))
 
     def offset(self, file: File) -> int:
-        """Where to write: within the file or a little beyond its end."""
-        return self.chance.randint(0, min(len(file.content) + 5_000, LONGEST))
+        """Return an offset within the file or up to 5,000 bytes beyond its end."""
+        return self.rng.randint(0, min(len(file.content) + 5_000, LONGEST))
 
     @contextlib.contextmanager
-    def some(self, flags: int) -> Iterator[tuple[int, File]]:
-        """A file with a descriptor of it, which may have been open for long, and have no name."""
-        if self.held and self.chance.random() < 0.3:
-            fd, file = self.chance.choice(self.held)
+    def any_open(self, flags: int) -> Iterator[tuple[int, File]]:
+        """Yield a descriptor and its file, perhaps a held file without a name."""
+        if self.held and self.rng.random() < 0.3:
+            fd, file = self.rng.choice(self.held)
             self.note("  held", fd, sorted(file.names))
             yield fd, file
         else:
@@ -154,17 +153,17 @@ class Own:
                 yield fd, self.files[path]
 
     def check(self, what: str, status: os.stat_result, file: File) -> None:
-        """Compare what stat(2) says with what it must say."""
+        """Compare the result of stat(2) with the expected one."""
         seen = (oct(status.st_mode), status.st_nlink, status.st_uid, status.st_gid, status.st_size)
         expect(f"stat of {what}", seen, file.status())
 
     # Names.
 
     def create(self) -> None:
-        path, mode = self.free("f"), self.chance.choice(MODES)
+        path, mode = self.free("f"), self.rng.choice(MODES)
         self.note("create", path, oct(mode))
         with opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode) as fd:
-            file = File(mode, self.who.uid, self.who.gid, names={path})
+            file = File(mode, self.caller.uid, self.caller.gid, names={path})
             self.check(path, os.fstat(fd), file)
             data = self.data()
             expect(f"written to {path}", os.write(fd, data), len(data))
@@ -186,7 +185,7 @@ class Own:
 
     def rename(self) -> None:
         path = self.path()
-        other = self.path() if self.chance.random() < 0.4 else self.free("r")
+        other = self.path() if self.rng.random() < 0.4 else self.free("r")
         self.note("rename", path, other)
         os.rename(path, other)
         file, replaced = self.files[path], self.files.get(other)
@@ -215,7 +214,7 @@ class Own:
         expect(f"target of {path}", os.readlink(path), target)
         self.links[path] = target
         if len(self.links) > MOST_FILES // 4:
-            gone = self.chance.choice(list(self.links))
+            gone = self.rng.choice(list(self.links))
             expect(f"target of {gone}", os.readlink(gone), self.links.pop(gone))
             os.unlink(gone)
 
@@ -227,7 +226,9 @@ class Own:
         self.note("mkdir", path)
         os.mkdir(path, 0o750)
         status = os.lstat(path)
-        expect(f"owner of {path}", (status.st_uid, status.st_gid), (self.who.uid, self.who.gid))
+        expect(
+            f"owner of {path}", (status.st_uid, status.st_gid), (self.caller.uid, self.caller.gid)
+        )
         self.directories[path] = 0o750
 
     def rmdir(self) -> None:
@@ -261,7 +262,7 @@ class Own:
         expect(f"names in {path!r}", set(os.listdir(path or ".")), self.below(path))
 
     def burst(self) -> None:
-        """Many names at once, all removed again: what is remembered of them has to go."""
+        """Make many files and remove them, so that the worker must forget them again."""
         path = self.free("b")
         self.note("burst", path)
         os.mkdir(path, 0o700)
@@ -272,8 +273,8 @@ class Own:
         with os.scandir(path) as entries:
             status = {entry.name: entry.stat() for entry in entries}
         seen = {name: (each.st_uid, each.st_gid, each.st_size) for name, each in status.items()}
-        who = (self.who.uid, self.who.gid)
-        expect(f"files in {path}", seen, {name: (*who, len(name)) for name in names})
+        ids = (self.caller.uid, self.caller.gid)
+        expect(f"files in {path}", seen, {name: (*ids, len(name)) for name in names})
         shutil.rmtree(path)
 
     def refused(self, number: int, call: Callable[[], object]) -> None:
@@ -292,10 +293,10 @@ class Own:
         exclusive = os.O_CREAT | os.O_EXCL | os.O_WRONLY
         self.refused(errno.EEXIST, lambda: os.open(path, exclusive))
         self.refused(errno.EEXIST, lambda: os.mkdir(path))
-        self.refused(errno.ENOENT, lambda: os.unlink(NOBODYS))
+        self.refused(errno.ENOENT, lambda: os.unlink(ABSENT))
         self.refused(errno.ENOTDIR, lambda: os.rmdir(path))
         self.refused(errno.ENOTDIR, lambda: os.open(path, os.O_DIRECTORY))
-        if self.who.uid:
+        if self.caller.uid:
             self.refused(errno.EPERM, lambda: os.chown(path, 0, 0))
             self.refused(errno.EACCES, lambda: os.listdir("../root"))
             self.refused(errno.EACCES, lambda: os.open("../root/new", exclusive))
@@ -303,26 +304,26 @@ class Own:
     # Attributes.
 
     def chmod(self) -> None:
-        path, mode = self.path(), self.chance.choice(MODES)
+        path, mode = self.path(), self.rng.choice(MODES)
         self.note("chmod", path, oct(mode))
         os.chmod(path, mode)
         self.files[path].mode = mode
 
     def chown(self) -> None:
-        """Give away what root has; others may choose among their groups."""
+        """Change owner and group as root, and the group as a user, to one of its own groups."""
         path = self.path()
         file = self.files[path]
-        if self.who.uid:
-            file.gid = self.chance.choice((self.who.gid, *self.who.groups))
+        if self.caller.uid:
+            file.gid = self.rng.choice((self.caller.gid, *self.caller.groups))
             uid = -1
         else:
-            uid, file.gid = self.chance.choice(IDS), self.chance.choice(IDS)
+            uid, file.gid = self.rng.choice(IDS), self.rng.choice(IDS)
             file.uid = uid
         self.note("chown", path, uid, file.gid)
         os.chown(path, uid, file.gid)
 
     def utime(self) -> None:
-        path, time_ns = self.path(), FAR_PAST_NS + self.chance.randrange(10**9)
+        path, time_ns = self.path(), FAR_PAST_NS + self.rng.randrange(10**9)
         self.note("utime", path, time_ns)
         os.utime(path, ns=(time_ns, time_ns))
         expect(f"time of {path}", os.stat(path).st_mtime_ns, time_ns)
@@ -333,8 +334,8 @@ class Own:
         self.check(path, os.lstat(path), self.files[path])
 
     def set_xattr(self) -> None:
-        path, name = self.path(), f"user.{self.chance.randrange(MOST_XATTRS)}"
-        file, value = self.files[path], self.chance.randbytes(self.chance.randint(0, 200))
+        path, name = self.path(), f"user.{self.rng.randrange(MOST_XATTRS)}"
+        file, value = self.files[path], self.rng.randbytes(self.rng.randint(0, 200))
         self.note("set", path, name)
         os.setxattr(path, name, value)
         file.xattrs[name] = value
@@ -345,35 +346,35 @@ class Own:
         file = self.files[path]
         if not file.xattrs:
             return
-        name = self.chance.choice(list(file.xattrs))
+        name = self.rng.choice(list(file.xattrs))
         self.note("remove", path, name)
         os.removexattr(path, name)
         del file.xattrs[name]
         self.xattrs_are(path, file)
 
     def xattrs_are(self, path: str, file: File) -> None:
-        """Compare all that are the user's own."""
+        """Compare all attributes in the class `user`."""
         names = [name for name in os.listxattr(path) if name.startswith("user.")]
         seen = {name: os.getxattr(path, name) for name in names}
         expect(f"attributes of {path}", seen, file.xattrs)
 
-    # The whole.
+    # The whole tree.
 
-    def foreseen(self) -> dict[str, Shown]:
-        """What each name must lead to: kind and mode, links, owner, size, content, attributes."""
+    def expected(self) -> dict[str, Shown]:
+        """Return name -> type and mode, links, owner, size, content, extended attributes."""
         found: dict[str, Shown] = {}
         for path, file in self.files.items():
             content = hashlib.sha256(file.content).hexdigest() if file.content else ""
             found[path] = (*file.status(), content, tuple(sorted(file.xattrs.items())))
-        who = (self.who.uid, self.who.gid)
+        ids = (self.caller.uid, self.caller.gid)
         for path, mode in self.directories.items():
-            found[path or "."] = oct(stat.S_IFDIR | mode), *who
+            found[path or "."] = oct(stat.S_IFDIR | mode), *ids
         for path, target in self.links.items():
-            found[path] = oct(stat.S_IFLNK | 0o777), 1, *who, len(target), os.fsencode(target), ()
+            found[path] = oct(stat.S_IFLNK | 0o777), 1, *ids, len(target), os.fsencode(target), ()
         return found
 
     def end(self) -> None:
-        """Read what is still open a last time, and close it."""
+        """Check all held files a last time, and close them."""
         for fd, file in self.held:
             expect("content of a held file", os.pread(fd, LONGEST * 2, 0), bytes(file.content))
             os.close(fd)

@@ -1,4 +1,4 @@
-"""Who is at work on one mount at the same time, and what must be there when they have finished."""
+"""A lap: processes of several users and fio work on one mount, then all results are checked."""
 
 import contextlib
 import errno
@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 from passthrough.linux import syscalls
 from tests.fuzz import tree
 from tests.soak import fio, shared
-from tests.soak.contents import Actor
-from tests.soak.own import Shown
+from tests.soak.actor import Actor
+from tests.soak.model import Shown
 from tests.soak.shared import Racer
 from tests.support.tools.callers import MEMBER, OTHER, ROOT, USER, Call, Caller
 from tests.support.tools.mounted import Mounted
@@ -29,29 +29,29 @@ VISITOR = Caller("visitor", 41_007, 41_008)
 SLACK_S = 60.0
 MS_REMOUNT = 32  # mount(2)
 
-# The visitor comes too late, is not let in, or finds another thing by that name.
+# The name is gone, its type has changed, or the visitor has no permission.
 _MISSED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EISDIR})
 
 
 class Report(NamedTuple):
-    """What a process knows in the end."""
+    """The result of a process."""
 
-    foreseen: dict[str, Shown]
-    """What must be in its own directory."""
+    expected: dict[str, Shown]
+    """The expected tree of its own directory."""
     done: Counter[str]
-    """How often it did what, in the directory where they race."""
+    """Operation -> number of successes, in the shared directory."""
     steps: int
 
 
 class Outcome(NamedTuple):
-    """What a lap comes to."""
+    """The result of a lap: a line for each error, and counts of operations."""
 
     wrong: list[str]
     done: Counter[str]
 
 
 class Lap(NamedTuple):
-    """A round of load: everybody begins in empty directories."""
+    """A round of load. All processes begin in empty directories."""
 
     served: Mounted
     session: str
@@ -59,14 +59,14 @@ class Lap(NamedTuple):
     seconds: float
 
     def run(self) -> Outcome:
-        """Let everybody work for so long; gives what was found wrong, and what was done."""
+        """Run all processes for `seconds`, and return the outcome."""
         self._prepare()
         until = time.monotonic() + self.seconds
         outcome = Outcome([], Counter())
         with ExitStack() as stack, self.served.limited(self.seconds + fio.LIMIT_S + SLACK_S):
             calls = {
-                who.name: stack.enter_context(who.start(self._work(who, until), umask=0))
-                for who in ACTORS
+                caller.name: stack.enter_context(caller.start(self._work(caller, until), umask=0))
+                for caller in ACTORS
             }
             visit = stack.enter_context(VISITOR.start(lambda: self._visit(until)))
             fio_seed = self._verify_while(until, outcome)
@@ -80,46 +80,48 @@ class Lap(NamedTuple):
     def _prepare(self) -> None:
         """Make the directories in the source."""
         source = self.served.source
-        for who in ACTORS:
-            directory = source / who.name
+        for caller in ACTORS:
+            directory = source / caller.name
             directory.mkdir(mode=0o700)
-            os.chown(directory, who.uid, who.gid)
+            os.chown(directory, caller.uid, caller.gid)
         shared.prepare(str(source / "shared"))
         (source / "fio").mkdir()
         os.chown(source / "fio", USER.uid, USER.gid)
 
-    def _chance(self, name: str) -> random.Random:
-        return random.Random(f"{self.seed} {name}")  # noqa: S311 - to be drawn again
+    def _rng(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed} {name}")  # noqa: S311 - reproducible, not secret
 
-    def _work(self, who: Caller, until: float) -> Callable[[], Report]:
-        """What a process of *who* does."""
-        number = ACTORS.index(who)
+    def _work(self, caller: Caller, until: float) -> Callable[[], Report]:
+        """Return the function that a process of *caller* runs."""
+        number = ACTORS.index(caller)
         mountpoint = self.served.mountpoint
 
         def work() -> Report:
-            os.chdir(mountpoint / who.name)
-            chance = self._chance(who.name)
-            actor = Actor(who, chance, self.session)
-            racer = Racer(who, chance, str(mountpoint / "shared"), number)
+            os.chdir(mountpoint / caller.name)
+            rng = self._rng(caller.name)
+            actor = Actor(caller, rng, self.session)
+            racer = Racer(caller, rng, str(mountpoint / "shared"), number)
             steps = 0
             current: Actor | Racer = actor
             try:
                 while time.monotonic() < until:
-                    current = actor if chance.random() < 0.6 else racer
+                    current = actor if rng.random() < 0.6 else racer
                     current.step()
                     steps += 1
                 current = actor
-                foreseen = actor.whole()
+                expected = actor.finish()
             except Exception as error:
                 last = "\n".join(current.steps)
-                error.add_note(f"{who.name}, step {steps}, seed {self.seed!r}; the last:\n{last}")
+                error.add_note(
+                    f"{caller.name}, step {steps}, seed {self.seed!r}; the last:\n{last}"
+                )
                 raise
-            return Report(foreseen, racer.done, steps)
+            return Report(expected, racer.done, steps)
 
         return work
 
     def _visit(self, until: float) -> int:
-        """Look at everything, again and again, and read what may be read; gives how much."""
+        """Stat all files repeatedly, and read the readable ones; return their number."""
         seen = 0
         while time.monotonic() < until:
             for path in _walk(str(self.served.mountpoint)):
@@ -134,10 +136,10 @@ class Lap(NamedTuple):
         return seen
 
     def _verify_while(self, until: float, outcome: Outcome) -> int:
-        """Have fio write and verify, and the kernel forget; gives the seed of fio's last round."""
-        chance = self._chance("fio")
+        """Run fio and make the kernel forget, in turn; return the seed of fio's last round."""
+        rng = self._rng("fio")
         while True:
-            seed = chance.randrange(1 << 31)
+            seed = rng.randrange(1 << 31)
             try:
                 outcome.done["bytes that fio verified"] += fio.run(
                     USER, self.served.mountpoint / "fio", seed
@@ -161,13 +163,13 @@ class Lap(NamedTuple):
     def _result(self, name: str, call: Call[T], outcome: Outcome) -> T | None:
         try:
             return call.result(self.seconds + SLACK_S)
-        except Exception as error:  # noqa: BLE001 - of the others, everything is still to be seen
+        except Exception as error:  # noqa: BLE001 - the other results must still be collected
             text = "\n".join([repr(error), *getattr(error, "__notes__", [])])
             outcome.wrong.append(f"{name}: {text}")
             return None
 
     def _compare(self, reports: Mapping[str, Report], seed: int, outcome: Outcome) -> None:
-        """Compare what the mount shows with what the source holds and with what is foreseen."""
+        """Compare the mount with its source, and the source with the expected trees."""
         source, mountpoint = self.served.source, self.served.mountpoint
         seen, beneath = tree.read(bytes(mountpoint)), tree.read(bytes(source))
         outcome.done["names compared"] += len(seen)
@@ -175,10 +177,10 @@ class Lap(NamedTuple):
         wrong += [f"mount / source: {line}" for line in tree.differences(seen, beneath)]
         for name, report in reports.items():
             found = below(beneath, name.encode())
-            right = {os.fsencode(path): shown for path, shown in report.foreseen.items()}
-            wrong += [f"{name}: source / foreseen: {e}" for e in tree.lines(found, right)]
+            right = {os.fsencode(path): shown for path, shown in report.expected.items()}
+            wrong += [f"{name}: source / expected: {e}" for e in tree.lines(found, right)]
         if len(reports) == len(ACTORS):
-            done = [reports[who.name].done for who in ACTORS]
+            done = [reports[caller.name].done for caller in ACTORS]
             for place in (source, mountpoint):
                 wrong += shared.wrong(str(place / "shared"), done)
         for place in (source, mountpoint):
@@ -190,7 +192,7 @@ class Lap(NamedTuple):
 
 @contextlib.contextmanager
 def noting(what: str, wrong: list[str]) -> Iterator[None]:
-    """Have an error of the mount among what is *wrong*, and go on: there may be more to tell."""
+    """Add an OSError of the block to *wrong*, so that the caller can go on with other checks."""
     try:
         yield
     except OSError as error:
@@ -198,7 +200,7 @@ def noting(what: str, wrong: list[str]) -> Iterator[None]:
 
 
 def below(whole: tree.Tree, directory: bytes) -> dict[bytes, Shown]:
-    """What a tree has below *directory*, in the way that a process foresees it."""
+    """Return the subtree of *whole* below *directory*, in the form of Model.expected."""
     found: dict[bytes, Shown] = {}
     for path, node in whole.items():
         if path != directory and not path.startswith(directory + b"/"):
@@ -215,16 +217,16 @@ def below(whole: tree.Tree, directory: bytes) -> dict[bytes, Shown]:
 
 
 def forget(mountpoint: Path) -> None:
-    """Make the kernel forget the mount's names, attributes and pages that nobody uses.
+    """Make the kernel forget the unused names, attributes and pages of this mount alone.
 
-    To remount does that, reconfigure_super() in the kernel's fs/super.c, to no other mount.
+    A remount does that, reconfigure_super() in the kernel's fs/super.c.
     """
     flags = MS_REMOUNT | syscalls.MS_NOSUID | syscalls.MS_NODEV
     syscalls.mount(b"none", os.fsencode(mountpoint), b"", flags, b"")
 
 
 def _walk(top: str) -> Iterator[str]:
-    """The paths below *top*, whatever comes and goes meanwhile."""
+    """Yield the paths below *top*, while other processes add and remove files."""
 
     def missed(error: OSError) -> None:
         if error.errno not in _MISSED:
