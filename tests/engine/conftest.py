@@ -44,7 +44,8 @@ INSTALLATIONS = {"managed": managed, "host": on_host}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Last: the drivers live as long as the session, and other tests count this process's children.
+    # These tests run last, because the drivers last as long as the session, and other tests count
+    # this process's children.
     items.sort(key=lambda item: HERE in item.path.parents)
     for item in items:
         if HERE in item.path.parents:
@@ -63,8 +64,8 @@ def _on_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def client() -> Iterator[docker.DockerClient]:
     for name in (HOST_NAME, OWN_HOST_NAME):
-        # What is left of a run that was killed: whenever the engine lists volumes, or Create was
-        # refused, it would ask there for 15 s.
+        # The socket may be left from a run that was killed. The engine would try it for 15 s at
+        # each list of volumes, and after each refused Create.
         host_socket(name).unlink(missing_ok=True)
     try:
         client = docker.from_env(timeout=ENGINE_TIMEOUT_S)
@@ -90,7 +91,7 @@ def driver(
     request: pytest.FixtureRequest, client: docker.DockerClient, tools: str
 ) -> Iterator[Driver]:
     assert tools
-    # Not where pytest keeps its own: nothing may clear that away while something is mounted in it.
+    # pytest clears its own temporary directories, which must not happen below a mount.
     directory = Path(tempfile.mkdtemp(prefix="passfs-test-", dir="/var/tmp"))
     with INSTALLATIONS[request.param](client, directory) as driver:
         yield driver
@@ -101,10 +102,10 @@ def driver(
 
 @pytest.fixture(scope="session")
 def plugin_tree(client: docker.DockerClient) -> Iterator[Path]:
-    """What `docker plugin create` takes: the plugin's config.json and its root file system.
+    """Provide the input of `docker plugin create`: the plugin's config.json and root file system.
 
-    The programs in it are bound and not packed. Packing them takes an engine 10 s and more, each
-    time; the driver that `passfs install` makes is packed as a user's.
+    Its programs are bind-mounted, because an engine takes 10 s and more to pack them each time. The
+    driver that `passfs install` makes has them packed, as for a user.
     """
     with tempfile.TemporaryDirectory(prefix="passfs-tree-", dir="/var/tmp") as scratch:
         Path(scratch).chmod(0o711)  # for a rootless engine
@@ -125,14 +126,14 @@ def plugin_tree(client: docker.DockerClient) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[OwnEngine]:
-    """An engine that tests may end and start, and in which they do as they like."""
+    """Provide an engine that tests may stop, start and change."""
     with own_engine() as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
 def own_managed(engine: OwnEngine, plugin_tree: Path) -> Iterator[Driver]:
-    """The managed plugin in that engine."""
+    """Provide the managed plugin in that engine."""
     directory = Path(tempfile.mkdtemp(prefix="passfs-own-", dir="/var/tmp"))
     with created(engine.client, directory, plugin_tree) as driver:
         yield driver
@@ -141,13 +142,13 @@ def own_managed(engine: OwnEngine, plugin_tree: Path) -> Iterator[Driver]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(client: docker.DockerClient) -> Iterator[None]:
-    """No container, mount, worker or other holder of /dev/fuse outlives a test.
+    """Check that no container, mount or process with /dev/fuse outlives a test.
 
-    Takes the place of the check on this process: docker-py keeps its connections open.
+    This replaces the check of this process's descriptors: docker-py keeps its connections open.
     """
     before = _of_the_driver(client)
     yield
-    # A worker ends by itself, soon after its mount has gone.
+    # A worker ends by itself, shortly after the unmount.
     deadline = time.monotonic() + WORKER_END_S
     while (left := _of_the_driver(client) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -167,16 +168,16 @@ def _of_the_driver(client: docker.DockerClient) -> set[str]:
 
 
 def _fuse_holders() -> Iterator[str]:
-    """Processes with /dev/fuse open: ours, and those in containers and managed plugins."""
+    """Yield processes of the tests with /dev/fuse open, also in containers and managed plugins."""
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may end while we look
+        with contextlib.suppress(OSError):  # the process may have ended
             links = [os.readlink(link) for link in (process / "fd").iterdir()]
             if "/dev/fuse" in links and _is_of_the_tests(process.name):
                 yield process.name
 
 
 def _is_of_the_tests(pid: str) -> bool:
-    """Whether this process or the engine has started *pid*: others may use FUSE meanwhile."""
+    """Return whether this process or the engine has started *pid*; others may use FUSE too."""
     while pid != "0":
         stat = Path(f"/proc/{pid}/stat").read_text()
         name, _, fields = stat.partition("(")[2].rpartition(")")
@@ -188,7 +189,7 @@ def _is_of_the_tests(pid: str) -> bool:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A directory of the host's user that a volume passes through; everyone may enter it."""
+    """Provide a directory of the host's user for a volume; all users may enter it."""
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_mode & 0o005 != 0o005:
             directory.chmod(directory.stat().st_mode | 0o011)

@@ -1,4 +1,4 @@
-"""A compose project whose services share a volume of the driver, pytest-docker."""
+"""A compose project with two services that share a volume of the driver, by pytest-docker."""
 
 import pytest
 from pytest_docker.plugin import Services
@@ -7,7 +7,7 @@ from tests.support.tools.driver import Driver
 
 
 def test_services_share_a_volume(docker_services: Services) -> None:
-    """What the writer wrote, the reader reads as another user, and may not change."""
+    """The reader, another user, reads the writer's file, and may not write."""
     compose = docker_services._docker_compose
 
     assert b"from-writer" in compose.execute("exec -T reader cat /shared/greeting")

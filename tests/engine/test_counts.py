@@ -1,4 +1,4 @@
-"""What the engine asks of the plugin for what a user does, against the fake engine's table."""
+"""The engine's requests for each action of a user equal the fake engine's table."""
 
 import shutil
 import tempfile
@@ -19,8 +19,8 @@ NAME = "passfs-counted-test"
 
 @pytest.fixture
 def noted(engine: OwnEngine) -> Iterator[Counted]:
-    """`passfs serve`, with what the engine asks for noted on the way."""
-    # So that it knows no service that has gone: it would ask each of them for 15 s.
+    """Provide `passfs serve` behind a proxy that notes the engine's requests."""
+    # The restart makes the engine forget ended services, each of which it would try for 15 s.
     engine.restart()
     directory = Path(tempfile.mkdtemp(prefix="passfs-counted-", dir="/var/tmp"))
     service = Service(directory / "p.sock", directory)
@@ -33,7 +33,7 @@ def noted(engine: OwnEngine) -> Iterator[Counted]:
     shutil.rmtree(directory)
 
 
-def test_the_fake_engine_asks_for_what_the_real_one_does(engine: OwnEngine, noted: Counted) -> None:
+def test_the_fake_engine_sends_the_same_requests(engine: OwnEngine, noted: Counted) -> None:
     asked = dict(_actions(engine, noted))
 
     assert {action: tuple(note.verb for note in notes) for action, notes in asked.items()} == CALLS
@@ -49,7 +49,7 @@ def test_the_fake_engine_asks_for_what_the_real_one_does(engine: OwnEngine, note
 
 
 def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[Note]]]:
-    """What a user can do, each with what came of it."""
+    """Run each action of a user, and yield its name with the requests that it caused."""
     client = engine.client
     first = client.volumes.create("first", driver=NAME)
     yield "create the first volume", noted.take()

@@ -1,4 +1,4 @@
-"""What happens to volumes when workers die, and when the plugin stops, starts and is replaced."""
+"""Volumes when workers die, and when the plugin stops, starts and is replaced."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.support.tools.driver import TRUST, Driver, execute, passfs
 
 
 def test_a_dead_worker_is_replaced_by_the_next_mount(driver: Driver) -> None:
-    """Who is inside gets errors and no hang; the next container finds a fresh mount."""
+    """A running container gets errors and no hang; the next container gets a new mount."""
     with driver.volume() as volume:
         with driver.container(volume) as container:
             execute(container, "echo kept > /data/file")
@@ -29,7 +29,7 @@ def test_a_dead_worker_is_replaced_by_the_next_mount(driver: Driver) -> None:
 
 
 def test_volumes_outlive_a_restart_of_the_plugin(driver: Driver) -> None:
-    """Disable and enable, or stop and start: volumes, options and data are there again."""
+    """After disable and enable, or stop and start, volumes keep their options and data."""
     with driver.volume(cache="metadata") as volume:
         driver.run(volume, "echo kept > /data/file")
         driver.restart()
@@ -49,45 +49,45 @@ def test_installing_again_upgrades_in_place(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("driver", ["host"], indirect=True)
-def test_running_containers_notice_nothing_of_a_restart_of_the_service(driver: Driver) -> None:
-    """One writes and reads all the time, and meets with no error and no other worker."""
+def test_running_containers_do_not_notice_a_restart_of_the_service(driver: Driver) -> None:
+    """A container that writes and reads all the time gets no error and keeps its worker."""
     with driver.volume() as volume:
         with driver.container(volume) as container:
             container.exec_run(["sh", "-c", BUSY], detach=True)
             before = driver.status(volume), driver.file_systems(volume)
             for _ in "123":
                 driver.restart()
-                _goes_on(container)
+                _wait_for_rounds(container)
                 assert (driver.status(volume), driver.file_systems(volume)) == before
             assert driver.run(volume, "cat /data/more; echo new > /data/more") == ""
             assert execute(container, "cat /data/more; cat /tmp/failures") == "new\n"
         assert driver.file_systems(volume) == set()
 
 
-# In a container: counts the turns in which it read what it had written, and notes the others.
+# The container writes and reads a file in rounds, and notes the rounds that fail.
 BUSY = """
 touch /tmp/failures /data/more
-turn=0
+round=0
 while sleep 0.01; do
-    turn=$((turn + 1))
-    { echo $turn > /data/file && [ "$(cat /data/file)" = $turn ]; } 2>> /tmp/failures ||
-        echo "turn $turn" >> /tmp/failures
-    echo $turn > /tmp/turn.new && mv /tmp/turn.new /tmp/turn
+    round=$((round + 1))
+    { echo $round > /data/file && [ "$(cat /data/file)" = $round ]; } 2>> /tmp/failures ||
+        echo "round $round" >> /tmp/failures
+    echo $round > /tmp/round.new && mv /tmp/round.new /tmp/round
 done
 """
 BUSY_S = 20.0
 
 
-def _goes_on(container: Container) -> None:
-    """Wait for some turns of what is busy."""
-    turns = "cat /tmp/turn 2>/dev/null || echo 0"
-    before, limit = int(execute(container, turns)), time.monotonic() + BUSY_S
-    while int(execute(container, turns)) < before + 5:
-        assert time.monotonic() < limit, "it hangs"
+def _wait_for_rounds(container: Container) -> None:
+    """Wait until BUSY has run 5 more rounds."""
+    rounds = "cat /tmp/round 2>/dev/null || echo 0"
+    before, limit = int(execute(container, rounds)), time.monotonic() + BUSY_S
+    while int(execute(container, rounds)) < before + 5:
+        assert time.monotonic() < limit, "the container hangs"
 
 
 def _kill_worker(driver: Driver, volume: Volume) -> None:
-    """Kill the worker by its id in Status, which is the host's also for the managed plugin."""
+    """Kill the worker by its PID in Status: the host's PID, also for the managed plugin."""
     pid = driver.status(volume)["worker_pid"]
     assert Path(f"/proc/{pid}/comm").read_bytes().startswith(b"passfs:")
     os.kill(pid, signal.SIGKILL)

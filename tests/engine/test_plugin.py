@@ -20,7 +20,7 @@ from tests.support.tools.registry import registry
 
 @pytest.fixture
 def driver(engine: OwnEngine, own_managed: Driver) -> Driver:
-    """The managed plugin in an engine of its own."""
+    """Provide the managed plugin in an engine of its own."""
     if engine.live_restore:
         engine.restart()
     return own_managed
@@ -28,7 +28,7 @@ def driver(engine: OwnEngine, own_managed: Driver) -> Driver:
 
 @contextlib.contextmanager
 def _set(engine: OwnEngine, driver: Driver, **wanted: str) -> Iterator[None]:
-    """The plugin with other settings, as an administrator gives them; as before in the end."""
+    """Change settings of the plugin, as an administrator does, for the length of a block."""
     inspected = engine.client.api.inspect_plugin(driver.name)
     before = mount_sources(inspected) | environment(inspected)
     _while_disabled(engine, driver, wanted)
@@ -85,11 +85,11 @@ def _forbids_options(engine: OwnEngine, driver: Driver, _: Path) -> None:
 
 
 class Setting(NamedTuple):
-    """A value for a setting, and what shows that the plugin has it."""
+    """A value for a setting, and a check that the plugin uses it."""
 
     value: str
-    """`{}` is a directory of the test's."""
-    shows: Callable[[OwnEngine, Driver, Path], None]
+    """`{}` stands for a directory of the test's."""
+    check: Callable[[OwnEngine, Driver, Path], None]
 
 
 def _gives_directories(_: OwnEngine, driver: Driver, directory: Path) -> None:
@@ -121,7 +121,10 @@ def test_every_setting_has_a_row() -> None:
 
 
 def test_settings_have_their_effect(engine: OwnEngine, driver: Driver, tmp_path: Path) -> None:
-    """All at once, because each change is a stop and a start; and what was there before is back."""
+    """All settings change at once, because each change takes a restart of the plugin.
+
+    A volume of before keeps its data.
+    """
     for name in ("host", "host/source", "data"):
         (tmp_path / name).mkdir()
     wanted = {name: setting.value.format(tmp_path) for name, setting in SETTINGS.items()}
@@ -129,12 +132,12 @@ def test_settings_have_their_effect(engine: OwnEngine, driver: Driver, tmp_path:
         driver.run(kept, "echo kept > /data/file")
         with _set(engine, driver, **wanted):
             for setting in SETTINGS.values():
-                setting.shows(engine, driver, tmp_path)
+                setting.check(engine, driver, tmp_path)
         assert driver.run(kept, "cat /data/file") == "kept\n"
 
 
 def test_other_settings_are_refused(engine: OwnEngine, driver: Driver) -> None:
-    """Where the plugin has its mounts and its data is a matter of config.json."""
+    """The paths of mounts and data in the plugin are fixed in config.json."""
     engine.client.api.disable_plugin(driver.name, force=True)
     try:
         for setting in ("PASSFS_MOUNT_DIR=/mnt", "PASSFS_UNKNOWN=1"):
@@ -147,7 +150,7 @@ def test_other_settings_are_refused(engine: OwnEngine, driver: Driver) -> None:
 def test_an_upgrade_from_a_registry_keeps_everything(
     engine: OwnEngine, driver: Driver, plugin_tree: Path, tmp_path: Path
 ) -> None:
-    """But for the sources of mounts, which the engine forgets: they are set once more."""
+    """The engine forgets only the sources of mounts, which the administrator sets again."""
     with registry(tmp_path, engine.network) as address, driver.volume(cache="never") as volume:
         driver.run(volume, "echo kept > /data/file")
         newer = f"{address}/passfs:newer"
@@ -170,7 +173,7 @@ def test_an_upgrade_from_a_registry_keeps_everything(
 
 
 def _pushed(engine: OwnEngine, tree: Path, name: str) -> None:
-    """Have another build of the plugin in the registry, and not in the engine."""
+    """Push another build of the plugin to the registry, and remove it from the engine."""
     config, file = tree / "config.json", tree / "rootfs" / "newer"
     text = config.read_text()
     config.write_text(json.dumps(json.loads(text) | {"description": "newer"}))
@@ -186,8 +189,8 @@ def _pushed(engine: OwnEngine, tree: Path, name: str) -> None:
         engine.client.api.remove_plugin(name, force=True)
 
 
-def test_what_is_mounted_on_the_host_later_is_visible(driver: Driver, source: Path) -> None:
-    """And goes again when the host unmounts it, while the volume is in use."""
+def test_a_later_mount_of_the_host_is_visible(driver: Driver, source: Path) -> None:
+    """A mount in the source appears in a volume in use, and so does its unmount."""
     _mount("-t", "tmpfs", "--make-shared", "source", source)  # as systemd makes all mounts
     try:
         driver.restart()
@@ -200,7 +203,7 @@ def test_what_is_mounted_on_the_host_later_is_visible(driver: Driver, source: Pa
             _mount("-t", "tmpfs", "disk", disk)
             (disk / "file").write_text("later")
             assert execute(container, "cat /data/disk/file") == "later"
-            Path("/proc/sys/vm/drop_caches").write_text("2")  # the kernel's hold on the file
+            Path("/proc/sys/vm/drop_caches").write_text("2")  # the cached inode keeps it busy
             subprocess.run(["umount", disk], check=True, timeout=30)
             assert execute(container, "ls /data/disk") == ""
     finally:
@@ -211,10 +214,8 @@ def _mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *arguments], check=True, timeout=30)
 
 
-def test_containers_and_images_go_though_the_plugin_sees_the_host(
-    engine: OwnEngine, driver: Driver
-) -> None:
-    """It sees the mounts of the container that ran when it started, and keeps none busy."""
+def test_the_plugin_keeps_no_container_or_image_busy(engine: OwnEngine, driver: Driver) -> None:
+    """The plugin sees the mounts of a container that ran at its start, and keeps none busy."""
     image = engine.client.api.import_image_from_data(_another_image(engine), repository="another")
     assert image
     container = engine.client.containers.run(
@@ -232,7 +233,7 @@ def test_containers_and_images_go_though_the_plugin_sees_the_host(
 
 
 def _another_image(engine: OwnEngine) -> bytes:
-    """The image of the tests and a file more, so that no other has its layer."""
+    """Return the image of the tests with one more file, so that no other image has its layer."""
     exported = engine.client.containers.create(TOOLS_IMAGE, ["true"], network_mode="none")
     try:
         data = io.BytesIO(b"".join(exported.export()))
@@ -261,7 +262,7 @@ def test_prune_and_df_leave_volumes_alone(engine: OwnEngine, driver: Driver) -> 
 def test_the_engine_copies_nothing_into_a_volume_with_nocopy(
     engine: OwnEngine, driver: Driver, option: str, value: str
 ) -> None:
-    """Without that word, no container starts that mounts the volume where the image has files."""
+    """Without nocopy, a container fails to start if the image has files at the mount point."""
     run = ("run", "--rm", "--network=none", "--volume")
     with driver.volume(**{option: value}) as volume:
         with pytest.raises(AssertionError, match=r"failed to (chmod|copy)"):

@@ -1,9 +1,11 @@
-"""podman's client of volume plugins: the same protocol, spoken by another program, with habits.
+"""podman as a client of the volume plugin: it uses the same protocol in another way.
 
-It has no daemon: each command activates the plugin and goes away. Whatever the container, its mount
-id is the same, because podman counts the users of a volume by itself. It mounts once for the copy
-of an image's content and once more for the container, gives each call five seconds, and looks at
-nothing but the status of an answer. The plugin is `passfs serve`, as on a host.
+- podman has no daemon: each command activates the plugin and ends.
+- The mount id is the same for all containers, because podman counts the users of a volume itself.
+- It mounts once for the copy of an image's content, and once more for the container.
+- Each call has a timeout of 5 s, and of an answer podman reads only the status.
+
+The plugin is `passfs serve`, as on a host.
 """
 
 import os
@@ -26,7 +28,7 @@ PROCESSES_END_S = 10.0
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
-    """Where all of it lies: nothing may be mounted below when it goes."""
+    """Provide the directory of all files; at the end nothing may be mounted below it."""
     directory = Path(tempfile.mkdtemp(prefix="passfs-podman-", dir="/var/tmp"))
     yield directory
     assert mounts_below(directory) == []
@@ -46,9 +48,10 @@ def podman(directory: Path) -> Iterator[Podman]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(podman: Podman, directory: Path) -> Iterator[None]:
-    """No container, volume, mount or process outlives a test; the one for Docker needs an engine.
+    """Check that no container, volume, mount or process outlives a test.
 
-    What podman leaves to itself, to clean up after a container, becomes a child of ours.
+    It replaces the check for Docker, which needs an engine. The processes by which podman cleans up
+    after a container become children of this process.
     """
     processes = children()
     yield
@@ -74,7 +77,7 @@ def service(directory: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def source(directory: Path, request: pytest.FixtureRequest) -> Path:
-    """A directory of the host's that everybody may write to."""
+    """Provide a directory of the host's that all users may write to."""
     directory.chmod(0o711)
     source = directory / f"source-of-{request.node.name}"
     source.mkdir()
@@ -115,7 +118,7 @@ def test_two_containers_share_one_mount(podman: Podman, directory: Path, source:
     podman.do("run", "--detach", "--name=a", "--volume=vol:/data", IMAGE, "sleep", "infinity")
     podman.do("exec", "a", "sh", "-c", "echo from-a > /data/a")
     assert podman.run("vol", "cat /data/a; echo from-b > /data/b") == "from-a\n"
-    # Who has ended was not the last.
+    # The end of the second container has left the mount to the first.
     assert podman.do("exec", "a", "cat", "/data/b") == "from-b\n"
     assert mounts_below(directory / "mounts") == [str(directory / "mounts" / "vol")]
     assert "being used" in podman.refused("volume", "rm", "vol")
@@ -134,8 +137,8 @@ def test_an_empty_volume_gets_the_content_of_the_image(podman: Podman, directory
     assert not copied.exists()
 
 
-def test_a_refusal_is_shown_as_it_is(podman: Podman, source: Path) -> None:
-    """At creation, and when a container starts; after that, the next one does."""
+def test_podman_shows_a_refusal(podman: Podman, source: Path) -> None:
+    """Refusals at creation and at the start of a container; a later container starts."""
     refused = podman.refused("volume", "create", f"--driver={DRIVER}", "--opt=cash=never", "vol")
     assert "option 'cash': is not known, given here as 'never'; expected cache, perhaps" in refused
     assert podman.volumes() == set()

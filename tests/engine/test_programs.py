@@ -10,7 +10,7 @@ from setuptools import setup
 setup(name="tiny", version="1.0", py_modules=["tiny"])
 """
 
-# Two processes insert at once; each statement waits for the other's lock.
+# Two processes insert at once; each statement waits for the lock of the other process.
 SQLITE = """
 sql() { sqlite3 -cmd '.timeout 20000' /data/$MODE.db "$@"; }
 sql "PRAGMA journal_mode=$MODE" 'CREATE TABLE t (n)' > /dev/null

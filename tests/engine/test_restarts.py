@@ -1,7 +1,7 @@
-"""What the end of the engine does to volumes.
+"""Volumes when the engine ends and starts again.
 
-In each installation, by each way to end, with live-restore, which leaves containers running, and
-without, and with a container and without.
+The tests vary the installation, the signal, a running container, and live-restore, which leaves
+containers running.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from docker.models.containers import Container
 from tests.support.tools.driver import OWN_HOST_NAME, Driver, on_host
 from tests.support.tools.own_engine import OwnEngine
 
-# A line a turn; the first that cannot be written ends it.
+# It writes a line each 50 ms, and ends at the first error.
 WRITER = "while sleep 0.05; do echo beat >> /data/beats || exit 1; done"
 BEATS_S = 20
 
 
 class Ending(NamedTuple):
-    """One way for the engine to end and to come again."""
+    """One way for the engine to end and to start again."""
 
     live_restore: bool
     running: bool
-    """Whether a container has the volume mounted meanwhile."""
+    """True if a container has the volume mounted at that time."""
     signal: signal.Signals
 
     def __str__(self) -> str:
@@ -43,9 +43,8 @@ class Ending(NamedTuple):
 
 
 STOP, KILL = signal.SIGTERM, signal.SIGKILL
-# What is left out goes the same way as what is here: without live-restore an engine ends a managed
-# plugin and starts it anew, whatever uses it, and has nothing to do with a service's mounts but by
-# its containers.
+# Other combinations run the same code as one of these. Without live-restore an engine restarts a
+# managed plugin, even if it is in use. It reaches a service's mounts only through containers.
 ENDINGS = [
     ("managed", Ending(live_restore=False, running=False, signal=STOP)),
     ("managed", Ending(live_restore=False, running=True, signal=STOP)),
@@ -54,7 +53,7 @@ ENDINGS = [
     ("managed", Ending(live_restore=True, running=True, signal=STOP)),
     ("managed", Ending(live_restore=True, running=True, signal=KILL)),
     ("host", Ending(live_restore=False, running=True, signal=STOP)),
-    # The engine forgets this user of the volume, and mounts again with the same id.
+    # The engine forgets that the container uses the volume, and mounts again with the same id.
     ("host", Ending(live_restore=False, running=True, signal=KILL)),
     ("host", Ending(live_restore=True, running=True, signal=KILL)),
 ]
@@ -62,7 +61,7 @@ ENDINGS = [
 
 @pytest.fixture(scope="module")
 def driver(request: pytest.FixtureRequest, engine: OwnEngine) -> Iterator[Driver]:
-    """The driver in an engine that may be ended."""
+    """Provide the driver in an engine that tests may stop."""
     if request.param == "managed":
         yield request.getfixturevalue("own_managed")
         return
@@ -85,28 +84,28 @@ def test_volumes_outlive_the_engine(
         container = at.enter_context(driver.container(volume)) if ending.running else None
         if container is not None:
             container.exec_run(["sh", "-c", WRITER], detach=True)
-            _writes_on(source)
+            _wait_for_lines(source)
         engine.end(ending.signal)
         if container is not None and ending.live_restore:
-            _writes_on(source)
+            _wait_for_lines(source)
         engine.start(live_restore=ending.live_restore)
 
         assert driver.status(volume)["options"]["cache"] == "metadata"
         if container is not None:
-            _is_as_it_was(container, ending, source)
-        # A new container, whatever became of the old one: the volume, and no directory beneath it.
+            _check_container(container, ending, source)
+        # A new container sees the volume, and not the directory beneath the mount point.
         seen = driver.run(volume, "grep /data /proc/mounts; cat /data/file; echo new > /data/new")
         assert "fuse.passfs" in seen
         assert seen.endswith("kept\n")
         assert (source / "new").read_text() == "new\n"
 
 
-def _is_as_it_was(container: Container, ending: Ending, source: Path) -> None:
-    """With live-restore it has never stopped; else it starts again on the same volume."""
+def _check_container(container: Container, ending: Ending, source: Path) -> None:
+    """Check that *container* runs on with live-restore, and else starts again on its volume."""
     container.reload()
     if ending.live_restore:
         assert container.status == "running"
-        _writes_on(source)
+        _wait_for_lines(source)
     else:
         assert container.status == "exited"
         container.start()
@@ -114,11 +113,11 @@ def _is_as_it_was(container: Container, ending: Ending, source: Path) -> None:
         assert (code, output) == (0, b"kept\n")
 
 
-def _writes_on(source: Path) -> None:
-    """Wait until the container has written three more lines, seen from the host."""
+def _wait_for_lines(source: Path) -> None:
+    """Wait until the host sees three more lines of the container."""
     beats = source / "beats"
     before = beats.stat().st_size if beats.exists() else 0
     deadline = time.monotonic() + BEATS_S
     while not beats.exists() or beats.stat().st_size < before + 3 * len("beat\n"):
-        assert time.monotonic() < deadline, "the container writes no more"
+        assert time.monotonic() < deadline, "the container has stopped writing"
         time.sleep(0.02)

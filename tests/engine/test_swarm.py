@@ -1,4 +1,4 @@
-"""A Swarm of two engines in networks of their own, and a directory that both nodes reach."""
+"""A Swarm of two engines in networks of their own, which share a directory."""
 
 import shutil
 import subprocess
@@ -15,13 +15,13 @@ from tests.support.tools.own_engine import OwnEngine, own_engine, within
 
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
 TASKS_S = 90
-# Each node's task leaves a file, and waits for the other's.
+# Each node's task writes a file, and waits for that of the other node.
 TASK = 'echo "$NODE" > /data/$NODE; until set -- /data/* && [ $# = 2 ]; do sleep 0.1; done'
 
 
 @pytest.fixture
 def nodes(plugin_tree: Path) -> Iterator[tuple[OwnEngine, OwnEngine]]:
-    """A manager and a worker, each with the plugin under the same name and data of its own."""
+    """Provide a manager and a worker node; their plugins have the same name and separate data."""
     scratch = Path(tempfile.mkdtemp(prefix="passfs-swarm-", dir="/var/tmp"))
     with ExitStack() as stack:
         manager, worker = (stack.enter_context(own_engine()) for _ in ADDRESSES)
@@ -41,7 +41,7 @@ def nodes(plugin_tree: Path) -> Iterator[tuple[OwnEngine, OwnEngine]]:
 
 
 def _connect(one: OwnEngine, other: OwnEngine) -> None:
-    """A wire between the networks of two engines; it goes with either of them."""
+    """Connect the networks of two engines by a veth pair, which ends with either network."""
     ends = [("wire", str(node.network)) for node in (one, other)]
     (name, here), (peer, there) = ends
     add = ["ip", "link", "add", name, "netns", here, "type", "veth"]
@@ -55,7 +55,7 @@ def _connect(one: OwnEngine, other: OwnEngine) -> None:
 def test_tasks_on_all_nodes_share_a_directory(
     nodes: tuple[OwnEngine, OwnEngine], source: Path
 ) -> None:
-    """Each node makes the volume for itself; the directory below carries the data."""
+    """Each node has a volume of its own; both have the same source, with the data."""
     manager, _ = nodes
     mount = {
         "type": "volume",
@@ -95,7 +95,7 @@ def _wait_for_tasks(manager: OwnEngine) -> None:
 
 
 def _remove_volume(node: OwnEngine) -> None:
-    """Remove the volume that the node has made, when the swarm has removed the container."""
+    """Remove the node's volume after the swarm has removed the container."""
     deadline = time.monotonic() + TASKS_S
     while containers := node.client.api.containers(all=True):
         assert time.monotonic() < deadline, containers

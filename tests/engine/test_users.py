@@ -1,4 +1,4 @@
-"""Engines whose containers' root is not the host's: with userns-remap, and rootless ones."""
+"""Engines with another root than the host's in containers: userns-remap and rootless."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ from tests.support.tools.own_engine import (
 
 @contextlib.contextmanager
 def installed(kind: Kind, tree: Path, owner: int) -> Iterator[tuple[OwnEngine, Driver]]:
-    """The plugin with the settings that `passfs install` chooses; *owner* has the data directory.
+    """Install the plugin with the settings that `passfs install` chooses.
 
-    Its image is built elsewhere, because the engine reaches no network.
+    *owner* owns the data directory. The image comes from another engine: this one has no network.
     """
     directory = Path(tempfile.mkdtemp(prefix="passfs-own-", dir="/var/tmp"))
     directory.chmod(0o711)
@@ -43,8 +43,8 @@ def installed(kind: Kind, tree: Path, owner: int) -> Iterator[tuple[OwnEngine, D
     shutil.rmtree(directory)
 
 
-def test_containers_write_to_their_volumes_where_users_are_remapped(plugin_tree: Path) -> None:
-    """And the engine, which stays user 0, copies into them, with a map that has a range for it."""
+def test_containers_write_to_their_volumes_if_users_are_remapped(plugin_tree: Path) -> None:
+    """The engine, which is still user 0, copies into volumes if their map has a range for 0."""
     with installed(remapped, plugin_tree, 0) as (_, driver):
         with driver.volume() as volume:
             driver.run(volume, "echo mine > /data/file; mkdir /data/directory")
@@ -65,7 +65,7 @@ def test_containers_write_to_their_volumes_where_users_are_remapped(plugin_tree:
 
 
 def test_a_rootless_engine_serves_its_user(plugin_tree: Path) -> None:
-    """What it lacks, Status tells: file handles and passthrough need privileges of the host."""
+    """Status shows the missing features: file handles and passthrough need host privileges."""
     with installed(rootless, plugin_tree, ROOTLESS_USER) as (engine, driver):
         source = engine.directory / "source"
         source.mkdir()

@@ -1,4 +1,4 @@
-"""What users of `docker volume` and `docker run -v` see, in both installations."""
+"""`docker volume`, `docker run -v` and `docker cp` with volumes, in both installations."""
 
 import io
 import os
@@ -15,8 +15,8 @@ from tests.support.tools.driver import Driver, execute
 from tests.support.tools.files import archive
 
 
-def test_two_commands_write_a_file_that_lies_on_the_host(driver: Driver) -> None:
-    """The first lines of the README: a file appears on the host, owned by the caller."""
+def test_two_commands_write_a_file_on_the_host(driver: Driver) -> None:
+    """The first commands of the README make a file on the host that belongs to the caller."""
     with driver.volume() as demo:
         driver.run(demo, "echo hello > /data/x; id > /data/me")
 
@@ -26,8 +26,8 @@ def test_two_commands_write_a_file_that_lies_on_the_host(driver: Driver) -> None
         assert (driver.own_directory(demo) / "me").read_text().startswith("uid=0(root)")
 
 
-def test_data_go_through_a_fuse_mount_of_a_worker(driver: Driver) -> None:
-    """Inside a container the volume is a file system of ours; outside, one mount serves it."""
+def test_a_volume_is_a_fuse_mount_of_a_worker(driver: Driver) -> None:
+    """A container sees the volume as fuse.passfs, and one mount of the host serves it."""
     with driver.volume(fsname="named") as volume:
         with driver.container(volume) as container:
             assert "named /data fuse.passfs" in execute(container, "cat /proc/mounts")
@@ -35,7 +35,7 @@ def test_data_go_through_a_fuse_mount_of_a_worker(driver: Driver) -> None:
         assert driver.file_systems(volume) == set()
 
 
-def test_inspect_shows_what_was_asked_for_and_how_it_is(driver: Driver) -> None:
+def test_inspect_shows_options_and_status(driver: Driver) -> None:
     with driver.volume(cache="always", entry_timeout="500ms") as volume:
         inspected = driver.client.api.inspect_volume(volume.name)
         assert inspected["Driver"] == driver.name
@@ -59,7 +59,7 @@ def test_list_names_every_volume(driver: Driver) -> None:
 
 
 def test_two_containers_share_one_mount(driver: Driver) -> None:
-    """The first to stop leaves the mount to the other; the last takes it down."""
+    """The end of the first container keeps the mount; the end of the last unmounts."""
     with driver.volume() as volume:
         with driver.container(volume) as first:
             with driver.container(volume) as second:
@@ -72,7 +72,7 @@ def test_two_containers_share_one_mount(driver: Driver) -> None:
 
 
 def test_a_source_is_passed_through(driver: Driver, source: Path) -> None:
-    """Both sides see each other's changes, at once with cache=never."""
+    """Host and container see each other's changes, with cache=never at once."""
     (source / "from-host").write_text("host")
     with (
         driver.volume(source=str(source), cache="never") as volume,
@@ -85,7 +85,7 @@ def test_a_source_is_passed_through(driver: Driver, source: Path) -> None:
         assert execute(container, "cat /data/from-host") == "changed"
 
 
-def test_a_user_of_the_container_owns_what_it_creates(driver: Driver, source: Path) -> None:
+def test_a_user_of_the_container_owns_its_new_files(driver: Driver, source: Path) -> None:
     source.chmod(0o777)
     with driver.volume(source=str(source)) as volume:
         driver.run(
@@ -120,8 +120,8 @@ def test_a_supplementary_group_may_create_in_its_team_directory(
     assert (created.st_uid, created.st_gid) == (1234, 4321)
 
 
-def test_an_empty_volume_takes_over_what_the_image_has_there(driver: Driver) -> None:
-    """Copy-up: names, modes, owners and links arrive, on the volume's root too."""
+def test_an_empty_volume_gets_the_content_of_the_image(driver: Driver) -> None:
+    """The engine copies names, modes, owners and links, those of the volume's root too."""
     with driver.volume() as volume:
         assert driver.run(volume, "cat /seed/link", at="/seed") == "seeded\n"
 
@@ -150,7 +150,7 @@ def test_a_readonly_volume_refuses_writes(driver: Driver, source: Path) -> None:
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_docker_cp_in_and_out(driver: Driver, running: bool) -> None:
-    """`docker cp` on a running container mounts again with the id of its mount, and unmounts."""
+    """On a running container, dockerd mounts again with the container's mount id, and unmounts."""
     with driver.volume() as volume, driver.container(volume) as container:
         if not running:
             container.stop(timeout=0)
@@ -222,13 +222,13 @@ def test_a_source_inside_a_volume_is_refused(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a/../b", "/abs", ".", "-leading", "x" * 201, "v"])
-def test_a_name_that_docker_s_own_volumes_cannot_have_is_refused(driver: Driver, name: str) -> None:
+def test_a_name_that_docker_does_not_accept_is_refused(driver: Driver, name: str) -> None:
     with pytest.raises(docker.errors.APIError, match="is not accepted; expected 2 to 200 char"):
         driver.client.volumes.create(name, driver=driver.name)
     assert driver.client.volumes.list(filters={"driver": driver.name}) == []
 
 
-def test_a_name_may_be_as_long_as_that(driver: Driver) -> None:
+def test_a_name_may_have_200_characters(driver: Driver) -> None:
     volume = driver.client.volumes.create("x" * 200, driver=driver.name)
     try:
         driver.run(volume, "echo kept > /data/file")

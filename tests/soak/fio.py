@@ -51,10 +51,10 @@ def command(directory: Path, seed: int, *, only_verify: bool) -> list[str]:
 
 
 def run(caller: Caller, directory: Path, seed: int, *, only_verify: bool = False) -> int:
-    """Let *ids* run all jobs; gives how many bytes were read.
+    """Run all jobs as *caller*, and return the number of bytes read.
 
     Raises:
-        FioError: something was wrong, with fio's own words.
+        FioError: fio has found an error.
     """
     text = f"fio in {directory}, seed {seed}"
     try:
