@@ -1,4 +1,7 @@
-"""What holds for every test: root and /dev/fuse are there, and nothing is left behind."""
+"""Rules for all tests: they run as root with /dev/fuse, and leave nothing behind.
+
+The run has a mount namespace of its own: other mounts on the machine do not matter to it.
+"""
 
 import ctypes
 import gc
@@ -17,6 +20,7 @@ from tests.support.tools.namespaces import MACHINE, leave_machine
 from tests.support.tools.processes import children, reap
 
 PR_SET_CHILD_SUBREAPER = 36
+SLOW_S = 5.0
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -31,6 +35,25 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit(f"the tests need a mount namespace of their own: {error}", 2)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List tests that took more than SLOW_S without the mark `slow`.
+
+    On a busy machine the list has quick tests, too. Tests with an engine wait for its images.
+    """
+    unmarked = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport)
+        and report.duration > SLOW_S
+        and not report.keywords.keys() & {"slow", "engine"}
+    ]
+    if unmarked:
+        terminalreporter.section(f"over {SLOW_S:g} s without the mark slow")
+    for report in unmarked:
+        terminalreporter.line(f"{report.duration:.1f} s {report.when} {report.nodeid}")
+
+
 class _Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -42,13 +65,13 @@ class _Warnings(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def nothing_logged_unexpectedly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every WARNING or worse is declared with `@pytest.mark.logs(pattern)`, and comes."""
+    """Fail a test whose records of WARNING or worse are not those of its marks `logs(pattern)`."""
     expected = [str(marker.args[0]) for marker in request.node.iter_markers("logs")]
     handler = _Warnings()
     logging.getLogger().addHandler(handler)
     yield
     logging.getLogger().removeHandler(handler)
-    surprises = [
+    undeclared = [
         message
         for message in handler.messages
         if not any(re.search(pattern, message) for pattern in expected)
@@ -59,24 +82,24 @@ def nothing_logged_unexpectedly(request: pytest.FixtureRequest) -> Iterator[None
         if not any(re.search(pattern, message) for message in handler.messages)
     ]
 
-    assert surprises == []
+    assert undeclared == []
     assert missing == []
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _orphans_are_ours() -> None:
-    """A worker that outlives its fork server becomes a child of this process, and is noticed."""
+def _orphans_become_children() -> None:
+    """Become the parent of workers that outlive their fork server, to find them after a test."""
     libc = ctypes.CDLL(None)
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No descriptor, no passfs mount and no child process outlives a test."""
+    """Fail a test that leaves a descriptor, a passfs mount or a child process."""
     descriptors, mounts, processes = _descriptors(), _mounts(), children()
     yield
     if _descriptors() - descriptors:
-        gc.collect()  # too slow to do after each of thousands of tests
+        gc.collect()  # too slow after each of 12,000 tests
 
     assert _descriptors() - descriptors == set()
     reap(processes)
@@ -92,12 +115,12 @@ def base() -> Iterator[Path]:
 
 
 def _descriptors() -> set[tuple[int, str]]:
-    """Open descriptors with what they refer to."""
+    """Return the number of each open descriptor, and the path or object behind it."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
-        except FileNotFoundError:  # the listing's own descriptor
+        except FileNotFoundError:  # os.listdir() has closed its own descriptor
             continue
     return found
 

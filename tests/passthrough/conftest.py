@@ -1,4 +1,4 @@
-"""What several modules' tests need: a file system over a directory, and a place to mount."""
+"""Fixtures of several rooms: a source, the file system over it, and a mount point."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.tools.mounts import mounts_at
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """An empty directory that everybody may write to."""
+    """Return an empty directory that all users may write to."""
     path = tmp_path / "source"
     path.mkdir()
     path.chmod(0o777)
@@ -24,7 +24,7 @@ def source(tmp_path: Path) -> Path:
 
 
 class _Counting:
-    """PassthroughFs that notes the inode number of every entry that its callers are given."""
+    """PassthroughFs that collects the inode number of each entry that it returns."""
 
     def __init__(self, fs: PassthroughFs) -> None:
         self.__fs = fs
@@ -34,39 +34,39 @@ class _Counting:
         attribute: object = getattr(self.__fs, name)
         if not callable(attribute):
             return attribute
-        return lambda *args, **kwargs: self._noted(attribute(*args, **kwargs))
+        return lambda *args, **kwargs: self._collected(attribute(*args, **kwargs))
 
-    def _noted(self, result: object) -> object:
+    def _collected(self, result: object) -> object:
         if isinstance(result, Entry):
             self.delivered.append(result.inode_number)
         elif isinstance(result, tuple):
             for part in result:
-                self._noted(part)
+                self._collected(part)
         elif isinstance(result, Iterator):
-            return map(self._noted, result)
+            return map(self._collected, result)
         return result
 
 
 @pytest.fixture
 def fs(source: Path) -> Iterator[PassthroughFs]:
-    """The operations on *source*, without a mount.
+    """Return the operations on *source*, without a mount.
 
-    Each entry that a test is given counts once; giving them all back leaves the root alone.
+    Each entry that a test gets is one lookup. When all are forgotten, the root alone remains.
     """
     fs = PassthroughFs(Config(), os.open(source, os.O_PATH | os.O_DIRECTORY))
     counting = _Counting(fs)
     yield cast("PassthroughFs", counting)
     for number in counting.delivered:
         fs.forget(number, 1)
-    left = [len(fs.inodes), fs.inodes.root.lookups]
+    remaining = [len(fs.inodes), fs.inodes.root.lookups]
     fs.close()
 
-    assert left == [1, 1]
+    assert remaining == [1, 1]
 
 
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory; whatever a test leaves mounted on it is aborted and taken away."""
+    """Return an empty directory; mounts that a test leaves on it are aborted and detached."""
     path = tmp_path / "mountpoint"
     path.mkdir()
     yield path

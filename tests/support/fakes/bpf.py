@@ -1,4 +1,4 @@
-"""A filter of seccomp(2) carried out in Python, for the answers that the kernel would give."""
+"""An interpreter of seccomp(2) filters, which stands in for the kernel's."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ TESTS: dict[int, Callable[[int, int], bool]] = {
 
 
 def verdict(program: bytes, architecture: int, number: int, arguments: Sequence[int] = ()) -> int:
-    """Return what *program* says to a call: SECCOMP_RET_*, with an errno in its low 16 bits."""
+    """Run *program* on a system call; return SECCOMP_RET_*, with an errno in its low 16 bits."""
     padded = [*arguments, *(0,) * (6 - len(arguments))]
     data = struct.pack("=IIQ6Q", number, architecture, 0, *padded)  # struct seccomp_data
     lines = list(struct.iter_unpack("=HBBI", program))

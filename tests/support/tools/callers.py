@@ -1,7 +1,7 @@
-"""Somebody else's calls: a function run in a child process under given ids.
+"""Calls of other users: a function that runs in a child process with the ids of a caller.
 
-A child is forked, not started afresh, so that the function may close over anything the test has
-at hand. Its result, or its exception with errno and traceback, comes back pickled through a pipe.
+The child is forked, so the function may use any variable of the test. A pipe returns its pickled
+result, or its exception with errno and traceback.
 """
 
 import errno
@@ -19,19 +19,19 @@ from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-CALL_LIMIT_S = 60.0  # far beyond the slowest honest call; a child that needs more is stuck
+CALL_LIMIT_S = 60.0  # far beyond the slowest call: a child that takes longer hangs
 PIPE_CHUNK_BYTES = 1 << 16
 
 
 class Call(Generic[T]):
-    """A function that runs in a child process; as a context manager it never outlives its block."""
+    """A function that runs in a child process; as a context manager, it ends with the block."""
 
     def __init__(self, function: Callable[[], T], become: Callable[[], None]) -> None:
-        """Fork, let the child call *become* and then *function*."""
+        """Fork a child that calls *become* and then *function*."""
         reader, writer = os.pipe()
         with warnings.catch_warnings():
-            # Python 3.12 warns when any thread exists, and pytest's faulthandler keeps one. The
-            # child calls nothing that could wait for a lock of that thread.
+            # Python 3.12 warns if another thread exists, and pytest's faulthandler has one. The
+            # child calls nothing that waits for a lock of that thread.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
@@ -42,10 +42,10 @@ class Call(Generic[T]):
         self._ended = False
 
     def result(self, limit_s: float = CALL_LIMIT_S) -> T:
-        """Return what the function returned, or raise what it raised.
+        """Return the result of the function, or raise its exception.
 
-        Raises: TimeoutError when nothing came within *limit_s* seconds (the child is killed),
-        ChildProcessError when the child ended without an answer.
+        Raises: TimeoutError if no answer came within *limit_s* seconds (the child is killed);
+        ChildProcessError if the child ended without an answer.
         """
         try:
             answer = self._read_all(time.monotonic() + limit_s)
@@ -62,11 +62,11 @@ class Call(Generic[T]):
 
     @property
     def answer(self) -> int:
-        """The descriptor that becomes readable when the function has returned."""
+        """Return the descriptor that becomes readable when the function has returned."""
         return self._reader
 
     def kill(self) -> None:
-        """End the child at once, as a crash would; waits until it is gone."""
+        """Kill the child, as a crash would, and wait for its end."""
         self._end()
 
     def __enter__(self) -> Self:
@@ -99,13 +99,13 @@ class Call(Generic[T]):
             return 0
         self._ended = True
         os.close(self._reader)
-        # A child that has answered is a zombie or about to be one: the signal changes nothing.
+        # A child that has answered has ended, or is about to: the signal changes nothing.
         os.kill(self.pid, signal.SIGKILL)
         return os.waitpid(self.pid, 0)[1]
 
 
 def _answer(writer: int, function: Callable[[], T], become: Callable[[], None]) -> None:
-    """Run in the child: send (succeeded, value) and end without any of the parent's clean-up."""
+    """Send (succeeded, value) from the child, and end it without the parent's clean-up."""
     try:
         try:
             become()
@@ -129,7 +129,7 @@ def _pickled_error(error: BaseException) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: user id, group id, supplementary groups. None needs an entry in /etc/passwd."""
+    """A user: uid, gid, supplementary groups, none of which needs an entry in /etc/passwd."""
 
     name: str
     uid: int
@@ -141,9 +141,9 @@ class Caller:
         return Call(function, lambda: self._become(umask))
 
     def run(self, function: Callable[[], T], *, umask: int = 0o022) -> T:
-        """Call *function* as this caller and wait for the result.
+        """Call *function* as this caller in a child process, and return the result.
 
-        Raises: whatever the function raised, with its errno; TimeoutError.
+        Raises: the exception of the function, with its errno; TimeoutError.
         """
         with self.start(function, umask=umask) as call:
             return call.result()
@@ -166,7 +166,7 @@ MEMBER = Caller("member", 41_005, 41_006, groups=(TEAM_GID,))
 
 
 def attempt(caller: Caller, call: Callable[[], object]) -> str:
-    """Return the name of the error that *call* fails with as *caller*, or "allowed"."""
+    """Call *call* as *caller*; return the name of its error, or "allowed"."""
     try:
         caller.run(lambda: call() and None)
     except OSError as error:
@@ -175,9 +175,9 @@ def attempt(caller: Caller, call: Callable[[], object]) -> str:
 
 
 def together(calls: Iterable[Call[T]]) -> list[T]:
-    """Return the results of calls that run at the same time, in their order.
+    """Return the results of calls that run at the same time, in the order of *calls*.
 
-    Raises: the first failure, after all children have ended.
+    Raises: the first exception, after all children have ended.
     """
     running = list(calls)
     try:

@@ -15,10 +15,11 @@ FEW_DESCRIPTORS = 256
 class Place:
     """One column of the battery: a session with a cache policy, or a bare directory; a caller.
 
-    *handles* is the option inode_file_handles, *passthrough* the option of that name: with `auto`,
-    `kernel` has it on with every policy but `metadata`. *transport* is the option of that name.
-    *disk* is the source's own file system, support/tools/disks.py. The mount's process may have so
-    many *descriptors*. *more* are further options, under a name for the test's id.
+    *handles* is the option inode_file_handles. *passthrough* and *transport* are the options of
+    these names; with passthrough=auto, `kernel` passes files through with every policy but
+    `metadata`. *disk* is the file system of the source (support/tools/disks.py). *descriptors* is
+    the limit of open descriptors of the mount's process. *more* has further options, and the name
+    that they have in the test's id.
     """
 
     session: str | None
@@ -34,7 +35,7 @@ class Place:
 
     @property
     def id(self) -> str:
-        """The name in the test's id."""
+        """Return the name of the column in the test's id."""
         where = "control" if self.session is None else f"{self.session}-{self.policy}"
         if self.handles != "prefer":
             where += f"-handles-{self.handles}"
@@ -73,7 +74,7 @@ PLACES = [
     Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
 ]
 
-# Columns for the tests that name them: `columns`.
+# Columns that only tests with the mark `columns` run on.
 ON_DEMAND = [
     *(
         Place(session, policy, ROOT, disk=disk)
@@ -83,7 +84,7 @@ ON_DEMAND = [
     Place("kernel", "auto", ROOT, passthrough="off", disk="ext4"),
     Place("kernel", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
     Place("libfuse", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
-    # Mounts of their own: elsewhere many tests may have left inodes that are held by handle.
+    # Own mounts: on the shared ones, earlier tests may have left inodes held by file handle.
     *(
         Place(session, policy, ROOT, more=("fresh", ()))
         for session in ("kernel", "libfuse")
@@ -97,7 +98,7 @@ BY_ID = {place.id: place for place in (*PLACES, *ON_DEMAND)}
 
 @dataclass(slots=True)
 class Ground:
-    """A place made real: fresh directories are made at *top* and lie below *beneath*."""
+    """A place that exists: tests get new directories in *top*, which the host has in *beneath*."""
 
     place: Place
     top: Path

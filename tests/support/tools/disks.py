@@ -1,4 +1,4 @@
-"""Sources on a file system of their own: small, made for a test, and gone with it."""
+"""Small file systems for sources, each made for a test and removed after it."""
 
 import contextlib
 import os
@@ -12,13 +12,13 @@ from passthrough.linux import syscalls
 
 LIMIT_S = 30.0
 EXT4_BYTES = 32 << 20
-# Percent of the blocks that ext4 keeps for root.
+# Percent of the blocks, which ext4 keeps for root.
 RESERVED_PERCENT = 30
-# Files in each layer or submount: a listing of them takes several requests.
+# Files in each layer or submount; to list them takes several requests.
 FILES = 200
 LOWER = "lower"
 LISTED = "listed"
-"""A second directory like LOWER, for a test that lists what was never looked up."""
+"""A second directory like LOWER, for a test that lists names before any lookup."""
 SUBMOUNTS = ("one", "two")
 LARGE_SUBMOUNT = "large"
 
@@ -97,7 +97,7 @@ DISKS: Mapping[str, Callable[[Path], AbstractContextManager[None]]] = {
     "overlay": overlay,
     "submounts": submounts,
 }
-"""By name, how the file system of a source is laid on its directory."""
+"""By name, a context manager that mounts the file system of a source on its directory."""
 
 
 def _fill(top: Path) -> None:

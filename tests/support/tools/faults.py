@@ -1,4 +1,4 @@
-"""The faults that are known, from the marks of the tests that show them.
+"""The known faults, from the marks of the tests that show them.
 
 `python -m tests.support.tools.faults` writes the table into docs/faults.md.
 """
@@ -28,7 +28,7 @@ FEATURES = (
     "lock ranges",
     "POSIX ACLs",
 )
-"""Features with faults: each mark names one, until the last fault of a feature is mended."""
+"""Features with known faults; each mark names one of them."""
 
 
 class Fault(NamedTuple):
@@ -43,7 +43,7 @@ class Fault(NamedTuple):
 
 
 def faults() -> Iterator[Fault]:
-    """Give each mark in the battery, in the order of files and lines."""
+    """Yield each mark in the battery, in the order of files and lines."""
     for path in sorted((REPOSITORY / "tests" / "posix").glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == MARK:
@@ -54,7 +54,7 @@ def faults() -> Iterator[Fault]:
 def table() -> str:
     """Return the rows of the table, by feature, and the comment that names the tests.
 
-    Marks of one fault are one row.
+    Several marks of one fault become one row.
     """
     rows: dict[tuple[str, str], set[str]] = {}
     for fault in sorted(faults(), key=lambda fault: FEATURES.index(fault.feature)):
@@ -69,7 +69,7 @@ def table() -> str:
 
 
 def documented() -> str:
-    """Return the rows that docs/faults.md has."""
+    """Return the rows in docs/faults.md."""
     return DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
 
 

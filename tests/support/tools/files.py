@@ -1,4 +1,4 @@
-"""Files to try things on: one of each kind, content that does not repeat, and refusals by name."""
+"""Files for tests: one of each kind, content without repetition, and the names of errors."""
 
 import contextlib
 import errno
@@ -16,12 +16,12 @@ import pytest
 
 
 def make_file(path: Path) -> None:
-    """Make an empty regular file; the name must be free."""
+    """Make an empty regular file; the path must be free."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
 def make_socket(path: Path) -> None:
-    """Make a socket that nobody listens on."""
+    """Make a socket without a listener."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.fspath(path))
 
@@ -42,7 +42,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o644),
     "hard link": make_hard_link,
 }
-"""What each call that creates makes at a path that must be free."""
+"""By kind, a function that makes such a file; the path must be free."""
 
 
 @contextlib.contextmanager
@@ -55,23 +55,23 @@ def public_directory(above: str | None = None) -> Iterator[Path]:
 
 
 def open_file(path: Path, flags: int) -> int:
-    """Open with the flags as they are; the caller closes."""
+    """Open a file with exactly these flags; the caller closes it."""
     return os.open(path, flags, 0o644)
 
 
 def owner(path: Path) -> tuple[int, int]:
-    """Return uid and gid of the name itself."""
+    """Return uid and gid of a file; of a symlink, its own."""
     status = path.lstat()
     return status.st_uid, status.st_gid
 
 
 def noise(size: int, seed: int = 1) -> bytes:
-    """Return *size* bytes that do not repeat and are the same every time."""
+    """Return *size* bytes without repetition, the same for each call."""
     return random.Random(seed).randbytes(size)  # noqa: S311 - data, not a secret
 
 
 def refused(number: int, call: Callable[[], object]) -> None:
-    """Check that *call* fails with the error *number*."""
+    """Assert that *call* fails with the error *number*."""
     with pytest.raises(OSError) as caught:
         call()
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
@@ -89,7 +89,7 @@ def outcome(call: Callable[..., object], *arguments: object) -> object:
 
 
 def archive(name: str, content: bytes) -> bytes:
-    """A tar archive of one file, as `docker cp` sends it."""
+    """Return a tar archive of one file, as `docker cp` sends it."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         member = tarfile.TarInfo(name)

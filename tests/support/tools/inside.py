@@ -1,7 +1,7 @@
-"""A worker that does what a test asks for inside its own process, as code that got in would.
+"""A worker that runs probes of a test inside its own process, as injected code would run.
 
-The real worker, with one addition: reading the attribute `user.inside.PROBE:ARGUMENT` of a file of
-the mount runs the probe of that name in the process that serves, and gives what it returned.
+It is the real worker with one addition. To read the attribute `user.inside.PROBE:ARGUMENT` of a
+file of the mount runs the probe of that name in the worker; the value is its result.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from tests.support.tools.callers import ROOT
 
 PREFIX = b"user.inside."
 PROBE_LIMIT_S = 10.0
-HIGHEST = 256  # more descriptors than a worker of a test has
+HIGHEST = 256  # above every descriptor of a worker in a test
 PR_GET_DUMPABLE = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,10 +33,10 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def probe(mountpoint: Path, name: str, argument: str = "") -> object:
-    """Run a probe inside the worker that serves *mountpoint*.
+    """Run a probe inside the worker that serves *mountpoint*, and return its result.
 
-    A worker that does not answer fails the call: a request that it has taken outlives even the
-    death of who sent it, so this one mount is aborted when the limit passes.
+    A request that a worker has read survives even the death of its caller. So if the worker does
+    not answer within PROBE_LIMIT_S, the mount is aborted and the call fails.
     """
     attribute = f"{PREFIX.decode()}{name}:{argument}"
     abort = functools.partial(fuse_mount.unmount, mountpoint, abort=True)
@@ -50,7 +50,7 @@ def probe(mountpoint: Path, name: str, argument: str = "") -> object:
 
 
 def _tried(attempt: Callable[[], object]) -> str:
-    """The name of the error, or nothing when the attempt succeeded."""
+    """Return the name of the error, or an empty string if *attempt* succeeded."""
     try:
         attempt()
     except OSError as error:
@@ -64,12 +64,12 @@ def _open(path: str) -> str:
 
 
 def _above(_: str) -> list[list[str]]:
-    """What is at the top of the tree of each directory that the process has in its hands."""
+    """List the top directory above each descriptor, the working directory and the root."""
     found = []
-    hands = [*range(HIGHEST), os.open(".", os.O_PATH), os.open("/", os.O_PATH)]
-    for hand in hands:
+    descriptors = [*range(HIGHEST), os.open(".", os.O_PATH), os.open("/", os.O_PATH)]
+    for descriptor in descriptors:
         try:
-            at = os.open("..", os.O_PATH | os.O_DIRECTORY, dir_fd=hand)
+            at = os.open("..", os.O_PATH | os.O_DIRECTORY, dir_fd=descriptor)
         except OSError:
             continue
         for _step in range(64):
@@ -80,8 +80,8 @@ def _above(_: str) -> list[list[str]]:
         found.append(sorted(os.listdir(top)))
         os.close(top)
         os.close(at)
-    for hand in hands[HIGHEST:]:
-        os.close(hand)
+    for descriptor in descriptors[HIGHEST:]:
+        os.close(descriptor)
     return found
 
 
@@ -110,7 +110,7 @@ def _regain(capability: str) -> str:
 
 
 def _by_handle(_: str) -> str:
-    """Open the root directory, and with it its whole file system, by its file handle."""
+    """Open the root directory by its file handle, which would open up its whole file system."""
     root = os.open("/", os.O_RDONLY)
     try:
         handle = syscalls.name_to_handle_at(root)[1]
@@ -120,7 +120,7 @@ def _by_handle(_: str) -> str:
 
 
 def _call(words: str) -> str:
-    """Make the system call with the number and the arguments in *words*, integers."""
+    """Make a system call; *words* has its number and its arguments, all integers."""
     number, *arguments = map(int, words.split())
     return _tried(lambda: _checked(_libc.syscall(number, *map(ctypes.c_uint64, arguments))))
 
@@ -132,7 +132,7 @@ def _checked(result: int) -> int:
 
 
 def _fork(number: str) -> str:
-    """Make a process by the call *number*, which ends at once; its flags are those of fork(2)."""
+    """Make a process by the system call *number* with the flags of fork(2); it ends at once."""
 
     def forking() -> None:
         pid = _checked(_libc.syscall(int(number), ctypes.c_uint64(signal.SIGCHLD), 0, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""What libfuse's binding cannot carry, from the marks of the tests that only `kernel` passes.
+"""Features that libfuse's binding lacks, from the marks of the tests that only `kernel` passes.
 
 `python -m tests.support.tools.lacks` writes the table into docs/sessions.md.
 """
@@ -14,7 +14,7 @@ BEGIN, END = "| feature | with `libfuse` users see |\n|---|---|\n", "\n<!-- show
 
 
 def marks() -> Iterator[tuple[str, str]]:
-    """The arguments of each mark in the battery, in the order of files and lines."""
+    """Yield the arguments of each mark in the battery, in the order of files and lines."""
     for path in sorted((REPOSITORY / "tests" / "posix").glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == f"pytest.mark.{MARK}":
@@ -23,12 +23,12 @@ def marks() -> Iterator[tuple[str, str]]:
 
 
 def table() -> str:
-    """The rows of the table; a mark that several tests carry is one row."""
+    """Return the rows of the table; equal marks become one row."""
     return "\n".join(f"| {feature} | {seen} |" for feature, seen in dict.fromkeys(marks()))
 
 
 def documented() -> str:
-    """The rows that docs/sessions.md has."""
+    """Return the rows in docs/sessions.md."""
     return DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
 
 

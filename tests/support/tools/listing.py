@@ -1,4 +1,4 @@
-"""Directories listed as the kernel gives them, with any buffer: getdents64(2)."""
+"""Directory listings as the kernel returns them, with buffers of any size: getdents64(2)."""
 
 import ctypes
 import itertools
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def entries_of(descriptor: int, *buffer_bytes: int) -> Iterator[Entry]:
-    """Yield the entries from where the descriptor stands, with buffers of these sizes in turn."""
+    """Yield entries from the current position on, with buffers of the sizes given, in turn."""
     buffers = [ctypes.create_string_buffer(size) for size in buffer_bytes or (32_768,)]
     for buffer in itertools.cycle(buffers):
         filled = getdents64(descriptor, buffer)
@@ -42,7 +42,7 @@ def entries_of(descriptor: int, *buffer_bytes: int) -> Iterator[Entry]:
 
 @contextmanager
 def listing(directory: Path) -> Iterator[int]:
-    """Open a directory to list it."""
+    """Open a directory for `entries_of`."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield descriptor

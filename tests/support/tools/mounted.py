@@ -1,10 +1,10 @@
 """A passthrough mount for the length of a block, served by the stand-alone command.
 
-A file system that hangs must fail a test, not the whole run, and the process that hangs cannot
-help itself: a page fault on a mapped file holds the interpreter's lock. So a guard watches from
-outside: this very file, run as a program. It aborts the FUSE connection when an armed time limit
-passes, which makes every waiting call fail, and when its standard input ends while the mount is
-still there, which is what remains of a test run that was killed.
+A file system that hangs must fail one test and not the whole run. A process in a page fault on a
+mapped file holds the interpreter's lock, so it cannot watch itself. A second process, the guard,
+runs this file as a program. It aborts the FUSE connection in two cases. If a time limit passes,
+every waiting call fails. If the guard's standard input ends while the mount exists, the test run
+was killed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ START_LIMIT_S = 20.0
 STOP_LIMIT_S = 10.0
 POLL_S = 0.01
 
-# fusectl is mounted in a namespace of the abort's own where the machine has not mounted it.
+# If the machine has not mounted fusectl, the script mounts it in its own namespace.
 ABORT = """
 [ -e "/sys/fs/fuse/connections/$1/abort" ] || mount -t fusectl none /sys/fs/fuse/connections
 echo 1 > "/sys/fs/fuse/connections/$1/abort"
@@ -31,12 +31,12 @@ echo 1 > "/sys/fs/fuse/connections/$1/abort"
 
 
 class MountFailedError(Exception):
-    """The mount did not come, did not go, or its process failed; the text has its stderr."""
+    """The mount did not appear or did not go, or its process failed; the text has its stderr."""
 
 
 @dataclass(slots=True)
 class Mounted:
-    """A served mount: where it is, what lies beneath, and what its process wrote to stderr."""
+    """A mount with its source, its process, the guard, and the log of the process's stderr."""
 
     source: Path
     mountpoint: Path
@@ -46,7 +46,7 @@ class Mounted:
 
     @contextlib.contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
-        """Abort the connection when the block takes longer than *seconds*."""
+        """Abort the connection if the block takes longer than *seconds*."""
         self._tell_guard(f"{seconds}\n")
         try:
             yield
@@ -54,12 +54,12 @@ class Mounted:
             self._tell_guard("0\n")
 
     def logged(self, offset: int = 0) -> str:
-        """Return what the process has written to stderr from byte *offset* on."""
+        """Return the stderr of the process from byte *offset* on."""
         return self.log.read_bytes()[offset:].decode(errors="replace")
 
     @property
     def worker_pid(self) -> int:
-        """The process that serves: the command's child."""
+        """Return the pid of the worker, a child of the command."""
         command = self.process.pid
         (child,) = Path(f"/proc/{command}/task/{command}/children").read_text().split()
         return int(child)
@@ -79,12 +79,12 @@ def mounted(
     program: str = "passthrough",
     stdin: int = subprocess.DEVNULL,
 ) -> Iterator[Mounted]:
-    """Serve `base/source` at `base/mount` until the block ends; what is not there is made.
+    """Serve `base/source` at `base/mount` for the length of the block; missing ones are made.
 
-    The process may have as many *descriptors* as that, and not raise the limit. It is *program*, a
-    module that takes the same words, and has *stdin*.
+    *descriptors* limits the open descriptors of the process, which cannot raise the limit.
+    *program* is a module with the arguments of `passthrough`; *stdin* becomes its standard input.
 
-    Raises: MountFailedError when the mount does not come up or does not go away on SIGTERM.
+    Raises: MountFailedError if the mount does not appear, or does not go on SIGTERM.
     """
     source, mountpoint, log = base / "source", base / "mount", base / "stderr.log"
     source.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def command(
 
 
 def limited_to(descriptors: int | None) -> list[str]:
-    """Return the words before a command line that give it a limit of open descriptors."""
+    """Return the words before a command line that limit its open descriptors."""
     if descriptors is None:
         return []
     limit = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
@@ -133,9 +133,9 @@ def limited_to(descriptors: int | None) -> list[str]:
 
 
 def device_of(mountpoint: Path) -> str | None:
-    """Return the minor device number of the file system mounted at *mountpoint*, if there is one.
+    """Return the minor device number of the file system at *mountpoint*, or None without a mount.
 
-    Asks the mount table and never the file system, which may not answer.
+    Reads the mount table, because the file system may hang.
     """
     wanted = str(mountpoint)
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
@@ -159,7 +159,7 @@ def _wait_for_mount(process: subprocess.Popen[bytes], mountpoint: Path, log: Pat
 
 
 def _stop(served: Mounted) -> None:
-    """End the process, see that the mount went with it, force both otherwise."""
+    """End the process and its mount; if one of them remains, remove it by force and raise."""
     served.process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         served.process.wait(STOP_LIMIT_S)
@@ -187,7 +187,7 @@ def _abort(device: str) -> None:
 
 
 def _guard(mountpoint: Path, device: str) -> None:
-    """Read time limits in seconds from standard input, 0 for none; act when one passes."""
+    """Read time limits in seconds from standard input, 0 for none; abort when one passes."""
     limit_s: float | None = None
     while True:
         ready, _, _ = select.select([0], [], [], limit_s)
@@ -206,6 +206,6 @@ def _guard(mountpoint: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    # A terminal's interrupt goes to the whole group; the guard outlives the tests that it guards.
+    # Ctrl-C interrupts the whole process group, but the guard must outlive the tests.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _guard(Path(sys.argv[1]), sys.argv[2])

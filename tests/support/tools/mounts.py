@@ -1,4 +1,4 @@
-"""What the mount table says; no question here goes to a file system, which may not answer."""
+"""The mount table, and mounts for the length of a block; none of it asks a file system."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ MS_BIND = 4096
 
 
 def mounts_at(path: Path) -> list[mountinfo.Mount]:
-    """What is mounted on *path*, the uppermost last."""
+    """Return the mounts on *path*, the uppermost last."""
     return [mount for mount in mountinfo.read() if mount.target == os.fsencode(path)]
 
 
 def options_at(path: Path) -> set[str]:
-    """The options of the one mount on *path*, the file system's own included."""
+    """Return the options of the only mount on *path*, and those of its file system."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     (line,) = (line for line in lines if line.split()[4] == str(path))
     before, _, after = line.partition(" - ")
@@ -38,7 +38,7 @@ def mounted_on(target: Path, fstype: str, options: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def bound(source: Path, target: Path) -> Iterator[None]:
-    """A bind mount, wherever it has been moved to by the end."""
+    """Bind *source* to *target*, and unmount it in the end, even if *target* has been moved."""
     target.mkdir(parents=True, exist_ok=True)
     syscalls.mount(os.fsencode(source), os.fsencode(target), b"none", MS_BIND, b"")
     fd = os.open(target, os.O_PATH)

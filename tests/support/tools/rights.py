@@ -1,8 +1,8 @@
-"""What a user may do to files and directories: every operation on every kind of mode and owner.
+"""Users' rights to files and directories: each operation with each kind of mode and owner.
 
-A case is an object that root makes: a file in a directory that all may write to, or a directory
-with entries. An operation is tried on a fresh copy of each case; its outcome is what the caller
-sees, together with what the host has afterwards.
+A case is an object that root makes: a file in a directory that all users may write to, or a
+directory with entries. Each operation runs on a new copy of each case. Its outcome is the result
+for the caller, together with the state of the host afterwards.
 """
 
 import errno
@@ -25,7 +25,7 @@ RUN_LIMIT_S = 10.0
 # CAP_NET_RAW permitted and effective, struct vfs_cap_data of linux/capability.h.
 NET_RAW = struct.pack("<IIIII", 0x0200_0001, 1 << 13, 0, 0, 0)
 PERMISSIONS = range(8)
-"""What a class of users may do: read, write and execute in each combination."""
+"""The rights of a class of users: read, write and execute in each combination."""
 
 Operation = Callable[[Path], object]
 
@@ -84,17 +84,17 @@ def opening(flags: int) -> Operation:
 
 
 def asking(mask: int) -> Operation:
-    """Return the operation that asks access(2) for a right."""
+    """Return the operation that asks access(2) about a right."""
     return lambda path: os.access(path, mask)
 
 
 def executing(path: Path) -> int:
-    """Execute a program; gives its exit status."""
+    """Execute a program and return its exit status."""
     return subprocess.run([path], check=False, capture_output=True, timeout=RUN_LIMIT_S).returncode
 
 
 def truncating_open_file(path: Path) -> None:
-    """Cut a file through a descriptor."""
+    """Truncate a file through a descriptor."""
     fd = os.open(path, os.O_WRONLY)
     try:
         os.ftruncate(fd, 1)
@@ -103,7 +103,7 @@ def truncating_open_file(path: Path) -> None:
 
 
 def writing(path: Path) -> None:
-    """Write through a descriptor, which takes suid and sgid bits away."""
+    """Write through a descriptor, which clears suid and sgid bits."""
     fd = os.open(path, os.O_WRONLY)
     try:
         os.pwrite(fd, b"changed", 2)
@@ -122,7 +122,7 @@ def changing_open_file(path: Path) -> None:
 
 
 def getting_flags(path: Path) -> int:
-    """Return how many bytes of flags a file has, ioctl_iflags(2)."""
+    """Return the size of a file's flags in bytes, ioctl_iflags(2)."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return len(fcntl.ioctl(fd, filecalls.FS_IOC_GETFLAGS, bytes(4)))
@@ -131,7 +131,7 @@ def getting_flags(path: Path) -> int:
 
 
 def refusing_device(path: Path) -> bool:
-    """Return whether a device node can be made; the kernel and the host check in another order."""
+    """Return whether making a device node is allowed; its errno depends on the order of checks."""
     try:
         os.mknod(path / "new", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     except PermissionError:
@@ -140,18 +140,18 @@ def refusing_device(path: Path) -> bool:
 
 
 def making_unnamed(path: Path) -> None:
-    """Make a file without a name, and give it one."""
+    """Make a file without a name, and then link it to one."""
     fd = os.open(path, os.O_TMPFILE | os.O_RDWR, 0o644)
     try:
         os.write(fd, b"unnamed")
-        # With a directory descriptor, os.link follows the link.
+        # os.link follows the symlink in /proc if it has a directory descriptor.
         os.link(f"/proc/self/fd/{fd}", path / "named", src_dir_fd=fd)
     finally:
         os.close(fd)
 
 
 def touching(path: Path, *, atime: int, mtime: int) -> None:
-    """Set times by utimensat(2), each a number of seconds or a special value."""
+    """Set times by utimensat(2), each in seconds or a special value."""
     syscalls.utimensat(os.fsencode(path), _time(atime), _time(mtime))
 
 
@@ -166,7 +166,7 @@ def listing(path: Path) -> list[str]:
 
 
 def listing_with_types(path: Path) -> list[tuple[str, bool]]:
-    """Return the names in a directory, and if each is a directory."""
+    """Return the names in a directory, each with whether it is a directory."""
     with os.scandir(path) as entries:
         return sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
 
@@ -177,7 +177,7 @@ def beside(path: Path) -> Path:
 
 
 def status(path: Path) -> tuple[int, ...]:
-    """Return what stat(2) says that does not depend on the place."""
+    """Return the fields of stat(2) that are equal for equal files in different places."""
     found = path.lstat()
     mode = found.st_mode & ~stat.S_ISVTX
     return mode, found.st_uid, found.st_gid, found.st_size if path.is_file() else 0
@@ -274,16 +274,16 @@ READING: Final = frozenset(
         *("list, then look up", "list, then read", "read link", "chdir"),
     }
 )
-"""The operations that change nothing, and share one copy of each case."""
+"""The operations that change nothing; they share one copy of each case."""
 
 
 def place(number: int, operation: str) -> str:
-    """Return the name of the directory in which *operation* is tried on the case *number*."""
+    """Return the name of the directory in which *operation* runs on the case *number*."""
     return f"{number} {'reading' if operation in READING else operation}"
 
 
 def make(top: Path, case: Case) -> None:
-    """Make a case below *top*, a directory that is made for it, as root."""
+    """Make the directory *top*, and the case in it, as root."""
     top.mkdir()
     top.chmod(0o777)
     if case in FILES:
@@ -305,7 +305,7 @@ def make(top: Path, case: Case) -> None:
 
 
 def tried(top: Path, case: Case, operation: Operation) -> object:
-    """Return what comes of *operation* on the case below *top*: its result, or its error's name."""
+    """Run *operation* on the case below *top*; return its result or the name of its error."""
     path = top / ("file" if case in FILES else "directory")
     try:
         return operation(path)
@@ -314,7 +314,7 @@ def tried(top: Path, case: Case, operation: Operation) -> object:
 
 
 def left(top: Path) -> dict[str, object]:
-    """Return what lies below *top*: modes, owners, contents and attributes."""
+    """Return modes, owners, contents and attributes of all files below *top*."""
     found: dict[str, object] = {}
     for path in sorted(top.rglob("*")):
         state = path.lstat()

@@ -1,9 +1,9 @@
-"""`python -m passthrough`, whose worker can be asked what it holds.
+"""`python -m passthrough` with a worker that counts its inodes, open files and locks.
 
-Standard input is a socket: for each byte that comes, a line goes back, a JSON object with a count
-for each row of the table below, and how many blocks of memory the interpreter has given out, which
-is about the number of objects. A thread of the worker's answers, which is there from the time that
-it serves, so inside its sandbox; nothing else is changed.
+Standard input is a socket. For each byte, the worker answers with a line: a JSON object with a
+count for each row of HELD, and the number of memory blocks that the interpreter has allocated,
+which is about the number of objects. A thread answers; it starts with the service, inside the
+sandbox. Nothing else differs from the real worker.
 """
 
 import gc
@@ -28,12 +28,12 @@ _serve = process.serve
 
 
 def every(kind: type[T]) -> list[T]:
-    """All objects of *kind* that there are."""
+    """Return all objects of *kind*."""
     return [thing for thing in gc.get_objects() if isinstance(thing, kind)]
 
 
 def total(count: Callable[[PassthroughFs], int]) -> int:
-    """Sum *count* up over what is served, which is one file system."""
+    """Sum *count* over the file systems served, of which there is one."""
     return sum(map(count, every(PassthroughFs)))
 
 
@@ -42,19 +42,19 @@ HELD: Mapping[str, Callable[[], int]] = {
     "lookups of the root": lambda: total(lambda fs: fs.inodes.root.lookups),
     "open files": lambda: total(lambda fs: len(fs.files)),
     "open directories": lambda: total(lambda fs: len(fs.directories)),
-    "files open for whom opened nothing": lambda: total(lambda fs: len(fs._unopened)),
-    "listings of whom opened nothing": lambda: total(lambda fs: len(fs._streams)),
+    "files open without OPEN": lambda: total(lambda fs: len(fs._unopened)),
+    "directories open without OPENDIR": lambda: total(lambda fs: len(fs._streams)),
     "owners of locks": lambda: total(lambda fs: len(fs.locks)),
     "waits for locks": lambda: total(lambda fs: len(fs.waits)),
     "files that the kernel reads and writes": lambda: sum(map(len, every(Backings))),
 }
-"""What may be forgotten to be given back."""
+"""By name, the number of objects that a worker may fail to release."""
 
 
 def _answer() -> None:
     while os.read(STDIN, 1):
         gc.collect()
-        counts = {what: count() for what, count in HELD.items()}
+        counts = {name: count() for name, count in HELD.items()}
         answer = {"held": counts, "blocks": sys.getallocatedblocks()}
         os.write(STDIN, json.dumps(answer).encode() + b"\n")
 
