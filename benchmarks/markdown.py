@@ -1,12 +1,17 @@
 """The results as a page of Markdown, for docs/benchmarks/."""
 
+import textwrap
+
 from benchmarks.report import Report
 from benchmarks.table import Table, summary, tables
+
+_WIDTH = 100
 
 
 def page(report: Report) -> str:
     """Return the page: a summary of the run, then each table."""
-    parts = [f"{summary(report)}\n", *map(_table, tables(report))]
+    facts = textwrap.fill(summary(report), _WIDTH, break_long_words=False, break_on_hyphens=False)
+    parts = [f"{facts}\n", *map(_table, tables(report))]
     return "\n".join(parts)
 
 
