@@ -25,7 +25,7 @@ import trio
 
 from plugin import log as logs, threads
 from plugin.admin import host
-from plugin.admin.host import Machine
+from plugin.admin.host import HostFacts
 from plugin.admin.settings import Settings
 from plugin.admin.source import Host
 from plugin.api.engine_restart import RestartDetector
@@ -142,9 +142,9 @@ def _host(settings: Settings) -> Host:
     )
 
 
-async def _machine(settings: Settings) -> Machine:
+async def _machine(settings: Settings) -> HostFacts:
     """Return the facts about the host, or none of them if a file system does not answer in time."""
-    look = partial(host.look, settings.data_dir, settings.host_root, settings.host_dir)
+    look = partial(host.facts, settings.data_dir, settings.host_root, settings.host_dir)
     with trio.move_on_after(HOST_DEADLINE_S):
         return await threads.call(look, trio.CapacityLimiter(1), lambda _: None)
-    return Machine()
+    return HostFacts()

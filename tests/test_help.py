@@ -1,4 +1,4 @@
-"""Every `--help`: each command prints its help texts whole, in narrow and in wide terminals."""
+"""`--help` of each command: complete texts, in narrow and in wide terminals."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def texts(name: str, arguments: list[str]) -> list[str]:
-    """Return the help texts that the command was given."""
+    """Return the help texts of the command and its options."""
     command = typer.main.get_command(PROGRAMS[name])
     for argument in arguments:
         command = command.commands[argument]  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ def texts(name: str, arguments: list[str]) -> list[str]:
 
 
 def without_blanks(text: str) -> str:
-    """Return *text* as no width of a terminal changes it."""
+    """Return *text* without blanks, which depend on the width of the terminal."""
     return "".join(text.split())
 
 
@@ -52,7 +52,7 @@ def test_the_subcommands_are_found() -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("name", "arguments"), commands(), ids=str)
 def test_help_shows_every_text(name: str, arguments: list[str], width: str) -> None:
-    """Brackets in a text are no markup, and no line ends in the middle of it."""
+    """Text in brackets is not read as markup, and no text is cut off."""
     result = CliRunner(env={"COLUMNS": width}).invoke(PROGRAMS[name], [*arguments, "--help"])
     assert result.exit_code == 0, result.exception
 
@@ -60,7 +60,7 @@ def test_help_shows_every_text(name: str, arguments: list[str], width: str) -> N
     assert [text for text in texts(name, arguments) if without_blanks(text) not in shown] == []
 
 
-def test_the_list_of_subcommands_cuts_no_sentence_off() -> None:
+def test_the_list_of_subcommands_has_whole_sentences() -> None:
     result = CliRunner(env={"COLUMNS": "80"}).invoke(PROGRAMS["plugin"], ["--help"])
 
     assert "..." not in result.output.partition("Commands:")[2]

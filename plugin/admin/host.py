@@ -1,14 +1,9 @@
-"""Facts about the plugin's host: process ids, and the path of the plugin's own data.
+"""Facts about the plugin's host: its process ids, and its path of the plugin's data directory.
 
-In a container, such as that of a managed plugin, both differ from what the plugin itself sees. If
-the plugin cannot prove one of them, it does not tell it.
+In a container, such as that of a managed plugin, the plugin sees other ids and paths than the host.
+A fact is used only if it is proved.
 
-All of it blocks; a path may lead through a dead network file system.
-
-The plugin follows the mount of its data directory to a path below `PASSFS_HOST_ROOT`, and tells the
-path only if stat(2) finds the very directory there. The kernel gives the process behind a
-descriptor in the pid namespace of the procfs that is asked: the plugin asks the host's, once for
-each worker.
+All functions block: a path may lead through a dead network file system.
 """
 
 import os
@@ -17,59 +12,59 @@ from typing import NamedTuple
 
 from passthrough.linux import mountinfo
 
-HERE = Path("/")
-FSTYPE = "proc"
+ROOT = Path("/")
+PROC_FSTYPE = "proc"
 
 
-class Machine(NamedTuple):
-    """The facts that are known; the others are None."""
+class HostFacts(NamedTuple):
+    """The facts that are proved; all others are None."""
 
     proc: Path | None = None
-    """The host's /proc, by the path that the plugin sees."""
+    """The path at which the plugin sees the host's /proc."""
     data_dir: Path | None = None
-    """The path of the data directory on the host."""
+    """The host's path of the data directory."""
 
 
-def look(data_dir: Path, root: Path, directory: Path) -> Machine:
-    """Return the facts about the host, whose *directory* the plugin sees at *root*."""
-    return Machine(processes(root), path_on_host(data_dir, root, directory))
+def facts(data_dir: Path, root: Path, directory: Path) -> HostFacts:
+    """Return the facts about the host; the plugin sees the host's *directory* at *root*."""
+    return HostFacts(host_proc(root), path_on_host(data_dir, root, directory))
 
 
-def processes(root: Path) -> Path | None:
-    """Return where the plugin sees the host's /proc, if it sees it below *root*."""
+def host_proc(root: Path) -> Path | None:
+    """Return the path below *root* at which the plugin sees the host's /proc, or None."""
     proc = root.resolve() / "proc"
     mounts = [entry for entry in mountinfo.read() if entry.target == os.fsencode(proc)]
-    if not mounts or mounts[-1].fstype != FSTYPE:
+    if not mounts or mounts[-1].fstype != PROC_FSTYPE:
         return None
     try:
         os.readlink(proc / "self")
-    except OSError:  # of a pid namespace that the plugin is not in
+    except OSError:  # the plugin is not in the pid namespace of this proc
         return None
     return proc
 
 
-def path_on_host(place: Path, root: Path, directory: Path) -> Path | None:
-    """Return the path on the host of the directory *place*.
+def path_on_host(own_path: Path, root: Path, directory: Path) -> Path | None:
+    """Return the host's path of the directory that the plugin sees at *own_path*, or None.
 
-    The plugin sees the host's *directory* at *root*. A path is right only if it leads there to the
-    very directory: the mount that shows *place* to a container may have been changed by hand.
+    The plugin sees the host's *directory* at *root*. stat(2) proves a path, because the mount of
+    the directory in a container may have been changed by hand.
     """
     root = root.resolve()
-    if root == HERE:
-        return _told(directory / place.resolve().relative_to(HERE))
+    if root == ROOT:
+        return _if_utf8(directory / own_path.resolve().relative_to(ROOT))
     try:
-        own = os.stat(place)
-        for path in sorted(_candidates(place, root), key=lambda path: len(os.fspath(path))):
-            if _is(path, own):
-                return _told(directory / path.relative_to(root))
-    except (OSError, LookupError):  # its file system has gone, or its mount
+        own = os.stat(own_path)
+        for path in sorted(_candidates(own_path, root), key=lambda path: len(os.fspath(path))):
+            if _is_same(path, own):
+                return _if_utf8(directory / path.relative_to(root))
+    except (OSError, LookupError):  # the file system or its mount is gone
         pass
     return None
 
 
-def _candidates(place: Path, root: Path) -> list[Path]:
-    """Return where the file system of *place* would show it below *root*."""
-    fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _candidates(own_path: Path, root: Path) -> list[Path]:
+    """Return the paths below *root* at which mounts of the same file system show the directory."""
+    fd = os.open(own_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         mounts = mountinfo.read()
         device, inner = mountinfo.place(mounts, fd)
@@ -84,15 +79,15 @@ def _candidates(place: Path, root: Path) -> list[Path]:
     return [Path(os.fsdecode(path)) for path in shown if mountinfo.is_below(path, above)]
 
 
-def _is(path: Path, own: os.stat_result) -> bool:
+def _is_same(path: Path, own: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), own)
-    except OSError:  # something else is mounted above
+    except OSError:  # another file system is mounted above
         return False
 
 
-def _told(path: Path) -> Path | None:
-    """Return *path* if it can be told in JSON."""
+def _if_utf8(path: Path) -> Path | None:
+    """Return *path* if JSON can represent it, else None."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

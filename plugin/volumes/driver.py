@@ -22,7 +22,7 @@ import trio
 
 from passthrough.linux import kernel_features
 from plugin import options, threads
-from plugin.admin.host import Machine
+from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
 from plugin.admin.source import Host
 from plugin.errors import (
@@ -74,7 +74,7 @@ class Driver:
         keeper: Keeper,
         host: Host,
         *,
-        machine: Machine,
+        machine: HostFacts,
         policy: Policy,
         nursery: trio.Nursery,
     ) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from passthrough.options.config import Config, OptionError, Squash, as_text
 from passthrough.options.effective import described
 from passthrough.worker.handover import Report
-from plugin.admin.host import Machine
+from plugin.admin.host import HostFacts
 from plugin.errors import InvalidOption
 from plugin.mounting.keeper import Keeper
 from plugin.options import VolumeOptions
@@ -53,7 +53,7 @@ class Lasting(NamedTuple):
 class Status:
     """The descriptions of volumes."""
 
-    def __init__(self, keeper: Keeper, understand: Understand, machine: Machine) -> None:
+    def __init__(self, keeper: Keeper, understand: Understand, machine: HostFacts) -> None:
         """*understand* must give the same for the same options as long as this exists."""
         self._keeper = keeper
         self._data_dir = machine.data_dir

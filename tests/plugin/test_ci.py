@@ -1,4 +1,4 @@
-""".ci/run: what it sets up goes again, and what was here before stays."""
+""".ci/run: it removes what it has set up, and keeps an existing plugin and volume."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 RUN = Path(__file__).parents[2] / ".ci" / "run"
 
-# The engine's state is the files `plugin` and `volume`, and `make up` is what sets both up.
+# The files `plugin` and `volume` are the state of the engine. `make up` makes both.
 DOCKER = """#!/bin/sh
 case "$1 $2" in
     "plugin inspect") [ -e plugin ] && echo "$PWD/elsewhere" ;;
@@ -55,7 +55,7 @@ def left(checkout: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_what_it_has_set_up_goes_again(checkout: Path, status: int) -> None:
+def test_the_plugin_and_volume_of_make_up_are_removed(checkout: Path, status: int) -> None:
     assert bool(run(checkout, status)) == bool(status)
     assert left(checkout) == set()
 
@@ -71,7 +71,7 @@ def test_what_it_has_set_up_goes_again(checkout: Path, status: int) -> None:
     ],
     ids=" ".join,
 )
-def test_what_was_here_before_stays(checkout: Path, before: set[str]) -> None:
+def test_an_existing_plugin_and_volume_are_kept(checkout: Path, before: set[str]) -> None:
     for name in before & {"plugin", "volume"}:
         (checkout / name).touch()
     for name in before & {"default", "elsewhere"}:
@@ -81,7 +81,7 @@ def test_what_was_here_before_stays(checkout: Path, before: set[str]) -> None:
     assert ("plugin" in left(checkout)) == ("plugin" in before)
 
 
-def test_a_start_that_fails_leaves_its_own_status(checkout: Path) -> None:
+def test_the_status_of_a_failed_make_up_is_returned(checkout: Path) -> None:
     (checkout / "fails").touch()
     assert run(checkout) == 2
     assert left(checkout) == set()

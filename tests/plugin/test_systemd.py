@@ -1,4 +1,4 @@
-"""packaging/: the service under systemd itself, with the units as they are installed."""
+"""packaging/: the service under a real systemd, with the installed units."""
 
 import os
 import stat
@@ -19,14 +19,14 @@ RESTARTS = [["restart"], ["kill", "--signal=KILL", "--kill-who=main"], ["restart
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    """systemd, which listens for the service; the first call starts it."""
+    """Start systemd, which listens for the service; the first request starts the service."""
     with Systemd(tmp_path) as systemd:
         systemd.control("start", "passfs.socket")
         yield systemd
 
 
 def mounted(service: Service) -> dict[str, Any]:
-    """Make the volume `v`, mount it, and give its status."""
+    """Make the volume `vol`, mount it, and return its status."""
     service.call("VolumeDriver.Create", Name="vol")
     service.call("VolumeDriver.Mount", Name="vol", ID="i")
     return status(service)
@@ -38,9 +38,7 @@ def status(service: Service) -> dict[str, Any]:
     return answer
 
 
-def test_volumes_stay_mounted_whatever_restarts_the_service(
-    tmp_path: Path, systemd: Systemd
-) -> None:
+def test_volumes_stay_mounted_while_the_service_restarts(tmp_path: Path, systemd: Systemd) -> None:
     service = Service(tmp_path)
     before = mounted(service)
     assert before["mounted"]
@@ -62,16 +60,16 @@ def test_volumes_stay_mounted_whatever_restarts_the_service(
     assert "WARNING" not in service.log.read_text()
 
 
-def test_the_unit_allows_the_threads_of_all_volumes_that_it_allows(systemd: Systemd) -> None:
+def test_the_unit_allows_the_threads_of_2000_volumes(systemd: Systemd) -> None:
     volumes = int(systemd.show("FileDescriptorStoreMax")) // len(KINDS)
-    busy = 2 + thread_pool._MAX_PARKED  # the main thread, and one that serves
+    busy = 2 + thread_pool._MAX_PARKED  # the main thread, and one that answers requests
     most = 1 + thread_pool._MAX_THREADS + thread_pool._MAX_PARKED + waiting._MOST
 
     assert (volumes, busy, most) == (2048, 10, 1289)
     assert 2_000 * busy + 9 * most <= int(systemd.show("TasksMax"))
 
 
-def test_a_stop_ends_the_workers_and_the_next_start_clears_away(
+def test_a_stop_ends_the_workers_and_the_next_start_unmounts(
     tmp_path: Path, systemd: Systemd
 ) -> None:
     service = Service(tmp_path)

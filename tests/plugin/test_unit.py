@@ -1,4 +1,4 @@
-"""The systemd unit; that its capabilities suffice, tests/engine shows by serving with them."""
+"""The systemd units. tests/engine shows that their capabilities suffice."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,7 @@ from plugin.mounting.fd_store import KINDS
 from tests.support.tools.driver import SOCKET, UNIT, unit
 
 
-def test_systemd_understands_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """systemd-analyze(1) names unknown sections, settings and values."""
     copies = [tmp_path / UNIT.name, tmp_path / SOCKET.name]
     copies[0].write_text(UNIT.read_text().replace(unit("ExecStart")[0], "/bin/true"))
@@ -28,22 +28,22 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
 
 
 def test_a_restart_of_the_engine_does_not_stop_the_service() -> None:
-    """It is up before the engine asks for its volumes, and does not go down with it."""
+    """The service starts before the engine asks for volumes, and does not stop with it."""
     assert "docker.service" in unit("Before")
     bound = [unit(name) for name in ("Requires", "BindsTo", "PartOf", "Requisite", "Upholds")]
     assert [words for words in bound if "docker.service" in words] == []
 
 
 def test_the_service_mounts_in_the_hosts_own_namespace() -> None:
-    """Each of these settings would give it a mount namespace of its own, systemd.exec(5)."""
+    """Each of these settings would give it a mount namespace of its own: systemd.exec(5)."""
     text = UNIT.read_text()
     hiding = ("PrivateTmp", "PrivateDevices", "ProtectHome", "ProtectKernel", "PrivateMounts")
 
     assert [name for name in hiding if f"\n{name}" in text] == []
 
 
-def test_a_restart_of_the_service_leaves_its_workers_alone() -> None:
-    """And gives them up only when it is stopped: a unit that fails for good loses what is kept."""
+def test_a_restart_of_the_service_does_not_kill_its_workers() -> None:
+    """The restarts never end, because a unit that fails for good loses its descriptors."""
     assert unit("Type") == ["notify"]
     assert unit("NotifyAccess") == ["main"]
     assert unit("KillMode") == ["process"]
@@ -58,8 +58,8 @@ def test_systemd_keeps_the_descriptors_of_2000_volumes() -> None:
     assert int(most) >= 2000 * len(KINDS)
 
 
-def test_the_socket_unit_is_the_service_s_own() -> None:
-    """One socket of the mode that the plugin itself would give it, at the plugin's default path."""
+def test_the_socket_unit_belongs_to_the_service() -> None:
+    """The unit has one socket, at the plugin's default path and with the mode the plugin uses."""
     assert SOCKET.stem == UNIT.stem
     assert unit("ListenStream", SOCKET) == [SETTINGS["socket"].default]
     (mode,) = unit("SocketMode", SOCKET)

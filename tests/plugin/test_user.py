@@ -1,4 +1,4 @@
-"""What a user does with Docker, call by call as the engine makes them, and what is mounted then."""
+"""Actions of a user of Docker, request by request, and the mounts after each action."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ SERVE = worker.command("serve")
 
 
 class Step(NamedTuple):
-    """An action, with whose mount id, and how many users the volume has then."""
+    """An action, its mount id, and the references of the volume after it."""
 
     action: str
     mount_id: str
@@ -54,7 +54,7 @@ async def test_a_volume_is_mounted_while_a_container_runs(tmp_path: Path) -> Non
         assert await dockerd.names() == set()
 
 
-async def test_volumes_are_used_beside_each_other(tmp_path: Path) -> None:
+async def test_two_volumes_are_independent(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         user = User(dockerd)
         for name in ("one", "two"):
@@ -67,8 +67,8 @@ async def test_volumes_are_used_beside_each_other(tmp_path: Path) -> None:
         assert await dockerd.names() == {"two"}
 
 
-async def test_a_user_is_told_what_is_refused(tmp_path: Path) -> None:
-    """The fake user takes no refusal for a success."""
+async def test_the_fake_user_reports_a_refusal(tmp_path: Path) -> None:
+    """The fake user does not accept a refusal as a success."""
     async with plugin(tmp_path, SERVE) as dockerd:
         with pytest.raises(AssertionError, match="Create"):
             await User(dockerd).act("create", "vol", cahce="never")

@@ -1,4 +1,4 @@
-"""What an administrator has decided, as an engine meets it: at Create, at Mount, after a change."""
+"""The administrator's restrictions at Create, at Mount, and after a change of settings."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FORBIDDEN = "is forbidden by the administrator of this plugin"
 
 @pytest.fixture
 def allowed(tmp_path: Path) -> Path:
-    """The one directory that sources may lie in; beside it lies another, `other/app`."""
+    """Make the directory that sources may lie in, and another one beside it, `other/app`."""
     (tmp_path / "other" / "app").mkdir(parents=True)
     (tmp_path / "other" / "app" / "file").write_text("theirs")
     directory = tmp_path / "allowed"
@@ -23,7 +23,7 @@ def allowed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.logs("volume vol: cannot be mounted: option 'source'")
-async def test_a_source_that_led_elsewhere_after_create_is_not_mounted(
+async def test_a_source_that_leads_elsewhere_after_create_is_not_mounted(
     tmp_path: Path, allowed: Path
 ) -> None:
     link = allowed / "link"
@@ -56,9 +56,7 @@ async def test_a_volume_without_a_source_is_always_allowed(tmp_path: Path, allow
 
 
 @pytest.mark.logs("volume (vol|vol2): cannot be mounted: option ")
-async def test_volumes_that_there_are_go_by_what_is_decided_now(
-    tmp_path: Path, allowed: Path
-) -> None:
+async def test_new_settings_apply_to_existing_volumes(tmp_path: Path, allowed: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol", Opts={"suid": ""})
         await dockerd.do("Create", Name="vol2", Opts={"source": str(tmp_path / "other")})
@@ -80,7 +78,7 @@ async def test_volumes_that_there_are_go_by_what_is_decided_now(
     assert (tmp_path / "other" / "app" / "file").read_text() == "theirs"
 
 
-async def test_what_is_forbidden_is_not_created(tmp_path: Path) -> None:
+async def test_a_volume_with_a_forbidden_option_is_not_created(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE, PASSFS_FORBIDDEN_OPTIONS="suid,sandbox=none") as dockerd:
         for options in ({"Suid": "1"}, {"sandbox": "NONE"}):
             refused = await dockerd.call("Create", Name="vol", Opts=options)
@@ -89,7 +87,7 @@ async def test_what_is_forbidden_is_not_created(tmp_path: Path) -> None:
         assert await dockerd.names() == set()
 
 
-async def test_a_default_applies_from_the_next_mount_on(tmp_path: Path) -> None:
+async def test_a_new_default_applies_at_the_next_mount(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol", Opts={"cache": "auto"})
         await dockerd.do("Mount", Name="vol", ID="a")
@@ -108,7 +106,7 @@ async def test_a_default_applies_from_the_next_mount_on(tmp_path: Path) -> None:
 async def test_a_default_of_no_readdir_hides_no_files_of_a_source_from_an_engine(
     tmp_path: Path, allowed: Path
 ) -> None:
-    """Docker copies the image's files into a volume that looks empty, over those of the host."""
+    """Docker copies the image's files over those of the host if a volume looks empty."""
     source = {"source": str(allowed)}
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="v1", Opts=source)
@@ -129,10 +127,10 @@ async def test_a_default_of_no_readdir_hides_no_files_of_a_source_from_an_engine
 
 
 @pytest.mark.logs("volume v1: cannot be mounted: option 'source'")
-async def test_what_exists_outside_of_the_allowed_directories_is_told_to_no_user(
+async def test_no_user_learns_of_files_outside_of_the_allowed_directories(
     tmp_path: Path, allowed: Path
 ) -> None:
-    """Create, Mount and Status have one sentence for all of it."""
+    """Create, Mount and Status refuse existing and missing sources with the same sentence."""
     (tmp_path / "other" / "link").symlink_to(tmp_path / "other" / "app")
     (allowed / "out").symlink_to(tmp_path / "other")
     there = tmp_path / "other" / "app"
@@ -156,7 +154,7 @@ async def test_what_exists_outside_of_the_allowed_directories_is_told_to_no_user
     }
 
 
-async def test_the_same_create_again_goes_by_the_defaults_as_well(tmp_path: Path) -> None:
+async def test_a_repeated_create_is_compared_with_defaults(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE, PASSFS_DEFAULT_OPTIONS="cache=never") as dockerd:
         await dockerd.do("Create", Name="vol")
         for same in ({}, {"cache": "never"}, {"Cache": "NEVER", "rw": ""}):
@@ -167,15 +165,15 @@ async def test_the_same_create_again_goes_by_the_defaults_as_well(tmp_path: Path
 
 
 def mount_flags(target: Path) -> list[str]:
-    """The options of the one mount at *target*."""
+    """Return the options of the mount at *target*."""
     lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     ((flags),) = [fields[5].split(",") for fields in lines if fields[4] == str(target)]
     return flags
 
 
 @pytest.mark.logs("volume v1: cannot be mounted: option 'source'")
-async def test_a_setting_that_is_no_text_hides_no_volume(tmp_path: Path, allowed: Path) -> None:
-    """JSON has only text: dockerd forgets a volume whose Get fails."""
+async def test_a_setting_with_invalid_utf8_hides_no_volume(tmp_path: Path, allowed: Path) -> None:
+    """JSON has no bytes, and dockerd forgets a volume if its Get fails."""
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="v1", Opts={"source": str(allowed)})
     async with plugin(tmp_path, SERVE, PASSFS_ALLOWED_SOURCES=f"{tmp_path}/\udcff") as dockerd:

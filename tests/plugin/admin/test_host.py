@@ -1,4 +1,4 @@
-"""host.py: facts about the host, which the plugin tells only if they are right."""
+"""host.py: facts about the host, which the plugin uses only if they are proved."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from passthrough.linux import syscalls
-from plugin.admin.host import HERE, path_on_host, processes
+from plugin.admin.host import ROOT, host_proc, path_on_host
 from tests.support.fakes.dockerd import plugin
 from tests.support.fakes.worker import command
 from tests.support.tools.mounts import MS_BIND, bound, mounted_on
@@ -26,7 +26,7 @@ OWN_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Path]:
-    """The host's root as the plugin sees it, with two disks."""
+    """Return the path at which the plugin sees the host's root, which has two disks."""
     root = tmp_path / "host"
     with ExitStack() as disks:
         for place in (root, root / "disk"):
@@ -37,7 +37,7 @@ def host(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """The data directory as the plugin sees it; nothing is mounted yet."""
+    """Return the plugin's path of the data directory; nothing is mounted there."""
     place = tmp_path / "data"
     place.mkdir()
     return place
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 
 @contextmanager
 def mounted_from(source: Path, place: Path) -> Iterator[None]:
-    """Show *source*, which is made, at *place*, as an engine does it with a mount of a plugin."""
+    """Make *source* and bind it to *place*, as an engine does with a mount of a plugin."""
     source.mkdir(parents=True, exist_ok=True)
     syscalls.mount(os.fsencode(source), os.fsencode(place), b"none", MS_BIND, b"")
     try:
@@ -57,48 +57,50 @@ def mounted_from(source: Path, place: Path) -> Iterator[None]:
 @pytest.mark.parametrize("place", ["var/lib/passfs", "disk/passfs", "disk"])
 def test_the_path_on_the_host_is_found(host: Path, data: Path, place: str) -> None:
     with mounted_from(host / place, data):
-        assert path_on_host(data, host, HERE) == HERE / place
+        assert path_on_host(data, host, ROOT) == ROOT / place
 
 
-def test_a_mount_that_was_changed_by_hand_is_told_as_it_is(host: Path, data: Path) -> None:
-    """The same path in two file systems: only one of them is the plugin's."""
+def test_a_mount_that_was_changed_by_hand_has_its_real_path(host: Path, data: Path) -> None:
+    """The path exists in two file systems: the plugin uses only one of them."""
     (host / "srv" / "passfs").mkdir(parents=True)
     with mounted_from(host / "disk" / "srv" / "passfs", data):
-        assert path_on_host(data, host, HERE) == HERE / "disk" / "srv" / "passfs"
+        assert path_on_host(data, host, ROOT) == ROOT / "disk" / "srv" / "passfs"
 
 
-def test_a_host_that_is_seen_in_part_has_names_in_that_part(host: Path, data: Path) -> None:
+def test_a_plugin_that_sees_a_part_of_the_host_knows_paths_in_that_part(
+    host: Path, data: Path
+) -> None:
     with mounted_from(host / "srv" / "data", data):
         assert path_on_host(data, host / "srv", Path("/srv")) == Path("/srv/data")
         (host / "other").mkdir()
         assert path_on_host(data, host / "other", Path("/other")) is None
 
 
-def test_a_path_that_leads_elsewhere_is_not_told(host: Path, data: Path) -> None:
+def test_a_path_that_leads_elsewhere_is_unknown(host: Path, data: Path) -> None:
     with mounted_from(host / "srv" / "data", data), mounted_on(host / "srv", "tmpfs"):
-        assert path_on_host(data, host, HERE) is None
+        assert path_on_host(data, host, ROOT) is None
         (host / "srv" / "data").mkdir()
-        assert path_on_host(data, host, HERE) is None
+        assert path_on_host(data, host, ROOT) is None
 
 
-def test_a_directory_that_is_gone_is_not_told(host: Path, data: Path) -> None:
-    assert path_on_host(data / "none", host, HERE) is None
+def test_the_path_of_a_removed_directory_is_unknown(host: Path, data: Path) -> None:
+    assert path_on_host(data / "none", host, ROOT) is None
     with mounted_from(host / "srv" / "data", data):
         (host / "srv" / "data").rename(host / "moved")
-        assert path_on_host(data, host, HERE) == HERE / "moved"
+        assert path_on_host(data, host, ROOT) == ROOT / "moved"
         (host / "moved").rmdir()
-        assert path_on_host(data, host, HERE) is None
+        assert path_on_host(data, host, ROOT) is None
 
 
-def test_a_path_that_is_no_text_is_not_told(host: Path, data: Path) -> None:
-    """JSON has no bytes, and a Get that fails makes dockerd forget the volume."""
+def test_a_path_with_invalid_utf8_is_unknown(host: Path, data: Path) -> None:
+    """JSON has no bytes, and dockerd forgets a volume if its Get fails."""
     with mounted_from(host / os.fsdecode(b"\xff"), data):
-        assert path_on_host(data, host, HERE) is None
+        assert path_on_host(data, host, ROOT) is None
 
 
-def test_a_service_on_the_host_sees_the_paths_that_users_know(tmp_path: Path) -> None:
+def test_a_service_on_the_host_uses_its_own_paths(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(".")
-    assert path_on_host(tmp_path / "link", HERE, HERE) == tmp_path
+    assert path_on_host(tmp_path / "link", ROOT, ROOT) == tmp_path
 
 
 async def test_status_shows_the_directory_on_the_host(
@@ -126,18 +128,21 @@ async def test_messages_name_the_directory_on_the_host(
     part = {"PASSFS_HOST_ROOT": str(host / "other"), "PASSFS_HOST_DIR": "/other"}
     whole = {"PASSFS_HOST_ROOT": str(host)}
     with mounted_from(source, data):
-        for settings, told in ((whole, "/srv/passfs/volumes/{}"), (part, "volumes/{} in the data")):
+        for settings, expected in (
+            (whole, "/srv/passfs/volumes/{}"),
+            (part, "volumes/{} in the data"),
+        ):
             (source / "volumes" / "left" / "inner").mkdir(parents=True, exist_ok=True)
             async with plugin(tmp_path, SERVE, **settings) as dockerd:
                 refused = await dockerd.call("Create", Name="left")
-                assert refused.error.startswith(told.format("left")), refused.error
+                assert refused.error.startswith(expected.format("left")), refused.error
                 await dockerd.do("Create", Name="own")
                 with bound(host, data / "volumes" / "own" / "inner"):
                     refused = await dockerd.call("Remove", Name="own")
-                assert told.format("own/inner") in refused.error
+                assert expected.format("own/inner") in refused.error
                 (source / "volumes" / "own").rename(source / "away")
                 refused = await dockerd.call("Mount", Name="own", ID="i")
-                assert told.format("own") in refused.error
+                assert expected.format("own") in refused.error
                 assert str(tmp_path / "data") not in refused.error
                 await dockerd.do("Remove", Name="own")
                 (source / "away" / "inner").rmdir()
@@ -147,13 +152,13 @@ async def test_messages_name_the_directory_on_the_host(
 # Process ids.
 
 
-def test_the_host_s_processes_are_seen_where_its_procfs_is(host: Path) -> None:
-    assert processes(HERE) == PROC
-    assert processes(host) is None
+def test_the_host_s_processes_are_found_by_its_procfs(host: Path) -> None:
+    assert host_proc(ROOT) == PROC
+    assert host_proc(host) is None
     (host / "proc" / "self" / "fdinfo").mkdir(parents=True)
-    assert processes(host) is None, "a directory of a user's"
+    assert host_proc(host) is None, "a directory that a user has made"
     with bound(PROC, host / "proc"):
-        assert processes(host) == host / "proc"
+        assert host_proc(host) == host / "proc"
 
 
 @contextmanager
@@ -181,7 +186,7 @@ def ids_of(pid: int) -> list[int]:
     return [int(number) for number in ids]
 
 
-def test_a_contained_plugin_tells_the_host_s_process_ids(tmp_path: Path, host: Path) -> None:
+def test_a_contained_plugin_shows_the_host_s_process_ids(tmp_path: Path, host: Path) -> None:
     with (
         bound(PROC, host / "proc"),
         contained(tmp_path, PASSFS_HOST_ROOT=str(host)) as service,
@@ -192,7 +197,9 @@ def test_a_contained_plugin_tells_the_host_s_process_ids(tmp_path: Path, host: P
         assert f"worker {pid}" in service.log.read_text()
 
 
-def test_an_id_that_means_nothing_on_the_host_has_another_name(tmp_path: Path, host: Path) -> None:
+def test_a_process_id_of_the_plugin_s_namespace_has_another_name(
+    tmp_path: Path, host: Path
+) -> None:
     with contained(tmp_path, PASSFS_HOST_ROOT=str(host)) as service:
         assert "worker_pid" not in status(service)
         inside = status(service)["worker_pid_in_plugin"]

@@ -1,4 +1,4 @@
-"""network.py: cache policies that are wrong where other machines write, and are refused."""
+"""network.py: the refusal of long caches on file systems that other machines change."""
 
 import errno
 import os
@@ -27,9 +27,9 @@ def source(tmp_path: Path) -> Path:
 
 @contextmanager
 def fuse_mounted(target: Path, fstype: str) -> Iterator[None]:
-    """Mount a FUSE file system of that type, whose server never answers.
+    """Mount a FUSE file system of type *fstype*; its server never answers.
 
-    For another user than us, so that the kernel answers our statfs(2) itself: with FUSE's f_type.
+    The mount belongs to another user, so the kernel answers statfs(2) itself, with FUSE's f_type.
     """
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -44,7 +44,7 @@ def fuse_mounted(target: Path, fstype: str) -> Iterator[None]:
 
 
 def refusal(source: Path, **options: str) -> str:
-    """Why *source* is not served with *options*; empty if it is."""
+    """Return the refusal of *source* with *options*; empty if it is accepted."""
     fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
     try:
         network.check("/srv", parse_options(options), fd, mountinfo.read())
@@ -55,8 +55,8 @@ def refusal(source: Path, **options: str) -> str:
     return ""
 
 
-def says(monkeypatch: pytest.MonkeyPatch, filesystem_type: int) -> None:
-    """Have statfs(2) tell of another file system."""
+def fake_statfs(monkeypatch: pytest.MonkeyPatch, filesystem_type: int) -> None:
+    """Have statfs(2) return *filesystem_type*."""
     monkeypatch.setattr(syscalls, "filesystem_type", lambda _: filesystem_type)
 
 
@@ -74,7 +74,7 @@ def says(monkeypatch: pytest.MonkeyPatch, filesystem_type: int) -> None:
         ({"negative_timeout": "1h"}, "'negative_timeout': '3600s'", "at most 5s"),
     ],
 )
-def test_what_is_wrong_on_a_network_file_system_is_refused(
+def test_a_long_cache_is_refused_on_a_network_file_system(
     source: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, str],
@@ -82,9 +82,9 @@ def test_what_is_wrong_on_a_network_file_system_is_refused(
     accepted: str,
 ) -> None:
     assert refusal(source, **options) == ""
-    says(monkeypatch, EXT4)
+    fake_statfs(monkeypatch, EXT4)
     assert refusal(source, **options) == ""
-    says(monkeypatch, NFS)
+    fake_statfs(monkeypatch, NFS)
     assert refusal(source, **options) == (
         f"option {wrong} is wrong for '/srv', which lies on NFS: other machines may"
         f" change it unseen; expected {accepted}"
@@ -97,14 +97,14 @@ def test_what_is_wrong_on_a_network_file_system_is_refused(
         {},
         {"cache": "never"},
         {"cache": "auto", "entry_timeout": "5s", "negative_timeout": "0"},
-        {"cache": "never", "writeback": "true"},  # which is off there, with a note
+        {"cache": "never", "writeback": "true"},  # off on a network file system, with a note
         {"locks": "host", "passthrough": "auto"},
     ],
 )
-def test_what_is_as_good_as_the_file_system_itself_is_served(
+def test_a_short_cache_is_accepted_on_a_network_file_system(
     source: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
 ) -> None:
-    says(monkeypatch, NFS)
+    fake_statfs(monkeypatch, NFS)
     assert refusal(source, **options) == ""
 
 
@@ -119,26 +119,24 @@ def test_what_is_as_good_as_the_file_system_itself_is_served(
         (0x7461636F, "OCFS2"),
     ],
 )
-def test_statfs_tells_which_it_is(
+def test_network_file_systems_are_found_by_statfs(
     source: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
-    says(monkeypatch, number)
+    fake_statfs(monkeypatch, number)
     assert f"'/srv', which lies on {name}:" in refusal(source, cache="always")
 
 
 @pytest.mark.parametrize(
     ("fstype", "name"), [("fuse.glusterfs", "GlusterFS"), ("fuse.sshfs", "sshfs"), ("fuse", "")]
 )
-def test_the_subtype_tells_who_serves_a_fuse_file_system(
-    source: Path, fstype: str, name: str
-) -> None:
+def test_a_fuse_file_system_is_found_by_its_subtype(source: Path, fstype: str, name: str) -> None:
     with fuse_mounted(source, fstype):
         assert (f"which lies on {name}:" in refusal(source, cache="always")) == bool(name)
         assert refusal(source, cache="auto") == ""
     assert refusal(source, cache="always") == ""
 
 
-def test_what_is_covered_by_another_mount_does_not_count(source: Path) -> None:
+def test_a_network_file_system_below_another_mount_does_not_count(source: Path) -> None:
     with fuse_mounted(source, "fuse.sshfs"):
         syscalls.mount(b"none", os.fsencode(source), b"tmpfs", 0, b"")
         try:
@@ -147,7 +145,7 @@ def test_what_is_covered_by_another_mount_does_not_count(source: Path) -> None:
             syscalls.umount2(os.fsencode(source), syscalls.MNT_DETACH)
 
 
-def test_one_that_is_mounted_below_the_source_counts_unless_it_is_hidden(source: Path) -> None:
+def test_a_network_file_system_mounted_in_the_source_counts_unless_hidden(source: Path) -> None:
     with fuse_mounted(source / "deep" / "er", "fuse.sshfs"):
         assert "wrong for '/srv/deep/er', where sshfs is mounted" in refusal(source, cache="always")
         assert refusal(source, cache="always", submounts="hide") == ""
@@ -156,7 +154,7 @@ def test_one_that_is_mounted_below_the_source_counts_unless_it_is_hidden(source:
         assert refusal(beside, cache="always") == ""
 
 
-async def test_a_server_that_has_gone_is_a_refusal(
+async def test_a_source_with_a_dead_server_is_refused(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(_: int) -> int:
@@ -171,9 +169,7 @@ async def test_a_server_that_has_gone_is_a_refusal(
 
 
 @pytest.mark.logs("volume vol: cannot be mounted: option 'cache'")
-async def test_it_is_looked_at_when_a_volume_is_created_and_each_time_it_is_mounted(
-    tmp_path: Path, source: Path
-) -> None:
+async def test_create_and_each_mount_check_the_file_system(tmp_path: Path, source: Path) -> None:
     options = {"source": str(source), "cache": "always"}
     reason = f"'always' is wrong for '{source}', which lies on GlusterFS"
     async with plugin(tmp_path, SERVE) as dockerd:

@@ -1,4 +1,4 @@
-"""policy.py: what an administrator has decided about options, and no way around it."""
+"""policy.py: default and forbidden options, in every spelling."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from passthrough.options.config import ALIASES, OPTIONS, CachePolicy, Passthroug
 from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
 from plugin.errors import InvalidOption
 
-# As users write them.
+# Spellings that users write.
 NAMES = [*OPTIONS, *ALIASES, "source", "Read-Only", "NO-DEV", "Dev", " suid", "entry-timeout"]
 VALUES = ["", "true", "1", "off", "none", "never", "Always", "5s", "/srv", "on", "libfuse"]
 
@@ -33,34 +33,34 @@ def refusal(decided: Policy, options: dict[str, str]) -> str:
         ({"READONLY": "no"}, CachePolicy.NEVER, False),
     ],
 )
-def test_a_default_is_what_a_volume_has_that_does_not_say(
+def test_a_default_applies_to_options_that_are_not_given(
     options: dict[str, str], cache: CachePolicy, *, readonly: bool
 ) -> None:
     config = policy("cache=never,ro").understand(options).config
     assert (config.cache, config.readonly) == (cache, readonly)
 
 
-def test_defaults_for_new_directories_stay_away_from_sources() -> None:
+def test_defaults_for_new_directories_do_not_apply_to_sources() -> None:
     decided = policy("mode=0770,uid=5,ro")
     assert decided.understand({}).config.mode == 0o770
     with_source = decided.understand({"source": "/srv"}).config
     assert (with_source.mode, with_source.uid, with_source.readonly) == (None, None, True)
 
 
-def test_options_may_need_a_default_to_go_together() -> None:
+def test_options_can_be_compatible_because_of_a_default() -> None:
     decided = policy("allow_direct_io=false")
     asked = {"cache": "metadata", "passthrough": "on"}
     assert decided.understand(asked).config.passthrough is Passthrough.ON
     assert "cannot be had" in refusal(Policy(), asked)
 
 
-def test_a_default_that_is_in_the_way_is_named() -> None:
+def test_a_default_that_conflicts_with_an_option_is_named() -> None:
     assert refusal(policy("passthrough=on"), {"writeback": ""}).endswith(
         " (defaults of this plugin: passthrough=on)"
     )
 
 
-def test_a_mistake_that_has_nothing_to_do_with_defaults_is_told_as_ever() -> None:
+def test_a_refusal_names_no_default_that_is_unrelated() -> None:
     decided = policy("cache=never")
     assert refusal(decided, {"ro": "perhaps"}) == refusal(Policy(), {"ro": "perhaps"})
 
@@ -83,7 +83,7 @@ def test_a_mistake_that_has_nothing_to_do_with_defaults_is_told_as_ever() -> Non
         ("source", {"Source": "/srv"}, "a directory of its own"),
     ],
 )
-def test_however_it_is_written_what_is_forbidden_is_refused(
+def test_a_forbidden_option_is_refused_in_every_spelling(
     forbidden: str, options: dict[str, str], usual: str
 ) -> None:
     ((written, text),) = options.items()
@@ -94,19 +94,19 @@ def test_however_it_is_written_what_is_forbidden_is_refused(
 
 
 @pytest.mark.parametrize("options", [{"rw": ""}, {"readonly": "0"}, {"ReadOnly": "false"}])
-def test_a_default_can_be_made_a_must(options: dict[str, str]) -> None:
+def test_a_default_can_be_enforced(options: dict[str, str]) -> None:
     for forbidden in ("rw", "readonly", "readonly=false"):
         assert "forbidden by the administrator" in refusal(policy("ro", forbidden), options)
         assert policy("ro", forbidden).understand({"readonly": "yes"}).config.readonly
 
 
-def test_who_asks_for_what_there_is_anyway_is_not_refused() -> None:
+def test_a_forbidden_option_with_its_default_value_is_accepted() -> None:
     decided = policy("cache=never", "suid,dev=true,cache")
     understood = decided.understand({"nosuid": "", "nodev": "", "cache": "never"})
     assert understood == decided.understand({})
 
 
-def test_what_is_forbidden_may_be_no_default() -> None:
+def test_a_forbidden_default_is_a_contradiction() -> None:
     assert policy("", "suid,cache=always").contradiction() is None
     assert policy("cache=always", "suid,cache=always").contradiction() == Ban("cache", "always")
     assert policy("", "rw").contradiction() == Ban("readonly", "false")
@@ -121,7 +121,7 @@ def test_what_is_forbidden_may_be_no_default() -> None:
         ("passthrough=on,writeback", "option 'passthrough': 'on' cannot be had"),
     ],
 )
-def test_defaults_that_no_volume_could_have_are_refused(text: str, sentence: str) -> None:
+def test_impossible_defaults_are_refused(text: str, sentence: str) -> None:
     with pytest.raises(InvalidOption) as refused:
         default_options(text)
     assert str(refused.value).startswith(sentence)
@@ -135,7 +135,7 @@ def test_defaults_that_no_volume_could_have_are_refused(text: str, sentence: str
         ("source=/srv", "option 'source': '/srv' is not accepted; expected it without a value"),
     ],
 )
-def test_what_cannot_be_forbidden_is_refused(text: str, sentence: str) -> None:
+def test_an_invalid_ban_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(InvalidOption) as refused:
         forbidden_options(text)
     assert str(refused.value).startswith(sentence)
@@ -150,7 +150,9 @@ def test_what_cannot_be_forbidden_is_refused(text: str, sentence: str) -> None:
         unique=True,
     ),
 )
-def test_no_volume_has_what_is_forbidden(options: dict[str, str], forbidden: list[str]) -> None:
+def test_no_accepted_volume_has_a_forbidden_option(
+    options: dict[str, str], forbidden: list[str]
+) -> None:
     decided = policy("ro", ",".join(forbidden))
     usual = decided.understand({}).described()
     with contextlib.suppress(InvalidOption):

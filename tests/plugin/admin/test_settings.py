@@ -1,4 +1,4 @@
-"""settings.py: every variable is optional, and a bad value is refused in a sentence."""
+"""settings.py: each variable is optional, and a bad value is refused with a reason."""
 
 import logging
 from pathlib import Path
@@ -79,7 +79,7 @@ PATHS = {
     "name", sorted({setting.variable for setting in SETTINGS.values()} - PATHS)
 )
 def test_an_empty_value_is_the_default(name: str) -> None:
-    """`docker plugin set NAME=` cannot remove a variable, only empty it."""
+    """`docker plugin set NAME=` can empty a variable, but not remove it."""
     assert Settings.from_environment({name: ""}) == DEFAULTS
 
 
@@ -111,14 +111,14 @@ def test_an_empty_path_is_refused(name: str) -> None:
         ("PASSFS_LOG_LEVEL", "loud"),
     ],
 )
-def test_a_refusal_names_variable_value_and_what_would_do(name: str, value: str) -> None:
+def test_a_refusal_names_variable_value_and_accepted_values(name: str, value: str) -> None:
     with pytest.raises(InvalidSetting) as refusal:
         Settings.from_environment({name: value})
     assert str(refusal.value).startswith(f"{name}={value!r} is not accepted; expected ")
 
 
 @pytest.mark.parametrize("value", [":", "/srv:", "/srv::/mnt", " "])
-def test_no_slip_of_the_pen_allows_every_source(value: str) -> None:
+def test_an_empty_part_of_allowed_sources_is_refused(value: str) -> None:
     with pytest.raises(InvalidSetting, match=r"PASSFS_ALLOWED_SOURCES=.*absolute path"):
         Settings.from_environment({"PASSFS_ALLOWED_SOURCES": value})
 
@@ -131,14 +131,14 @@ def test_no_slip_of_the_pen_allows_every_source(value: str) -> None:
         ("PASSFS_FORBIDDEN_OPTIONS", "dev=perhaps", "expected true or false"),
     ],
 )
-def test_an_option_is_refused_in_its_own_words(name: str, value: str, sentence: str) -> None:
+def test_a_refused_option_is_named_with_its_reason(name: str, value: str, sentence: str) -> None:
     with pytest.raises(InvalidSetting) as refusal:
         Settings.from_environment({name: value})
     assert str(refusal.value).startswith(f"{name}={value!r} is not accepted: option ")
     assert sentence in str(refusal.value)
 
 
-def test_what_is_forbidden_is_no_default() -> None:
+def test_a_default_must_not_be_forbidden() -> None:
     """A volume without options is always accepted."""
     given = {"PASSFS_FORBIDDEN_OPTIONS": "rw"}
     with pytest.raises(InvalidSetting, match="with another readonly beside it"):
@@ -146,7 +146,7 @@ def test_what_is_forbidden_is_no_default() -> None:
     Settings.from_environment(given | {"PASSFS_DEFAULT_OPTIONS": "ro"})
 
 
-def test_what_is_allowed_lies_in_what_the_plugin_sees() -> None:
+def test_allowed_sources_must_lie_in_the_host_directory() -> None:
     with pytest.raises(InvalidSetting) as refusal:
         Settings.from_environment(
             {"PASSFS_HOST_DIR": "/srv", "PASSFS_ALLOWED_SOURCES": "/srv/a:/mnt"}

@@ -1,4 +1,4 @@
-"""source.py: which directory of the host becomes a volume, and which must not."""
+"""source.py: the directories of the host that may be the source of a volume."""
 
 import os
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ def seen_at(tmp_path: Path, root: Path, directory: Path) -> Host:
 
 @pytest.fixture
 def seen_elsewhere(tmp_path: Path) -> Host:
-    """A managed plugin's view: the host's /srv at another place."""
+    """Return the view of a managed plugin, which sees the host's /srv at another path."""
     (tmp_path / "host" / "app").mkdir(parents=True)
     return seen_at(tmp_path, tmp_path / "host", Path("/srv"))
 
 
 @pytest.fixture
 def own_mount(host: Host) -> Iterator[Path]:
-    """A mount of passfs that nobody serves: looking at its root asks nobody anything."""
+    """Make a mount of passfs without a worker; to open its root sends no request."""
     target = host.mount_dir / "vol"
     target.mkdir()
     fd = mount(target, Config())
@@ -48,7 +48,7 @@ def own_mount(host: Host) -> Iterator[Path]:
 
 @pytest.fixture
 def bound(tmp_path: Path) -> Iterator[Path]:
-    """A bind mount of all of *tmp_path*, somewhere inside it."""
+    """Bind all of *tmp_path* to a directory inside it."""
     target = tmp_path / "bound"
     target.mkdir()
     syscalls.mount(os.fsencode(tmp_path), os.fsencode(target), b"none", MS_BIND, b"")
@@ -74,16 +74,14 @@ def refusal(host: Host, source: str | Path) -> str:
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "/{}", "{}/.", "//{}//"])
-def test_a_directory_is_opened_however_it_is_spelled(
-    host: Host, tmp_path: Path, spelling: str
-) -> None:
+def test_a_directory_is_opened_by_each_spelling(host: Host, tmp_path: Path, spelling: str) -> None:
     directory = tmp_path / "app"
     directory.mkdir()
     found = opened(host, spelling.format(directory))
     assert os.path.samestat(found, directory.stat())
 
 
-def test_symlinks_on_the_way_are_followed_and_the_last_is_not(host: Host, tmp_path: Path) -> None:
+def test_symlinks_are_followed_except_for_the_last_name(host: Host, tmp_path: Path) -> None:
     (tmp_path / "real" / "app").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     found = opened(host, tmp_path / "link" / "app")
@@ -91,7 +89,7 @@ def test_symlinks_on_the_way_are_followed_and_the_last_is_not(host: Host, tmp_pa
     assert refusal(host, tmp_path / "link") == f"is a symbolic link{EXPECTED}"
 
 
-def test_what_is_no_directory_is_refused(host: Host, tmp_path: Path) -> None:
+def test_a_source_that_is_no_directory_is_refused(host: Host, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     assert refusal(host, tmp_path / "missing") == f"does not exist{EXPECTED}"
@@ -101,22 +99,24 @@ def test_what_is_no_directory_is_refused(host: Host, tmp_path: Path) -> None:
     assert refusal(host, tmp_path / ("x" * 300)).startswith("cannot be opened: File name too long")
 
 
-def test_the_host_s_directory_may_be_seen_elsewhere(seen_elsewhere: Host) -> None:
+def test_a_source_is_found_below_the_host_root(seen_elsewhere: Host) -> None:
     found = opened(seen_elsewhere, "/srv/app")
     assert os.path.samestat(found, (seen_elsewhere.root / "app").stat())
     assert os.path.samestat(opened(seen_elsewhere, "/srv"), seen_elsewhere.root.stat())
 
 
 @pytest.mark.parametrize("source", ["/", "/etc", "/srvx", "/sr"])
-def test_outside_of_what_the_plugin_sees_is_refused(seen_elsewhere: Host, source: str) -> None:
+def test_a_source_outside_of_the_host_directory_is_refused(
+    seen_elsewhere: Host, source: str
+) -> None:
     assert refusal(seen_elsewhere, source) == (
         "does not lie in /srv, which is all that the plugin sees of the host;"
         " expected a directory in /srv"
     )
 
 
-def test_a_symlink_means_what_it_means_on_the_host(tmp_path: Path) -> None:
-    """An absolute one is resolved in the host's tree, and never in the plugin's own."""
+def test_a_symlink_is_resolved_in_the_tree_of_the_host(tmp_path: Path) -> None:
+    """An absolute symlink is resolved in the host's tree, never in the plugin's own."""
     root = tmp_path / "host"
     (root / "app" / "sub").mkdir(parents=True)
     host = seen_at(tmp_path, root, Path("/"))
@@ -131,8 +131,8 @@ def test_a_symlink_means_what_it_means_on_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["/srv/app", "/app", "../app", "app/../../srv/app"])
-def test_a_symlink_out_of_what_the_plugin_sees_is_refused(seen_elsewhere: Host, link: str) -> None:
-    """It must not lead to a directory that happens to have the same name in /srv."""
+def test_a_symlink_out_of_the_host_directory_is_refused(seen_elsewhere: Host, link: str) -> None:
+    """The symlink must not lead to a directory of the same name in /srv."""
     root = seen_elsewhere.root
     for place in ("app/sub", "srv/app/sub"):
         (root / place).mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_a_symlink_out_of_what_the_plugin_sees_is_refused(seen_elsewhere: Host, 
     assert refusal(seen_elsewhere, "/srv/link") == f"is a symbolic link{EXPECTED}"
 
 
-def test_a_symlink_within_what_the_plugin_sees_is_followed(seen_elsewhere: Host) -> None:
+def test_a_symlink_inside_the_host_directory_is_followed(seen_elsewhere: Host) -> None:
     root = seen_elsewhere.root
     (root / "app" / "sub").mkdir()
     (root / "app" / "link").symlink_to("../app")
@@ -156,12 +156,12 @@ def test_links_of_proc_are_not_followed(host: Host) -> None:
     assert refusal(host, "/proc/self/root/etc").startswith("leads through too many symbolic")
 
 
-def test_a_volume_of_passfs_is_no_source(host: Host, own_mount: Path) -> None:
+def test_a_source_in_a_volume_of_passfs_is_refused(host: Host, own_mount: Path) -> None:
     assert refusal(host, own_mount) == f"lies in a volume of passfs itself{EXPECTED}"
 
 
-def test_what_lies_beside_the_mounts_is_no_source(host: Host) -> None:
-    """The plugin makes and removes directories there."""
+def test_a_source_in_the_mount_directory_is_refused(host: Host) -> None:
+    """The plugin makes and removes directories in its mount directory."""
     (host.mount_dir / "beside").mkdir()
     assert refusal(host, host.mount_dir / "beside") == (
         f"lies in {host.mount_dir}, where volumes are mounted; expected a directory that does not"
@@ -169,20 +169,22 @@ def test_what_lies_beside_the_mounts_is_no_source(host: Host) -> None:
 
 
 @pytest.mark.parametrize("above", ["", "..", "../.."])
-def test_what_contains_the_mounts_is_no_source(host: Host, above: str) -> None:
-    """A volume in which its own mount point lies would wait for itself."""
+def test_a_source_that_contains_the_mount_directory_is_refused(host: Host, above: str) -> None:
+    """A volume that contains its own mount point would wait for itself."""
     source = os.path.normpath(host.mount_dir / above)
     assert refusal(host, source) == (
         f"contains {host.mount_dir}, where volumes are mounted; expected a directory that does not"
     )
 
 
-def test_a_bind_mount_does_not_hide_that_it_contains_the_mounts(host: Host, bound: Path) -> None:
+def test_a_bind_mount_does_not_hide_the_mount_directory(host: Host, bound: Path) -> None:
     assert refusal(host, bound).startswith("contains ")
     assert refusal(host, bound / "mounts").startswith("contains ")
 
 
-def test_a_mount_below_the_source_does_not_hide_it_either(host: Host, tmp_path: Path) -> None:
+def test_a_bind_mount_below_the_source_does_not_hide_the_mount_directory(
+    host: Host, tmp_path: Path
+) -> None:
     source = tmp_path / "app"
     (source / "deep").mkdir(parents=True)
     opened(host, source)
@@ -194,8 +196,8 @@ def test_a_mount_below_the_source_does_not_hide_it_either(host: Host, tmp_path: 
 
 
 @pytest.mark.parametrize("inside", ["", "volumes/other", "trash"])
-def test_what_lies_in_the_data_directory_is_no_source(host: Host, bound: Path, inside: str) -> None:
-    """The managed plugin sees its data directory twice, in the host's tree and as a mount."""
+def test_a_source_in_the_data_directory_is_refused(host: Host, bound: Path, inside: str) -> None:
+    """The managed plugin sees its data directory twice: in the host's tree and as a mount."""
     (host.data_dir / inside).mkdir(parents=True, exist_ok=True)
     for source in (host.data_dir / inside, bound / "data" / inside):
         relation = "lies in" if inside else "contains"
@@ -212,8 +214,10 @@ def test_what_lies_in_the_data_directory_is_no_source(host: Host, bound: Path, i
         ("data", "contains a directory of passfs itself, where passfs keeps its data"),
     ],
 )
-def test_no_path_that_only_the_plugin_knows_is_told(tmp_path: Path, own: str, reason: str) -> None:
-    """A managed plugin's own directories have other names on the host."""
+def test_a_refusal_shows_no_path_of_the_plugin_s_own_namespace(
+    tmp_path: Path, own: str, reason: str
+) -> None:
+    """A managed plugin's own directories have other paths on the host."""
     (tmp_path / "away").mkdir()
     host = seen_at(tmp_path / "away", tmp_path / "host", Path("/srv"))
     (tmp_path / "host" / "deep" / own).mkdir(parents=True)
@@ -225,7 +229,7 @@ def test_no_path_that_only_the_plugin_knows_is_told(tmp_path: Path, own: str, re
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A mount of its own."""
+    """Return a directory with a file system of its own."""
     (tmp_path / "disk").mkdir()
     with mounted_on(tmp_path / "disk", "tmpfs"):
         yield tmp_path / "disk"
@@ -255,7 +259,7 @@ def test_a_private_mount_is_noted_because_later_disks_are_not_seen(
         assert seen or f"are not seen until {until}, because its mount is private" in note
 
 
-def test_what_contains_the_data_directory_is_no_source(host: Host, tmp_path: Path) -> None:
+def test_a_source_that_contains_the_data_directory_is_refused(host: Host, tmp_path: Path) -> None:
     (tmp_path / "above" / "data").mkdir(parents=True)
     beside = host._replace(data_dir=tmp_path / "above" / "data")
     assert refusal(beside, tmp_path / "above") == (
@@ -264,7 +268,7 @@ def test_what_contains_the_data_directory_is_no_source(host: Host, tmp_path: Pat
     )
 
 
-def test_a_directory_beside_the_plugin_s_own_is_fine(host: Host, tmp_path: Path) -> None:
+def test_a_source_beside_the_plugin_s_directories_is_accepted(host: Host, tmp_path: Path) -> None:
     for beside in ("mounts-of-others", "data-of-others"):
         (tmp_path / beside).mkdir()
         opened(host, tmp_path / beside)
@@ -277,7 +281,7 @@ NOT_ALLOWED = "lies in none of the directories that the administrator of this pl
 
 @pytest.fixture
 def narrow(host: Host, tmp_path: Path) -> Host:
-    """Sources may lie in `allowed/one` and in `allowed/two`, of which only the first is there."""
+    """Allow sources in `allowed/one` and in `allowed/two`; only the first exists."""
     (tmp_path / "allowed" / "one" / "app").mkdir(parents=True)
     (tmp_path / "other" / "app").mkdir(parents=True)
     return host._replace(
@@ -285,13 +289,15 @@ def narrow(host: Host, tmp_path: Path) -> Host:
     )
 
 
-def test_what_lies_in_an_allowed_directory_is_opened(narrow: Host, tmp_path: Path) -> None:
+def test_a_source_in_an_allowed_directory_is_opened(narrow: Host, tmp_path: Path) -> None:
     for source in (tmp_path / "allowed" / "one", tmp_path / "allowed" / "one" / "app"):
         assert os.path.samestat(opened(narrow, source), source.stat())
 
 
 @pytest.mark.parametrize("source", ["other", "other/app", "allowed", "allowed/one-more"])
-def test_what_lies_in_none_is_refused(narrow: Host, tmp_path: Path, source: str) -> None:
+def test_a_source_outside_of_the_allowed_directories_is_refused(
+    narrow: Host, tmp_path: Path, source: str
+) -> None:
     (tmp_path / "allowed" / "one-more").mkdir()
     missing, there = narrow.allowed
     assert refusal(narrow, tmp_path / source) == (
@@ -308,17 +314,17 @@ def test_what_lies_in_none_is_refused(narrow: Host, tmp_path: Path, source: str)
         *("allowed/one/out/file", "allowed/one/out/link", "allowed/one/up/none", "none"),
     ],
 )
-def test_what_lies_in_none_gets_one_sentence_whether_it_is_there_or_not(
+def test_existing_and_missing_sources_outside_get_the_same_refusal(
     narrow: Host, tmp_path: Path, source: str
 ) -> None:
-    """A user with less than the whole host is told nothing of the rest, by no way."""
+    """A user with access to a part of the host learns nothing of files elsewhere."""
     (tmp_path / "other" / "file").touch()
     (tmp_path / "other" / "link").symlink_to("app")
     (tmp_path / "other" / "loop").symlink_to("loop")
     (tmp_path / "allowed" / "one" / "out").symlink_to(tmp_path / "other")
     (tmp_path / "allowed" / "one" / "up").symlink_to("../../other")
     expected = refusal(narrow, tmp_path / "other" / "app")
-    if source.startswith("allowed/one/"):  # the directory that the name points to comes first
+    if source.startswith("allowed/one/"):  # a refusal names the directory above the source first
         missing, there = narrow.allowed
         nearest = [f"{there}", f"{missing} (which allows nothing: No such file or directory)"]
         expected = f"{NOT_ALLOWED}; expected a directory in {', '.join(nearest)}"
@@ -326,7 +332,7 @@ def test_what_lies_in_none_gets_one_sentence_whether_it_is_there_or_not(
     assert refusal(narrow, tmp_path / source) == expected
 
 
-def test_what_is_wrong_in_an_allowed_directory_is_told(narrow: Host, tmp_path: Path) -> None:
+def test_a_refusal_in_an_allowed_directory_has_the_reason(narrow: Host, tmp_path: Path) -> None:
     one = tmp_path / "allowed" / "one"
     (one / "file").touch()
     (one / "link").symlink_to("app")
@@ -339,7 +345,7 @@ def test_what_is_wrong_in_an_allowed_directory_is_told(narrow: Host, tmp_path: P
     assert refusal(narrow, one / "loop" / "x").startswith("leads through too many symbolic")
 
 
-def test_outside_of_what_the_plugin_sees_is_as_outside_of_what_is_allowed(
+def test_a_source_outside_of_the_host_directory_counts_as_not_allowed(
     seen_elsewhere: Host,
 ) -> None:
     narrow = seen_elsewhere._replace(allowed=(Path("/srv/app"),))
@@ -364,7 +370,7 @@ def test_a_symlink_may_lead_into_an_allowed_directory(narrow: Host, tmp_path: Pa
 def test_an_allowed_directory_that_became_a_symlink_allows_nothing(
     narrow: Host, tmp_path: Path
 ) -> None:
-    """Somebody who may write above it, such as in a volume, would choose what it allows."""
+    """A user with write access above it, as in a volume, could choose the allowed directory."""
     (tmp_path / "allowed" / "two").symlink_to(tmp_path / "other")
     why = f"{tmp_path}/allowed/two (which allows nothing: a symbolic link is part of it)"
     assert why in refusal(narrow, tmp_path / "other" / "app")
@@ -373,10 +379,10 @@ def test_an_allowed_directory_that_became_a_symlink_allows_nothing(
     assert "a symbolic link is part of it" in refusal(below, tmp_path / "other" / "app")
 
 
-def test_another_way_to_an_allowed_directory_is_none(
+def test_a_bind_mount_of_an_allowed_directory_is_not_allowed(
     narrow: Host, tmp_path: Path, bound: Path
 ) -> None:
-    """A bind mount may be a read-only one: what is allowed is the way to the files."""
+    """A bind mount may be read-only: the settings allow a path and not the files."""
     assert refusal(narrow, bound / "allowed" / "one" / "app").startswith(NOT_ALLOWED)
     through = narrow._replace(allowed=(bound / "allowed",))
     assert opened(through, bound / "allowed" / "one").st_ino
@@ -395,10 +401,10 @@ def test_all_of_the_host_may_be_allowed(host: Host, tmp_path: Path) -> None:
     assert opened(host._replace(allowed=(Path("/"),)), tmp_path / "app").st_ino
 
 
-def test_an_allowed_directory_that_hangs_holds_up_no_source_elsewhere(
+def test_an_allowed_directory_that_hangs_delays_no_source_elsewhere(
     narrow: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as one on a network file system whose server has gone; nobody looks at it."""
+    """The plugin does not open a directory that lies on a dead network file system."""
     really_open = syscalls.openat2
 
     def hanging(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:

@@ -1,4 +1,4 @@
-"""config.json: the engine checks none of it and drops what it does not know, so this does."""
+"""config.json: the engine neither checks it nor refuses unknown keys, so these tests do."""
 
 import re
 import shlex
@@ -10,15 +10,15 @@ import pytest
 from plugin.admin.settings import SETTINGS, Settings
 from plugin.install.installation import CONTEXT, TREE
 
-# sockaddr_un.sun_path holds 108 bytes with the final NUL; the engine puts the socket into a
-# directory named by the plugin's id of 64 digits.
+# sockaddr_un.sun_path holds 108 bytes with the final NUL. The engine puts the socket into a
+# directory; the name of the directory is the plugin's id of 64 digits.
 SOCKET_PATH_LIMIT = 107
 ENGINE_SOCKET_DIR = "/run/docker/plugins/" + 64 * "f"
 RUNTIME_ENVIRONMENT = {"LANG", "PYTHONUNBUFFERED"}
 
 
 class Strict(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
-    """A part of config.json as the engine knows it."""
+    """A section of config.json with the keys that the engine knows."""
 
 
 class Interface(Strict):
@@ -84,7 +84,7 @@ def manifest() -> Manifest:
 
 
 def table(heading: str) -> dict[str, list[str]]:
-    """The rows of the table below a heading of docs/install.md: first cell -> the others."""
+    """Return the table below *heading* in docs/install.md: first cell -> the others."""
     section = re.split(r"^#+ ", read("docs/install.md").partition(heading)[2], flags=re.MULTILINE)
     rows = [line.strip("|").split("|") for line in section[0].splitlines() if line.startswith("|")]
     return {
@@ -93,12 +93,12 @@ def table(heading: str) -> dict[str, list[str]]:
     }
 
 
-def test_a_key_that_the_engine_does_not_know_is_refused() -> None:
+def test_a_key_unknown_to_the_engine_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="mount"):
         msgspec.json.decode(b'{"mount": []}', type=Manifest)
 
 
-def test_every_privilege_has_its_reason_and_every_reason_a_privilege(manifest: Manifest) -> None:
+def test_each_privilege_is_documented_with_its_reason(manifest: Manifest) -> None:
     asked = {
         *manifest.linux.capabilities,
         *(device.path for device in manifest.linux.devices),
@@ -110,7 +110,7 @@ def test_every_privilege_has_its_reason_and_every_reason_a_privilege(manifest: M
     assert all(len(reason) > 20 for (reason,) in reasons.values())
 
 
-def test_nothing_else_is_asked_for(manifest: Manifest) -> None:
+def test_no_other_privilege_is_requested(manifest: Manifest) -> None:
     assert manifest.network.type == ""
     assert not manifest.ipchost
     assert not manifest.pidhost
@@ -125,7 +125,7 @@ def test_every_mount_is_documented_with_its_source(manifest: Manifest) -> None:
         assert mount.settable == ["source"]
 
 
-def test_every_variable_is_one_that_the_plugin_reads(manifest: Manifest) -> None:
+def test_each_variable_is_a_setting_of_the_plugin(manifest: Manifest) -> None:
     names = {variable.name for variable in manifest.env}
 
     assert names - RUNTIME_ENVIRONMENT <= {setting.variable for setting in SETTINGS.values()}
@@ -142,7 +142,7 @@ def test_the_environment_fits_the_mounts(manifest: Manifest) -> None:
     assert settings.log_level == Settings.from_environment({}).log_level
 
 
-def test_disks_that_are_mounted_later_appear(manifest: Manifest) -> None:
+def test_mounts_propagate_from_the_host(manifest: Manifest) -> None:
     for mount in manifest.mounts:
         assert (mount.type, mount.options) == ("bind", ["rbind", "rslave"])
 
@@ -155,7 +155,7 @@ def test_the_socket_is_where_the_plugin_listens(manifest: Manifest) -> None:
     assert len(f"{ENGINE_SOCKET_DIR}/{manifest.interface.socket}") <= SOCKET_PATH_LIMIT
 
 
-def test_the_image_has_what_the_plugin_is_started_with(manifest: Manifest) -> None:
+def test_the_image_has_the_entrypoint_and_the_directories(manifest: Manifest) -> None:
     dockerfile = read("Dockerfile")
     directories = shlex.split(re.findall(r"mkdir -p (.*)", dockerfile)[-1])
 
@@ -174,11 +174,11 @@ def test_the_scripts_make_the_image_that_the_dockerfile_starts_from() -> None:
 
 
 def test_the_dockerfile_builds_with_the_classic_builder() -> None:
-    # docker-py speaks to no other.
+    # docker-py supports no other builder.
     assert not re.search(r"# *syntax=|--mount=|<<", read("Dockerfile"))
 
 
-def test_a_build_by_hand_sees_what_the_installer_sends() -> None:
+def test_docker_build_and_the_installer_use_the_same_files() -> None:
     allowed = set(re.findall(r"^!(\S+)", read(".dockerignore"), re.MULTILINE))
 
     assert allowed == {*CONTEXT, "ca-bundle.crt"} - {"Dockerfile"}

@@ -1,4 +1,4 @@
-"""Engines with userns-remap, rootless ones, and engines that cannot take the plugin."""
+"""Engines with userns-remap, rootless engines, and engines that cannot run the plugin."""
 
 import os
 import stat
@@ -21,7 +21,7 @@ REMAPPED: dict[str, Any] = {
 def test_an_engine_that_remaps_users_gives_volumes_to_its_root(
     docker: FakeEngine, install: Install
 ) -> None:
-    docker.says = REMAPPED
+    docker.info_answer = REMAPPED
     install(default_options="cache=never")
 
     assert docker.settings()["PASSFS_OWNER"] == "100000:100001"
@@ -31,10 +31,8 @@ def test_an_engine_that_remaps_users_gives_volumes_to_its_root(
     )
 
 
-def test_an_owner_survives_upgrades_and_an_administrators_is_kept(
-    docker: FakeEngine, install: Install
-) -> None:
-    docker.says = REMAPPED
+def test_an_upgrade_keeps_a_detected_and_a_set_owner(docker: FakeEngine, install: Install) -> None:
+    docker.info_answer = REMAPPED
     install()
     install.change_sources()
     install(default_options="uid=5")
@@ -48,23 +46,23 @@ def test_an_owner_survives_upgrades_and_an_administrators_is_kept(
     assert docker.settings()["PASSFS_OWNER"] == "7:7"
 
 
-def test_an_older_plugin_gets_an_owner_by_the_upgrade(docker: FakeEngine, install: Install) -> None:
+def test_an_upgrade_gives_an_older_plugin_an_owner(docker: FakeEngine, install: Install) -> None:
     install()
     assert docker.settings()["PASSFS_OWNER"] == ""
-    docker.says = REMAPPED
+    docker.info_answer = REMAPPED
     install()
 
     assert docker.settings()["PASSFS_OWNER"] == "100000:100001"
 
 
-def test_a_directory_whose_name_looks_remapped_is_none(docker: FakeEngine) -> None:
-    docker.says = REMAPPED | {"SecurityOptions": None}
+def test_without_userns_remap_the_directory_s_name_means_nothing(docker: FakeEngine) -> None:
+    docker.info_answer = REMAPPED | {"SecurityOptions": None}
 
-    assert daemon.remapped_root(docker.says) == ""
+    assert daemon.remapped_root(docker.info_answer) == ""
 
 
 class Rootless:
-    """A rootless engine of the user that runs the tests, or of another one."""
+    """A rootless engine of the user that runs the tests, or of another user."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "docker"
@@ -79,13 +77,13 @@ class Rootless:
 @pytest.fixture
 def rootless(docker: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rootless:
     engine = Rootless(tmp_path)
-    docker.says = engine.info
+    docker.info_answer = engine.info
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return engine
 
 
 @pytest.mark.usefixtures("rootless")
-def test_the_user_of_a_rootless_engine_has_the_data_at_home(
+def test_the_plugin_of_a_rootless_engine_keeps_its_data_in_the_home_directory(
     docker: FakeEngine, install: Install, tmp_path: Path
 ) -> None:
     install(data_dir=None)
@@ -111,7 +109,7 @@ def test_a_rootless_engine_of_another_user_is_refused_before_the_build(
 
 
 @pytest.mark.usefixtures("rootless")
-def test_a_rootless_engine_cannot_have_roots_data_directory(
+def test_a_rootless_engine_cannot_use_a_data_directory_of_root(
     docker: FakeEngine, install: Install
 ) -> None:
     install.data_dir.mkdir()
@@ -122,7 +120,7 @@ def test_a_rootless_engine_cannot_have_roots_data_directory(
     assert docker.context == {}
 
 
-def test_a_rootless_engine_elsewhere_is_refused(
+def test_a_rootless_engine_on_another_machine_is_refused(
     docker: FakeEngine, install: Install, rootless: Rootless
 ) -> None:
     rootless.root.rmdir()
@@ -144,8 +142,8 @@ def test_a_rootless_engine_elsewhere_is_refused(
         ),
     ],
 )
-def test_what_cannot_succeed_is_refused(
+def test_an_engine_that_cannot_run_the_plugin_is_refused(
     docker: FakeEngine, info: dict[str, Any], user: int, fuse: str, message: str
 ) -> None:
     with pytest.raises(InstallationError, match=message):
-        daemon.check(docker.says | info, user, fuse)
+        daemon.check(docker.info_answer | info, user, fuse)

@@ -1,4 +1,4 @@
-"""`passfs install`: when it builds, which certificates it trusts, and its refusals before that."""
+"""`passfs install`: reasons for a build, CA bundles, and refusals before a build."""
 
 import os
 import tempfile
@@ -31,9 +31,7 @@ def test_a_setting_builds_no_image(docker: FakeEngine, install: Install) -> None
     assert install.transcript.steps == ["Configuring passfs", "Enabling passfs"]
 
 
-def test_times_owners_and_the_umask_make_no_other_build(
-    docker: FakeEngine, install: Install
-) -> None:
+def test_times_owners_and_the_umask_cause_no_build(docker: FakeEngine, install: Install) -> None:
     install()
     for path in [install.tree, *install.tree.rglob("*")]:
         os.utime(path, (1, 1))
@@ -46,7 +44,9 @@ def test_times_owners_and_the_umask_make_no_other_build(
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "config.json", "plugin/module.py", "plugin/new.py"])
-def test_a_change_of_any_source_is_built(docker: FakeEngine, install: Install, name: str) -> None:
+def test_a_change_of_a_source_causes_a_build(
+    docker: FakeEngine, install: Install, name: str
+) -> None:
     install()
     with (install.tree / name).open("a") as file:
         file.write("\n")
@@ -56,14 +56,14 @@ def test_a_change_of_any_source_is_built(docker: FakeEngine, install: Install, n
     assert docker.calls[-1] == "enable passfs"
 
 
-def test_a_program_that_becomes_executable_is_a_change(install: Install) -> None:
+def test_an_executable_bit_changes_the_digest(install: Install) -> None:
     before = digest(install.tree)
     (install.tree / "plugin" / "module.py").chmod(0o755)
 
     assert digest(install.tree) != before
 
 
-def test_a_newer_base_image_is_built_on(docker: FakeEngine, install: Install) -> None:
+def test_a_newer_base_image_causes_a_build(docker: FakeEngine, install: Install) -> None:
     install()
     docker.local_images[BASE] = "sha256:" + 64 * "c"
     install()
@@ -73,9 +73,7 @@ def test_a_newer_base_image_is_built_on(docker: FakeEngine, install: Install) ->
     assert docker.context == {}
 
 
-def test_a_base_image_that_was_removed_is_no_reason_to_build(
-    docker: FakeEngine, install: Install
-) -> None:
+def test_a_removed_base_image_causes_no_build(docker: FakeEngine, install: Install) -> None:
     install()
     docker.local_images = {}
     install(log_level="debug")
@@ -95,7 +93,7 @@ def test_running_containers_are_found_before_the_build(
     assert install.transcript.steps == []
 
 
-def test_a_bundle_is_remembered(docker: FakeEngine, install: Install, bundle: Path) -> None:
+def test_later_installs_use_the_bundle(docker: FakeEngine, install: Install, bundle: Path) -> None:
     install(ca_bundle=str(bundle))
     install.change_sources()
     bundle.write_text(2 * PEM)
@@ -104,7 +102,7 @@ def test_a_bundle_is_remembered(docker: FakeEngine, install: Install, bundle: Pa
     assert docker.context["ca-bundle.crt"].size == len(2 * PEM)
 
 
-def test_a_bundle_that_comes_with_a_setting_is_remembered(
+def test_later_installs_use_a_bundle_that_came_with_a_setting(
     docker: FakeEngine, install: Install, bundle: Path
 ) -> None:
     install()
@@ -116,7 +114,7 @@ def test_a_bundle_that_comes_with_a_setting_is_remembered(
     assert "ca-bundle.crt" in docker.context
 
 
-def test_a_bundle_outlives_the_plugin_and_a_move_of_the_data_directory(
+def test_a_bundle_survives_an_uninstall_and_another_data_directory(
     docker: FakeEngine, install: Install, bundle: Path, tmp_path: Path
 ) -> None:
     install(ca_bundle=str(bundle))
@@ -132,7 +130,7 @@ def test_a_bundle_outlives_the_plugin_and_a_move_of_the_data_directory(
     assert "ca-bundle.crt" in docker.context
 
 
-def test_a_bundle_is_forgotten_when_told_so(
+def test_an_empty_bundle_forgets_the_last_one(
     docker: FakeEngine, install: Install, bundle: Path
 ) -> None:
     install(ca_bundle=str(bundle))
@@ -143,7 +141,7 @@ def test_a_bundle_is_forgotten_when_told_so(
     assert "ca-bundle.crt" not in docker.context
 
 
-def test_a_bundle_that_is_gone_is_left_out_with_a_line(
+def test_a_missing_bundle_is_left_out_and_reported(
     docker: FakeEngine, install: Install, bundle: Path
 ) -> None:
     install(ca_bundle=str(bundle))
@@ -161,7 +159,7 @@ def test_a_bundle_that_is_gone_is_left_out_with_a_line(
     assert "ca-bundle.crt" in docker.context
 
 
-def test_a_bundle_is_remembered_by_its_whole_path(
+def test_a_bundle_is_kept_by_its_absolute_path(
     install: Install, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bundle.parent)
@@ -170,7 +168,7 @@ def test_a_bundle_is_remembered_by_its_whole_path(
     assert (install.data_dir / "ca-bundle.crt").readlink() == bundle
 
 
-def test_a_bundle_of_a_failed_build_is_not_remembered(
+def test_a_bundle_of_a_failed_build_is_not_kept(
     docker: FakeEngine, install: Install, bundle: Path
 ) -> None:
     docker.build_events = [{"error": "pip returned 1"}]
@@ -187,7 +185,7 @@ def test_a_bundle_of_a_failed_build_is_not_remembered(
         ("DER", "--ca-bundle '.*proxy.pem' holds no certificate; expected a PEM file"),
     ],
 )
-def test_a_bundle_that_is_none_is_refused_before_the_build(
+def test_an_unusable_bundle_is_refused_before_the_build(
     docker: FakeEngine, install: Install, bundle: Path, content: str | None, message: str
 ) -> None:
     bundle.unlink() if content is None else bundle.write_text(content)
@@ -226,7 +224,7 @@ def test_too_little_space_is_refused_before_the_build(
     assert docker.context == {}
 
 
-def test_a_disk_that_fills_up_meanwhile_ends_in_a_sentence(
+def test_a_disk_that_fills_up_during_the_export_is_reported(
     docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -240,7 +238,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_in_a_sentence(
 
 
 @pytest.mark.parametrize("name", ["Passfs", "a b", "", "-x", "x-", "a@b", "passfs:", "a__._b", "ä"])
-def test_a_name_that_no_engine_takes_is_refused_before_the_build(
+def test_an_invalid_name_is_refused_before_the_build(
     docker: FakeEngine, install: Install, name: str
 ) -> None:
     with pytest.raises(InstallationError, match=f"--name '{name}' is not accepted; expected lower"):
@@ -252,14 +250,12 @@ def test_a_name_that_no_engine_takes_is_refused_before_the_build(
 @pytest.mark.parametrize(
     "name", ["passfs", "passfs:latest", "a/b_c", "p--1", "Host.org:5000/x/y:V1.0", "a__b"]
 )
-def test_names_that_engines_take(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     check_name(name)
 
 
 @pytest.mark.parametrize("call", ["info", "inspect", "containers"])
-def test_an_engine_that_refuses_a_question_ends_in_a_sentence(
-    docker: FakeEngine, install: Install, call: str
-) -> None:
+def test_a_refused_request_is_reported(docker: FakeEngine, install: Install, call: str) -> None:
     docker.broken = {call: "authorization denied by plugin"}
     with pytest.raises(InstallationError, match=r"engine could not .*: authorization denied by"):
         install()
@@ -267,5 +263,5 @@ def test_an_engine_that_refuses_a_question_ends_in_a_sentence(
     assert docker.context == {}
 
 
-def test_the_tree_that_tests_run_from_has_a_digest() -> None:
+def test_the_source_tree_of_the_tests_has_a_digest() -> None:
     assert digest(TREE) == digest(TREE)

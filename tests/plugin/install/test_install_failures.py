@@ -1,4 +1,4 @@
-"""`passfs install` that fails or is cut off: no engine is left without a plugin or its settings."""
+"""`passfs install` that fails or is cut off: the plugin or its settings are kept."""
 
 import shutil
 import sqlite3
@@ -17,7 +17,7 @@ from tests.support.tools.records import record
 
 
 @pytest.mark.parametrize("verb", ["configure", "enable"])
-def test_a_setting_that_does_not_work_is_taken_back(
+def test_a_setting_with_which_the_plugin_does_not_start_is_undone(
     docker: FakeEngine, install: Install, verb: str
 ) -> None:
     install(log_level="info")
@@ -31,7 +31,7 @@ def test_a_setting_that_does_not_work_is_taken_back(
     assert docker.settings()["PASSFS_LOG_LEVEL"] == "debug"
 
 
-def test_a_setting_that_does_not_work_enables_no_plugin_that_was_disabled(
+def test_undoing_a_setting_leaves_a_disabled_plugin_disabled(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
@@ -42,7 +42,7 @@ def test_a_setting_that_does_not_work_enables_no_plugin_that_was_disabled(
     assert not docker.plugins["passfs"]["Enabled"]
 
 
-def test_both_failures_are_told_if_the_former_settings_do_not_work_either(
+def test_both_failures_are_reported_if_the_former_settings_fail_as_well(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
@@ -92,14 +92,14 @@ def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
 
     path.write_bytes(good)
     install()
-    assert tried == [[]], "an engine may ask for a volume while both plugins run"
+    assert tried == [[]], "an engine may request a volume while both plugins run"
     assert path.read_bytes() == good
 
 
-def test_a_change_that_a_killed_plugin_has_left_half_done_stops_no_upgrade(
+def test_a_journal_of_a_killed_plugin_does_not_prevent_an_upgrade(
     docker: FakeEngine, install: Install, tmp_path: Path
 ) -> None:
-    """The registry has a journal, which only a plugin may take back."""
+    """The registry has a journal, which only a plugin may roll back."""
     install()
     docker.disable_plugin("passfs", force=True)
     path, journal = install.data_dir / registry.FILE_NAME, f"{registry.FILE_NAME}-journal"
@@ -128,7 +128,7 @@ def test_a_data_directory_of_another_plugin_is_refused_before_the_build(
             install()
         assert (docker.calls, docker.context) == ([], {})
     install()
-    with database.locked(install.data_dir / registry.LOCK_NAME):  # as the plugin itself has it
+    with database.locked(install.data_dir / registry.LOCK_NAME):  # as a running plugin holds it
         install(log_level="debug")
         install.change_sources()
         install()
@@ -137,10 +137,10 @@ def test_a_data_directory_of_another_plugin_is_refused_before_the_build(
 
 
 @pytest.mark.parametrize("verb", ["remove", "create", "configure", "enable"])
-def test_settings_outlive_an_upgrade_that_is_cut_off(
+def test_settings_survive_an_upgrade_that_is_cut_off(
     docker: FakeEngine, install: Install, verb: str
 ) -> None:
-    """The engine has them no more: the next install must not allow every source again."""
+    """The engine has lost the settings: the next install must not allow every source."""
     install(host_dir="/usr", allowed_sources="/usr/lib", log_level="debug")
     before = docker.settings()
     install.change_sources()
@@ -154,7 +154,7 @@ def test_settings_outlive_an_upgrade_that_is_cut_off(
     assert list((install.tree.parent / "default").iterdir()) == []
 
 
-def test_a_default_data_directory_that_cannot_be_written_is_in_no_way(
+def test_an_install_does_not_need_the_default_data_directory(
     docker: FakeEngine, install: Install
 ) -> None:
     (install.tree.parent / "default").write_text("no directory")
@@ -167,17 +167,17 @@ def test_a_default_data_directory_that_cannot_be_written_is_in_no_way(
     assert docker.plugins["passfs"]["Enabled"]
 
 
-def test_settings_that_cannot_be_read_are_not_taken_for_none(install: Install) -> None:
+def test_unreadable_kept_settings_are_refused(install: Install) -> None:
     (install.tree.parent / "default").mkdir()
     (install.tree.parent / "default" / "install-passfs.json").write_text("x")
     with pytest.raises(InstallationError, match=r"install-passfs\.json.* remove the file"):
         install()
 
 
-def test_a_path_that_was_emptied_when_that_meant_the_default_is_the_default(
+def test_an_upgrade_replaces_an_empty_path_by_the_default(
     docker: FakeEngine, install: Install
 ) -> None:
-    """An older plugin started with it, and `docker plugin set NAME=` had no other meaning."""
+    """An older plugin read an empty path, from `docker plugin set NAME=`, as the default."""
     install(default_options="ro")
     environment = docker.plugins["passfs"]["Settings"]["Env"]
     environment.remove("PASSFS_HOST_DIR=/")

@@ -6,7 +6,7 @@ from typing import cast
 
 from passthrough.options.config import Config, InodeFileHandles
 from passthrough.worker.handover import Report
-from plugin.admin.host import Machine
+from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
 from plugin.mounting.keeper import Keeper
 from plugin.volume import Event, FileName, Volume, VolumeName
@@ -37,7 +37,7 @@ def test_a_mount_of_an_older_passfs_with_what_is_refused_now_is_described() -> N
     volume = Volume(record("vol"))
     volume.apply(Event.MOUNT)
     keeper = cast("Keeper", Serving(report))
-    status = Status(keeper, Policy().understand, Machine(data_dir=Path("/data")))
+    status = Status(keeper, Policy().understand, HostFacts(data_dir=Path("/data")))
     told = json.loads(status.describe(volume, "").encode())["Status"]
     assert told["mounted"] is True
     assert told["worker_pid_in_plugin"] == 7

@@ -1,4 +1,4 @@
-"""An engine that keeps plugins in memory and refuses what Docker refuses."""
+"""A fake engine: it keeps plugins in memory and refuses the requests that Docker refuses."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def api_error(status: int, explanation: str) -> APIError:
 
 
 def root_file_system() -> bytes:
-    """An exported image: what an extraction could get wrong is in it."""
+    """Return an exported image with the files that an extraction could change."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         null = tarfile.TarInfo("dev/null")
@@ -45,14 +45,14 @@ def root_file_system() -> bytes:
 
 
 class FakeEngine:
-    """The calls of docker.APIClient that the installer uses; `calls` is their order."""
+    """The methods of docker.APIClient that the installer uses; `calls` has their order."""
 
     def __init__(self) -> None:
         self.plugins: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.running: list[dict[str, Any]] = []
         self.local_images = {BASE: "sha256:" + 64 * "b"}
-        self.says = {
+        self.info_answer = {
             "OSType": "linux",
             "DockerRootDir": "/var/lib/docker",
             "SecurityOptions": ["name=seccomp,profile=default"],
@@ -63,9 +63,9 @@ class FakeEngine:
         self.exported: dict[str, os.stat_result] = {}
         self.left_containers: set[str] = set()
         self.broken: dict[str, str] = {}
-        """Calls ("enable passfs") that fail, with the engine's explanation."""
+        """Call, such as "enable passfs", that fails -> the engine's explanation."""
         self.broken_once: dict[str, str] = {}
-        """The same, for calls that fail the first time alone."""
+        """The same, for calls that fail only once."""
 
     def _called(self, verb: str, name: str) -> None:
         self.calls.append(f"{verb} {name}")
@@ -91,7 +91,7 @@ class FakeEngine:
 
     def info(self) -> dict[str, Any]:
         self._fails("info")
-        return self.says
+        return self.info_answer
 
     def images(self, name: str) -> list[dict[str, str]]:
         return [{"Id": self.local_images[name]}] if name in self.local_images else []
@@ -172,7 +172,7 @@ class FakeEngine:
         del self.plugins[name]
 
     def settings(self, name: str = "passfs") -> dict[str, str]:
-        """What someone who inspects the plugin would see."""
+        """Return the settings that `docker plugin inspect` shows."""
         plugin = self.plugins[name]
         sources = {f"{m['Name']}.source": m["Source"] for m in plugin["Config"]["Mounts"]}
         return sources | dict(entry.split("=", 1) for entry in plugin["Settings"]["Env"])
@@ -197,7 +197,7 @@ class Transcript:
 
 
 class Install:
-    """`passfs install` in the fake engine, with a data directory of the test's own."""
+    """`passfs install` in the fake engine, with a data directory below *directory*."""
 
     def __init__(self, docker: FakeEngine, directory: Path) -> None:
         self._docker = docker
@@ -218,13 +218,13 @@ class Install:
         return self.transcript
 
     def change_sources(self) -> None:
-        """Have the next install be an upgrade."""
+        """Change the sources, so that the next install is an upgrade."""
         with (self.tree / "plugin" / "module.py").open("a") as module:
             module.write("# newer\n")
 
 
 def small_tree(directory: Path) -> Path:
-    """Make a source tree with our config.json and Dockerfile, and one module a package."""
+    """Make a source tree with the real config.json and Dockerfile, and a module per package."""
     directory.mkdir()
     for name in CONTEXT:
         if (TREE / name).is_dir():
@@ -236,7 +236,7 @@ def small_tree(directory: Path) -> Path:
     (directory / "Dockerfile").write_bytes((TREE / "Dockerfile").read_bytes())
     manifest = json.loads((TREE / "config.json").read_text())
     (data,) = (mount for mount in manifest["mounts"] if mount["name"] == "data")
-    data["source"] = str(directory.parent / "default")  # not the machine's
+    data["source"] = str(directory.parent / "default")  # not that of the machine
     (directory / "config.json").write_text(json.dumps(manifest))
     return directory
 

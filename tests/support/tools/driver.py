@@ -1,4 +1,4 @@
-"""The driver under test in a real engine: its two installations, and what tests ask of it."""
+"""The driver under test in a real engine: its two installations, and requests of tests."""
 
 import contextlib
 import os
@@ -24,25 +24,25 @@ from passthrough.linux.mountinfo import FSTYPE
 from tests.support.fakes.manager import Manager
 
 TOOLS_IMAGE = "passfs-test-tools"
-# The same in each run: an engine remembers every name whose socket it has ever found.
+# The same in each run, because an engine remembers the name of each socket that it has found.
 HOST_NAME = "passfs-host-test"
-# In engines of a test's own: the installations beside the ones in the machine's engine.
+# The installations in a test's own engine; those above are in the machine's engine.
 OWN_NAME = "passfs-own"
 OWN_HOST_NAME = "passfs-own-host-test"
 BASE_IMAGE = "debian:trixie-slim"
-# An install builds an image once, and later runs find every layer in the engine's cache.
+# The first install builds an image; later ones find each layer in the engine's cache.
 INSTALL_S = 900
 STOP_S = 10
 UNIT = Path(__file__).parents[3] / "packaging" / "passfs.service"
 SOCKET = UNIT.with_suffix(".socket")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
-# What this machine trusts, the build of an image on it may trust.
+# Builds on this machine may use its trust store.
 TRUST = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
 
 
 @dataclass
 class Driver:
-    """A volume driver that the engine knows, and where it keeps its data on this host."""
+    """A volume driver of the engine, and its data directory on this host."""
 
     client: docker.DockerClient
     name: str
@@ -51,12 +51,12 @@ class Driver:
     """Stop the plugin and start it again, as an administrator would."""
 
     def own_directory(self, volume: Volume) -> Path:
-        """Where the files of a volume without a source lie."""
+        """Return the directory of a volume without a source."""
         return self.data_dir / "volumes" / str(volume.name)
 
     @contextlib.contextmanager
     def volume(self, **options: str) -> Iterator[Volume]:
-        """A volume with a name of its own, removed at the end."""
+        """Create a volume with a unique name, and remove it at the end."""
         volume = self.client.volumes.create(
             f"t-{uuid.uuid4().hex[:12]}", driver=self.name, driver_opts=options
         )
@@ -69,7 +69,7 @@ class Driver:
     def run(
         self, volume: Volume, command: str, *, mode: str = "rw", at: str = "/data", **more: Any
     ) -> str:
-        """What a shell in a fresh container with *volume* prints; raises if it fails."""
+        """Return the output of a shell in a new container with *volume*; raise if it fails."""
         output = self.client.containers.run(
             TOOLS_IMAGE,
             ["sh", "-euc", command],
@@ -83,7 +83,7 @@ class Driver:
 
     @contextlib.contextmanager
     def container(self, volume: Volume, *, at: str = "/data", **more: Any) -> Iterator[Container]:
-        """A container that sleeps with *volume* mounted, removed at the end."""
+        """Run a container that sleeps with *volume* mounted, and remove it at the end."""
         container = self.client.containers.run(
             TOOLS_IMAGE,
             ["sleep", "infinity"],
@@ -99,15 +99,15 @@ class Driver:
             container.remove(force=True)
 
     def status(self, volume: Volume) -> dict[str, Any]:
-        """What `docker volume inspect` shows under Status."""
+        """Return the Status in `docker volume inspect`."""
         return dict(self.client.api.inspect_volume(volume.name)["Status"])
 
     def file_systems(self, volume: Volume) -> set[int]:
-        """The FUSE file systems that are mounted for *volume* on the host, as st_dev.
+        """Return the FUSE file systems that are mounted for *volume* on the host, as st_dev.
 
-        One file system of a managed plugin has two places in mountinfo, one hidden under the
-        other, where the host's root is a shared mount: the engine binds the plugin's directory
-        of mounts to itself, and both ends of that bind receive what is mounted in it.
+        If the host's root is a shared mount, a file system of a managed plugin has two entries in
+        mountinfo, one hidden under the other. The engine binds the plugin's mount directory to
+        itself, and both ends of this bind receive the mounts in it.
         """
         ending = b"/" + str(volume.name).encode()
         return {
@@ -117,7 +117,7 @@ class Driver:
         }
 
     def mountpoint(self, volume: Volume) -> str:
-        """Where the host sees *volume* mounted."""
+        """Return the mount point of *volume* on the host."""
         ending = b"/" + str(volume.name).encode()
         return next(
             mount.target.decode()
@@ -127,7 +127,7 @@ class Driver:
 
 
 def execute(container: Container, command: str, **more: Any) -> str:
-    """What a shell in a running container prints; fails with its output."""
+    """Return the output of a shell in a running container; fail with the output."""
     code, output = container.exec_run(["sh", "-euc", command], **more)
     text = bytes(output).decode(errors="replace")
     assert code == 0, text
@@ -135,7 +135,7 @@ def execute(container: Container, command: str, **more: Any) -> str:
 
 
 def passfs(*arguments: str, timeout_s: float = INSTALL_S) -> str:
-    """Run the `passfs` command as a user would; fails with its output."""
+    """Run the `passfs` command and return its output; fail with output and errors."""
     done = subprocess.run(
         [sys.executable, "-m", "plugin", *arguments],
         capture_output=True,
@@ -149,12 +149,12 @@ def passfs(*arguments: str, timeout_s: float = INSTALL_S) -> str:
 
 @contextlib.contextmanager
 def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
-    """The managed plugin, installed by `passfs install` under a name of its own."""
+    """Install the managed plugin by `passfs install` under a unique name, and remove it."""
     name = f"passfs-test-{uuid.uuid4().hex[:8]}:latest"
     try:
         short = name.removesuffix(":latest")
         passfs("install", "--name", short, "--data-dir", str(directory / "data"), *TRUST)
-        yield Driver(client, name, directory / "data", partial(_off_and_on, client, name))
+        yield Driver(client, name, directory / "data", partial(_disable_and_enable, client, name))
     finally:
         with contextlib.suppress(docker.errors.NotFound):
             client.plugins.get(name).remove(force=True)
@@ -168,26 +168,26 @@ def created(
     name: str = OWN_NAME,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Driver]:
-    """The managed plugin, made of *tree* (config.json and rootfs) in an engine of a test's own."""
+    """Make the managed plugin from *tree* (config.json and rootfs), and remove it."""
     data_dir = directory / "data"
     data_dir.mkdir(exist_ok=True)
     client.api.create_plugin(name, str(tree))
     try:
         client.api.configure_plugin(name, {**settings, "data.source": str(data_dir)})
         client.api.enable_plugin(name, timeout=0)
-        yield Driver(client, f"{name}:latest", data_dir, partial(_off_and_on, client, name))
+        yield Driver(client, f"{name}:latest", data_dir, partial(_disable_and_enable, client, name))
     finally:
         client.plugins.get(name).remove(force=True)
 
 
-def _off_and_on(client: docker.DockerClient, name: str) -> None:
+def _disable_and_enable(client: docker.DockerClient, name: str) -> None:
     plugin = client.plugins.get(name)
     plugin.disable(force=True)
     plugin.enable()
 
 
 def host_socket(name: str) -> Path:
-    """Where engines look for the plugin *name* that this host runs."""
+    """Return the socket by which engines find the service *name* on this host."""
     return Path(f"/run/docker/plugins/{name}.sock")
 
 
@@ -195,7 +195,7 @@ def host_socket(name: str) -> Path:
 def on_host(
     client: docker.DockerClient, directory: Path, name: str = HOST_NAME
 ) -> Iterator[Driver]:
-    """`passfs serve` on this host, with its socket where the engine looks for plugins."""
+    """Run `passfs serve` on this host, with its socket in the engine's plugin directory."""
     service = Service(host_socket(name), directory)
 
     def restart() -> None:
@@ -209,16 +209,16 @@ def on_host(
 
 
 def unit(setting: str, file: Path = UNIT) -> list[str]:
-    """The words of one setting of a systemd unit."""
+    """Return the words of a setting in a systemd unit."""
     values = re.findall(rf"^{setting}=(.*)$", file.read_text(), re.MULTILINE)
     return [word for value in values for word in value.split()]
 
 
 class Service:
-    """A `passfs serve` process, as systemd runs it: with the unit's capabilities and no others.
+    """A `passfs serve` process with the unit's capabilities and no others.
 
-    What systemd does for it by the units, support/fakes/manager.py does: it listens, and keeps
-    descriptors while the service restarts.
+    In place of systemd, support/fakes/manager.py listens, and keeps descriptors while the service
+    restarts.
     """
 
     def __init__(self, socket: Path, directory: Path) -> None:
@@ -233,19 +233,19 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it says that requests are answered."""
+        """Start the service, and wait until it reports that it is ready."""
         assert self._manager is None
         self._manager = Manager(self._log.parent, self._socket)
         self._begin(self._manager)
 
     def restart(self) -> None:
-        """End it and begin it anew, without giving up what is kept for it."""
+        """Restart the service; the manager keeps its descriptors."""
         assert self._manager is not None
         self._end()
         self._begin(self._manager)
 
     def stop(self) -> None:
-        """End it for good; its socket goes, and workers that still serve somebody end."""
+        """Stop the service and its manager: the socket is removed, and the workers end."""
         assert self._manager is not None
         try:
             self._end()
@@ -269,7 +269,7 @@ class Service:
         assert manager.hears("READY=1"), self._log.read_text()
 
     def _end(self) -> None:
-        """End it as a service manager does; it must be quick and clean."""
+        """Send SIGTERM, as a service manager does; the service must end within STOP_S, with 0."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(STOP_S)

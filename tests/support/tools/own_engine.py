@@ -1,8 +1,8 @@
-"""A Docker engine of a test's own, which is stopped, killed and started again as the test likes.
+"""A Docker engine of a test, which the test can stop, kill and start.
 
-It has a network of its own, because an engine takes the bridge of any other for its own. Nothing of
-it lies outside of its directory but for what all engines of a machine share: /run/docker/plugins,
-with the sockets of services and, named by ids, those of managed plugins.
+The engine has a network of its own, because an engine takes the bridge of any other for its own.
+All its files lie below one directory. The exception is /run/docker/plugins, which all engines of a
+machine share: the sockets of services and, named by ids, those of managed plugins.
 """
 
 import contextlib
@@ -29,44 +29,44 @@ from tests.support.tools.processes import children, end, reap
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ("cat", "echo", "grep", "hostname", "id", "ls", "sh", "sleep", "touch", "true")
-# A user that every Debian has, and the host's ids of its root in containers: user and group.
+# A user that each Debian has, and the root of containers as ids of the host: user and group.
 REMAPPED_USER = "daemon"
 REMAPPED = (100000, 200000)
-# Of a rootless engine; an id that no user of the machine has.
+# The user of a rootless engine: an id that no user of the machine has.
 ROOTLESS_USER = 61234
 START_S = 60
 STOP_S = 60
 
 
 class OwnEngine:
-    """A dockerd below one directory; made by `own_engine`."""
+    """A dockerd; `own_engine` makes it."""
 
     def __init__(self, directory: Path, place: "Place") -> None:
-        """Name an engine that does not run yet, and is to run in *place*."""
+        """Prepare an engine for the namespaces *place*; `start` starts it."""
         self.directory = directory
         self.network = place.pid
-        """A process in the network of the engine."""
+        """The id of a process in the network namespace of the engine."""
         self._place = place
         self.log = directory / "log"
         self.live_restore = False
-        """Whether it was last started to leave containers running when it ends."""
+        """True if containers go on running when this dockerd ends."""
         self._socket = directory / "s"
         self._process: subprocess.Popen[bytes] | None = None
         self._client: docker.DockerClient | None = None
 
     @property
     def address(self) -> str:
-        """What DOCKER_HOST is to be for a command that talks to it."""
+        """The DOCKER_HOST of the engine."""
         return f"unix://{self._socket}"
 
     @property
     def client(self) -> docker.DockerClient:
-        """Its client, which outlives its ends; closed with it."""
+        """A client, which stays usable after a restart; `close` closes it."""
         assert self._client is not None
         return self._client
 
     def start(self, *, live_restore: bool = False) -> None:
-        """Start it and wait until it answers."""
+        """Start the engine and wait until it answers."""
         self.live_restore = live_restore
         settings = self.directory / "daemon.json"  # in place of the machine's
         settings.write_text(json.dumps({"live-restore": live_restore}))
@@ -78,9 +78,9 @@ class OwnEngine:
             )
         deadline = time.monotonic() + START_S
         while not self._answers():
-            words = self.log.read_text(errors="replace")[-4000:]
-            assert self._process.poll() is None, words
-            assert time.monotonic() < deadline, words
+            text = self.log.read_text(errors="replace")[-4000:]
+            assert self._process.poll() is None, text
+            assert time.monotonic() < deadline, text
             time.sleep(0.05)
 
     def _options(self, settings: Path) -> list[str]:
@@ -90,7 +90,7 @@ class OwnEngine:
             "exec-root": self.directory / "x",
             "pidfile": self.directory / "pid",
             "host": self.address,
-            # For a machine whose containerd serves all engines.
+            # A machine may have one containerd for all engines.
             "containerd-namespace": self.directory.name,
             "containerd-plugins-namespace": f"{self.directory.name}-plugins",
         }
@@ -111,26 +111,26 @@ class OwnEngine:
         return True
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it, or kill it; returns when it has ended."""
+        """Send a signal to the engine and wait for its end."""
         assert self._process is not None
         self._process.send_signal(number)
         status = self._process.wait(STOP_S)
         self._process = None
         if number == signal.SIGKILL:
-            # Its containerd goes with it, and has come to us; while it is not waited for, the next
-            # engine takes it for alive.
+            # containerd ends with the engine, and this process is then its parent. Until this
+            # process waits for containerd, the next engine believes that it is alive.
             with contextlib.suppress(FileNotFoundError, ChildProcessError):
                 containerd = self.directory / "x" / "containerd" / "containerd.pid"
                 os.waitpid(int(containerd.read_text()), 0)
         assert status == (0 if number == signal.SIGTERM else -number), self.log.read_text()[-4000:]
 
     def restart(self, *, live_restore: bool = False) -> None:
-        """Stop it and start it again."""
+        """Stop the engine and start it again."""
         self.end()
         self.start(live_restore=live_restore)
 
     def docker(self, *arguments: str) -> str:
-        """What the docker command prints for it; fails with its output."""
+        """Run the docker command and return its output; fail with output and errors."""
         done = subprocess.run(
             ["docker", "--host", self.address, *arguments],
             capture_output=True,
@@ -142,7 +142,7 @@ class OwnEngine:
         return done.stdout
 
     def close(self) -> None:
-        """End it for good, with its containers and plugins."""
+        """Remove all containers, and end the engine and its plugins."""
         if self._process is None:
             self.start()
         if self.live_restore:
@@ -154,7 +154,7 @@ class OwnEngine:
 
 
 def within(network: int) -> list[str]:
-    """What to put before a command for it to run in the network of the process *network*."""
+    """Return the prefix of a command that runs in the network of the process *network*."""
     return ["nsenter", f"--net=/proc/{network}/ns/net"]
 
 
@@ -163,14 +163,14 @@ class Place(NamedTuple):
 
     pid: int
     command: Sequence[str]
-    """What to put before dockerd."""
+    """The prefix of the command dockerd."""
     options: Sequence[str] = ()
     """More options of dockerd."""
 
 
 @contextlib.contextmanager
 def _holding(script: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Give a process that *command* starts and that has done *script*; it is killed in the end."""
+    """Start a shell by *command*; it runs *script*, then sleeps, and is killed at the end."""
     words = [*command, "sh", "-euc", f"{script}\necho\nexec sleep infinity"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as held:
         assert held.stdout is not None
@@ -182,7 +182,7 @@ def _holding(script: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextlib.contextmanager
 def usual(_: Path) -> Iterator[Place]:
-    """Give a network to an engine, in which it can reach itself."""
+    """Make a network namespace for an engine, with a loopback interface."""
     with _holding("ip link set lo up", "unshare", "--net") as held:
         _is_ready(held)
         yield Place(held.pid, within(held.pid))
@@ -190,7 +190,7 @@ def usual(_: Path) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def remapped(directory: Path) -> Iterator[Place]:
-    """Give /etc/subuid and /etc/subgid to an engine with userns-remap, besides a network."""
+    """Make a network for an engine with userns-remap, and its /etc/subuid and /etc/subgid."""
     (directory / "subuid").write_text(f"{REMAPPED_USER}:{REMAPPED[0]}:65536\n")
     (directory / "subgid").write_text(f"{REMAPPED_USER}:{REMAPPED[1]}:65536\n")
     script = f"""ip link set lo up
@@ -205,11 +205,11 @@ def remapped(directory: Path) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def rootless(directory: Path) -> Iterator[Place]:
-    """Give to an engine the user namespace, the mounts and the network that RootlessKit makes."""
+    """Make the user namespace, mounts and network of a rootless engine, as RootlessKit does."""
     fuse = directory / "fuse"  # of mode 0666, as udev makes it
     os.mknod(fuse, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
     fuse.chmod(0o666)
-    proxy = directory / "bin" / "rootlesskit-docker-proxy"  # which dockerd misses, used or not
+    proxy = directory / "bin" / "rootlesskit-docker-proxy"  # dockerd requires it, even if unused
     proxy.parent.mkdir()
     proxy.symlink_to("/bin/true")
     for path in (directory, *directory.iterdir()):
@@ -244,20 +244,20 @@ def rootless(directory: Path) -> Iterator[Place]:
 
 
 Kind = Callable[[Path], contextlib.AbstractContextManager[Place]]
-"""Makes the place for an engine, whose directory it is given."""
+"""Makes the namespaces for an engine with this directory."""
 
 
 def _is_ready(held: subprocess.Popen[bytes]) -> None:
-    """Wait until *held* has come to its next `echo`."""
+    """Wait until the script of *held* has reached its next `echo`."""
     assert held.stdout is not None
     assert held.stdout.readline() == b"\n"
 
 
 @contextlib.contextmanager
 def own_engine(kind: Kind = usual) -> Iterator[OwnEngine]:
-    """An engine that runs and has the image of the tests; nothing of it is left at the end."""
-    # Short, because the kernel takes 107 bytes for a socket's path; and its name is one of a name
-    # space of containerd, which has rules for them that mkdtemp does not keep.
+    """Run an engine that has the image of the tests, and remove all its files."""
+    # Short, because the kernel accepts 107 bytes for the path of a socket. Not by mkdtemp, because
+    # containerd does not accept its names for a containerd namespace.
     directory = Path(f"/var/tmp/passfs-e{secrets.token_hex(4)}")
     directory.mkdir(mode=0o711)
     try:
@@ -269,33 +269,33 @@ def own_engine(kind: Kind = usual) -> Iterator[OwnEngine]:
                 engine.client.api.import_image_from_data(_image(), repository=TOOLS_IMAGE)
                 yield engine
                 engine.close()
-                # The shims of its containers, which it has left to us.
+                # The shims of its containers are now children of this process.
                 reap(before)
             finally:
-                end(before)  # whatever has failed
+                end(before)  # also after a failure
     finally:
         shutil.rmtree(directory)
 
 
 @contextlib.contextmanager
 def _private(directory: Path) -> Iterator[None]:
-    """A mount of its own for *directory*, shared with nobody, however the machine shares its root.
+    """Make *directory* a private mount, even if the machine's root is a shared one.
 
-    That is the harder case: mounts below a shared root reach it by more than one way.
+    A private mount is the harder case: mounts below a shared root reach it by more than one way.
     """
     subprocess.run(["mount", "--bind", "--make-private", directory, directory], check=True)
     target = os.fsencode(directory)
     try:
         yield
     finally:
-        # The engine leaves the name space of the host's network, a test that failed maybe more.
+        # The engine leaves the mount of its network namespace; a failed test may leave more.
         left = [entry.target for entry in mountinfo.read()]
         for at in reversed([at for at in left if mountinfo.is_below(at, target)]):
             syscalls.umount2(at, syscalls.MNT_DETACH)
 
 
 def _image() -> bytes:
-    """A root file system of one program, and a directory for the engine to copy into a volume."""
+    """Return a root file system: one program, and a directory to copy into a volume."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(BUSYBOX, "bin/busybox")

@@ -13,8 +13,8 @@ IMAGE = "passfs-test-shell"
 DRIVER = "passfs"
 PROGRAMS = ("sh", "cat", "id", "sleep")
 COMMAND_S = 60
-# runc, which Docker needs anyway: crun has no hybrid hierarchies of control groups. The limits are
-# lower than what podman gives its containers, and may not where it has less itself.
+# runc, which Docker needs anyway: crun does not support hybrid cgroup hierarchies. The limits are
+# lower than podman's defaults, which podman may not set if its own limits are lower.
 CONFIGURATION = """\
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -32,7 +32,7 @@ runtime = "runc"
 
 
 class Podman:
-    """The command, with all that it keeps below one directory."""
+    """The command podman; all its files lie below *directory*."""
 
     def __init__(self, directory: Path, socket: Path) -> None:
         configuration = directory / "containers.conf"
@@ -42,7 +42,7 @@ class Podman:
         self._own += [f"--tmpdir={directory}/tmp", "--storage-driver=vfs"]
 
     def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command, whatever becomes of it; output and errors are one text."""
+        """Run a command that may fail; output and errors are one text."""
         return subprocess.run(
             ["podman", *self._own, *arguments],
             env=self._environment,
@@ -54,13 +54,13 @@ class Podman:
         )
 
     def do(self, *arguments: str) -> str:
-        """What a command prints; fails with that if it fails."""
+        """Return the output of a command; fail with the output if the command fails."""
         done = self.attempt(*arguments)
         assert done.returncode == 0, done.stdout
         return done.stdout
 
     def refused(self, *arguments: str) -> str:
-        """What a command prints that fails."""
+        """Return the output of a command that must fail."""
         done = self.attempt(*arguments)
         assert done.returncode != 0, done.stdout
         return done.stdout
@@ -71,21 +71,21 @@ class Podman:
         assert self.do("volume", "create", f"--driver={DRIVER}", *given, name) == f"{name}\n"
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """What podman knows of a volume, with what the plugin says under `Status`."""
+        """Return podman's description of a volume, with the plugin's `Status`."""
         (volume,) = json.loads(self.do("volume", "inspect", name))
         return dict(volume)
 
     def volumes(self) -> set[str]:
-        """The volumes that podman lists."""
+        """Return the names of the volumes that podman lists."""
         return set(self.do("volume", "ls", "--quiet").split())
 
     def run(self, volume: str, command: str, *more: str, at: str = "/data") -> str:
-        """What a shell prints in a fresh container with *volume*."""
+        """Return the output of a shell in a new container with *volume*."""
         arguments = ["run", "--rm", f"--volume={volume}:{at}", *more, IMAGE]
         return self.do(*arguments, "sh", "-euc", command)
 
     def import_image(self, directory: Path) -> None:
-        """Make IMAGE of this machine's own programs, and of a directory `/seed` with a file."""
+        """Make IMAGE from programs of this machine and a directory `/seed` with a file."""
         tree = directory / "tree"
         for program in PROGRAMS:
             path = shutil.which(program)

@@ -1,4 +1,4 @@
-"""An image registry of a test's own, in the network of its engine."""
+"""An image registry of a test, in the network of the test's engine."""
 
 import contextlib
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 from tests.support.tools.own_engine import within
 
 COMMAND = os.environ.get("PASSFS_TEST_REGISTRY", "docker-registry")
-# Nobody else is in that network. Engines speak plain HTTP to their own machine.
+# No other program listens in this network. Engines use plain HTTP for addresses of their machine.
 ADDRESS = "127.0.0.1:5000"
 START_S = 20
 
 
 @contextlib.contextmanager
 def registry(directory: Path, network: int) -> Iterator[str]:
-    """Give the address of a registry that keeps its images in *directory*."""
+    """Run a registry that keeps its images in *directory*; give its address."""
     settings = directory / "registry.yml"
     storage = {"filesystem": {"rootdirectory": str(directory / "images")}}
     # JSON is YAML.

@@ -1,7 +1,8 @@
-"""Real systemd with the real units, in namespaces of its own: as a manager of a user, who is root.
+"""A real systemd with the real units, in namespaces of its own: as the manager of the user root.
 
-A user's manager is the same program as a machine's and leaves the machine alone. It wants a tree of
-cgroups, which it is given a branch of, and a machine that systemd has booted, which it is told.
+The manager of a user is the same program as that of a machine, and does not change the machine. It
+needs a cgroup of its own, and the directory /run/systemd/system, which says that systemd has booted
+the machine.
 """
 
 import os
@@ -17,7 +18,8 @@ from tests.support.tools.processes import children
 
 LIMIT_S = 30.0
 
-# Process 1 of its namespace: when it is killed, everything in it is. $1 is the branch of cgroups.
+# The shell is process 1 of its pid namespace: if it is killed, the kernel kills all processes in
+# the namespace. $1 is the name of the cgroup.
 SETUP = """
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir "/sys/fs/cgroup/$1"
@@ -33,12 +35,12 @@ find "/sys/fs/cgroup/$1" -depth -type d -exec rmdir {} +
 
 
 class Systemd:
-    """A service manager that knows passfs.service and passfs.socket; a context manager."""
+    """A service manager with passfs.service and passfs.socket; a context manager."""
 
     def __init__(self, directory: Path) -> None:
-        """Have all that is the service's own lie below *directory*."""
+        """Start systemd; all files of the service lie below *directory*."""
         self._directory = directory
-        self._branch = f"passfs-test-{os.getpid()}"
+        self._cgroup = f"passfs-test-{os.getpid()}"
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(directory),
@@ -55,7 +57,7 @@ class Systemd:
         alone = _unshared("--pid", "--fork", "--kill-child", "--mount-proc")
         with (directory / "systemd.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*alone, SETUP, "sh", self._branch],
+                [*alone, SETUP, "sh", self._cgroup],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
@@ -68,11 +70,11 @@ class Systemd:
         (self._pid,) = children(self._process.pid)
 
     def inside(self, path: Path) -> Path:
-        """Where *path* as the service sees it is to be found, with what is mounted there."""
+        """Return the path at which this process sees *path* of the service, with its mounts."""
         return Path(f"/proc/{self._pid}/root{path}")
 
     def control(self, *words: str) -> str:
-        """Give a command of systemctl(1); fails with what it says."""
+        """Run systemctl(1) and return its output; fail with its errors."""
         entered = ["nsenter", f"--target={self._pid}", "--mount", "--pid"]
         done = subprocess.run(
             [*entered, "systemctl", "--user", *words],
@@ -86,17 +88,17 @@ class Systemd:
         return done.stdout
 
     def show(self, name: str) -> str:
-        """A property of the service."""
+        """Return a property of the service."""
         return self.control("show", "--value", f"--property={name}", UNIT.name).strip()
 
     def close(self) -> None:
-        """End everything that it has started, and take its cgroups away."""
+        """Kill all processes that it has started, and remove its cgroups."""
         self._process.kill()
         self._process.wait(LIMIT_S)
-        while Path(f"/proc/{self._pid}").exists():  # which ends last in its namespace
+        while Path(f"/proc/{self._pid}").exists():  # process 1 ends last in its namespace
             _reap(self._pid)
             time.sleep(0.01)
-        subprocess.run([*_unshared(), CLEAR, "sh", self._branch], timeout=LIMIT_S, check=True)
+        subprocess.run([*_unshared(), CLEAR, "sh", self._cgroup], timeout=LIMIT_S, check=True)
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +107,7 @@ class Systemd:
         self.close()
 
     def _service(self) -> str:
-        """The unit, with the programs and directories of this test in place of the machine's."""
+        """Return the unit with the programs and directories of this test."""
         directory = self._directory
         own = {
             "PASSFS_DATA_DIR": directory / "data",
@@ -133,7 +135,7 @@ def _replaced(unit: str, **settings: str) -> str:
 
 
 def _reap(pid: int) -> None:
-    """Take note of the end of *pid*, if it has become our child, prctl(2)."""
+    """Wait for *pid* if it has become a child of this process: prctl(2)."""
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:

@@ -1,4 +1,4 @@
-"""The installer, against an engine that keeps plugins in memory and refuses what Docker refuses."""
+"""The steps of `passfs install` and `passfs uninstall`, with a fake engine."""
 
 import contextlib
 import stat
@@ -48,13 +48,13 @@ def test_the_root_file_system_keeps_owners_modes_and_links(
     assert docker.left_containers == set()
 
 
-def test_the_export_is_counted_to_its_end(install: Install) -> None:
+def test_the_progress_of_the_export_ends_at_its_size(install: Install) -> None:
     transcript = install()
 
     assert transcript.amounts[-1] == (len(root_file_system()), len(root_file_system()))
 
 
-def test_the_build_sees_the_sources_and_no_owner_of_theirs(
+def test_the_build_context_has_the_sources_without_their_owners(
     docker: FakeEngine, install: Install, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "proxy.pem"
@@ -93,7 +93,7 @@ def test_a_changed_setting_needs_no_new_plugin(docker: FakeEngine, install: Inst
     assert docker.settings()["PASSFS_HOST_DIR"] == "/usr"
 
 
-def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
+def test_restrictions_of_volumes_are_kept_until_they_are_changed(
     docker: FakeEngine, install: Install
 ) -> None:
     decided = {
@@ -129,7 +129,7 @@ def test_what_an_administrator_decides_is_kept_until_it_is_decided_anew(
         (["--forbid-options", "suid,dev=true"], {"forbidden_options": "suid,dev=true"}),
     ],
 )
-def test_the_command_takes_what_an_administrator_decides(
+def test_flags_of_the_command_become_settings(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: dict[str, str]
 ) -> None:
     asked: list[Installation] = []
@@ -157,7 +157,7 @@ def test_an_empty_directory_is_refused(install: Install, option: str, field: str
         install(**{field: ""})
 
 
-def test_an_upgrade_touches_the_old_plugin_only_when_the_new_one_has_started(
+def test_an_upgrade_changes_the_old_plugin_after_the_new_one_has_started(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
@@ -179,7 +179,7 @@ def test_an_upgrade_touches_the_old_plugin_only_when_the_new_one_has_started(
     assert list(docker.plugins) == ["passfs"]
 
 
-def test_an_upgrade_keeps_what_was_set_and_follows_new_defaults(
+def test_an_upgrade_keeps_set_values_and_takes_new_defaults(
     docker: FakeEngine, install: Install
 ) -> None:
     install(host_dir="/usr")
@@ -203,7 +203,7 @@ def test_an_upgrade_keeps_what_was_set_and_follows_new_defaults(
     assert "PASSFS_GONE" not in settings
 
 
-def test_a_new_plugin_that_does_not_start_leaves_the_old_one_alone(
+def test_a_new_plugin_that_does_not_start_does_not_replace_the_old_one(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
@@ -217,7 +217,9 @@ def test_a_new_plugin_that_does_not_start_leaves_the_old_one_alone(
     assert list(docker.plugins) == ["passfs"]
 
 
-def test_what_a_killed_run_left_is_cleared_away(docker: FakeEngine, install: Install) -> None:
+def test_a_trial_plugin_of_a_killed_install_is_removed(
+    docker: FakeEngine, install: Install
+) -> None:
     install()
     docker.plugins["passfs-trial"] = docker.inspect_plugin("passfs") | {
         "Name": "passfs-trial:latest"
@@ -230,7 +232,7 @@ def test_what_a_killed_run_left_is_cleared_away(docker: FakeEngine, install: Ins
 
 
 @pytest.mark.parametrize("change", [{}, {"log_level": "error"}], ids=str)
-def test_mounted_volumes_are_not_taken_from_running_containers(
+def test_volumes_mounted_in_running_containers_prevent_the_install(
     docker: FakeEngine, install: Install, change: dict[str, str]
 ) -> None:
     install()
@@ -246,7 +248,7 @@ def test_mounted_volumes_are_not_taken_from_running_containers(
     assert docker.plugins["passfs"]["Enabled"]
 
 
-def test_a_container_that_starts_during_the_build_counts_too(
+def test_a_container_that_starts_during_the_build_prevents_the_upgrade(
     docker: FakeEngine, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install()
@@ -263,7 +265,7 @@ def test_a_container_that_starts_during_the_build_counts_too(
     assert "disable passfs" not in docker.calls
 
 
-def test_a_failed_build_shows_its_last_words(docker: FakeEngine, install: Install) -> None:
+def test_a_failed_build_shows_the_end_of_its_output(docker: FakeEngine, install: Install) -> None:
     docker.build_events = [
         {"stream": "".join(f"line {number}\n" for number in range(100))},
         {"error": "pip returned 1"},
@@ -310,7 +312,7 @@ def test_the_engines_reason_is_in_the_message(
         ),
     ],
 )
-def test_what_cannot_serve_is_refused_before_anything_is_built(
+def test_a_bad_setting_is_refused_before_the_build(
     docker: FakeEngine, install: Install, wanted: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InstallationError, match=message):
@@ -333,12 +335,12 @@ def test_uninstall_removes_the_plugin_and_no_data(docker: FakeEngine, install: I
     assert str(install.data_dir) in install.transcript.lines[-1]
 
 
-def test_uninstall_of_what_is_not_installed(docker: FakeEngine) -> None:
+def test_uninstall_of_a_missing_plugin_is_refused(docker: FakeEngine) -> None:
     with pytest.raises(InstallationError, match="there is no plugin passfs"):
         installer.uninstall(docker, Installation(), Transcript())
 
 
-def test_without_an_engine_the_sentence_says_where_it_was_looked_for(
+def test_without_an_engine_the_error_names_the_address(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
@@ -348,7 +350,7 @@ def test_without_an_engine_the_sentence_says_where_it_was_looked_for(
     assert f"no Docker engine answers at unix://{tmp_path}/none.sock" in result.output
 
 
-def test_a_bad_setting_ends_serve_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_setting_ends_serve_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PASSFS_LOG_LEVEL", "loud")
     result = CliRunner().invoke(app, ["serve"])
 
