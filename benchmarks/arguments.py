@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from benchmarks.plan import BARE, Passfs, Peer
 from benchmarks.subjects import KNOWN_PEERS
-from passthrough.options.config import OptionError, Session, parse_options
+from passthrough.linux.kernel_features import linux_release
+from passthrough.options.choices import SessionKind
+from passthrough.options.parsing import parse_options
+from passthrough.options.table import OptionError
 
 
 class ArgumentError(Exception):
@@ -30,7 +33,7 @@ def passfs(names: Sequence[str], more: Sequence[str], common: Sequence[str]) -> 
     found = {name: Passfs(shared | own) for name, own in wanted.items()}
     try:
         for subject in found.values():
-            parse_options(subject.options, has_source=True)
+            parse_options(subject.options, linux_release(), has_source=True)
     except OptionError as error:
         raise ArgumentError(str(error)) from error
     return found
@@ -57,7 +60,7 @@ def peers(names: Sequence[str], more: Sequence[str]) -> dict[str, Peer]:
 
 
 def _sessions() -> list[str]:
-    return [session.value for session in Session if session is not Session.AUTO]
+    return [session.value for session in SessionKind if session is not SessionKind.AUTO]
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -17,8 +17,9 @@ from typing import Annotated
 import typer
 
 from passthrough.linux import kernel_features, mountinfo
-from passthrough.options.config import Config, OptionError, parse_options
-from passthrough.options.effective import decide
+from passthrough.options.effective import Effective, require_io_uring, resolve
+from passthrough.options.parsing import parse_options
+from passthrough.options.table import OptionError
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover, Report
 from passthrough.worker.sandbox import SandboxError
@@ -41,7 +42,7 @@ def main(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
         places = _place("source", source), _place("mountpoint", mountpoint)
-        status = _serve(*places, _config(option or []))
+        status = _serve(*places, _options(option or []))
     except (OptionError, OSError) as error:
         status = _refuse(error)
     raise typer.Exit(status)
@@ -54,17 +55,18 @@ def _place(option: str, text: str) -> Path:
     return Path(text)
 
 
-def _config(options: list[str]) -> Config:
-    """The Config of `-o a=b -o c,d=e`, as mount(8) splits it."""
+def _options(given_options: list[str]) -> Effective:
+    """Return the options in force for `-o a=b -o c,d=e`, split as mount(8) does."""
     given: dict[str, str] = {}
-    for word in (word for option in options for word in option.split(",") if word):
+    for word in (word for options in given_options for word in options.split(",") if word):
         name, _, value = word.partition("=")
         if given.setdefault(name, value) != value:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
-    config = parse_options(given, has_source=True)
-    # To be refused before anything is mounted.
-    decide(config, without_rings=kernel_features.without_rings())
-    return config
+    release = kernel_features.linux_release()
+    # All refusals come before the mount.
+    options = resolve(parse_options(given, release, has_source=True), release)
+    require_io_uring(options, kernel_features.io_uring_obstacle())
+    return options
 
 
 def _refuse(error: Exception) -> int:
@@ -72,16 +74,18 @@ def _refuse(error: Exception) -> int:
     return 1
 
 
-def _serve(source: Path, mountpoint: Path, config: Config) -> int:
+def _serve(source: Path, mountpoint: Path, options: Effective) -> int:
     """Mount, have a child process serve, unmount; gives the exit status."""
     source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = mountpoint.resolve()
     _check_apart(source_fd, target)
     # Until the session has its own handler, a signal unwinds as Ctrl-C does: no dead mount is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    fuse_fd = fuse_mount.mount(target, config)
+    fuse_fd = fuse_mount.mount(target, options)
     is_mounted = _watch(target)
-    handover = Handover(volume=str(source), config=config, fuse_fd=fuse_fd, source_fd=source_fd)
+    handover = Handover(
+        volume=str(source), config=options.requested, fuse_fd=fuse_fd, source_fd=source_fd
+    )
     try:
         return _serve_in_child(handover, lambda _: typer.echo(f"serving {source} at {mountpoint}"))
     finally:

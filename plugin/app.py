@@ -23,6 +23,7 @@ from functools import partial
 
 import trio
 
+from passthrough.linux import kernel_features
 from plugin import log as logs, threads
 from plugin.admin import host
 from plugin.admin.host import HostFacts
@@ -99,6 +100,7 @@ async def composed(
         CannotStart: says what is in the way.
         OSError: a directory cannot be made or read.
     """
+    policy = settings.policy(kernel_features.linux_release())
     storage = Storage(settings.data_dir, settings.owner)
     storage.prepare()
     with (
@@ -124,7 +126,7 @@ async def composed(
                 keeper,
                 _host(settings),
                 machine=machine,
-                policy=settings.policy,
+                policy=policy,
                 nursery=background,
             )
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())

@@ -7,8 +7,12 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from passthrough.options.config import Config, OptionError, as_text, canonical, parse_options
-from passthrough.options.effective import Note, decide
+from passthrough.options import effective
+from passthrough.options.effective import Effective, resolve
+from passthrough.options.parsing import parse_options
+from passthrough.options.sessions import Release
+from passthrough.options.table import OptionError, as_text
+from passthrough.options.vocabulary import canonical
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
@@ -30,15 +34,15 @@ class VolumeOptions(NamedTuple):
 
     source: str | None
     """The host's directory as the user wrote it; None for a directory of the volume's own."""
-    config: Config
+    effective: Effective
 
     def described(self) -> dict[str, str]:
         """Every option as text; equal for options that mean the same."""
         source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
-        return source | as_text(self.config)
+        return source | as_text(self.effective.requested)
 
 
-def parse(given: Mapping[str, str]) -> VolumeOptions:
+def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
     """Understand *given*, as far as that is possible without looking at the machine.
 
     Raises:
@@ -48,8 +52,8 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     others = {written: text for written, text in given.items() if written not in sources}
     try:
         _refuse_foreign(others)
-        config = parse_options(others, others=(SOURCE,), has_source=bool(sources))
-        decide(config)
+        requested = parse_options(others, release, others=(SOURCE,), has_source=bool(sources))
+        in_force = resolve(requested, release)
     except OptionError as error:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:
@@ -58,17 +62,17 @@ def parse(given: Mapping[str, str]) -> VolumeOptions:
     source = next(iter(sources.values()), None)
     if source is not None:
         _check_text(source)
-    return VolumeOptions(source, config)
+    return VolumeOptions(source, in_force)
 
 
-def decided(config: Config, without_rings: str) -> tuple[Note, ...]:
-    """What does not apply of a new volume's *config*, on a machine *without_rings* for a reason.
+def require_io_uring(options: Effective, obstacle: str) -> None:
+    """Refuse transport=io_uring if there is an *obstacle* to it.
 
     Raises:
-        InvalidOption: what it demands cannot be had.
+        InvalidOption: gives the obstacle.
     """
     try:
-        return decide(config, without_rings=without_rings).notes
+        effective.require_io_uring(options, obstacle)
     except OptionError as error:
         raise InvalidOption(str(error)) from error
 

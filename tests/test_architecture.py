@@ -26,11 +26,15 @@ UNORDERED = {Path("passthrough/core/operations"), Path("passthrough/session/hand
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
-        *("options.choices", "options.config", "options.effective", "options.vocabulary"),
+        *("options.choices", "options.effective", "options.parsing", "options.sessions"),
+        *("options.table", "options.vocabulary"),
         *("identity.idmap", "worker.fuse_mount", "worker.handover"),
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo", "linux.syscalls"),
     },
-    "benchmarks": {"options.config", "worker.fuse_mount", "linux.mountinfo", "linux.syscalls"},
+    "benchmarks": {
+        *("options.choices", "options.parsing", "options.table", "worker.fuse_mount"),
+        *("linux.kernel_features", "linux.mountinfo", "linux.syscalls"),
+    },
 }
 
 # Each foreign library, and the only modules that know it.
@@ -77,8 +81,11 @@ FREE = {"msgspec"}
 WITHOUT_IO = {
     "passthrough/options/cache_policy.py",
     "passthrough/options/choices.py",
-    "passthrough/options/config.py",
     "passthrough/options/effective.py",
+    "passthrough/options/parsing.py",
+    "passthrough/options/sessions.py",
+    "passthrough/options/table.py",
+    "passthrough/options/timeouts.py",
     "passthrough/worker/handover.py",
     "passthrough/identity/idmap.py",
     "passthrough/core/opening.py",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from passthrough.options.config import ALIASES, LACKING, MEANINGLESS, OPTIONS, Config
+from passthrough.options.sessions import LACKING
+from passthrough.options.table import OPTIONS, Requested
+from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from tests.support.tools import faults, lacks, option_tables
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,7 @@ def test_every_alias_is_documented_with_its_option() -> None:
 
 
 def test_every_field_of_config_is_an_option() -> None:
-    assert {field.name for field in msgspec.structs.fields(Config)} == set(OPTIONS)
+    assert {field.name for field in msgspec.structs.fields(Requested)} == set(OPTIONS)
 
 
 def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
@@ -53,9 +55,9 @@ def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
     meaningless = re.findall(r"^\| `(\w+)` \| ([^`].+?) \|$", text, re.MULTILINE)
 
     assert rows == [
-        (option, session, why)
+        (option, session, lack.reason)
         for session, lacks in LACKING.items()
-        for option, why in lacks.items()
+        for option, lack in lacks.items()
     ]
     assert dict(meaningless) == MEANINGLESS
 

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 from passthrough.linux import mountinfo, syscalls
-from passthrough.options.config import Config
 from passthrough.worker import fuse_mount
 from tests.support.tools.callers import ROOT
 from tests.support.tools.mounts import bound
 from tests.support.tools.namespaces import entered, leave_machine
+from tests.support.tools.options import effective
 
 MS_SHARED = 1 << 20
 
@@ -39,11 +39,11 @@ def test_mounts_of_the_machine_stay_out(tmp_path: Path) -> None:
         syscalls.mount(b"none", os.fsencode(machine), b"none", MS_SHARED, b"")
         for name in ("before", "meanwhile"):
             (machine / name).mkdir()
-        fuse = [fuse_mount.mount(machine / "before", Config())]
+        fuse = [fuse_mount.mount(machine / "before", effective())]
         namespace = leave_machine()
         seen = [passfs_mounts()]
         with entered(namespace):
-            fuse.append(fuse_mount.mount(machine / "meanwhile", Config()))
+            fuse.append(fuse_mount.mount(machine / "meanwhile", effective()))
             seen.append(passfs_mounts())
         seen.append(passfs_mounts())
         with entered(namespace):

@@ -12,7 +12,7 @@ is wrong, the kernel asks for that name.
 import time
 from typing import Final
 
-from passthrough.options.cache_policy import Timeouts
+from passthrough.options.timeouts import Timeouts
 
 # A timeout is as long as so many moments. What was told in this one or the one before is fresh: at
 # least half of the time is left, for whoever lists to look at what was listed.

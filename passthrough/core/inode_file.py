@@ -35,7 +35,7 @@ from passthrough.core.freshness import NEVER
 from passthrough.core.mount_devices import Mount, Place
 from passthrough.identity import powerless
 from passthrough.linux import syscalls
-from passthrough.options.config import InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
 
 # Half of the descriptors are for inodes, the other half for the files and directories that users
 # have open, of which there is one each, for borrowing, and for a few dozen of the worker's own.

@@ -38,7 +38,7 @@ from typing import Final
 from passthrough.core.inode_file import ByDescriptor, ByHandle, Holding, Inode
 from passthrough.core.mount_devices import Mount, Place, Places
 from passthrough.linux import memory, syscalls
-from passthrough.options.config import InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
 
 ROOT: Final = 1  # FUSE_ROOT_ID, linux/fuse.h
 

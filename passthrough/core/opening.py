@@ -15,7 +15,8 @@ kernel writes back. If it is not aligned, it goes through the host's cache.
 import os
 from typing import Final
 
-from passthrough.options.config import Atime, Config
+from passthrough.options.choices import Atime
+from passthrough.options.effective import Effective
 
 # The file exists, is reached through a link in /proc that has to be followed, becomes nobody's
 # terminal, is written to where each write says.
@@ -34,8 +35,8 @@ class OpenFlags:
 
     __slots__ = ("_added", "_left_out", "_of_requests", "_writeback")
 
-    def __init__(self, config: Config) -> None:
-        """Take a Config in which conflicts are decided."""
+    def __init__(self, config: Effective) -> None:
+        """Take a Effective in which conflicts are decided."""
         self._writeback = config.writeback
         self._left_out = _NOT_FOR_HOST
         self._of_requests = _OF_REQUESTS

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from passthrough.linux.errors import os_error
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 
 
 class Configured(Protocol):
     """Whose operations these are."""
 
-    config: Config
+    config: Effective
 
 
 S = TypeVar("S", bound=Configured)

@@ -47,7 +47,8 @@ from passthrough.identity.squashing import (
 )
 from passthrough.linux import fdpath, filecalls, syscalls
 from passthrough.linux.errors import os_error
-from passthrough.options.config import Config, Session, Squash
+from passthrough.options.choices import SessionKind, Squash
+from passthrough.options.effective import Effective
 
 R = TypeVar("R")
 
@@ -59,7 +60,7 @@ _AS_WORKER: Final = contextlib.nullcontext()
 _WITHOUT_ACL: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
 
-def filesystem_of(config: Config, source_fd: int) -> PassthroughFs:
+def filesystem_of(config: Effective, source_fd: int) -> PassthroughFs:
     """Return the operations on *source_fd*, which they own, for a volume with *config*."""
     kind = PassthroughFs if config.squash is Squash.NONE else SquashedFs
     return kind(config, source_fd)
@@ -76,7 +77,7 @@ class SquashedFs(PassthroughFs):
 
     squashes = True
 
-    def __init__(self, config: Config, source_fd: int) -> None:
+    def __init__(self, config: Effective, source_fd: int) -> None:
         """As of PassthroughFs."""
         super().__init__(config, source_fd)
         self._asking = _Asking()
@@ -248,7 +249,7 @@ class SquashedFs(PassthroughFs):
         seconds, _ = changes.atime
         alone = changes == NO_CHANGES._replace(atime=changes.atime, mtime=changes.atime)
         recent = abs(time.time() - seconds) < _RECENT_S
-        return self.config.session is Session.LIBFUSE and alone and recent
+        return self.config.session is SessionKind.LIBFUSE and alone and recent
 
     def _squashed_asks(self) -> bool:
         """Return whether the caller is one that squashing takes."""

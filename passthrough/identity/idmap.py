@@ -11,7 +11,8 @@ The two kinds of number are different types, so that one cannot be taken for the
 import errno
 from typing import Final, NamedTuple, NewType
 
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
+from passthrough.options.effective import Effective
 from passthrough.options.values import Range
 
 ContainerId = NewType("ContainerId", int)
@@ -118,7 +119,7 @@ class IdMaps:
 
     __slots__ = ("_gid", "_uid")
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Effective) -> None:
         self._uid = IdMap("map_uid", config.map_uid, config.squash, config.anon_uid)
         self._gid = IdMap("map_gid", config.map_gid, config.squash, config.anon_gid)
 
@@ -174,7 +175,7 @@ class IdMaps:
         )
 
 
-def maps(config: Config) -> IdMaps | None:
+def maps(config: Effective) -> IdMaps | None:
     """The maps that *config* asks for; None where both sides' ids are the same."""
     used = config.map_uid or config.map_gid or config.squash is not Squash.NONE
     return IdMaps(config) if used else None

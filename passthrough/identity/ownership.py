@@ -38,7 +38,7 @@ from passthrough.identity.idmap import (
 )
 from passthrough.linux import fdpath, syscalls
 from passthrough.linux.errors import os_error
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Ownership:
 
     __slots__ = ("_maps", "_reported", "lacks_owners", "restricted")
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Effective) -> None:
         self._maps = maps(config)
         self._reported: set[str] = set()
         self.restricted = self._maps is not None

@@ -31,7 +31,8 @@ from passthrough.identity.idmap import (
     IdMaps,
     UnmappedError,
 )
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
+from passthrough.options.effective import Effective
 
 AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
     "lookup": (0,),
@@ -94,7 +95,7 @@ class Squashing:
 
     __slots__ = ("_maps", "_squash")
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Effective) -> None:
         self._squash = config.squash
         self._maps = IdMaps(config)
 

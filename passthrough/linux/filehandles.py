@@ -32,7 +32,7 @@ def open_mount(directory_fd: int) -> int:
     return fd
 
 
-def without_handles(directory_fd: int) -> str:
+def obstacle(directory_fd: int) -> str:
     """Why files on the mount of *directory_fd* cannot be held by handle; empty if they can."""
     try:
         os.close(open_mount(directory_fd))

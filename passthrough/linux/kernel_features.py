@@ -16,7 +16,7 @@ def linux_release() -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def without_rings() -> str:
+def io_uring_obstacle() -> str:
     """Why there is no FUSE over io_uring for new mounts here; empty if there is."""
     try:
         with open(_OVER_IO_URING, "rb") as file:

@@ -21,7 +21,7 @@ _FOLLOWING: Final = (b"shared:", b"master:")
 _kept_fd = -1
 
 
-class Mount(NamedTuple):
+class MountEntry(NamedTuple):
     """A line of mountinfo. Paths are bytes, with the kernel's octal escapes undone."""
 
     mount_id: int
@@ -38,13 +38,13 @@ class Mount(NamedTuple):
     """Whether mounts made elsewhere in a peer group appear here: it is shared, or a slave."""
 
 
-def read(path: str = _TABLE) -> list[Mount]:
+def read(path: str = _TABLE) -> list[MountEntry]:
     """Every mount that this process can see; of several at one target the uppermost comes last."""
     with open(path, "rb") as lines:
         return [_parse(line) for line in lines]
 
 
-def at(target: bytes) -> list[Mount]:
+def at(target: bytes) -> list[MountEntry]:
     """Return the mounts at *target*, the uppermost last; other lines are not parsed."""
     with open(_TABLE, "rb") as lines:
         return [_parse(line) for line in lines if _unescape(line.split(b" ", 5)[4]) == target]
@@ -79,7 +79,7 @@ def _contents(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def of(mounts: Sequence[Mount], fd: int) -> Mount:
+def of(mounts: Sequence[MountEntry], fd: int) -> MountEntry:
     """The mount that the file behind *fd* lies on.
 
     Raises:
@@ -95,7 +95,7 @@ def of(mounts: Sequence[Mount], fd: int) -> Mount:
     raise LookupError(mount_id)
 
 
-def contains(mounts: Sequence[Mount], outer_fd: int, inner_fd: int) -> bool:
+def contains(mounts: Sequence[MountEntry], outer_fd: int, inner_fd: int) -> bool:
     """Whether somebody who walks down from directory *outer_fd* can come upon *inner_fd*.
 
     Compares places inside file systems, not paths: a bind mount gives one directory two paths.
@@ -116,7 +116,7 @@ def is_below(path: bytes, ancestor: bytes) -> bool:
     return path == ancestor or path.startswith(ancestor.rstrip(b"/") + b"/")
 
 
-def place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
+def place(mounts: Sequence[MountEntry], fd: int) -> tuple[int, bytes]:
     """The device of *fd* and its path from that file system's own root.
 
     Raises:
@@ -129,13 +129,13 @@ def place(mounts: Sequence[Mount], fd: int) -> tuple[int, bytes]:
     return mount.device, os.path.normpath(os.path.join(mount.root, relative))
 
 
-def _parse(line: bytes) -> Mount:
+def _parse(line: bytes) -> MountEntry:
     # 36 35 98:0 /root /target rw,noatime shared:1 - ext4 /dev/sda rw   (optional fields before -)
     before, _, after = line.rstrip(b"\n").partition(b" - ")
     mount_id, parent_id, device, root, target, _flags, *tags = before.split(b" ")
     fstype, source, _options = after.split(b" ", 2)
     major, minor = device.split(b":")
-    return Mount(
+    return MountEntry(
         int(mount_id),
         int(parent_id),
         os.makedev(int(major), int(minor)),

@@ -1,10 +1,13 @@
-"""The options of a volume: what was requested, what is in force.
+"""The options of a volume: those that are requested, and those that are in force.
 
 The modules, from the top down:
 
-    effective     resolves conflicts between options: the options in force, with reasons
-    cache_policy  timeouts and open flags of each cache policy
-    config        Config: the table of options, and its parser
+    cache_policy  the timeouts and open flags that follow from the cache policy
+    effective     Effective: the options in force, with every conflict decided
+    timeouts      the timeouts that are given, and those of the cache policy
+    parsing       parses options from text into Requested
+    sessions      the kinds of session, and the options that each lacks
+    table         Requested, and the table of options
     vocabulary    aliases of options, and names that other programs use
     values        parses the values of options, and formats them
     choices       the words that options accept

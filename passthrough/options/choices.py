@@ -35,7 +35,7 @@ class Submounts(enum.StrEnum):
     HIDE = "hide"
 
 
-class Session(enum.StrEnum):
+class SessionKind(enum.StrEnum):
     """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
 
     AUTO = "auto"

@@ -1,8 +1,7 @@
-"""What applies of what was asked for: conflicts between options are decided here, and only here.
+"""Effective options: the requested ones with every conflict decided, and with the reasons.
 
-`decide` takes a Config as it was given and makes one with an answer in every field, and with a note
-for each wish that another option overrules. Notes are for people: they stand in the log where a
-volume is made or served, and in its status.
+`resolve` decides the conflicts, once on each side: in the plugin for Create and Status, and in the
+worker, which knows the source. All code below takes Effective options.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,140 +9,154 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from passthrough.options import cache_policy, values
-from passthrough.options.config import (
-    LACKING,
+from passthrough.options import sessions, values
+from passthrough.options.choices import (
     Atime,
     CachePolicy,
-    Config,
     InodeFileHandles,
     Locks,
-    OptionError,
     Passthrough,
-    Session,
+    SessionKind,
     Squash,
     Transport,
-    as_text,
-    automatic,
-    session_of,
 )
+from passthrough.options.sessions import Release
+from passthrough.options.table import OptionError, Requested, Values, as_text
+from passthrough.options.timeouts import timeouts
 
 
 class Note(NamedTuple):
-    """An option that was asked for and does not apply."""
+    """A requested option that another value replaces, or that may do unexpected harm."""
 
     option: str
     effective: str
-    """The value that applies, as text."""
+    """The value in force, as text."""
     reason: str
 
     def __str__(self) -> str:
         return f"{self.option} is {self.effective}: {self.reason}"
 
 
-class Decided(NamedTuple):
-    """The values that apply, and why some are not those that were asked for."""
+class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options in force for a volume, made by `resolve`.
 
-    config: Config
+    Only the options for a new directory may be None.
+    """
+
+    requested: Requested
     notes: tuple[Note, ...]
+
+    entry_timeout: float
+    attr_timeout: float
+    dir_entry_timeout: float
+    dir_attr_timeout: float
+    negative_timeout: float
+    killpriv_v2: bool
+    locks: Locks
 
 
 class Rule(NamedTuple):
-    """One conflict: where *conflicts* holds, *option* is turned off."""
+    """A conflict: if *conflicts*, *option* is turned off."""
 
     option: str
-    conflicts: Callable[[Config], bool]
+    conflicts: Callable[[Values], bool]
     reason: str
 
 
 RULES: Final = (
     Rule(
         "writeback",
-        lambda config: config.cache is CachePolicy.NEVER,
+        lambda options: options.cache is CachePolicy.NEVER,
         "with cache=never no data may wait in the kernel",
     ),
     Rule(
         "writeback",
-        lambda config: config.seal_size,
-        "seal_size refuses what would make a file longer, and must be asked before it is cached",
+        lambda options: options.seal_size,
+        "with seal_size each write needs a check before the kernel caches it",
     ),
     Rule(
         "allow_direct_io",
-        lambda config: config.writeback,
+        lambda options: options.writeback,
         "with writeback the kernel writes its cached pages through any descriptor, and O_DIRECT"
         " would refuse those that are not aligned",
     ),
     Rule(
         "no_open",
-        lambda config: config.cache is not CachePolicy.ALWAYS,
-        "a file that is not opened keeps its cached pages, which cache=always alone allows",
+        lambda options: options.cache is not CachePolicy.ALWAYS,
+        "a file that is not opened keeps its cached pages, which only cache=always allows",
     ),
     *(
         Rule(
             option,
-            lambda config: config.squash is not Squash.NONE,
-            "squash has the host asked about each open, and the kernel would ask about none",
+            lambda options: options.squash is not Squash.NONE,
+            "with squash the host must check each open, and the kernel would send no request",
         )
         for option in ("no_open", "no_opendir")
     ),
     Rule(
         "posix_acl",
-        lambda config: bool(config.map_uid or config.map_gid) or config.squash is not Squash.NONE,
+        lambda options: (
+            bool(options.map_uid or options.map_gid) or options.squash is not Squash.NONE
+        ),
         "an ACL names users and groups by the host's numbers, to which no map is applied",
     ),
 )
 
 
 class Obstacle(NamedTuple):
-    """What keeps the kernel from reading and writing the host's files by itself."""
+    """A reason why the kernel cannot read and write the host's files by itself."""
 
-    stands: Callable[[Config], bool]
-    """Whether it does so with a Config in which other conflicts are decided."""
+    stands: Callable[[Effective], bool]
     reason: str
 
 
 OBSTACLES: Final = (
     Obstacle(
-        lambda config: config.session is Session.LIBFUSE,
-        LACKING[Session.LIBFUSE]["passthrough"],
+        lambda options: options.session is SessionKind.LIBFUSE,
+        sessions.LACKING[SessionKind.LIBFUSE]["passthrough"].reason,
     ),
     Obstacle(
-        lambda config: config.writeback,
+        lambda options: options.writeback,
         "with writeback the kernel collects writes, and passes none on to the host's files",
     ),
     Obstacle(
-        lambda config: config.seal_size,
-        "seal_size must be asked about each write, which passthrough keeps from it",
+        lambda options: options.seal_size,
+        "with seal_size the worker must check each write, and passthrough bypasses the worker",
     ),
     Obstacle(
-        lambda config: config.cache is CachePolicy.METADATA and config.allow_direct_io,
-        "with cache=metadata a file's size is known until its next open: direct I/O would go by"
-        " that one, and who passes through by the host's",
+        lambda options: options.cache is CachePolicy.METADATA and options.allow_direct_io,
+        "with cache=metadata the kernel knows a file's size until the next open: direct I/O would"
+        " use this size, and passthrough the host's",
     ),
     Obstacle(
-        lambda config: config.no_open,
-        "with no_open nobody is asked which file of the host is meant",
+        lambda options: options.no_open,
+        "with no_open no request says which file of the host the kernel is to use",
     ),
     Obstacle(
-        lambda config: config.atime is Atime.NOATIME,
+        lambda options: options.atime is Atime.NOATIME,
         "with atime=noatime access times stay, and the kernel opens the host's file so that they"
         " move",
     ),
 )
 
 
-# What leaves locks to the kernel, which keeps them among the users of the volume, and why.
-LOCAL_LOCKS: Final[tuple[tuple[Callable[[Config], bool], str], ...]] = (
-    (
-        lambda config: session_of(config) is Session.LIBFUSE,
+class LocalLocks(NamedTuple):
+    """A reason why the kernel keeps locks among the users of the volume."""
+
+    applies: Callable[[Values], bool]
+    reason: str
+
+
+LOCAL_LOCKS: Final = (
+    LocalLocks(
+        lambda options: options.session is SessionKind.LIBFUSE,
         "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users",
     ),
-    (
-        lambda config: config.no_open,
-        "nobody hears of the close of a file that was opened without a request",
+    LocalLocks(
+        lambda options: options.no_open,
+        "with no_open the kernel reports no close, on which the host's locks would end",
     ),
 )
-
 
 _WHY_DEV: Final = (
     "the kernel sends again what a worker has not answered when it dies, but not what it has sent"
@@ -151,105 +164,131 @@ _WHY_DEV: Final = (
 )
 
 
-def obstacle(config: Config) -> str:
-    """Why *config*, in which other conflicts are decided, allows no passthrough; or nothing."""
-    return next((reason for stands, reason in OBSTACLES if stands(config)), "")
+def resolve(requested: Requested, release: Release, handles_obstacle: str = "") -> Effective:
+    """Decide the conflicts of *requested* on Linux *release*.
 
-
-def decide(config: Config, without_handles: str = "", without_rings: str = "") -> Decided:
-    """What applies where *config* was asked for; of what is decided already, the same again.
-
-    *without_handles* is why files of the source cannot be held by handle, empty as long as they can
-    for all that is known; *without_rings* is why requests cannot come over io_uring, the same way.
+    *handles_obstacle* is why no file of the source can be held by file handle; it is empty if the
+    files can, or if the source is unknown.
 
     Raises:
-        OptionError: they must be, or come so; or passthrough must be on, and cannot.
+        OptionError: file handles, io_uring or passthrough are required and not available.
     """
-    notes = []
-    if without_handles and config.inode_file_handles is not InodeFileHandles.NEVER:
-        if config.inode_file_handles is InodeFileHandles.MANDATORY:
-            reason = f"'mandatory' cannot be had: {without_handles}"
-            raise OptionError("inode_file_handles", "mandatory", "prefer or never", reason)
-        config = msgspec.structs.replace(config, inode_file_handles=InodeFileHandles.NEVER)
-        notes.append(Note("inode_file_handles", "never", without_handles))
+    notes: list[Note] = []
+    session = sessions.kind_of(requested.session, release)
+    current = msgspec.structs.replace(requested, session=session)
+    require_file_handles(current, handles_obstacle)
+    if handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:
+        current = msgspec.structs.replace(current, inode_file_handles=InodeFileHandles.NEVER)
+        notes.append(Note("inode_file_handles", "never", handles_obstacle))
     for option, conflicts, reason in RULES:
-        if getattr(config, option) and conflicts(config):
+        if getattr(current, option) and conflicts(current):
             off = False
-            config = msgspec.structs.replace(config, **{option: off})
+            current = msgspec.structs.replace(current, **{option: off})
             notes.append(Note(option, values.as_text(off), reason))
-    local = [reason for leaves, reason in LOCAL_LOCKS if leaves(config)][:1]
-    if config.locks is Locks.HOST:
-        notes.extend(Note("locks", "local", reason) for reason in local)
-    notes.extend(_cautions(config))
-    session = session_of(config)
-    config = msgspec.structs.replace(
-        config,
-        **cache_policy.timeouts(config)._asdict(),
-        locks=Locks.LOCAL if local or config.locks is Locks.LOCAL else Locks.HOST,
-        session=session,
-        transport=_transport(config, session, without_rings),
-        killpriv_v2=session is Session.KERNEL if config.killpriv_v2 is None else config.killpriv_v2,
+    local = next((reason for applies, reason in LOCAL_LOCKS if applies(current)), "")
+    if local and current.locks is Locks.HOST:
+        notes.append(Note("locks", "local", local))
+    notes.extend(_cautions(current))
+    is_kernel = session is SessionKind.KERNEL
+    answered = {
+        **timeouts(current)._asdict(),
+        "locks": Locks.LOCAL if local or current.locks is Locks.LOCAL else Locks.HOST,
+        "transport": _transport(current),
+        "killpriv_v2": is_kernel if current.killpriv_v2 is None else current.killpriv_v2,
+    }
+    effective = Effective(
+        **msgspec.structs.asdict(current) | answered, requested=requested, notes=tuple(notes)
     )
-    if config.passthrough is not Passthrough.OFF and (reason := obstacle(config)):
-        if config.passthrough is Passthrough.ON:
-            raise OptionError("passthrough", "on", "auto or off", f"'on' cannot be had: {reason}")
-        # Nobody has asked for it by name, so that it is no note.
-        config = msgspec.structs.replace(config, passthrough=Passthrough.OFF)
-    return Decided(config, tuple(notes))
+    return _resolve_passthrough(effective)
 
 
-def _cautions(config: Config) -> Iterator[Note]:
-    """Yield a note for each option that applies and may do harm that the user does not expect."""
-    if config.no_readdir and not config.readonly:
-        # With a source it is refused, passthrough/options/config.py.
+def _resolve_passthrough(options: Effective) -> Effective:
+    reason = obstacle(options)
+    if not reason or options.passthrough is Passthrough.OFF:
+        return options
+    if options.passthrough is Passthrough.ON:
+        raise OptionError("passthrough", "on", "auto or off", f"'on' cannot be had: {reason}")
+    # No note: the user did not give the option.
+    return msgspec.structs.replace(options, passthrough=Passthrough.OFF)
+
+
+def obstacle(options: Effective) -> str:
+    """Return why *options* allow no passthrough, or an empty text."""
+    return next((reason for stands, reason in OBSTACLES if stands(options)), "")
+
+
+def require_file_handles(options: Values, obstacle: str) -> None:
+    """Refuse inode_file_handles=mandatory if there is an *obstacle* to file handles.
+
+    Raises:
+        OptionError: gives the obstacle.
+    """
+    if obstacle and options.inode_file_handles is InodeFileHandles.MANDATORY:
+        reason = f"'mandatory' cannot be had: {obstacle}"
+        raise OptionError("inode_file_handles", "mandatory", "prefer or never", reason)
+
+
+def require_io_uring(options: Values, obstacle: str) -> None:
+    """Refuse transport=io_uring if there is an *obstacle* to it.
+
+    Raises:
+        OptionError: gives the obstacle.
+    """
+    if obstacle and options.transport is Transport.IO_URING:
+        reason = f"'io_uring' cannot be had: {obstacle}"
+        raise OptionError("transport", "io_uring", "auto or dev", reason)
+
+
+def _cautions(options: Values) -> Iterator[Note]:
+    """Yield a note for each option that may do harm that the user does not expect."""
+    if options.no_readdir and not options.readonly:
+        # Beside a source it is refused, options/parsing.py.
         reason = (
             "an engine takes the volume for empty, and copies an image's files over its files;"
             " mount it with :nocopy"
         )
         yield Note("no_readdir", "true", reason)
-    if config.mode is not None and (meant := values.perhaps_unquoted(config.mode)):
+    if options.mode is not None and (meant := values.perhaps_unquoted(options.mode)):
         reason = f'YAML makes this of {meant} without quotes; if you meant that, write "{meant}"'
-        yield Note("mode", values.mode_as_text(config.mode), reason)
+        yield Note("mode", values.mode_as_text(options.mode), reason)
 
 
-def _transport(config: Config, session: Session, without_rings: str) -> Transport:
-    """What brings the requests."""
-    if config.transport is not Transport.IO_URING:
+def _transport(options: Values) -> Transport:
+    if options.transport is not Transport.IO_URING:
         return Transport.DEV
-    if why_not := LACKING.get(session, {}).get("transport") or without_rings:
-        reason = f"'io_uring' cannot be had: {why_not}"
-        raise OptionError("transport", "io_uring", "auto or dev", reason)
+    require_io_uring(options, sessions.lack(options.session, "transport"))
     return Transport.IO_URING
 
 
 def described(
-    config: Config, without_handles: str = "", without_passthrough: str = ""
+    options: Effective, release: Release, passthrough_obstacle: str = ""
 ) -> dict[str, object]:
-    """What applies of *config*, and why, for people: options, notes, who serves, who moves data.
+    """Return the options, notes, session, transport and passthrough of a volume, with reasons.
 
-    *without_passthrough* is why a mount does without it, which its options would allow.
+    *passthrough_obstacle* is why a mount does without passthrough, which *options* allow.
     """
-    applies, notes = decide(config, without_handles)
-    why = automatic().reason if config.session is Session.AUTO else "as asked for"
+    requested = options.requested
+    automatic = requested.session is SessionKind.AUTO
+    why = sessions.automatic(release).reason if automatic else "as asked for"
     return {
-        "options": as_text(applies),
-        "notes": [str(note) for note in notes],
-        "session": f"{applies.session}: {why}",
-        "transport": f"{applies.transport}: {_why_transport(config, applies)}",
-        "passthrough": _passthrough(config, applies, without_passthrough),
+        "options": as_text(options),
+        "notes": [str(note) for note in options.notes],
+        "session": f"{options.session}: {why}",
+        "transport": f"{options.transport}: {_why_transport(options)}",
+        "passthrough": _passthrough(options, passthrough_obstacle),
     }
 
 
-def _why_transport(asked: Config, applies: Config) -> str:
-    if asked.transport is not Transport.AUTO:
+def _why_transport(options: Effective) -> str:
+    if options.requested.transport is not Transport.AUTO:
         return "as asked for"
-    return LACKING.get(applies.session, {}).get("transport", _WHY_DEV)
+    return sessions.lack(options.session, "transport") or _WHY_DEV
 
 
-def _passthrough(asked: Config, applies: Config, without: str) -> str:
-    """Who reads and writes the host's files, and why."""
-    if asked.passthrough is Passthrough.OFF:
+def _passthrough(options: Effective, mount_obstacle: str) -> str:
+    """Return whether the kernel reads and writes the host's files by itself, and why."""
+    if options.requested.passthrough is Passthrough.OFF:
         return "off: as asked for"
-    if reason := obstacle(applies) or without:
+    if reason := obstacle(options) or mount_obstacle:
         return f"off: {reason}"
     return "on: the kernel reads and writes the host's files by itself"

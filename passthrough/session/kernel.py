@@ -12,7 +12,7 @@ from typing import Final
 
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux import kernel_features
-from passthrough.options.config import Passthrough, Transport
+from passthrough.options.choices import Passthrough, Transport
 from passthrough.session import shutdown
 from passthrough.session.abi import Init
 from passthrough.session.channel import DeviceChannel

@@ -8,7 +8,8 @@ import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from passthrough.options.config import CachePolicy, Config, Locks, Passthrough, Transport
+from passthrough.options.choices import CachePolicy, Locks, Passthrough, Transport
+from passthrough.options.effective import Effective
 from passthrough.session import abi
 from passthrough.session.abi import Init
 
@@ -26,7 +27,7 @@ class Feature(NamedTuple):
     """One flag of INIT, and the options that want it."""
 
     flag: Init
-    wanted: Callable[[Config], bool]
+    wanted: Callable[[Effective], bool]
     reason: str
     """The benefit of the feature, and the options that it depends on."""
 
@@ -58,11 +59,11 @@ class Agreed(NamedTuple):
     features: tuple[InUse, ...]
 
 
-def _always(_: Config) -> bool:
+def _always(_: Effective) -> bool:
     return True
 
 
-def _never(_: Config) -> bool:
+def _never(_: Effective) -> bool:
     return False
 
 
@@ -172,8 +173,8 @@ def offer(fields: tuple[int, ...]) -> Offer:
     return Offer(major, minor, max_readahead, flags | more << _FLAG_WORD_BITS)
 
 
-def agree(offered: Offer, config: Config) -> Agreed:
-    """Return the answer to *offered* for a volume with *config*, in which conflicts are decided.
+def agree(offered: Offer, config: Effective) -> Agreed:
+    """Return the answer to *offered* for a volume with *config*.
 
     Raises:
         ProtocolError: the kernel speaks FUSE older than 7.40, or lacks a feature of `REQUIRED`.

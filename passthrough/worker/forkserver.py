@@ -38,8 +38,9 @@ from contextlib import suppress
 from functools import cache
 from typing import Final, NamedTuple, NoReturn
 
-from passthrough.linux import privileges
-from passthrough.options.config import Config, Session, session_of
+from passthrough.linux import kernel_features, privileges
+from passthrough.options.choices import SessionKind
+from passthrough.options.sessions import automatic
 from passthrough.worker import process, sandbox
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def main() -> int:
     """Fork workers until the keeper ends; return the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     sandbox.preload()
-    prepare(session_of(Config()))  # the default of volumes
+    prepare(automatic(kernel_features.linux_release()).session)  # the default of volumes
     serve(process.main, prepare)
     return 0
 
@@ -69,7 +70,7 @@ def main() -> int:
 def prepare(session: str) -> None:
     """Load the modules of *session*, for all workers that follow."""
     with suppress(ImportError):  # the worker reports it
-        process.load(Session(session))
+        process.load(SessionKind(session))
     # A child's garbage collector then skips the objects that exist now, so their pages stay shared.
     gc.freeze()
 

@@ -10,7 +10,8 @@ from typing import Final
 
 from passthrough.linux import syscalls
 from passthrough.linux.mountinfo import FSTYPE
-from passthrough.options.config import Atime, Config, Squash
+from passthrough.options.choices import Atime, Squash
+from passthrough.options.effective import Effective
 
 _ATIME_FLAGS: Final = {
     Atime.RELATIME: syscalls.MS_RELATIME,
@@ -19,7 +20,7 @@ _ATIME_FLAGS: Final = {
 }
 
 
-def mount(target: Path, config: Config) -> int:
+def mount(target: Path, config: Effective) -> int:
     """Mount at *target*, an existing directory; requests wait until a worker serves them.
 
     The kernel checks permissions itself (default_permissions), for every user (allow_other). With
@@ -66,7 +67,7 @@ def unmount(target: Path, *, abort: bool = False) -> None:
     syscalls.umount2(os.fsencode(target), flags)
 
 
-def _flags(config: Config) -> int:
+def _flags(config: Effective) -> int:
     flags = _ATIME_FLAGS[config.atime]
     for wanted, flag in (
         (config.readonly, syscalls.MS_RDONLY),

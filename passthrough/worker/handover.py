@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from passthrough.options.config import Config
+from passthrough.options.table import Requested
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 
     volume: str
     """The name of the volume's directory, for log texts."""
-    config: Config
+    config: Requested
     fuse_fd: int
     """The descriptor of /dev/fuse that the mount was made with."""
     source_fd: int
@@ -30,7 +30,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     serving: bool
     error: str = ""
-    config: Config | None = None
+    config: Requested | None = None
     """The options that the worker serves with, until it ends; None if it does not serve.
 
     The volume's own options may change meanwhile.

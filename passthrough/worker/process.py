@@ -20,17 +20,9 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.squashed import filesystem_of
 from passthrough.identity import credentials
 from passthrough.linux import filehandles, kernel_features, memory
-from passthrough.options.config import (
-    Config,
-    InodeFileHandles,
-    OptionError,
-    Sandbox,
-    Session,
-    Squash,
-    Transport,
-    session_of,
-)
-from passthrough.options.effective import decide
+from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Squash, Transport
+from passthrough.options.effective import Effective, require_io_uring, resolve
+from passthrough.options.table import OptionError
 from passthrough.session import uring
 from passthrough.worker import sandbox
 from passthrough.worker.handover import Handover, Report, decode_handover, encode
@@ -60,13 +52,13 @@ class Runner(Protocol):
         """
 
 
-_RUNNERS: Final[Mapping[Session, str]] = {
-    Session.KERNEL: "passthrough.session.kernel",
-    Session.LIBFUSE: "passthrough.session.libfuse_run",
+_RUNNERS: Final[Mapping[SessionKind, str]] = {
+    SessionKind.KERNEL: "passthrough.session.kernel",
+    SessionKind.LIBFUSE: "passthrough.session.libfuse_run",
 }
 
 
-def load(session: Session) -> Runner:
+def load(session: SessionKind) -> Runner:
     """Import the module that runs *session*, and no other session."""
     return cast("Runner", importlib.import_module(_RUNNERS[session]))
 
@@ -103,9 +95,10 @@ def serve(
     """
     without_handles = ""
     if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
-        without_handles = filehandles.without_handles(handover.source_fd)
-    config, notes = decide(handover.config, without_handles, _without_rings(handover.config))
-    for note in notes:
+        without_handles = filehandles.obstacle(handover.source_fd)
+    config = resolve(handover.config, kernel_features.linux_release(), without_handles)
+    require_io_uring(config, _io_uring_obstacle(config))
+    for note in config.notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
     memory.allocate_in_one_place()
@@ -114,7 +107,7 @@ def serve(
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
     # No module can be imported once the process has entered the sandbox.
-    session = load(session_of(config))
+    session = load(config.session)
     fs = filesystem_of(config, _confine(config, handover.source_fd))
 
     if not config.readonly and (why := fs.ownership.why_unchanged(fs.inodes.root.stat())):
@@ -136,11 +129,11 @@ def serve(
         fs.close()
 
 
-def _without_rings(config: Config) -> str:
+def _io_uring_obstacle(config: Effective) -> str:
     """Return why io_uring is not available, if the options ask for it; tries to make a ring."""
     if config.transport is not Transport.IO_URING:
         return ""
-    if reason := kernel_features.without_rings():
+    if reason := kernel_features.io_uring_obstacle():
         return reason
     try:
         uring.Ring().close()
@@ -150,7 +143,7 @@ def _without_rings(config: Config) -> str:
     return ""
 
 
-def _confine(config: Config, source_fd: int) -> int:
+def _confine(config: Effective, source_fd: int) -> int:
     """Drop the privileges that a worker does not need; return the source's new descriptor."""
     if config.sandbox is Sandbox.NAMESPACE:
         by_handle = config.inode_file_handles is not InodeFileHandles.NEVER

@@ -176,7 +176,7 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
 
 def _detach_passfs_mounts() -> None:
     """Detach every mount of passfs from this namespace; the working directory is /proc/self."""
-    before: list[mountinfo.Mount] = []
+    before: list[mountinfo.MountEntry] = []
     while found := [mount for mount in mountinfo.read("mountinfo") if mount.fstype == FSTYPE]:
         if found == before:
             raise SandboxError(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from passthrough.linux import mountinfo, syscalls
-from passthrough.options.config import CachePolicy, Config, OptionError, Submounts, as_text
-from passthrough.options.effective import decide
+from passthrough.options.choices import CachePolicy, Submounts
+from passthrough.options.effective import Effective
+from passthrough.options.table import OptionError, as_text
 
 LONGEST_S: Final = 5.0
 """How long names and attributes may stay known there: more than this is for who knows that nobody
@@ -87,12 +88,11 @@ class Wrong(NamedTuple):
     """An option that has a wrong value there."""
 
     option: str
-    is_wrong: Callable[[Config], bool]
-    """Asked about what applies, with a value for each timeout."""
+    is_wrong: Callable[[Effective], bool]
     accepted: str
 
 
-def _is_too_long(option: str) -> Callable[[Config], bool]:
+def _is_too_long(option: str) -> Callable[[Effective], bool]:
     return lambda applies: getattr(applies, option) > LONGEST_S
 
 
@@ -113,7 +113,7 @@ WRONG: Final = (
 )
 
 
-def check(source: str, config: Config, fd: int, mounts: Sequence[mountinfo.Mount]) -> None:
+def check(source: str, config: Effective, fd: int, mounts: Sequence[mountinfo.MountEntry]) -> None:
     """Refuse to serve directory *fd* as *config* asks if other machines may change what is in it.
 
     Blocks where the file system does not answer.
@@ -122,16 +122,15 @@ def check(source: str, config: Config, fd: int, mounts: Sequence[mountinfo.Mount
         OptionError: the option that must be another, and why; *source* is what the user calls it.
         LookupError: *fd* lies on none of *mounts*.
     """
-    applies = decide(config).config
-    wrong = next((wrong for wrong in WRONG if wrong.is_wrong(applies)), None)
+    wrong = next((wrong for wrong in WRONG if wrong.is_wrong(config)), None)
     if wrong is not None and (found := next(_found(source, config, fd, mounts), "")):
-        value = as_text(applies)[wrong.option]
+        value = as_text(config)[wrong.option]
         reason = f"{value!r} is wrong for {found}: other machines may change it unseen"
         raise OptionError(wrong.option, value, wrong.accepted, reason)
 
 
 def _found(
-    source: str, config: Config, fd: int, mounts: Sequence[mountinfo.Mount]
+    source: str, config: Effective, fd: int, mounts: Sequence[mountinfo.MountEntry]
 ) -> Iterator[str]:
     """Each part of the volume that lies on such a file system, in words."""
     its_type, its_name = syscalls.filesystem_type(fd), mountinfo.of(mounts, fd).fstype

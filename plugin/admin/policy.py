@@ -9,15 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from passthrough.options.config import (
-    ALIASES,
-    FOR_A_NEW_DIRECTORY,
-    OPTIONS,
-    OptionError,
-    canonical,
-    parse_option,
-    text_of,
-)
+from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, parse_option
+from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
+from passthrough.options.table import OPTIONS, OptionError, text_of
+from passthrough.options.vocabulary import ALIASES, canonical
 from plugin import options
 from plugin.errors import InvalidOption
 from plugin.options import SOURCE, VolumeOptions
@@ -37,6 +32,8 @@ class Ban(NamedTuple):
 class Policy(NamedTuple):
     """Everything that an administrator has decided about options."""
 
+    release: Release
+    """Of Linux, which decides what `session=auto` stands for."""
     defaults: Mapping[str, str] = {}
     """Option -> text, for volumes that do not give it; made by `default_options`."""
     forbidden: tuple[Ban, ...] = ()
@@ -72,15 +69,17 @@ class Policy(NamedTuple):
             settled |= set(FOR_A_NEW_DIRECTORY)  # which would be refused beside it
         beneath = {name: text for name, text in self.defaults.items() if name not in settled}
         try:
-            return options.parse(beneath | dict(given))
+            return options.parse(beneath | dict(given), self.release)
         except InvalidOption as error:
-            options.parse(given)  # a mistake that has nothing to do with defaults is told as it is
+            options.parse(
+                given, self.release
+            )  # a mistake that has nothing to do with defaults is told as it is
             ours = ", ".join(f"{name}={text}" for name, text in beneath.items())
             raise InvalidOption(f"{error} (defaults of this plugin: {ours})") from error
 
     def _usual(self) -> dict[str, str]:
         """What volumes have that give no options."""
-        return options.parse(self.defaults).described()
+        return options.parse(self.defaults, self.release).described()
 
 
 def default_options(text: str) -> Mapping[str, str]:
@@ -98,7 +97,7 @@ def default_options(text: str) -> Mapping[str, str]:
             if option in found:
                 raise OptionError(name, value, "it once", f"{value!r} is a second value")
             found[option] = text_of(option, meaning)
-    options.parse(found)
+    options.parse(found, FIRST_KERNEL_SESSION)  # `Settings.policy` knows the release in use
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
+from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
 from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
 from plugin.errors import InvalidOption, InvalidSetting, quoted
 
@@ -59,10 +60,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: int
     """As in `logging`."""
 
-    @property
-    def policy(self) -> Policy:
-        """The administrator's decisions about options."""
-        return Policy(self.default_options, self.forbidden_options)
+    def policy(self, release: Release) -> Policy:
+        """Return the administrator's decisions about options, for Linux *release*.
+
+        Raises:
+            InvalidSetting: the session that `auto` stands for lacks a default option.
+        """
+        policy = Policy(release, self.default_options, self.forbidden_options)
+        try:
+            policy.contradiction()
+        except InvalidOption as error:
+            raise InvalidSetting(f"PASSFS_DEFAULT_OPTIONS is not accepted: {error}") from error
+        return policy
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -142,7 +151,7 @@ def _check(settings: Settings) -> None:
         if not source.is_relative_to(settings.host_dir):
             accepted = f"directories in PASSFS_HOST_DIR={quoted(str(settings.host_dir))}"
             raise _refused("PASSFS_ALLOWED_SOURCES", str(source), accepted)
-    if ban := settings.policy.contradiction():
+    if ban := settings.policy(FIRST_KERNEL_SESSION).contradiction():
         accepted = f"PASSFS_DEFAULT_OPTIONS with another {ban.option} beside it"
         raise _refused("PASSFS_FORBIDDEN_OPTIONS", str(ban), accepted)
 

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from passthrough.linux import filehandles, mountinfo, syscalls
 from passthrough.linux.mountinfo import FSTYPE
-from passthrough.options.config import Config, InodeFileHandles, OptionError
-from passthrough.options.effective import decide
+from passthrough.options.choices import InodeFileHandles
+from passthrough.options.effective import Effective, require_file_handles
+from passthrough.options.table import OptionError
 from plugin.admin import network
 from plugin.errors import InvalidOption
 from plugin.options import refused_source
@@ -52,7 +53,7 @@ class Host(NamedTuple):
     allowed: tuple[Path, ...] = ()
     """The directories that sources lie in, as users name them; none for all of *directory*."""
 
-    def open(self, source: str, config: Config, note: Callable[[str], object] = str) -> int:
+    def open(self, source: str, config: Effective, note: Callable[[str], object] = str) -> int:
         """Open the directory that users know as *source*, to be served as *config* says.
 
         Calls *note* with what Status is to say of the source, which may be nothing.
@@ -78,7 +79,7 @@ class Host(NamedTuple):
             raise
         return fd
 
-    def look_at(self, source: str, config: Config) -> str:
+    def look_at(self, source: str, config: Effective) -> str:
         """Refuse what `open` would, and a source that cannot be served as *config* demands.
 
         Returns:
@@ -91,7 +92,7 @@ class Host(NamedTuple):
         fd = self.open(source, config, notes.append)
         try:
             if config.inode_file_handles is InodeFileHandles.MANDATORY:
-                decide(config, filehandles.without_handles(fd))
+                require_file_handles(config, filehandles.obstacle(fd))
         except OptionError as error:
             raise InvalidOption(str(error)) from error
         finally:
@@ -144,7 +145,7 @@ class Host(NamedTuple):
         finally:
             os.close(fd)
 
-    def _check(self, source: str, config: Config, fd: int) -> str:
+    def _check(self, source: str, config: Effective, fd: int) -> str:
         """Refuse a directory that is there, and must not be served, or not in this way.
 
         Returns:
@@ -228,7 +229,7 @@ class Host(NamedTuple):
         finally:
             os.close(allowed)
 
-    def _check_apart(self, source: str, fd: int, mounts: Sequence[mountinfo.Mount]) -> None:
+    def _check_apart(self, source: str, fd: int, mounts: Sequence[mountinfo.MountEntry]) -> None:
         """Refuse what the plugin itself changes, or would make the file system wait for itself."""
         if mountinfo.of(mounts, fd).fstype == FSTYPE:
             raise refused_source(source, "lies in a volume of passfs itself")

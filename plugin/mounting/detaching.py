@@ -98,7 +98,7 @@ class Detaching:
 
 
 async def _detach(
-    mount: Mount, patience: trio.CancelScope, present: Iterable[mountinfo.Mount] = ()
+    mount: Mount, patience: trio.CancelScope, present: Iterable[mountinfo.MountEntry] = ()
 ) -> None:
     """Detach *mount* with all that a sweep has found *present* there; end its worker after that."""
     with trio.CancelScope(shield=True):
@@ -119,7 +119,7 @@ async def _detach(
 
 
 async def clear(
-    target: Path, limiter: trio.CapacityLimiter, present: Iterable[mountinfo.Mount] = ()
+    target: Path, limiter: trio.CapacityLimiter, present: Iterable[mountinfo.MountEntry] = ()
 ) -> None:
     """Unmount what is mounted at *target*, if it is ours, in a thread of *limiter*.
 

@@ -28,7 +28,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 from passthrough.worker.handover import Handover, Report
 from plugin import threads
 from plugin.errors import MountFailed
@@ -58,7 +58,7 @@ class Order(NamedTuple):
     name: VolumeName
     directory: FileName
     """The name of the mount point."""
-    config: Config
+    options: Effective
     origin: str
     """The source, as a person knows it."""
     open_source: Callable[[], int]
@@ -229,18 +229,18 @@ class Keeper:
             async with AsyncExitStack() as undo:
                 with _step(order, f"mounting at {target}"):
                     await clear(target, self._threads)
-                    attach = partial(mountpoints.attach, target, order.config, self._reserve)
+                    attach = partial(mountpoints.attach, target, order.options, self._reserve)
                     attached = await trio.to_thread.run_sync(attach)
                 made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
                 undo.push_async_callback(self._undo, made)
                 handover = Handover(
                     volume=order.directory,
-                    config=order.config,
+                    config=order.options.requested,
                     fuse_fd=attached.fuse_fd,
                     source_fd=source_fd,
                 )
                 with _step(order, "starting its worker", made.worker):
-                    run = partial(made.worker.run, self._start, handover)
+                    run = partial(made.worker.run, self._start, handover, order.options.session)
                     await self._nursery.start(self._attend, made, run)
                 self._served[name] = [*self._running(name), made]
                 await self._keep(made)

@@ -143,7 +143,7 @@ def take_over(
 
 
 def _is_whole(
-    found: Iterable[mountinfo.Mount], row: Served, descriptors: Mapping[str, int]
+    found: Iterable[mountinfo.MountEntry], row: Served, descriptors: Mapping[str, int]
 ) -> bool:
     devices = [entry.device for entry in found]
     return devices == [row.device] and descriptors.keys() == set(KINDS)

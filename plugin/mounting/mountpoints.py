@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import CannotStart
 from plugin.reserve import Reserve
@@ -36,7 +36,7 @@ class Attached(NamedTuple):
     """As in st_dev, to tell this mount from any other at the same place."""
 
 
-def mounts_at(target: Path) -> list[mountinfo.Mount]:
+def mounts_at(target: Path) -> list[mountinfo.MountEntry]:
     """What is mounted at *target*, the uppermost last."""
     return mountinfo.at(os.fsencode(target))
 
@@ -46,17 +46,17 @@ def at(mount_dir: Path, directory: FileName) -> Path:
     return mount_dir / directory
 
 
-def by_target(mount_dir: Path) -> dict[Path, list[mountinfo.Mount]]:
+def by_target(mount_dir: Path) -> dict[Path, list[mountinfo.MountEntry]]:
     """Whatever is mounted below *mount_dir*, the uppermost of one place last, read at once."""
     above = os.fsencode(mount_dir)
-    found: dict[Path, list[mountinfo.Mount]] = {}
+    found: dict[Path, list[mountinfo.MountEntry]] = {}
     for entry in mountinfo.read():
         if mountinfo.is_below(entry.target, above):
             found.setdefault(Path(os.fsdecode(entry.target)), []).append(entry)
     return found
 
 
-def detach(target: Path, present: Iterable[mountinfo.Mount] = ()) -> None:
+def detach(target: Path, present: Iterable[mountinfo.MountEntry] = ()) -> None:
     """Unmount what is mounted at *target*: *present*, if a sweep has found it, and all the rest.
 
     Blocks as long as a worker that lives answers nothing, if it has pages left to write.
@@ -75,7 +75,7 @@ def detach(target: Path, present: Iterable[mountinfo.Mount] = ()) -> None:
                 raise
 
 
-def attach(target: Path, config: Config, reserve: Reserve) -> Attached:
+def attach(target: Path, config: Effective, reserve: Reserve) -> Attached:
     """Mount at *target*, where nothing is mounted; *reserve* has room for a mount point.
 
     Raises:

@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 import msgspec
 import trio
 
-from passthrough.options.config import session_of
+from passthrough.options.choices import SessionKind
 from passthrough.worker.handover import Handover, Report, decode_report, encode
 from plugin.errors import MountFailed
 from plugin.mounting.spawner import UNKNOWN, Forked, Process, Start
@@ -73,6 +73,7 @@ class Worker:
         self,
         start: Start,
         handover: Handover,
+        session: SessionKind,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> str:
@@ -87,7 +88,6 @@ class Worker:
         Raises:
             MountFailed: it never served; says why, in its own last words.
         """
-        session = session_of(handover.config)
         process = await start(handover.volume, session, (handover.fuse_fd, handover.source_fd))
         fuse_fd, source_fd = process.given
         handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, source_fd=source_fd)

@@ -102,7 +102,7 @@ class Driver:
         # The (volume, id) pairs whose Mount has not been answered.
         self._arriving: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
-        self._status = Status(keeper, policy.understand, machine)
+        self._status = Status(keeper, policy, machine)
         # One List at a time describes volumes, so that others wait for one piece of one List.
         self._listing = trio.Lock()
         nursery.start_soon(self._prepare_status)
@@ -127,7 +127,7 @@ class Driver:
                 self._refuse_difference(present, wanted)
                 return Reply()
             name = volume_name(request.name)
-            notes = options.decided(wanted.config, kernel_features.without_rings())
+            options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
             source_note = await self._look_at(wanted, turn)
             record = Record(
                 name=name,
@@ -135,9 +135,9 @@ class Driver:
                 options=request.options,
                 created_at=datetime.now(UTC),
             )
-            await trio.to_thread.run_sync(self._inventory.add, record, wanted.config)
+            await trio.to_thread.run_sync(self._inventory.add, record, wanted.effective)
             self._volumes[name] = Volume(record, source_note=source_note)
-        for note in notes:
+        for note in wanted.effective.notes:
             log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
         return Reply()
@@ -270,12 +270,12 @@ class Driver:
             open_source = partial(self._storage.open, volume.record)
         else:
             origin = f"source {understood.source!r}"
-            served = (understood.source, understood.config)
+            served = (understood.source, understood.effective)
             open_source = partial(self._host.open, *served, volume.note_source)
         return Order(
             name=volume.name,
             directory=volume.record.directory,
-            config=understood.config,
+            options=understood.effective,
             origin=origin,
             open_source=open_source,
             limiter=turn.limiter,
@@ -344,7 +344,7 @@ class Driver:
             if understood.source is None:
                 os.close(self._storage.open(volume.record))
             else:
-                volume.source_note = self._host.look_at(understood.source, understood.config)
+                volume.source_note = self._host.look_at(understood.source, understood.effective)
 
         def note(error: str) -> None:
             # Once it is mounted, or could not be, that says more.
@@ -367,7 +367,7 @@ class Driver:
         if (source := wanted.source) is None:
             return ""
         turn.comes_to(f"looking at source {source!r}")
-        look = partial(self._host.look_at, source, wanted.config)
+        look = partial(self._host.look_at, source, wanted.effective)
         try:
             with trio.fail_at(turn.deadline):
                 return await threads.call(look, turn.limiter, lambda _: None)

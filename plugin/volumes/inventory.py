@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from passthrough.identity.idmap import ContainerId, ContainerIds, IdMaps, UnmappedError
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 from plugin.errors import PluginError, StorageFailed
 from plugin.options import has_source
 from plugin.volume import FileName, Record, VolumeName
@@ -44,7 +44,7 @@ class Inventory(NamedTuple):
             if record.name in self.registry.references
         }
 
-    def add(self, record: Record, config: Config) -> None:
+    def add(self, record: Record, options: Effective) -> None:
         """Make a volume; on return it survives a power cut.
 
         Raises:
@@ -53,24 +53,24 @@ class Inventory(NamedTuple):
         if has_source(record.options):
             self.registry.add(record)
             return
-        self.storage.create(record, config.mode, *self._owner(config))
+        self.storage.create(record, options.mode, *self._owner(options))
         try:
             self.registry.add(record)
         except PluginError:
             self.storage.withdraw(record)
             raise
 
-    def _owner(self, config: Config) -> tuple[int, int]:
+    def _owner(self, options: Effective) -> tuple[int, int]:
         """Return the user and the group of the host that a volume's own directory is made for.
 
         If the options give none, the root of containers owns it, as map and squash have it act.
         """
         uid, gid = self.storage.owner
         with suppress(UnmappedError):
-            uid, gid = IdMaps(config).to_host(ContainerIds(ContainerId(uid), ContainerId(gid)))
+            uid, gid = IdMaps(options).to_host(ContainerIds(ContainerId(uid), ContainerId(gid)))
         return (
-            uid if config.uid is None else config.uid,
-            gid if config.gid is None else config.gid,
+            uid if options.uid is None else options.uid,
+            gid if options.gid is None else options.gid,
         )
 
     def remove(self, record: Record) -> None:

@@ -14,24 +14,24 @@ A List of 10,000 volumes takes at most 0.5 s of processor time
 requests in between.
 """
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
 import msgspec
 
-from passthrough.options.config import Config, OptionError, Squash, as_text
-from passthrough.options.effective import described
+from passthrough.options.choices import Squash
+from passthrough.options.effective import Effective, described, resolve
+from passthrough.options.sessions import Release
+from passthrough.options.table import OptionError, Requested, as_text
 from passthrough.worker.handover import Report
 from plugin.admin.host import HostFacts
+from plugin.admin.policy import Policy
 from plugin.errors import InvalidOption
 from plugin.mounting.keeper import Keeper
-from plugin.options import VolumeOptions
 from plugin.protocol import VolumeInfo
 from plugin.volume import Record, State, Volume, VolumeName
 from plugin.volumes.storage import directory_in
-
-Understand = Callable[[Mapping[str, str]], VolumeOptions]
 
 # Volumes whose options mean the same share one text of 1 KiB.
 SHARED_TEXTS = 256
@@ -53,14 +53,13 @@ class Lasting(NamedTuple):
 class Status:
     """The descriptions of volumes."""
 
-    def __init__(self, keeper: Keeper, understand: Understand, machine: HostFacts) -> None:
-        """*understand* must give the same for the same options as long as this exists."""
+    def __init__(self, keeper: Keeper, policy: Policy, machine: HostFacts) -> None:
         self._keeper = keeper
         self._data_dir = machine.data_dir
         self._pid = "worker_pid_in_plugin" if machine.proc is None else "worker_pid"
-        self._understand = understand
+        self._policy = policy
         self._known: dict[VolumeName, Lasting] = {}
-        self._applying = lru_cache(SHARED_TEXTS)(_applying)
+        self._applying = lru_cache(SHARED_TEXTS)(partial(_applying, policy.release))
 
     def describe(self, volume: Volume, under_way: str) -> VolumeInfo:
         """Return what `docker volume inspect` shows of *volume*; *under_way* is its request."""
@@ -106,12 +105,13 @@ class Status:
 
     def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
-            understood = self._understand(record.options)
+            understood = self._policy.understand(record.options)
         except InvalidOption as error:  # of another passfs, or another policy
             given = _members({"options": dict(record.options)})
             return Lasting(record, report, note, given, str(error))
         # A mount may be older than this plugin, and than what it was told of other defaults.
-        goes_by = understood.config if report is None else report.config or understood.config
+        requested = understood.effective.requested
+        goes_by = requested if report is None else report.config or requested
         serves = (
             {"data": self._own(record)}
             if understood.source is None
@@ -133,18 +133,25 @@ class Status:
         return str(directory_in(self._data_dir, record))
 
 
-def _applying(config: Config, note: str, without_handles: str, without_passthrough: str) -> bytes:
-    """Return what applies to the volume's mount, or would to its next one, of *config*.
+def _applying(
+    release: Release,
+    requested: Requested,
+    note: str,
+    handles_obstacle: str,
+    passthrough_obstacle: str,
+) -> bytes:
+    """Return the options in force for the volume's mount, or for its next one.
 
     *note* is about the source, and empty if there is nothing to say. Raises OptionError.
     """
-    applying = described(config, without_handles, without_passthrough)
+    config = resolve(requested, release, handles_obstacle)
+    applying = described(config, release, passthrough_obstacle)
     notes = cast("list[str]", applying["notes"])
     more = [*_without_the_engine(config), *filter(None, [note])]
     return _members(applying | {"notes": notes + more})
 
 
-def _without_the_engine(config: Config) -> list[str]:
+def _without_the_engine(config: Effective) -> list[str]:
     """Return a note for each map that lacks the engine, which works in volumes as id 0."""
     if config.squash is not Squash.NONE:  # id 0 acts as the anonymous one
         return []

@@ -10,8 +10,8 @@ import pytest
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.identity.attributes import Entry
 from passthrough.linux import syscalls
-from passthrough.options.config import Config
 from tests.support.tools.mounts import mounts_at
+from tests.support.tools.options import effective
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def fs(source: Path) -> Iterator[PassthroughFs]:
 
     Each entry that a test gets is one lookup. When all are forgotten, the root alone remains.
     """
-    fs = PassthroughFs(Config(), os.open(source, os.O_PATH | os.O_DIRECTORY))
+    fs = PassthroughFs(effective(), os.open(source, os.O_PATH | os.O_DIRECTORY))
     counting = _Counting(fs)
     yield cast("PassthroughFs", counting)
     for number in counting.delivered:

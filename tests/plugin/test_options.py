@@ -5,23 +5,24 @@ import contextlib
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.options.config import CachePolicy
+from passthrough.options.choices import CachePolicy
 from plugin import options
 from plugin.errors import InvalidOption
+from tests.support.tools.options import RELEASE
 
 
 def test_without_options_a_volume_has_a_directory_of_its_own() -> None:
-    understood = options.parse({})
+    understood = options.parse({}, RELEASE)
     assert understood.source is None
-    assert understood.config.cache is CachePolicy.AUTO
+    assert understood.effective.cache is CachePolicy.AUTO
 
 
 @pytest.mark.parametrize("name", ["source", "Source", " source"])
 def test_source_is_understood_like_every_option(name: str) -> None:
     given = {name: "/srv/app", "cache": "never"}
-    understood = options.parse(given)
+    understood = options.parse(given, RELEASE)
     assert understood.source == "/srv/app"
-    assert understood.config.cache is CachePolicy.NEVER
+    assert understood.effective.cache is CachePolicy.NEVER
     assert options.has_source(given)
     assert not options.has_source({"cache": "never"})
 
@@ -31,7 +32,7 @@ def test_source_is_understood_like_every_option(name: str) -> None:
 )
 def test_a_source_must_be_an_absolute_path(value: str) -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({"source": value})
+        options.parse({"source": value}, RELEASE)
     assert str(refusal.value) == (
         f"option 'source': {value!r} is not accepted; expected the absolute path of an existing"
         " directory on the host, without '..'"
@@ -40,12 +41,12 @@ def test_a_source_must_be_an_absolute_path(value: str) -> None:
 
 def test_source_given_twice_is_refused() -> None:
     with pytest.raises(InvalidOption, match=r"option 'SOURCE': '/b' is given twice"):
-        options.parse({"source": "/a", "SOURCE": "/b"})
+        options.parse({"source": "/a", "SOURCE": "/b"}, RELEASE)
 
 
 def test_a_bad_value_is_refused_with_what_is_accepted() -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({"cache": "sometimes"})
+        options.parse({"cache": "sometimes"}, RELEASE)
     for part in ("option 'cache'", "'sometimes'", "never, metadata, auto or always"):
         assert part in str(refusal.value)
 
@@ -55,13 +56,13 @@ def test_a_bad_value_is_refused_with_what_is_accepted() -> None:
 )
 def test_an_unknown_option_is_refused_with_the_nearest_known(name: str, near: str) -> None:
     with pytest.raises(InvalidOption, match=f"option '{name}'.*{near}"):
-        options.parse({name: "x"})
+        options.parse({name: "x"}, RELEASE)
 
 
 @pytest.mark.parametrize("name", ["device", "Device", "type", "o", "src", "path", "mountpoint"])
 def test_the_words_of_other_drivers_lead_to_source(name: str) -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({name: "/srv/app", "o": "bind"})
+        options.parse({name: "/srv/app", "o": "bind"}, RELEASE)
     assert str(refusal.value).startswith(
         f"option '{name}': {'bind' if name == 'o' else '/srv/app'!r} is for another driver"
     )
@@ -70,7 +71,7 @@ def test_the_words_of_other_drivers_lead_to_source(name: str) -> None:
 
 def test_a_size_leads_to_no_option_that_freezes_sizes() -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({"size": "10G"})
+        options.parse({"size": "10G"}, RELEASE)
     assert "limit its directory on the host" in str(refusal.value)
     assert "seal_size" not in str(refusal.value)
 
@@ -78,7 +79,7 @@ def test_a_size_leads_to_no_option_that_freezes_sizes() -> None:
 @pytest.mark.parametrize("name", ["sizes", "sync", "quota", "addr"])
 def test_a_name_with_little_in_common_gets_the_list_of_all(name: str) -> None:
     with pytest.raises(InvalidOption, match="expected one of allow_direct_io, anon_gid, "):
-        options.parse({name: "1"})
+        options.parse({name: "1"}, RELEASE)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ def test_a_name_with_little_in_common_gets_the_list_of_all(name: str) -> None:
 def test_options_that_mean_the_same_do_not_differ(
     one: dict[str, str], other: dict[str, str]
 ) -> None:
-    assert options.difference(options.parse(one), options.parse(other)) == ""
+    assert options.difference(options.parse(one, RELEASE), options.parse(other, RELEASE)) == ""
 
 
 def test_a_difference_is_named_with_both_values() -> None:
-    have = options.parse({"cache": "never", "source": "/srv"})
-    wanted = options.parse({"cache": "always"})
+    have = options.parse({"cache": "never", "source": "/srv"}, RELEASE)
+    wanted = options.parse({"cache": "always"}, RELEASE)
     assert options.difference(have, wanted) == (
         "cache is 'never' and 'always' was asked for, source is '/srv' and nothing was asked for"
     )
@@ -107,4 +108,6 @@ def test_a_difference_is_named_with_both_values() -> None:
 @given(given=st.dictionaries(st.text() | st.sampled_from(["source", "cache", "ro"]), st.text()))
 def test_any_options_are_understood_or_refused(given: dict[str, str]) -> None:
     with contextlib.suppress(InvalidOption):
-        assert options.difference(options.parse(given), options.parse(given)) == ""
+        assert (
+            options.difference(options.parse(given, RELEASE), options.parse(given, RELEASE)) == ""
+        )

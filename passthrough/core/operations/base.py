@@ -22,9 +22,10 @@ from passthrough.identity.idmap import Caller
 from passthrough.identity.ownership import Ownership
 from passthrough.linux import fdpath, syscalls
 from passthrough.linux.errors import os_error
-from passthrough.options.cache_policy import Cache, timeouts
-from passthrough.options.config import Config, Squash, Submounts
-from passthrough.options.effective import decide
+from passthrough.options.cache_policy import Cache
+from passthrough.options.choices import Squash, Submounts
+from passthrough.options.effective import Effective
+from passthrough.options.timeouts import timeouts
 
 
 class Operations:
@@ -33,13 +34,13 @@ class Operations:
     squashes = False
     """Whether operations act as the caller, which `asked_by` then names."""
 
-    def __init__(self, config: Config, source_fd: int) -> None:
+    def __init__(self, config: Effective, source_fd: int) -> None:
         """Serve *source_fd*, an O_PATH descriptor of a directory, which this object then owns.
 
         Raises:
             OSError: the directory cannot be looked at.
         """
-        self.config = decide(config).config
+        self.config = config
         if self.squashes is not (self.config.squash is not Squash.NONE):
             raise ValueError(f"squash={self.config.squash} is not for {type(self).__name__}")
         self.cache = Cache(self.config)

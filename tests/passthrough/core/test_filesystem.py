@@ -19,8 +19,9 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
 from passthrough.linux import fdpath, syscalls
-from passthrough.options.config import CachePolicy, Config
+from passthrough.options.choices import CachePolicy
 from tests.support.tools.direct import CALLER, descriptors_below, fails, number_of
+from tests.support.tools.options import effective
 
 MISSING = 0x7FFF_0000  # an inode number that nobody was given
 
@@ -125,7 +126,7 @@ def test_what_was_made_but_cannot_be_reported_is_held_by_nothing(
 ) -> None:
     """The kernel hears of an error and will give nothing back."""
     (source / "file").touch()
-    fs = PassthroughFs(Config(), os.open(source, os.O_PATH))
+    fs = PassthroughFs(effective(), os.open(source, os.O_PATH))
     known = fs.lookup(ROOT, b"file").inode_number
     before = descriptors_below(source)
     count = [0]
@@ -157,7 +158,7 @@ def test_what_was_made_but_cannot_be_reported_is_held_by_nothing(
 
 def test_close_closes_everything(source: Path) -> None:
     (source / "file").touch()
-    fs = PassthroughFs(Config(cache=CachePolicy.NEVER), os.open(source, os.O_PATH))
+    fs = PassthroughFs(effective(cache=CachePolicy.NEVER), os.open(source, os.O_PATH))
     fs.open(number_of(fs, b"file"), os.O_RDONLY)
     fs.opendir(ROOT)
 

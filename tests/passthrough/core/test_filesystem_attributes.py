@@ -12,8 +12,8 @@ from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import OMIT, Changes
 from passthrough.identity.idmap import Caller, ContainerId
 from passthrough.linux import syscalls
-from passthrough.options.config import Config
 from tests.support.tools.direct import CALLER, caller, fails, listing, number_of
+from tests.support.tools.options import effective
 
 
 def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path) -> None:
@@ -116,7 +116,7 @@ def test_every_reply_has_the_timeouts_of_its_kind(
     """GETATTR and SETATTR too: or a directory's attributes would stay known for a file's time."""
     (source / "file").touch()
     (source / "dir").mkdir()
-    config = Config(entry_timeout=1, attr_timeout=2, dir_entry_timeout=3, dir_attr_timeout=4)
+    config = effective(entry_timeout=1, attr_timeout=2, dir_entry_timeout=3, dir_attr_timeout=4)
     fs = PassthroughFs(config, os.open(source, os.O_PATH))
     try:
         found = fs.lookup(ROOT, name.encode())

@@ -12,8 +12,9 @@ import pytest
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
-from passthrough.options.config import Atime, Config
+from passthrough.options.choices import Atime
 from tests.support.tools.direct import CALLER, caller, descriptor_of, fails, listing, number_of
+from tests.support.tools.options import effective
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_noatime_leaves_the_hosts_access_times_alone(
     source: Path, atime: Atime, expected: bool
 ) -> None:
     (source / "file").touch()
-    fs = PassthroughFs(Config(atime=atime), os.open(source, os.O_PATH))
+    fs = PassthroughFs(effective(atime=atime), os.open(source, os.O_PATH))
     try:
         handles = [
             fs.files[fs.open(number_of(fs, b"file"), os.O_RDONLY)].fd,

@@ -14,8 +14,8 @@ import pytest
 
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux.filecalls import LAST_BYTE, Lock
-from passthrough.options.config import Config
 from tests.support.tools.direct import descriptors_below, fails, number_of
+from tests.support.tools.options import effective
 
 READ, WRITE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 ALICE, BOB, CAROL = 0xA11CE, 0xB0B, 0xCA201
@@ -99,7 +99,7 @@ class Waiting(threading.Thread):
 
 
 def volume(source: Path) -> PassthroughFs:
-    return PassthroughFs(Config(), os.open(source, os.O_PATH | os.O_DIRECTORY))
+    return PassthroughFs(effective(), os.open(source, os.O_PATH | os.O_DIRECTORY))
 
 
 @pytest.fixture

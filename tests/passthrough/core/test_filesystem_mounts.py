@@ -14,9 +14,9 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.linux import syscalls
 from passthrough.linux.errors import os_error
-from passthrough.options.config import Config
 from passthrough.worker import fuse_mount
 from tests.support.tools.direct import descriptors_below, fails, listing
+from tests.support.tools.options import effective
 
 LIMIT_S = 10.0
 
@@ -44,7 +44,7 @@ def test_a_dead_mount_does_not_hide_its_neighbours(fs: PassthroughFs, source: Pa
 def unanswered(source: Path) -> Iterator[Path]:
     """A mount of passfs below the source that answers nothing, as a worker's own would not."""
     (source / "own").mkdir()
-    fuse_fd = fuse_mount.mount(source / "own", Config())
+    fuse_fd = fuse_mount.mount(source / "own", effective())
     # Who waits for it hears no signal: should the test ask it anything, this ends the wait.
     abort = functools.partial(fuse_mount.unmount, source / "own", abort=True)
     watchdog = threading.Timer(LIMIT_S, abort)

@@ -12,15 +12,15 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Entry
 from passthrough.linux import syscalls
-from passthrough.options.config import Config
 from tests.support.tools.direct import CALLER, caller, fails, number_of
+from tests.support.tools.options import effective
 
 
 def test_lookup_tells_what_the_host_says_and_for_how_long(source: Path) -> None:
     (source / "file").write_bytes(b"12345")
     (source / "link").symlink_to("file")
     (source / "dir").mkdir()
-    config = Config(entry_timeout=1, attr_timeout=2, dir_entry_timeout=3)
+    config = effective(entry_timeout=1, attr_timeout=2, dir_entry_timeout=3)
     fs = PassthroughFs(config, os.open(source, os.O_PATH))
 
     for name in ("file", "link", "dir"):

@@ -13,8 +13,9 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.handles import DirectFile, OpenFile
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 from tests.support.tools.direct import CALLER, fails, listing, number_of
+from tests.support.tools.options import effective
 
 CHANGING: dict[str, Callable[[PassthroughFs, int], object]] = {
     "mknod": lambda fs, _: fs.mknod(ROOT, b"new", stat.S_IFREG | 0o600, 0, CALLER),
@@ -45,7 +46,7 @@ CONTENT = b"0123456789"
 
 
 @contextmanager
-def serving(source: Path, config: Config) -> Iterator[PassthroughFs]:
+def serving(source: Path, config: Effective) -> Iterator[PassthroughFs]:
     fs = PassthroughFs(config, os.open(source, os.O_PATH))
     try:
         yield fs
@@ -76,7 +77,7 @@ def test_a_read_only_volume_refuses_every_change(
 ) -> None:
     """Here, and not only in the mount's flags, which somebody may remount."""
     before = state(files)
-    with serving(files, Config(readonly=True)) as fs:
+    with serving(files, effective(readonly=True)) as fs:
         fails(errno.EROFS, lambda: operation(fs, number_of(fs, b"file")))
 
     assert state(files) == before
@@ -86,12 +87,12 @@ def test_a_read_only_volume_refuses_every_change(
 def test_another_volume_does_not(
     files: Path, operation: Callable[[PassthroughFs, int], object]
 ) -> None:
-    with serving(files, Config()) as fs:
+    with serving(files, effective()) as fs:
         operation(fs, number_of(fs, b"file"))
 
 
 def test_a_read_only_volume_can_be_read(files: Path) -> None:
-    with serving(files, Config(readonly=True)) as fs:
+    with serving(files, effective(readonly=True)) as fs:
         number = number_of(fs, b"file")
         handle = fs.open(number, os.O_RDONLY)
         assert fs.read(handle, 0, 100) == CONTENT
@@ -108,7 +109,7 @@ def test_without_xattr_nothing_is_known_of_them(
 ) -> None:
     """ENOSYS is the one answer that the kernel remembers."""
     before = state(files)
-    with serving(files, Config(xattr=False)) as fs:
+    with serving(files, effective(xattr=False)) as fs:
         fails(errno.ENOSYS, lambda: operation(fs, number_of(fs, b"file")))
 
     assert state(files) == before
@@ -117,7 +118,7 @@ def test_without_xattr_nothing_is_known_of_them(
 def test_with_no_readdir_every_directory_is_empty_and_its_names_are_still_found(
     files: Path,
 ) -> None:
-    with serving(files, Config(no_readdir=True)) as fs:
+    with serving(files, effective(no_readdir=True)) as fs:
         assert listing(fs) == {}
         assert fs.getattr(number_of(fs, b"file")).stat.st_size == len(CONTENT)
 
@@ -129,7 +130,7 @@ def test_a_file_has_one_number_wherever_it_is_seen(files: Path, packed: bool, pl
     expected = {
         path: place << 47 | (files / path).stat().st_ino for path in ("", "file", "dir", "dir/sub")
     }
-    with serving(files, Config(use_host_ino=packed)) as fs:
+    with serving(files, effective(use_host_ino=packed)) as fs:
         directory = number_of(fs, b"dir")
         handles = {"": fs.opendir(ROOT), "dir": fs.opendir(directory)}
         dots = {
@@ -167,14 +168,14 @@ def test_sealed_sizes_do_not_change(
 ) -> None:
     """A write with O_APPEND lands at the end, whatever offset the kernel names."""
     before = state(files)
-    with serving(files, Config(seal_size=True)) as fs:
+    with serving(files, effective(seal_size=True)) as fs:
         fails(errno.EPERM, lambda: operation(fs, number_of(fs, b"file")))
 
     assert state(files) == before
 
 
 def test_sealed_files_can_be_overwritten_and_made(files: Path) -> None:
-    with serving(files, Config(seal_size=True)) as fs:
+    with serving(files, effective(seal_size=True)) as fs:
         handle = fs.open(number_of(fs, b"file"), os.O_WRONLY)
         assert fs.write(handle, 8, b"ab") == 2
         fs.setattr(number_of(fs, b"file"), Changes(mode=0o640))
@@ -185,10 +186,10 @@ def test_sealed_files_can_be_overwritten_and_made(files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"), [(Config(), DirectFile), (Config(allow_direct_io=False), OpenFile)]
+    ("config", "kind"), [(effective(), DirectFile), (effective(allow_direct_io=False), OpenFile)]
 )
 def test_o_direct_reaches_the_host_if_it_may(
-    files: Path, config: Config, kind: type[OpenFile]
+    files: Path, config: Effective, kind: type[OpenFile]
 ) -> None:
     """On opening and on creation alike."""
     with serving(files, config) as fs:
@@ -202,7 +203,7 @@ def test_with_writeback_what_is_opened_to_write_can_be_read_and_does_not_append(
     files: Path,
 ) -> None:
     """The kernel fills partial pages, and knows itself where the end is."""
-    with serving(files, Config(writeback=True, allow_direct_io=False)) as fs:
+    with serving(files, effective(writeback=True, allow_direct_io=False)) as fs:
         opened = fs.open(number_of(fs, b"file"), os.O_WRONLY | os.O_APPEND)
         _, created = fs.create(ROOT, b"new", 0o600, os.O_WRONLY | os.O_APPEND, CALLER)
         for handle in (opened, created):
@@ -213,7 +214,7 @@ def test_with_writeback_what_is_opened_to_write_can_be_read_and_does_not_append(
 
 
 def test_what_another_option_overrules_does_not_apply(files: Path) -> None:
-    """Whoever makes one from a Config as it was given gets what applies."""
-    with serving(files, Config(writeback=True, seal_size=True)) as fs:
+    """Whoever makes one from a Effective as it was given gets what applies."""
+    with serving(files, effective(writeback=True, seal_size=True)) as fs:
         assert not fs.config.writeback
         fails(errno.EBADF, lambda: fs.read(fs.open(number_of(fs, b"file"), os.O_WRONLY), 0, 1))

@@ -23,8 +23,10 @@ from passthrough.linux.filecalls import (
     FALLOC_FL_UNSHARE_RANGE,
     FALLOC_FL_ZERO_RANGE,
 )
-from passthrough.options.config import Config, InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
+from passthrough.options.effective import Effective
 from tests.support.tools.direct import CALLER, fails, number_of
+from tests.support.tools.options import effective
 
 BLOCK = 4096
 
@@ -45,7 +47,7 @@ def letters(path: Path) -> str:
 
 
 @contextmanager
-def serving(source: Path, config: Config) -> Iterator[PassthroughFs]:
+def serving(source: Path, config: Effective) -> Iterator[PassthroughFs]:
     fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
     yield fs
     fs.close()
@@ -108,7 +110,7 @@ def test_seal_size_refuses_what_would_change_the_size(
     source: Path, blocks: Path, name: str
 ) -> None:
     mode, block, after = ALLOCATED[name]
-    with serving(source, Config(seal_size=True)) as fs, opened(fs) as handle:
+    with serving(source, effective(seal_size=True)) as fs, opened(fs) as handle:
         if name in GROWING:
             fails(errno.EPERM, lambda: fs.fallocate(handle, mode, block * BLOCK, 2 * BLOCK))
             after = "abcd"
@@ -120,7 +122,7 @@ def test_seal_size_refuses_what_would_change_the_size(
 
 @pytest.mark.usefixtures("blocks")
 def test_a_read_only_volume_changes_nothing(source: Path) -> None:
-    with serving(source, Config(readonly=True)) as fs, opened(fs, os.O_RDONLY) as handle:
+    with serving(source, effective(readonly=True)) as fs, opened(fs, os.O_RDONLY) as handle:
         fails(errno.EROFS, lambda: fs.fallocate(handle, 0, 0, BLOCK))
         fails(errno.EROFS, lambda: fs.copy_file_range(handle, 0, handle, BLOCK, BLOCK))
         fails(errno.EROFS, lambda: fs.tmpfile(ROOT, 0o600, os.O_RDWR, CALLER))
@@ -173,7 +175,7 @@ def test_ranges_are_copied_within_the_host(fs: PassthroughFs, blocks: Path) -> N
 def test_seal_size_refuses_a_copy_beyond_the_end(source: Path, blocks: Path) -> None:
     (source / "other").write_bytes(b"0123456789")
     with (
-        serving(source, Config(seal_size=True)) as fs,
+        serving(source, effective(seal_size=True)) as fs,
         opened(fs) as file,
         opened(fs, name=b"other") as other,
     ):
@@ -211,7 +213,7 @@ def test_a_file_without_a_name_goes_with_its_last_user(fs: PassthroughFs, source
 
 def test_a_file_without_a_name_that_is_held_by_handle_keeps_its_number(source: Path) -> None:
     """The host would give it to the next file, before the kernel has forgotten this one."""
-    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+    config = effective(inode_file_handles=InodeFileHandles.MANDATORY)
     with serving(source, config) as fs:
         entry, handle = fs.tmpfile(ROOT, 0o600, os.O_RDWR, CALLER)
         fs.release(handle)
@@ -242,7 +244,7 @@ def test_the_birth_time_stands_beside_the_attributes(fs: PassthroughFs, blocks: 
 
 
 def test_where_nobody_knows_the_birth_time_there_is_none() -> None:
-    config = Config(inode_file_handles=InodeFileHandles.NEVER)
+    config = effective(inode_file_handles=InodeFileHandles.NEVER)
     with serving(Path("/proc/self"), config) as fs:
         found, birth = fs.statx(ROOT)
 
@@ -334,12 +336,12 @@ def test_an_open_file_can_begin_and_cease_to_be_direct(fs: PassthroughFs, blocks
 
 @pytest.mark.usefixtures("blocks")
 def test_where_direct_io_is_left_out_no_request_brings_it(source: Path) -> None:
-    with serving(source, Config(allow_direct_io=False)) as fs, opened(fs) as handle:
+    with serving(source, effective(allow_direct_io=False)) as fs, opened(fs) as handle:
         assert fs.read(handle, 1, 7, os.O_RDWR | os.O_DIRECT) == b"aaaaaaa"
 
 
 def test_seal_size_goes_by_the_flags_of_each_write(source: Path, blocks: Path) -> None:
-    with serving(source, Config(seal_size=True)) as fs, opened(fs) as handle:
+    with serving(source, effective(seal_size=True)) as fs, opened(fs) as handle:
         fails(errno.EPERM, lambda: fs.write(handle, 0, b"x", os.O_RDWR | os.O_APPEND))
         fs.write(handle, 0, b"x", os.O_RDWR)
     assert letters(blocks) == "xbcd"

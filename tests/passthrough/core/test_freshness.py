@@ -12,9 +12,10 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.freshness import NEVER, Freshness
 from passthrough.core.inodes import ROOT
 from passthrough.core.listing import KIND_SHIFT
-from passthrough.options.cache_policy import timeouts
-from passthrough.options.config import CachePolicy, Config
+from passthrough.options.choices import CachePolicy
+from passthrough.options.timeouts import timeouts
 from tests.support.tools.direct import number_of
+from tests.support.tools.options import effective
 
 Answers = dict[bytes, tuple[int, int, bool]]
 
@@ -38,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def one_second(**given: float) -> Freshness:
     """Of a policy that remembers for a second, but for what is *given* in place of it."""
-    return Freshness(timeouts(Config(cache=CachePolicy.AUTO))._replace(**given))
+    return Freshness(timeouts(effective(cache=CachePolicy.AUTO))._replace(**given))
 
 
 def test_what_was_told_is_fresh_for_a_quarter_of_the_time_and_never_for_more_than_half(
@@ -69,7 +70,7 @@ def test_nothing_is_fresh_that_the_kernel_does_not_remember(timeout: str) -> Non
     fresh = one_second(**{timeout: 0.0})
 
     assert not fresh.lasts(fresh.moment())
-    assert not Freshness(timeouts(Config(cache=CachePolicy.NEVER))).lasts(0)
+    assert not Freshness(timeouts(effective(cache=CachePolicy.NEVER))).lasts(0)
 
 
 def test_what_was_never_told_is_not_fresh_even_in_the_first_moment_of_a_machine(
@@ -77,7 +78,7 @@ def test_what_was_never_told_is_not_fresh_even_in_the_first_moment_of_a_machine(
 ) -> None:
     clock.now_s = 0.0
 
-    assert not Freshness(timeouts(Config(cache=CachePolicy.ALWAYS))).lasts(NEVER)
+    assert not Freshness(timeouts(effective(cache=CachePolicy.ALWAYS))).lasts(NEVER)
 
 
 def test_a_moment_is_one_object(clock: Clock) -> None:
@@ -101,7 +102,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture(params=[CachePolicy.AUTO, CachePolicy.NEVER])
 def served(request: pytest.FixtureRequest, files: Path, clock: Clock) -> Iterator[PassthroughFs]:
     del clock
-    fs = PassthroughFs(Config(cache=request.param), os.open(files, os.O_PATH))
+    fs = PassthroughFs(effective(cache=request.param), os.open(files, os.O_PATH))
     yield fs
     fs.close()
 

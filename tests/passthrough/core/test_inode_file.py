@@ -16,8 +16,9 @@ from passthrough.core.inode_file import ByDescriptor, ByHandle, Holding
 from passthrough.core.inodes import ROOT
 from passthrough.core.listing import Record
 from passthrough.linux import syscalls
-from passthrough.options.config import Config, InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
 from tests.support.tools.direct import caller, fails, listing, number_of
+from tests.support.tools.options import effective
 
 LIMIT_S = 30.0
 CALLER = caller(0, 0)
@@ -63,7 +64,7 @@ def mounted_on() -> Iterator[MountOn]:
 
 
 def serve(source: Path, handles: InodeFileHandles) -> PassthroughFs:
-    return PassthroughFs(Config(inode_file_handles=handles), os.open(source, os.O_PATH))
+    return PassthroughFs(effective(inode_file_handles=handles), os.open(source, os.O_PATH))
 
 
 def open_descriptors() -> int:

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from passthrough.core.inode_file import Inode
 from passthrough.core.inodes import ROOT, InodeTable
 from passthrough.linux import fdpath
-from passthrough.options.config import InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
 from tests.support.tools.direct import descriptor_of, descriptors_below
 
 DEVICE_BIT = 47

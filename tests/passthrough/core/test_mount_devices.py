@@ -13,8 +13,9 @@ import pytest
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.linux import syscalls
-from passthrough.options.config import Config, InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
 from tests.support.tools.direct import listing, number_of
+from tests.support.tools.options import effective
 
 MS_BIND = 4096
 MS_REMOUNT = 32
@@ -36,7 +37,7 @@ def served(source: Path, request: pytest.FixtureRequest) -> Iterator[Passthrough
     (source / "a/file").touch()
     (source / "b").mkdir()
     (source / "plain").touch()
-    config = Config(inode_file_handles=request.param)
+    config = effective(inode_file_handles=request.param)
     fs = PassthroughFs(config, os.open(source, os.O_PATH))
     yield fs
     fs.close()

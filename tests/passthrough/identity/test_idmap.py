@@ -16,8 +16,9 @@ from passthrough.identity.idmap import (
     UnmappedError,
     maps,
 )
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
 from passthrough.options.values import Range
+from tests.support.tools.options import effective
 
 RANGES = (Range(0, 100_000, 1000), Range(1000, 1000, 1), Range(2000, 50, 10))
 PAIRS = {0: 100_000, 999: 100_999, 1000: 1000, 2000: 50, 2009: 59}
@@ -60,7 +61,7 @@ def test_an_owner_in_no_range_is_told_as_the_kernels_invalid_id(number: int) -> 
 def test_an_unmapped_user_takes_the_group_along_and_an_unmapped_group_goes_alone(
     uid: int, gid: int, told: tuple[int, int]
 ) -> None:
-    both = IdMaps(Config(map_uid=(Range(0, 10, 5),), map_gid=(Range(0, 20, 5),)))
+    both = IdMaps(effective(map_uid=(Range(0, 10, 5),), map_gid=(Range(0, 20, 5),)))
 
     assert both.to_container(HostIds(HostId(uid), HostId(gid))) == told
     assert both.lacks_user(HostId(uid)) is (told[0] == UNMAPPED)
@@ -108,23 +109,23 @@ def test_what_can_be_mapped_comes_back(number: int) -> None:
 
 
 def test_users_and_groups_have_maps_and_anonymous_ids_of_their_own() -> None:
-    config = Config(map_uid=(Range(0, 10, 5),), map_gid=(Range(0, 20, 5),))
+    config = effective(map_uid=(Range(0, 10, 5),), map_gid=(Range(0, 20, 5),))
     both = IdMaps(config)
 
     assert both.to_host(ContainerIds(ContainerId(1), ContainerId(1))) == (11, 21)
     assert both.to_container(HostIds(HostId(11), HostId(21))) == (1, 1)
     assert both.new_owner(ContainerId(2), None) == (12, None)
     assert both.new_owner(None, ContainerId(2)) == (None, 22)
-    squashed = IdMaps(Config(squash=Squash.ALL, anon_uid=3, anon_gid=4))
+    squashed = IdMaps(effective(squash=Squash.ALL, anon_uid=3, anon_gid=4))
     assert squashed.to_host(ContainerIds(ContainerId(1), ContainerId(1))) == (3, 4)
 
 
 def test_there_are_no_maps_where_nothing_is_asked_for() -> None:
-    assert maps(Config(anon_uid=5)) is None
+    assert maps(effective(anon_uid=5)) is None
     for config in (
-        Config(map_uid=RANGES),
-        Config(map_gid=RANGES),
-        Config(squash=Squash.ROOT),
-        Config(squash=Squash.ALL),
+        effective(map_uid=RANGES),
+        effective(map_gid=RANGES),
+        effective(squash=Squash.ROOT),
+        effective(squash=Squash.ALL),
     ):
         assert maps(config) is not None

@@ -15,14 +15,15 @@ from passthrough.core.squashed import filesystem_of
 from passthrough.identity.attributes import Attributes, Changes, Entry
 from passthrough.identity.idmap import Caller, ContainerId
 from passthrough.linux import syscalls
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
 from passthrough.options.values import Range
 from tests.support.tools.callers import MEMBER, TEAM_GID, USER, attempt
 from tests.support.tools.direct import caller, fails, listing, number_of
 from tests.support.tools.files import owner
 from tests.support.tools.mounted import mounted
+from tests.support.tools.options import effective
 
-MAPPED = Config(map_uid=(Range(0, 100_000, 1000),), map_gid=(Range(0, 200_000, 1000),))
+MAPPED = effective(map_uid=(Range(0, 100_000, 1000),), map_gid=(Range(0, 200_000, 1000),))
 INSIDE, OUTSIDE = caller(7, 8), caller(7, 5000)
 UNMAPPED, UNMAPPED_GROUP = 4_294_967_295, 4_294_967_294
 LIMIT_S = 30.0
@@ -357,7 +358,7 @@ def test_squashed_callers_create_and_give_as_the_anonymous_ones(
 ) -> None:
     (source / "given").touch()
     os.chown(source / "given", expected[0], 9)
-    config = Config(squash=squash, anon_uid=70, anon_gid=80)
+    config = effective(squash=squash, anon_uid=70, anon_gid=80)
     fs = filesystem_of(config, os.open(source, os.O_PATH))
     try:
         with fs.asked_by(who):

@@ -26,9 +26,10 @@ from passthrough.identity.credentials import (
 from passthrough.identity.idmap import HostId, HostIds
 from passthrough.identity.powerless import Powerless, as_itself
 from passthrough.linux import syscalls
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
 from tests.support.tools.callers import Call
 from tests.support.tools.direct import caller
+from tests.support.tools.options import effective
 
 LIMIT_S = 30.0
 ANONYMOUS = HostIds(HostId(41_001), HostId(41_002))
@@ -260,7 +261,7 @@ def test_groups_that_stay_are_an_error() -> None:
 
 
 def test_an_operation_without_a_caller_is_not_done(source: Path) -> None:
-    fs = filesystem_of(Config(squash=Squash.ROOT), os.open(source, os.O_PATH))
+    fs = filesystem_of(effective(squash=Squash.ROOT), os.open(source, os.O_PATH))
     try:
         with pytest.raises(RuntimeError, match="who asks"):
             fs.mkdir(ROOT, b"new", 0o700, caller(0, 0))
@@ -282,6 +283,6 @@ def test_one_volume_is_not_served_as_the_other_kind(source: Path) -> None:
     fd = os.open(source, os.O_PATH)
     try:
         with pytest.raises(ValueError, match="squash=none is not for SquashedFs"):
-            SquashedFs(Config(), fd)
+            SquashedFs(effective(), fd)
     finally:
         os.close(fd)

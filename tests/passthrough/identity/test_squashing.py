@@ -20,9 +20,10 @@ from passthrough.identity.squashing import (
     may_execute,
     opened_before,
 )
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
 from passthrough.options.values import Range
 from tests.support.tools.direct import caller
+from tests.support.tools.options import effective
 
 NOT_REQUESTS = {"asked_by", "open_for_writing", "tell_lost_privileges"}
 ANONYMOUS = HostIds(HostId(70), HostId(80))
@@ -54,7 +55,7 @@ def test_each_operation_has_one_identity() -> None:
 def test_the_ids_that_squashing_leaves(
     squash: Squash, asks: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    squashing = Squashing(Config(squash=squash, anon_uid=70, anon_gid=80))
+    squashing = Squashing(effective(squash=squash, anon_uid=70, anon_gid=80))
 
     assert squashing.acts_as(caller(*asks)) == expected
     assert squashing.takes(caller(*asks)) is (expected != asks or NO_ID in asks)
@@ -62,9 +63,9 @@ def test_the_ids_that_squashing_leaves(
 
 
 def test_a_caller_with_its_own_user_may_be_in_all_groups_but_roots_and_unmapped_ones() -> None:
-    plain = Squashing(Config(squash=Squash.ROOT, anon_gid=80))
+    plain = Squashing(effective(squash=Squash.ROOT, anon_gid=80))
     mapped = Squashing(
-        Config(squash=Squash.ROOT, anon_gid=80, map_gid=(Range(0, 100, 10),), map_uid=())
+        effective(squash=Squash.ROOT, anon_gid=80, map_gid=(Range(0, 100, 10),), map_uid=())
     )
 
     assert set(plain.groups((0, 5, 5, 80, 100))) == {5, 80, 100}

@@ -5,34 +5,34 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import mountinfo, syscalls
-from passthrough.linux.mountinfo import Mount
+from passthrough.linux.mountinfo import MountEntry
 
 MS_BIND, MS_PRIVATE = 4096, 1 << 18
 
 LINES = {
     "no optional field": (
         "22 1 254:16 / / rw,relatime - ext4 /dev/vda rw,discard",
-        Mount(22, 1, os.makedev(254, 16), b"/", b"/", "ext4", b"/dev/vda"),
+        MountEntry(22, 1, os.makedev(254, 16), b"/", b"/", "ext4", b"/dev/vda"),
     ),
     "several optional fields": (
         "36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 master:7 propagate_from:2 - ext3 /dev/root rw",
-        Mount(36, 35, os.makedev(98, 0), b"/mnt1", b"/mnt2", "ext3", b"/dev/root", True),
+        MountEntry(36, 35, os.makedev(98, 0), b"/mnt1", b"/mnt2", "ext3", b"/dev/root", True),
     ),
     "escaped": (
         r"40 22 0:50 /a\040b /m\011t\012n\134\043x rw unbindable - fuse.passfs a\040b rw,user_id=0",
-        Mount(40, 22, os.makedev(0, 50), b"/a b", b"/m\tt\nn\\#x", "fuse.passfs", b"a b"),
+        MountEntry(40, 22, os.makedev(0, 50), b"/a b", b"/m\tt\nn\\#x", "fuse.passfs", b"a b"),
     ),
     "bytes of no encoding": (
         "41 22 0:51 / /\udcff rw - tmpfs none rw",
-        Mount(41, 22, os.makedev(0, 51), b"/", b"/\xff", "tmpfs", b"none"),
+        MountEntry(41, 22, os.makedev(0, 51), b"/", b"/\xff", "tmpfs", b"none"),
     ),
     "no source": (
         "42 22 0:52 / /m rw - tmpfs  rw",
-        Mount(42, 22, os.makedev(0, 52), b"/", b"/m", "tmpfs", b""),
+        MountEntry(42, 22, os.makedev(0, 52), b"/", b"/m", "tmpfs", b""),
     ),
     "a name space, not a directory": (
         "43 22 0:4 net:[4026532281] /run/netns/a rw shared:2 - nsfs nsfs rw",
-        Mount(
+        MountEntry(
             43,
             22,
             os.makedev(0, 4),
@@ -45,17 +45,17 @@ LINES = {
     ),
     "a slave": (
         "45 22 0:53 / /m rw,relatime master:3 - tmpfs none rw",
-        Mount(45, 22, os.makedev(0, 53), b"/", b"/m", "tmpfs", b"none", True),
+        MountEntry(45, 22, os.makedev(0, 53), b"/", b"/m", "tmpfs", b"none", True),
     ),
     "a large minor number": (
         "44 22 0:1048575 / /m rw - tmpfs none rw",
-        Mount(44, 22, os.makedev(0, 1_048_575), b"/", b"/m", "tmpfs", b"none"),
+        MountEntry(44, 22, os.makedev(0, 1_048_575), b"/", b"/m", "tmpfs", b"none"),
     ),
 }
 
 
 @pytest.mark.parametrize(("line", "mount"), LINES.values(), ids=LINES)
-def test_a_line(tmp_path: Path, line: str, mount: Mount) -> None:
+def test_a_line(tmp_path: Path, line: str, mount: MountEntry) -> None:
     (tmp_path / "mountinfo").write_bytes(os.fsencode(line) + b"\n")
 
     assert mountinfo.read(str(tmp_path / "mountinfo")) == [mount]

@@ -33,7 +33,7 @@ def target(tmp_path: Path) -> Iterator[bytes]:
         syscalls.umount2(path, syscalls.MNT_DETACH)
 
 
-def mounts_at(path: bytes) -> list[mountinfo.Mount]:
+def mounts_at(path: bytes) -> list[mountinfo.MountEntry]:
     return [mount for mount in mountinfo.read() if mount.target == path]
 
 

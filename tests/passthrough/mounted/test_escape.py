@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from passthrough.options.config import Config, Session
+from passthrough.options.choices import SessionKind
+from passthrough.options.table import Requested
 from tests.support.fakes.keeper import Keeper, on_mount
 from tests.support.tools.callers import ROOT
 from tests.support.tools.files import noise
@@ -56,14 +57,14 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
     assert outside.untouched()
 
 
-@pytest.fixture(params=[Session.KERNEL, Session.LIBFUSE])
+@pytest.fixture(params=[SessionKind.KERNEL, SessionKind.LIBFUSE])
 def served(
     request: pytest.FixtureRequest, source: Path, mountpoint: Path, tmp_path: Path
 ) -> Iterator[Path]:
     """The source on a mount, served from a sandbox that answers probes."""
     keeper = Keeper(
         *(source, mountpoint, tmp_path / "stderr"),
-        config=Config(session=request.param),
+        config=Requested(session=request.param),
         module="tests.support.tools.inside",
     )
     keeper.serve()

@@ -18,8 +18,9 @@ import pytest
 
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
-from passthrough.options.config import Config, InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
 from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.options import effective
 
 FILES = int(os.environ.get("PASSFS_MANY_FILES", "100000"))
 # As many as one FORGET may name, so that every buffer has been used to the full before.
@@ -135,7 +136,7 @@ def test_what_was_looked_up_and_forgotten_leaves_nothing(
     most = {InodeFileHandles.NEVER: 5_000, InodeFileHandles.MANDATORY: 20_000}
     files = min(FILES, most.get(handles, FILES))
     make_files(base, files)
-    fs = PassthroughFs(Config(inode_file_handles=handles), os.open(base, os.O_PATH))
+    fs = PassthroughFs(effective(inode_file_handles=handles), os.open(base, os.O_PATH))
     numbers = []
     for directory in range(DIRECTORIES):
         parent = fs.lookup(ROOT, b"%d" % directory).inode_number

@@ -19,13 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.options.config import Config, Squash
+from passthrough.options.choices import Squash
+from passthrough.options.table import Requested
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover
 from tests.support.tools.callers import OTHER, Call, Caller, attempt, together
 from tests.support.tools.files import owner, public_directory
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.mounts import options_at
+from tests.support.tools.options import effective
 from tests.support.tools.rights import (
     ANONYMOUS,
     DIRECTORIES,
@@ -631,9 +633,9 @@ def test_a_mount_on_which_the_kernel_checks_as_well_gives_no_more(tmp_path: Path
     (source / "secret").write_bytes(b"secret")
     (source / "secret").chmod(0o600)
     (source / "known").write_bytes(b"known")
-    fuse_fd = fuse_mount.mount(target, Config())
+    fuse_fd = fuse_mount.mount(target, effective())
     try:
-        with serving(Config(squash=Squash.ALL), source, fuse_fd):
+        with serving(Requested(squash=Squash.ALL), source, fuse_fd):
             assert "default_permissions" in options_at(target)
             assert attempt(ROOT, (target / "secret").read_bytes) == "EACCES"
             assert attempt(ROOT, (target / "known").read_bytes) == "allowed"
@@ -643,7 +645,7 @@ def test_a_mount_on_which_the_kernel_checks_as_well_gives_no_more(tmp_path: Path
 
 
 @contextlib.contextmanager
-def serving(config: Config, source: Path, fuse_fd: int) -> Iterator[None]:
+def serving(config: Requested, source: Path, fuse_fd: int) -> Iterator[None]:
     """Serve *source* on a mount that is made, by a process of its own."""
     ready, told = os.pipe()
 

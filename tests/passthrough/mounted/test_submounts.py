@@ -12,9 +12,10 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
 from passthrough.linux import filecalls, syscalls
-from passthrough.options.config import Config, Submounts
+from passthrough.options.choices import Submounts
 from tests.support.tools.direct import CALLER, listing, number_of
 from tests.support.tools.mounted import mounted
+from tests.support.tools.options import effective
 
 MS_BIND = 4096
 LIMIT_S = 60.0
@@ -58,13 +59,13 @@ def mounts(source: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def hiding(mounts: Path) -> Iterator[PassthroughFs]:
-    fs = PassthroughFs(Config(submounts=Submounts.HIDE), os.open(mounts, os.O_PATH))
+    fs = PassthroughFs(effective(submounts=Submounts.HIDE), os.open(mounts, os.O_PATH))
     yield fs
     fs.close()
 
 
 def test_they_are_crossed_unless_hidden(mounts: Path) -> None:
-    fs = PassthroughFs(Config(), os.open(mounts, os.O_PATH))
+    fs = PassthroughFs(effective(), os.open(mounts, os.O_PATH))
     numbers = {number_of(fs, *path) for path in ((b"disk", b"file"), (b"same", b"file"))}
     numbers |= {number_of(fs, b"plain", b"file"), number_of(fs, b"alone")}
     assert len(numbers) == 4

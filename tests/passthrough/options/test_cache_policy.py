@@ -3,7 +3,8 @@ import stat
 import pytest
 
 from passthrough.options.cache_policy import Cache
-from passthrough.options.config import CachePolicy, Config
+from passthrough.options.choices import CachePolicy
+from tests.support.tools.options import effective
 
 DAY_S = 86_400.0
 FILE, DIRECTORY, SYMLINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
@@ -20,7 +21,7 @@ def test_the_policy_sets_timeouts_in_seconds_and_whether_pages_stay(
     policy: CachePolicy, expected: tuple[float, bool]
 ) -> None:
     timeout_s, keep_pages = expected
-    cache = Cache(Config(cache=policy))
+    cache = Cache(effective(cache=policy))
 
     assert cache.timeouts(FILE) == (timeout_s, timeout_s)
     assert cache.timeouts(DIRECTORY) == (timeout_s, timeout_s)
@@ -54,7 +55,7 @@ def test_a_timeout_given_wins_over_the_policy(
 ) -> None:
     """None stands for the policy's own; a timeout for directories wins over the general one."""
     policy_s, _ = POLICIES[policy]
-    cache = Cache(Config(cache=policy, **given))  # type: ignore[arg-type]
+    cache = Cache(effective(cache=policy, **given))
 
     assert cache.timeouts(FILE) == tuple(policy_s if s is None else s for s in file)
     assert cache.timeouts(SYMLINK) == cache.timeouts(FILE)
@@ -67,7 +68,7 @@ def test_how_long_a_name_is_known_to_be_free_is_a_timeout_of_its_own(
     policy: CachePolicy, seconds: float
 ) -> None:
     policy_s, _ = POLICIES[policy]
-    cache = Cache(Config(cache=policy, negative_timeout=seconds))
+    cache = Cache(effective(cache=policy, negative_timeout=seconds))
 
     assert cache.absent == seconds
     assert cache.timeouts(FILE) == cache.timeouts(DIRECTORY) == (policy_s, policy_s)

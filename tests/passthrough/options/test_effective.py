@@ -1,47 +1,67 @@
-import os
-from types import SimpleNamespace
+from functools import partial
 
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.linux import kernel_features
-from passthrough.options import config as config_module
-from passthrough.options.config import (
-    FOR_A_NEW_DIRECTORY,
+from passthrough.options.choices import (
     Atime,
     CachePolicy,
-    Config,
     InodeFileHandles,
     Locks,
-    OptionError,
     Passthrough,
-    Session,
+    SessionKind,
     Squash,
     Transport,
-    as_text,
-    parse_options,
 )
-from passthrough.options.effective import LOCAL_LOCKS, OBSTACLES, RULES, Note, decide, described
+from passthrough.options.effective import (
+    LOCAL_LOCKS,
+    OBSTACLES,
+    RULES,
+    Effective,
+    Note,
+    described,
+    require_io_uring,
+    resolve,
+)
+from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, parse_options
+from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release, automatic
+from passthrough.options.table import OPTIONS, OptionError, Requested, Values, as_text
 from passthrough.options.values import Range
 
-# A wish that cannot be had, beside what overrules it.
+RELEASE = FIRST_KERNEL_SESSION
+parse = partial(parse_options, release=RELEASE)
+
+
+def decided(requested: Requested, handles_obstacle: str = "") -> Effective:
+    return resolve(requested, RELEASE, handles_obstacle)
+
+
+def requested_again(effective: Effective) -> Requested:
+    """Return the options that give each value of *effective*."""
+    return Requested(**{name: getattr(effective, name) for name in OPTIONS})
+
+
+def values_of(options: Values) -> list[object]:
+    return [getattr(options, name) for name in OPTIONS]
+
+
+# An option and the option that overrules it, with the note.
 CONFLICTS = {
     "writeback with cache=never": (
-        Config(writeback=True, cache=CachePolicy.NEVER),
+        Requested(writeback=True, cache=CachePolicy.NEVER),
         Note("writeback", "false", "with cache=never no data may wait in the kernel"),
     ),
     "writeback with seal_size": (
-        Config(writeback=True, seal_size=True),
+        Requested(writeback=True, seal_size=True),
         Note(
             "writeback",
             "false",
-            "seal_size refuses what would make a file longer, and must be asked before it is"
-            " cached",
+            "with seal_size each write needs a check before the kernel caches it",
         ),
     ),
     "direct I/O with writeback": (
-        Config(writeback=True),
+        Requested(writeback=True),
         Note(
             "allow_direct_io",
             "false",
@@ -50,17 +70,17 @@ CONFLICTS = {
         ),
     ),
     "no_open without cache=always": (
-        Config(no_open=True, cache=CachePolicy.METADATA),
+        Requested(no_open=True, cache=CachePolicy.METADATA),
         Note(
             "no_open",
             "false",
-            "a file that is not opened keeps its cached pages, which cache=always alone allows",
+            "a file that is not opened keeps its cached pages, which only cache=always allows",
         ),
     ),
 }
 CONFLICTS |= {
     f"ACLs with {name}": (
-        msgspec.structs.replace(config, session=Session.KERNEL, posix_acl=True),
+        msgspec.structs.replace(config, session=SessionKind.KERNEL, posix_acl=True),
         Note(
             "posix_acl",
             "false",
@@ -68,106 +88,107 @@ CONFLICTS |= {
         ),
     )
     for name, config in {
-        "map_uid": Config(map_uid=(Range(0, 1000, 1),)),
-        "map_gid": Config(map_gid=(Range(0, 1000, 1),)),
-        "squash": Config(squash=Squash.ROOT),
+        "map_uid": Requested(map_uid=(Range(0, 1000, 1),)),
+        "map_gid": Requested(map_gid=(Range(0, 1000, 1),)),
+        "squash": Requested(squash=Squash.ROOT),
     }.items()
 }
 CONFLICTS |= {
     f"{option} with squash": (
-        msgspec.structs.replace(config, session=Session.KERNEL, squash=Squash.ALL),
+        msgspec.structs.replace(config, session=SessionKind.KERNEL, squash=Squash.ALL),
         Note(
             option,
             "false",
-            "squash has the host asked about each open, and the kernel would ask about none",
+            "with squash the host must check each open, and the kernel would send no request",
         ),
     )
     for option, config in {
-        "no_open": Config(no_open=True, cache=CachePolicy.ALWAYS),
-        "no_opendir": Config(no_opendir=True),
+        "no_open": Requested(no_open=True, cache=CachePolicy.ALWAYS),
+        "no_opendir": Requested(no_opendir=True),
     }.items()
 }
 AGREEMENTS = {
-    "ACLs": Config(session=Session.KERNEL, posix_acl=True),
-    "no_open with cache=always": Config(no_open=True, cache=CachePolicy.ALWAYS),
-    "writeback without direct I/O": Config(writeback=True, allow_direct_io=False),
-    "seal_size": Config(seal_size=True),
-    "nothing": Config(),
+    "ACLs": Requested(session=SessionKind.KERNEL, posix_acl=True),
+    "no_open with cache=always": Requested(no_open=True, cache=CachePolicy.ALWAYS),
+    "writeback without direct I/O": Requested(writeback=True, allow_direct_io=False),
+    "seal_size": Requested(seal_size=True),
+    "nothing": Requested(),
 }
 
 
-@pytest.mark.parametrize(("config", "note"), CONFLICTS.values(), ids=CONFLICTS)
-def test_a_wish_that_another_option_overrules_is_turned_off_with_the_reason(
-    config: Config, note: Note
+@pytest.mark.parametrize(("requested", "note"), CONFLICTS.values(), ids=CONFLICTS)
+def test_an_overruled_option_is_turned_off_with_the_reason(
+    requested: Requested, note: Note
 ) -> None:
-    applies, notes = decide(config)
+    effective = decided(requested)
 
-    assert notes == (note,)
-    assert as_text(applies)[note.option] == note.effective
-    assert getattr(config, note.option) != getattr(applies, note.option)
+    assert effective.notes == (note,)
+    assert as_text(effective)[note.option] == note.effective
+    assert getattr(requested, note.option) != getattr(effective, note.option)
+    assert effective.requested == requested
 
 
-@pytest.mark.parametrize("config", AGREEMENTS.values(), ids=AGREEMENTS)
-def test_wishes_that_agree_apply(config: Config) -> None:
-    applies, notes = decide(config)
+@pytest.mark.parametrize("requested", AGREEMENTS.values(), ids=AGREEMENTS)
+def test_options_without_a_conflict_stay(requested: Requested) -> None:
+    effective = decided(requested)
 
-    assert notes == ()
+    assert effective.notes == ()
     for rule in RULES:
-        assert getattr(applies, rule.option) == getattr(config, rule.option)
+        assert getattr(effective, rule.option) == getattr(requested, rule.option)
 
 
-def test_every_rule_is_tried_above() -> None:
+def test_every_rule_is_tested_above() -> None:
     assert {rule.reason for rule in RULES} == {note.reason for _, note in CONFLICTS.values()}
 
 
-def test_what_is_turned_off_turns_nothing_else_off() -> None:
-    applies, notes = decide(Config(writeback=True, cache=CachePolicy.NEVER, seal_size=True))
+def test_an_option_that_is_turned_off_overrules_no_other() -> None:
+    effective = decided(Requested(writeback=True, cache=CachePolicy.NEVER, seal_size=True))
 
-    assert [note.option for note in notes] == ["writeback"]
-    assert applies.allow_direct_io
+    assert [note.option for note in effective.notes] == ["writeback"]
+    assert effective.allow_direct_io
 
 
 def test_a_note_is_a_sentence() -> None:
     assert str(Note("no_open", "false", "because")) == "no_open is false: because"
 
 
-def test_locks_stay_local_where_the_session_cannot_take_them_to_the_host() -> None:
-    """Said to who asked for it; who did not gets what there is."""
-    portable = Session.LIBFUSE
-    wanted, notes = decide(Config(session=portable, locks=Locks.HOST))
-    left_open, no_notes = decide(Config(session=portable))
+def test_locks_stay_local_if_the_session_cannot_take_them_to_the_host() -> None:
+    """Only locks=host gets a note."""
+    portable = SessionKind.LIBFUSE
+    host = decided(Requested(session=portable, locks=Locks.HOST))
+    left_open = decided(Requested(session=portable))
 
-    assert wanted.locks is left_open.locks is Locks.LOCAL
-    (note,) = notes
+    assert host.locks is left_open.locks is Locks.LOCAL
+    (note,) = host.notes
     reason = "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users"
     assert str(note) == f"locks is local: {reason}"
-    assert no_notes == decide(Config(session=portable, locks=Locks.LOCAL)).notes == ()
+    assert left_open.notes == ()
+    assert decided(Requested(session=portable, locks=Locks.LOCAL)).notes == ()
 
 
-def test_what_leaves_locks_to_the_kernel() -> None:
-    opened_unasked = Config(no_open=True, cache=CachePolicy.ALWAYS)
-    (session, _), (no_open, _) = LOCAL_LOCKS
+def test_the_reasons_for_local_locks() -> None:
+    session, no_open = LOCAL_LOCKS
 
-    assert session(Config(session=Session.LIBFUSE))
-    assert no_open(opened_unasked)
-    assert not no_open(Config())
+    assert session.applies(Requested(session=SessionKind.LIBFUSE))
+    assert no_open.applies(Requested(no_open=True, cache=CachePolicy.ALWAYS))
+    assert not no_open.applies(Requested())
 
 
-def test_what_was_left_open_is_answered() -> None:
-    applies, _ = decide(Config(cache=CachePolicy.NEVER, attr_timeout=2.0))
+def test_every_value_that_was_left_open_is_decided() -> None:
+    effective = decided(Requested(cache=CachePolicy.NEVER, attr_timeout=2.0))
 
-    assert applies.session is config_module.automatic().session
-    assert decide(Config(session=Session.LIBFUSE)).config.killpriv_v2 is False
-    assert decide(Config(session=Session.KERNEL)).config.killpriv_v2 is True
-    assert applies.entry_timeout == applies.dir_entry_timeout == 0
-    assert applies.attr_timeout == applies.dir_attr_timeout == 2
-    open_still = {name for name, value in msgspec.structs.asdict(applies).items() if value is None}
-    assert open_still == set(FOR_A_NEW_DIRECTORY)
+    assert effective.session is automatic(RELEASE).session
+    assert decided(Requested(session=SessionKind.LIBFUSE)).killpriv_v2 is False
+    assert decided(Requested(session=SessionKind.KERNEL)).killpriv_v2 is True
+    assert effective.entry_timeout == effective.dir_entry_timeout == 0
+    assert effective.attr_timeout == effective.dir_attr_timeout == 2
+    still_open = {name for name in OPTIONS if getattr(effective, name) is None}
+    assert still_open == set(FOR_A_NEW_DIRECTORY)
 
 
 @given(
     st.builds(
-        Config,
+        Requested,
         cache=st.sampled_from(CachePolicy),
         entry_timeout=st.none() | st.floats(0, 100),
         no_open=st.booleans(),
@@ -176,171 +197,160 @@ def test_what_was_left_open_is_answered() -> None:
         allow_direct_io=st.booleans(),
     )
 )
-def test_what_is_decided_stays_decided(config: Config) -> None:
-    applies, _ = decide(config)
+def test_effective_options_have_no_conflict(requested: Requested) -> None:
+    effective = decided(requested)
+    again = decided(requested_again(effective))
 
-    assert decide(applies) == (applies, ())
-
-
-def test_what_applies_can_be_given_as_options() -> None:
-    applies, _ = decide(Config())
-
-    assert decide(parse_options(as_text(applies))) == (applies, ())
+    assert (values_of(again), again.notes) == (values_of(effective), ())
 
 
-def test_who_serves_is_described_with_the_reason() -> None:
-    asked, automatic = described(Config(session=Session.KERNEL)), described(Config())
-    chosen = config_module.automatic()
+def test_effective_options_can_be_given_as_text() -> None:
+    effective = decided(Requested())
+    again = decided(parse(as_text(effective)))
+
+    assert (values_of(again), again.notes) == (values_of(effective), ())
+
+
+def test_the_session_is_described_with_the_reason() -> None:
+    kernel = decided(Requested(session=SessionKind.KERNEL))
+    asked = described(kernel, RELEASE)
+    chosen = described(decided(Requested()), RELEASE)
 
     assert asked["session"] == "kernel: as asked for"
-    assert str(automatic["session"]).startswith(f"{chosen.session}: ")
-    assert asked["options"] == as_text(decide(Config(session=Session.KERNEL)).config)
+    assert chosen["session"] == ": ".join(automatic(RELEASE))
+    assert asked["options"] == as_text(kernel)
     assert asked["notes"] == []
 
 
 @pytest.mark.parametrize(
     ("release", "session", "reason"),
     [
-        ((6, 9), Session.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
-        ((7, 0), Session.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
-        ((6, 8), Session.LIBFUSE, "Linux 6.8 is older than 6.9"),
-        ((0, 0), Session.LIBFUSE, "Linux 0.0 is older than 6.9"),
+        ((6, 9), SessionKind.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
+        ((7, 0), SessionKind.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
+        ((6, 8), SessionKind.LIBFUSE, "Linux 6.8 is older than 6.9"),
+        ((0, 0), SessionKind.LIBFUSE, "Linux 0.0 is older than 6.9"),
     ],
 )
-def test_what_auto_takes_goes_by_the_release(
-    monkeypatch: pytest.MonkeyPatch,
-    release: tuple[int, int],
-    session: Session,
-    reason: str,
+def test_the_release_decides_the_automatic_session(
+    release: Release, session: SessionKind, reason: str
 ) -> None:
-    monkeypatch.setattr(kernel_features, "linux_release", lambda: release)
-
-    assert config_module.automatic() == (session, reason)
-    assert decide(Config()).config.session is session
+    assert automatic(release) == (session, reason)
+    assert resolve(Requested(), release).session is session
 
 
-@pytest.mark.parametrize(
-    ("text", "release"), [("6.18.44-fc", (6, 18)), ("5.10", (5, 10)), ("odd", (0, 0))]
-)
-def test_the_release_is_read(
-    monkeypatch: pytest.MonkeyPatch, text: str, release: tuple[int, int]
-) -> None:
-    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=text))
-
-    assert kernel_features.linux_release() == release
-
-
-# What keeps the kernel from the host's files: options beside session=kernel, a piece of the reason.
-IN_THE_WAY = {
-    "libfuse": (Config(session=Session.LIBFUSE), "pyfuse3 does not negotiate"),
-    "writeback": (Config(writeback=True), "with writeback"),
-    "seal_size": (Config(seal_size=True), "seal_size"),
-    "metadata": (Config(cache=CachePolicy.METADATA), "with cache=metadata"),
-    "no_open": (Config(no_open=True, cache=CachePolicy.ALWAYS), "with no_open"),
-    "noatime": (Config(atime=Atime.NOATIME), "with atime=noatime"),
+# The obstacles to passthrough: options beside session=kernel, and a piece of the reason.
+WITH_OBSTACLE = {
+    "libfuse": (Requested(session=SessionKind.LIBFUSE), "pyfuse3 does not negotiate"),
+    "writeback": (Requested(writeback=True), "with writeback"),
+    "seal_size": (Requested(seal_size=True), "with seal_size"),
+    "metadata": (Requested(cache=CachePolicy.METADATA), "with cache=metadata"),
+    "no_open": (Requested(no_open=True, cache=CachePolicy.ALWAYS), "with no_open"),
+    "noatime": (Requested(atime=Atime.NOATIME), "with atime=noatime"),
 }
-NOT_IN_THE_WAY = {
-    "nothing": Config(),
-    "metadata without direct I/O": Config(cache=CachePolicy.METADATA, allow_direct_io=False),
-    "writeback that is off": Config(writeback=True, cache=CachePolicy.NEVER),
-    "no_open that is off": Config(no_open=True),
+WITHOUT_OBSTACLE = {
+    "nothing": Requested(),
+    "metadata without direct I/O": Requested(cache=CachePolicy.METADATA, allow_direct_io=False),
+    "writeback that is off": Requested(writeback=True, cache=CachePolicy.NEVER),
+    "no_open that is off": Requested(no_open=True),
 }
 
 
-def with_passthrough(config: Config, wish: Passthrough) -> Config:
-    session = Session.KERNEL if config.session is Session.AUTO else config.session
-    return msgspec.structs.replace(config, session=session, passthrough=wish)
+def with_passthrough(requested: Requested, wish: Passthrough) -> Requested:
+    automatic = requested.session is SessionKind.AUTO
+    session = SessionKind.KERNEL if automatic else requested.session
+    return msgspec.structs.replace(requested, session=session, passthrough=wish)
 
 
-@pytest.mark.parametrize(("config", "reason"), IN_THE_WAY.values(), ids=IN_THE_WAY)
-def test_passthrough_that_cannot_be_is_refused_or_done_without(config: Config, reason: str) -> None:
+@pytest.mark.parametrize(("requested", "reason"), WITH_OBSTACLE.values(), ids=WITH_OBSTACLE)
+def test_an_obstacle_refuses_passthrough_or_turns_it_off(requested: Requested, reason: str) -> None:
     with pytest.raises(OptionError) as refused:
-        decide(with_passthrough(config, Passthrough.ON))
+        decided(with_passthrough(requested, Passthrough.ON))
     assert str(refused.value).startswith("option 'passthrough': 'on' cannot be had: " + reason)
     assert str(refused.value).endswith("; expected auto or off")
 
-    auto = with_passthrough(config, Passthrough.AUTO)
-    applies = decide(auto).config
-    assert applies.passthrough is Passthrough.OFF
-    assert str(described(auto)["passthrough"]).startswith("off: " + reason)
-    assert "passthrough" not in str(described(auto)["notes"])
+    auto = decided(with_passthrough(requested, Passthrough.AUTO))
+    assert auto.passthrough is Passthrough.OFF
+    assert str(described(auto, RELEASE)["passthrough"]).startswith("off: " + reason)
+    assert "passthrough" not in str(described(auto, RELEASE)["notes"])
 
 
-def test_everything_in_the_way_of_passthrough_is_tried_above() -> None:
-    assert len(IN_THE_WAY) == len(OBSTACLES)
+def test_every_obstacle_to_passthrough_is_tested_above() -> None:
+    assert len(WITH_OBSTACLE) == len(OBSTACLES)
 
 
-@pytest.mark.parametrize("config", NOT_IN_THE_WAY.values(), ids=NOT_IN_THE_WAY)
+@pytest.mark.parametrize("requested", WITHOUT_OBSTACLE.values(), ids=WITHOUT_OBSTACLE)
 @pytest.mark.parametrize("wish", [Passthrough.AUTO, Passthrough.ON])
-def test_passthrough_that_nothing_is_in_the_way_of(config: Config, wish: Passthrough) -> None:
-    asked = with_passthrough(config, wish)
+def test_passthrough_without_an_obstacle(requested: Requested, wish: Passthrough) -> None:
+    effective = decided(with_passthrough(requested, wish))
 
-    assert decide(asked).config.passthrough is wish
-    assert str(described(asked)["passthrough"]).startswith("on: ")
-    assert described(asked, "", "it is not offered")["passthrough"] == "off: it is not offered"
-    off = with_passthrough(config, Passthrough.OFF)
-    assert described(off)["passthrough"] == "off: as asked for"
-
-
-def test_handles_that_the_source_has_not_are_not_preferred() -> None:
-    applies, notes = decide(Config(), "there are none")
-
-    assert applies.inode_file_handles is InodeFileHandles.NEVER
-    assert notes == (Note("inode_file_handles", "never", "there are none"),)
-    assert decide(applies, "there are none").notes == ()
+    assert effective.passthrough is wish
+    assert str(described(effective, RELEASE)["passthrough"]).startswith("on: ")
+    without = described(effective, RELEASE, "it is not offered")
+    assert without["passthrough"] == "off: it is not offered"
+    off = decided(with_passthrough(requested, Passthrough.OFF))
+    assert described(off, RELEASE)["passthrough"] == "off: as asked for"
 
 
-def test_handles_that_the_source_has_not_cannot_be_mandatory() -> None:
-    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+def test_preferred_file_handles_are_turned_off_if_the_source_has_none() -> None:
+    effective = decided(Requested(), "there are none")
+
+    assert effective.inode_file_handles is InodeFileHandles.NEVER
+    assert effective.notes == (Note("inode_file_handles", "never", "there are none"),)
+    assert decided(requested_again(effective), "there are none").notes == ()
+
+
+def test_mandatory_file_handles_are_refused_if_the_source_has_none() -> None:
+    requested = Requested(inode_file_handles=InodeFileHandles.MANDATORY)
 
     with pytest.raises(OptionError) as refused:
-        decide(config, "there are none")
+        decided(requested, "there are none")
 
     assert str(refused.value) == (
         "option 'inode_file_handles': 'mandatory' cannot be had: there are none;"
         " expected prefer or never"
     )
-    assert decide(config).config.inode_file_handles is InodeFileHandles.MANDATORY
+    assert decided(requested).inode_file_handles is InodeFileHandles.MANDATORY
 
 
 OFF = "no administrator has switched it on"
 
 
 @pytest.mark.parametrize(
-    ("asked", "session", "told"),
+    ("transport", "session", "description"),
     [
-        (Transport.AUTO, Session.KERNEL, "dev: the kernel sends again what a worker has not"),
-        (Transport.AUTO, Session.LIBFUSE, "dev: pyfuse3 reads /dev/fuse itself"),
-        (Transport.DEV, Session.KERNEL, "dev: as asked for"),
-        (Transport.IO_URING, Session.KERNEL, "io_uring: as asked for"),
+        (Transport.AUTO, SessionKind.KERNEL, "dev: the kernel sends again what a worker has not"),
+        (Transport.AUTO, SessionKind.LIBFUSE, "dev: pyfuse3 reads /dev/fuse itself"),
+        (Transport.DEV, SessionKind.KERNEL, "dev: as asked for"),
+        (Transport.IO_URING, SessionKind.KERNEL, "io_uring: as asked for"),
     ],
 )
-def test_the_transport_is_told_with_the_reason(
-    asked: Transport, session: Session, told: str
+def test_the_transport_is_described_with_the_reason(
+    transport: Transport, session: SessionKind, description: str
 ) -> None:
-    config = Config(session=session, transport=asked)
+    effective = decided(Requested(session=session, transport=transport))
 
-    applies = decide(config).config
-
-    assert str(described(config)["transport"]).startswith(told)
-    assert told.startswith(f"{applies.transport}: ")
-    assert decide(applies).config == applies
+    assert str(described(effective, RELEASE)["transport"]).startswith(description)
+    assert description.startswith(f"{effective.transport}: ")
+    assert values_of(decided(requested_again(effective))) == values_of(effective)
 
 
-def test_nobody_needs_rings_who_is_not_to_use_them() -> None:
-    for asked in (Transport.AUTO, Transport.DEV):
-        config = Config(session=Session.KERNEL, transport=asked)
-        assert decide(config, without_rings=OFF).config.transport is Transport.DEV
+@pytest.mark.parametrize("transport", [Transport.AUTO, Transport.DEV])
+def test_only_io_uring_needs_rings(transport: Transport) -> None:
+    effective = decided(Requested(session=SessionKind.KERNEL, transport=transport))
+
+    require_io_uring(effective, OFF)
+    assert effective.transport is Transport.DEV
 
 
 @pytest.mark.parametrize(
-    ("session", "reason"), [(Session.KERNEL, OFF), (Session.LIBFUSE, "pyfuse3 reads /dev/fuse")]
+    ("session", "reason"),
+    [(SessionKind.KERNEL, OFF), (SessionKind.LIBFUSE, "pyfuse3 reads /dev/fuse")],
 )
-def test_rings_that_cannot_be_had_are_refused(session: Session, reason: str) -> None:
-    config = Config(session=session, transport=Transport.IO_URING)
+def test_unavailable_rings_are_refused(session: SessionKind, reason: str) -> None:
+    requested = Requested(session=session, transport=Transport.IO_URING)
 
     with pytest.raises(OptionError, match=reason) as refused:
-        decide(config, without_rings=OFF)
+        require_io_uring(decided(requested), OFF)
 
     assert (refused.value.option, refused.value.accepted) == ("transport", "auto or dev")
 
@@ -349,8 +359,8 @@ def test_rings_that_cannot_be_had_are_refused(session: Session, reason: str) -> 
     ("text", "meant"),
     [("511", "0777"), ("504", "0770"), ("1023", "1777"), ("1533", "2775"), ("0511", "0777")],
 )
-def test_a_mode_that_yaml_may_have_made_of_another_is_noted(text: str, meant: str) -> None:
-    (note,) = decide(parse_options({"mode": text})).notes
+def test_a_mode_that_yaml_may_have_converted_is_noted(text: str, meant: str) -> None:
+    (note,) = decided(parse({"mode": text})).notes
 
     assert str(note) == (
         f"mode is {int(text, 8):04o}: YAML makes this of {meant} without quotes; if you meant that,"
@@ -360,11 +370,11 @@ def test_a_mode_that_yaml_may_have_made_of_another_is_noted(text: str, meant: st
 
 @pytest.mark.parametrize("text", ["0755", "700", "1777", "2775", "0555", "000", "0400", "none"])
 def test_a_mode_that_makes_sense_is_not_noted(text: str) -> None:
-    assert decide(parse_options({"mode": text})).notes == ()
+    assert decided(parse({"mode": text})).notes == ()
 
 
 def test_a_volume_that_looks_empty_to_an_engine_is_noted() -> None:
-    (note,) = decide(parse_options({"no_readdir": ""})).notes
+    (note,) = decided(parse({"no_readdir": ""})).notes
 
     assert str(note).startswith("no_readdir is true: an engine takes the volume for empty")
-    assert decide(parse_options({"no_readdir": "", "ro": ""})).notes == ()
+    assert decided(parse({"no_readdir": "", "ro": ""})).notes == ()

@@ -17,10 +17,10 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.identity.attributes import OMIT, Attributes, Changes, Entry
 from passthrough.identity.idmap import ContainerId, ContainerIds
 from passthrough.options.cache_policy import Cache
-from passthrough.options.config import Config
 from passthrough.session import libfuse
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.tools.direct import CALLER
+from tests.support.tools.options import effective
 from tests.support.tools.requests import CONTEXT, Recording, operations, request
 
 FIELDS = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
@@ -63,7 +63,7 @@ class Failing:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.cache = Cache(Config())
+        self.cache = Cache(effective())
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         def operation(*_: object, **__: object) -> object:

@@ -18,7 +18,8 @@ from passthrough.core.inodes import ROOT
 from passthrough.core.listing import Record
 from passthrough.identity.attributes import Attributes, Entry
 from passthrough.linux.syscalls import RENAME_WHITEOUT
-from passthrough.options.config import CachePolicy, Config
+from passthrough.options.choices import CachePolicy
+from tests.support.tools.options import effective
 from tests.support.tools.requests import CONTEXT, Recording, operations, request
 
 
@@ -99,7 +100,7 @@ async def test_pages_survive_an_open_where_the_policy_says_so(
 ) -> None:
     """And with `metadata`, where they do not, the size is forgotten along with them."""
     (source / "file").touch()
-    fs = PassthroughFs(Config(cache=policy), os.open(source, os.O_PATH))
+    fs = PassthroughFs(effective(cache=policy), os.open(source, os.O_PATH))
     try:
         number = fs.lookup(ROOT, b"file").inode_number
         opened = await request(fs, "open", number, os.O_RDONLY, CONTEXT)
@@ -126,7 +127,7 @@ async def test_a_refused_whiteout_makes_the_kernel_forget_both_directories(
         (source / name).mkdir(parents=True)
     for directory in (source, source / "old", source / "top"):
         directory.chmod(0o777)
-    fs = PassthroughFs(Config(), os.open(source, os.O_PATH))
+    fs = PassthroughFs(effective(), os.open(source, os.O_PATH))
     try:
         top = fs.lookup(ROOT, b"top").inode_number
         refused = pytest.raises(FUSEError) if target == b"full" else contextlib.nullcontext()
@@ -186,7 +187,7 @@ async def test_a_listing_counts_what_it_delivers(
     """The kernel counts delivered entries but the dots; the one that did not fit is given back."""
     for index in range(6):
         (source / str(index)).touch()
-    fs = PassthroughFs(Config(), os.open(source, os.O_PATH))
+    fs = PassthroughFs(effective(), os.open(source, os.O_PATH))
     handle = fs.opendir(ROOT)
     offset, seen = 0, []
     while True:

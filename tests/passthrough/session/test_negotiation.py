@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.core.filesystem import PassthroughFs
-from passthrough.options.config import (
-    CachePolicy,
-    Config,
-    Locks,
-    Passthrough,
-    Session as SessionName,
-    Transport,
-)
-from passthrough.options.effective import decide
+from passthrough.options.choices import CachePolicy, Locks, Passthrough, SessionKind, Transport
+from passthrough.options.effective import Effective
 from passthrough.session import abi, negotiation, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.channel import MAX_WRITE
@@ -24,9 +17,10 @@ from passthrough.session.negotiation import FEATURES, REQUIRED, Offer, ProtocolE
 from passthrough.session.session import Session
 from tests.support.fakes.kernel import EVERYTHING, FakeChannel, message
 from tests.support.tools.direct import fails
+from tests.support.tools.options import effective
 
 NEW = Offer(abi.MAJOR, abi.MINOR, 131_072, EVERYTHING)
-KERNEL = SessionName.KERNEL
+KERNEL = SessionKind.KERNEL
 USUAL = (
     *(Init.INIT_EXT, Init.MAX_PAGES, Init.BIG_WRITES, Init.SETXATTR_EXT, Init.ASYNC_READ),
     *(Init.ASYNC_DIO, Init.PARALLEL_DIROPS, Init.DO_READDIRPLUS, Init.READDIRPLUS_AUTO),
@@ -34,38 +28,38 @@ USUAL = (
 )
 LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
 # What options want beside the usual.
-WANTED: dict[str, tuple[Config, set[Init]]] = {
+WANTED: dict[str, tuple[Effective, set[Init]]] = {
     "defaults": (
-        Config(session=KERNEL),
+        effective(session=KERNEL),
         {
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
             *{Init.PASSTHROUGH, *LOCKS},
         },
     ),
     "always": (
-        Config(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
+        effective(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
         {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA, Init.PASSTHROUGH},
     ),
     "not passed through": (
-        Config(session=KERNEL, passthrough=Passthrough.OFF),
+        effective(session=KERNEL, passthrough=Passthrough.OFF),
         {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
     ),
     "over rings": (
-        Config(session=KERNEL, transport=Transport.IO_URING),
+        effective(session=KERNEL, transport=Transport.IO_URING),
         {
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
             *{Init.PASSTHROUGH, Init.OVER_IO_URING, *LOCKS},
         },
     ),
     "never opened": (
-        Config(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
+        effective(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
         {
             *(Init.NO_OPEN_SUPPORT, Init.NO_OPENDIR_SUPPORT),
             *(Init.HANDLE_KILLPRIV_V2, Init.EXPLICIT_INVAL_DATA),
         },
     ),
     "ACLs and writeback": (
-        Config(session=KERNEL, posix_acl=True, writeback=True),
+        effective(session=KERNEL, posix_acl=True, writeback=True),
         {
             *LOCKS,
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
@@ -76,8 +70,8 @@ WANTED: dict[str, tuple[Config, set[Init]]] = {
 
 
 @pytest.mark.parametrize(("config", "more"), WANTED.values(), ids=WANTED)
-def test_what_the_options_want_is_asked_for(config: Config, more: set[Init]) -> None:
-    agreed = agree(NEW, decide(config).config)
+def test_what_the_options_want_is_asked_for(config: Effective, more: set[Init]) -> None:
+    agreed = agree(NEW, config)
 
     assert {flag for flag in Init if agreed.flags & flag} == {*USUAL, *more}
 
@@ -90,7 +84,7 @@ def test_every_feature_is_wanted_by_some_options_above_or_never() -> None:
 
 
 def test_what_is_not_offered_is_not_taken_and_said_so() -> None:
-    agreed = agree(NEW._replace(flags=REQUIRED), decide(Config(session=KERNEL)).config)
+    agreed = agree(NEW._replace(flags=REQUIRED), effective(session=KERNEL))
 
     assert agreed.flags == REQUIRED
     by_name = {feature.feature: feature for feature in agreed.features}
@@ -102,7 +96,7 @@ def test_what_is_not_offered_is_not_taken_and_said_so() -> None:
 
 @pytest.mark.parametrize("minor", [40, 44, 45, 99])
 def test_the_lower_minor_version_holds(minor: int) -> None:
-    assert agree(NEW._replace(minor=minor), Config()).minor == min(minor, 45)
+    assert agree(NEW._replace(minor=minor), effective()).minor == min(minor, 45)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +109,7 @@ def test_the_lower_minor_version_holds(minor: int) -> None:
 )
 def test_another_protocol_is_refused_in_a_sentence(offer: Offer, sentence: str) -> None:
     with pytest.raises(ProtocolError, match=sentence) as refused:
-        agree(offer, Config())
+        agree(offer, effective())
 
     assert "session=libfuse does not" in str(refused.value)
 
@@ -127,7 +121,7 @@ def init(minor: int, flags: int) -> bytes:
 
 @pytest.fixture
 def session(source: Path) -> Session:
-    config = Config(session=KERNEL)
+    config = effective(session=KERNEL)
     fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
     request_fs = Session(fs, FakeChannel(), HANDLERS)
     fs.close()
@@ -158,11 +152,11 @@ def test_init_is_answered_with_the_agreement(session: Session) -> None:
 
 
 def test_passthrough_that_must_be_and_is_not_offered_ends_the_session() -> None:
-    config = Config(session=KERNEL, passthrough=Passthrough.ON)
+    config = effective(session=KERNEL, passthrough=Passthrough.ON)
     offer = NEW._replace(flags=EVERYTHING & ~Init.PASSTHROUGH)
 
     with pytest.raises(ProtocolError, match="'on' cannot be had: this kernel has none"):
-        agree(offer, decide(config).config)
+        agree(offer, config)
 
 
 def test_why_a_feature_is_not_in_use_is_known_where_it_was_wished_for(session: Session) -> None:

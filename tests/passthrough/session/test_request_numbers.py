@@ -16,12 +16,13 @@ import pytest
 
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux.filecalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FS_IOC_SETFLAGS
-from passthrough.options.config import Config, Session as SessionName
+from passthrough.options.choices import SessionKind
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import Kernel, text
 from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER
 from tests.support.tools.direct import CALLER, number_of
+from tests.support.tools.options import effective
 
 LARGE = [(1 << bits) + more for bits in (31, 32, 62, 63, 64) for more in (-1, 0, 1)]
 BITS = {"H": 16, "I": 32, "Q": 64, "i": 32, "q": 64}
@@ -114,7 +115,7 @@ class Ground:
                 path.unlink()
         (source / "name").write_bytes(b"content")
         self.fs = PassthroughFs(
-            Config(session=SessionName.KERNEL), os.open(source, os.O_PATH | os.O_DIRECTORY)
+            effective(session=SessionKind.KERNEL), os.open(source, os.O_PATH | os.O_DIRECTORY)
         )
         self.kernel = Kernel(self.fs)
         number = number_of(self.fs, b"name")

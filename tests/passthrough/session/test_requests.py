@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from passthrough.core.filesystem import PassthroughFs
-from passthrough.options.config import CachePolicy, Config
+from passthrough.options.choices import CachePolicy
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
 from passthrough.session.channel import DeviceChannel
@@ -26,6 +26,7 @@ from tests.support.fakes.kernel import (
 )
 from tests.support.tools.bodies import BODIES, READ, WITHOUT_ANSWER, WITHOUT_OPERATION
 from tests.support.tools.direct import CALLER, number_of
+from tests.support.tools.options import effective
 from tests.support.tools.requests import Recording
 
 
@@ -72,7 +73,7 @@ def test_lookup_finds_and_counts(kernel: Kernel, fs: PassthroughFs, source: Path
 def test_that_there_is_no_name_is_remembered_if_it_may_be(
     source: Path, cache: CachePolicy, error: int, seconds: int
 ) -> None:
-    own = PassthroughFs(Config(cache=cache), os.open(source, os.O_PATH | os.O_DIRECTORY))
+    own = PassthroughFs(effective(cache=cache), os.open(source, os.O_PATH | os.O_DIRECTORY))
 
     reply = Kernel(own).ask(Opcode.LOOKUP, text(b"absent"))
 

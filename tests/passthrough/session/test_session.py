@@ -13,19 +13,13 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux.errors import os_error
 from passthrough.options.cache_policy import Cache
-from passthrough.options.config import (
-    CachePolicy,
-    Config,
-    Passthrough,
-    Sandbox,
-    Session as SessionName,
-)
-from passthrough.options.effective import decide
+from passthrough.options.choices import CachePolicy, Passthrough, Sandbox, SessionKind
 from passthrough.session import abi, wire
 from passthrough.session.abi import Notification, Opcode
 from passthrough.session.handlers.table import HANDLERS
 from tests.support.fakes.kernel import Kernel, message, text
 from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER, WITHOUT_OPERATION
+from tests.support.tools.options import effective
 from tests.support.tools.requests import Recording
 
 ASKED = sorted(set(BODIES) - WITHOUT_ANSWER - WITHOUT_OPERATION)
@@ -36,7 +30,7 @@ class Failing:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.config = decide(Config(session=SessionName.KERNEL)).config
+        self.config = effective(session=SessionKind.KERNEL)
         self.cache = Cache(self.config)
 
     def __getattr__(self, name: str) -> Callable[..., object]:
@@ -163,7 +157,7 @@ class _Quiet(logging.Handler):
 @pytest.fixture
 def fuzzed(source: Path) -> Iterator[tuple[Kernel, _Quiet]]:
     """A kernel of nonsense before a directory that it may do what it likes with."""
-    config = Config(sandbox=Sandbox.NONE, session=SessionName.KERNEL)
+    config = effective(sandbox=Sandbox.NONE, session=SessionKind.KERNEL)
     fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
     logger, quiet = logging.getLogger("passthrough"), _Quiet()
     logger.addHandler(quiet)
@@ -219,7 +213,7 @@ def survives(fuzzed: tuple[Kernel, _Quiet], raw: bytes) -> None:
 
 
 def test_an_open_under_metadata_forgets_the_attributes(source: Path) -> None:
-    config = Config(cache=CachePolicy.METADATA, session=SessionName.KERNEL)
+    config = effective(cache=CachePolicy.METADATA, session=SessionKind.KERNEL)
     fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
     (source / "file").touch()
     number = fs.lookup(abi.ROOT_ID, b"file").inode_number
@@ -239,7 +233,7 @@ def test_an_open_of_what_the_kernel_has_just_forgotten_keeps_its_handle(
     def unknown(*_: object) -> None:
         raise os_error(errno.ENOENT)
 
-    config = Config(cache=CachePolicy.METADATA, session=SessionName.KERNEL)
+    config = effective(cache=CachePolicy.METADATA, session=SessionKind.KERNEL)
     fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
     (source / "file").touch()
     number = fs.lookup(abi.ROOT_ID, b"file").inode_number
@@ -260,9 +254,7 @@ def test_an_open_of_what_the_kernel_has_just_forgotten_keeps_its_handle(
     ],
 )
 def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) -> None:
-    config = decide(
-        Config(cache=cache, session=SessionName.KERNEL, passthrough=Passthrough.OFF)
-    ).config
+    config = effective(cache=cache, session=SessionKind.KERNEL, passthrough=Passthrough.OFF)
     locks = SimpleNamespace(used=False)
     fs = SimpleNamespace(
         squashes=False, config=config, cache=Cache(config), open=lambda *_, **__: 5, locks=locks
@@ -284,7 +276,7 @@ def test_what_an_open_file_allows(cache: CachePolicy, flags: int, allowed: int) 
     ],
 )
 def test_what_an_open_directory_allows(cache: CachePolicy, allowed: int) -> None:
-    config = decide(Config(cache=cache, session=SessionName.KERNEL)).config
+    config = effective(cache=cache, session=SessionKind.KERNEL)
     fs = SimpleNamespace(squashes=False, config=config, cache=Cache(config), opendir=lambda _: 5)
 
     reply = Kernel(fs, config).ask(Opcode.OPENDIR, BODIES["OPENDIR"])

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.mountinfo import FSTYPE
-from passthrough.options.config import Atime, Config
+from passthrough.options.choices import Atime
+from passthrough.options.effective import Effective
 from passthrough.worker import fuse_mount
 from tests.support.tools.mounts import mounts_at, options_at
+from tests.support.tools.options import effective
 
 LIMIT_S = 20.0
 # enum fuse_opcode, linux/fuse.h; INIT is the first request on every mount.
@@ -21,9 +23,9 @@ REQUEST_BYTES = 1 << 17  # more than the longest request
 
 
 @contextmanager
-def mounted(target: Path, config: Config | None = None) -> Iterator[int]:
+def mounted(target: Path, config: Effective | None = None) -> Iterator[int]:
     """A mount that nobody serves; its descriptor is closed at the end."""
-    fd = fuse_mount.mount(target, config or Config())
+    fd = fuse_mount.mount(target, config or effective())
     try:
         yield fd
     finally:
@@ -37,7 +39,7 @@ def test_the_kernel_greets_on_the_descriptor(mountpoint: Path) -> None:
 
 
 def test_the_mount_is_seen_as_what_it_is(mountpoint: Path) -> None:
-    with mounted(mountpoint, Config(fsname="server:/data")):
+    with mounted(mountpoint, effective(fsname="server:/data")):
         (mounted_there,) = mounts_at(mountpoint)
 
         assert (mounted_there.fstype, mounted_there.source) == ("fuse.passfs", b"server:/data")
@@ -47,18 +49,18 @@ def test_the_mount_is_seen_as_what_it_is(mountpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "present", "absent"),
     [
-        (Config(), "rw nosuid nodev relatime allow_other default_permissions", "noexec"),
-        (Config(readonly=True), "ro", "rw"),
-        (Config(suid=True), "nodev", "nosuid"),
-        (Config(dev=True), "nosuid", "nodev"),
-        (Config(exec=False), "noexec", ""),
-        (Config(atime=Atime.NOATIME), "noatime", "relatime"),
-        (Config(atime=Atime.STRICTATIME), "", "noatime relatime"),
-        (Config(), "user_id=0 group_id=0", ""),
+        (effective(), "rw nosuid nodev relatime allow_other default_permissions", "noexec"),
+        (effective(readonly=True), "ro", "rw"),
+        (effective(suid=True), "nodev", "nosuid"),
+        (effective(dev=True), "nosuid", "nodev"),
+        (effective(exec=False), "noexec", ""),
+        (effective(atime=Atime.NOATIME), "noatime", "relatime"),
+        (effective(atime=Atime.STRICTATIME), "", "noatime relatime"),
+        (effective(), "user_id=0 group_id=0", ""),
     ],
 )
 def test_the_config_becomes_mount_options(
-    mountpoint: Path, config: Config, present: str, absent: str
+    mountpoint: Path, config: Effective, present: str, absent: str
 ) -> None:
     with mounted(mountpoint, config):
         options = options_at(mountpoint)
@@ -76,7 +78,10 @@ def test_unmount_takes_the_mount_away(mountpoint: Path) -> None:
 
 
 def test_unmount_takes_the_uppermost(mountpoint: Path) -> None:
-    with mounted(mountpoint, Config(fsname="lower")), mounted(mountpoint, Config(fsname="upper")):
+    with (
+        mounted(mountpoint, effective(fsname="lower")),
+        mounted(mountpoint, effective(fsname="upper")),
+    ):
         fuse_mount.unmount(mountpoint)
 
         assert [m.source for m in mounts_at(mountpoint)] == [b"lower"]
@@ -174,7 +179,7 @@ def test_where_mounting_fails_nothing_stays_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
 
     with pytest.raises(FileNotFoundError) as failed:
-        fuse_mount.mount(tmp_path / "missing", Config())
+        fuse_mount.mount(tmp_path / "missing", effective())
 
     assert failed.value.filename == str(tmp_path / "missing")
     assert os.listdir("/proc/self/fd") == before
@@ -184,4 +189,4 @@ def test_a_file_is_no_mount_point(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(NotADirectoryError):
-        fuse_mount.mount(tmp_path / "file", Config())
+        fuse_mount.mount(tmp_path / "file", effective())

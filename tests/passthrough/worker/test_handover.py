@@ -2,12 +2,13 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.options.config import Atime, CachePolicy, Config
+from passthrough.options.choices import Atime, CachePolicy
+from passthrough.options.table import Requested
 from passthrough.worker.handover import Handover, Report, decode_handover, decode_report, encode
 
 timeouts = st.none() | st.floats(0, 315_360_000)
 configs = st.builds(
-    Config,
+    Requested,
     cache=st.sampled_from(CachePolicy),
     entry_timeout=timeouts,
     dir_attr_timeout=timeouts,

@@ -7,20 +7,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from passthrough.options.config import Config, InodeFileHandles, Sandbox, Session
+from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind
+from passthrough.options.table import Requested
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover, encode
 from tests.support.fakes.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
 from tests.support.tools.callers import ROOT as ROOT_USER
 from tests.support.tools.direct import descriptors_below
 from tests.support.tools.mounts import mounted_on, mounts_at
+from tests.support.tools.options import effective
 
 
-@pytest.fixture(params=[Session.KERNEL, Session.LIBFUSE])
+@pytest.fixture(params=[SessionKind.KERNEL, SessionKind.LIBFUSE])
 def keeper(
     request: pytest.FixtureRequest, source: Path, mountpoint: Path, tmp_path: Path
 ) -> Iterator[Keeper]:
-    keeper = Keeper(source, mountpoint, tmp_path / "stderr", Config(session=request.param))
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr", Requested(session=request.param))
     yield keeper
     keeper.close()
 
@@ -116,7 +118,7 @@ def test_a_mount_outlives_its_worker_and_takes_no_harm(keeper: Keeper, mountpoin
 def test_a_source_that_cannot_be_served_as_demanded_is_reported(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+    config = Requested(inode_file_handles=InodeFileHandles.MANDATORY)
     with mounted_on(source, "ramfs"):
         keeper = Keeper(source, mountpoint, tmp_path / "stderr", config)
         process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd))
@@ -186,9 +188,9 @@ def test_nothing_stays_open_and_the_process_is_prepared(source: Path, mountpoint
 
     def serve() -> tuple[set[int], list[str], int]:
         source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
-        fuse_fd = fuse_mount.mount(mountpoint, Config())
+        fuse_fd = fuse_mount.mount(mountpoint, effective())
         keeper_fd, keepers_end = os.pipe()
-        config = Config(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
+        config = Requested(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
         process.serve(handover, lambda _: os.close(keepers_end), keeper_fd)
         opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()]

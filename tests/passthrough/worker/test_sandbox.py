@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import mountinfo, privileges, syscalls
-from passthrough.options.config import Config, InodeFileHandles, Sandbox
+from passthrough.options.choices import InodeFileHandles, Sandbox
+from passthrough.options.table import Requested
 from passthrough.worker import sandbox, seccomp
 from passthrough.worker.handover import encode
 from tests.support.fakes.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
@@ -64,7 +65,7 @@ def status(pid: int) -> list[dict[str, str]]:
     ]
 
 
-def mounts_of(pid: int) -> list[mountinfo.Mount]:
+def mounts_of(pid: int) -> list[mountinfo.MountEntry]:
     return mountinfo.read(f"/proc/{pid}/mountinfo")
 
 
@@ -101,7 +102,7 @@ def test_the_kernel_says_that_the_worker_keeps_what_is_listed_and_nothing_else(
 def test_who_holds_nothing_by_handle_can_open_nothing_by_handle(
     source: Path, mountpoint: Path, tmp_path: Path, handles: str, error: str
 ) -> None:
-    config = Config(inode_file_handles=InodeFileHandles(handles))
+    config = Requested(inode_file_handles=InodeFileHandles(handles))
     keeper = Keeper(source, mountpoint, tmp_path / "stderr", config, INSIDE)
     keeper.serve()
     opened = probe(mountpoint, "by_handle")
@@ -434,7 +435,9 @@ def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -> None:
-    keeper = Keeper(source, mountpoint, tmp_path / "stderr", Config(sandbox=Sandbox.NONE), INSIDE)
+    keeper = Keeper(
+        source, mountpoint, tmp_path / "stderr", Requested(sandbox=Sandbox.NONE), INSIDE
+    )
     pid = keeper.serve().pid
     threads = status(pid)
     (own,) = status(os.getpid())[:1]

@@ -16,7 +16,7 @@ from tests.support.fakes.keeper import LIMIT_S, Keeper, on_mount
 MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
 
 
-def mounts_of(pid: int) -> list[mountinfo.Mount]:
+def mounts_of(pid: int) -> list[mountinfo.MountEntry]:
     return mountinfo.read(f"/proc/{pid}/mountinfo")
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import mountinfo, syscalls
-from passthrough.options.config import OptionError, parse_options
+from passthrough.options.parsing import parse_options
+from passthrough.options.table import OptionError
 from plugin.admin import network
 from tests.support.fakes.dockerd import plugin
 from tests.support.fakes.worker import command
+from tests.support.tools.options import RELEASE, resolved
 
 NFS, EXT4 = 0x6969, 0xEF53
 SERVE = command("serve")
@@ -47,7 +49,7 @@ def refusal(source: Path, **options: str) -> str:
     """Return the refusal of *source* with *options*; empty if it is accepted."""
     fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
     try:
-        network.check("/srv", parse_options(options), fd, mountinfo.read())
+        network.check("/srv", resolved(parse_options(options, RELEASE)), fd, mountinfo.read())
     except OptionError as error:
         return str(error)
     finally:

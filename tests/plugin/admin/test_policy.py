@@ -5,9 +5,12 @@ import contextlib
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.options.config import ALIASES, OPTIONS, CachePolicy, Passthrough
+from passthrough.options.choices import CachePolicy, Passthrough
+from passthrough.options.table import OPTIONS
+from passthrough.options.vocabulary import ALIASES
 from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
 from plugin.errors import InvalidOption
+from tests.support.tools.options import RELEASE
 
 # Spellings that users write.
 NAMES = [*OPTIONS, *ALIASES, "source", "Read-Only", "NO-DEV", "Dev", " suid", "entry-timeout"]
@@ -15,7 +18,7 @@ VALUES = ["", "true", "1", "off", "none", "never", "Always", "5s", "/srv", "on",
 
 
 def policy(defaults: str = "", forbidden: str = "") -> Policy:
-    return Policy(default_options(defaults), forbidden_options(forbidden))
+    return Policy(RELEASE, default_options(defaults), forbidden_options(forbidden))
 
 
 def refusal(decided: Policy, options: dict[str, str]) -> str:
@@ -36,22 +39,22 @@ def refusal(decided: Policy, options: dict[str, str]) -> str:
 def test_a_default_applies_to_options_that_are_not_given(
     options: dict[str, str], cache: CachePolicy, *, readonly: bool
 ) -> None:
-    config = policy("cache=never,ro").understand(options).config
+    config = policy("cache=never,ro").understand(options).effective
     assert (config.cache, config.readonly) == (cache, readonly)
 
 
 def test_defaults_for_new_directories_do_not_apply_to_sources() -> None:
     decided = policy("mode=0770,uid=5,ro")
-    assert decided.understand({}).config.mode == 0o770
-    with_source = decided.understand({"source": "/srv"}).config
+    assert decided.understand({}).effective.mode == 0o770
+    with_source = decided.understand({"source": "/srv"}).effective
     assert (with_source.mode, with_source.uid, with_source.readonly) == (None, None, True)
 
 
 def test_options_can_be_compatible_because_of_a_default() -> None:
     decided = policy("allow_direct_io=false")
     asked = {"cache": "metadata", "passthrough": "on"}
-    assert decided.understand(asked).config.passthrough is Passthrough.ON
-    assert "cannot be had" in refusal(Policy(), asked)
+    assert decided.understand(asked).effective.passthrough is Passthrough.ON
+    assert "cannot be had" in refusal(Policy(RELEASE), asked)
 
 
 def test_a_default_that_conflicts_with_an_option_is_named() -> None:
@@ -62,7 +65,7 @@ def test_a_default_that_conflicts_with_an_option_is_named() -> None:
 
 def test_a_refusal_names_no_default_that_is_unrelated() -> None:
     decided = policy("cache=never")
-    assert refusal(decided, {"ro": "perhaps"}) == refusal(Policy(), {"ro": "perhaps"})
+    assert refusal(decided, {"ro": "perhaps"}) == refusal(Policy(RELEASE), {"ro": "perhaps"})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_forbidden_option_is_refused_in_every_spelling(
 def test_a_default_can_be_enforced(options: dict[str, str]) -> None:
     for forbidden in ("rw", "readonly", "readonly=false"):
         assert "forbidden by the administrator" in refusal(policy("ro", forbidden), options)
-        assert policy("ro", forbidden).understand({"readonly": "yes"}).config.readonly
+        assert policy("ro", forbidden).understand({"readonly": "yes"}).effective.readonly
 
 
 def test_a_forbidden_option_with_its_default_value_is_accepted() -> None:

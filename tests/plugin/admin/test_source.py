@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from passthrough.options.config import Config
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.admin.source import Host
 from plugin.errors import InvalidOption
 from tests.support.tools.mounts import mounted_on
+from tests.support.tools.options import effective
 
 MS_BIND, MS_PRIVATE, MS_SHARED = 4096, 1 << 18, 1 << 20
 EXPECTED = "; expected the absolute path of an existing directory on the host, without '..'"
@@ -40,7 +40,7 @@ def own_mount(host: Host) -> Iterator[Path]:
     """Make a mount of passfs without a worker; to open its root sends no request."""
     target = host.mount_dir / "vol"
     target.mkdir()
-    fd = mount(target, Config())
+    fd = mount(target, effective())
     yield target
     unmount(target)
     os.close(fd)
@@ -57,7 +57,7 @@ def bound(tmp_path: Path) -> Iterator[Path]:
 
 
 def opened(host: Host, source: str | Path) -> os.stat_result:
-    fd = host.open(str(source), Config())
+    fd = host.open(str(source), effective())
     try:
         assert not os.get_inheritable(fd)
         return os.fstat(fd)
@@ -67,7 +67,7 @@ def opened(host: Host, source: str | Path) -> os.stat_result:
 
 def refusal(host: Host, source: str | Path) -> str:
     with pytest.raises(InvalidOption) as refused:
-        host.open(str(source), Config())
+        host.open(str(source), effective())
     start = f"option 'source': {str(source)!r} "
     assert str(refused.value).startswith(start)
     return str(refused.value).removeprefix(start)
@@ -237,8 +237,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def noted(host: Host, source: Path | str) -> str:
     notes: list[str] = []
-    os.close(host.open(str(source), Config(), notes.append))
-    assert [host.look_at(str(source), Config())] == notes
+    os.close(host.open(str(source), effective(), notes.append))
+    assert [host.look_at(str(source), effective())] == notes
     return notes[0]
 
 

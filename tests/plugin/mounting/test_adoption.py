@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from passthrough.options.config import Config
 from passthrough.worker.fuse_mount import mount as attach, unmount
 from passthrough.worker.handover import Report, encode
 from plugin.mounting.fd_store import KINDS
@@ -25,6 +24,7 @@ from plugin.volume import Served, VolumeName
 from plugin.volumes.registry import Registry
 from tests.support.fakes.manager import Manager
 from tests.support.tools.mounts import mounts_at
+from tests.support.tools.options import effective
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
 
@@ -442,7 +442,7 @@ def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> 
         for number in range(1, count + 1):
             place = directory / "mounts" / f"v{number}"
             place.mkdir(parents=True)
-            fuse_fd = attach(place, Config())
+            fuse_fd = attach(place, effective())
             manager.keep(f"fuse{number}", fuse_fd)
             os.close(fuse_fd)
             manager.keep(f"life{number}", life[1])

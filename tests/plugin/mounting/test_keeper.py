@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from passthrough.options.config import Config, Session, Transport
+from passthrough.options.choices import SessionKind, Transport
+from passthrough.options.effective import Effective
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import CannotStart
 from plugin.mounting import worker as worker_module
@@ -16,15 +17,16 @@ from plugin.mounting.keeper import Keeper, keeping
 from plugin.volume import VolumeName
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
+from tests.support.tools.options import effective
 from tests.support.tools.orders import DIRECTORY, NAME, SERVE, in_thread, order
 from tests.support.tools.processes import workers
 from tests.support.tools.rings import switched_on
 
 
-async def lose_worker(keeper: Keeper, source: Path, config: Config | None = None) -> str:
+async def lose_worker(keeper: Keeper, source: Path, config: Effective | None = None) -> str:
     """Mount, kill the worker, and give what the keeper tells of it."""
     send, receive = trio.open_memory_channel[str](1)
-    await keeper.mount(order(source, lost=send.send_nowait, config=config or Config()))
+    await keeper.mount(order(source, lost=send.send_nowait, options=config or effective()))
     os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
     return await receive.receive()
 
@@ -76,7 +78,7 @@ async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
 async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
     mounts: Path, source: Path
 ) -> None:
-    over_rings = Config(session=Session.KERNEL, transport=Transport.IO_URING)
+    over_rings = effective(session=SessionKind.KERNEL, transport=Transport.IO_URING)
     async with keeping(mounts) as keeper:
         with switched_on():
             assert await lose_worker(keeper, source, over_rings) == (
@@ -86,7 +88,7 @@ async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             await in_thread(os.listdir, keeper.target(DIRECTORY))
         with switched_on():
-            await keeper.mount(order(source, config=over_rings))
+            await keeper.mount(order(source, options=over_rings))
         await in_thread((keeper.target(DIRECTORY) / "file").write_text, "hello")
         assert (source / "file").read_text() == "hello"
 
@@ -134,7 +136,7 @@ async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) 
     """There is never more than one mount at a target, whoever put the other there."""
     async with keeping(mounts) as keeper:
         await keeper.mount(order(source))
-        os.close(mount(keeper.target(DIRECTORY), Config()))
+        os.close(mount(keeper.target(DIRECTORY), effective()))
         assert mounted(mounts) == ["data", "data"]
         await keeper.mount(order(source))
         assert mounted(mounts) == ["data"]
@@ -202,7 +204,7 @@ async def test_what_a_dead_plugin_has_left_is_cleared_away(mounts: Path) -> None
     for name in ("a", "b"):
         (mounts / name).mkdir(parents=True)
         for _ in "12":  # as a crash loop of an old version might stack them
-            os.close(mount(mounts / name, Config()))
+            os.close(mount(mounts / name, effective()))
     async with keeping(mounts):
         assert list(mounts.iterdir()) == []
         assert mounted(mounts) == []

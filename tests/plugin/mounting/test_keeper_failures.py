@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock
 
 from passthrough.linux import mountinfo
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import MountFailed
 from plugin.mounting import detaching, mountpoints
@@ -25,6 +25,7 @@ from plugin.mounting.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
 from plugin.reserve import HiddenReserve
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
+from tests.support.tools.options import effective
 from tests.support.tools.orders import DIRECTORY, NAME, SERVE, in_thread, order
 from tests.support.tools.processes import workers
 
@@ -121,12 +122,12 @@ async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Pa
 async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mount_and_fail(target: Path, config: Config) -> int:
+    def mount_and_fail(target: Path, config: Effective) -> int:
         fd = mount(target, config)
         patch.setattr(mountinfo, "at", no_descriptors)
         return fd
 
-    def no_descriptors(_: bytes) -> list[mountinfo.Mount]:
+    def no_descriptors(_: bytes) -> list[mountinfo.MountEntry]:
         patch.undo()  # the undoing may read it again
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -174,7 +175,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start(
     worker = subprocess.Popen(["sleep", "infinity"])
     life, log, ended = os.pipe(), os.pipe(), os.pidfd_open(worker.pid)
     kept = {
-        "fuse": mount(mounts / "left", Config()),
+        "fuse": mount(mounts / "left", effective()),
         "life": life[1],
         "log": log[0],
         "process": os.dup(ended),
@@ -207,5 +208,5 @@ def test_two_volumes_never_share_a_mount_point_where_case_is_ignored(
 
     monkeypatch.setattr(Path, "mkdir", mkdir_folding)
     with HiddenReserve(mounts) as room, pytest.raises(FileExistsError):
-        mountpoints.attach(mounts / "Data", Config(), room)
+        mountpoints.attach(mounts / "Data", effective(), room)
     assert mounted(mounts) == []

@@ -67,11 +67,11 @@ async def test_the_table_of_mounts_is_read_once_at_the_end(
 ) -> None:
     reads: list[str] = []
 
-    def read() -> list[mountinfo.Mount]:
+    def read() -> list[mountinfo.MountEntry]:
         reads.append("all")
         return whole()
 
-    def at(target: bytes) -> list[mountinfo.Mount]:
+    def at(target: bytes) -> list[mountinfo.MountEntry]:
         reads.append(os.fsdecode(target))
         return one(target)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from passthrough.options.config import Session
+from passthrough.options.choices import SessionKind
 from plugin.mounting import spawner
 from plugin.mounting.spawner import UNKNOWN, Forked, forking
 from tests.support.fakes.worker import command
@@ -70,8 +70,8 @@ async def until_it_sleeps(process: Forked) -> None:
 
 async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int, int]) -> None:
     async with forking(command("sleep")) as start:
-        others = [await start("other", Session.KERNEL, fds) for _ in range(3)]
-        process = await start("data", Session.KERNEL, fds)
+        others = [await start("other", SessionKind.KERNEL, fds) for _ in range(3)]
+        process = await start("data", SessionKind.KERNEL, fds)
         await until_it_sleeps(process)
         links = descriptors(process.pid)
         assert sorted(links) == [0, 1, 2, *process.given]
@@ -83,7 +83,7 @@ async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int,
 
 async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[int, int]) -> None:
     async with forking(command("sleep")) as start:
-        process = await start("a-volume-of-some-length", Session.KERNEL, fds)
+        process = await start("a-volume-of-some-length", SessionKind.KERNEL, fds)
         await until_it_sleeps(process)
         assert name(process.pid) == "passfs:a-volume"
         assert os.getsid(process.pid) == process.pid, "a signal of the terminal reaches it"
@@ -95,7 +95,7 @@ async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[in
 )
 async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: int) -> None:
     async with forking(command("sleep")) as start:
-        process = await start("data", Session.KERNEL, fds)
+        process = await start("data", SessionKind.KERNEL, fds)
         os.kill(process.pid, number)
         await process.wait()
         assert process.returncode == returncode
@@ -105,7 +105,7 @@ async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: i
 
 async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
     async with forking(command("bug")) as start:
-        process = await start("data", Session.KERNEL, fds)
+        process = await start("data", SessionKind.KERNEL, fds)
         await process.wait()
         said = await process.stderr.receive_some()
         assert process.returncode == 1
@@ -120,7 +120,7 @@ async def test_many_start_at_once(fds: tuple[int, int]) -> None:
     async with forking(command("sleep")) as start:
 
         async def begin(number: int) -> None:
-            started.append(await start(f"v{number}", Session.KERNEL, fds))
+            started.append(await start(f"v{number}", SessionKind.KERNEL, fds))
 
         async with trio.open_nursery() as nursery:
             for number in range(AT_ONCE):
@@ -136,7 +136,7 @@ async def test_no_process_can_be_had(
 ) -> None:
     async with forking(command("unforked")) as start:
         with pytest.raises(OSError, match="Resource temporarily unavailable") as refusal:
-            await start("data", Session.KERNEL, fds)
+            await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EAGAIN
 
 
@@ -144,7 +144,7 @@ async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int
     """Nobody would reap it."""
     async with forking(command("unwatched")) as start:
         with pytest.raises(OSError, match="Too many open files") as refusal:
-            await start("data", Session.KERNEL, fds)
+            await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EMFILE
         assert workers() == set()
 
@@ -159,7 +159,7 @@ async def test_a_fork_server_without_room_for_descriptors_lives_on(
         (server,) = children()
         for _ in range(2):
             with pytest.raises(OSError, match="Connection reset"):
-                await start("data", Session.KERNEL, fds)
+                await start("data", SessionKind.KERNEL, fds)
         assert children() == {server}
 
 
@@ -167,12 +167,12 @@ async def test_a_fork_server_without_room_for_descriptors_lives_on(
 async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
     """And the next start begins another one."""
     async with forking(command("sleep")) as start:
-        first = await start("first", Session.KERNEL, fds)
+        first = await start("first", SessionKind.KERNEL, fds)
         (server,) = children()
         os.kill(server, signal.SIGKILL)
         while server in children():
             await trio.lowlevel.checkpoint()
-        second = await start("second", Session.KERNEL, fds)
+        second = await start("second", SessionKind.KERNEL, fds)
         await until_it_sleeps(first)
         await until_it_sleeps(second)
         assert first.pid in children(), "an orphan is handed to the nearest subreaper"
@@ -189,10 +189,10 @@ async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> 
         (server,) = children()
         os.kill(server, signal.SIGSTOP)
         with trio.move_on_after(0.05) as waiting:
-            await start("data", Session.KERNEL, fds)
+            await start("data", SessionKind.KERNEL, fds)
         assert waiting.cancelled_caught
         os.kill(server, signal.SIGCONT)
-        later = await start("later", Session.KERNEL, fds)
+        later = await start("later", SessionKind.KERNEL, fds)
         while workers() != {later.pid}:
             await trio.lowlevel.checkpoint()
         await end(later)
@@ -212,11 +212,11 @@ async def test_a_fork_server_that_is_stopped_is_replaced(
     monkeypatch.setattr(spawner, "SILENCE_S", 0.3)
     started: list[Forked] = []
     async with forking(command("sleep")) as start:
-        earlier = await start("earlier", Session.KERNEL, fds)
+        earlier = await start("earlier", SessionKind.KERNEL, fds)
         (server,) = children(os.getpid())
 
         async def begin(number: int) -> None:
-            started.append(await start(f"v{number}", Session.KERNEL, fds))
+            started.append(await start(f"v{number}", SessionKind.KERNEL, fds))
 
         with process_behind(server) as stopped:
             signal.pidfd_send_signal(stopped, signal.SIGSTOP)
@@ -242,7 +242,7 @@ async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
         (server,) = children(os.getpid())
 
         async def begin(number: int) -> None:
-            await end(await start(f"v{number}", Session.KERNEL, fds))
+            await end(await start(f"v{number}", SessionKind.KERNEL, fds))
             assert server in children(os.getpid())
 
         for number in range(8):
@@ -272,7 +272,7 @@ async def test_a_fork_server_that_cannot_begin_is_an_error(fds: tuple[int, int])
     async with forking((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
         for _ in range(3):
             with pytest.raises(ConnectionError):
-                await start("data", Session.KERNEL, fds)
+                await start("data", SessionKind.KERNEL, fds)
 
 
 async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:
@@ -294,10 +294,10 @@ async def test_what_a_session_runs_on_is_loaded_once_when_the_first_worker_of_it
 
     async with forking() as start:
         (server,) = children(os.getpid())
-        await end(await start("data", Session.KERNEL, fds))
+        await end(await start("data", SessionKind.KERNEL, fds))
         assert not has_pyfuse3(server)
 
-        worker = await start("data", Session.LIBFUSE, fds)
+        worker = await start("data", SessionKind.LIBFUSE, fds)
 
         assert has_pyfuse3(server)
         assert has_pyfuse3(worker.pid), "it had to load it again"

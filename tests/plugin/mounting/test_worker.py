@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from passthrough.options.config import Config
+from passthrough.options.choices import SessionKind
+from passthrough.options.table import Requested
 from passthrough.worker.handover import Handover
 from plugin.errors import MountFailed
 from plugin.mounting.spawner import forking
@@ -22,7 +23,7 @@ from tests.support.tools.orders import NAME
 def handover() -> Iterator[Handover]:
     """Descriptors that never tell of an unmount: only the keeper's pipe ends such a worker."""
     fds = [os.open("/dev/null", os.O_RDWR), os.open("/", os.O_PATH)]
-    yield Handover(volume="data", config=Config(), fuse_fd=fds[0], source_fd=fds[1])
+    yield Handover(volume="data", config=Requested(), fuse_fd=fds[0], source_fd=fds[1])
     for fd in fds:
         os.close(fd)
 
@@ -45,7 +46,7 @@ async def test_a_worker_that_does_not_serve_says_why(
 ) -> None:
     async with forking(command(manner)) as start:
         with pytest.raises(MountFailed) as refusal:
-            await Worker(NAME).run(start, handover)
+            await Worker(NAME).run(start, handover, SessionKind.KERNEL)
     assert str(refusal.value).startswith(sentence)
 
 
@@ -60,7 +61,9 @@ async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) 
         worker = Worker(NAME)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            ended.append(await worker.run(start, handover, task_status=task_status))
+            ended.append(
+                await worker.run(start, handover, SessionKind.KERNEL, task_status=task_status)
+            )
 
         await nursery.start(run)
         assert Path(f"/proc/{worker.pid}/comm").exists()  # noqa: ASYNC240 - not a real file
@@ -72,7 +75,7 @@ async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
     """Cancellation closes its standard input, which a worker takes for the plugin's end."""
     async with forking(command("serve")) as start, trio.open_nursery() as nursery:
         worker = Worker(NAME)
-        await nursery.start(worker.run, start, handover)
+        await nursery.start(worker.run, start, handover, SessionKind.KERNEL)
         nursery.cancel_scope.cancel()
     assert not Path(f"/proc/{worker.pid}").exists()  # noqa: ASYNC240 - not a real file
 
@@ -85,7 +88,7 @@ async def test_a_worker_s_log_keeps_its_levels(
     """A line without a level, as in a traceback, belongs to the one before it."""
     caplog.set_level(logging.DEBUG)
     async with forking(command("talk")) as start, trio.open_nursery() as nursery:
-        await nursery.start(Worker(NAME).run, start, handover)
+        await nursery.start(Worker(NAME).run, start, handover, SessionKind.KERNEL)
         while "volume data: c: three" not in caplog.messages:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from passthrough.linux import kernel_features
-from passthrough.options.config import Config, automatic
+from passthrough.options.sessions import automatic
 from plugin.app import composed
 from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
@@ -18,6 +18,7 @@ from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin, settings
 from tests.support.fakes.worker import command
 from tests.support.tools.mounts import mounted_on
+from tests.support.tools.options import RELEASE, effective
 from tests.support.tools.records import record
 
 SERVE = command("serve")
@@ -330,7 +331,7 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert volume["Status"]["options"]["readonly"] == "true"
         assert volume["Status"]["options"]["cache"] == "auto"
         assert volume["Status"]["options"]["attr_timeout"] == "1s"
-        assert volume["Status"]["options"]["session"] == automatic().session
+        assert volume["Status"]["options"]["session"] == automatic(RELEASE).session
         # The one note that is about this machine's mounts has its test in test_survey.py.
         assert [note for note in volume["Status"]["notes"] if "is private" not in note] == []
         assert (await dockerd.do("Path", Name="vol")) == {"Mountpoint": ""}
@@ -415,7 +416,7 @@ async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -
 
 async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
     """Create a volume as a later version might."""
-    await trio.to_thread.run_sync(driver._inventory.add, record(name, **options), Config())
+    await trio.to_thread.run_sync(driver._inventory.add, record(name, **options), effective())
 
 
 async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:
@@ -429,7 +430,7 @@ async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> N
 async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_features, "without_rings", lambda: "they are switched off")
+    monkeypatch.setattr(kernel_features, "io_uring_obstacle", lambda: "they are switched off")
     async with plugin(tmp_path, SERVE) as dockerd:
         opts = {"session": "kernel", "transport": "io_uring"}
         refused = await dockerd.call("Create", Name="vol", Opts=opts)
@@ -441,7 +442,7 @@ async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is
         status = (await dockerd.volume("vol"))["Status"]
         assert status["transport"].startswith("dev: the kernel sends again")
         assert status["options"]["transport"] == "dev"
-        monkeypatch.setattr(kernel_features, "without_rings", str)
+        monkeypatch.setattr(kernel_features, "io_uring_obstacle", str)
         await dockerd.do("Create", Name="vol2", Opts=opts)
-        monkeypatch.setattr(kernel_features, "without_rings", lambda: "they are switched off")
+        monkeypatch.setattr(kernel_features, "io_uring_obstacle", lambda: "they are switched off")
         assert (await dockerd.volume("vol2"))["Status"]["transport"] == "io_uring: as asked for"

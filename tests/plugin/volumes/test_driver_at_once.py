@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from passthrough.options.config import Config
+from passthrough.options.effective import Effective
 from plugin.admin.source import Host
 from plugin.mounting.detaching import UNMOUNT_DEADLINE_S, UNMOUNT_LEAST_S
 from plugin.mounting.keeper import MOUNT_DEADLINE_S
@@ -36,12 +36,14 @@ class DeadServer:
         self.gone_for_good = threading.Event()
         self.asked = threading.Semaphore(0)
 
-    def open(self, host: Host, source: str, config: Config, note: Callable[[str], object]) -> int:
+    def open(
+        self, host: Host, source: str, options: Effective, note: Callable[[str], object]
+    ) -> int:
         if self.is_dead and source == self.directory:
             self.asked.release()
             self.gone_for_good.wait()
             raise OSError(errno.ESTALE, "it has been away for too long")
-        return really_open(host, source, config, note)
+        return really_open(host, source, options, note)
 
 
 really_open = Host.open
@@ -52,9 +54,9 @@ def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer
     server = DeadServer(source)
 
     def open_source(
-        host: Host, text: str, config: Config, note: Callable[[str], object] = str
+        host: Host, text: str, options: Effective, note: Callable[[str], object] = str
     ) -> int:
-        return server.open(host, text, config, note)
+        return server.open(host, text, options, note)
 
     monkeypatch.setattr(Host, "open", open_source)
     yield server

@@ -13,6 +13,7 @@ from plugin.volumes.registry import Registry
 from plugin.volumes.storage import Storage
 from tests.support.fakes.dockerd import plugin
 from tests.support.fakes.worker import command
+from tests.support.tools.options import RELEASE
 from tests.support.tools.records import record
 
 SERVE = command("serve")
@@ -24,7 +25,7 @@ def owner_of(directory: Path, options: Mapping[str, str], owner: tuple[int, int]
     """Return the user and the group of the directory of a new volume."""
     storage = Storage(directory, owner)
     storage.prepare()
-    config = Policy().understand(options).config
+    config = Policy(RELEASE).understand(options).effective
     volume = record("volume", **options)
     with Registry.open(directory) as registry:
         Inventory(registry, storage).add(volume, config)

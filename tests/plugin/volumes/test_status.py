@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import cast
 
-from passthrough.options.config import Config, InodeFileHandles
+from passthrough.options.choices import InodeFileHandles
+from passthrough.options.table import Requested
 from passthrough.worker.handover import Report
 from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
 from plugin.mounting.keeper import Keeper
 from plugin.volume import Event, FileName, Volume, VolumeName
 from plugin.volumes.status import Status
+from tests.support.tools.options import RELEASE
 from tests.support.tools.records import record
 
 
@@ -32,12 +34,12 @@ class Serving:
 
 def test_a_mount_of_an_older_passfs_with_what_is_refused_now_is_described() -> None:
     """It serves on until the next Mount; dockerd forgets a volume whose Get fails."""
-    config = Config(inode_file_handles=InodeFileHandles.MANDATORY)
+    config = Requested(inode_file_handles=InodeFileHandles.MANDATORY)
     report = Report(serving=True, config=config, without_handles="there are none")
     volume = Volume(record("vol"))
     volume.apply(Event.MOUNT)
     keeper = cast("Keeper", Serving(report))
-    status = Status(keeper, Policy().understand, HostFacts(data_dir=Path("/data")))
+    status = Status(keeper, Policy(RELEASE), HostFacts(data_dir=Path("/data")))
     told = json.loads(status.describe(volume, "").encode())["Status"]
     assert told["mounted"] is True
     assert told["worker_pid_in_plugin"] == 7

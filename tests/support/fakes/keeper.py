@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from passthrough.options.config import Config
+from passthrough.options.table import Requested
 from passthrough.worker import fuse_mount
 from passthrough.worker.handover import Handover, Report, decode_report, encode
+from tests.support.tools.options import resolved
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LIMIT_S = 30.0
@@ -23,14 +24,14 @@ class Keeper:
         source: Path,
         mountpoint: Path,
         log: Path,
-        config: Config | None = None,
+        config: Requested | None = None,
         module: str = "passthrough.worker.process",
     ) -> None:
         self.mountpoint = mountpoint
         self.log = log
-        self.config = config or Config()
+        self.config = config or Requested()
         self.module = module
-        self.fuse_fd = fuse_mount.mount(mountpoint, self.config)
+        self.fuse_fd = fuse_mount.mount(mountpoint, resolved(self.config))
         self.source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
         self.processes: list[subprocess.Popen[bytes]] = []
 

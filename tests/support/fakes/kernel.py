@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 from passthrough.core.filesystem import PassthroughFs
-from passthrough.options.config import Config, Session as SessionName
-from passthrough.options.effective import decide
+from passthrough.options.choices import SessionKind
+from passthrough.options.effective import Effective
 from passthrough.session import abi, negotiation, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.handlers.table import HANDLERS
 from passthrough.session.request import Request
 from passthrough.session.session import Session
 from tests.support.tools.direct import CALLER
+from tests.support.tools.options import effective
 
 START = 64
 ROOM = 64 * 1024
@@ -76,12 +77,12 @@ class FakeChannel:
 class Kernel:
     """Speaks to a session over *fs* as the kernel would, once features are agreed on."""
 
-    def __init__(self, fs: object, config: Config | None = None, offered: int = EVERYTHING) -> None:
+    def __init__(
+        self, fs: object, config: Effective | None = None, offered: int = EVERYTHING
+    ) -> None:
         self.channel = FakeChannel()
         offer = negotiation.Offer(abi.MAJOR, abi.MINOR, 0, offered)
-        agreed = negotiation.agree(
-            offer, decide(config or Config(session=SessionName.KERNEL)).config
-        )
+        agreed = negotiation.agree(offer, config or effective(session=SessionKind.KERNEL))
         self.session = Session(cast("PassthroughFs", fs), self.channel, HANDLERS, agreed)
         self._uniques = itertools.count(2, 2)
 

@@ -10,7 +10,7 @@ from passthrough.linux import mountinfo, syscalls
 MS_BIND = 4096
 
 
-def mounts_at(path: Path) -> list[mountinfo.Mount]:
+def mounts_at(path: Path) -> list[mountinfo.MountEntry]:
     """Return the mounts on *path*, the uppermost last."""
     return [mount for mount in mountinfo.read() if mount.target == os.fsencode(path)]
 

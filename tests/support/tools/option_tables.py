@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from passthrough.options.config import OPTIONS, Config, as_text
+from passthrough.options.table import OPTIONS, Requested, as_text
 from plugin.options import SOURCE, SOURCE_ACCEPTED
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -29,8 +29,8 @@ _SOURCE_MEANING = (
 
 def defaults() -> Mapping[str, str]:
     """Return the cell for the default of each option."""
-    given = as_text(Config())
-    left_open = {name for name in OPTIONS if getattr(Config(), name) is None}
+    given = as_text(Requested())
+    left_open = {name for name in OPTIONS if getattr(Requested(), name) is None}
     shown = {name: text if name in left_open else f"`{text}`" for name, text in given.items()}
     return {SOURCE: _SOURCE_DEFAULT, **shown}
 

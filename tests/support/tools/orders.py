@@ -7,10 +7,11 @@ from typing import Any
 
 import trio
 
-from passthrough.options.config import CachePolicy, Config
+from passthrough.options.choices import CachePolicy
 from plugin.mounting.keeper import MOUNT_DEADLINE_S, Order
 from plugin.volume import FileName, VolumeName
 from tests.support.fakes.worker import command
+from tests.support.tools.options import effective
 
 NAME = VolumeName("data")
 DIRECTORY = FileName("data")
@@ -21,7 +22,7 @@ def order(source: Path, **fields: Any) -> Order:
     """What to mount: *source* as the volume `data`, at a mount point of the volume's name."""
     given: dict[str, Any] = {
         "name": NAME,
-        "config": Config(cache=CachePolicy.NEVER),
+        "options": effective(cache=CachePolicy.NEVER),
         "origin": f"source '{source}'",
         "open_source": lambda: os.open(source, os.O_PATH | os.O_DIRECTORY),
         "limiter": trio.CapacityLimiter(1),

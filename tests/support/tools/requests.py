@@ -6,10 +6,9 @@ from typing import Any, cast
 
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.options.cache_policy import Cache
-from passthrough.options.config import Config
-from passthrough.options.effective import decide
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.tools.direct import CALLER
+from tests.support.tools.options import effective
 
 # In place of pyfuse3.RequestContext, whose fields only pyfuse3 can set.
 CONTEXT = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid, pid=1, umask=0o022)
@@ -23,7 +22,7 @@ class Recording:
     def __init__(self, answer: object = None) -> None:
         self.answer = answer
         self.calls: list[tuple[Any, ...]] = []
-        self.config = decide(Config()).config
+        self.config = effective()
         self.cache = Cache(self.config)
 
     def __getattr__(self, name: str) -> Callable[..., object]:

@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from passthrough.linux import syscalls
-from passthrough.options.config import Config, session_of
+from passthrough.linux import kernel_features, syscalls
+from passthrough.options.sessions import automatic
 from passthrough.worker import forkserver, process, sandbox
 from plugin import app
 from plugin.admin.settings import Settings
@@ -302,5 +302,5 @@ class Mortal(Service):
 
 if __name__ == "__main__":
     sandbox.preload()
-    process.load(session_of(Config()))
+    process.load(automatic(kernel_features.linux_release()).session)
     forkserver.serve(hatch)

@@ -1,35 +1,32 @@
 import math
+from functools import partial
 
 import msgspec
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from passthrough.linux import kernel_features
-from passthrough.options.config import (
-    ALIASES,
-    LACKING,
-    MEANINGLESS,
-    OPTIONS,
+from passthrough.options.choices import (
     Atime,
     CachePolicy,
-    Config,
     InodeFileHandles,
     Locks,
-    OptionError,
     Passthrough,
     Sandbox,
-    Session,
+    SessionKind,
     Squash,
     Submounts,
     Transport,
-    as_text,
-    canonical,
-    parse_options,
 )
+from passthrough.options.parsing import parse_options
+from passthrough.options.sessions import FIRST_KERNEL_SESSION, LACKING, Lack
+from passthrough.options.table import OPTIONS, OptionError, Requested, as_text
 from passthrough.options.values import Range
+from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical
 
 SOURCE = ("source",)
 TEN_YEARS_S = 315_360_000.0
+
+parse = partial(parse_options, release=FIRST_KERNEL_SESSION)
 
 ACCEPTED: dict[str, dict[str, object]] = {
     "cache": {
@@ -64,7 +61,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
         " mandatory": InodeFileHandles.MANDATORY,
     },
     "submounts": {"cross": Submounts.CROSS, "HIDE": Submounts.HIDE},
-    "session": {"auto": Session.AUTO, "libfuse": Session.LIBFUSE},
+    "session": {"auto": SessionKind.AUTO, "libfuse": SessionKind.LIBFUSE},
     "transport": {"auto": Transport.AUTO, "dev": Transport.DEV, "IO_URING": Transport.IO_URING},
     "passthrough": {
         "auto": Passthrough.AUTO,
@@ -169,8 +166,8 @@ REFUSED = [
 
 
 def test_nothing_given_is_the_default() -> None:
-    assert parse_options({}) == Config()
-    assert Config() == Config(
+    assert parse({}) == Requested()
+    assert Requested() == Requested(
         cache=CachePolicy.AUTO,
         entry_timeout=None,
         attr_timeout=None,
@@ -188,7 +185,7 @@ def test_nothing_given_is_the_default() -> None:
         dev=False,
         exec=True,
         atime=Atime.RELATIME,
-        session=Session.AUTO,
+        session=SessionKind.AUTO,
         map_uid=(),
         map_gid=(),
         squash=Squash.NONE,
@@ -212,12 +209,12 @@ def test_nothing_given_is_the_default() -> None:
     [(option, text, value) for option, texts in ACCEPTED.items() for text, value in texts.items()],
 )
 def test_an_option_sets_its_field_and_no_other(option: str, text: str, value: object) -> None:
-    assert parse_options({option: text}) == msgspec.structs.replace(Config(), **{option: value})
+    assert parse({option: text}) == msgspec.structs.replace(Requested(), **{option: value})
 
 
 def test_the_table_above_has_every_option_and_every_option_is_a_field() -> None:
     assert list(ACCEPTED) == list(OPTIONS)
-    assert set(Config.__struct_fields__) == set(OPTIONS)
+    assert set(Requested.__struct_fields__) == set(OPTIONS)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -228,13 +225,13 @@ def test_every_option_is_explained(option: str) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), DURATIONS_S.items())
 def test_durations(text: str, seconds: float) -> None:
-    assert parse_options({"attr_timeout": text}).attr_timeout == pytest.approx(seconds)
+    assert parse({"attr_timeout": text}).attr_timeout == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", NO_DURATIONS)
 def test_no_durations(text: str) -> None:
     with pytest.raises(OptionError) as refused:
-        parse_options({"attr_timeout": text})
+        parse({"attr_timeout": text})
 
     assert str(refused.value) == f"option 'attr_timeout': {text!r} is not accepted; expected {TIME}"
 
@@ -254,7 +251,7 @@ def test_no_durations(text: str) -> None:
 def test_no_ids_and_no_ranges(option: str, text: str) -> None:
     """Ranges that overlap, on either side, say of one id two things."""
     with pytest.raises(OptionError) as refused:
-        parse_options({option: text})
+        parse({option: text})
 
     assert str(refused.value).startswith(
         f"option {option!r}: {text!r} is not accepted; expected {OPTIONS[option].accepts}"
@@ -263,11 +260,11 @@ def test_no_ids_and_no_ranges(option: str, text: str) -> None:
 
 @pytest.mark.parametrize(("option", "text"), [("mode", "0700"), ("uid", "0"), ("gid", "7")])
 def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, text: str) -> None:
-    assert as_text(parse_options({option: text}))[option] == text
-    parse_options({option: "none"}, has_source=True)
+    assert as_text(parse({option: text}))[option] == text
+    parse({option: "none"}, has_source=True)
 
     with pytest.raises(OptionError) as refused:
-        parse_options({option.upper(): text}, has_source=True)
+        parse({option.upper(): text}, has_source=True)
 
     assert str(refused.value) == (
         f"option {option.upper()!r}: {text!r} is for a directory that is made, and source is there"
@@ -279,10 +276,10 @@ def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, 
 def test_no_readdir_hides_no_files_of_a_source_that_can_be_written(
     readonly: dict[str, str],
 ) -> None:
-    parse_options({"no_readdir": "", **readonly})
+    parse({"no_readdir": "", **readonly})
 
     with pytest.raises(OptionError) as refused:
-        parse_options({"No-Readdir": "yes", **readonly}, has_source=True)
+        parse({"No-Readdir": "yes", **readonly}, has_source=True)
 
     assert str(refused.value) == (
         "option 'No-Readdir': 'yes' hides the files of the source, so that an engine copies an"
@@ -292,16 +289,16 @@ def test_no_readdir_hides_no_files_of_a_source_that_can_be_written(
 
 @pytest.mark.parametrize("readonly", [{"ro": ""}, {"readonly": "1"}])
 def test_no_readdir_goes_with_a_source_that_is_read_only(readonly: dict[str, str]) -> None:
-    config = parse_options({"no_readdir": "", **readonly}, has_source=True)
+    config = parse({"no_readdir": "", **readonly}, has_source=True)
 
     assert (config.no_readdir, config.readonly) == (True, True)
 
 
 def test_ranges_are_shown_as_they_can_be_given() -> None:
-    config = parse_options({"map_uid": "1000:1000:1+0:100000:1000"})
+    config = parse({"map_uid": "1000:1000:1+0:100000:1000"})
 
     assert as_text(config)["map_uid"] == "0:100000:1000,1000:1000:1"
-    assert parse_options({"map_uid": as_text(config)["map_uid"]}) == config
+    assert parse({"map_uid": as_text(config)["map_uid"]}) == config
 
 
 @pytest.mark.parametrize("text", ["", "true", " TRUE "])
@@ -311,7 +308,7 @@ def test_a_word_of_mount_stands_for_an_option(
 ) -> None:
     option, value = expected
 
-    assert getattr(parse_options({alias: text}), option) == value
+    assert getattr(parse({alias: text}), option) == value
 
 
 def test_the_table_above_has_every_alias() -> None:
@@ -323,7 +320,7 @@ def test_the_table_above_has_every_alias() -> None:
 )
 def test_dashes_underscores_and_capitals_are_alike(name: str) -> None:
     assert canonical(name) == "dir_attr_timeout"
-    assert parse_options({name: "5"}).dir_attr_timeout == 5
+    assert parse({name: "5"}).dir_attr_timeout == 5
 
 
 @pytest.mark.parametrize(("option", "text", "sentence"), REFUSED)
@@ -331,7 +328,7 @@ def test_a_refusal_names_the_option_quotes_the_value_and_says_what_would_do(
     option: str, text: str, sentence: str
 ) -> None:
     with pytest.raises(OptionError) as refused:
-        parse_options({option: text}, others=SOURCE)
+        parse({option: text}, others=SOURCE)
 
     assert str(refused.value) == f"option {option!r}: {sentence}"
     assert refused.value.option == option
@@ -341,7 +338,7 @@ def test_a_refusal_names_the_option_quotes_the_value_and_says_what_would_do(
 
 def test_a_name_like_no_other_gets_the_list_of_all_names() -> None:
     with pytest.raises(OptionError) as refused:
-        parse_options({"zzzzzz": "1"}, others=SOURCE)
+        parse({"zzzzzz": "1"}, others=SOURCE)
 
     known = ", ".join(sorted([*OPTIONS, *ALIASES, *SOURCE]))
     assert refused.value.accepted == f"one of {known}"
@@ -363,7 +360,7 @@ def test_two_spellings_of_one_option_are_refused(first: str, second: str) -> Non
     given_options = {name: texts.get(canonical(name), "") for name in (first, second)}
 
     with pytest.raises(OptionError) as refused:
-        parse_options(given_options)
+        parse(given_options)
 
     assert str(refused.value) == (
         f"option {second!r}: is given twice, here as {given_options[second]!r};"
@@ -385,12 +382,12 @@ def test_any_text_parses_or_is_refused_by_name_and_value(texts: dict[str, str]) 
         assert outcome.accepted in str(outcome)
     else:
         assert {canonical(name) for name in texts} <= {*OPTIONS, *ALIASES}
-        assert msgspec.convert(msgspec.to_builtins(outcome), Config) == outcome
+        assert msgspec.convert(msgspec.to_builtins(outcome), Requested) == outcome
 
 
-def parsed_or_refused(texts: dict[str, str]) -> Config | OptionError:
+def parsed_or_refused(texts: dict[str, str]) -> Requested | OptionError:
     try:
-        return parse_options(texts)
+        return parse(texts)
     except OptionError as refused:
         return refused
 
@@ -399,33 +396,55 @@ LEFT_OPEN = {option.left_open for option in OPTIONS.values()}
 
 
 @pytest.mark.parametrize("session", [{}, {"session": "auto"}, {"session": "libfuse"}])
-@pytest.mark.parametrize(("option", "why"), LACKING[Session.LIBFUSE].items())
-def test_what_the_session_cannot_express_is_refused_with_the_reason(
-    option: str, why: str, session: dict[str, str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("option", "lack"), LACKING[SessionKind.LIBFUSE].items())
+def test_an_option_that_the_session_lacks_is_refused_with_the_reason(
+    option: str, lack: Lack, session: dict[str, str]
 ) -> None:
-    """Also with the session that `auto` takes here."""
-    monkeypatch.setattr(kernel_features, "linux_release", lambda: (6, 8))
+    """On Linux 6.8 `auto` stands for libfuse."""
     wish = "io_uring" if option == "transport" else "on"
     with pytest.raises(OptionError) as refused:
-        parse_options({option.upper(): wish, **session})
+        parse_options({option.upper(): wish, **session}, (6, 8))
 
     named = session.get("session", "auto")
     instead = {"passthrough": "auto or off", "transport": "auto or dev"}
     assert str(refused.value) == (
-        f"option {option.upper()!r}: {wish!r} cannot be had with session={named}: {why};"
+        f"option {option.upper()!r}: {wish!r} cannot be had with session={named}: {lack.reason};"
         f" expected {instead.get(option, 'false')}"
     )
+
+
+@pytest.mark.parametrize("value", ["1", "5"])
+def test_a_number_that_the_session_lacks_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number 1 equals True."""
+    monkeypatch.setitem(LACKING, SessionKind.LIBFUSE, {"anon_uid": Lack("it has none")})
+    parse({"session": "libfuse", "anon_uid": "65534"})
+
+    with pytest.raises(OptionError, match="it has none; expected 65534"):
+        parse({"session": "libfuse", "anon_uid": value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("no_open", "false"), ("killpriv_v2", "false"), ("transport", "dev")),
+        *(("transport", "auto"), ("passthrough", "off"), ("passthrough", "auto")),
+    ],
+)
+def test_an_option_that_the_session_lacks_may_be_turned_off(option: str, value: str) -> None:
+    assert as_text(parse({"session": "libfuse", option: value}))[option] == value
 
 
 @given(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,6})?(ms|s|m|h|d)?", fullmatch=True))
 def test_options_as_text_can_be_given_again(timeout: str) -> None:
     """What is shown means the same where it is typed in; the kernel counts nanoseconds."""
     config = parsed_or_refused({"entry_timeout": timeout, "ro": "", "noatime": "", "fsname": "x"})
-    assume(isinstance(config, Config))
-    assert isinstance(config, Config)
+    assume(isinstance(config, Requested))
+    assert isinstance(config, Requested)
     shown = {name: text for name, text in as_text(config).items() if text not in LEFT_OPEN}
 
-    again = parse_options(shown)
+    again = parse(shown)
 
     assert config.entry_timeout is not None
     assert again.entry_timeout is not None
@@ -436,7 +455,7 @@ def test_options_as_text_can_be_given_again(timeout: str) -> None:
 
 
 def test_every_option_is_shown_as_text() -> None:
-    assert as_text(Config(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
+    assert as_text(Requested(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
         "cache": "auto",
         "entry_timeout": "86400s",
         "attr_timeout": "2.5s",
@@ -479,9 +498,9 @@ def test_every_option_is_shown_as_text() -> None:
 
 def test_a_config_does_not_change() -> None:
     with pytest.raises(AttributeError):
-        Config().readonly = True  # type: ignore[misc]
+        Requested().readonly = True  # type: ignore[misc]
 
 
 def test_a_config_from_elsewhere_has_no_field_that_is_not_known() -> None:
     with pytest.raises(msgspec.ValidationError, match="turbo"):
-        msgspec.json.decode(b'{"turbo": true}', type=Config)
+        msgspec.json.decode(b'{"turbo": true}', type=Requested)

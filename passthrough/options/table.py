@@ -1,16 +1,13 @@
-"""Config: how a volume is served, and the one contract between the plugin and the file system.
+"""The table of options: the name, type, default, text form and meaning of each.
 
-Owns every option's name, meaning, default and refusal. Text comes in through `parse_options`, from
-`docker volume create -o` and from `python -m passthrough -o` alike; everything else works with the
-typed Config only. `source` is not here: finding a directory is the business of who serves it.
+The option `source` is not in the table: the plugin finds the directory to serve.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
-from passthrough.linux import kernel_features
 from passthrough.options import values
 from passthrough.options.choices import (
     Atime,
@@ -19,47 +16,17 @@ from passthrough.options.choices import (
     Locks,
     Passthrough,
     Sandbox,
-    Session,
+    SessionKind,
     Squash,
     Submounts,
     Transport,
 )
-from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical, suggestion
-
-__all__ = [
-    "ALIASES",
-    "FOR_A_NEW_DIRECTORY",
-    "LACKING",
-    "MEANINGLESS",
-    "OPTIONS",
-    "Atime",
-    "Automatic",
-    "CachePolicy",
-    "Config",
-    "InodeFileHandles",
-    "Locks",
-    "Option",
-    "OptionError",
-    "Passthrough",
-    "Sandbox",
-    "Session",
-    "Squash",
-    "Submounts",
-    "Transport",
-    "as_text",
-    "automatic",
-    "canonical",
-    "parse_option",
-    "parse_options",
-    "session_of",
-    "text_of",
-]
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one source is served, as asked for; decisions.py says what applies.
+class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One value for each option; the defaults are those of a volume without options.
 
-    Timeouts are in seconds; None leaves them to the cache policy.
+    Timeouts are in seconds. None leaves a value to another option, or to the machine.
     """
 
     cache: CachePolicy = CachePolicy.AUTO
@@ -81,7 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     atime: Atime = Atime.RELATIME
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     submounts: Submounts = Submounts.CROSS
-    session: Session = Session.AUTO
+    session: SessionKind = SessionKind.AUTO
     transport: Transport = Transport.AUTO
     passthrough: Passthrough = Passthrough.AUTO
     map_uid: tuple[values.Range, ...] = ()
@@ -101,8 +68,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fsname: str = "passfs"
 
 
+class Requested(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of a volume as its user gave them; conflicts are undecided."""
+
+
 class OptionError(ValueError):
-    """An option that cannot be used: which one, the value as the user wrote it, what would do."""
+    """An option that is refused: its name and value as the user wrote them, and valid values."""
 
     def __init__(self, option: str, value: str, accepted: str, reason: str = "") -> None:
         self.option = option
@@ -113,18 +84,19 @@ class OptionError(ValueError):
 
 
 class Option(NamedTuple):
-    """A row of the table of options."""
+    """A row of the table."""
 
     parse: Callable[[str], object]
-    """Text to value; raises ValueError."""
+    """Turns a text into a value; raises ValueError."""
     accepts: str
+    """The accepted texts, for the refusal of another one."""
     meaning: str
     left_open: str = "from cache"
-    """What decides where the value is None."""
+    """The text that stands for None: the source of the value."""
     show: Callable[[object], str] = values.as_text
-    """Value to a text that *parse* takes."""
+    """Turns a value into a text that *parse* accepts."""
     explain: Callable[[str], str] = values.unexplained
-    """A text that is not accepted to the end of the sentence that refuses it."""
+    """Return the end of the sentence that refuses a text."""
 
 
 _ID: Final = "a number from 0 to 4294967294"
@@ -188,7 +160,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "what is mounted below the source: part of the volume, or an empty directory each",
     ),
     "session": Option(
-        values.word(Session),
+        values.word(SessionKind),
         "auto, kernel or libfuse",
         "what speaks FUSE with the kernel; auto takes the best",
     ),
@@ -255,136 +227,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
 }
 
-# Linux 6.9 brought FUSE 7.40.
-_LEAST_RELEASE: Final = (6, 9)
-
-# What a session cannot do, and why; whoever asks for it is told so before there is a volume.
-LACKING: Final[Mapping[Session, Mapping[str, str]]] = {
-    Session.LIBFUSE: {
-        "no_open": "pyfuse3 gives reads and writes no inode number, only that of an open file",
-        "no_opendir": "pyfuse3 gives listings no inode number, only that of an open directory",
-        "killpriv_v2": "pyfuse3 does not negotiate HANDLE_KILLPRIV_V2, so that the kernel clears"
-        " the bits itself",
-        "posix_acl": "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask"
-        " where a default ACL should stand in its place",
-        "transport": "pyfuse3 reads /dev/fuse itself",
-        "passthrough": "pyfuse3 does not negotiate PASSTHROUGH",
-    },
-}
-
-# What would do instead of what a session lacks, where it is not "false".
-_INSTEAD: Final[Mapping[str, str]] = {"transport": "auto or dev", "passthrough": "auto or off"}
-
-# What is given to a directory that is made, and to none that is there already.
-FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
-
-
-def parse_options(
-    given: Mapping[str, str], *, others: tuple[str, ...] = (), has_source: bool = False
-) -> Config:
-    """Turn option texts into a Config.
-
-    *others* are names that the caller takes care of itself, for the list of known names only. With
-    *has_source* the directory to serve is there already.
-
-    Raises:
-        OptionError: an unknown option, a value that is not accepted, an option given twice, or one
-            that the session cannot express or that does not go with a source.
-    """
-    parsed: dict[str, object] = {}
-    spelled: dict[str, str] = {}
-    for written, text in given.items():
-        name, value = parse_option(written, text, others)
-        if name in spelled:
-            reason = f"is given twice, here as {text!r}"
-            accepted = f"one of the two: {spelled[name]} sets the same"
-            raise OptionError(written, text, accepted, reason)
-        spelled[name] = written
-        parsed[name] = value
-    config = msgspec.convert(parsed, Config)
-    for name, accepted, reason in _refusals(config, has_source=has_source):
-        written = spelled[name]
-        raise OptionError(written, given[written], accepted, f"{given[written]!r} {reason}")
-    return config
-
-
-def parse_option(written: str, text: str, others: tuple[str, ...] = ()) -> tuple[str, object]:
-    """The option that *written*, its name or an alias, sets, and its value; others as above.
-
-    Raises:
-        OptionError: there is no such option, or *text* is no value of it.
-    """
-    name, value = _resolve(written, text, others)
-    try:
-        return name, OPTIONS[name].parse(value)
-    except ValueError:
-        accepted = OPTIONS[name].accepts + OPTIONS[name].explain(text)
-        raise OptionError(written, text, accepted) from None
-
-
-def _refusals(config: Config, *, has_source: bool) -> Iterator[tuple[str, str, str]]:
-    """Each option that cannot be had though its value is a good one, what would do, and why."""
-    for name, why in LACKING.get(session_of(config), {}).items():
-        if getattr(config, name) in {True, Passthrough.ON, Transport.IO_URING}:
-            accepted = _INSTEAD.get(name, "false")
-            yield name, accepted, f"cannot be had with session={config.session}: {why}"
-    for name in FOR_A_NEW_DIRECTORY:
-        if has_source and getattr(config, name) is not None:
-            reason = "is for a directory that is made, and source is there already"
-            yield name, "it left out", reason
-    if has_source and config.no_readdir and not config.readonly:
-        # An engine that sees an empty volume copies the image's files into it (copy-up).
-        reason = "hides the files of the source, so that an engine copies an image's over them"
-        yield "no_readdir", "readonly beside it, or false", reason
-
-
-def session_of(config: Config) -> Session:
-    """The session that will serve: what `auto` stands for."""
-    return automatic().session if config.session is Session.AUTO else config.session
-
-
-class Automatic(NamedTuple):
-    """What `session=auto` stands for on this machine, and why."""
-
-    session: Session
-    reason: str
-
-
-def automatic() -> Automatic:
-    """The session that `auto` takes.
-
-    By the release of Linux: what its session cannot express is refused when a volume is created,
-    and INIT, with the protocol's number, comes only with a mount.
-    """
-    release = kernel_features.linux_release()
-    text = ".".join(map(str, release))
-    if release < _LEAST_RELEASE:
-        return Automatic(Session.LIBFUSE, f"Linux {text} is older than 6.9")
-    return Automatic(Session.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")
-
-
-def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str]:
-    """The option and the value that *written*, an option's name or an alias, stands for."""
-    name = canonical(written)
-    if name in OPTIONS:
-        return name, text
-    if name in MEANINGLESS:
-        raise OptionError(written, text, "it left out", f"{text!r} is refused: {MEANINGLESS[name]}")
-    if name not in ALIASES:
-        known = [*OPTIONS, *ALIASES, *others]
-        accepted = suggestion(name, known)
-        raise OptionError(written, text, accepted, f"is not known, given here as {text!r}")
-    if text.strip().lower() not in {"", "true"}:
-        raise OptionError(written, text, "no value")
-    return ALIASES[name]
-
 
 def text_of(name: str, value: object) -> str:
-    """The value of an option as text; of one that was left open, what decides it."""
+    """Return *value* of the option *name* as text, or for None the source of the value."""
     option = OPTIONS[name]
     return option.left_open if value is None else option.show(value)
 
 
-def as_text(config: Config) -> dict[str, str]:
-    """Every option as text."""
-    return {name: text_of(name, getattr(config, name)) for name in OPTIONS}
+def as_text(options: Values) -> dict[str, str]:
+    """Return every option as text."""
+    return {name: text_of(name, getattr(options, name)) for name in OPTIONS}
