@@ -9,13 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plugin.install import engine
-from plugin.install.installation import (
-    InstallationError,
-    Progress,
-    base_images,
-    check_space,
-    write_context,
-)
+from plugin.install.directories import check_space
+from plugin.install.installation import InstallationError, Progress
+from plugin.install.source_tree import base_images, write_context
 
 IMAGE = "passfs-rootfs:latest"
 

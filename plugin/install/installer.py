@@ -14,21 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from plugin.install import daemon, engine, image, kept_settings
+from plugin.install.directories import check_unused, copy_registry, prepare_directories
 from plugin.install.engine import Client
-from plugin.install.installation import (
-    Installation,
-    InstallationError,
-    Progress,
-    check_name,
-    check_unused,
-    choose_settings,
-    copy_registry,
-    digest,
-    environment,
-    mount_sources,
-    prepare_directories,
-    read_manifest,
-)
+from plugin.install.installation import Installation, InstallationError, Progress, check_name
+from plugin.install.plugin_settings import choose_settings, environment, mount_sources
+from plugin.install.source_tree import digest, read_manifest
 
 BUILD = "PASSFS_BUILD"
 """The variable in the plugin's environment that identifies the build; not a setting."""

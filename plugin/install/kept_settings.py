@@ -15,7 +15,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from plugin.install.installation import BUNDLE, InstallationError, Progress, unwritable
+from plugin.install.directories import unwritable
+from plugin.install.installation import InstallationError, Progress
+from plugin.install.source_tree import BUNDLE
 
 PRIVATE_MODE = 0o600
 

@@ -20,7 +20,8 @@ from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
 from plugin.__main__ import Display
 from plugin.install import image
-from plugin.install.installation import TREE, read_manifest
+from plugin.install.installation import TREE
+from plugin.install.source_tree import read_manifest
 from tests.support.tools.driver import (
     BASE_IMAGE,
     CA_BUNDLE,

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import docker.errors
 import pytest
 
-from plugin.install.installation import TREE, environment, mount_sources, read_manifest
+from plugin.install.installation import TREE
+from plugin.install.plugin_settings import environment, mount_sources
+from plugin.install.source_tree import read_manifest
 from tests.support.tools.driver import TOOLS_IMAGE, Driver, execute
 from tests.support.tools.own_engine import OwnEngine
 from tests.support.tools.registry import registry

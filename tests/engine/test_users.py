@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plugin.install import daemon
-from plugin.install.installation import TREE, Installation, choose_settings, read_manifest
+from plugin.install.installation import TREE, Installation
+from plugin.install.plugin_settings import choose_settings
+from plugin.install.source_tree import read_manifest
 from tests.support.tools.driver import Driver, created, execute
 from tests.support.tools.files import archive
 from tests.support.tools.own_engine import (

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from plugin.admin.settings import SETTINGS, Settings
-from plugin.install.installation import CONTEXT, TREE
+from plugin.install.installation import TREE
+from plugin.install.source_tree import CONTEXT
 
 # sockaddr_un.sun_path holds 108 bytes with the final NUL. The engine puts the socket into a
 # directory; the name of the directory is the plugin's id of 64 digits.

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from plugin.install import installer
-from plugin.install.installation import TREE, Installation, InstallationError, check_name, digest
+from plugin.install.installation import TREE, Installation, InstallationError, check_name
+from plugin.install.source_tree import digest
 from tests.support.fakes.engine import BASE, FakeEngine, Install, container
 
 PEM = "-----BEGIN CERTIFICATE-----\n"

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from plugin.__main__ import app
 from plugin.install import engine, installer
-from plugin.install.installation import CONTEXT, TREE, Installation, InstallationError
+from plugin.install.installation import TREE, Installation, InstallationError
+from plugin.install.source_tree import CONTEXT
 from tests.support.fakes.engine import (
     BASE,
     FakeEngine,

@@ -13,7 +13,8 @@ from requests import Response
 
 from plugin.admin.settings import SETTINGS
 from plugin.install import installer
-from plugin.install.installation import CONTEXT, TREE, Installation
+from plugin.install.installation import TREE, Installation
+from plugin.install.source_tree import CONTEXT
 
 BASE = "debian:trixie-slim"
 
