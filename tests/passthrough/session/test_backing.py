@@ -10,7 +10,7 @@ import pytest
 
 from passthrough.linux.errors import os_error
 from passthrough.session.backing import NONE, Backings, stack_depth
-from tests.support.fakes.kernel import FakeChannel
+from tests.support.fakes.channel import FakeChannel
 
 OVERLAYFS, TMPFS, EXT4 = 0x794C_7630, 0x0102_1994, 0xEF53
 

@@ -1,22 +1,13 @@
 """What is agreed on in INIT: of what is offered, what the options want, with reasons."""
 
-import errno
-import os
-from pathlib import Path
-
 import pytest
 
-from passthrough.core.filesystem import PassthroughFs
 from passthrough.options.choices import CachePolicy, Locks, Passthrough, SessionKind, Transport
 from passthrough.options.effective import Effective
-from passthrough.session import abi, negotiation, wire
-from passthrough.session.abi import Init, Opcode
-from passthrough.session.channel import MAX_WRITE
-from passthrough.session.handlers.table import HANDLERS
+from passthrough.session import abi, negotiation
+from passthrough.session.abi import Init
 from passthrough.session.negotiation import FEATURES, REQUIRED, Offer, ProtocolError, agree
-from passthrough.session.session import Session
-from tests.support.fakes.kernel import EVERYTHING, FakeChannel, message
-from tests.support.tools.direct import fails
+from tests.support.fakes.kernel import EVERYTHING
 from tests.support.tools.options import effective
 
 NEW = Offer(abi.MAJOR, abi.MINOR, 131_072, EVERYTHING)
@@ -114,63 +105,12 @@ def test_another_protocol_is_refused_in_a_sentence(offer: Offer, sentence: str) 
     assert "session=libfuse does not" in str(refused.value)
 
 
-def init(minor: int, flags: int) -> bytes:
-    words = (abi.MAJOR, minor, 131_072, flags & 0xFFFF_FFFF, flags >> 32)
-    return message(Opcode.INIT, wire.INIT_IN.pack(*words))
-
-
-@pytest.fixture
-def session(source: Path) -> Session:
-    config = effective(session=KERNEL)
-    fs = PassthroughFs(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
-    request_fs = Session(fs, FakeChannel(), HANDLERS)
-    fs.close()
-    return request_fs
-
-
-def answer(session: Session, raw: bytes) -> bytes:
-    channel = FakeChannel([raw])
-    request = channel.open_request()
-    channel.receive(request)
-    session.answer(request, channel)
-    reply = channel.replies.pop()
-    if reply.error:
-        raise OSError(reply.error, os.strerror(reply.error))
-    return reply.body
-
-
-def test_init_is_answered_with_the_agreement(session: Session) -> None:
-    fields = wire.INIT_OUT.unpack(answer(session, init(45, EVERYTHING)))
-    major, minor, readahead, flags, background, congested, max_write, grain, pages = fields[:9]
-
-    assert session.agreed is not None
-    assert (major, minor, readahead) == (7, 45, 131_072)
-    assert flags | fields[10] << 32 == session.agreed.flags
-    assert (max_write, pages, grain) == (MAX_WRITE, MAX_WRITE // 4096, 1)
-    assert background > congested > 0
-    assert fields[11] == 1  # max_stack_depth
-
-
 def test_passthrough_that_must_be_and_is_not_offered_ends_the_session() -> None:
     config = effective(session=KERNEL, passthrough=Passthrough.ON)
     offer = NEW._replace(flags=EVERYTHING & ~Init.PASSTHROUGH)
 
     with pytest.raises(ProtocolError, match="'on' cannot be had: this kernel has none"):
         agree(offer, config)
-
-
-def test_why_a_feature_is_not_in_use_is_known_where_it_was_wished_for(session: Session) -> None:
-    answer(session, init(45, EVERYTHING & ~Init.PASSTHROUGH))
-
-    assert session.why_not(Init.PASSTHROUGH) == "the kernel does not offer it"
-    assert session.why_not(Init.CACHE_SYMLINKS) == session.why_not(Init.POSIX_ACL) == ""
-
-
-def test_a_kernel_that_is_too_old_ends_the_session(session: Session) -> None:
-    fails(errno.EPROTO, lambda: answer(session, init(39, EVERYTHING)))
-
-    assert session.agreed is None
-    assert session.broken is not None
 
 
 def test_the_kernels_own_offer_is_answered_in_both_words() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from passthrough.session.backing import Backings
-from tests.support.fakes.kernel import FakeChannel
+from tests.support.fakes.channel import FakeChannel
 from tests.support.tools.callers import MEMBER, ROOT, USER, together
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.mounts import mounted_on

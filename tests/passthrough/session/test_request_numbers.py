@@ -1,6 +1,7 @@
-"""Numbers that no kernel sends: the largest of every field of every request, one by one.
+"""Numbers that no kernel sends: the largest of every field of every request, one at a time.
 
-Each gets an errno, or an answer where the number means nothing there; the log stays empty.
+The answer is an errno, or a success if the field is not used; the log stays empty. The requests and
+answers are bytes, for each implementation.
 """
 
 import errno
@@ -14,28 +15,25 @@ from struct import Struct
 
 import pytest
 
-from passthrough.core.filesystem import PassthroughFs
 from passthrough.linux.filecalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FS_IOC_SETFLAGS
-from passthrough.options.choices import SessionKind
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
-from tests.support.fakes.kernel import Kernel, text
+from tests.support.fakes.kernel import Connect, Kernel, Reply, text
 from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER
-from tests.support.tools.direct import CALLER, number_of
-from tests.support.tools.options import effective
+from tests.support.tools.direct import CALLER
 
 LARGE = [(1 << bits) + more for bits in (31, 32, 62, 63, 64) for more in (-1, 0, 1)]
 BITS = {"H": 16, "I": 32, "Q": 64, "i": 32, "q": 64}
 SIGNED = "iq"
-# In the header: opcode and unique are no numbers to act on.
+# The fields of the header to change; opcode and unique are none that a session acts on.
 HEADER = {"nodeid": 3, "uid": 4, "gid": 5, "pid": 6}
-# Requests that go by what a directory has; all others are sent to a regular file.
+# Requests that are sent to a directory; all others are sent to a regular file.
 OF_DIRECTORY = {
     *("LOOKUP", "SYMLINK", "MKNOD", "MKDIR", "UNLINK", "RMDIR", "RENAME", "RENAME2", "LINK"),
     *("CREATE", "TMPFILE", "OPENDIR", "READDIR", "READDIRPLUS", "RELEASEDIR", "FSYNCDIR", "STATFS"),
     *("SYNCFS", "ACCESS", "BATCH_FORGET"),
 }
-# They say how long the rest of the request is; and of what comes again with every mount.
+# These fields give the length of the rest of the request.
 OF_LENGTH = {("WRITE", 2), ("SETXATTR", 0), ("IOCTL", 4), ("BATCH_FORGET", 0)}
 LEFT_OUT = {"INIT", "DESTROY"}
 NOTHING: Mapping[str, int] = {}
@@ -47,7 +45,7 @@ FATTR = [
 ]
 MORE: dict[str, list[bytes]] = {
     "SETATTR": [wire.SETATTR_IN.pack(valid, *[0] * 12) for valid in FATTR],
-    # Nothing is allocated: a disk may have the room.
+    # It allocates nothing, because a disk may have the room.
     "FALLOCATE": [
         wire.FALLOCATE_IN.pack(1, 0, 10, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE),
     ],
@@ -66,7 +64,7 @@ MORE: dict[str, list[bytes]] = {
 
 
 def letters(layout: Struct) -> list[str]:
-    """Return the type of each number in *layout*, as struct has it."""
+    """Return the type of each number in *layout*, as a letter of struct."""
     found: list[str] = []
     for count, letter in re.findall(r"(\d*)([A-Za-z])", layout.format):
         if letter != "x":
@@ -75,7 +73,7 @@ def letters(layout: Struct) -> list[str]:
 
 
 def large(letter: str) -> Iterator[int]:
-    """Return the large numbers that a field has room for, and the same bits where it has a sign."""
+    """Yield the large numbers of a field, and those of the same bits if the field has a sign."""
     bits = BITS[letter]
     for number in LARGE:
         if number < 1 << bits:
@@ -83,7 +81,7 @@ def large(letter: str) -> Iterator[int]:
 
 
 def changed(name: str) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """Return each request's body with one number changed; before it, the field and the number."""
+    """Yield bodies of *name* with one number changed, each after the field and the number."""
     layout = wire.FIXED.get(Opcode[name])
     if layout is None:
         return
@@ -96,52 +94,48 @@ def changed(name: str) -> Iterator[tuple[tuple[int, int], bytes]]:
 
 
 def raw(name: str, nodeid: int, body: bytes, header: Mapping[str, int] = NOTHING) -> bytes:
-    """Return a whole request, with other numbers in its *header*."""
+    """Return a whole request, with the numbers of *header* in its header."""
     words = [wire.IN_HEADER.size + len(body), Opcode[name], 2, nodeid, *CALLER, 1, 0]
     for field, number in header.items():
         words[HEADER[field]] = number
     return wire.IN_HEADER.pack(*words) + body
 
 
-class Ground:
-    """A file system with one file, which is open; made anew for each request."""
+def fresh(source: Path, connect: Connect) -> Kernel:
+    """Start a session over one file, which is open as fh 1; fh 1 is the root directory as well."""
+    for path in source.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    (source / "name").write_bytes(b"content")
+    kernel = connect()
+    assert kernel.open(kernel.lookup(b"name")) == 1
+    opened = kernel.ask(Opcode.OPENDIR, BODIES["OPENDIR"])
+    assert wire.OPEN_OUT.unpack(opened.body)[0] == 1
+    return kernel
 
-    def __init__(self, source: Path, name: str) -> None:
-        self.source = source
-        for path in source.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            else:
-                path.unlink()
-        (source / "name").write_bytes(b"content")
-        self.fs = PassthroughFs(
-            effective(session=SessionKind.KERNEL), os.open(source, os.O_PATH | os.O_DIRECTORY)
-        )
-        self.kernel = Kernel(self.fs)
-        number = number_of(self.fs, b"name")
-        self.nodeid = abi.ROOT_ID if name in OF_DIRECTORY else number
-        assert self.fs.open(number, os.O_RDWR) == 1
-        assert self.fs.opendir(abi.ROOT_ID) == 1
 
-    def send(self, request: bytes) -> int | None:
-        """Return the errno of the answer, or None where there is none."""
-        try:
-            replies = self.kernel.send(request)
-        finally:
-            self.fs.close()
-        return replies[0].error if replies else None
+def nodeid_for(kernel: Kernel, name: str) -> int:
+    """Return the nodeid that a request *name* is sent to."""
+    return abi.ROOT_ID if name in OF_DIRECTORY else kernel.granted[0]
+
+
+def error_of(replies: list[Reply]) -> int | None:
+    """Return the errno of the answer; None if there is no answer."""
+    return replies[0].error if replies else None
 
 
 @pytest.mark.parametrize("name", sorted(set(BODIES) - LEFT_OUT))
 def test_a_large_number_gets_an_errno_and_no_traceback(
-    source: Path, name: str, caplog: pytest.LogCaptureFixture
+    source: Path, connect: Connect, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         for where, body in changed(name):
             if (name, where[0]) in OF_LENGTH:
                 continue
-            ground = Ground(source, name)
-            error = ground.send(raw(name, ground.nodeid, body))
+            kernel = fresh(source, connect)
+            error = error_of(kernel.send(raw(name, nodeid_for(kernel, name), body)))
             assert not caplog.records, (where, caplog.text)
             assert (error is None) is (name in WITHOUT_ANSWER), where
             assert error != errno.EIO, where
@@ -149,15 +143,16 @@ def test_a_large_number_gets_an_errno_and_no_traceback(
 
 @pytest.mark.parametrize("name", sorted(set(BODIES) - LEFT_OUT))
 def test_a_large_number_in_the_header_gets_an_errno_and_no_traceback(
-    source: Path, name: str, caplog: pytest.LogCaptureFixture
+    source: Path, connect: Connect, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     letter = {field: letters(wire.IN_HEADER)[place] for field, place in HEADER.items()}
     with caplog.at_level(logging.WARNING):
         for field in HEADER:
             for number in large(letter[field]):
-                ground = Ground(source, name)
+                kernel = fresh(source, connect)
                 body = MORE.get(name, [BODIES[name]])[0]
-                error = ground.send(raw(name, ground.nodeid, body, {field: number}))
+                request = raw(name, nodeid_for(kernel, name), body, {field: number})
+                error = error_of(kernel.send(request))
                 assert not caplog.records, (field, number, caplog.text)
                 assert error != errno.EIO, (field, number)
 
@@ -197,25 +192,26 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_too_large_is_einval(source: Path, what: str) -> None:
-    name, body = REFUSED[what]
-    ground = Ground(source, name)
+@pytest.mark.parametrize("field", REFUSED)
+def test_a_number_that_is_too_large_is_einval(source: Path, connect: Connect, field: str) -> None:
+    name, body = REFUSED[field]
+    kernel = fresh(source, connect)
     before = (source / "name").stat()
 
-    assert ground.send(raw(name, ground.nodeid, body)) == errno.EINVAL
+    (reply,) = kernel.send(raw(name, nodeid_for(kernel, name), body))
+
+    assert reply.error == errno.EINVAL
     assert (source / "name").stat() == before
     assert not (source / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["READDIR", "READDIRPLUS"])
-def test_a_listing_is_no_longer_than_an_answer(source: Path, name: str) -> None:
-    ground = Ground(source, name)
+def test_a_listing_is_no_longer_than_an_answer(source: Path, connect: Connect, name: str) -> None:
+    kernel = fresh(source, connect)
     body = wire.READ_IN.pack(1, 0, 0xFFFF_FFFF, 0, 0, 0)
     for number in range(5_000):
         (source / f"{number:0200}").touch()
 
-    (reply,) = ground.kernel.send(raw(name, ground.nodeid, body))
-    ground.fs.close()
+    (reply,) = kernel.send(raw(name, abi.ROOT_ID, body))
 
     assert 0 < len(reply.body) <= 1 << 20

@@ -10,7 +10,8 @@ from passthrough.session.channel import MAX_WRITE
 from passthrough.session.request import MalformedError
 from passthrough.session.rings import RingChannel
 from passthrough.session.uring import Ring
-from tests.support.fakes.kernel import FakeChannel, message
+from tests.support.fakes.channel import FakeChannel
+from tests.support.fakes.kernel import message
 from tests.support.tools.rings import FakeRing, apart
 
 FUSE_FD, QUEUE = 7, 3

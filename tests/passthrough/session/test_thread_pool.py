@@ -23,7 +23,8 @@ from passthrough.session.thread_slots import (
     SLOW_HOST_SAMPLES,
 )
 from passthrough.session.wire import FIXED
-from tests.support.fakes.kernel import START, FakeChannel, message
+from tests.support.fakes.channel import START, FakeChannel
+from tests.support.fakes.kernel import message
 
 LIMIT_S = 20.0
 WAKE_UP = 1_000_000

@@ -1,128 +1,135 @@
-"""A kernel that is none: it asks a session in bytes, and takes its bytes apart again."""
+"""A fake kernel: sends requests to a session as bytes, and takes the answers apart."""
 
+import errno
 import itertools
-import mmap
-import struct
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+import os
+from collections.abc import Callable
+from typing import NamedTuple
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.options.choices import SessionKind
-from passthrough.options.effective import Effective
-from passthrough.session import abi, negotiation, wire
+from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.handlers.table import HANDLERS
-from passthrough.session.request import Request
-from passthrough.session.session import Session
 from tests.support.tools.direct import CALLER
-from tests.support.tools.options import effective
+from tests.support.tools.implementations import ByteSession
 
-START = 64
-ROOM = 64 * 1024
 EVERYTHING = sum(Init)
+READAHEAD = 131_072
+# The answers to these requests begin with an entry, which counts as one lookup.
+_WITH_ENTRY = {
+    *(Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE),
+    Opcode.TMPFILE,
+}
+_WORD_BITS, _WORD_MASK = 32, 0xFFFF_FFFF
 
 
 class Reply(NamedTuple):
-    """What a session has answered: an errno of nought, or a body of nothing."""
+    """An answer: error is 0 or an errno."""
 
     unique: int
     error: int
     body: bytes
 
 
-class FakeChannel:
-    """Gives what a test has put there, and keeps what comes back."""
-
-    def __init__(self, requests: Iterable[bytes] = ()) -> None:
-        self.requests = list(requests)
-        self.replies: list[Reply] = []
-        self.backed: list[int] = []
-        """What the id of each place, counted from 1, stands for; -1 once it is given up."""
-        self.notifications: list[tuple[int, bytes]] = []
-
-    def open_request(self) -> Request:
-        return Request(mmap.mmap(-1, ROOM), START)
-
-    def receive(self, request: Request) -> bool:
-        if not self.requests:
-            return False
-        raw = self.requests.pop(0)
-        request.into[0][: len(raw)] = raw
-        request.length = len(raw)
-        return True
-
-    def reply(self, unique: int, body: bytes) -> None:
-        self.replies.append(Reply(unique, 0, bytes(body)))
-
-    def fail(self, unique: int, number: int) -> None:
-        self.replies.append(Reply(unique, number, b""))
-
-    def open_backing(self, fd: int) -> int:
-        self.backed.append(fd)
-        return len(self.backed)
-
-    def close_backing(self, number: int) -> None:
-        self.backed[number - 1] = -1
-
-    def sample(self) -> None:
-        pass
-
-    def idle(self) -> None:
-        pass
-
-    def notify(self, code: int, parts: Sequence[bytes]) -> None:
-        self.notifications.append((code, b"".join(parts)))
-
-
 class Kernel:
-    """Speaks to a session over *fs* as the kernel would, once features are agreed on."""
+    """The kernel's side of one connection, from INIT on; *offered* are the flags of INIT.
+
+    The kernel counts the lookups that answers grant, as Linux does.
+    """
 
     def __init__(
-        self, fs: object, config: Effective | None = None, offered: int = EVERYTHING
+        self, session: ByteSession, offered: int = EVERYTHING, minor: int = abi.MINOR
     ) -> None:
-        self.channel = FakeChannel()
-        offer = negotiation.Offer(abi.MAJOR, abi.MINOR, 0, offered)
-        agreed = negotiation.agree(offer, config or effective(session=SessionKind.KERNEL))
-        self.session = Session(cast("PassthroughFs", fs), self.channel, HANDLERS, agreed)
+        self._session = session
         self._uniques = itertools.count(2, 2)
+        self.notifications: list[tuple[int, bytes]] = []
+        """The code and the body of each notification."""
+        self.granted: list[int] = []
+        """The nodeid of each lookup that has not been forgotten by `forget_all`."""
+        flags = (offered & _WORD_MASK, offered >> _WORD_BITS)
+        self.init = self.ask(Opcode.INIT, wire.INIT_IN.pack(abi.MAJOR, minor, READAHEAD, *flags))
+        """The answer to INIT."""
 
-    def send(self, raw: bytes) -> list[Reply]:
-        """Send bytes as they are; gives what they are answered with."""
-        self.channel.requests.append(raw)
-        request = self.channel.open_request()
-        before = len(self.channel.replies)
-        assert self.channel.receive(request)
-        self.session.answer(request, self.channel)
-        return self.channel.replies[before:]
+    def send(self, request: bytes) -> list[Reply]:
+        """Send *request* as it is; return the answers to it."""
+        replies = []
+        for message in self._session.send(request):
+            length, error, unique = wire.OUT_HEADER.unpack_from(message)
+            assert length == len(message)
+            body = message[wire.OUT_HEADER.size :]
+            if unique:
+                replies.append(Reply(unique, -error, body))
+            else:
+                self.notifications.append((error, body))
+        return replies
 
     def ask(self, opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID) -> Reply:
-        """Send a request; gives its one answer."""
+        """Send a request; return its one answer."""
         unique = next(self._uniques)
         (reply,) = self.send(message(opcode, body, nodeid, unique))
         assert reply.unique == unique
+        if opcode in _WITH_ENTRY and not reply.error and (found := entry(reply.body)["nodeid"]):
+            self.granted.append(found)
+        elif opcode == Opcode.READDIRPLUS and not reply.error:
+            rows = listed(reply.body, plus=True).values()
+            self.granted += [nodeid for nodeid, *_ in rows if nodeid]
         return reply
 
     def tell(self, opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID) -> None:
-        """Send what has no answer."""
+        """Send a request that has no answer."""
         assert self.send(message(opcode, body, nodeid, next(self._uniques))) == []
+
+    def lookup(self, *names: bytes) -> int:
+        """Look *names* up, one below the other; return the nodeid of the last."""
+        nodeid = abi.ROOT_ID
+        for name in names:
+            reply = self.ask(Opcode.LOOKUP, text(name), nodeid)
+            assert reply.error == 0, os.strerror(reply.error)
+            nodeid = entry(reply.body)["nodeid"]
+        return nodeid
+
+    def open(self, nodeid: int, flags: int = os.O_RDWR) -> int:
+        """Open a file; return its fh."""
+        reply = self.ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0), nodeid)
+        assert reply.error == 0, os.strerror(reply.error)
+        return int(wire.OPEN_OUT.unpack(reply.body)[0])
+
+    def release(self, handle: int) -> None:
+        """Close the file with the fh *handle*."""
+        assert self.ask(Opcode.RELEASE, wire.RELEASE_IN.pack(handle, 0, 0, 0)).error == 0
+
+    def knows(self, nodeid: int) -> bool:
+        """Return whether the session knows *nodeid*: GETATTR does not fail with ESTALE."""
+        return self.ask(Opcode.GETATTR, wire.GETATTR_IN.pack(0, 0), nodeid).error != errno.ESTALE
+
+    def forget_all(self) -> None:
+        """Forget all lookups that were granted, after which the session knows no inode of them."""
+        for nodeid in self.granted:
+            self.tell(Opcode.FORGET, wire.FORGET_IN.pack(1), nodeid)
+        known = [nodeid for nodeid in {*self.granted} if self.knows(nodeid)]
+        self.granted.clear()
+        assert known == []
+
+
+Connect = Callable[..., Kernel]
+"""Starts a session with options, flags to offer in INIT and a minor version, all optional."""
 
 
 def message(
     opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID, unique: int = 2, extensions: int = 0
 ) -> bytes:
-    """A request as it comes from /dev/fuse, from CALLER."""
+    """Return a request in the layout of /dev/fuse, from CALLER."""
     length = wire.IN_HEADER.size + len(body)
     head = (length, opcode, unique, nodeid, CALLER.uid, CALLER.gid, 1, extensions)
     return wire.IN_HEADER.pack(*head) + body
 
 
 def entry(body: bytes) -> dict[str, int]:
-    """The fields of ENTRY_OUT at the start of *body*, by their names in linux/fuse.h."""
+    """Return the fields of ENTRY_OUT at the start of *body*, by their names in linux/fuse.h."""
     return dict(zip(ENTRY_FIELDS, wire.ENTRY_OUT.unpack_from(body), strict=True))
 
 
 def attributes(body: bytes) -> dict[str, int]:
-    """The fields of ATTR_OUT, by name."""
+    """Return the fields of ATTR_OUT, by name."""
     fields = ("attr_valid", "attr_valid_nsec", *ATTR_FIELDS)
     return dict(zip(fields, wire.ATTR_OUT.unpack(body), strict=True))
 
@@ -138,7 +145,7 @@ ENTRY_FIELDS = (
 
 
 def listed(body: bytes, *, plus: bool = False) -> dict[bytes, tuple[int, int, int, int]]:
-    """The names of a listing: what is looked up (nodeid, or nought), ino, off and type."""
+    """Return the names of a listing, each with its nodeid (0 without a lookup), ino, off, type."""
     found = {}
     position = 0
     while position < len(body):
@@ -153,15 +160,10 @@ def listed(body: bytes, *, plus: bool = False) -> dict[bytes, tuple[int, int, in
 
 
 def text(*names: bytes) -> bytes:
-    """Names as requests end with them."""
+    """Return *names* as the end of a request."""
     return b"".join(name + b"\0" for name in names)
 
 
-def words(layout: str, *values: int) -> bytes:
-    """Values in C's layout, unpadded."""
-    return struct.pack("=" + layout, *values)
-
-
 def opcode_names() -> list[str]:
-    """Every opcode that is answered, by name."""
+    """Return the name of every opcode that has a handler."""
     return [Opcode(number).name for number in HANDLERS]
