@@ -46,7 +46,7 @@ def measure(plan: Plan) -> Report:
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C signals this process only, which kills it
+            start_new_session=True,  # Ctrl-C signals only this process, which kills the child
         )
         try:
             report, _ = process.communicate(msgspec.json.encode(plan))

@@ -125,7 +125,7 @@ def test_every_setting_has_a_row() -> None:
 def test_settings_have_their_effect(engine: OwnEngine, driver: Driver, tmp_path: Path) -> None:
     """All settings change at once, because each change takes a restart of the plugin.
 
-    A volume of before keeps its data.
+    A volume made before the change has its data after it.
     """
     for name in ("host", "host/source", "data"):
         (tmp_path / name).mkdir()

@@ -50,8 +50,8 @@ def podman(directory: Path) -> Iterator[Podman]:
 def nothing_left_behind(podman: Podman, directory: Path) -> Iterator[None]:
     """Check that no container, volume, mount or process outlives a test.
 
-    It replaces the check for Docker, which needs an engine. The processes by which podman cleans up
-    after a container become children of this process.
+    This check replaces that for Docker, which needs an engine. The processes by which podman cleans
+    up after a container become children of this process.
     """
     processes = children()
     yield

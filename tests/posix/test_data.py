@@ -74,7 +74,7 @@ def test_position_moves(directory: Path) -> None:
         assert file.seek(-3, os.SEEK_END) == 3
 
 
-def test_vectors(directory: Path) -> None:
+def test_vectored_reads_and_writes(directory: Path) -> None:
     """Several buffers are written and read in order, as one: readv(2)."""
     pieces = [noise(size, size) for size in (1, 4096, 70_000, 0, 13)]
     total = sum(map(len, pieces))

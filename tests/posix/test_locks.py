@@ -151,7 +151,7 @@ def test_the_owner_of_a_posix_lock_is_the_process(file: Path, caller: Caller) ->
         assert caller.run(lambda: can_lock(file, lockf, fcntl.LOCK_EX))
 
 
-def test_ranges(file: Path, caller: Caller) -> None:
+def test_locks_of_ranges(file: Path, caller: Caller) -> None:
     """Locks conflict only if their ranges overlap: fcntl_locking(2)."""
 
     def can_lock_range(start: int, length: int) -> bool:
@@ -267,7 +267,7 @@ def test_locks_hold_beneath(file: Path, beneath: Path, caller: Caller, lock: Loc
 def test_a_signal_ends_the_wait(
     file: Path, caller: Caller, wait: Callable[[int, int], None]
 ) -> None:
-    """A signal interrupts a process that waits for a lock, which it then lacks: signal(7)."""
+    """A signal interrupts the wait for a lock, and the process does not get it: signal(7)."""
 
     def interrupted() -> str:
         def alarm(*_: object) -> None:

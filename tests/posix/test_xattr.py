@@ -34,7 +34,7 @@ def test_a_value_reads_back(directory: Path, beneath: Path, kind: str) -> None:
         assert os.getxattr(beneath / "name", "user.name") == value
 
 
-def test_through_a_descriptor(file: Path) -> None:
+def test_attributes_of_a_descriptor(file: Path) -> None:
     """An open file has its attributes, also after its name is removed: fsetxattr(2)."""
     with file.open("r+") as opened:
         file.unlink()
@@ -44,7 +44,7 @@ def test_through_a_descriptor(file: Path) -> None:
         assert os.listxattr(opened.fileno()) == ["user.name"]
 
 
-def test_the_list(file: Path) -> None:
+def test_names_are_listed(file: Path) -> None:
     """Each name is listed once, and no longer after its removal: listxattr(2)."""
     assert os.listxattr(file) == []
     names = [f"user.{number}" for number in range(20)]
@@ -59,7 +59,7 @@ def test_the_list(file: Path) -> None:
     assert os.listxattr(file) == []
 
 
-def test_absent(file: Path) -> None:
+def test_an_absent_attribute(file: Path) -> None:
     """Reading and removing an absent attribute fail with ENODATA: getxattr(2)."""
     refused(errno.ENODATA, lambda: os.getxattr(file, "user.absent"))
     refused(errno.ENODATA, lambda: os.removexattr(file, "user.absent"))
@@ -81,7 +81,7 @@ def test_create_and_replace(file: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 1_000])
-def test_sizes(file: Path, size: int) -> None:
+def test_values_beyond_the_first_buffer(file: Path, size: int) -> None:
     """A value or a list larger than the first buffer is read completely: getxattr(2).
 
     Python passes 128 bytes, gets ERANGE for a longer value, and tries again, like most programs.

@@ -222,7 +222,10 @@ class Racer:
 
 
 def wrong(directory: str, done: list[Counter[str]]) -> list[str]:
-    """Return a line for each wrong result in the lasting files. *done* is by process."""
+    """Return a line for each wrong result in the lasting files.
+
+    *done* has the counts of each process.
+    """
     found = []
     operations = ("count_by_lockf", "count_by_flock")
     for name, operation in zip(COUNTERS, operations, strict=True):
