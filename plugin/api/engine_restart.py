@@ -2,9 +2,10 @@
 
 The engine makes a directory, binds it to itself, and shares it with the plugin: containers reach
 the plugin's mounts through it. With live-restore, an engine that ends leaves the plugin running.
-But if no container runs, it unmounts that directory on its side (moby, plugin.Manager.Shutdown).
-The next engine makes the directory again only for a plugin that it starts. Until then no container
-sees what this plugin mounts: it gets the empty directory beneath, and its files are written there.
+But if no container runs, it unmounts that directory on its side (moby, plugin.Manager.Shutdown;
+seen with 20.10). The next engine makes the directory again only for a plugin that it starts. Until
+then no container sees what this plugin mounts: it gets the empty directory beneath, and its files
+are written there.
 
 No event on the plugin's side tells of the restart. But an engine that has started the plugin, or
 has found it running at its own start, probes the socket: it opens one connection and closes it

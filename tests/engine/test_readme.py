@@ -91,7 +91,8 @@ def _here(commands: str, driver: Driver, source: Path) -> str:
         ("/var/lib/passfs", str(driver.data_dir)),
         (".venv/bin/passfs install", f"{sys.executable} -m plugin install --name {PLUGIN}"),
         (".venv/bin/passfs uninstall", f"{sys.executable} -m plugin uninstall --name {PLUGIN}"),
-        ("redis:8", TOOLS_IMAGE),  # the database of this image is Debian's
+        # The same database by Debian; the image of that name has this working directory.
+        ("redis:8", f"--workdir /data {TOOLS_IMAGE}"),
     ):
         commands = commands.replace(printed, used)
     return NAME.sub(r"readme-\g<0>", commands)
