@@ -1,7 +1,8 @@
-"""File systems that other machines change as well, and which cache policies are wrong on them.
+"""Network file systems, and the cache policies that are wrong on them.
 
-A volume's kernel hears nothing of what happens on another machine, so it must not rely for long on
-what it remembers. The file system itself does the same: NFS keeps attributes for 3 to 60 s.
+The kernel does not learn of changes on another machine, so a volume on a network file system must
+not cache names and attributes for long. Network file systems limit their own caches in the same
+way: NFS keeps attributes for 3 to 60 s.
 """
 
 import os
@@ -14,10 +15,10 @@ from passthrough.options.effective import Effective
 from passthrough.options.table import OptionError, as_text
 
 LONGEST_S: Final = 5.0
-"""How long names and attributes may stay known there: more than this is for who knows that nobody
-else writes."""
+"""The longest timeout of names and attributes on a network file system. A longer one is right only
+if no other machine writes."""
 
-# f_type of statfs(2) -> name; linux/magic.h, and those of file systems outside of Linux's tree.
+# f_type of statfs(2) -> name: from linux/magic.h, and of file systems outside of Linux's tree.
 _BY_TYPE: Final = {
     0x6969: "NFS",
     0xFF534D42: "SMB",
@@ -41,8 +42,8 @@ _BY_TYPE: Final = {
     0xBACBACBC: "a shared folder of VMware",
 }
 
-# The type in mountinfo -> name: what is mounted below a source is not asked itself, because it may
-# not answer; and all of FUSE has one f_type, whose subtype tells who serves it.
+# The type in mountinfo -> name: for mounts below a source, because statfs(2) of such a mount may
+# hang. And for FUSE: all FUSE file systems have the same f_type, but differ in the subtype.
 _BY_NAME: Final = {
     "nfs": "NFS",
     "nfs4": "NFS",
@@ -84,27 +85,27 @@ _BY_NAME: Final = {
 }
 
 
-class Wrong(NamedTuple):
-    """An option that has a wrong value there."""
+class Limit(NamedTuple):
+    """A limit of an option on network file systems."""
 
     option: str
-    is_wrong: Callable[[Effective], bool]
+    is_exceeded: Callable[[Effective], bool]
     accepted: str
 
 
 def _is_too_long(option: str) -> Callable[[Effective], bool]:
-    return lambda applies: getattr(applies, option) > LONGEST_S
+    return lambda options: getattr(options, option) > LONGEST_S
 
 
-WRONG: Final = (
-    Wrong(
+LIMITS: Final = (
+    Limit(
         "cache",
-        lambda applies: applies.cache in {CachePolicy.METADATA, CachePolicy.ALWAYS},
+        lambda options: options.cache in {CachePolicy.METADATA, CachePolicy.ALWAYS},
         "never or auto",
     ),
-    Wrong("writeback", lambda applies: applies.writeback, "false"),
+    Limit("writeback", lambda options: options.writeback, "false"),
     *(
-        Wrong(option, _is_too_long(option), f"at most {LONGEST_S:g}s")
+        Limit(option, _is_too_long(option), f"at most {LONGEST_S:g}s")
         for option in (
             *("entry_timeout", "attr_timeout", "dir_entry_timeout"),
             *("dir_attr_timeout", "negative_timeout"),
@@ -113,34 +114,34 @@ WRONG: Final = (
 )
 
 
-def check(source: str, config: Effective, fd: int, mounts: Sequence[mountinfo.MountEntry]) -> None:
-    """Refuse to serve directory *fd* as *config* asks if other machines may change what is in it.
+def check(source: str, options: Effective, fd: int, mounts: Sequence[mountinfo.MountEntry]) -> None:
+    """Refuse the directory *fd* if it is on a network file system and *options* exceed a limit.
 
-    Blocks where the file system does not answer.
+    Blocks while the file system does not answer. *source* is the user's name of the directory.
 
     Raises:
-        OptionError: the option that must be another, and why; *source* is what the user calls it.
-        LookupError: *fd* lies on none of *mounts*.
+        OptionError: names the option and its limit.
+        LookupError: *fd* is on none of *mounts*.
     """
-    wrong = next((wrong for wrong in WRONG if wrong.is_wrong(config)), None)
-    if wrong is not None and (found := next(_found(source, config, fd, mounts), "")):
-        value = as_text(config)[wrong.option]
+    limit = next((limit for limit in LIMITS if limit.is_exceeded(options)), None)
+    if limit is not None and (found := next(_found(source, options, fd, mounts), "")):
+        value = as_text(options)[limit.option]
         reason = f"{value!r} is wrong for {found}: other machines may change it unseen"
-        raise OptionError(wrong.option, value, wrong.accepted, reason)
+        raise OptionError(limit.option, value, limit.accepted, reason)
 
 
 def _found(
-    source: str, config: Effective, fd: int, mounts: Sequence[mountinfo.MountEntry]
+    source: str, options: Effective, fd: int, mounts: Sequence[mountinfo.MountEntry]
 ) -> Iterator[str]:
-    """Each part of the volume that lies on such a file system, in words."""
-    its_type, its_name = syscalls.filesystem_type(fd), mountinfo.of(mounts, fd).fstype
-    name = _BY_TYPE.get(its_type) or _BY_NAME.get(its_name)
+    """Describe each part of the volume that is on a network file system."""
+    number, fstype = syscalls.filesystem_type(fd), mountinfo.of(mounts, fd).fstype
+    name = _BY_TYPE.get(number) or _BY_NAME.get(fstype)
     if name:
         yield f"{source!r}, which lies on {name}"
-    if config.submounts is Submounts.CROSS:
+    if options.submounts is Submounts.CROSS:
         path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
         for mount in mounts:
             name = _BY_NAME.get(mount.fstype)
             if name and mount.target != path and mountinfo.is_below(mount.target, path):
-                where = os.path.join(source, os.fsdecode(os.path.relpath(mount.target, path)))
-                yield f"{where!r}, where {name} is mounted"
+                part = os.path.join(source, os.fsdecode(os.path.relpath(mount.target, path)))
+                yield f"{part!r}, where {name} is mounted"

@@ -1,8 +1,8 @@
-"""What an administrator has decided for all volumes: default options, and forbidden ones; no I/O.
+"""The administrator's default options and forbidden options for all volumes; no I/O.
 
-Both go by what an option means and not by how it is written, so that neither `-` for `_`, nor an
-alias, nor another word for the same value leads around them. What the registry keeps is what the
-user gave: a decision that has changed applies to the volumes that there are, at their next Mount.
+Both compare meanings and not spellings: `-` for `_`, an alias, or another word for the same value
+makes no difference. The registry keeps the options that a user gave, so a changed policy applies to
+existing volumes at their next Mount.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,73 +23,74 @@ class Ban(NamedTuple):
 
     option: str
     value: str | None = None
-    """As `VolumeOptions.described` has it; None forbids whatever is not the default."""
+    """In the form of `VolumeOptions.described`; None forbids all values but the default."""
 
     def __str__(self) -> str:
         return self.option if self.value is None else f"{self.option}={self.value}"
 
 
 class Policy(NamedTuple):
-    """Everything that an administrator has decided about options."""
+    """The administrator's decisions about options."""
 
     release: Release
-    """Of Linux, which decides what `session=auto` stands for."""
+    """The kernel's release, which decides the session that `session=auto` means."""
     defaults: Mapping[str, str] = {}
-    """Option -> text, for volumes that do not give it; made by `default_options`."""
+    """Option -> text, for volumes that do not give it; from `default_options`."""
     forbidden: tuple[Ban, ...] = ()
 
-    def understand(self, given: Mapping[str, str]) -> VolumeOptions:
-        """What the options *given* by a user mean for a volume here.
+    def resolve(self, given: Mapping[str, str]) -> VolumeOptions:
+        """Return the options of a volume for which a user has *given* options.
 
         Raises:
             InvalidOption: names the option, quotes the value and says what is accepted.
         """
-        understood = self._with_defaults(given)
-        if not self.forbidden:  # most often, and each Get asks
-            return understood
-        has, usual = understood.described(), self._usual()
+        resolved = self._with_defaults(given)
+        if not self.forbidden:  # the usual case; each Get comes here
+            return resolved
+        has, defaults = resolved.described(), self._described_defaults()
         for written, text in given.items():
             option = _option_of(written)
             for ban in self.forbidden:
-                if ban.option == option and _meets(ban, has, usual):
-                    meaning = repr(usual[option]) if option in usual else "a directory of its own"
+                if ban.option == option and _forbids(ban, has, defaults):
+                    meaning = (
+                        repr(defaults[option]) if option in defaults else "a directory of its own"
+                    )
                     accepted = f"it left out, which means {meaning}"
                     reason = f"{text!r} is forbidden by the administrator of this plugin"
                     raise InvalidOption(str(OptionError(written, text, accepted, reason)))
-        return understood
+        return resolved
 
     def contradiction(self) -> Ban | None:
-        """The ban that forbids what volumes have that give no options, if there is one."""
-        usual = self._usual()
-        return next((ban for ban in self.forbidden if _meets(ban, usual, usual)), None)
+        """Return a ban that forbids a default, or None."""
+        defaults = self._described_defaults()
+        return next((ban for ban in self.forbidden if _forbids(ban, defaults, defaults)), None)
 
     def _with_defaults(self, given: Mapping[str, str]) -> VolumeOptions:
-        settled = {_option_of(written) for written in given}
+        without_default = {_option_of(written) for written in given}
         if options.has_source(given):
-            settled |= set(FOR_A_NEW_DIRECTORY)  # which would be refused beside it
-        beneath = {name: text for name, text in self.defaults.items() if name not in settled}
+            without_default |= set(FOR_A_NEW_DIRECTORY)  # refused together with a source
+        used = {name: text for name, text in self.defaults.items() if name not in without_default}
         try:
-            return options.parse(beneath | dict(given), self.release)
+            return options.parse(used | dict(given), self.release)
         except InvalidOption as error:
-            options.parse(
-                given, self.release
-            )  # a mistake that has nothing to do with defaults is told as it is
-            ours = ", ".join(f"{name}={text}" for name, text in beneath.items())
-            raise InvalidOption(f"{error} (defaults of this plugin: {ours})") from error
+            # If the given options are wrong by themselves, the refusal does not name the defaults.
+            options.parse(given, self.release)
+            text = ", ".join(f"{name}={text}" for name, text in used.items())
+            raise InvalidOption(f"{error} (defaults of this plugin: {text})") from error
 
-    def _usual(self) -> dict[str, str]:
-        """What volumes have that give no options."""
+    def _described_defaults(self) -> dict[str, str]:
+        """Return the options of a volume that gives none."""
         return options.parse(self.defaults, self.release).described()
 
 
 def default_options(text: str) -> Mapping[str, str]:
-    """The options in *text*, such as `cache=never,ro`, each by its one name.
+    """Return the options in *text*, such as `cache=never,ro`, by their canonical names.
 
     Raises:
-        InvalidOption: one is unknown, has a bad value or stands twice, or two cannot be together.
+        InvalidOption: an option is unknown, has a bad value or occurs twice, or two conflict.
     """
     found: dict[str, str] = {}
-    with _refusing():
+    with _as_invalid_option():
         for name, _, value in _words(text):
             if canonical(name) == SOURCE:
                 raise OptionError(name, value, "it left out", "is each volume's own")
@@ -102,12 +103,12 @@ def default_options(text: str) -> Mapping[str, str]:
 
 
 def forbidden_options(text: str) -> tuple[Ban, ...]:
-    """The bans in *text*, such as `suid,dev=true,rw`.
+    """Return the bans in *text*, such as `suid,dev=true,rw`.
 
     Raises:
-        InvalidOption: an option is unknown, or a value is none of its.
+        InvalidOption: an option is unknown, or a value is not accepted.
     """
-    with _refusing():
+    with _as_invalid_option():
         return tuple(_ban(*word) for word in _words(text))
 
 
@@ -123,20 +124,20 @@ def _ban(name: str, sign: str, value: str) -> Ban:
 
 
 def _option_of(written: str) -> str:
-    """The one name of the option that *written*, its name in any spelling or an alias, sets."""
+    """Return the canonical name of the option *written*, which may be an alias."""
     name = canonical(written)
     return ALIASES[name][0] if name in ALIASES else name
 
 
-def _meets(ban: Ban, has: Mapping[str, str], usual: Mapping[str, str]) -> bool:
-    """Whether a volume that *has* these options is one that *ban* is about."""
+def _forbids(ban: Ban, has: Mapping[str, str], defaults: Mapping[str, str]) -> bool:
+    """Return whether *ban* forbids a volume that *has* these options."""
     value = has.get(ban.option)
-    return value != usual.get(ban.option) if ban.value is None else value == ban.value
+    return value != defaults.get(ban.option) if ban.value is None else value == ban.value
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """Have a refusal of the file system's options be one of the plugin's."""
+def _as_invalid_option() -> Iterator[None]:
+    """Turn an OptionError of the file system into the plugin's InvalidOption."""
     try:
         yield
     except OptionError as error:
@@ -144,5 +145,5 @@ def _refusing() -> Iterator[None]:
 
 
 def _words(text: str) -> Iterator[tuple[str, str, str]]:
-    """The parts of `a=b,c`, as mount(8) splits it: each with its `=` and its value, if any."""
+    """Split `a=b,c` as mount(8) does: give each name with its `=` and its value, if any."""
     return (word.partition("=") for word in map(str.strip, text.split(",")) if word)

@@ -97,7 +97,7 @@ class Flag(NamedTuple):
     name: str
     metavar: str
     mount: str = ""
-    """Name of the mount in config.json whose source the option sets as well: an absolute path."""
+    """A mount in config.json: the option sets its source as well, to an absolute path."""
     separator: str = ""
     """Joins the values of an option that can be repeated; empty if it takes one value."""
     kind: type[str] = str
@@ -106,7 +106,7 @@ class Flag(NamedTuple):
     """Replaces the meaning of the setting in `passfs install --help`."""
 
     def text(self, value: str | list[str]) -> str:
-        """Return the text of the setting for what the command line gives."""
+        """Return the text of the setting for a value from the command line."""
         return self.separator.join(value) if isinstance(value, list) else str(value)
 
 
@@ -182,7 +182,7 @@ def _paths(name: str, value: str) -> tuple[Path, ...]:
 
 
 def _options(parse: Callable[[str], T]) -> Callable[[str, str], T]:
-    """Return a parser of options whose refusals name the option and the reason."""
+    """Return a parser of options; its refusals name the option and the reason."""
 
     def read(name: str, value: str) -> T:
         try:

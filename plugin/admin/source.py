@@ -1,13 +1,14 @@
-"""Opening the host's directory that a volume serves, after looking at what it is.
+"""Opens the host directory that a volume serves, and refuses directories that cannot be a source.
 
-The same checks run when a volume is created and each time that it is mounted: a source may have
-gone meanwhile, or have become something else. All of it blocks, for ever where the source lies on
-a dead network file system, so callers run it in a thread that they can leave behind.
+The same checks run at Create and at each Mount: a source may be removed or replaced in between. All
+functions block, for ever if the source is on a dead network file system. Callers therefore run them
+in a thread that they can abandon.
 
-A source is allowed by the path that the kernel gives to its opened descriptor, so no symlink leads
-around an allowed directory. Allowed directories are opened without following symlinks: a user that
-may write above one could otherwise have it allow anything. A refusal gives the reason only if the
-walk fails inside an allowed directory; all others get one sentence, after the same checks.
+The path that the kernel reports for the opened descriptor decides whether a source is allowed, so
+no symlink leads around an allowed directory. Allowed directories are opened without following
+symlinks: otherwise a user with write access above one could make it allow every source. A refusal
+has the reason only if the walk fails inside an allowed directory. All other refusals have the same
+sentence, after the same checks.
 """
 
 import errno
@@ -33,66 +34,66 @@ REASONS = {
     errno.ELOOP: "leads through too many symbolic links",
 }
 
-# What /proc holds as links (fd, cwd, root) leads out of the tree that the plugin sees.
+# The links in /proc (fd, cwd, root) lead out of the tree that the plugin sees.
 RESOLVE = syscalls.RESOLVE_NO_MAGICLINKS
-# O_DIRECTORY on purpose: with O_PATH, only that sets off an automount at the end.
+# O_DIRECTORY is required: with O_PATH, only O_DIRECTORY triggers an automount at the last name.
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Host(NamedTuple):
-    """How the plugin sees the machine that it serves."""
+    """The plugin's view of its host, and the directories that sources may lie in."""
 
     root: Path
-    """Where *directory* is visible to the plugin."""
+    """The path at which the plugin sees *directory*."""
     directory: Path
-    """The directory of the host that sources lie in, as users name it."""
+    """The directory of the host that sources may lie in, by the name that users know."""
     mount_dir: Path
-    """Where the plugin mounts volumes; no volume may have it inside."""
+    """The directory of mount points; no source may contain it, or lie in it."""
     data_dir: Path
-    """Where the plugin keeps its data; no volume may have it inside, or lie in it."""
+    """The data directory; no source may contain it, or lie in it."""
     allowed: tuple[Path, ...] = ()
-    """The directories that sources lie in, as users name them; none for all of *directory*."""
+    """The allowed directories, by the names that users know; empty allows all of *directory*."""
 
-    def open(self, source: str, config: Effective, note: Callable[[str], object] = str) -> int:
-        """Open the directory that users know as *source*, to be served as *config* says.
+    def open(self, source: str, options: Effective, note: Callable[[str], object] = str) -> int:
+        """Open the directory *source*, as users name it, for a volume with the options *options*.
 
-        Calls *note* with what Status is to say of the source, which may be nothing.
+        Calls *note* with the note about the source for Status; the note may be empty.
 
         Returns:
             An O_PATH descriptor that the caller owns.
 
         Raises:
-            InvalidOption: there is no such directory, or it cannot be the source of the volume.
+            InvalidOption: the directory does not exist, or cannot be the source of the volume.
         """
         path = os.fsencode(self._below_root(source))
-        with _place(self.root) as root:
+        with _opened(self.root) as root:
             try:
-                fd = self._opened(root, path, DIRECTORY)
+                fd = self._open_below(root, path, DIRECTORY)
             except OSError as error:
-                if not self._fails_where_allowed(source, error):
+                if not self._fails_inside_allowed(source, error):
                     self._check_allowed(source, None)
-                raise self._explained(root, path, source, error) from error
+                raise self._refusal(root, path, source, error) from error
         try:
-            note(self._check(source, config, fd))
+            note(self._check_directory(source, options, fd))
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def look_at(self, source: str, config: Effective) -> str:
-        """Refuse what `open` would, and a source that cannot be served as *config* demands.
+    def check(self, source: str, options: Effective) -> str:
+        """Check *source* as `open` does, and the file handles that *options* may require.
 
         Returns:
-            What Status is to say of the source, which may be nothing.
+            The note about the source for Status; it may be empty.
 
         Raises:
-            InvalidOption: says what is in the way.
+            InvalidOption: has the reason.
         """
         notes: list[str] = []
-        fd = self.open(source, config, notes.append)
+        fd = self.open(source, options, notes.append)
         try:
-            if config.inode_file_handles is InodeFileHandles.MANDATORY:
-                require_file_handles(config, filehandles.obstacle(fd))
+            if options.inode_file_handles is InodeFileHandles.MANDATORY:
+                require_file_handles(options, filehandles.obstacle(fd))
         except OptionError as error:
             raise InvalidOption(str(error)) from error
         finally:
@@ -100,7 +101,7 @@ class Host(NamedTuple):
         return "".join(notes)
 
     def _below_root(self, source: str) -> str:
-        """*source* as a path relative to the root."""
+        """Return *source* as a path relative to the root."""
         names = _names(source)
         above = self.directory.parts[1:]
         if tuple(names[: len(above)]) != above:
@@ -112,18 +113,19 @@ class Host(NamedTuple):
             )
         return "/".join(names[len(above) :]) or "."
 
-    def _opened(self, root: int, path: bytes, flags: int, resolve: int = RESOLVE) -> int:
-        """Open *path* below *root*, with symlinks as they are on the host, or not at all.
+    def _open_below(self, root: int, path: bytes, flags: int, resolve: int = RESOLVE) -> int:
+        """Open *path* below *root*; symlinks lead to the same directory as on the host, or fail.
 
-        Where the plugin sees all of the host's tree, they are resolved against its root. Where it
-        sees a part, one that leads out of it would lead to some other place inside.
+        If the plugin sees all of the host's tree, the kernel resolves symlinks against the root of
+        the tree. If the plugin sees a part, a symlink out of this part fails with EXDEV: resolved
+        inside, the symlink would lead to another directory than on the host.
         """
         sees_all = not self.directory.parts[1:]
         within = syscalls.RESOLVE_IN_ROOT if sees_all else syscalls.RESOLVE_BENEATH
         return syscalls.openat2(root, path, flags, resolve | within)
 
-    def _explained(self, root: int, path: bytes, source: str, error: OSError) -> InvalidOption:
-        """The refusal for what openat2(2) reported."""
+    def _refusal(self, root: int, path: bytes, source: str, error: OSError) -> InvalidOption:
+        """Return the refusal for an error of openat2(2)."""
         if error.errno == errno.EXDEV:
             return refused_source(
                 source,
@@ -137,7 +139,7 @@ class Host(NamedTuple):
 
     def _is_symlink(self, root: int, path: bytes) -> bool:
         try:
-            fd = self._opened(root, path, os.O_PATH | os.O_NOFOLLOW)
+            fd = self._open_below(root, path, os.O_PATH | os.O_NOFOLLOW)
         except OSError:
             return False
         try:
@@ -145,35 +147,35 @@ class Host(NamedTuple):
         finally:
             os.close(fd)
 
-    def _check(self, source: str, config: Effective, fd: int) -> str:
-        """Refuse a directory that is there, and must not be served, or not in this way.
+    def _check_directory(self, source: str, options: Effective, fd: int) -> str:
+        """Refuse an opened directory that must not be served, or not with these options.
 
         Returns:
-            What Status is to say of the source, which may be nothing.
+            The note about the source for Status; it may be empty.
         """
         self._check_allowed(source, fd)
         try:
             mounts = mountinfo.read()
             self._check_apart(source, fd, mounts)
-            network.check(source, config, fd, mounts)
-            return "" if mountinfo.of(mounts, fd).follows else self._unseen()
+            network.check(source, options, fd, mounts)
+            return "" if mountinfo.of(mounts, fd).follows else self._private_note()
         except OptionError as error:
             raise InvalidOption(str(error)) from error
         except LookupError as error:
             reason = "lies on a file system that is being unmounted"
             raise refused_source(source, reason) from error
-        except OSError as error:  # of a file system whose server has gone
-            raise refused_source(source, f"cannot be looked at: {error.strerror}") from error
+        except OSError as error:  # the server of the file system is gone
+            raise refused_source(source, f"cannot be checked: {error.strerror}") from error
 
-    def _fails_where_allowed(self, source: str, error: OSError) -> bool:
-        """Return whether *source* fails with *error* inside a directory that sources may lie in.
+    def _fails_inside_allowed(self, source: str, error: OSError) -> bool:
+        """Return whether *source* fails with *error* inside an allowed directory.
 
-        A user with less than the whole host learns nothing of what exists elsewhere: a walk that
-        would leave the allowed directory ends there, with EXDEV.
+        A user with access to a part of the host learns nothing of files elsewhere: a walk that
+        would leave the allowed directory ends with EXDEV.
         """
-        for directory in self._nearest(source):
+        for directory in self._allowed_above(source):
             try:
-                with self._allowed_place(directory) as allowed:
+                with self._opened_allowed(directory) as allowed:
                     path = os.path.relpath("/".join(_names(source)), str(directory)[1:] or ".")
                     resolve = RESOLVE | syscalls.RESOLVE_BENEATH
                     os.close(syscalls.openat2(allowed, os.fsencode(path), DIRECTORY, resolve))
@@ -182,60 +184,61 @@ class Host(NamedTuple):
                     return True
         return False
 
-    def _nearest(self, source: str) -> list[Path]:
-        """Return the allowed directories that the text *source* points into."""
+    def _allowed_above(self, source: str) -> list[Path]:
+        """Return the allowed directories that are a prefix of the path *source*."""
         named = Path("/", *_names(source))
         return [directory for directory in self.allowed if named.is_relative_to(directory)]
 
     def _check_allowed(self, source: str, fd: int | None) -> None:
-        """Refuse what lies in no allowed directory: where it is, whichever way has led to it.
+        """Refuse a source in no allowed directory, by its real path and not by its name.
 
-        None stands for a source that could not be opened: it gets the same sentence.
+        *fd* is None if the source could not be opened: the refusal has the same sentence.
         """
         path, accepted = None if fd is None else _path(fd), []
-        nearest = self._nearest(source)
-        # Another one may lie on a dead network file system: first those that the name points to.
-        for directory in sorted(self.allowed, key=lambda one: one not in nearest):
+        above = self._allowed_above(source)
+        # The directories above the source come first, because others may be on a dead network file
+        # system.
+        for directory in sorted(self.allowed, key=lambda directory: directory not in above):
             try:
                 if self._is_below(path, directory):
                     return
                 accepted.append(str(directory))
             except OSError as error:
                 is_link = error.errno == errno.ELOOP
-                why = "a symbolic link is part of it" if is_link else error.strerror
-                accepted.append(f"{directory} (which allows nothing: {why})")
+                reason = "a symbolic link is part of it" if is_link else error.strerror
+                accepted.append(f"{directory} (which allows nothing: {reason})")
         if accepted:
             reason = "lies in none of the directories that the administrator of this plugin allows"
             raise refused_source(source, reason, f"a directory in {', '.join(accepted)}")
 
     def _is_below(self, path: bytes | None, directory: Path) -> bool:
-        """Return whether *path*, if there is one, lies in the allowed *directory*."""
-        with self._allowed_place(directory) as allowed:
+        """Return whether *path*, if not None, lies in the allowed *directory*."""
+        with self._opened_allowed(directory) as allowed:
             return path is not None and mountinfo.is_below(path, _path(allowed))
 
     @contextmanager
-    def _allowed_place(self, directory: Path) -> Iterator[int]:
-        """Open *directory*, a name without symlinks.
+    def _opened_allowed(self, directory: Path) -> Iterator[int]:
+        """Open the allowed *directory* without following symlinks.
 
-        With them, a user who may write above it, in a volume or on the host, could have it allow
-        anything.
+        Otherwise a user with write access above it, in a volume or on the host, could make it
+        allow every source.
         """
         name = os.fsencode("/".join(directory.parts[len(self.directory.parts) :]) or ".")
-        with _place(self.root) as root:
+        with _opened(self.root) as root:
             resolve = RESOLVE | syscalls.RESOLVE_NO_SYMLINKS
-            allowed = self._opened(root, name, os.O_PATH | os.O_DIRECTORY, resolve)
+            allowed = self._open_below(root, name, os.O_PATH | os.O_DIRECTORY, resolve)
         try:
             yield allowed
         finally:
             os.close(allowed)
 
     def _check_apart(self, source: str, fd: int, mounts: Sequence[mountinfo.MountEntry]) -> None:
-        """Refuse what the plugin itself changes, or would make the file system wait for itself."""
+        """Refuse directories that the plugin changes, or that make a volume wait for itself."""
         if mountinfo.of(mounts, fd).fstype == FSTYPE:
             raise refused_source(source, "lies in a volume of passfs itself")
-        volumes = f"{self._own(self.mount_dir)}, where volumes are mounted"
-        data = f"{self._own(self.data_dir)}, where passfs keeps its data"
-        with _place(self.mount_dir) as mount_dir, _place(self.data_dir) as data_dir:
+        volumes = f"{self._own_name(self.mount_dir)}, where volumes are mounted"
+        data = f"{self._own_name(self.data_dir)}, where passfs keeps its data"
+        with _opened(self.mount_dir) as mount_dir, _opened(self.data_dir) as data_dir:
             for outer, inner, reason in (
                 (fd, mount_dir, f"contains {volumes}"),
                 (mount_dir, fd, f"lies in {volumes}"),
@@ -245,17 +248,17 @@ class Host(NamedTuple):
                 if mountinfo.contains(mounts, outer, inner):
                     raise refused_source(source, reason, "a directory that does not")
 
-    def _own(self, directory: Path) -> str:
-        """Return a directory of the plugin's own as the host knows it, or in words."""
+    def _own_name(self, directory: Path) -> str:
+        """Return the host's name of a directory of the plugin, or a description."""
         return str(directory) if self._sees_as_the_host() else "a directory of passfs itself"
 
-    def _unseen(self) -> str:
-        """Return the note for a source on a mount that follows no other."""
-        until = "the volume is mounted anew" if self._sees_as_the_host() else "passfs starts again"
+    def _private_note(self) -> str:
+        """Return the note for a source on a private mount."""
+        until = "the volume is mounted again" if self._sees_as_the_host() else "passfs starts again"
         return (
-            "disks that the host mounts on or below the source from now on are not seen until"
-            f" {until}, because its mount is private; mount --make-rshared on the host, before"
-            " passfs starts, has them seen"
+            "disks that the host mounts on or below the source later are not seen until"
+            f" {until}, because its mount is private; before passfs starts, run"
+            " mount --make-rshared on the host"
         )
 
     def _sees_as_the_host(self) -> bool:
@@ -263,17 +266,17 @@ class Host(NamedTuple):
 
 
 def _names(source: str) -> list[str]:
-    """Return the names on the way to *source* from the root."""
+    """Return the names in the path *source*."""
     return [name for name in source.split("/") if name not in {"", "."}]
 
 
 def _path(fd: int) -> bytes:
-    """Where the directory behind *fd* is, with no symlink in it."""
+    """Return the path of the directory *fd*, without symlinks."""
     return os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
 
 
 @contextmanager
-def _place(directory: Path) -> Iterator[int]:
+def _opened(directory: Path) -> Iterator[int]:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield fd

@@ -120,7 +120,7 @@ class Driver:
         Raises:
             PluginError: nothing has been made.
         """
-        wanted = self._policy.understand(request.options)
+        wanted = self._policy.resolve(request.options)
         async with self._turns.take(request.name, "Create") as turn:
             present = self._volumes.get(VolumeName(request.name))
             if present is not None:
@@ -264,7 +264,7 @@ class Driver:
 
     def _order(self, volume: Volume, turn: Turn) -> Order:
         """What the keeper is to mount for *volume*."""
-        understood = self._policy.understand(volume.record.options)
+        understood = self._policy.resolve(volume.record.options)
         if understood.source is None:
             origin = escaped(self._storage.told(volume.record))
             open_source = partial(self._storage.open, volume.record)
@@ -340,11 +340,11 @@ class Driver:
         """What to look at after the start."""
 
         def look() -> None:
-            understood = self._policy.understand(volume.record.options)
+            understood = self._policy.resolve(volume.record.options)
             if understood.source is None:
                 os.close(self._storage.open(volume.record))
             else:
-                volume.source_note = self._host.look_at(understood.source, understood.effective)
+                volume.source_note = self._host.check(understood.source, understood.effective)
 
         def note(error: str) -> None:
             # Once it is mounted, or could not be, that says more.
@@ -354,7 +354,7 @@ class Driver:
 
     def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
         try:
-            have = self._policy.understand(present.record.options)
+            have = self._policy.resolve(present.record.options)
         except InvalidOption as error:
             raise VolumeExists(
                 f"volume {present.name!r} exists with options that are not accepted: {error}"
@@ -367,7 +367,7 @@ class Driver:
         if (source := wanted.source) is None:
             return ""
         turn.comes_to(f"looking at source {source!r}")
-        look = partial(self._host.look_at, source, wanted.effective)
+        look = partial(self._host.check, source, wanted.effective)
         try:
             with trio.fail_at(turn.deadline):
                 return await threads.call(look, turn.limiter, lambda _: None)

@@ -105,7 +105,7 @@ class Status:
 
     def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
-            understood = self._policy.understand(record.options)
+            understood = self._policy.resolve(record.options)
         except InvalidOption as error:  # of another passfs, or another policy
             given = _members({"options": dict(record.options)})
             return Lasting(record, report, note, given, str(error))

@@ -167,7 +167,7 @@ async def test_a_source_with_a_dead_server_is_refused(
         opts = {"source": str(source), "cache": "always"}
         refused = await dockerd.call("Create", Name="vol", Opts=opts)
         assert refused.status == 400
-        assert "cannot be looked at: Transport endpoint is not connected" in refused.error
+        assert "cannot be checked: Transport endpoint is not connected" in refused.error
 
 
 @pytest.mark.logs("volume vol: cannot be mounted: option 'cache'")

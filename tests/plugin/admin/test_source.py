@@ -238,13 +238,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def noted(host: Host, source: Path | str) -> str:
     notes: list[str] = []
     os.close(host.open(str(source), effective(), notes.append))
-    assert [host.look_at(str(source), effective())] == notes
+    assert [host.check(str(source), effective())] == notes
     return notes[0]
 
 
 @pytest.mark.parametrize(
     ("seen_at_root", "until"),
-    [(True, "the volume is mounted anew"), (False, "passfs starts again")],
+    [(True, "the volume is mounted again"), (False, "passfs starts again")],
 )
 def test_a_private_mount_is_noted_because_later_disks_are_not_seen(
     host: Host, disk: Path, *, seen_at_root: bool, until: str

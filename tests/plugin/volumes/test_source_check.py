@@ -108,7 +108,7 @@ async def test_a_source_that_does_not_answer_after_a_restart_is_told_and_awaited
 ) -> None:
     sources = {f"v{number}": tmp_path / f"s{number}" for number in range(LOOKS + 3)}
     await made(tmp_path, sources)
-    monkeypatch.setattr(Host, "look_at", lambda _, source, __: silence.look_at(source))
+    monkeypatch.setattr(Host, "check", lambda _, source, __: silence.look_at(source))
     async with plugin(tmp_path, SERVE) as dockerd:
         while len(silence.asked) < LOOKS:
             await trio.lowlevel.checkpoint()
