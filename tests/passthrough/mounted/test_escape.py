@@ -1,7 +1,8 @@
-"""Attempts to reach what lies outside of the source, from a mount and with the host's help.
+"""Attempts to reach files outside of the source, from a mount and with the host's help.
 
-The worker runs as root over everybody's files, so it must never take a name for more than one
-component of one directory. Nothing outside may be read or changed, whoever swaps what meanwhile.
+The worker runs as root over the files of all users, so it must never take a name for more than one
+component of one directory. Nothing outside may be read or changed, even while the host exchanges
+names.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ REFUSALS = {errno.ELOOP, errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EEXIST
 
 
 class Outside:
-    """What must stay as it is: a directory beside the source with a secret in it."""
+    """A directory beside the source with a secret in it, which must not change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +62,7 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 def served(
     request: pytest.FixtureRequest, source: Path, mountpoint: Path, tmp_path: Path
 ) -> Iterator[Path]:
-    """The source on a mount, served from a sandbox that answers probes."""
+    """Mount the source, served by a worker that runs probes in its sandbox."""
     keeper = Keeper(
         *(source, mountpoint, tmp_path / "stderr"),
         config=Requested(session=request.param),
@@ -76,7 +77,7 @@ def served(
 
 @contextlib.contextmanager
 def swapping(one: Path, two: Path) -> Iterator[None]:
-    """The host exchanges two names, over and over, until the block ends."""
+    """Exchange two names on the host, again and again, until the block ends."""
 
     def swap() -> None:
         parent = os.open(one.parent, os.O_PATH)
@@ -91,7 +92,7 @@ def swapping(one: Path, two: Path) -> Iterator[None]:
 
 
 def attempts(calls: list[Callable[[], object]]) -> None:
-    """Make every call again and again, in a child; each succeeds inside or is refused."""
+    """Make every call SWAPS times in a child process; each succeeds or fails with REFUSALS."""
 
     def run() -> None:
         for _ in range(SWAPS):
@@ -108,7 +109,7 @@ def attempts(calls: list[Callable[[], object]]) -> None:
 def test_a_file_that_turns_into_a_symlink_is_never_followed(
     source: Path, served: Path, outside: Outside
 ) -> None:
-    """The kernel knows the name as a file, and the worker is the one who meets the link."""
+    """The kernel has the name in its cache as a file, and the worker finds a symlink there."""
     (source / "file").write_bytes(b"inside")
     (source / "link").symlink_to(outside.secret)
     target = served / "file"
@@ -143,7 +144,7 @@ def test_a_file_that_turns_into_a_symlink_is_never_followed(
 def test_a_directory_that_turns_into_a_symlink_is_never_entered(
     source: Path, served: Path, outside: Outside
 ) -> None:
-    """Calls by the descriptor of a directory whose name leads elsewhere by then."""
+    """The calls use the descriptor of a directory; its name may lead elsewhere by then."""
     (source / "directory").mkdir()
     (source / "link").symlink_to(outside.path)
 
@@ -165,7 +166,7 @@ def test_a_directory_that_turns_into_a_symlink_is_never_entered(
     assert sorted(os.listdir(source)) == ["directory", "link"]
 
 
-def test_what_the_attributes_of_a_symlink_are_changed_stays_the_symlink(
+def test_changes_of_a_symlinks_attributes_do_not_reach_its_target(
     source: Path, served: Path, outside: Outside
 ) -> None:
     (source / "link").symlink_to(outside.secret)
@@ -190,7 +191,7 @@ def test_what_the_attributes_of_a_symlink_are_changed_stays_the_symlink(
 def test_the_worker_follows_no_symlink_at_all(
     source: Path, served: Path, outside: Outside, target: str
 ) -> None:
-    """Not even one that stays inside: who follows it is the caller's kernel."""
+    """The caller's kernel follows symlinks, even those that stay inside the source."""
     assert outside.untouched()
     (source / "link").symlink_to(target)
     (source / "file").touch()
@@ -202,7 +203,7 @@ def test_the_worker_follows_no_symlink_at_all(
 
 
 @pytest.mark.parametrize("link", ["/proc/self/root", "/proc/1/root", "/proc/self/cwd", "/"])
-def test_a_magic_link_of_proc_leads_nowhere(source: Path, served: Path, link: str) -> None:
+def test_the_worker_follows_no_magic_link_of_proc(source: Path, served: Path, link: str) -> None:
     (source / "magic").symlink_to(link)
 
     assert probe(served, "open", "/magic/etc/passwd") == "ELOOP"
@@ -217,7 +218,7 @@ def test_dot_dot_stops_at_the_source(source: Path, served: Path, start: str) -> 
     assert probe(served, "open", f"{start}{'../' * 40}proc/1/root/etc/passwd") == "ENOENT"
 
 
-def test_a_device_node_opens_for_nobody(source: Path, served: Path) -> None:
+def test_a_device_node_opens_for_no_caller(source: Path, served: Path) -> None:
     os.mknod(source / "host made", stat.S_IFCHR | 0o666, NULL_DEVICE)
     ROOT.run(lambda: os.mknod(served / "made", stat.S_IFCHR | 0o666, NULL_DEVICE))
 
@@ -231,7 +232,7 @@ def test_a_device_node_opens_for_nobody(source: Path, served: Path) -> None:
 def test_a_planted_proc_is_not_mistaken_for_the_kernels(
     source: Path, served: Path, outside: Outside
 ) -> None:
-    """Whoever writes to the volume may make /proc/self/fd in it, as the worker sees it."""
+    """Users of the volume may make /proc/self/fd at the top, which is the worker's root."""
     links = source / "proc" / "self" / "fd"
     links.mkdir(parents=True)
     for number in range(64):
@@ -259,10 +260,10 @@ def test_a_planted_proc_is_not_mistaken_for_the_kernels(
     assert (source / "new").read_bytes() == b"new"
 
 
-def test_a_directory_that_the_host_moves_out_leads_no_further(
+def test_a_directory_that_the_host_moves_out_gives_no_way_up(
     source: Path, served: Path, tmp_path: Path, outside: Outside
 ) -> None:
-    """Who has it open keeps it, as on any file system, but not what lies above it now."""
+    """A process with the directory open keeps it, as on any file system, but not its new parent."""
     (source / "directory" / "below").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
 

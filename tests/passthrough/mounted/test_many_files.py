@@ -1,7 +1,7 @@
-"""Many more files than descriptors: a walk goes through, and the worker's memory comes back.
+"""Many more files than descriptors: a walk succeeds, and then the worker's memory shrinks again.
 
-A hundred thousand files; a million with PASSFS_MANY_FILES=1000000 in the environment, which takes
-ten times as long, three gigabytes of memory for the kernel, and prints what was measured.
+There are 100,000 files. PASSFS_MANY_FILES=1000000 in the environment makes a million, which takes
+ten times as long and 3 GB of the kernel's memory. The test prints the figures.
 """
 
 import os
@@ -23,10 +23,10 @@ from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.options import effective
 
 FILES = int(os.environ.get("PASSFS_MANY_FILES", "100000"))
-# As many as one FORGET may name, so that every buffer has been used to the full before.
+# As many as one BATCH_FORGET may name, so that every buffer has had its full size before.
 FIRST_FILES = 70_000
 ROUNDS = 3
-# What may stay: freed memory goes back by the megabyte, of which one object keeps each.
+# The allocator frees memory by the megabyte, and a single object keeps a whole megabyte.
 KEPT = 1.10
 DIRECTORIES = 100
 DESCRIPTORS = 1024
@@ -36,7 +36,7 @@ POLL_S = 0.5
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A directory in memory: what is to be tested is not how fast a disk makes files."""
+    """Return a directory in memory, because a disk would take long to make the files."""
     path = Path(tempfile.mkdtemp(prefix="passfs-many-", dir="/dev/shm"))
     yield path
     shutil.rmtree(path)
@@ -55,7 +55,7 @@ def make_files(top: Path, count: int) -> None:
 
 
 def memory(served: Mounted) -> int:
-    """The memory of the worker that is resident, in bytes."""
+    """Return the resident memory of the worker in bytes."""
     for line in Path(f"/proc/{served.worker_pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -67,7 +67,7 @@ def descriptors(served: Mounted) -> int:
 
 
 def find(top: Path) -> int:
-    """Walk through *top* as find(1) does, with the attributes of each file; count the files."""
+    """Walk through *top* with find(1), which reads the attributes of each file; count the files."""
     words = ["find", str(top), "-type", "f", "-size", "0", "-printf", "%i\n"]
     numbers = subprocess.run(words, check=True, stdout=subprocess.PIPE, timeout=LIMIT_S).stdout
     return len(set(numbers.split()))
@@ -76,7 +76,7 @@ def find(top: Path) -> int:
 @pytest.mark.timeout(2 * (1 + ROUNDS) * LIMIT_S)
 @pytest.mark.parametrize("session", ["kernel", "libfuse"])
 def test_a_walk_over_more_files_than_descriptors(base: Path, session: str) -> None:
-    """And when the kernel has forgotten them, so has the worker, each time."""
+    """Each time the kernel forgets the files, the worker frees its memory for them."""
     options = {"cache": "always", "session": session}
     with mounted(base, options, DESCRIPTORS) as served:
         make_files(served.source / "first", FIRST_FILES)
@@ -93,20 +93,20 @@ def test_a_walk_over_more_files_than_descriptors(base: Path, session: str) -> No
 
         figures = {"fresh": fresh, "before": before, "during": during, "after": after}
         sys.stderr.write(f"{FILES} files, bytes of the worker's memory: {figures}\n")
-        assert max(during) > KEPT * before  # they were known
+        assert max(during) > KEPT * before  # the worker had inodes for the files
         assert statistics.median(after) <= KEPT * before
 
 
 def walk(served: Mounted, name: str, count: int) -> None:
-    """Walk below the mount, or have the connection aborted."""
+    """Walk below the mount; abort the connection after LIMIT_S."""
     with served.limited(LIMIT_S):
         assert find(served.mountpoint / name) == count
 
 
 def settled(served: Mounted) -> int:
-    """The worker's memory when it has nothing left to forget.
+    """Return the worker's memory, in bytes, after the kernel has forgotten all inodes.
 
-    FORGET has no answer to wait for, and the kernel drops its inodes in several passes.
+    FORGET has no reply to wait for, and the kernel drops its inodes in several passes.
     """
     deadline = time.monotonic() + LIMIT_S
     spent = -1
@@ -117,22 +117,20 @@ def settled(served: Mounted) -> int:
 
 
 def cpu_ticks(served: Mounted) -> int:
-    """How much processor time the worker has used."""
+    """Return the processor time of the worker in ticks."""
     fields = Path(f"/proc/{served.worker_pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
 
 def forget_all() -> None:
-    """Make the kernel drop every dentry and inode that nobody uses: it sends FORGET for each."""
+    """Make the kernel drop every unused dentry and inode, and send FORGET for each."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("2\n")
 
 
 @pytest.mark.timeout(LIMIT_S)
 @pytest.mark.parametrize("handles", InodeFileHandles)
-def test_what_was_looked_up_and_forgotten_leaves_nothing(
-    base: Path, handles: InodeFileHandles
-) -> None:
+def test_forgotten_inodes_leave_no_memory(base: Path, handles: InodeFileHandles) -> None:
     most = {InodeFileHandles.NEVER: 5_000, InodeFileHandles.MANDATORY: 20_000}
     files = min(FILES, most.get(handles, FILES))
     make_files(base, files)
@@ -151,7 +149,7 @@ def test_what_was_looked_up_and_forgotten_leaves_nothing(
     for number in numbers:
         fs.forget(number, 1)
     assert len(table) == 1
-    # The dictionaries themselves are small again, which they are not by themselves.
+    # A dictionary does not shrink by itself: the table replaces it.
     assert table._by_number.__sizeof__() < 1_000_000
     assert table._by_identity.__sizeof__() < 1_000_000
     fs.close()

@@ -1,4 +1,4 @@
-"""Names that the host takes after the kernel has learnt that they are free."""
+"""Names for which the kernel has a negative entry, and which the host has created since."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def create(path: Path, flags: int = 0) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK | flags, 0o666))
 
 
-def test_what_the_host_has_made_is_opened_and_stays_what_it_is(served: Mounted) -> None:
+def test_a_file_that_the_host_has_made_is_opened_unchanged(served: Mounted) -> None:
     (served.source / "name").write_bytes(b"kept")
     os.chown(served.source / "name", 7, 8)
 
@@ -38,14 +38,14 @@ def test_what_the_host_has_made_is_opened_and_stays_what_it_is(served: Mounted) 
     assert owner(served.source / "name") == (7, 8)
 
 
-def test_who_must_create_it_learns_that_it_is_there(served: Mounted) -> None:
+def test_o_excl_fails_on_a_file_that_the_host_has_made(served: Mounted) -> None:
     (served.source / "name").touch()
 
     refused(errno.EEXIST, lambda: create(served.mountpoint / "name", os.O_EXCL))
 
 
-def test_whether_the_caller_may_open_it_is_asked_first(served: Mounted) -> None:
-    """To create, one needs no right to the file that somebody else has created meanwhile."""
+def test_a_file_that_the_host_has_made_is_opened_only_with_permission(served: Mounted) -> None:
+    """CREATE needs no right to the file itself, so the worker checks it when it finds one."""
     (served.source / "name").write_bytes(b"secret")
     (served.source / "name").chmod(0o600)
 
@@ -65,10 +65,10 @@ IN_THE_WAY: dict[str, tuple[Callable[[Path], object], int]] = {
 
 
 @pytest.mark.parametrize(("make", "number"), IN_THE_WAY.values(), ids=IN_THE_WAY)
-def test_what_is_no_file_is_not_opened_by_the_worker(
+def test_the_worker_opens_only_regular_files(
     served: Mounted, make: Callable[[Path], object], number: int
 ) -> None:
-    """A symlink is the caller's to follow, in its own view of the world: there it may create."""
+    """The caller's kernel follows a symlink among the caller's own mounts, and may create there."""
     make(served.source / "name")
 
     if number:

@@ -1,4 +1,4 @@
-"""What the flags of a mount keep programs from, as another user sees it."""
+"""Mount flags: setuid programs, device nodes, execution and access times, for several users."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def printed(*words: str | Path) -> str:
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, USER.uid), ({"suid": ""}, 0)])
-def test_setuid_programs_take_effect_where_asked_for(
+def test_setuid_programs_take_effect_with_option_suid(
     base: Path, options: dict[str, str], expected: int
 ) -> None:
     with volume(base, **options) as served:
@@ -41,10 +41,10 @@ def test_setuid_programs_take_effect_where_asked_for(
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, "EACCES"), ({"dev": ""}, "allowed")])
-def test_device_nodes_can_be_opened_where_asked_for(
+def test_device_nodes_can_be_opened_with_option_dev(
     base: Path, options: dict[str, str], expected: str
 ) -> None:
-    """By the caller's own kernel: the worker opens none, whatever the options."""
+    """The caller's kernel opens them; the worker opens no device node with any option."""
     with volume(base, **options) as served:
         os.mknod(served.source / "zero", stat.S_IFCHR, ZERO_DEVICE)
         (served.source / "zero").chmod(0o666)
@@ -62,7 +62,7 @@ def first_byte(path: Path) -> bytes:
     ("options", "expected"),
     [({}, "allowed"), ({"exec": "off"}, "EACCES"), ({"noexec": ""}, "EACCES")],
 )
-def test_programs_can_be_executed_unless_forbidden(
+def test_programs_can_be_executed_unless_exec_is_off(
     base: Path, options: dict[str, str], expected: str
 ) -> None:
     with volume(base, **options) as served:
@@ -72,11 +72,11 @@ def test_programs_can_be_executed_unless_forbidden(
             assert attempt(caller, lambda: printed(served.mountpoint / "true")) == expected
 
 
-@pytest.mark.parametrize(("atime", "moves"), [("relatime", True), ("noatime", False)])
-def test_reading_moves_the_hosts_access_time_unless_forbidden(
-    base: Path, atime: str, moves: bool
+@pytest.mark.parametrize(("atime", "updated"), [("relatime", True), ("noatime", False)])
+def test_reading_updates_the_hosts_access_time_unless_noatime_is_set(
+    base: Path, atime: str, updated: bool
 ) -> None:
-    """Once a day, as the host's own mount has it (relatime)."""
+    """With relatime, once a day, as the host's own mount does."""
     with volume(base, atime=atime, cache="never") as served:
         (served.source / "file").write_text("content")
         (served.source / "dir").mkdir()
@@ -88,4 +88,4 @@ def test_reading_moves_the_hosts_access_time_unless_forbidden(
         assert os.listdir(served.mountpoint / "dir") == ["name"]
 
         for name in ("file", "dir"):
-            assert ((served.source / name).stat().st_atime > LONG_AGO_S + 1) is moves
+            assert ((served.source / name).stat().st_atime > LONG_AGO_S + 1) is updated

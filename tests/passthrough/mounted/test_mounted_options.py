@@ -1,4 +1,4 @@
-"""Options whose effect is in the kernel: seen through a mount."""
+"""Options that take effect in the kernel, tested through a mount."""
 
 import errno
 import mmap
@@ -20,7 +20,7 @@ MS_REMOUNT = 32  # mount(2)
 BLOCK_BYTES = 4096
 
 
-# What every volume is mounted with, unless a test says otherwise.
+# The options of every volume, unless a test sets others.
 USUAL: dict[str, str] = {}
 
 
@@ -37,7 +37,7 @@ def volume(tmp_path: Path, **options: str) -> Iterator[Mounted]:
 
 
 @pytest.mark.parametrize(
-    ("options", "known"),
+    ("options", "kept"),
     [
         ({"negative_timeout": "1d"}, True),
         ({"cache": "always"}, True),
@@ -45,20 +45,20 @@ def volume(tmp_path: Path, **options: str) -> Iterator[Mounted]:
         ({"cache": "never"}, False),
     ],
 )
-def test_how_long_a_name_is_known_to_be_free(
-    tmp_path: Path, options: dict[str, str], known: bool
+def test_options_decide_if_negative_entries_are_kept(
+    tmp_path: Path, options: dict[str, str], kept: bool
 ) -> None:
     with volume(tmp_path, **options) as served:
         seen = served.mountpoint / "name"
         assert not seen.exists()
         (served.source / "name").touch()
 
-        assert seen.exists() is not known
-        # Who makes it through the volume learns the truth.
+        assert seen.exists() is not kept
+        # A creation through the volume finds the directory entry that the host has made.
         refused(errno.EEXIST, lambda: os.mkdir(seen))
 
 
-def test_a_name_known_to_be_free_can_be_taken(tmp_path: Path) -> None:
+def test_a_name_with_a_negative_entry_can_be_created(tmp_path: Path) -> None:
     with volume(tmp_path, negative_timeout="1d") as served:
         seen = served.mountpoint / "name"
         for make in (Path.touch, Path.mkdir, os.mkfifo):
@@ -86,7 +86,7 @@ def test_a_read_only_volume_stays_so_when_it_is_remounted(tmp_path: Path) -> Non
         assert (served.mountpoint / "file").read_text() == "kept"
 
 
-def test_without_xattr_users_are_told_that_there_are_none(tmp_path: Path) -> None:
+def test_without_xattr_all_calls_fail_with_eopnotsupp(tmp_path: Path) -> None:
     with volume(tmp_path, xattr="off") as served:
         path = served.mountpoint / "file"
         path.touch()
@@ -109,7 +109,7 @@ def test_with_no_readdir_a_directory_lists_as_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "place"), [({}, 0), ({"use_host_ino": ""}, 1)])
-def test_numbers_are_the_hosts_or_made_of_them(
+def test_inode_numbers_are_the_hosts_or_made_from_them(
     tmp_path: Path, options: dict[str, str], place: int
 ) -> None:
     with volume(tmp_path, **options) as served:
@@ -138,7 +138,7 @@ def test_a_sealed_file_keeps_its_size(tmp_path: Path) -> None:
 
 
 def test_no_way_of_writing_makes_a_sealed_file_longer(tmp_path: Path) -> None:
-    """What libfuse cannot carry, the kernel turns into writes, or refuses."""
+    """The kernel turns calls that libfuse's binding lacks into writes, or refuses them."""
     with volume(tmp_path, seal_size="") as served:
         (served.source / "file").write_bytes(b"0123456789")
         (served.source / "longer").write_bytes(b"x" * 100)
@@ -163,13 +163,13 @@ def test_no_way_of_writing_makes_a_sealed_file_longer(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["/var/tmp", "/dev/shm"])
 def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A directory on a disk's file system, and one in memory: they want O_DIRECT differently."""
+    """Return a directory on a disk, then one in memory: their rules for O_DIRECT differ."""
     with tempfile.TemporaryDirectory(dir=request.param) as directory:
         yield Path(directory)
 
 
 def direct_calls(path: Path) -> list[object]:
-    """What a program meets that uses O_DIRECT: results, and the numbers of errors."""
+    """Read and write with O_DIRECT; return the results and the names of the errors."""
     outcomes: list[object] = []
 
     def note(call: Callable[[], object]) -> None:
@@ -235,7 +235,7 @@ def test_writeback_collects_writes_and_delivers_them(tmp_path: Path) -> None:
             collected = beneath.stat().st_size
             os.fsync(file.fileno())
             assert beneath.read_bytes() == b"".join(b"%09d\n" % part for part in range(1000))
-        with path.open("ab", buffering=0) as file:  # write-only, so that a page must be read for it
+        with path.open("ab", buffering=0) as file:  # write-only: the kernel must read a page first
             file.write(b"end")
 
         assert collected < 10_000
@@ -244,7 +244,7 @@ def test_writeback_collects_writes_and_delivers_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"cache": "never"}, {"seal_size": ""}])
-def test_writeback_is_off_where_it_cannot_be_and_the_log_says_so(
+def test_writeback_is_off_beside_conflicting_options_and_the_log_says_so(
     tmp_path: Path, other: dict[str, str]
 ) -> None:
     with volume(tmp_path, writeback="", **other) as served:

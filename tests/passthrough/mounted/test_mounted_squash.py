@@ -1,7 +1,7 @@
-"""squash=root and squash=all: the host decides, as for a process of the anonymous user.
+"""squash=root and squash=all: the host decides as for a process of the anonymous user.
 
-The oracle is a bare directory, used by that user. In the volume a caller that squashing takes must
-be allowed and refused the same, and leave the same behind on the host.
+The oracle is a bare directory, used by that user. In the volume, a squashed caller must get the
+same results and the same errors, and leave the same state on the host.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ ROOT = Caller("root", 0, 0, groups=(0, 41_900))
 USER = Caller("user", 41_001, 41_002, groups=(0, 41_900))
 
 Outcome = tuple[object, dict[str, object]]
-"""What a caller sees, and what the host has afterwards."""
+"""The result for the caller, and the state of the host afterwards."""
 
 SESSIONS: Mapping[str, Mapping[str, str]] = {
     "kernel": {"session": "kernel"},
@@ -77,7 +77,7 @@ def volume(options: Mapping[str, str]) -> Iterator[Mounted]:
 def outcomes(
     where: Path, caller: Caller, cases: list[Case], operations: Mapping[str, Operation]
 ) -> dict[str, object]:
-    """Return what comes of each operation on each case below *where*, as *caller*."""
+    """Run each operation on each case below *where* as *caller*; return the results."""
 
     def run() -> dict[str, object]:
         found: dict[str, object] = {}
@@ -102,7 +102,7 @@ def compared(
 
     The bare directory is used by *wanted_by*, the volume by *caller*.
     """
-    # Another name each time: the kernel may know the former one's names for a second.
+    # A new name each time, because the kernel may cache the names of the former for a second.
     run = f"run-{len(list(served.source.iterdir()))}"
     bare, source = served.source.parent / f"bare-{run}", served.source / run
     tops = {place(number, name): case for number, case in enumerate(cases) for name in operations}
@@ -124,17 +124,17 @@ def compared(
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A difference that docs/squash.md names: where it is, and what the volume says."""
+    """A difference that docs/squash.md lists: its place, and the volume's answer."""
 
     operations: frozenset[str]
     seen: frozenset[object]
     sessions: frozenset[str] = frozenset(SESSIONS)
     callers: frozenset[tuple[str, str]] = frozenset({("all", "root"), ("all", "user")})
     cases: str = ""
-    """What the names of the cases begin with."""
+    """The prefix of the names of the cases."""
 
     def explains(self, where: tuple[str, str, str], key: str, seen: object) -> bool:
-        """Return whether this is the difference *key* in the volume *where*."""
+        """Return whether this difference covers the operation *key* in the volume *where*."""
         session, *squashed = where
         case, _, operation = key.rpartition(": ")
         return (
@@ -153,16 +153,16 @@ KNOWN = [
         callers=frozenset({("root", "root")}),
     ),
     Known(frozenset({"chdir"}), frozenset({None}), callers=frozenset({("root", "root")})),
-    # The kernel lets the owner alone link what is no plain file, and knows another owner.
+    # Only the owner may link a file that is not plain, and the kernel knows another owner.
     Known(
         frozenset({"link"}),
         frozenset({"EPERM"}),
         callers=frozenset({("all", "user")}),
     ),
-    # A sticky bit is not shown, and stays.
+    # The volume does not show a sticky bit, and keeps it.
     Known(frozenset({"chmod", "chmod sgid"}), frozenset({None}), cases="sticky of"),
     Known(frozenset({"write"}), frozenset({None}), LIBFUSE, ALL_CALLERS, "file sgid"),
-    # File capabilities go before a change of content, for callers that may change it.
+    # For callers that may change the content, the kernel removes file capabilities first.
     Known(
         frozenset({"remove capabilities"}),
         frozenset({None, "ENODATA"}),
@@ -174,12 +174,12 @@ KNOWN = [
         callers=ALL_CALLERS,
         cases="private file with capabilities",
     ),
-    # What pyfuse3 cannot express: docs/sessions.md.
+    # Features that pyfuse3 lacks, docs/sessions.md.
     Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"list", "list with types"}), frozenset({"EACCES"}), LIBFUSE, ALL_CALLERS),
 ]
-"""The differences that docs/squash.md names; each is there."""
+"""The differences that docs/squash.md lists; each one must occur."""
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_squashed_caller_may_do_what_the_anonymous_user_may(
 
 NOBODY_ELSE = frozenset({("root", "user")})
 OWN = [
-    # Of groups the worker knows the primary one, and not which user writes through a descriptor.
+    # The worker knows only the primary group, and not which user writes through a descriptor.
     Known(
         frozenset({"write", "ftruncate", "truncate", "open and cut", "open to read and cut"}),
         frozenset({None}),
@@ -232,13 +232,13 @@ OWN = [
     Known(
         frozenset({"chmod sgid"}), frozenset({None}), callers=NOBODY_ELSE, cases="file sgid of its"
     ),
-    # What looks the same comes before a change of content, which takes the right to write.
+    # The kernel sends an equal request before a change of content, which needs the write right.
     Known(frozenset({"change no owner"}), frozenset({"EPERM"}), callers=NOBODY_ELSE),
-    # What pyfuse3 cannot express: docs/sessions.md.
+    # Features that pyfuse3 lacks, docs/sessions.md.
     Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, NOBODY_ELSE),
     Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, NOBODY_ELSE),
 ]
-"""The differences for a user that squashing leaves alone."""
+"""The differences for a user that is not squashed."""
 
 LEFT_ALONE = [ANYBODY, Caller("member", ANONYMOUS, 41_050, groups=(ANONYMOUS, 41_051))]
 
@@ -248,7 +248,7 @@ LEFT_ALONE = [ANYBODY, Caller("member", ANONYMOUS, 41_050, groups=(ANONYMOUS, 41
 def test_a_user_that_squashing_leaves_alone_may_do_what_it_may_on_the_host(
     session: str, caller: Caller
 ) -> None:
-    """By its supplementary groups as well, which the worker does not know."""
+    """That includes its supplementary groups, which the worker does not know."""
     with volume({**SESSIONS[session], "squash": "root"}) as served:
         different = compared(served, caller, FILES, FILE_OPERATIONS, caller)
         different |= compared(served, caller, DIRECTORIES, DIRECTORY_OPERATIONS, caller)
@@ -261,7 +261,7 @@ def test_a_user_that_squashing_leaves_alone_may_do_what_it_may_on_the_host(
 
 
 def keeping_capabilities(uid: int, gid: int) -> None:
-    """Become another user and keep what lets a process of root pass all checks, capabilities(7)."""
+    """Become another user, and keep the capabilities that pass all checks, capabilities(7)."""
     libc = ctypes.CDLL(None, use_errno=True)
     kept = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4  # CAP_CHOWN to CAP_FSETID
     assert libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
@@ -295,7 +295,7 @@ CAPABLE: Mapping[str, Operation] = {
 
 
 def test_root_with_another_id_passes_no_check_by_its_capabilities(by: Mapping[str, str]) -> None:
-    """The kernel's own checks it does pass: only the host can refuse."""
+    """Root passes the checks of the kernel, so only the host can refuse."""
     with volume({**by, "squash": "root", "suid": "true"}) as served:
         source = served.source
         for name, mode in (("directory", 0o700), ("sticky", 0o1777), ("free", 0o777)):
@@ -321,7 +321,7 @@ def test_root_with_another_id_passes_no_check_by_its_capabilities(by: Mapping[st
         assert left(source) == before
 
 
-def test_a_user_that_the_map_lacks_reads_what_all_may_read_and_makes_nothing(
+def test_a_user_that_the_map_lacks_reads_public_files_and_makes_none(
     by: Mapping[str, str],
 ) -> None:
     maps = {"map_uid": "0:100000:1000", "map_gid": "0:100000:1000"}
@@ -354,7 +354,7 @@ def test_a_user_that_the_map_lacks_reads_what_all_may_read_and_makes_nothing(
 def test_groups_that_the_worker_does_not_know_give_a_file_no_sgid_bit(
     by: Mapping[str, str],
 ) -> None:
-    """A caller with CAP_FSETID gets it from the kernel, also for a group that is not its own."""
+    """With CAP_FSETID, the kernel would set the bit even for a group that the caller is not in."""
     with volume({**by, "squash": "root"}) as served:
         team, seen = served.source / "team", served.mountpoint / "team"
         team.mkdir()
@@ -377,7 +377,7 @@ def test_groups_that_the_worker_does_not_know_give_a_file_no_sgid_bit(
 
 @pytest.fixture(params=["kernel", "libfuse", "handles"])
 def by(request: pytest.FixtureRequest) -> Mapping[str, str]:
-    """Return the options of each session in turn."""
+    """Return the options of one session after the other."""
     options: Mapping[str, str] = SESSIONS[request.param]
     return options
 
@@ -399,10 +399,10 @@ PRIVATE: Mapping[str, Operation] = {
 }
 
 
-def test_names_that_other_users_have_looked_up_open_nothing(by: Mapping[str, str]) -> None:
-    """The kernel remembers them, and root passes its checks: the host is asked for the whole way.
+def test_names_that_other_users_have_looked_up_give_no_access(by: Mapping[str, str]) -> None:
+    """The kernel has them cached, and root passes its checks, so the host checks the whole path.
 
-    Everything below the private directory is free for all that reach it.
+    Below the private directory, everything is open to all users.
     """
     with volume({**by, "squash": "root", "cache": "always"}) as served:
         private = served.source / "private"
@@ -427,7 +427,7 @@ def test_names_that_other_users_have_looked_up_open_nothing(by: Mapping[str, str
 
 
 def test_reachable_files_of_many_kinds_stay_reachable(by: Mapping[str, str]) -> None:
-    """Renamed, open without a name, with several names, deep, and symlinks."""
+    """The files are renamed, unlinked while open, hard-linked, deep in the tree, or symlinks."""
 
     def use(top: Path) -> list[object]:
         (top / "a" / "b").mkdir(parents=True)
@@ -454,7 +454,7 @@ def test_reachable_files_of_many_kinds_stay_reachable(by: Mapping[str, str]) -> 
 
 
 def test_group_0_is_squashed_as_well(by: Mapping[str, str]) -> None:
-    """As by exports(5); a caller that comes with it has no supplementary groups on the host."""
+    """exports(5) does the same. Such a caller has no supplementary groups on the host."""
     member = Caller("member of root's group", USER.uid, 0)
     with volume({**by, "squash": "root"}) as served:
         served.source.chmod(0o777)
@@ -480,7 +480,7 @@ def test_users_that_are_not_squashed_keep_their_groups(by: Mapping[str, str]) ->
         assert attempt(ROOT, lambda: listing(served.mountpoint / "team")) == "EACCES"
 
 
-def test_data_count_as_the_user_that_opened_the_file(by: Mapping[str, str]) -> None:
+def test_data_are_accessed_as_the_user_that_opened_the_file(by: Mapping[str, str]) -> None:
     with volume({**by, "squash": "root"}) as served:
         directory = served.source / "directory"
         directory.mkdir()
@@ -515,7 +515,7 @@ def test_data_count_as_the_user_that_opened_the_file(by: Mapping[str, str]) -> N
 
 
 def test_the_worker_has_no_supplementary_groups(by: Mapping[str, str]) -> None:
-    """It would have those of the process that starts it, on behalf of each squashed caller."""
+    """Otherwise each squashed caller would have those of the process that starts the worker."""
 
     def read() -> str:
         with volume({**by, "squash": "all"}) as served:
@@ -531,10 +531,10 @@ def test_the_worker_has_no_supplementary_groups(by: Mapping[str, str]) -> None:
 @pytest.mark.parametrize(
     "options", [{"atime": "noatime"}, {"writeback": "true"}, {"cache": "never"}], ids=str
 )
-def test_what_options_add_to_an_open_takes_no_right_from_the_caller(
+def test_flags_that_options_add_to_an_open_take_no_right_from_the_caller(
     by: Mapping[str, str], options: Mapping[str, str]
 ) -> None:
-    """O_NOATIME is the owner's to use, and writeback reads from files that are only written."""
+    """Only the owner may use O_NOATIME, and writeback reads from files opened for writing."""
     with volume({**by, **options, "squash": "all"}) as served:
         for name, mode in (("read", 0o444), ("written", 0o222)):
             (served.source / name).write_bytes(b"content")
@@ -555,8 +555,8 @@ def test_what_options_add_to_an_open_takes_no_right_from_the_caller(
         assert attempt(USER, lambda: (served.mountpoint / "read").write_bytes(b"")) == "EACCES"
 
 
-def test_programs_run_by_the_right_to_execute_alone(by: Mapping[str, str]) -> None:
-    """That of the anonymous user: the kernel only looks if there is one for any user."""
+def test_programs_need_only_the_right_to_execute(by: Mapping[str, str]) -> None:
+    """It must be the anonymous user's; the kernel only checks that some user has it."""
     with volume({**by, "squash": "all"}) as served:
         for name, mode in (("for all", 0o711), ("for its owner", 0o744), ("by an ACL", 0o744)):
             shutil.copy("/bin/true", served.source / name)
@@ -572,7 +572,7 @@ def test_programs_run_by_the_right_to_execute_alone(by: Mapping[str, str]) -> No
 
 
 @pytest.mark.parametrize("squash", ["none", "root", "all"])
-def test_the_kernel_checks_permissions_unless_all_callers_are_one(
+def test_the_kernel_checks_permissions_except_with_squash_all(
     by: Mapping[str, str], squash: str
 ) -> None:
     with volume({**by, "squash": squash}) as served:
@@ -580,7 +580,7 @@ def test_the_kernel_checks_permissions_unless_all_callers_are_one(
 
 
 def test_a_sticky_bit_holds_on_the_host_and_is_not_shown(by: Mapping[str, str]) -> None:
-    """By the ids that callers have in the volume, the kernel would keep them from their files."""
+    """The kernel knows other ids of the callers, so it would refuse them their own files."""
     with volume({**by, "squash": "all"}) as served:
         seen, beneath = served.mountpoint / "sticky", served.source / "sticky"
         beneath.mkdir()
@@ -598,7 +598,7 @@ def test_a_sticky_bit_holds_on_the_host_and_is_not_shown(by: Mapping[str, str]) 
 
 
 def test_callers_at_once_do_not_mix(by: Mapping[str, str]) -> None:
-    """Each thread of the worker acts as one caller, and as the next one right after."""
+    """Each thread of the worker acts as one caller after the other."""
     member = Caller("member", USER.uid, 0)
     callers = {"root": ROOT, "user": USER, "other": OTHER, "member": member}
     expected = {
@@ -626,7 +626,7 @@ def test_callers_at_once_do_not_mix(by: Mapping[str, str]) -> None:
 
 
 def test_a_mount_on_which_the_kernel_checks_as_well_gives_no_more(tmp_path: Path) -> None:
-    """Made without the option, as by another program: the worker asks the host all the same."""
+    """The mount lacks squash=all, as if another program had made it; the worker still checks."""
     source, target = tmp_path / "source", tmp_path / "mount"
     for directory in (source, target):
         directory.mkdir()
@@ -646,7 +646,7 @@ def test_a_mount_on_which_the_kernel_checks_as_well_gives_no_more(tmp_path: Path
 
 @contextlib.contextmanager
 def serving(config: Requested, source: Path, fuse_fd: int) -> Iterator[None]:
-    """Serve *source* on a mount that is made, by a process of its own."""
+    """Serve *source* on an existing mount, in a child process."""
     ready, told = os.pipe()
 
     def serve() -> None:

@@ -1,4 +1,4 @@
-"""What would give programs power on the host, refused with a map or squashing by each session."""
+"""Privileges of programs on the host: each session refuses them with a map or squashing."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ RESTRICTIONS = {
 
 
 class Ground(NamedTuple):
-    """A directory of container root's on the host, and where the volume shows it."""
+    """A directory of container root, by its paths on the host and in the volume."""
 
     source: Path
     mountpoint: Path
@@ -49,7 +49,7 @@ class Ground(NamedTuple):
 
 @pytest.fixture(params=list(SESSIONS.values()), ids=list(SESSIONS), scope="module")
 def session(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The options that say how a volume is served."""
+    """Return the options of one session after the other."""
     options: dict[str, str] = request.param
     return options
 
@@ -62,7 +62,7 @@ def volume(options: dict[str, str]) -> Iterator[Mounted]:
 
 @contextmanager
 def ground(served: Mounted, uid: int, gid: int) -> Iterator[Ground]:
-    """Make a directory of the host's user *uid*, in which every user may create."""
+    """Make a directory of the host's user *uid*, in which all users may create files."""
     source = Path(tempfile.mkdtemp(dir=served.source))
     source.chmod(0o777)
     os.chown(source, uid, gid)
@@ -81,7 +81,7 @@ def restricted_volume(
 
 @pytest.fixture
 def restricted(restricted_volume: tuple[Mounted, dict[str, str]]) -> Iterator[Ground]:
-    """A volume with a map or squashing."""
+    """Return a directory in a volume with a map or squashing."""
     served, options = restricted_volume
     uid = 100_000 if "map_uid" in options else ANONYMOUS
     with ground(served, uid, 200_000 if "map_gid" in options else ANONYMOUS) as place:
@@ -96,7 +96,7 @@ def mapped_volume(session: dict[str, str]) -> Iterator[Mounted]:
 
 @pytest.fixture
 def mapped(mapped_volume: Mounted) -> Iterator[Ground]:
-    """A volume with a map."""
+    """Return a directory in a volume with a map."""
     with ground(mapped_volume, 100_000, 200_000) as place:
         yield place
 
@@ -106,7 +106,7 @@ def mode_of(path: Path) -> int:
 
 
 def own_file(served: Ground, caller: Caller = ROOT, name: str = "file") -> Path:
-    """A file that *caller* has made through the volume."""
+    """Make a file as *caller*, through the volume."""
     path = served.mountpoint / name
     caller.run(lambda: bool(path.write_text("a program")))
     return path
@@ -152,7 +152,7 @@ CONTENT_CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def bool_of(change: Callable[[Path], object], path: Path) -> bool:
-    """Do *change*, whose result no pipe carries."""
+    """Call *change*, whose own result cannot be pickled."""
     return change(path) is not None
 
 
@@ -271,7 +271,7 @@ MAKING: dict[str, Callable[[Path], object]] = {
 def test_no_program_gets_sgid_of_a_group_that_its_directory_passes_on(
     mapped: Ground, group: int, make: Callable[[Path], object]
 ) -> None:
-    """Container root may, in its own kernel, because it has CAP_FSETID there."""
+    """The kernel lets container root do so, because it has CAP_FSETID there."""
     shared = mapped.source / "shared"
     shared.mkdir()
     os.chown(shared, 100_000, group)
@@ -286,7 +286,7 @@ def test_no_program_gets_sgid_of_a_group_that_its_directory_passes_on(
 
 
 @every_group
-def test_a_directory_of_ones_own_passes_on_a_group_that_the_map_has(
+def test_an_own_directory_passes_on_only_a_group_that_the_map_has(
     mapped: Ground, group: int
 ) -> None:
     path = mapped.mountpoint / "shared"
@@ -312,7 +312,7 @@ def test_a_directory_of_another_owner_keeps_the_sgid_bit_and_gets_none(mapped: G
 def test_container_root_takes_suid_and_sgid_away_when_it_changes_content(
     mapped: Ground, change: Callable[[Path], object]
 ) -> None:
-    """As a user without privilege does on the host, which is what its counterpart is."""
+    """Its user on the host has no privilege, and a write of such a user clears the bits."""
     path = own_file(mapped, USER)
     own_file(mapped, USER, "other")
     USER.run(partial(path.chmod, 0o6755))
@@ -325,7 +325,7 @@ def test_container_root_takes_suid_and_sgid_away_when_it_changes_content(
 def test_container_root_takes_bits_away_that_came_after_it_had_opened_the_file(
     mapped: Ground, change: str
 ) -> None:
-    """Such a file may have passed through: the kernel asks nothing then."""
+    """If the file is passed through, the kernel sends no request for the change."""
     path = own_file(mapped, USER)
     calls: dict[str, Callable[[int], object]] = {
         "write": lambda fd: os.write(fd, b"x"),
@@ -356,7 +356,7 @@ def test_the_kernel_knows_that_container_root_has_taken_bits_away(
             assert (name, mode_of(path)) == (name, 0o755)
 
 
-def test_without_a_map_root_is_the_hosts(session: dict[str, str]) -> None:
+def test_without_a_map_root_has_the_powers_of_the_hosts_root(session: dict[str, str]) -> None:
     with volume(session) as served, ground(served, 0, 0) as place:
         path = own_file(place, USER)
         beneath = place.source / "file"

@@ -1,4 +1,4 @@
-"""What a cache policy promises, seen through a mount while the host changes what lies beneath."""
+"""Cache policies, tested through a mount while the host changes the source."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ LIMIT_S = 30
 
 @pytest.fixture(params=["kernel", "libfuse"])
 def session(request: pytest.FixtureRequest) -> str:
-    """Who serves."""
+    """Return the name of the session that serves."""
     return str(request.param)
 
 
@@ -47,8 +47,8 @@ def test_never_shows_every_change_at_once(served: Mounted) -> None:
 
 
 @policies("never", "metadata")
-def test_an_open_reads_what_is_there_then(served: Mounted) -> None:
-    """In place and longer than before: a remembered size would cut it off."""
+def test_an_open_reads_the_current_content(served: Mounted) -> None:
+    """The host writes in place and makes the file longer, so a cached size would cut it off."""
     beneath, seen = served.source / "file", served.mountpoint / "file"
     beneath.write_text("old")
     assert seen.stat().st_size == 3
@@ -60,8 +60,8 @@ def test_an_open_reads_what_is_there_then(served: Mounted) -> None:
 
 
 @policies("metadata", "always")
-def test_attributes_stay_known(served: Mounted) -> None:
-    """The other side of the bargain: what the host changes is not seen."""
+def test_attributes_stay_cached(served: Mounted) -> None:
+    """The price of these policies: changes by the host are not seen."""
     beneath, seen = served.source / "file", served.mountpoint / "file"
     beneath.touch()
     seen.stat()
@@ -74,9 +74,10 @@ def test_attributes_stay_known(served: Mounted) -> None:
 
 @policies("always ro passthrough=off")
 def test_always_keeps_pages_across_opens(served: Mounted) -> None:
-    """Read-only: after a read through a writable mount the kernel asks for the access time anew.
+    """Mount read-only, without passthrough.
 
-    It then sees the new modification time too. Passed through, contents are the host's own.
+    After a read through a writable mount, the kernel requests attributes again, for the access
+    time, and would see the new modification time. Files passed through have the host's content.
     """
     beneath, seen = served.source / "file", served.mountpoint / "file"
     beneath.write_text("old")
@@ -98,7 +99,7 @@ def test_changes_through_the_mount_are_seen_at_once(served: Mounted) -> None:
 
 @policies("auto", "metadata", "always")
 def test_a_refused_whiteout_leaves_no_old_times(served: Mounted) -> None:
-    """Some hosts, ext4 for one, have changed the directories by the time that they refuse."""
+    """Some file systems of hosts, such as ext4, change the directories before they refuse."""
     for name in ("old", "top/full/child"):
         (served.mountpoint / name).mkdir(parents=True)
     seen = [served.mountpoint, served.mountpoint / "top"]
@@ -115,7 +116,7 @@ def test_a_refused_whiteout_leaves_no_old_times(served: Mounted) -> None:
 
 @policies("auto", "metadata", "always")
 def test_a_file_that_the_host_has_replaced_is_not_written_to(served: Mounted) -> None:
-    """The name is remembered; the file behind it has no name left, and writes would be lost."""
+    """The kernel has the name cached, but its file has none left, so writes would be lost."""
     beneath, seen = served.source / "file", served.mountpoint / "file"
     beneath.write_text("old\n")
     seen.stat()
@@ -129,8 +130,8 @@ def test_a_file_that_the_host_has_replaced_is_not_written_to(served: Mounted) ->
 
 
 @policies("auto")
-def test_an_unlinked_file_can_be_opened_again_by_who_has_it_open(served: Mounted) -> None:
-    """proc_pid_fd(5): the path in /proc leads to the open file, whatever has become of its name."""
+def test_an_unlinked_file_that_is_open_can_be_opened_again(served: Mounted) -> None:
+    """The path in /proc leads to the open file, even without a name, proc_pid_fd(5)."""
     seen = served.mountpoint / "file"
     with seen.open("w+") as file:
         file.write("kept")

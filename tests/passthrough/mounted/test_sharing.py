@@ -1,4 +1,4 @@
-"""What a volume and its host's directory do not share, as the README lists it."""
+"""Features that a volume and the directory of its host do not share; the README lists them."""
 
 import ctypes
 import errno
@@ -44,7 +44,7 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 @contextmanager
 def watched(directory: Path) -> Iterator[int]:
-    """A descriptor with the events in *directory*, inotify(7)."""
+    """Open a descriptor of the events in *directory*, inotify(7)."""
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     assert fd >= 0
     try:
@@ -56,7 +56,7 @@ def watched(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def running(program: Path) -> Iterator[None]:
-    """A process that executes *program*, a copy of sleep(1)."""
+    """Run *program*, a copy of sleep(1), until the block ends."""
     process = subprocess.Popen([program, "60"], stdout=subprocess.DEVNULL)
     try:
         yield
@@ -66,7 +66,7 @@ def running(program: Path) -> Iterator[None]:
 
 
 def executed(program: Path) -> int | None:
-    """The errno of execve(2), else the exit status."""
+    """Execute *program*; return the errno of execve(2), else the exit status."""
     try:
         return subprocess.run([program], check=False).returncode
     except OSError as error:
@@ -128,7 +128,7 @@ def test_the_two_ends_of_a_fifo_meet_within_the_volume_only(served: Mounted) -> 
 
 
 def test_flock_on_a_directory_is_not_seen_on_the_host(served: Mounted) -> None:
-    """With session=kernel, flock(2) on a file is: tests/passthrough/session/test_mounted_locks."""
+    """flock(2) on a file is seen with session=kernel, session/test_mounted_locks.py."""
     with (
         opened(served.source, os.O_RDONLY) as host,
         opened(served.mountpoint, os.O_RDONLY) as inside,

@@ -1,4 +1,4 @@
-"""Option submounts: what is mounted below the source is part of it, or an empty directory."""
+"""Option submounts: a mount below the source is part of the volume, or an empty directory."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ LIMIT_S = 60.0
 
 
 def below(source: Path) -> None:
-    """A tmpfs, the source's own file system and a single file, mounted below *source*."""
+    """Mount a tmpfs, a directory of the source and a single file below *source*."""
     for name in ("disk", "same", "plain"):
         (source / name).mkdir()
     (source / "plain/file").write_text("same")
@@ -37,7 +37,7 @@ def below(source: Path) -> None:
 
 
 def names(fs: PassthroughFs, number: int) -> list[bytes]:
-    """A listing that looks nothing up."""
+    """List a directory without lookups."""
     handle = fs.opendir(number)
     try:
         return [record.name for record in fs.readdir(handle, 0)]
@@ -64,7 +64,7 @@ def hiding(mounts: Path) -> Iterator[PassthroughFs]:
     fs.close()
 
 
-def test_they_are_crossed_unless_hidden(mounts: Path) -> None:
+def test_submounts_are_crossed_unless_hidden(mounts: Path) -> None:
     fs = PassthroughFs(effective(), os.open(mounts, os.O_PATH))
     numbers = {number_of(fs, *path) for path in ((b"disk", b"file"), (b"same", b"file"))}
     numbers |= {number_of(fs, b"plain", b"file"), number_of(fs, b"alone")}
@@ -73,7 +73,7 @@ def test_they_are_crossed_unless_hidden(mounts: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"disk", b"same"])
-def test_a_hidden_one_is_an_empty_directory(hiding: PassthroughFs, name: bytes) -> None:
+def test_a_hidden_submount_is_an_empty_directory(hiding: PassthroughFs, name: bytes) -> None:
     number = number_of(hiding, name)
     assert stat.S_ISDIR(hiding.getattr(number).stat.st_mode)
     assert set(listing(hiding, number)) == {b".", b".."}
@@ -86,7 +86,7 @@ def test_a_hidden_one_is_an_empty_directory(hiding: PassthroughFs, name: bytes) 
 def test_a_file_that_is_mounted_on_another_is_refused(
     hiding: PassthroughFs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Empty it is not, and what lies below nobody can tell."""
+    """A file cannot appear as an empty directory, and the file beneath is out of reach."""
     with pytest.raises(OSError, match="cross-device") as refusal:
         hiding.lookup(ROOT, b"alone")
     assert refusal.value.errno == errno.EXDEV
@@ -115,7 +115,7 @@ CHANGES: list[Callable[[PassthroughFs, int], object]] = [
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", [b"disk", b"same"])
-def test_nothing_is_changed_in_a_hidden_one(
+def test_nothing_is_changed_in_a_hidden_submount(
     hiding: PassthroughFs, mounts: Path, name: bytes, change: Callable[[PassthroughFs, int], object]
 ) -> None:
     number = number_of(hiding, name)
@@ -126,15 +126,15 @@ def test_nothing_is_changed_in_a_hidden_one(
     assert (mounts / "plain/file").read_text() == "same"
 
 
-def test_a_hidden_one_is_not_removed(hiding: PassthroughFs, mounts: Path) -> None:
+def test_a_hidden_submount_is_not_removed(hiding: PassthroughFs, mounts: Path) -> None:
     with pytest.raises(OSError, match="busy"):
         hiding.rmdir(ROOT, b"disk")
     assert (mounts / "disk/file").read_text() == "disk"
 
 
 @pytest.mark.parametrize("session", ["libfuse", "kernel"])
-def test_users_see_empty_directories(tmp_path: Path, session: str) -> None:
-    """In a worker with all that surrounds it."""
+def test_users_of_a_mount_see_empty_directories(tmp_path: Path, session: str) -> None:
+    """A worker in its sandbox serves the mount."""
     source = tmp_path / "source"
     source.mkdir()
     below(source)

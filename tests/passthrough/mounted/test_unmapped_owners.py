@@ -1,4 +1,4 @@
-"""Files of the host whose owner a volume's map lacks, seen through mounts by each session."""
+"""Files with an owner that the volume's map lacks, tested through mounts by each session."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ HOST_UID, HOST_GID = 100_000, 200_000
 MAP_UID, MAP_GID = f"0:{HOST_UID}:50000", f"0:{HOST_GID}:50000"
 OVERFLOW = 65_534
 GROUP = 4_294_967_294
-"""How an unmapped group is told beside a mapped user; every kernel shows it as it is."""
+"""The gid of an unmapped group beside a mapped user; every kernel shows it unchanged."""
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x8008_6601, 0x4008_6602
 NODUMP = 0x40
 AT_FDCWD = -100
@@ -33,8 +33,8 @@ NOBODY = Caller("nobody", OVERFLOW, OVERFLOW)
 CALLERS = [ROOT, USER, NOBODY]
 every_caller = pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
 
-# What the kernel answers where it knows the owner (inode_permission, may_delete, notify_change),
-# and what the worker answers.
+# Errors of the kernel, which may know the owner (inode_permission, may_delete, notify_change),
+# and of the worker.
 REFUSALS = {errno.EPERM, errno.EACCES, errno.EOVERFLOW}
 
 WAYS = {
@@ -47,14 +47,14 @@ WAYS = {
 
 @pytest.fixture(params=list(WAYS.values()), ids=list(WAYS))
 def way(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The options that say how a volume is served."""
+    """Return the options of one way to serve a volume after the other."""
     options: dict[str, str] = request.param
     return options
 
 
 @contextmanager
 def volume(way: dict[str, str], **options: str) -> Iterator[Mounted]:
-    """Serve a directory of container root's, with a map of users and groups."""
+    """Serve a directory of container root, with a map of users and groups."""
     maps = {"map_uid": MAP_UID, "map_gid": MAP_GID}
     with public_directory() as base:
         source = base / "source"
@@ -73,7 +73,7 @@ def served(way: dict[str, str]) -> Iterator[Mounted]:
 
 
 def put(path: Path, mode: int, uid: int = 0, gid: int = HOST_GID) -> Path:
-    """Make a file of the host's, whose user the map lacks unless *uid* says otherwise."""
+    """Make a file on the host; the map lacks the default *uid*."""
     path.write_text("the host's")
     os.chown(path, uid, gid)
     path.chmod(mode)
@@ -81,7 +81,7 @@ def put(path: Path, mode: int, uid: int = 0, gid: int = HOST_GID) -> Path:
 
 
 def put_directory(path: Path, mode: int, uid: int = 0, gid: int = HOST_GID) -> Path:
-    """Make a directory of the host's with a file in it that all may read and write."""
+    """Make a directory on the host, with a file in it that all may read and write."""
     path.mkdir()
     put(path / "inside", 0o666, uid, gid)
     os.chown(path, uid, gid)
@@ -159,7 +159,7 @@ DIRECTORY_CHANGES: dict[str, Change] = {
 
 
 def state(top: Path) -> dict[str, tuple[object, ...]]:
-    """What a directory of the host holds, with all that a change would leave."""
+    """Return attributes and contents of a directory of the host, in which any change shows."""
     found: dict[str, tuple[object, ...]] = {}
     for path in [top, *sorted(top.rglob("*"))]:
         status = path.lstat()
@@ -174,7 +174,7 @@ def state(top: Path) -> dict[str, tuple[object, ...]]:
 
 
 def attempts(caller: Caller, path: Path, changes: dict[str, Change]) -> dict[str, str]:
-    """Try every change as *caller*; gives those that were not refused, with what came."""
+    """Try every change as *caller*; return the result of each change that was not refused."""
     return caller.run(partial(_outcomes, path, changes))
 
 
@@ -192,13 +192,13 @@ def _outcomes(path: Path, changes: dict[str, Change]) -> dict[str, str]:
 
 
 def _lacking(name: str, error: OSError) -> bool:
-    """Whether *error* says that libfuse cannot carry such a request at all."""
+    """Return whether *error* means that libfuse's binding lacks this request."""
     lacks = {"flags": errno.ENOTTY, "create without a name": errno.EOPNOTSUPP}
     return error.errno == lacks.get(name)
 
 
 def furnish(source: Path, *, uid: int) -> None:
-    """Put an open file and an open directory of *uid* there, and a file of container root's."""
+    """Make a file and a directory of *uid* with all rights, and a file of container root."""
     put(source / "file", 0o666, uid)
     os.setxattr(source / "file", "user.there", b"1")
     put_directory(source / "dir", 0o777, uid)
@@ -228,7 +228,9 @@ def test_a_private_file_of_an_unmapped_owner_is_read_by_no_caller(
 
 
 @every_caller
-def test_what_the_mode_lets_all_do_but_change_is_allowed(served: Mounted, caller: Caller) -> None:
+def test_all_users_read_files_of_an_unmapped_owner_as_the_mode_says(
+    served: Mounted, caller: Caller
+) -> None:
     put(served.source / "file", 0o644)
     put_directory(served.source / "dir", 0o755)
     os.setxattr(served.source / "file", "user.there", b"1")
@@ -249,10 +251,10 @@ def test_what_the_mode_lets_all_do_but_change_is_allowed(served: Mounted, caller
 @pytest.mark.parametrize(
     ("name", "changes"), [("file", FILE_CHANGES), ("dir", DIRECTORY_CHANGES)], ids=["file", "dir"]
 )
-def test_what_an_unmapped_owner_has_is_changed_by_no_caller(
+def test_no_caller_changes_files_of_an_unmapped_owner(
     served: Mounted, caller: Caller, name: str, changes: dict[str, Change]
 ) -> None:
-    """Whatever its mode; as on an idmapped mount."""
+    """The mode does not matter, as on an idmapped mount."""
     furnish(served.source, uid=0)
     before = state(served.source)
 
@@ -266,11 +268,11 @@ def test_what_an_unmapped_owner_has_is_changed_by_no_caller(
 def test_a_kernel_that_knows_an_older_owner_changes_nothing_either(
     way: dict[str, str], name: str, changes: dict[str, Change]
 ) -> None:
-    """The worker looks at the owner that the file has now."""
+    """The worker checks the current owner of the file."""
     with volume(way, cache="always") as served:
         furnish(served.source, uid=HOST_UID)
         for path in list(served.mountpoint.rglob("*")):
-            path.lstat()  # after the listing, which makes a directory's access time unknown
+            path.lstat()  # after the listing, which invalidates a directory's access time
         for path in [served.source / name, *(served.source / name).rglob("*")]:
             os.chown(path, 0, HOST_GID)
         assert owner(served.mountpoint / name) == (0, 0)
@@ -312,7 +314,7 @@ MAKING: dict[str, Callable[[Path], object]] = {
 def test_every_reply_tells_an_unmapped_group_apart(
     way: dict[str, str], make: Callable[[Path], object]
 ) -> None:
-    """With cache=always the kernel shows what the reply to the creation said."""
+    """With cache=always, the kernel shows the attributes in the reply to the creation."""
     with volume(way, cache="always") as served:
         shared = put_directory(served.source / "shared", 0o2777, HOST_UID, gid=0)
         (shared / "inside").rename(shared / "first")
@@ -325,7 +327,7 @@ def test_every_reply_tells_an_unmapped_group_apart(
         assert owner(there / "first") == (USER.uid, GROUP)
 
 
-def test_a_listing_tells_owners_as_a_lookup_does(way: dict[str, str]) -> None:
+def test_a_listing_shows_owners_as_a_lookup_does(way: dict[str, str]) -> None:
     with volume(way, cache="always") as served:
         put(served.source / "user", 0o644)
         put(served.source / "group", 0o644, HOST_UID, gid=0)
@@ -398,7 +400,7 @@ def test_a_map_of_one_kind_lacks_owners_of_that_kind_alone(
 
 
 @pytest.mark.parametrize(("squash", "shown"), [("root", (0, 0)), ("all", (77, 88))])
-def test_what_a_squashed_caller_makes_is_its_own_also_where_the_map_lacks_the_anonymous_user(
+def test_a_squashed_caller_owns_its_files_even_if_the_map_lacks_the_anonymous_user(
     way: dict[str, str], squash: str, shown: tuple[int, int]
 ) -> None:
     with volume(way, squash=squash, anon_uid="77", anon_gid="88") as served:
@@ -416,7 +418,7 @@ def test_what_a_squashed_caller_makes_is_its_own_also_where_the_map_lacks_the_an
 def test_the_log_says_that_the_top_belongs_to_an_unmapped_owner(
     tmp_path: Path, way: dict[str, str], readonly: str, lines: int
 ) -> None:
-    """Its users see EACCES, which tells them nothing."""
+    """Users only see EACCES, which does not explain the cause."""
     options = {**way, "map_uid": MAP_UID, "readonly": readonly}
     with mounted(tmp_path, options) as served:
         logged = served.logged().splitlines()
