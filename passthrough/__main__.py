@@ -25,17 +25,17 @@ from passthrough.worker.handover import Handover, Report
 from passthrough.worker.sandbox import SandboxError
 
 log = logging.getLogger(__name__)
-# Without markup, so that help shows what stands in brackets.
+# Without markup, because help texts have brackets.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
     source: Annotated[str, typer.Option(help="The directory to serve.")],
-    mountpoint: Annotated[str, typer.Option(help="Where to mount it: an existing directory.")],
+    mountpoint: Annotated[str, typer.Option(help="The mount point: an existing directory.")],
     option: Annotated[
         list[str] | None,
-        typer.Option("-o", "--option", metavar="KEY=VALUE", help="As for a volume; repeatable."),
+        typer.Option("-o", "--option", metavar="KEY=VALUE", help="A volume option; repeatable."),
     ] = None,
 ) -> None:
     """Serve SOURCE at MOUNTPOINT until it is unmounted or this process gets SIGINT or SIGTERM."""
@@ -49,7 +49,7 @@ def main(
 
 
 def _place(option: str, text: str) -> Path:
-    """Return *text* as a path; an empty one would be the working directory, by accident."""
+    """Return *text* as a path; refuse an empty text, which Path takes for the working directory."""
     if not text:
         raise OptionError(option, text, "a directory; '.' is the working directory")
     return Path(text)
@@ -75,11 +75,11 @@ def _refuse(error: Exception) -> int:
 
 
 def _serve(source: Path, mountpoint: Path, options: Effective) -> int:
-    """Mount, have a child process serve, unmount; gives the exit status."""
+    """Mount, have a child process serve, unmount; return the exit status."""
     source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = mountpoint.resolve()
     _check_apart(source_fd, target)
-    # Until the session has its own handler, a signal unwinds as Ctrl-C does: no dead mount is left.
+    # Until the session has its own handler, SIGTERM unwinds as Ctrl-C does, and so unmounts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fuse_fd = fuse_mount.mount(target, options)
     is_mounted = _watch(target)
@@ -94,9 +94,9 @@ def _serve(source: Path, mountpoint: Path, options: Effective) -> int:
 
 
 def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> int:
-    """Have a child serve until it ends or this process is signalled; gives the exit status.
+    """Have a child serve until it ends or this process is signalled; return the exit status.
 
-    It is the child that the sandbox holds, for good: somebody must remain who can unmount.
+    The child cannot leave its sandbox, so this process stays outside to unmount.
     """
     childs_end, our_end = os.pipe()
     to_close = [our_end]
@@ -110,7 +110,7 @@ def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> 
     if child == 0:
         status = 1
         try:
-            # A terminal signals the child too; the pipe's end reaches it in any case.
+            # A terminal signals the child too; the child ends with the pipe instead.
             _on_signal(signal.SIG_IGN)
             stop()
             status = _child(handover, serving, childs_end)
@@ -141,7 +141,7 @@ def _child(handover: Handover, serving: Callable[[Report], object], parent_fd: i
 
 
 def _watch(target: Path) -> Callable[[], bool]:
-    """Whether what is mounted at *target* now is still there: others may unmount it as well."""
+    """Return a function that tells whether the present mount at *target* is still mounted."""
 
     def uppermost() -> tuple[int, int] | None:
         at_target = [m for m in mountinfo.read() if m.target == os.fsencode(target)]
@@ -152,7 +152,7 @@ def _watch(target: Path) -> Callable[[], bool]:
 
 
 def _check_apart(source_fd: int, target: Path) -> None:
-    """Refuse a mount point inside its own source: the first to walk by it would wait for ever."""
+    """Refuse a mount point inside its source: a walk into it would wait for itself for ever."""
     target_fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISDIR(os.fstat(target_fd).st_mode):

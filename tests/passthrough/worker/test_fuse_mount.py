@@ -24,7 +24,7 @@ REQUEST_BYTES = 1 << 17  # more than the longest request
 
 @contextmanager
 def mounted(target: Path, config: Effective | None = None) -> Iterator[int]:
-    """A mount that nobody serves; its descriptor is closed at the end."""
+    """A mount without a worker; its descriptor is closed at the end."""
     fd = fuse_mount.mount(target, config or effective())
     try:
         yield fd
@@ -32,13 +32,13 @@ def mounted(target: Path, config: Effective | None = None) -> Iterator[int]:
         os.close(fd)
 
 
-def test_the_kernel_greets_on_the_descriptor(mountpoint: Path) -> None:
+def test_the_descriptor_brings_init(mountpoint: Path) -> None:
     with mounted(mountpoint) as fd:
         assert next_request(fd) == FUSE_INIT
         assert not os.get_inheritable(fd)
 
 
-def test_the_mount_is_seen_as_what_it_is(mountpoint: Path) -> None:
+def test_a_mount_has_its_type_and_its_source(mountpoint: Path) -> None:
     with mounted(mountpoint, effective(fsname="server:/data")):
         (mounted_there,) = mounts_at(mountpoint)
 
@@ -69,7 +69,7 @@ def test_the_config_becomes_mount_options(
         assert not set(absent.split()) & options
 
 
-def test_unmount_takes_the_mount_away(mountpoint: Path) -> None:
+def test_unmount_detaches_the_mount(mountpoint: Path) -> None:
     with mounted(mountpoint):
         fuse_mount.unmount(mountpoint)
 
@@ -77,7 +77,7 @@ def test_unmount_takes_the_mount_away(mountpoint: Path) -> None:
         mountpoint.rmdir()
 
 
-def test_unmount_takes_the_uppermost(mountpoint: Path) -> None:
+def test_unmount_detaches_the_uppermost_mount(mountpoint: Path) -> None:
     with (
         mounted(mountpoint, effective(fsname="lower")),
         mounted(mountpoint, effective(fsname="upper")),
@@ -88,7 +88,7 @@ def test_unmount_takes_the_uppermost(mountpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("abort", [False, True])
-def test_unmount_of_what_is_no_mount(mountpoint: Path, *, abort: bool) -> None:
+def test_unmount_without_a_mount_is_einval(mountpoint: Path, *, abort: bool) -> None:
     with pytest.raises(OSError, match="Invalid argument") as failed:
         fuse_mount.unmount(mountpoint, abort=abort)
 
@@ -105,10 +105,10 @@ def test_unmount_does_not_follow_a_symlink(mountpoint: Path, tmp_path: Path) -> 
         assert len(mounts_at(mountpoint)) == 1
 
 
-def test_abort_frees_who_waits(mountpoint: Path) -> None:
-    """A process that asked, and whose worker took the request and is gone."""
+def test_abort_frees_a_waiting_caller(mountpoint: Path) -> None:
+    """The worker has read the caller's request, and has ended without an answer."""
     with mounted(mountpoint) as fd:
-        greet(fd)
+        answer_init(fd)
         asking = ["stat", "--file-system", str(mountpoint)]
         with subprocess.Popen(asking, stderr=subprocess.PIPE, env={"LC_ALL": "C"}) as waiting:
             try:
@@ -126,9 +126,9 @@ def test_abort_frees_who_waits(mountpoint: Path) -> None:
 
 
 def test_after_an_abort_requests_fail(mountpoint: Path) -> None:
-    """Also for who still has a directory of the mount open."""
+    """They fail also through a directory of the mount that is still open."""
     with mounted(mountpoint) as fd:
-        greet(fd)
+        answer_init(fd)
         inside = os.open(mountpoint, os.O_PATH)
         try:
             fuse_mount.unmount(mountpoint, abort=True)
@@ -141,13 +141,13 @@ def test_after_an_abort_requests_fail(mountpoint: Path) -> None:
 
 
 def next_request(fd: int) -> int:
-    """The number of the operation that the kernel asks for next."""
+    """Return the opcode of the kernel's next request."""
     assert select.select([fd], [], [], LIMIT_S)[0] == [fd]
     return int.from_bytes(os.read(fd, REQUEST_BYTES)[4:8], "little")
 
 
-def greet(fd: int) -> None:
-    """Answer INIT as a worker would, so that the kernel sends what waits behind it."""
+def answer_init(fd: int) -> None:
+    """Answer INIT as a worker does, so that the kernel sends further requests."""
     assert select.select([fd], [], [], LIMIT_S)[0] == [fd]
     _, operation, unique = struct.unpack_from("=IIQ", os.read(fd, REQUEST_BYTES))
     assert operation == FUSE_INIT
@@ -175,7 +175,7 @@ def test_a_duplicate_keeps_the_connection(mountpoint: Path) -> None:
         os.close(duplicate)
 
 
-def test_where_mounting_fails_nothing_stays_open(tmp_path: Path) -> None:
+def test_a_failed_mount_leaves_no_descriptor(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
 
     with pytest.raises(FileNotFoundError) as failed:

@@ -26,18 +26,18 @@ handovers = st.builds(
 
 
 @given(handovers)
-def test_a_handover_arrives_as_it_was_sent(handover: Handover) -> None:
+def test_a_handover_survives_encoding(handover: Handover) -> None:
     assert decode_handover(encode(handover)) == handover
 
 
 @given(st.builds(Report, serving=st.booleans(), error=st.text()))
-def test_a_report_arrives_as_it_was_sent(report: Report) -> None:
+def test_a_report_survives_encoding(report: Report) -> None:
     assert decode_report(encode(report)) == report
 
 
 @given(handovers | st.builds(Report, serving=st.booleans(), error=st.text()))
 def test_a_message_is_one_line(message: Handover | Report) -> None:
-    """The reader stops at the first newline, whatever a name or an error contains."""
+    """The reader stops at the first newline, so a name or an error must not add one."""
     line = encode(message)
 
     assert line.count(b"\n") == 1
@@ -63,12 +63,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-def test_anything_else_is_no_handover(line: bytes) -> None:
+def test_a_malformed_handover_is_refused(line: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_handover(line)
 
 
 @pytest.mark.parametrize("line", [b"", b"Traceback\n", b"{}", b'{"serving":"yes"}', b"[]", DEEP])
-def test_anything_else_is_no_report(line: bytes) -> None:
+def test_a_malformed_report_is_refused(line: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_report(line)

@@ -27,7 +27,7 @@ def keeper(
     keeper.close()
 
 
-def test_it_serves_the_handed_over_directory(
+def test_a_worker_serves_the_directory_of_its_handover(
     keeper: Keeper, source: Path, mountpoint: Path
 ) -> None:
     (source / "file").write_text("below")
@@ -43,8 +43,8 @@ def test_it_serves_the_handed_over_directory(
     assert (source / "d").stat().st_mode & 0o7777 == 0o1777
 
 
-def test_what_others_create_belongs_to_them(keeper: Keeper, source: Path, mountpoint: Path) -> None:
-    """In a directory that only their supplementary group opens, which the host must not recheck."""
+def test_new_files_belong_to_their_caller(keeper: Keeper, source: Path, mountpoint: Path) -> None:
+    """The host must not check again: only the caller's supplementary group has access."""
     (source / "team").mkdir()
     os.chown(source / "team", 0, 41_100)
     (source / "team").chmod(0o2770)
@@ -67,10 +67,10 @@ ENDS: dict[str, Callable[[Keeper, subprocess.Popen[bytes]], object]] = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_it_ends_in_order(
+def test_a_worker_ends_with_status_0(
     keeper: Keeper, end: Callable[[Keeper, subprocess.Popen[bytes]], object]
 ) -> None:
-    """With status 0, one report, and nothing to complain of."""
+    """The exit status is 0, there is one report, and the log is empty."""
     process = keeper.serve()
     on_mount("ls", str(keeper.mountpoint))
 
@@ -80,7 +80,7 @@ def test_it_ends_in_order(
     assert keeper.log.read_text() == ""
 
 
-def test_it_serves_who_still_has_files_open_after_an_unmount(
+def test_open_files_stay_usable_after_an_unmount(
     keeper: Keeper, source: Path, mountpoint: Path
 ) -> None:
     (source / "file").write_text("below")
@@ -100,8 +100,8 @@ def test_it_serves_who_still_has_files_open_after_an_unmount(
     assert ended(process) == (0, b"")
 
 
-def test_a_mount_outlives_its_worker_and_takes_no_harm(keeper: Keeper, mountpoint: Path) -> None:
-    """The keeper's duplicate keeps the connection: without it, the mount is dead."""
+def test_a_mount_outlives_its_worker(keeper: Keeper, mountpoint: Path) -> None:
+    """The keeper's duplicate keeps the connection; without it the mount is dead."""
     process = keeper.serve()
     process.terminate()
     process.wait(LIMIT_S)
@@ -115,7 +115,7 @@ def test_a_mount_outlives_its_worker_and_takes_no_harm(keeper: Keeper, mountpoin
     assert b"not connected" in asked.stderr
 
 
-def test_a_source_that_cannot_be_served_as_demanded_is_reported(
+def test_a_source_without_a_mandatory_feature_is_reported(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     config = Requested(inode_file_handles=InodeFileHandles.MANDATORY)
@@ -145,7 +145,7 @@ def test_a_broken_handover_is_reported(keeper: Keeper, line: bytes) -> None:
     assert ended(process) == (1, b"")
 
 
-def test_a_handover_that_ends_half_way_is_reported(keeper: Keeper) -> None:
+def test_a_handover_that_is_cut_short_is_reported(keeper: Keeper) -> None:
     process = keeper.start(encode(keeper.handover)[:-10], ())
     assert process.stdin is not None
     process.stdin.close()
@@ -162,10 +162,8 @@ def test_a_handover_that_ends_half_way_is_reported(keeper: Keeper) -> None:
         ("fuse_fd is no FUSE", "[Errno"),
     ],
 )
-def test_descriptors_that_are_not_what_they_should_be_are_reported(
-    keeper: Keeper, wrong: str, sentence: str
-) -> None:
-    """In one sentence for whoever asked for the mount, and with a traceback in the log."""
+def test_wrong_descriptors_are_reported(keeper: Keeper, wrong: str, sentence: str) -> None:
+    """The report has one sentence, for the caller of the mount; the log has a traceback."""
     field, _, elsewhere = wrong.partition(" ")
     null = os.open("/dev/null", os.O_RDWR)
     line = encode(msgspec.structs.replace(keeper.handover, **{field: null}))
@@ -183,8 +181,8 @@ def test_descriptors_that_are_not_what_they_should_be_are_reported(
     assert "Traceback" in keeper.log.read_text()
 
 
-def test_nothing_stays_open_and_the_process_is_prepared(source: Path, mountpoint: Path) -> None:
-    """After `serve`: neither the source nor /dev/fuse, nor anything opened for requests."""
+def test_serve_leaves_no_descriptor_and_no_umask(source: Path, mountpoint: Path) -> None:
+    """After `serve` no descriptor of the source, /dev/fuse or an open file is left."""
 
     def serve() -> tuple[set[int], list[str], int]:
         source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)

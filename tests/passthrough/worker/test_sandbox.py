@@ -1,4 +1,4 @@
-"""sandbox.py: what a worker still is, can see and can do."""
+"""sandbox.py: the capabilities, files, processes and calls that a worker keeps."""
 
 import json
 import os
@@ -31,7 +31,7 @@ MS_BIND = 1 << 12  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
 KEPT = sandbox.kept_capabilities(by_handle=True)
-# What the engine gives every container and plugin, unasked.
+# The engine gives these to every container and plugin by default.
 DOCKERS_OWN = (
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
     *("CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE"),
@@ -58,7 +58,7 @@ def ask(keeper: Keeper, mountpoint: Path) -> Callable[..., object]:
 
 
 def status(pid: int) -> list[dict[str, str]]:
-    """/proc/PID/status of each thread."""
+    """Return /proc/PID/status of each thread."""
     return [
         dict(re.findall(r"^(\w+):\t(.*)$", (task / "status").read_text(), re.MULTILINE))
         for task in Path(f"/proc/{pid}/task").iterdir()
@@ -80,9 +80,7 @@ def test_each_capability_has_its_number_and_its_reason() -> None:
     assert all(len(reason) > 20 for _, reason in sandbox.KEPT.values())
 
 
-def test_the_kernel_says_that_the_worker_keeps_what_is_listed_and_nothing_else(
-    keeper: Keeper, mountpoint: Path
-) -> None:
+def test_a_worker_keeps_only_the_listed_capabilities(keeper: Keeper, mountpoint: Path) -> None:
     pid = keeper.serve().pid
     on_mount("ls", str(mountpoint))
     kept = f"{KEPT:016x}"
@@ -99,7 +97,7 @@ def test_the_kernel_says_that_the_worker_keeps_what_is_listed_and_nothing_else(
 
 
 @pytest.mark.parametrize(("handles", "error"), [("never", "EPERM"), ("prefer", "")])
-def test_who_holds_nothing_by_handle_can_open_nothing_by_handle(
+def test_only_a_worker_with_file_handles_can_open_them(
     source: Path, mountpoint: Path, tmp_path: Path, handles: str, error: str
 ) -> None:
     config = Requested(inode_file_handles=InodeFileHandles(handles))
@@ -111,7 +109,7 @@ def test_who_holds_nothing_by_handle_can_open_nothing_by_handle(
     assert opened == error
 
 
-def test_where_the_source_has_no_handles_the_capability_goes_as_well(
+def test_a_source_without_file_handles_drops_the_capability(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     with mounted_on(source, "ramfs"):
@@ -133,8 +131,8 @@ def test_where_the_source_has_no_handles_the_capability_goes_as_well(
 
 
 @pytest.mark.parametrize(("held", "error"), [(False, "EPERM"), (True, "")])
-def test_the_filter_alone_decides_on_opening_by_handle(*, held: bool, error: str) -> None:
-    """Whatever a kernel asks of the capability for."""
+def test_the_filter_alone_refuses_to_open_by_handle(*, held: bool, error: str) -> None:
+    """The test process has the capability, so only the filter can refuse."""
 
     def opening() -> str:
         rules = seccomp.program(os.uname().machine, os.getpid(), by_handle=held, by_ring=False)
@@ -144,13 +142,13 @@ def test_the_filter_alone_decides_on_opening_by_handle(*, held: bool, error: str
     assert ROOT.run(opening) == error
 
 
-def test_what_is_given_up_does_not_come_back(ask: Callable[..., object]) -> None:
+def test_dropped_privileges_cannot_be_regained(ask: Callable[..., object]) -> None:
     assert ask("regain", str(CAP_SYS_PTRACE)) == "EPERM"
     assert ask("execute", "/proc/self/exe") == "EPERM"
     assert ask("dumpable") == 0
 
 
-def test_there_are_as_many_descriptors_as_are_allowed(keeper: Keeper, mountpoint: Path) -> None:
+def test_the_limit_of_descriptors_is_the_maximum(keeper: Keeper, mountpoint: Path) -> None:
     keeper.serve(within=("sh", "-c", 'ulimit -S -n 100; exec "$@"', "sh"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -160,7 +158,7 @@ def test_there_are_as_many_descriptors_as_are_allowed(keeper: Keeper, mountpoint
     assert allowed in ([hard, hard], [NR_OPEN, NR_OPEN])
 
 
-def test_the_namespaces_are_its_own(keeper: Keeper) -> None:
+def test_a_worker_has_namespaces_of_its_own(keeper: Keeper) -> None:
     pid = keeper.serve().pid
     own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net", "ipc", "uts")}
 
@@ -169,7 +167,7 @@ def test_the_namespaces_are_its_own(keeper: Keeper) -> None:
     } == {}
 
 
-def test_there_is_no_network(keeper: Keeper, ask: Callable[..., object]) -> None:
+def test_a_worker_has_no_network(keeper: Keeper, ask: Callable[..., object]) -> None:
     table = Path(f"/proc/{keeper.processes[0].pid}/net/dev").read_text()
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert ask("connect", str(server.getsockname()[1])) == "EPERM"
@@ -177,7 +175,7 @@ def test_there_is_no_network(keeper: Keeper, ask: Callable[..., object]) -> None
     assert set(re.findall(r"^ *(\w+):", table, re.MULTILINE)) <= {"lo", "sit0", "tunl0"}
 
 
-def test_the_source_is_all_that_there_is(
+def test_a_worker_sees_only_the_source(
     keeper: Keeper, source: Path, ask: Callable[..., object]
 ) -> None:
     (source / "etc").mkdir()
@@ -192,7 +190,7 @@ def test_the_source_is_all_that_there_is(
 
 
 @pytest.mark.parametrize("call", ["mount", "umount", "pivot_root", "clone_tree", "chroot"])
-def test_the_calls_that_would_lead_out_are_refused(ask: Callable[..., object], call: str) -> None:
+def test_calls_that_leave_the_sandbox_are_refused(ask: Callable[..., object], call: str) -> None:
     assert ask(call) == "EPERM"
 
 
@@ -202,8 +200,8 @@ def test_a_thread_may_have_its_own_umask_but_no_namespace(ask: Callable[..., obj
     assert ask("unshare", str(CLONE_NEWUSER | CLONE_FS)) == "EPERM"
 
 
-# Calls that would do something in a worker, or fail with another error, if no filter stood before
-# them: no descriptor has the number -1, and PROCESS stands for one that a worker must not touch.
+# Without the filter these calls would take effect in a worker, or fail with another error: -1 is no
+# descriptor. PROCESS stands for a process that a worker must not touch.
 FIFREEZE, FS_IOC_SHUTDOWN, XFS_IOC_OPEN_BY_HANDLE = 0xC004_5877, 0x8004_587D, 0x4038_586B
 TIOCSTI, FIONREAD, UPPER = 0x5412, 0x541B, 1 << 32
 BAD_FD, PROCESS, RLIMIT_CORE = (1 << 64) - 1, -1, 4
@@ -281,7 +279,7 @@ def test_other_processes_and_the_host_s_file_systems_are_out_of_reach(
         ("clone3", (0, 0), "ENOSYS"),
     ],
 )
-def test_what_a_worker_needs_of_itself_is_left(
+def test_a_worker_may_call_what_it_needs(
     keeper: Keeper, ask: Callable[..., object], name: str, arguments: tuple[int, ...], error: str
 ) -> None:
     own = keeper.processes[0].pid
@@ -291,7 +289,7 @@ def test_what_a_worker_needs_of_itself_is_left(
 
 
 def test_calls_by_the_numbers_of_x32_are_refused(ask: Callable[..., object]) -> None:
-    """A kernel without that ABI would answer ENOSYS."""
+    """A kernel without that ABI answers ENOSYS."""
     assert ask("call", f"{0x4000_0000 | number_of('kill')} 0 0") == "EPERM"
 
 
@@ -301,10 +299,10 @@ def test_a_worker_starts_threads_and_no_process(ask: Callable[..., object]) -> N
     assert ask("new_thread") == ""
 
 
-def test_nothing_in_reach_has_the_host_above_it(
+def test_dot_dot_never_leads_to_the_host(
     keeper: Keeper, source: Path, mountpoint: Path, ask: Callable[..., object]
 ) -> None:
-    """Neither a directory of the source, nor /proc/self/fd, nor any other open descriptor."""
+    """`..` leads to the host from no directory of the source, and from no open descriptor."""
     (source / "a" / "b").mkdir(parents=True)
     with subprocess.Popen(["sleep", "60"], cwd=mountpoint / "a" / "b") as user:
         tops = ask("above")
@@ -333,7 +331,7 @@ def test_a_bug_is_logged_with_its_lines_and_the_mount_lives(
     assert on_mount("cat", f"{mountpoint}/file") == "alive"
 
 
-def test_text_of_every_kind_is_still_known(keeper: Keeper, ask: Callable[..., object]) -> None:
+def test_all_codecs_still_work(keeper: Keeper, ask: Callable[..., object]) -> None:
     assert ask("text") == "\\u2603"
     assert "a name of no known \\udcff" in keeper.log.read_text()
 
@@ -341,9 +339,9 @@ def test_text_of_every_kind_is_still_known(keeper: Keeper, ask: Callable[..., ob
 def test_nothing_is_imported_or_read_from_the_volume(
     keeper: Keeper, source: Path, ask: Callable[..., object]
 ) -> None:
-    """A volume's user may make names where Python looks for modules, and for a traceback's lines.
+    """A volume's user can make names at which Python searches for modules and source lines.
 
-    One would be run, and a fifo in the place of the other waited for.
+    A module would be run, and a traceback would wait for a fifo in place of a source file.
     """
     for place in [Path(entry) for entry in sys.path if entry] + [REPOSITORY]:
         below = source / place.relative_to("/")
@@ -362,7 +360,9 @@ def test_nothing_is_imported_or_read_from_the_volume(
 
 
 @pytest.mark.parametrize("place", ["managed plugin", "service"])
-def test_what_the_plugin_is_given_suffices(keeper: Keeper, mountpoint: Path, place: str) -> None:
+def test_the_capabilities_of_the_plugin_suffice(
+    keeper: Keeper, mountpoint: Path, place: str
+) -> None:
     asked = json.loads((REPOSITORY / "config.json").read_text())["linux"]["capabilities"]
     given = [*DOCKERS_OWN, *asked] if place == "managed plugin" else unit("CapabilityBoundingSet")
     words = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in given)
@@ -374,7 +374,7 @@ def test_what_the_plugin_is_given_suffices(keeper: Keeper, mountpoint: Path, pla
 
 
 @pytest.mark.parametrize("capability", ["sys_admin", "setpcap"])
-def test_without_the_privilege_nothing_is_served_and_the_sentence_names_it(
+def test_a_missing_capability_is_refused_by_name(
     source: Path, mountpoint: Path, tmp_path: Path, capability: str
 ) -> None:
     keeper = Keeper(source, mountpoint, tmp_path / "stderr")
@@ -392,7 +392,7 @@ def test_without_the_privilege_nothing_is_served_and_the_sentence_names_it(
 
 
 def refusal(become: Callable[[], object]) -> str:
-    """What `enter` says in a process that *become* has made unfit."""
+    """Return the refusal of `enter` in a process that *become* has made unfit."""
 
     def entering() -> str:
         become()
@@ -406,7 +406,7 @@ def refusal(become: Callable[[], object]) -> str:
 
 
 def test_a_process_of_several_threads_is_refused() -> None:
-    """The others would stay as they are: namespaces and capabilities are a thread's."""
+    """Namespaces and capabilities belong to a thread, so the others would stay unconfined."""
 
     def become() -> None:
         reader, _ = os.pipe()
@@ -422,7 +422,7 @@ def test_an_unknown_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
-    """What chroot(2) made the root of a process is no mount that another could replace."""
+    """After chroot(2) the root directory is no mount, so it cannot be replaced."""
     (tmp_path / "proc").mkdir()
 
     def become() -> None:
@@ -434,7 +434,7 @@ def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
     assert refusal(become).startswith(f"{OPTION}mount_setattr(2): Invalid argument; sandbox=none")
 
 
-def test_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_sandbox_none_confines_nothing(source: Path, mountpoint: Path, tmp_path: Path) -> None:
     keeper = Keeper(
         source, mountpoint, tmp_path / "stderr", Requested(sandbox=Sandbox.NONE), INSIDE
     )

@@ -1,4 +1,4 @@
-"""sandbox.py: which mounts a worker sees, and which see what it does."""
+"""sandbox.py: the mounts that a worker sees, and the mounts that its own mounts reach."""
 
 import os
 import subprocess
@@ -20,28 +20,28 @@ def mounts_of(pid: int) -> list[mountinfo.MountEntry]:
     return mountinfo.read(f"/proc/{pid}/mountinfo")
 
 
-def test_no_mount_of_passfs_is_in_reach(
+def test_a_worker_sees_no_mount_of_passfs(
     source: Path, tmp_path: Path, ask_at: Callable[[Path], Keeper]
 ) -> None:
-    """Neither the worker's own, which it could not walk into, nor another, nor one inside those."""
+    """The worker sees neither its own mount, nor another, nor one inside those."""
     own, other = source / "own", source / "other"
     for path in (own, other):
         path.mkdir()
         (path / "below").touch()
-    nobody = Keeper(tmp_path, other, tmp_path / "unused")
+    unserved = Keeper(tmp_path, other, tmp_path / "unused")
     keeper = ask_at(own)
 
     pid = keeper.serve().pid
 
     assert [mount for mount in mounts_of(pid) if mount.fstype == FSTYPE] == []
     assert on_mount("ls", str(own / "own"), str(own / "other")).count("below") == 2
-    nobody.close()
+    unserved.close()
     syscalls.umount2(os.fsencode(other), syscalls.MNT_DETACH)
 
 
 @pytest.fixture
 def ask_at(source: Path, tmp_path: Path) -> Iterator[Callable[[Path], Keeper]]:
-    """Mount at a place of the test's choice."""
+    """Mount at a directory that the test chooses."""
     keepers = []
 
     def make(mountpoint: Path) -> Keeper:
@@ -56,7 +56,7 @@ def ask_at(source: Path, tmp_path: Path) -> Iterator[Callable[[Path], Keeper]]:
 
 @pytest.fixture
 def shared_source(source: Path) -> Iterator[Path]:
-    """The source as a mount whose events reach its slaves, as they do on most hosts."""
+    """The source as a shared mount, as on most hosts: its slaves receive its mount events."""
     path = os.fsencode(source)
     syscalls.mount(path, path, b"", MS_BIND, b"")
     syscalls.mount(b"none", path, b"", MS_SHARED, b"")
@@ -64,7 +64,7 @@ def shared_source(source: Path) -> Iterator[Path]:
     syscalls.umount2(path, syscalls.MNT_DETACH)
 
 
-def test_what_is_mounted_below_the_source_comes_and_goes_with_the_host(
+def test_mounts_below_the_source_follow_the_host(
     shared_source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     before, later = shared_source / "before", shared_source / "later"
@@ -86,21 +86,21 @@ def test_what_is_mounted_below_the_source_comes_and_goes_with_the_host(
         keeper.close()
 
 
-def test_a_volume_that_is_bound_below_its_own_source_later_is_not_entered(
+def test_a_volume_bound_below_its_own_source_is_not_entered(
     shared_source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    """The worker would wait for an answer of its own."""
+    """If it were entered, the worker would wait for its own answer."""
     loop = shared_source / "loop"
     loop.mkdir()
     keeper = Keeper(shared_source, mountpoint, tmp_path / "stderr")
-    # Should it wait, this ends it: a request that was taken outlives the death of who sent it.
+    # It ends a worker that waits: a request in service outlives the caller that sent it.
     watchdog = threading.Timer(LIMIT_S, fuse_mount.unmount, (mountpoint,), {"abort": True})
     watchdog.start()
     try:
         pid = keeper.serve().pid
         syscalls.mount(os.fsencode(mountpoint), os.fsencode(loop), b"", MS_BIND, b"")
         assert [mount.fstype for mount in mounts_of(pid)][1:] == [FSTYPE]
-        # Whether its name is listed depends on the listing: one that looks nothing up has it.
+        # A listing without lookups has the name.
         found = on_mount("sh", "-c", 'find "$1" 2>&- || true', "sh", str(mountpoint)).splitlines()
         assert found in ([str(mountpoint)], [str(mountpoint), f"{mountpoint}/loop"])
         with pytest.raises(subprocess.CalledProcessError):
@@ -113,10 +113,10 @@ def test_a_volume_that_is_bound_below_its_own_source_later_is_not_entered(
         keeper.close()
 
 
-def test_nothing_that_the_worker_does_reaches_the_host(
+def test_mounts_of_the_worker_do_not_reach_the_host(
     shared_source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    """Its detaching of the old root and of mounts of passfs stays in its own namespace."""
+    """The worker detaches the old root and mounts of passfs only in its own namespace."""
     (shared_source / "disk").mkdir()
     syscalls.mount(b"disk", os.fsencode(shared_source / "disk"), b"tmpfs", 0, b"")
     before = [mount[2:] for mount in mountinfo.read()]

@@ -1,4 +1,4 @@
-"""seccomp.py: the filter of each architecture, carried out call by call."""
+"""seccomp.py: the verdict of each architecture's filter on each system call."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from tests.support.fakes.bpf import verdict
 
 ALLOW, EPERM, ENOSYS = 0x7FFF_0000, 0x0005_0001, 0x0005_0026
 OWN, OTHER, UPPER = 4711, 4712, 1 << 32
-THREAD = 0x3D_0F00  # what glibc asks for, pthread_create(3)
+THREAD = 0x3D_0F00  # the flags of glibc, pthread_create(3)
 CLONE_VM, SIGCHLD, CLONE_NEWNS, CLONE_NEWUSER, CLONE_PIDFD = 0x100, 17, 0x2_0000, 1 << 28, 0x1000
 # Newer than the headers of Debian 12.
 SINCE_6_8 = {"statmount": 457, "listmount": 458, "open_tree_attr": 467}
@@ -88,7 +88,7 @@ def answer(
     return verdict(rules, audit_arch, number, arguments)
 
 
-def had(machine: str, names: Iterator[str]) -> list[str]:
+def calls_of(machine: str, names: Iterator[str]) -> list[str]:
     """Return those of *names* that are calls of *machine*."""
     column = MACHINES[machine].column
     return [name for name in names if EVERYTHING[name][column] is not None]
@@ -110,7 +110,7 @@ def test_the_numbers_are_the_kernel_s(column: int) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_each_call_of_the_table_is_refused(machine: str) -> None:
     for table in (REFUSED, BY_HANDLE, BY_RING):
-        names = had(machine, iter(table))
+        names = calls_of(machine, iter(table))
         assert {name: answer(machine, name) for name in names} == dict.fromkeys(names, EPERM)
 
 
@@ -142,7 +142,7 @@ def test_every_call_that_no_table_has_is_let_through(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_of_another_abi_are_refused(machine: str) -> None:
-    """By 32-bit numbers, and on x86_64 by those of x32: the tables know neither."""
+    """The tables have neither 32-bit numbers nor, on x86_64, those of x32."""
     audit_arch = MACHINES[machine].audit_arch
     rules = seccomp.program(machine, OWN, by_handle=True, by_ring=True)
     audit_arch_32 = audit_arch & ~0x8000_0000
