@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple, NewType
 
 import msgspec
@@ -78,6 +79,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """As the user gave them, `source` among them."""
     created_at: datetime
     """With a time zone."""
+
+
+VOLUMES = "volumes"
+"""The directory in the data directory that holds the directories of volumes without a source."""
+
+
+def directory_in(data_dir: Path, volume: Record) -> Path:
+    """Return the path of the directory of *volume*, where *data_dir* is that of the plugin."""
+    return data_dir / VOLUMES / volume.directory
 
 
 class Served(NamedTuple):

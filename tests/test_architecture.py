@@ -1,8 +1,11 @@
-"""The shape of the program: who imports whom, and what each file may hold.
+"""The shape of the program: the imports of each module, and the contents that each file may have.
 
 The docstring of each package lists its rooms and modules from the top down, and the docstring of
 each room lists the modules in it. A module imports only from lines below its own. The tables here
-say the rest.
+hold the other rules.
+
+Each rule is a function that returns the violations of one module. Cython modules (.pyx, .pxd) have
+no syntax tree here: regular expressions find their imports.
 """
 
 import ast
@@ -10,19 +13,21 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("passthrough", "plugin", "benchmarks")
+SUFFIXES = (".py", ".pyx", ".pxd")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # The request path in Python and its handlers: modules of one kind, side by side.
 UNORDERED = {Path("passthrough/core/operations"), Path("passthrough/session/handlers")}
 
-# What each package knows of the others. `plugin` knows the contract with a worker and what
-# surrounds a mount; the benchmarks start the programs, and look at mounts.
+# The modules of `passthrough` that other packages import. `plugin` imports the contract with a
+# worker and the system calls around a mount; the benchmarks start the programs and read mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
@@ -37,11 +42,11 @@ KNOWN_OF_OTHERS = {
     },
 }
 
-# Each foreign library, and the only modules that know it.
+# Each foreign library, and the only modules that import it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py"},
-    # listing.py makes the buffer that getdents64(2) fills, rings.py the one that the kernel puts
-    # requests into; neither calls anything.
+    # listing.py makes the buffer that getdents64(2) fills, rings.py the buffer for requests of the
+    # kernel. Neither calls a function of a library.
     "ctypes": {
         "passthrough/linux/syscalls.py",
         "passthrough/linux/filecalls.py",
@@ -70,15 +75,16 @@ DOORS = {
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
     "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
-    # The benchmarks use it as any program does whose database lies in a volume.
+    # The benchmarks run a database in a volume.
     "sqlite3": {"plugin/volumes/registry.py", "plugin/volumes/database.py", "benchmarks/work.py"},
 }
 
-# The one that any module may use: it makes values of text, and does nothing else.
-FREE = {"msgspec"}
+# Any module may import these: msgspec turns text into values, and does nothing else; the others are
+# Cython's declarations of C.
+FREE = {"msgspec", "cpython", "cython", "libc", "posix"}
 
-# Modules that decide and do nothing else: no system call, no file, no clock.
-WITHOUT_IO = {
+# Modules that compute values: no system call, no file, no clock.
+PURE = {
     "passthrough/options/cache_policy.py",
     "passthrough/options/choices.py",
     "passthrough/options/effective.py",
@@ -106,11 +112,20 @@ WITHOUT_IO = {
     "benchmarks/report.py",
     "benchmarks/table.py",
 }
+# The standard library as far as pure modules import it, and the calls that they must not make.
+PURE_LIBRARY = {
+    *("collections", "contextlib", "datetime", "difflib", "enum", "errno", "functools", "hashlib"),
+    *("html", "itertools", "logging", "math", "operator", "os", "pathlib", "re", "stat"),
+    *("statistics", "struct", "textwrap", "typing", "urllib"),
+}
 PURE_OF_OS = {"os.path.normpath", "os.path.join", "os.fsencode", "os.fsdecode", "os.strerror"}
-IO_MODULES = {"ctypes", "io", "shutil", "signal", "socket", "sqlite3", "subprocess", "tempfile"}
+IMPURE_CALLS = re.compile(
+    r"open|os\..*|.*\.(now|today|cwd|home|exists|is_dir|is_file|iterdir|mkdir|stat|unlink)"
+    r"|.*\.(read|write)_(bytes|text)"
+)
 
-# What may be called while a module is imported, beside its own classes and functions: what makes
-# a value, a type or a logger, loads the C library, or asks where the package lies.
+# The calls that may run while a module is imported, beside its own classes and functions: they make
+# a value, a type or a logger, load the C library, or return the path of the package.
 AT_IMPORT = {
     *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
@@ -122,129 +137,181 @@ AT_IMPORT = {
 }
 
 
-def modules() -> list[Path]:
+def sources() -> list[Path]:
+    """Return the paths of all modules, Cython's included, below the repository."""
     return [
         path.relative_to(REPOSITORY)
         for package in PACKAGES
-        for path in sorted((REPOSITORY / package).rglob("*.py"))
+        for path in sorted((REPOSITORY / package).rglob("*"))
+        if path.suffix in SUFFIXES
     ]
 
 
+def modules() -> list[Path]:
+    """Return the paths of the modules with a syntax tree."""
+    return [module for module in sources() if module.suffix == ".py"]
+
+
+def text(module: Path) -> str:
+    return (REPOSITORY / module).read_text()
+
+
 def tree(module: Path) -> ast.Module:
-    return ast.parse((REPOSITORY / module).read_text(), str(module))
+    return parsed_file(REPOSITORY / module)
 
 
-def imports(module: Path) -> Iterator[str]:
-    """Every dotted name that *module* imports, wherever in it."""
+@cache
+def parsed_file(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(module: Path) -> list[str]:
+    """Return every dotted name that *module* imports, also within functions."""
+    if module.suffix != ".py":
+        return cython_imports(text(module))
+    found = []
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
-def own_imports(module: Path) -> Iterator[tuple[str, ...]]:
-    """The modules of our own that *module* imports, each as the parts of its path."""
-    for name in imports(module):
-        parts = tuple(name.split("."))
-        if parts[0] in PACKAGES:
-            while len(parts) > 1 and not (REPOSITORY / Path(*parts)).with_suffix(".py").is_file():
-                parts = parts[:-1]
-            yield parts
+def cython_imports(source: str) -> list[str]:
+    """Return the names behind `import`, `cimport`, `from ... import` and `from ... cimport`."""
+    found = []
+    for line in re.findall(r"^\s*c?import\s+([^#\n]+)", source, re.MULTILINE):
+        found += names(line)
+    statement = r"^\s*from\s+([\w.]+)\s+c?import\s+(\([^)]*\)|[^(#\n]+)"
+    for origin, line in re.findall(statement, source, re.MULTILINE):
+        assert not origin.startswith("."), origin
+        found += [f"{origin}.{name}" for name in names(line)]
+    return found
+
+
+def names(line: str) -> list[str]:
+    """Return the names in the list *line* of an import, without their aliases and comments."""
+    words = re.sub(r"#.*", "", line).strip("() \n").split(",")
+    return [word.split()[0] for word in words if word.strip()]
+
+
+def module_of(name: str) -> Path | None:
+    """Return the path of our module that the dotted *name* is, or lies in."""
+    parts = tuple(name.split("."))
+    if parts[0] not in PACKAGES:
+        return None
+    while len(parts) > 1:
+        for suffix in SUFFIXES:
+            if (REPOSITORY / Path(*parts)).with_suffix(suffix).is_file():
+                return Path(*parts).with_suffix(suffix)
+        parts = parts[:-1]
+    return Path(*parts) / "__init__.py"
+
+
+def own_imports(module: Path) -> set[Path]:
+    """Return our modules that *module* imports; a .pyx module reads the .pxd file of its name."""
+    found = {module_of(name) for name in imports(module)} - {None}
+    return {path for path in found if path and path.with_suffix("") != module.with_suffix("")}
 
 
 def order(package: Path) -> list[str]:
-    """The lines of *package*, as its docstring lists its modules and packages from the top down."""
-    text = ast.get_docstring(tree(package / "__init__.py")) or ""
-    return [match[1] for match in re.finditer(r"^ {4}(\w+)(?:\.py|/)? {2,}\S", text, re.MULTILINE)]
+    """Return the modules and packages in *package*, as its docstring lists them."""
+    listed = ast.get_docstring(tree(package / "__init__.py")) or ""
+    return re.findall(r"^ {4}(\w+)(?:\.py|/)? {2,}\S", listed, re.MULTILINE)
 
 
 def packages() -> list[Path]:
     return [module.parent for module in modules() if module.name == "__init__.py"]
 
 
-named = pytest.mark.parametrize("module", modules(), ids=str)
-
-
-@pytest.mark.parametrize("package", [p for p in packages() if p not in UNORDERED], ids=str)
-def test_a_package_lists_each_of_its_modules_once(package: Path) -> None:
-    below = {path.parts[len(package.parts)] for path in modules() if package in path.parents}
-
-    assert sorted(order(package)) == sorted(
-        name.removesuffix(".py") for name in below - {"__init__.py"}
-    )
-
-
-def test_every_package_is_installed() -> None:
-    """An editable installation finds them all, and the one in the plugin's image would not."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    present = {".".join(module.parts[:-1]) for module in modules()}
-
-    # The benchmarks run in a checkout.
-    assert set(project["tool"]["setuptools"]["packages"]) == present - {"benchmarks"}
-
-
-@named
-def test_imports_run_down_the_list_only(module: Path) -> None:
+def upward_imports(module: Path) -> set[Path]:
+    """Return the imports of *module* from its own package that do not run down the list."""
     own = module.with_suffix("").parts
     if module.name == "__init__.py":
-        assert module.parent in UNORDERED or list(imports(module)) == []
-        return
-    for other in own_imports(module):
+        return set() if module.parent in UNORDERED else own_imports(module)
+    found = set()
+    for path in own_imports(module):
+        other = path.with_suffix("").parts
         if other[0] != own[0]:
             continue
         level = next(n for n, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
         package = Path(*own[:level])
         lines = order(package)
-
-        assert package in UNORDERED or lines.index(own[level]) < lines.index(other[level]), other
-        assert other[:2] != ("plugin", "install") or own[1] in {"install", "__main__"}
-
-
-@named
-def test_the_file_system_knows_nothing_of_docker_and_the_plugin_little_of_it(
-    module: Path,
-) -> None:
-    other = {".".join(parts[1:]) for parts in own_imports(module) if parts[0] != module.parts[0]}
-
-    assert other <= KNOWN_OF_OTHERS[module.parts[0]]
+        if package not in UNORDERED and lines.index(own[level]) >= lines.index(other[level]):
+            found.add(path)
+        if other[:2] == ("plugin", "install") and own[1] not in {"install", "__main__"}:
+            found.add(path)
+    return found
 
 
-@named
-def test_a_foreign_library_has_one_door(module: Path) -> None:
-    """And there is no library without one: a new dependency is a decision, made in DOORS."""
+def foreign_imports(module: Path) -> set[str]:
+    """Return the libraries that *module* imports and must not."""
     foreign = {name.split(".")[0] for name in imports(module)} - set(PACKAGES)
+    behind_doors = {name for name in foreign if str(module) not in DOORS.get(name, {str(module)})}
+    return behind_doors | (foreign - sys.stdlib_module_names - {*DOORS, *FREE})
 
-    assert {name for name in foreign if name in DOORS and str(module) not in DOORS[name]} == set()
-    assert foreign - sys.stdlib_module_names <= {*DOORS, *FREE}
+
+def waits(module: Path) -> set[str]:
+    """Return the words of asynchronous code in *module*."""
+    if module.suffix != ".py":
+        return set(re.findall(r"\b(?:async|await)\b", text(module)))
+    asynchronous = ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith
+    nodes = ast.walk(tree(module))
+    return {type(node).__name__ for node in nodes if isinstance(node, asynchronous)}
 
 
-@named
-def test_nothing_waits_below_the_session(module: Path) -> None:
-    """No request comes between a system call and the identity or the count that belongs to it."""
-    above = {"session", "worker", "__main__.py"}
-    waiting = {
-        type(node).__name__
+def too_long(module: Path) -> dict[str, int]:
+    """Return the lengths in lines of the file and the functions that are too long."""
+    lines = len(text(module).splitlines())
+    found = {module.name: lines} if lines > LONGEST_FILE else {}
+    if module.suffix != ".py":
+        return found
+    return found | {
+        node.name: length
         for node in ast.walk(tree(module))
-        if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
     }
 
-    assert module.parts[0] != "passthrough" or module.parts[1] in above or waiting == set()
+
+def impurities(module: Path) -> set[str]:
+    """Return the imports and calls of *module* that a pure module must not have.
+
+    From a module that is not pure it may import constants, and names for annotations alone. The
+    pure modules that it imports obey the same rule, so that no helper hides a system call.
+    """
+    parsed = tree(module)
+    foreign = {name.split(".")[0] for name in imports(module)} - {*PACKAGES, *FREE, *PURE_LIBRARY}
+    calls = {call for call in calls_in(parsed) if IMPURE_CALLS.fullmatch(call)} - PURE_OF_OS
+    return foreign | calls | (impure_names(parsed) & names_in_use(parsed))
 
 
-def test_every_door_is_used() -> None:
-    used = {(name.split(".")[0], str(module)) for module in modules() for name in imports(module)}
+def impure_names(parsed: ast.Module) -> set[str]:
+    """Return the names that a module imports from impure ones of our own, without constants."""
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if not alias.name.isupper()
+        and (path := module_of(f"{getattr(node, 'module', '')}.{alias.name}".strip(".")))
+        and str(path) not in PURE
+    }
 
-    assert {(lib, door) for lib, doors in DOORS.items() for door in doors} <= used
 
-
-@pytest.mark.parametrize("module", sorted(map(Path, WITHOUT_IO)), ids=str)
-def test_what_decides_does_no_io(module: Path) -> None:
-    calls = calls_in(tree(module))
-
-    assert {name.split(".")[0] for name in imports(module)} & IO_MODULES == set()
-    assert {call for call in calls if call == "open" or call.startswith("os.")} <= PURE_OF_OS
+def names_in_use(parsed: ast.Module) -> set[str]:
+    """Return the names that a module loads outside of annotations."""
+    annotations = [
+        annotation
+        for node in ast.walk(parsed)
+        for field in ("annotation", "returns")
+        if isinstance(annotation := getattr(node, field, None), ast.AST)
+    ]
+    within = {id(node) for annotation in annotations for node in ast.walk(annotation)}
+    loaded = (node for node in ast.walk(parsed) if isinstance(node, ast.Name))
+    return {node.id for node in loaded if id(node) not in within}
 
 
 def calls_in(node: ast.AST) -> set[str]:
@@ -252,7 +319,7 @@ def calls_in(node: ast.AST) -> set[str]:
 
 
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """The parts of a module that run when it is imported: all but the bodies of functions."""
+    """Yield the parts of a module that run when it is imported: all but the bodies of functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) == "__name__ == '__main__'":
             continue
@@ -264,20 +331,82 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
             yield from (child, *at_import(child))
 
 
-def test_nobody_understands_options_past_the_administrator() -> None:
-    asking = {
+each_source = pytest.mark.parametrize("module", sources(), ids=str)
+each_module = pytest.mark.parametrize("module", modules(), ids=str)
+
+
+@pytest.mark.parametrize("package", [p for p in packages() if p not in UNORDERED], ids=str)
+def test_a_package_lists_each_of_its_modules_once(package: Path) -> None:
+    below = {path.parts[len(package.parts)] for path in sources() if package in path.parents}
+
+    assert sorted(order(package)) == sorted({Path(name).stem for name in below} - {"__init__"})
+
+
+def test_every_package_is_installed() -> None:
+    """An editable installation finds a package that is not listed; the plugin's image does not."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    present = {".".join(module.parts[:-1]) for module in modules()}
+
+    # The benchmarks run in a checkout.
+    assert set(project["tool"]["setuptools"]["packages"]) == present - {"benchmarks"}
+
+
+@each_source
+def test_imports_run_down_the_list_only(module: Path) -> None:
+    assert upward_imports(module) == set()
+
+
+@each_source
+def test_packages_know_little_of_each_other(module: Path) -> None:
+    """The file system knows nothing of Docker, and the plugin little of the file system."""
+    other = {
+        ".".join(path.with_suffix("").parts[1:])
+        for path in own_imports(module)
+        if path.parts[0] != module.parts[0]
+    }
+
+    assert other <= KNOWN_OF_OTHERS[module.parts[0]]
+
+
+@each_source
+def test_a_foreign_library_has_one_door(module: Path) -> None:
+    """A new library needs a row in DOORS."""
+    assert foreign_imports(module) == set()
+
+
+@each_source
+def test_no_code_below_the_session_is_asynchronous(module: Path) -> None:
+    """No request comes between a system call and the identity or the count that belongs to it."""
+    above = {"session", "worker", "__main__.py"}
+
+    assert module.parts[0] != "passthrough" or module.parts[1] in above or waits(module) == set()
+
+
+def test_every_door_is_used() -> None:
+    used = {(name.split(".")[0], str(module)) for module in sources() for name in imports(module)}
+
+    assert {(lib, door) for lib, doors in DOORS.items() for door in doors} <= used
+
+
+@pytest.mark.parametrize("module", sorted(map(Path, PURE)), ids=str)
+def test_a_pure_module_does_no_io_by_itself_or_through_helpers(module: Path) -> None:
+    assert impurities(module) == set()
+
+
+def test_only_the_policy_parses_the_options_of_volumes() -> None:
+    parsing = {
         module
         for module in modules()
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "options.parse"
     }
 
-    assert asking == {Path("plugin/admin/policy.py")}
+    assert parsing == {Path("plugin/admin/policy.py")}
 
 
-@named
-def test_importing_does_nothing(module: Path) -> None:
-    """No file is read, no logging set up, no process changed, before somebody calls a function."""
+@each_module
+def test_importing_a_module_has_no_effect(module: Path) -> None:
+    """An import reads no file, sets up no logging and changes no process."""
     parsed = tree(module)
     own = {
         node.name
@@ -295,8 +424,8 @@ def test_importing_does_nothing(module: Path) -> None:
     } == {}
 
 
-@named
-def test_only_what_starts_a_process_configures_logging(module: Path) -> None:
+@each_module
+def test_only_a_module_that_starts_a_process_configures_logging(module: Path) -> None:
     configuring = {
         name
         for name in calls_in(tree(module))
@@ -307,14 +436,92 @@ def test_only_what_starts_a_process_configures_logging(module: Path) -> None:
     assert allowed or configuring == set()
 
 
-@named
-def test_a_file_and_a_function_fit_the_eye(module: Path) -> None:
-    assert len((REPOSITORY / module).read_text().splitlines()) <= LONGEST_FILE
-    long = {
-        node.name: (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(tree(module))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION
-    }
+@each_source
+def test_files_and_functions_are_short(module: Path) -> None:
+    assert too_long(module) == {}
 
-    assert long == {}
+
+CYTHON = """
+cimport cython, libc.errno as errno  # of C
+import trio
+from libc.stdint cimport (
+    uint32_t,  # a nodeid's half
+    uint64_t as u64,
+)
+from passthrough.worker.process import main
+cdef extern from "linux/fuse.h":
+    int FUSE_ROOT_ID
+cdef class Table:
+    def look_up(self):
+        from passthrough.linux import syscalls
+"""
+
+
+def test_the_imports_of_a_cython_module_are_found() -> None:
+    assert sorted(cython_imports(CYTHON)) == [
+        *("cython", "libc.errno", "libc.stdint.uint32_t", "libc.stdint.uint64_t"),
+        *("passthrough.linux.syscalls", "passthrough.worker.process.main", "trio"),
+    ]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one package, with a Cython module that breaks each rule for one."""
+    core, worker = tmp_path / "passthrough" / "core", tmp_path / "passthrough" / "worker"
+    for package, listed in (
+        (core.parent, "    worker/  starts\n    core/  serves\n    linux  calls"),
+        (core, "    table  nodeids\n"),
+        (worker, "    process  runs\n"),
+    ):
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").write_text(f'"""A package:\n\n{listed}\n\nThat is all.\n"""\n')
+    (core.parent / "linux.py").write_text("")
+    (worker / "process.py").write_text("")
+    (core / "table.pyx").write_text(CYTHON + "async def wait(): pass\n" + "\n" * LONGEST_FILE)
+    (core / "table.pxd").write_text("from passthrough.worker cimport process\n")
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("repository")
+def test_the_rules_hold_for_cython_modules() -> None:
+    source, header = Path("passthrough/core/table.pyx"), Path("passthrough/core/table.pxd")
+
+    assert {source, header} <= set(sources())
+    above = {Path("passthrough/worker/process.py")}
+    assert upward_imports(source) == upward_imports(header) == above
+    assert foreign_imports(source) == {"trio"}
+    assert waits(source) == {"async"}
+    assert list(too_long(source)) == ["table.pyx"]
+
+
+@pytest.mark.parametrize(
+    ("line", "impurity"),
+    [
+        ("from passthrough.linux import memory\nmemory.allocate_in_one_place()", "memory"),
+        ("from passthrough.linux.kernel_features import linux_release as r\nr()", "r"),
+        ("from passthrough.core.inodes import InodeTable\nclass A(InodeTable): ...", "InodeTable"),
+        ("import time", "time"),
+        ("open('/proc/version')", "open"),
+        ("os.getpid()", "os.getpid"),
+        ("datetime.now(UTC)", "datetime.now"),
+        ("path.read_text()", "path.read_text"),
+    ],
+)
+def test_an_impurity_is_found(line: str, impurity: str, tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(line)
+
+    (found,) = impurities(module)
+    assert found == impurity
+
+
+def test_a_constant_or_a_type_makes_a_module_no_less_pure(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(
+        "from passthrough.linux.mountinfo import FSTYPE, MountEntry\n"
+        "def is_ours(mount: MountEntry) -> bool:\n"
+        "    return mount.fstype == FSTYPE\n"
+    )
+
+    assert impurities(module) == set()

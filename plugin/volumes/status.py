@@ -30,8 +30,7 @@ from plugin.admin.policy import Policy
 from plugin.errors import InvalidOption
 from plugin.mounting.keeper import Keeper
 from plugin.protocol import VolumeInfo
-from plugin.volume import Record, State, Volume, VolumeName
-from plugin.volumes.storage import directory_in
+from plugin.volume import Record, State, Volume, VolumeName, directory_in
 
 # Volumes whose options mean the same share one text of 1 KiB.
 SHARED_TEXTS = 256

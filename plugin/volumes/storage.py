@@ -32,7 +32,7 @@ from pathlib import Path
 from passthrough.linux import mountinfo, syscalls
 from plugin.errors import StorageFailed, VolumeInUse
 from plugin.reserve import FULL, LastingReserve
-from plugin.volume import FileName, Record
+from plugin.volume import VOLUMES, FileName, Record, directory_in
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,6 @@ VOLUME_MODE = 0o755
 PURGE_ATTEMPTS = 100
 # On a full disk the trash cannot grow, until other files in it have been deleted.
 CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT, *FULL)
-
-
-VOLUMES = "volumes"
-
-
-def directory_in(data_dir: Path, volume: Record) -> Path:
-    """Return the path of the directory of *volume*, where *data_dir* is that of the plugin."""
-    return data_dir / VOLUMES / volume.directory
 
 
 class Storage:

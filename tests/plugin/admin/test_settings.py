@@ -155,3 +155,11 @@ def test_allowed_sources_must_lie_in_the_host_directory() -> None:
         "PASSFS_ALLOWED_SOURCES='/mnt' is not accepted;"
         " expected directories in PASSFS_HOST_DIR='/srv'"
     )
+
+
+def test_default_options_that_the_automatic_session_lacks_are_refused_at_the_start() -> None:
+    settings = Settings.from_environment({"PASSFS_DEFAULT_OPTIONS": "no_open"})
+
+    settings.policy((6, 9))
+    with pytest.raises(InvalidSetting, match=r"^PASSFS_DEFAULT_OPTIONS .*cannot be had with"):
+        settings.policy((6, 8))
