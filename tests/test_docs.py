@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from passthrough.options.sessions import LACKING
 from passthrough.options.table import OPTIONS, Requested
@@ -12,8 +13,7 @@ from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from tests.support.tools import faults, lacks, option_tables
 
 ROOT = Path(__file__).parents[1]
-
-
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = "run `python -m tests.support.tools.option_tables`"
 
 
@@ -74,3 +74,30 @@ def test_the_known_faults_are_what_the_battery_marks() -> None:
 
 def test_each_feature_with_a_known_fault_has_a_test_that_shows_one() -> None:
     assert {fault.feature for fault in faults.faults()} == set(faults.FEATURES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text()):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+
+    assert broken == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_path_in_a_document_exists(document: Path) -> None:
+    paths = re.findall(
+        r"`((?:passthrough|plugin|tests|benchmarks|scripts|docs)/[\w/.-]+)`", document.read_text()
+    )
+
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the headings of *document*."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
