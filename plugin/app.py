@@ -33,7 +33,7 @@ from plugin.api.engine_restart import RestartDetector
 from plugin.api.listening import listening
 from plugin.api.server import serve
 from plugin.errors import CannotStart
-from plugin.mounting.fd_store import NOTHING, Inherited, inherited
+from plugin.mounting.fd_store import NOTHING_INHERITED, Inherited, inherited
 from plugin.mounting.keeper import keeping
 from plugin.mounting.spawner import COMMAND, PROC
 from plugin.volumes.driver import Driver
@@ -73,15 +73,15 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(settings: Settings, handed_over: Inherited = NOTHING) -> None:
+async def _run(settings: Settings, handed_over: Inherited = NOTHING_INHERITED) -> None:
     async def signalled() -> None:
         number = await anext(signals)
         log.info("ending on %s", signal.Signals(number).name)
-        handed_over.store.say("STOPPING=1")
+        handed_over.store.notify("STOPPING=1")
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with composed(settings, handed_over=handed_over) as (driver, listener):
-            handed_over.store.say("READY=1")
+            handed_over.store.notify("READY=1")
             detector = RestartDetector(settings.mount_dir, driver.is_idle)
             await serve(driver, listener, signalled, detector.note_probe)
     log.info("ended")
@@ -89,7 +89,7 @@ async def _run(settings: Settings, handed_over: Inherited = NOTHING) -> None:
 
 @asynccontextmanager
 async def composed(
-    settings: Settings, worker: Sequence[str] = COMMAND, handed_over: Inherited = NOTHING
+    settings: Settings, worker: Sequence[str] = COMMAND, handed_over: Inherited = NOTHING_INHERITED
 ) -> AsyncIterator[tuple[Driver, socket.socket]]:
     """Build the driver and its listening socket from *settings*; take all of it down at the end.
 

@@ -1,7 +1,7 @@
-"""Where log lines go: to standard output up to INFO, to standard error from WARNING on.
+"""The plugin's log: INFO and below on standard output, WARNING and above on standard error.
 
-dockerd logs what a managed plugin writes to its standard error as errors, so that an ordinary line
-there would alarm somebody. Lines carry no time of their own: dockerd and journald both stamp them.
+dockerd logs a managed plugin's standard error as errors, where an ordinary line would raise a false
+alarm. Lines have no timestamp: dockerd and journald add their own.
 """
 
 import logging
@@ -11,16 +11,16 @@ LINE = "%(levelname)s %(name)s: %(message)s"
 
 
 class OneLine(logging.Formatter):
-    """Keeps a message to its line; a traceback follows in lines of its own.
+    """A formatter that writes each message on one line; a traceback follows on lines of its own.
 
-    Whatever cannot be printed is escaped: a volume may be called anything, and nobody is to write
-    lines of our log by the name of a volume.
+    Unprintable characters are escaped. A volume may have any name, and a name with a newline must
+    not forge a line of the log.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line of *record*."""
+        """Return the line of *record*."""
         line = super().formatMessage(record)
-        return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 def _below_warning(record: logging.LogRecord) -> bool:

@@ -1,14 +1,14 @@
-"""Room that is set aside on a file system, and given up piece by piece once there is no other.
+"""Reserved disk space, which the plugin frees piece by piece when the file system is full.
 
-A full disk must not keep volumes from being mounted, unmounted or removed, and that takes some KiB:
-a journal, a page, a mount point. Each piece is a file, and so holds bytes and an inode. A piece is
-given up when a call fails for want of room; then the call is made again. Later calls make the piece
-anew as soon as there is room. A reserve holds nothing that is needed, so a crash cannot hurt it.
+A full disk must not keep volumes from being mounted, unmounted or removed. These take some KiB: a
+journal, a database page, a mount point. A piece is a file, so it holds bytes and an inode. If a
+call fails for want of space, the reserve frees one piece and makes the call again. A later call
+makes the piece anew as soon as there is space. The pieces hold no data, so a crash costs nothing.
 
-Where a file system cannot allocate ahead, fallocate(2), there is no reserve.
+On a file system without fallocate(2) there is no reserve. On a file system that copies on write,
+or beside a program that takes each freed block at once, the reserve may not suffice.
 
-Create does not use the reserve: it is refused and leaves nothing. On a file system that copies on
-write, or beside a program that takes each freed block at once, the reserve may not suffice.
+Create does not use the reserve: on a full disk it is refused, and leaves nothing.
 """
 
 import errno
@@ -28,16 +28,16 @@ T = TypeVar("T")
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 NAME: Final = "reserve"
 PRIVATE_MODE: Final = 0o600
-# A change of the registry takes up to 100 KiB: a dozen pages, and their copies in the journal.
+# A transaction of the registry takes up to 100 KiB: a dozen pages, and their copies in the journal.
 PIECES: Final = 8
 PIECE_BYTES: Final = 128 << 10
-# A mount point takes an inode and a block. So many volumes can be mounted on a full disk.
+# A mount point takes an inode and a block, so this many volumes can be mounted on a full disk.
 HIDDEN_PIECES: Final = 16
 HIDDEN_PIECE_BYTES: Final = 16 << 10
 
 
 def is_full(directory: Path) -> bool:
-    """Return whether a file of one piece cannot be made in *directory*, for want of room alone."""
+    """Return whether *directory* has no space for a file of one piece; makes and removes one."""
     probe = directory / f"{NAME}.probe"
     try:
         fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
@@ -53,16 +53,16 @@ def is_full(directory: Path) -> bool:
 
 
 class Reserve(ABC):
-    """Pieces of room on one file system; all of it blocks."""
+    """Pieces of reserved space on one file system; every method blocks."""
 
     def __init__(self, count: int) -> None:
         self._missing = set(range(count))
         self._held = set[int]()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def refill(self) -> None:
-        """Set aside what is missing, as far as there is room."""
-        with self._turn:
+        """Make the missing pieces, as far as there is space."""
+        with self._lock:
             if self._missing:
                 found = self._missing & self._found()
                 self._missing -= found
@@ -71,14 +71,14 @@ class Reserve(ABC):
                 try:
                     self._make(number)
                 except OSError as error:
-                    log.debug("no room is set aside: %s", error)
+                    log.debug("cannot reserve disk space: %s", error)
                     return
                 self._missing.remove(number)
                 self._held.add(number)
 
-    def give_up(self) -> bool:
+    def free_piece(self) -> bool:
         """Free one piece; return whether there was one."""
-        with self._turn:
+        with self._lock:
             if not self._held:
                 return False
             number = self._held.pop()
@@ -86,11 +86,11 @@ class Reserve(ABC):
             self._drop(number)
             return True
 
-    def within(self, call: Callable[[], T]) -> T:
-        """Return what *call* returns; make room and call again while it fails for want of room.
+    def run(self, call: Callable[[], T]) -> T:
+        """Return the result of *call*; if it fails for want of space, free a piece and retry.
 
         Raises:
-            OSError: *call* has failed for another reason, or the reserve is used up.
+            OSError: *call* has failed for another reason, or no piece is left.
         """
         self.refill()
         try:
@@ -98,18 +98,18 @@ class Reserve(ABC):
                 try:
                     return call()
                 except OSError as error:
-                    if error.errno not in FULL or not self.give_up():
+                    if error.errno not in FULL or not self.free_piece():
                         raise
         finally:
             self.refill()
 
     def _found(self) -> set[int]:
-        """Return the pieces that an earlier plugin has left."""
+        """Return the numbers of pieces that exist already."""
         return set()
 
     @abstractmethod
     def _make(self, number: int) -> None:
-        """Set one piece aside, or leave nothing of it. Raises OSError."""
+        """Make one piece; if that fails, leave nothing of it. Raises OSError."""
 
     @abstractmethod
     def _drop(self, number: int) -> None:
@@ -117,14 +117,14 @@ class Reserve(ABC):
 
 
 class LastingReserve(Reserve):
-    """Pieces with names below a data directory, which also wait for the next plugin."""
+    """Pieces with names below a data directory, which stay when the plugin ends."""
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(PIECES)
         self._directory = data_dir / NAME
 
     def _found(self) -> set[int]:
-        """Return the pieces that are there, of this plugin or of an earlier one."""
+        """Return the pieces of the right size, made by this plugin or an earlier one."""
         with suppress(OSError):
             return {
                 int(piece.name)
@@ -153,17 +153,20 @@ class LastingReserve(Reserve):
 
 
 class HiddenReserve(Reserve):
-    """Pieces without names, where other names would be in the way; a context manager."""
+    """Pieces without names, for a directory in which names would be in the way; a context manager.
 
-    def __init__(self, directory: Path, beyond: Reserve | None = None) -> None:
-        """Set room aside in *directory*; when it is used up, *beyond* may be in the same place.
+    The kernel frees the pieces when the plugin ends, and then another program may take the space
+    before the next plugin does.
+    """
 
-        The end of the plugin frees these pieces, and another program may be faster than the next
-        plugin.
+    def __init__(self, directory: Path, fallback: Reserve | None = None) -> None:
+        """Reserve space in *directory*; if no piece is left, free one of *fallback*.
+
+        The fallback helps if it is on the same file system.
         """
         super().__init__(HIDDEN_PIECES)
         self._directory = directory
-        self._beyond = beyond
+        self._fallback = fallback
         self._fds: dict[int, int] = {}
 
     def __enter__(self) -> Self:
@@ -171,12 +174,12 @@ class HiddenReserve(Reserve):
         return self
 
     def __exit__(self, *_: object) -> None:
-        while super().give_up():
+        while super().free_piece():
             pass
 
-    def give_up(self) -> bool:
-        """Free one piece, of *beyond* if there is no other; return whether there was one."""
-        return super().give_up() or (self._beyond is not None and self._beyond.give_up())
+    def free_piece(self) -> bool:
+        """Free one piece, of the fallback if no other is left; return whether there was one."""
+        return super().free_piece() or (self._fallback is not None and self._fallback.free_piece())
 
     def _make(self, number: int) -> None:
         fd = os.open(self._directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_MODE)

@@ -1,8 +1,8 @@
 """System calls that may never return, such as those on a dead network file system.
 
-Each runs in a thread that is left behind when the caller's deadline passes. A thread that is stuck
-in the kernel cannot be ended and keeps its place in its limiter. So what may be stuck for ever has
-a limiter of its own, and never the one that the registry's writes go through.
+Each runs in a thread that the caller abandons at its deadline. A thread that is stuck in the kernel
+cannot be ended, and keeps its slot in its limiter. So a call that may hang for ever needs a limiter
+of its own, and never uses that of the registry's writes.
 """
 
 import threading
@@ -17,10 +17,10 @@ T = TypeVar("T")
 async def call(
     function: Callable[[], T], limiter: trio.CapacityLimiter, discard: Callable[[T], object]
 ) -> T:
-    """Run *function* in a thread, and leave it there when cancelled.
+    """Return the result of *function*, run in a thread that is abandoned on cancellation.
 
-    A result that comes when nobody waits any more goes to *discard*, mostly in that thread: a
-    descriptor has to be closed, a mount to be undone.
+    After a cancellation, *discard* gets the result, mostly in that thread: it closes a descriptor,
+    for example, or undoes a mount.
     """
     lock = threading.Lock()
     results: list[T] = []
@@ -40,7 +40,7 @@ async def call(
     except trio.Cancelled:
         with lock:
             abandoned = True
-        # The thread was done, and trio had already turned to the cancellation.
+        # The function returned, but trio delivered the cancellation first.
         for result in results:
             discard(result)
         raise

@@ -2,12 +2,12 @@
 
 The modules, from the top down:
 
-    keeper         makes mounts and keeps them: mount point, FUSE descriptor, worker
-    detaching      takes mounts down
-    mount          one mount with its worker, made by this plugin or left by an earlier one
+    keeper         makes mounts, keeps them served, takes them down; the deadline of a Mount
+    detaching      detaches mounts, with a deadline for each
+    mount          one mount with its worker, made by this plugin or taken over
     worker         one worker process, from its start to its end
-    spawner        starts worker processes by the fork server
-    worker_output  reads the output of workers line by line into the log
-    fd_store       the service manager: its socket, and the descriptors that it keeps
-    mountpoints    mount points, and the mounts on them
+    spawner        starts worker processes by way of the fork server
+    worker_output  the output of workers, line by line into the log
+    fd_store       the service manager: its socket, and the descriptors that it stores
+    mountpoints    the mount directory: mount points, and the mounts on them
 """

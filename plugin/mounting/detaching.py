@@ -1,7 +1,8 @@
-"""Takes mounts down: each is detached at once, and a worker that does not answer is ended.
+"""Detaches mounts, with a deadline for each: workers that do not answer are killed.
 
-The mount point goes with umount2(2), MNT_DETACH. That call waits only for a worker that lives and
-answers nothing, if the kernel has pages left to write. So each call has a thread and a deadline.
+umount2(2) with MNT_DETACH removes a mount from its mount point at once. The call waits only if a
+live worker does not answer and the kernel has pages left to write. So each call has a thread and a
+deadline.
 """
 
 import logging
@@ -16,80 +17,81 @@ from passthrough.linux import mountinfo
 from plugin import threads
 from plugin.errors import MountFailed
 from plugin.mounting import mountpoints
-from plugin.mounting.fd_store import Store
+from plugin.mounting.fd_store import FdStore
 from plugin.mounting.mount import Mount, TakenOver
 
 log = logging.getLogger(__name__)
 
 # Detaching is quick unless the last user leaves dirty pages to a worker that does not answer.
 UNMOUNT_DEADLINE_S = 3.0
-# For who has waited so long for its turn that there is no time left.
-UNMOUNT_LEAST_S = 0.5
-# After a Mount that has failed: nobody has used it.
+# The minimum for a request that has spent its time waiting for earlier requests.
+UNMOUNT_MIN_S = 0.5
+# After a Mount that has failed: the mount has had no users.
 UNDO_DEADLINE_S = 1.0
-# At shutdown all mounts go at once, in the first of the seconds that the engine gives us, which are
-# 10; but while mounts go, it may take longer.
+# At shutdown all mounts are detached in parallel. The engine kills a plugin after 10 s, of which
+# this is the first. As long as mounts are being detached, it may take up to SHUTDOWN_LIMIT_S.
 SHUTDOWN_DEADLINE_S = 1.0
 SHUTDOWN_LIMIT_S = 3.0
-# The rest, if workers hang on all threads by then: one that answers needs milliseconds.
-SHUTDOWN_LEAST_S = 0.25
-# For the kernel to be done with a mount whose worker has been killed: milliseconds.
+# The minimum for a mount that gets its thread late. A worker that answers needs milliseconds.
+SHUTDOWN_MIN_S = 0.25
+# The kernel detaches the mount of a killed worker within milliseconds.
 AFTER_KILL_S = 0.5
 
-# Threads for umount2(2). They end, unless a worker hangs while its mount goes.
+# Threads for umount2(2). They end, unless a worker hangs while its mount is detached.
 THREADS = 64
 
 
-class Detaching:
-    """The threads in which mounts are taken down."""
+class Detacher:
+    """The threads in which mounts are detached."""
 
     def __init__(self) -> None:
         self._threads = trio.CapacityLimiter(THREADS)
 
-    async def take_down(self, mount: Mount, deadline: float = math.inf) -> None:
-        """Detach *mount*; a worker that lets the kernel wait until *deadline* is ended.
+    async def detach(self, mount: Mount, deadline: float = math.inf) -> None:
+        """Detach *mount*; kill its worker if that takes until *deadline*, by trio's clock.
 
-        The waiting for a free thread is no fault of the worker: it does not count.
+        The time spent waiting for a free thread does not count, because it is no fault of the
+        worker.
 
         Raises:
             MountFailed: the mount is still there.
         """
-        mount.leaving = True
+        mount.detached = True
         deadline = min(trio.current_time() + UNMOUNT_DEADLINE_S, deadline)
         with trio.CancelScope(shield=True):
             await self._threads.acquire()
         try:
-            least = trio.current_time() + UNMOUNT_LEAST_S
+            least = trio.current_time() + UNMOUNT_MIN_S
             await _detach(mount, trio.CancelScope(deadline=max(deadline, least)))
         finally:
             self._threads.release()
 
-    async def take_all_down(self, mount_dir: Path, mounts: Iterable[Mount]) -> None:
-        """Detach *mounts*, which are in *mount_dir*; those that cannot be are logged.
+    async def detach_all(self, mount_dir: Path, mounts: Iterable[Mount]) -> None:
+        """Detach *mounts*, which are in *mount_dir*; a failure is logged.
 
-        Workers are ended when no worker at all has answered for SHUTDOWN_DEADLINE_S: the more there
-        are, the longer each of them waits for a processor.
+        Workers are killed only once no worker at all has answered for SHUTDOWN_DEADLINE_S: the more
+        workers there are, the longer each of them waits for a processor.
         """
-        # One look at the table for all of them: its length goes with their number.
-        places = await trio.to_thread.run_sync(mountpoints.by_target, mount_dir)
+        # One read for all mounts: the length of the mount table grows with their number.
+        present = await trio.to_thread.run_sync(mountpoints.mounts_below, mount_dir)
         began = trio.current_time()
-        waiting = set[trio.CancelScope]()
+        pending = set[trio.CancelScope]()
 
         async def attempt(mount: Mount) -> None:
-            mount.leaving = True
+            mount.detached = True
             async with self._threads:
-                least = trio.current_time() + SHUTDOWN_LEAST_S
-                patience = trio.CancelScope(deadline=max(began + SHUTDOWN_DEADLINE_S, least))
-                waiting.add(patience)
+                least = trio.current_time() + SHUTDOWN_MIN_S
+                scope = trio.CancelScope(deadline=max(began + SHUTDOWN_DEADLINE_S, least))
+                pending.add(scope)
                 try:
-                    await _detach(mount, patience, places.get(mount.target, ()))
+                    await _detach(mount, scope, present.get(mount.target, ()))
                 except MountFailed as error:
                     log.warning("volume %s: %s", mount.worker.volume, error)
                 finally:
-                    waiting.remove(patience)
-            if not patience.cancelled_caught:
+                    pending.remove(scope)
+            if not scope.cancelled_caught:
                 later = min(trio.current_time() + SHUTDOWN_DEADLINE_S, began + SHUTDOWN_LIMIT_S)
-                for other in waiting:
+                for other in pending:
                     other.deadline = max(other.deadline, later)
 
         async with trio.open_nursery() as nursery:
@@ -98,48 +100,51 @@ class Detaching:
 
 
 async def _detach(
-    mount: Mount, patience: trio.CancelScope, present: Iterable[mountinfo.MountEntry] = ()
+    mount: Mount, scope: trio.CancelScope, present: Iterable[mountinfo.MountEntry] = ()
 ) -> None:
-    """Detach *mount* with all that a sweep has found *present* there; end its worker after that."""
+    """Detach *mount* and remove its mount point; kill its worker at the deadline of *scope*.
+
+    *present* are the mounts at its mount point, if the caller has read the table.
+    """
     with trio.CancelScope(shield=True):
         try:
-            with patience:
-                await clear(mount.target, trio.CapacityLimiter(1), present)
-            if patience.cancelled_caught:
+            with scope:
+                await detach_target(mount.target, trio.CapacityLimiter(1), present)
+            if scope.cancelled_caught:
                 log.warning("%s: its worker does not answer and is ended", mount.target)
                 mount.worker.kill()
-                mount.let_go()  # else the kernel goes on waiting
+                mount.close_fuse_fd()  # the kernel waits as long as the connection exists
                 with trio.move_on_after(AFTER_KILL_S):
-                    await clear(mount.target, trio.CapacityLimiter(1))
+                    await detach_target(mount.target, trio.CapacityLimiter(1))
         except OSError as error:
             raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
         finally:
-            mount.let_go()
+            mount.close_fuse_fd()
         mountpoints.remove(mount.target)
 
 
-async def clear(
+async def detach_target(
     target: Path, limiter: trio.CapacityLimiter, present: Iterable[mountinfo.MountEntry] = ()
 ) -> None:
-    """Unmount what is mounted at *target*, if it is ours, in a thread of *limiter*.
+    """Call `mountpoints.detach` in a thread of *limiter*.
 
     Raises:
-        OSError: it is not ours, or cannot be taken away.
+        OSError: as of `mountpoints.detach`.
     """
     await threads.call(partial(mountpoints.detach, target, present), limiter, lambda _: None)
 
 
-async def clear_all(mount_dir: Path, left: TakenOver, store: Store) -> None:
-    """Have nothing mounted in *mount_dir* but what goes on."""
-    spared = [mount.target for mount in left.whole.values()]
-    clear_rest = partial(mountpoints.clear, mount_dir, spared)
-    # A mount whose workers are all dead detaches at once.
-    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.leaving else math.inf) as waiting:
-        await threads.call(clear_rest, trio.CapacityLimiter(1), lambda _: None)
-    if waiting.cancelled_caught:
+async def clear_all(mount_dir: Path, left: TakenOver, store: FdStore) -> None:
+    """Clear *mount_dir* of everything but the whole mounts of *left*."""
+    kept = [mount.target for mount in left.whole.values()]
+    clear = partial(mountpoints.clear, mount_dir, kept)
+    # The mount of a dead worker detaches at once, so only live workers need a deadline.
+    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.detached else math.inf) as scope:
+        await threads.call(clear, trio.CapacityLimiter(1), lambda _: None)
+    if scope.cancelled_caught:
         log.warning("%s: workers that do not answer are ended", mount_dir)
-        for mount in left.leaving:
+        for mount in left.detached:
             mount.worker.kill()
-        # As long as it keeps /dev/fuse, the connections go on without them.
-        await trio.to_thread.run_sync(store.forget, [mount.number for mount in left.leaving])
-        await trio.to_thread.run_sync(clear_rest)
+        # The stored descriptors of /dev/fuse would keep the connections alive.
+        await trio.to_thread.run_sync(store.remove, [mount.number for mount in left.detached])
+        await trio.to_thread.run_sync(clear)

@@ -1,24 +1,26 @@
-"""The service manager's side, which is systemd: what it hands over, and what it keeps for us.
+"""The service manager, which is systemd: its listening socket, and the descriptors that it stores.
 
-At the start it may hand over the socket that it listens on for us, sd_listen_fds(3). And it keeps
-descriptors while no plugin runs, sd_notify(3): the *store*. For each mounted volume these are
+When it starts the plugin, systemd may pass it a listening socket, sd_listen_fds(3). While no plugin
+runs, systemd stores descriptors for the next one, sd_notify(3): the *fd store*. For each mounted
+volume these are
 
     fuse     a duplicate of the descriptor of /dev/fuse
-    life     our end of the worker's standard input, on which the worker's life hangs
-    log      our end of its standard error
-    process  its process descriptor
+    life     the plugin's end of the worker's standard input; the worker ends when that end closes
+    log      the plugin's end of the worker's standard error
+    process  the worker's process descriptor
 
-so that workers outlive us: the next plugin finds all that it needs to go on. When the service is
-stopped, rather than restarted, systemd drops them, and the workers end.
+So a worker outlives the plugin, and the next plugin finds everything that it needs to go on. When
+the service is stopped, not restarted, systemd closes the descriptors, and the workers end.
 
-In the store they have names, of a kind and the number of the mount ("life12"). Not of the volume:
-all names come back in one variable of the environment, and the kernel takes none over 128 KiB.
+In the fd store a descriptor's name is its kind and the number of its mount ("life12"). The name of
+the volume would be too long: all names come back in one environment variable, and the kernel
+accepts no string over 128 KiB, execve(2).
 
-Mount is answered when systemd has read what it has to keep (a barrier, sd_notify(3)) and the
-registry has the number of the mount in the store. If the plugin dies before, the next one detaches
-the mount. If systemd does not take the descriptors, because it is busy or its store is full, the
-mount is served all the same, and ends with the plugin. No process of our own keeps the descriptors:
-it could die too, would run old code, and would not end with the service.
+The plugin answers a Mount after systemd has read the descriptors (a barrier, sd_notify(3)) and the
+registry has the number of the mount. If the plugin dies before that, the next one detaches the
+mount. If systemd does not store the descriptors, because it is busy or its store is full, the mount
+is served nevertheless, and ends with the plugin. No process of the plugin stores the descriptors
+instead of systemd: it could die too, would run old code, and would not end with the service.
 """
 
 import errno
@@ -36,64 +38,67 @@ log = logging.getLogger(__name__)
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 KINDS = ("fuse", "life", "log", "process")
-NAME = re.compile(r"(fuse|life|log|process)([0-9]+)")
+FD_NAME = re.compile(r"(fuse|life|log|process)([0-9]+)")
 # The service manager answers within milliseconds, unless it is reloading its units.
-ANSWER_S = 3.0
+ANSWER_TIMEOUT_S = 3.0
 
 
-class Store:
-    """Descriptors that the service manager keeps for the next plugin, by the number of a mount."""
+class FdStore:
+    """The descriptors that the service manager stores for the next plugin, by number of a mount."""
 
     def __init__(self, address: str = "") -> None:
-        """Take the service manager's socket, of $NOTIFY_SOCKET; without one nothing is kept."""
+        """Take the address of the service manager's socket, $NOTIFY_SOCKET; empty if there is none.
+
+        Without a service manager nothing is stored.
+        """
         # An abstract socket's name begins with a NUL, which no environment can hold, unix(7).
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     @property
-    def keeps(self) -> bool:
-        """Whether there is a service manager at all."""
+    def exists(self) -> bool:
+        """Return whether there is a service manager."""
         return bool(self._address)
 
-    def keep(self, number: int, descriptors: Mapping[str, int]) -> None:
-        """Have *descriptors*, by kind, kept; blocks, but no longer than ANSWER_S.
+    def add(self, number: int, descriptors: Mapping[str, int]) -> None:
+        """Store duplicates of *descriptors*, by kind; blocks for ANSWER_TIMEOUT_S at most.
 
-        On return they are, even if this process dies at once: the service manager takes nothing
-        from a process that it cannot find any more.
+        The service manager has them on return, even if this process dies at once. It ignores
+        messages of a process that has ended, so this waits until it has read them.
 
         Raises:
-            OSError: they may be kept or not.
+            OSError: some of the descriptors may be stored, or none.
         """
         with self._connected() as manager:
-            # The longest wait for room in its queue; there is none unless it reads nothing at all.
-            manager.settimeout(ANSWER_S / 2 / len(descriptors))
+            # sendmsg(2) waits only if the queue is full, because the service manager reads nothing.
+            manager.settimeout(ANSWER_TIMEOUT_S / 2 / len(descriptors))
             for kind, fd in descriptors.items():
-                # FDPOLL=0: else it drops what has hung up, and a worker that has died while nobody
-                # looked could not be told from one whose descriptors have got lost.
+                # Without FDPOLL=0, systemd drops a descriptor that has hung up. A worker that died
+                # between two plugins would then look like one with lost descriptors.
                 message = f"FDSTORE=1\nFDNAME={kind}{number}\nFDPOLL=0"
                 socket.send_fds(manager, [message.encode()], [fd])
             _wait_until_read(manager)
 
-    def forget(self, numbers: Iterable[int]) -> None:
-        """Have nothing kept any more of the mounts *numbers*; blocks while it reads nothing.
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Drop the descriptors of the mounts *numbers*; blocks while the service manager is busy.
 
-        What it cannot be told is kept in vain, and the next plugin will have it forgotten.
+        If a message fails, the descriptors stay stored, and the next plugin removes them.
         """
-        self._tell(f"FDSTOREREMOVE=1\nFDNAME={kind}{each}" for each in numbers for kind in KINDS)
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={kind}{each}" for each in numbers for kind in KINDS)
 
-    def say(self, state: str) -> None:
-        """Tell the service manager how far we are, such as "READY=1"; may block as `forget`."""
-        self._tell([state])
+    def notify(self, state: str) -> None:
+        """Report *state*, such as "READY=1", to the service manager; blocks as `remove` does."""
+        self._send([state])
 
-    def _tell(self, messages: Iterable[str]) -> None:
-        if not self.keeps:
+    def _send(self, messages: Iterable[str]) -> None:
+        if not self.exists:
             return
         try:
             with self._connected() as manager:
-                manager.settimeout(ANSWER_S)
+                manager.settimeout(ANSWER_TIMEOUT_S)
                 for message in messages:
                     manager.send(message.encode())
         except OSError as error:
-            log.warning("the service manager cannot be told how things are: %s", error)
+            log.warning("cannot send a message to the service manager: %s", error)
 
     def _connected(self) -> socket.socket:
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -106,57 +111,59 @@ class Store:
 
 
 class Inherited(NamedTuple):
-    """What the service manager has handed over; its receiver owns the descriptors."""
+    """Everything that the service manager passed; the receiver owns the descriptors."""
 
-    store: Store = Store()
-    """What is kept for the next plugin."""
+    store: FdStore = FdStore()
+    """The fd store, for the next plugin."""
     listener: socket.socket | None = None
     """The plugin's socket, if the service manager listens on it."""
-    kept: Mapping[int, Mapping[str, int]] = {}
-    """What the store has kept for this one: descriptors by number of the mount, then by kind."""
+    stored: Mapping[int, Mapping[str, int]] = {}
+    """The descriptors that the fd store kept: by number of the mount, then by kind."""
 
 
-NOTHING = Inherited()
+NOTHING_INHERITED = Inherited()
 
 
 def inherited(environment: MutableMapping[str, str]) -> Inherited:
-    """Take what the service manager has handed over, and out of *environment* what says so.
+    """Return what the service manager passed, and remove its variables from *environment*.
 
-    Called once: it owns all descriptors that were handed over.
+    Call this once: the result owns all descriptors that were passed.
 
     Raises:
         CannotStart: the socket is not one, or not of the right kind.
     """
     given = {name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS")}
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
-    store = Store(environment.pop("NOTIFY_SOCKET", ""))
-    if given["LISTEN_PID"] != str(os.getpid()):  # handed over to our parent, and left lying
+    store = FdStore(environment.pop("NOTIFY_SOCKET", ""))
+    if given["LISTEN_PID"] != str(
+        os.getpid()
+    ):  # meant for the parent process, which passed them on
         return Inherited(store)
-    kept: dict[int, dict[str, int]] = {}
+    stored: dict[int, dict[str, int]] = {}
     others: list[int] = []
     for position in range(int(given["LISTEN_FDS"] or 0)):
         fd = FIRST_FD + position
         os.set_inheritable(fd, False)  # noqa: FBT003 - named by the function
-        name = NAME.fullmatch(names[position]) if position < len(names) else None
+        name = FD_NAME.fullmatch(names[position]) if position < len(names) else None
         if name is None:
             others.append(fd)
         else:
-            kept.setdefault(int(name[2]), {})[name[1]] = fd
-    return Inherited(store, _listener(others), kept)
+            stored.setdefault(int(name[2]), {})[name[1]] = fd
+    return Inherited(store, _listener(others), stored)
 
 
 def _listener(fds: list[int]) -> socket.socket | None:
-    """The one socket that the service manager listens on, if it does."""
+    """Return the socket on which the service manager listens, or None."""
     if not fds:
         return None
     if len(fds) > 1:
         raise CannotStart(
-            f"{len(fds)} sockets have been handed over (LISTEN_FDS), and exactly one is expected:"
-            " the socket unit must have one line ListenStream="
+            f"the service manager passed {len(fds)} sockets (LISTEN_FDS), and exactly one is"
+            " expected: the socket unit must have one line ListenStream="
         )
     try:
         listener = socket.socket(fileno=fds[0])
-    except OSError:  # it is no socket at all
+    except OSError:  # not a socket
         listener = None
     if listener is not None:
         accepts = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -164,13 +171,17 @@ def _listener(fds: list[int]) -> socket.socket | None:
             return listener
         listener.close()
     raise CannotStart(
-        "what has been handed over (LISTEN_FDS) is no Unix stream socket that listens: the socket"
-        " unit must have one line ListenStream= with an absolute path"
+        "the descriptor that the service manager passed (LISTEN_FDS) is no listening Unix stream"
+        " socket: the socket unit must have one line ListenStream= with an absolute path"
     )
 
 
 def _wait_until_read(manager: socket.socket) -> None:
-    """Wait until the service manager has read all that was sent: it closes what comes last."""
+    """Wait until the service manager has read all messages; it closes the barrier's descriptor.
+
+    Raises:
+        OSError: it has not done so within ANSWER_TIMEOUT_S / 2.
+    """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         try:
@@ -178,8 +189,8 @@ def _wait_until_read(manager: socket.socket) -> None:
         finally:
             os.close(write_end)
         poll = select.poll()
-        poll.register(read_end, 0)  # POLLHUP comes unasked
-        if not poll.poll(1000 * ANSWER_S / 2):
+        poll.register(read_end, 0)  # poll(2) always reports POLLHUP
+        if not poll.poll(1000 * ANSWER_TIMEOUT_S / 2):
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     finally:
         os.close(read_end)

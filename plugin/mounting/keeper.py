@@ -1,19 +1,22 @@
-"""Keeps the mounts of volumes: mount point, descriptor of /dev/fuse, worker process.
+"""The keeper: makes the mounts of volumes, keeps them served, and takes them down.
 
-A mount is made in steps, each undone if a later one fails: open the source, make the mount point,
-mount(2), start the worker, wait until it says that it serves. It is taken down by detaching it
-(MNT_DETACH): its mount point goes at once, and its worker serves on until the last user is gone,
-then ends by itself.
+A mount is made in steps: open the source, make the mount point, mount(2), start the worker, wait
+until its report says that it serves. If a step fails, the earlier steps are undone. All steps of a
+Mount request share one deadline, `MountSpec.deadline`: MOUNT_DEADLINE_S from the request on.
 
-Where a service manager keeps what workers hang on (fd_store.py), they and their mounts go on
-while the plugin restarts. The keeper takes over what is whole, and clears the rest away.
+A mount is taken down by detaching it (MNT_DETACH). Its mount point becomes free at once. Its worker
+serves until the last user is gone, then ends by itself.
 
-The keeper holds a duplicate of the descriptor of /dev/fuse. As long as it does, requests of a dead
-worker's users wait. Today nobody succeeds a worker that died, so the keeper lets go of its
-duplicate then: the kernel ends the connection, and users get ENOTCONN instead of waiting for ever.
-The dead mount stays where it is, visibly broken, until the next Mount or Unmount.
+If a service manager stores the descriptors of mounts (fd_store.py), these mounts and their workers
+go on while the plugin restarts. The next keeper takes over those that are whole, and clears away
+the others.
 
-Mounts are made and taken down by one caller per volume at a time; the driver's locks see to that.
+The keeper holds a duplicate of each mount's descriptor of /dev/fuse. While the duplicate is open,
+requests to a dead worker wait. Nothing replaces a dead worker, so the keeper closes its duplicate:
+the kernel ends the connection, and users get ENOTCONN instead of waiting for ever. The dead mount
+stays at its mount point, visibly broken, until the next Mount or Unmount.
+
+Callers change the mount of one volume one at a time; the driver's locks see to that.
 """
 
 import logging
@@ -33,51 +36,51 @@ from passthrough.worker.handover import Handover, Report
 from plugin import threads
 from plugin.errors import MountFailed
 from plugin.mounting import mountpoints
-from plugin.mounting.detaching import UNDO_DEADLINE_S, Detaching, clear, clear_all
-from plugin.mounting.fd_store import NOTHING, Inherited, Store
+from plugin.mounting.detaching import UNDO_DEADLINE_S, Detacher, clear_all, detach_target
+from plugin.mounting.fd_store import NOTHING_INHERITED, FdStore, Inherited
 from plugin.mounting.mount import Mount, TakenOver, take_over
-from plugin.mounting.spawner import COMMAND, PROC, Start, forking
+from plugin.mounting.spawner import COMMAND, PROC, StartWorker, spawning
 from plugin.mounting.worker import Worker
 from plugin.reserve import HiddenReserve, Reserve
 from plugin.volume import FileName, Served, VolumeName
 
 log = logging.getLogger(__name__)
 
-# All steps of a mount together, and the waiting for its turn. dockerd gives up after 120 s, but an
-# administrator may have it give up after 30 (docker plugin enable --timeout), and our own words say
-# more than "timeout". Ending the worker and unmounting, after a failure, come on top.
+# For all steps of a mount, and the wait for earlier requests on the volume. dockerd gives up after
+# 120 s, but an administrator may set 30 s (docker plugin enable --timeout), and the plugin's own
+# error says more than dockerd's "timeout". The undo of a failed mount takes more time after that.
 MOUNT_DEADLINE_S = 18.0
 
-# Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount goes.
+# Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount is detached.
 KERNEL_THREADS = 64
 
 
-class Order(NamedTuple):
-    """What to mount."""
+class MountSpec(NamedTuple):
+    """A mount to be made, and the terms on which to make it."""
 
     name: VolumeName
     directory: FileName
     """The name of the mount point."""
     options: Effective
     origin: str
-    """The source, as a person knows it."""
+    """The source, as messages name it."""
     open_source: Callable[[], int]
     """Returns an O_PATH descriptor that the caller owns; may block for ever."""
     limiter: trio.CapacityLimiter
-    """For the threads that may hang in *open_source*."""
+    """For the threads that call *open_source*."""
     deadline: float
-    """When the attempt is given up, by trio's clock; `MOUNT_DEADLINE_S` after the request."""
-    lost: Callable[[str], None]
-    """Called with how it ended when the worker ends though the volume is still mounted."""
-    step: Callable[[str], object] = lambda _: None
-    """Called with each step that may hang."""
+    """The end of the attempt, by trio's clock: `MOUNT_DEADLINE_S` after the request."""
+    on_loss: Callable[[str], None]
+    """Called with the reason if the worker ends while the volume is mounted."""
+    on_step: Callable[[str], object] = lambda _: None
+    """Called with the name of each step that may hang, before the step."""
 
 
-class Run(Protocol):
-    """Stays with a worker until it has ended; gives how."""
+class Supervise(Protocol):
+    """A coroutine function that waits for the end of a worker and returns how it ended."""
 
     async def __call__(self, *, task_status: trio.TaskStatus[None]) -> str:
-        """Started once the worker serves."""
+        """Call `task_status.started` once the worker serves."""
 
 
 class Keeper:
@@ -87,13 +90,13 @@ class Keeper:
         self,
         mount_dir: Path,
         nursery: trio.Nursery,
-        start: Start,
-        store: Store,
+        start: StartWorker,
+        store: FdStore,
         numbers: Iterator[int],
         *,
         reserve: Reserve,
     ) -> None:
-        """*numbers* are those by which *store* knows new mounts; *reserve* is for mount points."""
+        """*numbers* yields the numbers of new mounts; *reserve* has room for mount points."""
         self._reserve = reserve
         self._mount_dir = mount_dir
         self._nursery = nursery
@@ -101,41 +104,41 @@ class Keeper:
         self._store = store
         self._numbers = numbers
         self._mounts: dict[VolumeName, Mount] = {}
-        # These and those that have been taken down, as long as their workers run.
+        # All mounts with live workers, detached mounts among them.
         self._served: dict[VolumeName, list[Mount]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
-        self._detaching = Detaching()
+        self._detacher = Detacher()
 
     def target(self, directory: FileName) -> Path:
-        """Return the mount point of the volume whose record says *directory*."""
-        return mountpoints.at(self._mount_dir, directory)
+        """Return the mount point of a volume, by the *directory* of its record."""
+        return mountpoints.path_of(self._mount_dir, directory)
 
-    def served(self, name: VolumeName) -> list[Served]:
-        """What a later plugin must know to go on with those mounts of *name* that it can."""
-        return [mount.served(name) for mount in self._running(name) if mount.worker.kept]
+    def records(self, name: VolumeName) -> list[Served]:
+        """Return a record of each mount of *name* that the next plugin can take over."""
+        return [mount.record(name) for mount in self._running(name) if mount.worker.stored]
 
-    def watch(self, name: VolumeName, tell_loss: Callable[[str], None]) -> bool:
-        """Whether *name* is served since before this plugin began; *tell_loss* is as in an Order.
+    def watch(self, name: VolumeName, on_loss: Callable[[str], None]) -> bool:
+        """Return whether a mount of *name* was taken over; *on_loss* is as in a MountSpec.
 
-        A loss before this is not told, but makes it false.
+        If its worker has ended by now, the result is False, and *on_loss* is not called.
         """
         if not self.worker_pid(name):
             return False
-        self._mounts[name].tell_loss = tell_loss
+        self._mounts[name].on_loss = on_loss
         return True
 
     def worker_pid(self, name: VolumeName) -> int:
-        """The process that serves *name*; 0 when there is none."""
+        """Return the process id of the worker that serves *name*, or 0."""
         present = self._mounts.get(name)
         return 0 if present is None or present.lost else present.worker.pid
 
     def report(self, name: VolumeName) -> Report | None:
-        """What the worker of *name* has said of itself; None when it is not mounted."""
+        """Return the report of the worker of *name*, or None if *name* is not mounted."""
         present = self._mounts.get(name)
         return None if present is None else present.worker.report
 
-    async def mount(self, order: Order) -> Mount:
-        """Mount a volume and return its mount, which is the present one if that is whole.
+    async def mount(self, spec: MountSpec) -> Mount:
+        """Mount a volume and return its mount; a present mount that is whole stays.
 
         The mount belongs to the keeper. Its facts are live: `lost` is set when its worker dies.
 
@@ -143,49 +146,51 @@ class Keeper:
             MountFailed: says what failed or hung; nothing is left of the attempt.
             PluginError: the source cannot be opened.
         """
-        present = self._mounts.get(order.name)
+        present = self._mounts.get(spec.name)
         if present is not None:
-            with _step(order, "looking at its mount"):
+            with _step(spec, "checking its mount"):
                 whole = await threads.call(present.is_whole, self._threads, bool)
             if whole:
-                await self._go_on_with(present, order)
+                await self._reuse(present, spec)
                 return present
-            log.warning("volume %s: its mount is not whole, making a new one", order.name)
-            await self.unmount(order.name)
-        made = self._mounts[order.name] = await self._mount_anew(order)
-        log.info("volume %s: mounted, worker %d", order.name, made.worker.pid)
+            log.warning("volume %s: its mount is not whole, making a new one", spec.name)
+            await self.unmount(spec.name)
+        made = self._mounts[spec.name] = await self._make_mount(spec)
+        log.info("volume %s: mounted, worker %d", spec.name, made.worker.pid)
         return made
 
-    async def _go_on_with(self, present: Mount, order: Order) -> None:
-        """Give one more user a mount that is whole, if it may be given."""
-        if present.unchecked:  # what may be served may have changed since an earlier plugin began
-            with _step(order, f"opening {order.origin}"):
-                os.close(await threads.call(order.open_source, order.limiter, os.close))
-            present.unchecked = False
-        if not present.worker.kept and self._store.keeps:
-            # It had no time to say that it keeps them, and may have taken some all the same.
-            await trio.to_thread.run_sync(self._store.forget, [present.number])
-            await self._keep(present)
+    async def _reuse(self, present: Mount, spec: MountSpec) -> None:
+        """Check that one more user may have *present*, and store it if that failed before."""
+        if present.source_unchecked:
+            # The allowed sources may have changed since an earlier plugin opened the source.
+            with _step(spec, f"opening {spec.origin}"):
+                os.close(await threads.call(spec.open_source, spec.limiter, os.close))
+            present.source_unchecked = False
+        if not present.worker.stored and self._store.exists:
+            # The service manager did not confirm in time, but may have stored some descriptors.
+            await trio.to_thread.run_sync(self._store.remove, [present.number])
+            await self._store_descriptors(present)
 
     async def unmount(self, name: VolumeName, deadline: float = math.inf) -> None:
-        """Detach the mount of *name*, if there is one; its worker serves those who still use it.
+        """Detach the mount of *name*, if there is one; its worker serves its remaining users.
 
-        A worker that has not answered by *deadline*, trio's clock, is ended.
+        A worker that does not answer until *deadline*, by trio's clock, is killed.
 
         Raises:
             MountFailed: the mount is still there.
         """
         present = self._mounts.get(name)
         if present is not None:
-            await self._detaching.take_down(present, deadline)
+            await self._detacher.detach(present, deadline)
             del self._mounts[name]
             log.info("volume %s: unmounted", name)
 
-    async def vacated(self, name: VolumeName, deadline: float) -> bool:
-        """Whether by *deadline*, trio's clock, nobody uses *name* any more, which is not mounted.
+    async def wait_until_unused(self, name: VolumeName, deadline: float) -> bool:
+        """Wait until the detached mounts of *name* have no users; return False at *deadline*.
 
-        The kernel ends the worker's session when the last one has gone who has a file of it open,
-        is in a directory of it, or has a bind mount of it, such as a container.
+        The kernel ends a worker's session after its last user has gone. A user has a file of the
+        mount open, has its working directory there, or has a bind mount of it, as a container has.
+        The deadline is by trio's clock.
         """
         with trio.move_on_at(deadline):
             for mount in self._served.get(name, ()):
@@ -193,162 +198,168 @@ class Keeper:
         return not self._running(name)
 
     def _running(self, name: VolumeName) -> list[Mount]:
-        """The mounts of *name* that are served; the others are forgotten."""
+        """Return the mounts of *name* with live workers, and forget the others."""
         mounts = self._served.pop(name, ())
         running = [mount for mount in mounts if not mount.worker.ended.is_set()]
         if running:
             self._served[name] = running
         return running
 
-    async def end(self) -> None:
-        """Detach every mount but those that the service manager keeps, if short time allows it."""
-        others = []
+    async def close(self) -> None:
+        """Detach every mount that the service manager does not store, as far as time allows."""
+        not_stored = []
         for mount in self._mounts.values():
-            if mount.worker.kept:
-                mount.let_go()
+            if mount.worker.stored:
+                mount.close_fuse_fd()
             else:
-                others.append(mount)
-        await self._detaching.take_all_down(self._mount_dir, others)
+                not_stored.append(mount)
+        await self._detacher.detach_all(self._mount_dir, not_stored)
         self._mounts.clear()
 
     def take_over(self, left: TakenOver) -> None:
-        """Go on with what an earlier plugin has left."""
+        """Supervise the mounts that an earlier plugin has left."""
         for name, mount in left.whole.items():
             log.info("volume %s: served on by worker %d", name, mount.worker.pid)
             self._mounts[name] = mount
-        for mount in (*left.whole.values(), *left.leaving):
+        for mount in (*left.whole.values(), *left.detached):
             self._served.setdefault(mount.worker.volume, []).append(mount)
-            self._nursery.start_soon(self._attend, mount, mount.worker.attend)
+            self._nursery.start_soon(self._supervise, mount, mount.worker.supervise)
 
-    async def _mount_anew(self, order: Order) -> Mount:
-        name, target = order.name, self.target(order.directory)
+    async def _make_mount(self, spec: MountSpec) -> Mount:
+        name, target = spec.name, self.target(spec.directory)
         with ExitStack() as borrowed:
-            with _step(order, f"opening {order.origin}"):
-                source_fd = await threads.call(order.open_source, order.limiter, os.close)
+            with _step(spec, f"opening {spec.origin}"):
+                source_fd = await threads.call(spec.open_source, spec.limiter, os.close)
             borrowed.callback(os.close, source_fd)
             async with AsyncExitStack() as undo:
-                with _step(order, f"mounting at {target}"):
-                    await clear(target, self._threads)
-                    attach = partial(mountpoints.attach, target, order.options, self._reserve)
-                    attached = await trio.to_thread.run_sync(attach)
-                made = Mount(target, attached, Worker(name), next(self._numbers), order.lost)
+                with _step(spec, f"mounting at {target}"):
+                    await detach_target(target, self._threads)
+                    attach = partial(mountpoints.attach, target, spec.options, self._reserve)
+                    connection = await trio.to_thread.run_sync(attach)
+                made = Mount(target, connection, Worker(name), next(self._numbers), spec.on_loss)
                 undo.push_async_callback(self._undo, made)
                 handover = Handover(
-                    volume=order.directory,
-                    config=order.options.requested,
-                    fuse_fd=attached.fuse_fd,
+                    volume=spec.directory,
+                    config=spec.options.requested,
+                    fuse_fd=connection.fuse_fd,
                     source_fd=source_fd,
                 )
-                with _step(order, "starting its worker", made.worker):
-                    run = partial(made.worker.run, self._start, handover, order.options.session)
-                    await self._nursery.start(self._attend, made, run)
+                with _step(spec, "starting its worker", made.worker):
+                    run = partial(made.worker.run, self._start, handover, spec.options.session)
+                    await self._nursery.start(self._supervise, made, run)
                 self._served[name] = [*self._running(name), made]
-                await self._keep(made)
+                await self._store_descriptors(made)
                 if made.lost:
                     raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
                 undo.pop_all()
                 return made
 
-    async def _keep(self, made: Mount) -> None:
-        """Have the service manager keep what it takes to go on with *made*."""
-        if not self._store.keeps or made.lost:
+    async def _store_descriptors(self, mount: Mount) -> None:
+        """Have the service manager store the descriptors of *mount*, if there is one."""
+        if not self._store.exists or mount.lost:
             return
         try:
-            with made.duplicated() as descriptors:
-                await trio.to_thread.run_sync(self._store.keep, made.number, descriptors)
+            with mount.duplicated_descriptors() as descriptors:
+                await trio.to_thread.run_sync(self._store.add, mount.number, descriptors)
         except OSError as error:
-            log.warning("%s is served, but it will end with the plugin: %s", made.target, error)
+            log.warning("%s is served, but it will end with the plugin: %s", mount.target, error)
         else:
-            made.worker.kept = True
+            mount.worker.stored = True
 
-    async def _attend(
+    async def _supervise(
         self,
         mount: Mount,
-        run: Run,
+        supervise: Supervise,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Stay with the worker of *mount*, as *run* does, which is started once it serves."""
+        """Await *supervise*, which is for the worker of *mount*, and handle the worker's end."""
         worker = mount.worker
         try:
-            ended = await run(task_status=task_status)
-        except Exception:  # a boundary, as the server's: a bug in serving one volume ends no other
+            ended = await supervise(task_status=task_status)
+        except Exception:  # a boundary, as in the server: a bug costs one volume, not all of them
             if not worker.report.serving:
-                raise  # to the Mount that waits for it
+                raise  # to the Mount request that waits for the start
             log.exception("volume %s: bug in watching worker %d", worker.volume, worker.pid)
             worker.kill()
-            ended = "is watched no more, because of a bug; the plugin's log says more"
-        worker.kept = False
-        if mount.leaving:
+            ended = "is not watched any more, because of a bug; see the plugin's log"
+        worker.stored = False
+        if mount.detached:
             log.info("volume %s: worker %d %s", worker.volume, worker.pid, ended)
         else:
             mount.lost = ended
-            mount.let_go()
+            mount.close_fuse_fd()
             log.warning(
                 "volume %s: worker %d %s; the volume fails until it is mounted again",
                 worker.volume,
                 worker.pid,
                 ended,
             )
-            mount.tell_loss(f"its worker {ended}")
-        if self._store.keeps:
-            await trio.to_thread.run_sync(self._store.forget, [mount.number])
+            mount.on_loss(f"its worker {ended}")
+        if self._store.exists:
+            await trio.to_thread.run_sync(self._store.remove, [mount.number])
 
     async def _undo(self, made: Mount) -> None:
-        await self._detaching.take_down(made, trio.current_time() + UNDO_DEADLINE_S)
+        await self._detacher.detach(made, trio.current_time() + UNDO_DEADLINE_S)
 
 
 @asynccontextmanager
 async def keeping(
     mount_dir: Path,
     command: Sequence[str] = COMMAND,
-    inherited: Inherited = NOTHING,
-    served: Collection[Served] = (),
+    inherited: Inherited = NOTHING_INHERITED,
+    records: Collection[Served] = (),
     used: Mapping[VolumeName, FileName] | None = None,
     *,
     proc: Path = PROC,
     reserve: Reserve | None = None,
 ) -> AsyncIterator[Keeper]:
-    """A keeper of mounts below *mount_dir*, which is made.
+    """Run a keeper of mounts below *mount_dir*, which is made.
 
-    Of the mounts that an earlier plugin has left, those *served* of volumes that are *used*, at
-    mount points of these names, go on if they are whole, with what the service manager hands over.
-    At the end it is left what it keeps. Nothing else remains there, before and after: workers,
-    which are forked by a process that runs *command*, are ended, whoever still uses what they
-    serve. On a full disk *reserve* has room for mount points, if it is the same disk.
+    At the start, whole mounts of an earlier plugin go on; others are cleared away. *records* are
+    the mounts that the earlier plugin recorded, *inherited* has their descriptors, and *used* has
+    the name of the mount point of each volume with users. At the end, the mounts that the service
+    manager stores go on. Others are detached and their workers ended, even if they have users.
+
+    *command* runs the fork server. *proc* is the procfs for process ids. If *reserve* is on the
+    same file system as *mount_dir*, it has room for mount points when the disk is full.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
         OSError: the directory cannot be made or read.
     """
-    numbers = count(1 + max([*inherited.kept, *(row.number for row in served)], default=0))
-    with mountpoints.claimed(mount_dir) as claimed:
-        left = take_over(claimed, inherited, served, used or {}, proc)
-        await clear_all(claimed, left, inherited.store)
-        async with forking(command, proc) as start, trio.open_nursery() as nursery:
-            with HiddenReserve(claimed, reserve) as room:
-                keeper = Keeper(claimed, nursery, start, inherited.store, numbers, reserve=room)
+    numbers = count(1 + max([*inherited.stored, *(row.number for row in records)], default=0))
+    with mountpoints.locked(mount_dir) as directory:
+        left = take_over(directory, inherited, records, used or {}, proc)
+        await clear_all(directory, left, inherited.store)
+        async with spawning(command, proc) as start, trio.open_nursery() as nursery:
+            with HiddenReserve(directory, reserve) as room:
+                keeper = Keeper(directory, nursery, start, inherited.store, numbers, reserve=room)
                 keeper.take_over(left)
                 try:
                     yield keeper
                 finally:
                     with trio.CancelScope(shield=True):
-                        await keeper.end()
+                        await keeper.close()
                     nursery.cancel_scope.cancel()
 
 
 @contextmanager
-def _step(order: Order, what: str, worker: Worker | None = None) -> Iterator[None]:
-    """A part of mounting that may hang; at the order's deadline, the refusal names it."""
-    order.step(what)
+def _step(spec: MountSpec, step: str, worker: Worker | None = None) -> Iterator[None]:
+    """Run one step of a mount, which may hang, until the deadline of *spec*.
+
+    Raises:
+        MountFailed: the step has failed or is not done at the deadline; the message names it.
+    """
+    spec.on_step(step)
     try:
-        with trio.fail_at(order.deadline):
+        with trio.fail_at(spec.deadline):
             yield
     except trio.TooSlowError as error:
-        last_words = "" if worker is None else worker.last_words
+        last_log = "" if worker is None else worker.last_log
         raise MountFailed(
-            f"volume {order.name!r}: {what} has not come to an end,"
-            f" {MOUNT_DEADLINE_S:g} s after it was to be mounted{last_words}"
+            f"volume {spec.name!r}: {step} has not finished, {MOUNT_DEADLINE_S:g} s after the"
+            f" request to mount it{last_log}"
         ) from error
     except OSError as error:
-        raise MountFailed(f"volume {order.name!r}: {what} failed: {error.strerror}") from error
+        raise MountFailed(f"volume {spec.name!r}: {step} failed: {error.strerror}") from error

@@ -1,10 +1,11 @@
-"""One mount with its worker, made by this plugin or left by an earlier one.
+"""One mount with its worker, made by this plugin or taken over from an earlier one.
 
-While the plugin restarts, workers go on where the service manager keeps what they hang on
-(fd_store.py). A mount is taken over if nothing of it is missing: it is in the registry and
-somebody uses it, its descriptors have all come back, its worker lives, and at its target it alone
-is mounted. Of anything else the target is cleared. A worker that lives all the same, such as one
-that was unmounted while files were open, serves its last users and is attended to until it ends.
+While the plugin restarts, the service manager stores the descriptors of each mount (fd_store.py),
+and its worker goes on. The next plugin takes over a mount that is whole: the registry lists it with
+a user, all its descriptors have come back, its worker lives, and its mount is the only one at its
+mount point. Otherwise the mount point is cleared. If the worker lives nevertheless, such as that of
+a mount that was unmounted while files were open, it serves its last users. The plugin supervises
+it until it ends.
 """
 
 import logging
@@ -27,8 +28,8 @@ from plugin.volume import FileName, Served, VolumeName
 
 log = logging.getLogger(__name__)
 
-# The name, in the log, of a volume whose mount is not in the registry any more.
-UNKNOWN = "(unmounted)"
+# The name of a volume in the log, if its mount is no longer in the registry.
+UNKNOWN_VOLUME = "(unmounted)"
 NO_DEVICE = 0
 
 
@@ -38,135 +39,136 @@ class Mount:
     def __init__(
         self,
         target: Path,
-        attached: mountpoints.Attached,
+        connection: mountpoints.FuseConnection,
         worker: Worker,
         number: int,
-        tell_loss: Callable[[str], None] = lambda _: None,
+        on_loss: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take the descriptor of *attached*."""
+        """Take the descriptor of *connection*."""
         self.target = target
+        """The mount point."""
         self.worker = worker
         self.number = number
-        """What it is called in the service manager's store; there is never another of it."""
-        self.tell_loss = tell_loss
-        """Called with how its worker ended if it did so unasked."""
+        """The mount's number in the fd store; never used again for another mount."""
+        self.on_loss = on_loss
+        """Called with the reason of a loss: how the worker ended."""
         self.lost = ""
-        """How the worker ended if it did so unasked; the mount is dead then."""
-        self.leaving = False
-        """Whether it is being taken down, so that its worker may end."""
-        self.unchecked = False
-        """Whether an earlier plugin has looked at what it serves, and this one has not."""
-        self._device = attached.device
-        self._fuse_fd = attached.fuse_fd
+        """How the worker ended without being asked to, which makes the mount dead; else empty."""
+        self.detached = False
+        """True from the beginning of the unmount on: the worker is expected to end."""
+        self.source_unchecked = False
+        """True if an earlier plugin opened the source, and this plugin has not."""
+        self._device = connection.device
+        self._fuse_fd = connection.fuse_fd
 
-    def let_go(self) -> None:
-        """Close the descriptor of /dev/fuse; the connection ends unless others have it too."""
+    def close_fuse_fd(self) -> None:
+        """Close the descriptor of /dev/fuse; the last one that closes ends the connection."""
         fd, self._fuse_fd = self._fuse_fd, -1
         if fd >= 0:
             os.close(fd)
 
     def is_whole(self) -> bool:
-        """Whether this and nothing else is mounted at the target, with a live worker."""
+        """Return whether the worker lives, and this mount is the only one at its mount point."""
         found = [entry.device for entry in mountpoints.mounts_at(self.target)]
-        return not self.lost and not self.leaving and found == [self._device]
+        return not self.lost and not self.detached and found == [self._device]
 
-    def served(self, name: VolumeName) -> Served:
-        """What a later plugin must know of it.
+    def record(self, name: VolumeName) -> Served:
+        """Return the facts that the next plugin needs to take over this mount of volume *name*.
 
-        Of a mount that has been detached no device: a later one at the same target may have it now.
+        A detached mount has no device: a later mount at the same mount point may have the same one.
         """
-        device = NO_DEVICE if self.leaving else self._device
+        device = NO_DEVICE if self.detached else self._device
         return Served(name, self.number, device, encode(self.worker.report).decode())
 
     @contextmanager
-    def duplicated(self) -> Iterator[dict[str, int]]:
-        """Duplicates, for a while, of all that it takes to go on with it, by kind.
+    def duplicated_descriptors(self) -> Iterator[dict[str, int]]:
+        """Duplicate all descriptors for the fd store, by kind; the block's end closes them.
 
-        Of the descriptors themselves the worker's end disposes at any time.
+        The originals may be closed at any time, when the worker ends.
 
         Raises:
-            OSError: the worker has ended, or there can be no more descriptors.
+            OSError: the worker has ended, or the limit of descriptors is reached.
         """
-        ties = {"fuse": self._fuse_fd, **self.worker.ties()}
-        with ExitStack() as made:
+        originals = {"fuse": self._fuse_fd, **self.worker.descriptors()}
+        with ExitStack() as stack:
             duplicates = {}
             for kind in KINDS:
-                duplicates[kind] = os.dup(ties[kind])
-                made.callback(os.close, duplicates[kind])
+                duplicates[kind] = os.dup(originals[kind])
+                stack.callback(os.close, duplicates[kind])
             yield duplicates
 
 
 class TakenOver(NamedTuple):
-    """What an earlier plugin has left and who lives."""
+    """The mounts of an earlier plugin with live workers."""
 
     whole: dict[VolumeName, Mount]
     """Mounts that go on."""
-    leaving: list[Mount]
-    """Mounts that are or will be detached; their workers serve whoever still uses them."""
+    detached: list[Mount]
+    """Mounts that are or will be unmounted; their workers serve their last users."""
 
 
 def take_over(
     mount_dir: Path,
     inherited: Inherited,
-    served: Iterable[Served],
+    records: Iterable[Served],
     used: Mapping[VolumeName, FileName],
     proc: Path = PROC,
 ) -> TakenOver:
-    """Sort out what has come back from the service manager; takes all of its descriptors.
+    """Return the mounts of *inherited* with live workers; takes all of its descriptors.
 
-    *served* are the mounts that the earlier plugin knew. Those of volumes that are not *used*, who
-    have been given back, are for users with files open alone. Each mount must be attended to.
-    *used* tells the name of each volume's mount point. Process ids are those of *proc*.
+    The caller supervises each mount. *records* are the mounts that the earlier plugin recorded.
+    *used* has the name of the mount point of each volume with users; a mount of another volume was
+    unmounted, and its worker serves open files only. Process ids are those of the procfs *proc*.
     """
-    places = mountpoints.by_target(mount_dir)
-    rows = {row.number: row for row in served}
-    taken, gone = TakenOver({}, []), list[int]()
-    for number, descriptors in inherited.kept.items():
+    mounts = mountpoints.mounts_below(mount_dir)
+    rows = {row.number: row for row in records}
+    taken, ended = TakenOver({}, []), list[int]()
+    for number, descriptors in inherited.stored.items():
         row = rows.get(number)
-        name = VolumeName(UNKNOWN) if row is None else row.volume
-        target = mountpoints.at(mount_dir, used.get(name, FileName(UNKNOWN)))
-        found = _found(target, number, row, descriptors, proc)
+        name = VolumeName(UNKNOWN_VOLUME) if row is None else row.volume
+        target = mountpoints.path_of(mount_dir, used.get(name, FileName(UNKNOWN_VOLUME)))
+        found = _adopt(target, number, row, descriptors, proc)
         if found is None:
-            gone.append(number)
+            ended.append(number)
         elif (
             row is not None
             and row.volume in used
-            and _is_whole(places.get(found.target, []), row, descriptors)
+            and _is_whole(mounts.get(found.target, []), row, descriptors)
         ):
             taken.whole[row.volume] = found
         else:
-            found.leaving = True
-            found.let_go()
-            taken.leaving.append(found)
-    inherited.store.forget(gone)
+            found.detached = True
+            found.close_fuse_fd()
+            taken.detached.append(found)
+    inherited.store.remove(ended)
     return taken
 
 
 def _is_whole(
-    found: Iterable[mountinfo.MountEntry], row: Served, descriptors: Mapping[str, int]
+    mounts: Iterable[mountinfo.MountEntry], row: Served, descriptors: Mapping[str, int]
 ) -> bool:
-    devices = [entry.device for entry in found]
+    devices = [entry.device for entry in mounts]
     return devices == [row.device] and descriptors.keys() == set(KINDS)
 
 
-def _found(
+def _adopt(
     target: Path, number: int, row: Served | None, descriptors: Mapping[str, int], proc: Path
 ) -> Mount | None:
-    """The mount *number*, if its worker lives and can be attended to; else its descriptors go."""
-    name = VolumeName(UNKNOWN) if row is None else row.volume
-    attached = mountpoints.Attached(
+    """Return the mount *number*, or close *descriptors* if its worker cannot be supervised."""
+    name = VolumeName(UNKNOWN_VOLUME) if row is None else row.volume
+    connection = mountpoints.FuseConnection(
         descriptors.get("fuse", -1), NO_DEVICE if row is None else row.device
     )
     needed = {"life", "log", "process"} <= descriptors.keys()
     if not needed or _has_ended(descriptors["process"]):
-        log.info("volume %s: its worker has ended, or has not been kept", name)
+        log.info("volume %s: its worker has ended, or its descriptors were lost", name)
         for fd in descriptors.values():
             os.close(fd)
         return None
     worker = Worker(name)
-    worker.adopt(Process.behind(descriptors, proc), _report_of(row))
-    mount = Mount(target, attached, worker, number)
-    mount.unchecked = True
+    worker.adopt(Process.from_descriptors(descriptors, proc), _report_of(row))
+    mount = Mount(target, connection, worker, number)
+    mount.source_unchecked = True
     return mount
 
 
@@ -174,8 +176,8 @@ def _report_of(row: Served | None) -> Report:
     if row is not None:
         try:
             return decode_report(row.report.encode())
-        except msgspec.DecodeError:  # of another passfs; it is there to be shown
-            log.info("volume %s: what its worker has said is not understood", row.volume)
+        except msgspec.DecodeError:  # another version wrote it; the report is only shown
+            log.info("volume %s: its worker's report is of another version", row.volume)
     return Report(serving=True)
 
 

@@ -1,7 +1,7 @@
-"""Mount points, and what lies on them: one directory for each volume in the mount directory.
+"""Mount points: one directory for each volume in the mount directory, and the mounts on them.
 
-Everything here is ours alone: the mount directory is claimed, and what is mounted in it that is no
-volume stays as it is.
+The plugin has a lock on the mount directory, so that passfs mounts in it are its own or were left
+by an earlier plugin. File systems of other types there stay as they are.
 """
 
 import errno
@@ -28,26 +28,27 @@ log = logging.getLogger(__name__)
 MOUNT_DIR_MODE = 0o700
 
 
-class Attached(NamedTuple):
-    """What mount(2) has made."""
+class FuseConnection(NamedTuple):
+    """A FUSE connection, as mount(2) made it."""
 
     fuse_fd: int
+    """The descriptor of /dev/fuse."""
     device: int
-    """As in st_dev, to tell this mount from any other at the same place."""
+    """st_dev of the file system; it tells the mount from any other at the same mount point."""
 
 
-def mounts_at(target: Path) -> list[mountinfo.MountEntry]:
-    """What is mounted at *target*, the uppermost last."""
-    return mountinfo.at(os.fsencode(target))
-
-
-def at(mount_dir: Path, directory: FileName) -> Path:
-    """Return the mount point in *mount_dir* of the volume whose record says *directory*."""
+def path_of(mount_dir: Path, directory: FileName) -> Path:
+    """Return the mount point in *mount_dir* of a volume, by the *directory* of its record."""
     return mount_dir / directory
 
 
-def by_target(mount_dir: Path) -> dict[Path, list[mountinfo.MountEntry]]:
-    """Whatever is mounted below *mount_dir*, the uppermost of one place last, read at once."""
+def mounts_at(target: Path) -> list[mountinfo.MountEntry]:
+    """Return the mounts at *target*, the uppermost last."""
+    return mountinfo.at(os.fsencode(target))
+
+
+def mounts_below(mount_dir: Path) -> dict[Path, list[mountinfo.MountEntry]]:
+    """Read all mounts below *mount_dir* at once; return them by mount point, the uppermost last."""
     above = os.fsencode(mount_dir)
     found: dict[Path, list[mountinfo.MountEntry]] = {}
     for entry in mountinfo.read():
@@ -56,13 +57,37 @@ def by_target(mount_dir: Path) -> dict[Path, list[mountinfo.MountEntry]]:
     return found
 
 
-def detach(target: Path, present: Iterable[mountinfo.MountEntry] = ()) -> None:
-    """Unmount what is mounted at *target*: *present*, if a sweep has found it, and all the rest.
+def attach(target: Path, options: Effective, reserve: Reserve) -> FuseConnection:
+    """Make the mount point *target* and mount there; *reserve* has room for a mount point.
 
-    Blocks as long as a worker that lives answers nothing, if it has pages left to write.
+    Nothing may be mounted at *target*.
 
     Raises:
-        OSError: a mount cannot be taken away, or is not ours.
+        OSError: the mount point cannot be made, or mount(2) has failed; nothing is left.
+    """
+    try:
+        reserve.run(partial(target.mkdir, mode=MOUNT_DIR_MODE))
+    except FileExistsError:
+        # A file system that ignores case gives two volumes one directory.
+        if target.name not in os.listdir(target.parent):
+            raise
+    with ExitStack() as undo:
+        undo.callback(remove, target)
+        fuse_fd = mount(target, options)
+        undo.callback(unmount, target)
+        undo.callback(os.close, fuse_fd)
+        connection = FuseConnection(fuse_fd, mounts_at(target)[-1].device)
+        undo.pop_all()
+        return connection
+
+
+def detach(target: Path, present: Iterable[mountinfo.MountEntry] = ()) -> None:
+    """Unmount all mounts at *target*; *present* are these mounts, if the caller has read the table.
+
+    Blocks while a live worker does not answer, if the kernel has pages left to write.
+
+    Raises:
+        OSError: a mount is of another type, or umount2(2) has failed.
     """
     entries = [*present] or mounts_at(target)
     while entries:
@@ -71,33 +96,13 @@ def detach(target: Path, present: Iterable[mountinfo.MountEntry] = ()) -> None:
         try:
             unmount(target)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # a thread that was given up has been faster
+            # EINVAL: a thread that an earlier call abandoned has unmounted it meanwhile.
+            if error.errno != errno.EINVAL:
                 raise
 
 
-def attach(target: Path, config: Effective, reserve: Reserve) -> Attached:
-    """Mount at *target*, where nothing is mounted; *reserve* has room for a mount point.
-
-    Raises:
-        OSError: the mount point cannot be made, or mount(2) has failed.
-    """
-    try:
-        reserve.within(partial(target.mkdir, mode=MOUNT_DIR_MODE))
-    except FileExistsError:
-        if target.name not in os.listdir(target.parent):  # on a file system that ignores case
-            raise
-    with ExitStack() as undo:
-        undo.callback(remove, target)
-        fuse_fd = mount(target, config)
-        undo.callback(unmount, target)
-        undo.callback(os.close, fuse_fd)
-        attached = Attached(fuse_fd, mounts_at(target)[-1].device)
-        undo.pop_all()
-        return attached
-
-
 def remove(target: Path) -> None:
-    """Remove a mount point; rmdir(2), so that nothing in it can be lost. One may stay, logged."""
+    """Remove a mount point by rmdir(2), which loses no files; if that fails, log a warning."""
     try:
         target.rmdir()
     except FileNotFoundError:
@@ -107,10 +112,14 @@ def remove(target: Path) -> None:
 
 
 @contextmanager
-def claimed(mount_dir: Path) -> Iterator[Path]:
-    """Make *mount_dir* and hold it against other plugins, which would clear away what is ours.
+def locked(mount_dir: Path) -> Iterator[Path]:
+    """Make *mount_dir*, and lock it during the block; yields its path as mountinfo names it.
 
-    Gives the directory as mountinfo names it. The kernel lets go when this process dies, flock(2).
+    Another plugin would take the mounts for leftovers and unmount them. If this process dies, the
+    kernel releases the lock, flock(2).
+
+    Raises:
+        CannotStart: another plugin has the lock.
     """
     mount_dir.mkdir(mode=MOUNT_DIR_MODE, parents=True, exist_ok=True)
     fd = os.open(mount_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -127,22 +136,22 @@ def claimed(mount_dir: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def clear(mount_dir: Path, spared: Collection[Path] = ()) -> None:
-    """Take away what a plugin that died has left in *mount_dir*, but for the *spared* places.
+def clear(mount_dir: Path, kept: Collection[Path] = ()) -> None:
+    """Remove the mounts and mount points that an earlier plugin left in *mount_dir*, except *kept*.
 
-    Blocks as long as a worker that lives answers nothing, if it has pages left to write.
+    Blocks while a live worker does not answer, if the kernel has pages left to write.
     """
     above = os.fsencode(mount_dir)
-    covered = set(spared)
+    skipped = set(kept)
     for entry in reversed(mountinfo.read()):
         target = Path(os.fsdecode(entry.target))
-        if target in covered or not mountinfo.is_below(entry.target, above):
+        if target in skipped or not mountinfo.is_below(entry.target, above):
             continue
         if entry.fstype == FSTYPE:
             log.info("unmounting %s, which an earlier plugin has left", target)
             unmount(target)
-        else:  # with whatever lies below
-            covered.add(target)
+        else:  # a foreign mount stays, and so do the mounts that it covers
+            skipped.add(target)
     for leftover in mount_dir.iterdir():
-        if leftover not in covered:
+        if leftover not in skipped:
             remove(leftover)

@@ -1,8 +1,9 @@
-"""Starts worker processes, by asking the fork server to fork (passthrough/worker/forkserver.py).
+"""Starts worker processes by way of the fork server (passthrough/worker/forkserver.py).
 
-A mount need not wait for an interpreter to start, and the workers share the memory of what they
-have loaded. A fork server that ends takes no worker along, and the next start begins a new one. A
-fork server that does not answer is killed and replaced.
+The fork server has loaded the worker's modules and forks a worker in milliseconds. No mount waits
+for an interpreter to start, and the workers share the memory of these modules. If the fork server
+ends, its workers go on, and the next start begins a new fork server. If it does not answer, the
+spawner kills and replaces it.
 """
 
 import array
@@ -20,32 +21,34 @@ from typing import Final, Self
 
 import trio
 
-from plugin.mounting.worker_output import forward
+from plugin.mounting.worker_output import forward_log
 
 log = logging.getLogger(__name__)
 
 # Isolated (-I): neither the working directory nor the environment decides which code runs as root.
 COMMAND: Final = (sys.executable, "-I", "-m", "passthrough.worker.forkserver")
-# The return code of a worker whose fork server did not live to say it; no process has it.
-UNKNOWN: Final = 256
-# The fork server has nothing to do when it is told to end, and nothing to lose when it is killed.
+# The return code of a worker that outlived its fork server; no process can have it.
+UNKNOWN_RETURNCODE: Final = 256
+# An idle fork server ends at once when its control socket closes; then it is killed.
 END_GRACE_S: Final = 0.5
-# The fork server forks in milliseconds, and loads all that it needs in a second. If it starts no
-# worker for so long, it is stopped or hangs. This is half of a Mount's 18 s: a successor has the
-# other half.
-SILENCE_S = 9.0
-# How ps(1) lists a worker, of whose name 15 bytes count: by its volume.
+# A fork takes milliseconds, and loading the modules one second. A fork server that starts no worker
+# for so long is stopped or hangs. This is half of a Mount's 18 s: its successor has the other half.
+START_TIMEOUT_S = 9.0
+# The name of a worker in ps(1), of which the kernel keeps 15 bytes; filled with the volume's name.
 PROCESS_NAME: Final = "passfs:{}"
 
-# The plugin's own view of processes; the host's is elsewhere if the plugin is in a container.
+# The procfs of the plugin's own pid namespace. In a container, the host's is mounted elsewhere.
 PROC: Final = Path("/proc")
 
-_PACKET: Final = 64
-_STDIO: Final = 3
+_PACKET_BYTES: Final = 64
+_STDIO_FDS: Final = 3
 
 
 class Process:
-    """A worker, by its process descriptor. Whoever has it closes the streams, and lets it go."""
+    """A worker process, by its process descriptor.
+
+    The owner closes the streams, and calls `close` unless `wait` has returned.
+    """
 
     def __init__(
         self,
@@ -55,25 +58,25 @@ class Process:
         *,
         proc: Path = PROC,
     ) -> None:
-        """Take the process descriptor, -1 as long as there is none, and our ends of two pipes."""
-        self.pid = _pid_behind(pid_fd, proc) if pid_fd >= 0 else 0
-        """As *proc* knows it."""
+        """Take the process descriptor (-1: not yet known) and the plugin's ends of two pipes."""
+        self.pid = _pid_of(pid_fd, proc) if pid_fd >= 0 else 0
+        """The process id in the pid namespace of *proc*; 0 until the process exists."""
         self.returncode: int | None = None
-        """As subprocess.Popen has it, or UNKNOWN; None until `wait` has returned."""
+        """As of subprocess.Popen, or UNKNOWN_RETURNCODE; None until `wait` has returned."""
         self.stdin = stdin
         self.stderr = stderr
         self._pid_fd = pid_fd
 
     @classmethod
-    def behind(cls, ties: Mapping[str, int], proc: Path = PROC) -> Self:
-        """The process that `ties` has led to in another process; takes these descriptors."""
-        streams = [trio.lowlevel.FdStream(ties[kind]) for kind in ("life", "log")]
-        return cls(ties["process"], *streams, proc=proc)
+    def from_descriptors(cls, descriptors: Mapping[str, int], proc: Path = PROC) -> Self:
+        """Return the process of the *descriptors* that an earlier plugin stored, and take them."""
+        streams = [trio.lowlevel.FdStream(descriptors[kind]) for kind in ("life", "log")]
+        return cls(descriptors["process"], *streams, proc=proc)
 
-    def ties(self) -> dict[str, int]:
-        """The descriptors by which another process could do all that this one can.
+    def descriptors(self) -> dict[str, int]:
+        """Return the descriptors that `from_descriptors` needs, still owned by this object.
 
-        By their kinds in the service manager's store, plugin/mounting/fd_store.py.
+        The keys are kinds of the fd store, plugin/mounting/fd_store.py.
         """
         return {
             "life": self.stdin.fileno(),
@@ -82,36 +85,36 @@ class Process:
         }
 
     async def wait(self) -> int:
-        """Wait until it has ended, one task at a time; gives the return code."""
+        """Wait until the process has ended, and return its return code; for one task at a time."""
         if self.returncode is None:
-            self.returncode = await self._ended()
-            self.let_go()
+            self.returncode = await self._wait_for_returncode()
+            self.close()
         return self.returncode
 
-    async def _ended(self) -> int:
-        # Its parent has ended, and nobody else is told how it ends.
+    async def _wait_for_returncode(self) -> int:
+        # The kernel tells only the parent how a process ended, and the parent is gone.
         await trio.lowlevel.wait_readable(self._pid_fd)
-        return UNKNOWN
+        return UNKNOWN_RETURNCODE
 
     def kill(self) -> None:
-        """End it at once; `wait` tells when."""
+        """Send SIGKILL; use `wait` for the end."""
         if self._pid_fd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
 
-    def let_go(self) -> None:
-        """Close what leads to the process, but for its streams."""
+    def close(self) -> None:
+        """Close the process descriptor; the streams stay open."""
         fd, self._pid_fd = self._pid_fd, -1
         if fd >= 0:
             os.close(fd)
 
 
-class Forked(Process):
-    """A worker that the fork server has forked."""
+class ForkedProcess(Process):
+    """A worker process that the fork server of this plugin forks."""
 
     def __init__(
         self,
-        life: trio.socket.SocketType,
+        life_socket: trio.socket.SocketType,
         stdin: trio.lowlevel.FdStream,
         stdout: trio.lowlevel.FdStream,
         stderr: trio.lowlevel.FdStream,
@@ -122,60 +125,63 @@ class Forked(Process):
         super().__init__(-1, stdin, stderr)
         self._proc = proc
         self.stdout = stdout
-        self.given: Sequence[int] = ()
-        """The numbers by which it knows the descriptors that it was given."""
-        self._life = life
+        self.passed_fds: Sequence[int] = ()
+        """The numbers in the worker of the descriptors that were passed to it."""
+        self._life_socket = life_socket
 
-    async def born(self) -> None:
-        """Wait until it exists.
+    async def wait_until_forked(self) -> None:
+        """Wait until the process exists.
 
         Raises:
-            OSError: it cannot be, or the fork server has ended.
+            OSError: fork(2) failed, or the fork server has ended.
         """
-        packet, ancillary, _, _ = await self._life.recvmsg(_PACKET, socket.CMSG_SPACE(_PACKET))
+        packet, ancillary, _, _ = await self._life_socket.recvmsg(
+            _PACKET_BYTES, socket.CMSG_SPACE(_PACKET_BYTES)
+        )
         number = int(packet or b"%d" % -errno.ECONNRESET)
         if number < 0:
             raise OSError(-number, os.strerror(-number))
-        if not ancillary:  # the worker sees its standard input end, and ends
+        # The plugin has too many open files. The caller closes the worker's stdin, which ends it.
+        if not ancillary:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self._pid_fd = array.array("i", ancillary[0][2])[0]
-        self.pid = number if self._proc == PROC else _pid_behind(self._pid_fd, self._proc)
+        self.pid = number if self._proc == PROC else _pid_of(self._pid_fd, self._proc)
 
-    async def _ended(self) -> int:
-        packet = await self._life.recv(_PACKET)
+    async def _wait_for_returncode(self) -> int:
+        packet = await self._life_socket.recv(_PACKET_BYTES)
         if packet:
             return os.waitstatus_to_exitcode(int(packet))
-        return await super()._ended()  # the fork server has ended before
+        return await super()._wait_for_returncode()  # the fork server ended before the worker
 
-    def let_go(self) -> None:
-        """Close what leads to the process, but for its streams."""
-        self._life.close()
-        super().let_go()
-
-
-Start = Callable[[str, str, Sequence[int]], Awaitable[Forked]]
-"""Start a worker of a volume, for a session, and give it descriptors, which are borrowed."""
+    def close(self) -> None:
+        """Close the life socket and the process descriptor; the streams stay open."""
+        self._life_socket.close()
+        super().close()
 
 
-class ForkServer:
-    """The process that forks workers; made by `forking`."""
+StartWorker = Callable[[str, str, Sequence[int]], Awaitable[ForkedProcess]]
+"""Start a worker, given its volume, its session and descriptors that it inherits (borrowed)."""
+
+
+class Spawner:
+    """The fork server and the requests to it; made by `spawning`."""
 
     def __init__(self, nursery: trio.Nursery, command: Sequence[str], proc: Path) -> None:
         self._nursery = nursery
         self._proc = proc
         self._command = command
         self._control: trio.socket.SocketType | None = None
-        self._process: trio.Process | None = None
-        self._waiting: set[trio.CancelScope] = set()
-        self._asking = trio.Lock()
-        self._ending = False
+        self._fork_server: trio.Process | None = None
+        self._pending: set[trio.CancelScope] = set()
+        self._send_lock = trio.Lock()
+        self._closing = False
 
-    async def begin(self) -> trio.socket.SocketType:
-        """Start the process; gives the socket over which it is asked."""
+    async def start_fork_server(self) -> trio.socket.SocketType:
+        """Start the fork server and return its control socket, which takes requests."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control = self._control = trio.socket.from_stdlib_socket(ours)
         with theirs:
-            process = await trio.lowlevel.open_process(
+            fork_server = await trio.lowlevel.open_process(
                 self._command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -184,89 +190,91 @@ class ForkServer:
                 # A Ctrl-C in the plugin's terminal is for the plugin.
                 start_new_session=True,
             )
-        self._process = process
-        self._give_time()
-        self._nursery.start_soon(self._watch, process, control)
+        self._fork_server = fork_server
+        self._extend_deadlines()
+        self._nursery.start_soon(self._watch, fork_server, control)
         return control
 
-    def end(self) -> None:
-        """Have the process end, which it does when it is asked for nothing any more."""
-        self._ending = True
-        self._forget()
+    def close(self) -> None:
+        """Close the control socket, which ends the fork server."""
+        self._closing = True
+        self._disconnect()
 
-    def _forget(self) -> None:
+    def _disconnect(self) -> None:
         control, self._control = self._control, None
-        self._process = None
+        self._fork_server = None
         if control is not None:
             control.close()
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Replace the process if it starts no worker at all in SILENCE_S of this block.
+    def _start_deadline(self) -> Iterator[None]:
+        """Replace the fork server if it starts no worker for START_TIMEOUT_S during this block.
 
         Raises:
-            TimeoutError: it has been replaced.
+            TimeoutError: the fork server has been replaced.
         """
-        with trio.CancelScope() as waiting:
-            self._waiting.add(waiting)
-            self._give_time()
+        with trio.CancelScope() as scope:
+            self._pending.add(scope)
+            self._extend_deadlines()
             try:
                 yield
             finally:
-                self._waiting.remove(waiting)
-        if waiting.cancelled_caught:
-            self._replace()
+                self._pending.remove(scope)
+        if scope.cancelled_caught:
+            self._kill_fork_server()
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        self._give_time()
+        self._extend_deadlines()
 
-    def _give_time(self) -> None:
-        """Wait SILENCE_S from now for what has been asked: the process has just done something."""
-        for scope in self._waiting:
-            scope.deadline = trio.current_time() + SILENCE_S
+    def _extend_deadlines(self) -> None:
+        """Move the deadline of each pending request to START_TIMEOUT_S from now."""
+        for scope in self._pending:
+            scope.deadline = trio.current_time() + START_TIMEOUT_S
 
-    def _replace(self) -> None:
-        """Kill the process, which must fork nothing later; the next start begins another one."""
-        if self._process is not None:
-            log.warning("the fork server has started no worker for %g s, and is killed", SILENCE_S)
-            self._process.kill()  # a child that is not reaped keeps its id
-        self._forget()
+    def _kill_fork_server(self) -> None:
+        """Kill the fork server, so that it forks nothing later; the next start begins another."""
+        if self._fork_server is not None:
+            log.warning(
+                "the fork server has started no worker for %g s, and is killed", START_TIMEOUT_S
+            )
+            self._fork_server.kill()  # not reaped yet, so the process id is still its own
+        self._disconnect()
 
-    async def start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
-        """Start a worker of *volume* that will run *session* and is given *fds*.
+    async def start(self, volume: str, session: str, fds: Sequence[int]) -> ForkedProcess:
+        """Start a worker of *volume* that will run *session* and inherits *fds*.
 
-        A fork server that ends meanwhile, or does not answer, gets one successor.
+        If the fork server ends meanwhile or does not answer, its successor gets one attempt.
 
         Raises:
-            OSError: there can be no further process, descriptor or memory.
+            OSError: the limit of processes, descriptors or memory is reached.
         """
         with suppress(ConnectionResetError, TimeoutError):
             return await self._start(volume, session, fds)
         return await self._start(volume, session, fds)
 
-    async def _start(self, volume: str, session: str, fds: Sequence[int]) -> Forked:
-        with ExitStack() as theirs, ExitStack() as undo:
-            life, worker_ends, streams = _ties(theirs, undo)
-            process = Forked(life, *streams, proc=self._proc)
-            undo.callback(process.let_go)
+    async def _start(self, volume: str, session: str, fds: Sequence[int]) -> ForkedProcess:
+        with ExitStack() as worker_side, ExitStack() as undo:
+            life_socket, worker_ends, streams = _open_channels(worker_side, undo)
+            process = ForkedProcess(life_socket, *streams, proc=self._proc)
+            undo.callback(process.close)
             name = PROCESS_NAME.format(volume)
-            with self._answered():
-                await self._ask(f"{session}\0{name}", [*worker_ends, *fds])
-                theirs.close()
-                await process.born()
-            process.given = range(_STDIO, _STDIO + len(fds))
+            with self._start_deadline():
+                await self._request_fork(f"{session}\0{name}", [*worker_ends, *fds])
+                worker_side.close()
+                await process.wait_until_forked()
+            process.passed_fds = range(_STDIO_FDS, _STDIO_FDS + len(fds))
             undo.pop_all()
             return process
 
-    async def _ask(self, packet: str, fds: Sequence[int]) -> None:
+    async def _request_fork(self, packet: str, fds: Sequence[int]) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-        async with self._asking:
+        async with self._send_lock:
             if self._control is not None:
-                # One that has just ended gets another; a second failure is the caller's.
+                # If the fork server has just ended, ask a new one; a second failure is an error.
                 with suppress(BrokenPipeError, ConnectionResetError, trio.ClosedResourceError):
                     await self._control.sendmsg([packet.encode()], [rights])
                     return
-                self._forget()
-            control = await self.begin()
+                self._disconnect()
+            control = await self.start_fork_server()
             try:
                 await control.sendmsg([packet.encode()], [rights])
             except trio.ClosedResourceError:
@@ -274,48 +282,57 @@ class ForkServer:
                     errno.ECONNRESET, os.strerror(errno.ECONNRESET)
                 ) from None
 
-    async def _watch(self, process: trio.Process, control: trio.socket.SocketType) -> None:
-        assert process.stderr is not None  # noqa: S101 - opened as a pipe
+    async def _watch(self, fork_server: trio.Process, control: trio.socket.SocketType) -> None:
+        """Forward the fork server's log until it ends, and reap it."""
+        assert fork_server.stderr is not None  # noqa: S101 - opened as a pipe
         try:
-            await forward(process.stderr, lambda level, text: log.log(level, "%s", text))
+            await forward_log(fork_server.stderr, lambda level, text: log.log(level, "%s", text))
         finally:
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(0 if self._ending else END_GRACE_S):
-                    await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                with trio.move_on_after(0 if self._closing else END_GRACE_S):
+                    await fork_server.wait()
+                if fork_server.returncode is None:
+                    fork_server.kill()
+                    await fork_server.wait()
             if self._control is control:
-                self._forget()
-        if not self._ending:
+                self._disconnect()
+        if not self._closing:
             log.warning(
-                "the fork server ended with %d; the next mount begins another", process.returncode
+                "the fork server ended with %d; the next mount begins another",
+                fork_server.returncode,
             )
 
 
-def _pid_behind(pid_fd: int, proc: Path) -> int:
-    """The process id behind a process descriptor, below 1 if the process has ended.
+def _pid_of(pid_fd: int, proc: Path) -> int:
+    """Return the process id of a process descriptor, below 1 if the process has ended.
 
-    It is the id in the pid namespace of the procfs at *proc*, fs/pidfs.c of Linux.
+    The id is of the pid namespace of the procfs at *proc*, fs/pidfs.c of Linux.
     """
     with open(proc / "self" / "fdinfo" / str(pid_fd), "rb") as lines:
         fields = dict(line.split(b":", 1) for line in lines)
     return int(fields[b"Pid"])
 
 
-def _ties(
-    theirs: ExitStack, undo: ExitStack
+def _open_channels(
+    worker_side: ExitStack, undo: ExitStack
 ) -> tuple[trio.socket.SocketType, list[int], list[trio.lowlevel.FdStream]]:
-    """What ties a worker to the plugin: the life socket, and its standard streams."""
-    ours, life = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    theirs.callback(life.close)
+    """Open a worker's life socket and standard streams.
+
+    *worker_side* closes the worker's ends, *undo* the plugin's.
+
+    Returns:
+        The plugin's end of the life socket, the worker's ends of all four channels, and the
+        plugin's ends of the standard streams.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker_side.callback(theirs.close)
     life_socket = trio.socket.from_stdlib_socket(ours)
     undo.callback(life_socket.close)
-    worker_ends, streams = [life.fileno()], []
-    for reads in (True, False, False):
+    worker_ends, streams = [theirs.fileno()], []
+    for worker_reads in (True, False, False):
         read_end, write_end = os.pipe()
-        worker_end, our_end = (read_end, write_end) if reads else (write_end, read_end)
-        theirs.callback(os.close, worker_end)
+        worker_end, our_end = (read_end, write_end) if worker_reads else (write_end, read_end)
+        worker_side.callback(os.close, worker_end)
         stream = trio.lowlevel.FdStream(our_end)
         undo.callback(stream.close)
         worker_ends.append(worker_end)
@@ -324,14 +341,16 @@ def _ties(
 
 
 @asynccontextmanager
-async def forking(command: Sequence[str] = COMMAND, proc: Path = PROC) -> AsyncIterator[Start]:
-    """A fork server for as long as this lasts; gives the way to start workers."""
+async def spawning(
+    command: Sequence[str] = COMMAND, proc: Path = PROC
+) -> AsyncIterator[StartWorker]:
+    """Run a fork server by *command* during the block; yields the function that starts workers."""
     async with trio.open_nursery() as nursery:
-        server = ForkServer(nursery, command, proc)
-        await server.begin()
+        spawner = Spawner(nursery, command, proc)
+        await spawner.start_fork_server()
         try:
-            yield server.start
+            yield spawner.start
         finally:
-            server.end()
-            # One that hangs does not close its standard error.
+            spawner.close()
+            # A fork server that hangs does not close its standard error.
             nursery.cancel_scope.deadline = trio.current_time() + END_GRACE_S

@@ -1,9 +1,9 @@
-"""One worker process, from its start to its end: the hand-over, its log lines, how it ended.
+"""One worker process, from its start to its end: handover, log lines, return code.
 
-The process ends by itself when its file system has no user any more, and when nobody holds the
-other end of its standard input. Where a service manager keeps that end as well, the process goes on
-while one plugin ends and the next one begins, which then attends to it. Its log lines wait in the
-pipe meanwhile; if there are more than the pipe holds, 64 KiB, it waits too.
+The process ends by itself when its file system has no user any more, or when the other end of its
+standard input closes. If the service manager stores that end (fd_store.py), the process goes on
+from one plugin to the next, which supervises it then. Between the two plugins its log lines wait in
+the pipe. A pipe holds 64 KiB, pipe(7); if it is full, the worker waits too.
 """
 
 import logging
@@ -18,20 +18,21 @@ import trio
 from passthrough.options.choices import SessionKind
 from passthrough.worker.handover import Handover, Report, decode_report, encode
 from plugin.errors import MountFailed
-from plugin.mounting.spawner import UNKNOWN, Forked, Process, Start
-from plugin.mounting.worker_output import forward, lines
+from plugin.mounting.spawner import UNKNOWN_RETURNCODE, ForkedProcess, Process, StartWorker
+from plugin.mounting.worker_output import forward_log, lines
 from plugin.volume import VolumeName
 
 log = logging.getLogger(__name__)
 
-# A worker that is told to end only has to leave its loop.
+# After its standard input has closed, a worker only has to leave its loop.
 END_GRACE_S = 1.5
 # SIGKILL waits only for a call that is stuck in the kernel, which may be for ever.
 KILL_GRACE_S = 1.0
-# After its end, for what still lies in the pipe. Only a stranger that inherited it could hold it.
+# After the worker's end, for the log lines left in the pipe. Only a foreign process that inherited
+# the pipe could keep it open for longer.
 DRAIN_S = 1.0
 
-# How much of what a worker last said goes into the refusal of a mount.
+# The number of a worker's last log lines that the refusal of a mount quotes.
 LAST_LINES = 5
 
 
@@ -41,95 +42,97 @@ class Worker:
     def __init__(self, volume: VolumeName) -> None:
         self.volume = volume
         self.report = Report(serving=False)
-        """What it has said of itself."""
-        self.kept = False
-        """Whether the process goes on when it is attended to no more: somebody else keeps it."""
+        """The report with which the worker answered the handover."""
+        self.stored = False
+        """True if the fd store has the worker's descriptors, so that it survives this plugin."""
         self.ended = trio.Event()
-        """Set when it is attended to no more: once it served, nobody uses its file system then."""
+        """Set at the end of supervision; for a worker that served, its mount is unused by then."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     @property
     def pid(self) -> int:
-        """The process's id; 0 before it starts."""
+        """Return the process id; 0 before the process starts."""
         return 0 if self._process is None else self._process.pid
 
     @property
-    def last_words(self) -> str:
-        """What it last wrote to its log, to be appended to a sentence."""
-        return f"; its last words: {' | '.join(self._last_lines)}" if self._last_lines else ""
+    def last_log(self) -> str:
+        """Return the worker's last log lines as the end of a sentence, or an empty string."""
+        return f"; its last log lines: {' | '.join(self._last_lines)}" if self._last_lines else ""
 
     def kill(self) -> None:
-        """End the process at once; `run` notices."""
+        """Send SIGKILL to the process, if there is one; `run` or `supervise` sees the end."""
         if self._process is not None:
             self._process.kill()
 
-    def ties(self) -> dict[str, int]:
-        """The descriptors that lead to the process, by kind; it has been started."""
-        assert self._process is not None  # noqa: S101 - says who may ask
-        return self._process.ties()
+    def descriptors(self) -> dict[str, int]:
+        """Return the descriptors that lead to the process, by kind; call this after the start."""
+        assert self._process is not None  # noqa: S101 - a precondition
+        return self._process.descriptors()
 
     async def run(
         self,
-        start: Start,
+        start: StartWorker,
         handover: Handover,
         session: SessionKind,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> str:
-        """Start the process and stay until it has ended; started once it says that it serves.
+        """Start the process and wait for its end; `started` is called once the worker serves.
 
         The descriptors in *handover* are borrowed until then. Cancellation ends the process, unless
-        it is kept.
+        it is stored.
 
         Returns:
-            How the process ended.
+            How the process ended, such as "ended with status 0".
 
         Raises:
-            MountFailed: it never served; says why, in its own last words.
+            MountFailed: it never served; quotes its report or its last log lines.
         """
         process = await start(handover.volume, session, (handover.fuse_fd, handover.source_fd))
-        fuse_fd, source_fd = process.given
+        fuse_fd, source_fd = process.passed_fds
         handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, source_fd=source_fd)
-        async with self._attended(process):
+        async with self._supervised(process):
             self.report = await _hand_over(process, handover)
             if self.report.serving:
                 task_status.started()
                 await process.wait()
-        ended = _how_it_ended(process.returncode)
+        ended = _describe_end(process.returncode)
         if not self.report.serving:
             reason = self.report.error or f"its worker {ended} before it served"
-            raise MountFailed(f"volume {self.volume!r} cannot be served: {reason}{self.last_words}")
+            raise MountFailed(f"volume {self.volume!r} cannot be served: {reason}{self.last_log}")
         return ended
 
     def adopt(self, process: Process, report: Report) -> None:
-        """Take over *process*, which serves since an earlier plugin has started it."""
+        """Take over *process*, which an earlier plugin started and stored."""
         self._process = process
         self.report = report
-        self.kept = True
+        self.stored = True
 
-    async def attend(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> str:
-        """Stay with a process that was adopted until it has ended; gives how."""
-        assert self._process is not None  # noqa: S101 - says who may ask
+    async def supervise(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> str:
+        """Wait for the end of an adopted process, and return how it ended, as `run` does."""
+        assert self._process is not None  # noqa: S101 - a precondition
         task_status.started()
-        async with self._attended(self._process) as process:
+        async with self._supervised(self._process) as process:
             await process.wait()
-        return _how_it_ended(process.returncode)
+        return _describe_end(process.returncode)
 
     @asynccontextmanager
-    async def _attended(self, process: Process) -> AsyncIterator[Process]:
-        """Take its log lines; at the end it has ended, or has been left to who keeps it."""
+    async def _supervised(self, process: Process) -> AsyncIterator[Process]:
+        """Forward the log of *process* during the block; then end it, unless it is stored."""
         self._process = process
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(forward, process.stderr, self._log)
+            nursery.start_soon(forward_log, process.stderr, self._log)
             try:
                 yield process
             finally:
                 with trio.CancelScope(shield=True):
                     await process.stdin.aclose()
-                    if not self.kept:
+                    if not self.stored:
                         await self._end(process)
-                process.let_go()
+                process.close()
                 self.ended.set()
             nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
 
@@ -152,28 +155,28 @@ class Worker:
         log.log(level, "volume %s: %s", self.volume, text)
 
 
-async def _hand_over(process: Forked, handover: Handover) -> Report:
-    """Tell the worker what to serve and wait for its one answer; a worker that dies gives none."""
+async def _hand_over(process: ForkedProcess, handover: Handover) -> Report:
+    """Send *handover* to the worker and return its report; if the worker dies, an empty one."""
     async with process.stdout:
         try:
             await process.stdin.send_all(encode(handover))
         except trio.BrokenResourceError:
             return Report(serving=False)
-        async with aclosing(lines(process.stdout)) as said:
-            line = await anext(said, None)
+        async with aclosing(lines(process.stdout)) as answers:
+            line = await anext(answers, None)
     if line is None:
         return Report(serving=False)
     try:
         return decode_report(line.encode())
     except msgspec.DecodeError as error:
-        return Report(serving=False, error=f"its worker said {line!r}: {error}")
+        return Report(serving=False, error=f"its worker answered {line!r}, not a report: {error}")
 
 
-def _how_it_ended(returncode: int | None) -> str:
+def _describe_end(returncode: int | None) -> str:
     if returncode is None:
         return "does not end"
-    if returncode == UNKNOWN:
-        return "ended, nobody knows how"
+    if returncode == UNKNOWN_RETURNCODE:
+        return "ended with an unknown status"
     if returncode < 0:
         return f"was killed by {_signal_name(-returncode)}"
     return f"ended with status {returncode}"

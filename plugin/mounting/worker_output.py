@@ -1,4 +1,4 @@
-"""What our processes write: lines of text, and the log lines among them, for our own log."""
+"""The output of worker processes: lines of text, and their log lines for the plugin's log."""
 
 import logging
 from collections.abc import AsyncGenerator, Callable
@@ -15,27 +15,27 @@ LEVELS: Final = {
 
 
 async def lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[str, None]:
-    """The lines of *stream* as text; overlong ones are cut into pieces."""
-    rest = b""
+    """Yield the lines of *stream* as text; a line over LINE_LIMIT_BYTES is cut into pieces."""
+    unfinished = b""
     async for chunk in stream:
-        *whole, rest = (rest + chunk).split(b"\n")
-        if len(rest) > LINE_LIMIT_BYTES:
-            whole.append(rest)
-            rest = b""
-        for line in whole:
+        *complete, unfinished = (unfinished + chunk).split(b"\n")
+        if len(unfinished) > LINE_LIMIT_BYTES:
+            complete.append(unfinished)
+            unfinished = b""
+        for line in complete:
             yield line.decode(errors="replace")
-    if rest:
-        yield rest.decode(errors="replace")
+    if unfinished:
+        yield unfinished.decode(errors="replace")
 
 
-async def forward(stream: trio.abc.ReceiveStream, log: Callable[[int, str], object]) -> None:
-    """Give each line of *stream* to *log*, with its level, until the stream ends; closes it.
+async def forward_log(stream: trio.abc.ReceiveStream, log: Callable[[int, str], object]) -> None:
+    """Call *log* with the level and text of each line until *stream* ends, then close the stream.
 
-    A line without a level, as in a traceback, belongs to the one before it.
+    A line without a level, as in a traceback, has the level of the line before it.
     """
-    level = logging.WARNING  # of what comes before any line of a logger
+    level = logging.WARNING  # of lines before the first one with a level
     async with stream:
         async for line in lines(stream):
-            word, _, rest = line.partition(" ")
+            word, _, text = line.partition(" ")
             level = LEVELS.get(word, level)
-            log(level, rest if word in LEVELS else line)
+            log(level, text if word in LEVELS else line)

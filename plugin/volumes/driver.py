@@ -33,7 +33,7 @@ from plugin.errors import (
     VolumeInUse,
     escaped,
 )
-from plugin.mounting.keeper import Keeper, Order
+from plugin.mounting.keeper import Keeper, MountSpec
 from plugin.options import VolumeOptions
 from plugin.protocol import (
     ActivateReply,
@@ -174,7 +174,7 @@ class Driver:
         async with self._turns.take(request.name, "Mount") as turn:
             volume = self._volume(request.name)
             try:
-                mount = await self._keeper.mount(self._order(volume, turn))
+                mount = await self._keeper.mount(self._mount_spec(volume, turn))
                 volume.last_error = volume.source_error = ""
                 users = volume.users_with(request.id)
                 await self._record(volume, users)
@@ -262,8 +262,8 @@ class Driver:
                 self._status.prepare(volume)
             await trio.lowlevel.checkpoint()
 
-    def _order(self, volume: Volume, turn: Turn) -> Order:
-        """What the keeper is to mount for *volume*."""
+    def _mount_spec(self, volume: Volume, turn: Turn) -> MountSpec:
+        """Return the spec of a mount of *volume*, for the request that has *turn*."""
         understood = self._policy.resolve(volume.record.options)
         if understood.source is None:
             origin = escaped(self._storage.told(volume.record))
@@ -272,7 +272,7 @@ class Driver:
             origin = f"source {understood.source!r}"
             served = (understood.source, understood.effective)
             open_source = partial(self._host.open, *served, volume.note_source)
-        return Order(
+        return MountSpec(
             name=volume.name,
             directory=volume.record.directory,
             options=understood.effective,
@@ -280,8 +280,8 @@ class Driver:
             open_source=open_source,
             limiter=turn.limiter,
             deadline=turn.deadline,
-            lost=partial(self._lose, volume),
-            step=turn.comes_to,
+            on_loss=partial(self._lose, volume),
+            on_step=turn.comes_to,
         )
 
     def _lose(self, volume: Volume, reason: str) -> None:
@@ -297,7 +297,7 @@ class Driver:
 
     async def _record(self, volume: Volume, users: Users) -> None:
         """Write who uses *volume*, and by which mounts, for the next plugin."""
-        served = self._keeper.served(volume.name)
+        served = self._keeper.records(volume.name)
         use = partial(self._registry.use, volume.name, users.references, served, users.dead)
         await trio.to_thread.run_sync(use)
 
@@ -326,7 +326,7 @@ class Driver:
             await self._keeper.unmount(volume.name, turn.deadline)
         turn.comes_to("waiting for those who still use it")
         deadline = min(trio.current_time() + VACATE_S, turn.deadline)
-        if not await self._keeper.vacated(volume.name, deadline):
+        if not await self._keeper.wait_until_unused(volume.name, deadline):
             if volume.state is not State.IDLE:
                 self._note_loss(volume, "it was unmounted to be removed, and found in use")
             raise VolumeInUse(

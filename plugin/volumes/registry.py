@@ -163,7 +163,7 @@ class Registry:
                 if boot != here:
                     contents = Contents(contents.records, {}, [], {})
                 begin = partial(_begin, connection, path, here if boot != here else "")
-                reserve.within(begin)
+                reserve.run(begin)
             except (sqlite3.Error, OSError) as error:
                 raise CannotStart(f"cannot write the registry {path}: {_reason(error)}") from error
             return cls(path, connection, contents, owned.pop_all(), reserve)
@@ -220,7 +220,7 @@ class Registry:
     def _change(self, statements: Sequence[Statement]) -> None:
         """Execute all of *statements*, or none, if need be in the room that is set aside."""
         with self._reported():
-            self.reserve.within(partial(self._execute, statements))
+            self.reserve.run(partial(self._execute, statements))
 
     def _execute(self, statements: Iterable[Statement]) -> None:
         with database.transaction(self._connection, self._path):

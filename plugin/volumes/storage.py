@@ -240,7 +240,7 @@ class Storage:
         with _opened(old_dir) as source, _opened(new_dir) as target:
             names = (source, os.fsencode(old), target, os.fsencode(new))
             move = partial(syscalls.renameat2, *names, syscalls.RENAME_NOREPLACE)
-            self._reserve.within(move)  # *new_dir* may have to grow
+            self._reserve.run(move)  # *new_dir* may have to grow
             os.fsync(target)
             os.fsync(source)
 

@@ -1,8 +1,8 @@
-"""kill -9 of the plugin at every step of everything that it does.
+"""The plugin is killed with SIGKILL at every step of each request, of its start and of its end.
 
-Between two of its moments (support/tools/steps.py) nothing changes outside of its memory, so that
-being killed at each of them stands for being killed at any time. The inside of a commit, which is
-SQLite's, is in test_registry.py.
+Between two crash points (tests/support/tools/steps.py) nothing changes outside the plugin's memory,
+so a crash at each of them stands for a crash at any time. tests/plugin/volumes/test_registry.py has
+crashes within a commit, which is SQLite's code.
 """
 
 import os
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from plugin.mounting.fd_store import KINDS
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.service import START_S
-from tests.support.tools.steps import STEPS, Mortal, Nest
+from tests.support.tools.steps import STEPS, CrashingPlugin, Parent
 
-DATA = "what its user has written"
+DATA = "written by a user"
 
-# The steps of two tasks that run at once come in one order or in the other, and so one of them may
-# be passed over by a walk; not by several.
-WALKS = 5
+# The steps of two concurrent tasks come in either order, so that one round may miss a crash point.
+# Several rounds do not.
+ROUNDS = 5
 
 RECORD = {"commit", "answer"}
 OWN = {
@@ -33,11 +33,11 @@ OWN = {
     "sync a directory",
 }
 MOUNT = {"make a directory", "mount", "start a worker", "hand over"}
-UNMOUNT = {"unmount", "let a mount go", "remove a directory"}
+UNMOUNT = {"unmount", "close the FUSE descriptor", "remove a directory"}
 ASIDE = {"move a directory", "sync a directory"}
 DELETE = {"move a file", "remove a file", "remove a directory"}
-KEEP, TELL = {"have descriptors kept"}, {"tell the service manager"}
-START = TELL | {
+STORE, NOTIFY = {"store descriptors"}, {"notify the service manager"}
+START = NOTIFY | {
     *("make a directory", "remove a file", "listen", "commit", "start the fork server"),
     "answer",
 }
@@ -45,50 +45,59 @@ FIRST_START = START | {"move a file", "sync a directory"}
 
 
 class Case(NamedTuple):
-    """What is walked through."""
+    """An action that is interrupted by crashes, and its expected steps."""
 
     before: Sequence[str]
-    """What has been done: verbs, some with a mount id, and what else can happen."""
+    """Earlier actions: verbs, some with a mount id, or keys of `EVENTS`."""
     act: str
-    """What is done while the plugin is killed."""
+    """The action during which the plugin is killed."""
     steps: AbstractSet[str]
-    """What it consists of."""
-    alone: AbstractSet[str] = frozenset()
-    """And what else without a service manager."""
-    kept: AbstractSet[str] = frozenset()
-    """And what else with one."""
+    """The steps of the action."""
+    without_manager: AbstractSet[str] = frozenset()
+    """Further steps without a service manager."""
+    with_manager: AbstractSet[str] = frozenset()
+    """Further steps with a service manager."""
     own: bool = True
-    """Whether the volume has no source."""
+    """True if the volume has a directory of its own, False if it has a source."""
 
 
 CASES = {
     "create": Case((), "Create", RECORD | OWN),
     "create-source": Case((), "Create", RECORD, own=False),
-    "mount": Case(("Create",), "Mount j", RECORD | MOUNT, kept=KEEP),
+    "mount": Case(("Create",), "Mount j", RECORD | MOUNT, with_manager=STORE),
     "mount-more": Case(("Create", "Mount i"), "Mount j", RECORD, own=False),
     "mount-same": Case(("Create", "Mount j"), "Mount j", RECORD),
     "heal": Case(
-        ("Create", "Mount i", "worker dies"), "Mount j", RECORD | MOUNT | UNMOUNT, kept=KEEP
+        ("Create", "Mount i", "worker dies"),
+        "Mount j",
+        RECORD | MOUNT | UNMOUNT,
+        with_manager=STORE,
     ),
     "unmount": Case(("Create", "Mount i", "Mount j"), "Unmount j", RECORD),
-    "unmount-last": Case(("Create", "Mount j"), "Unmount j", RECORD | UNMOUNT, kept=TELL),
+    "unmount-last": Case(("Create", "Mount j"), "Unmount j", RECORD | UNMOUNT, with_manager=NOTIFY),
     "remove": Case(("Create",), "Remove", RECORD | ASIDE | DELETE),
     "remove-source": Case(("Create",), "Remove", RECORD, own=False),
     "remove-leak": Case(
-        ("Create", "Mount i"), "Remove", RECORD | UNMOUNT | ASIDE | DELETE, kept=TELL
+        ("Create", "Mount i"), "Remove", RECORD | UNMOUNT | ASIDE | DELETE, with_manager=NOTIFY
     ),
     "end": Case(
-        ("Create", "Mount i"), "end", TELL | {"let a mount go", "remove a file"}, alone=UNMOUNT
+        ("Create", "Mount i"),
+        "end",
+        NOTIFY | {"close the FUSE descriptor", "remove a file"},
+        without_manager=UNMOUNT,
     ),
     "start": Case(
-        ("Create", "Mount i", "kill"), "start", START, alone={"unmount", "remove a directory"}
+        ("Create", "Mount i", "kill"),
+        "start",
+        START,
+        without_manager={"unmount", "remove a directory"},
     ),
     "give-back": Case(("Create", "kill", "half of a removal"), "start", START | ASIDE),
 }
 
 
 class Volume(NamedTuple):
-    """What a crash leaves as it was, or as it was to be, of the volume `v`."""
+    """The state of the volume: after a crash, it is that before the action or that after it."""
 
     exists: bool = False
     own: bool = False
@@ -96,10 +105,10 @@ class Volume(NamedTuple):
     data: str = ""
 
 
-class Walk:
-    """One case, and the plugin that goes through it again and again."""
+class CrashTest:
+    """One case, and the plugin that repeats it with a crash at each crash point in turn."""
 
-    def __init__(self, plugin: Mortal, case: Case) -> None:
+    def __init__(self, plugin: CrashingPlugin, case: Case) -> None:
         self.plugin = plugin
         self.case = case
         self.data_dir = plugin.directory / "data"
@@ -107,37 +116,37 @@ class Walk:
         self.source = plugin.directory / "source"
         self.source.mkdir()
 
-    def attempt(self, what: str) -> Any:
-        """Do *what*, which is not refused; gives the answer, None if none came."""
-        if (other := OTHERS.get(what)) is not None:
-            return other(self)
-        verb, _, mount_id = what.partition(" ")
+    def attempt(self, action: str) -> Any:
+        """Do *action* and return the reply, which is no refusal, or None if there is no reply."""
+        if (event := EVENTS.get(action)) is not None:
+            return event(self)
+        verb, _, mount_id = action.partition(" ")
         options = {} if self.case.own else {"source": str(self.source)}
-        reply = self.plugin.attempt(f"VolumeDriver.{verb}", Name="vol", ID=mount_id, Opts=options)
-        assert reply is None or not reply.get("Err"), (what, reply)
+        reply = self.plugin.try_call(f"VolumeDriver.{verb}", Name="vol", ID=mount_id, Opts=options)
+        assert reply is None or not reply.get("Err"), (action, reply)
         return reply
 
-    def do(self, what: str) -> Any:
-        """Do *what*, which succeeds; gives the answer."""
-        reply = self.attempt(what)
-        assert reply is not None or what in OTHERS, (what, self.plugin.log.read_text())
+    def do(self, action: str) -> Any:
+        """Do *action*, which must succeed, and return the reply."""
+        reply = self.attempt(action)
+        assert reply is not None or action in EVENTS, (action, self.plugin.log.read_text())
         return reply
 
     def prepare(self) -> None:
-        """Do what comes before the act, with data in the volume."""
-        for what in self.case.before:
-            self.do(what)
-            if what == "Create":
+        """Do the earlier actions of the case, and write data into the volume."""
+        for action in self.case.before:
+            self.do(action)
+            if action == "Create":
                 (self.files / "file").write_text(DATA)
                 (self.files / "more").mkdir(exist_ok=True)
 
     @property
     def files(self) -> Path:
-        """Where the files of the volume lie."""
+        """Return the directory with the files of the volume."""
         return self.data_dir / "volumes" / "vol" if self.case.own else self.source
 
     def volume(self) -> Volume:
-        """What there is of the volume."""
+        """Return the state of the volume."""
         volumes = self.plugin.call("VolumeDriver.List")["Volumes"]
         if not volumes:
             return Volume()
@@ -151,30 +160,30 @@ class Walk:
         )
 
     def is_mounted(self) -> bool:
-        """Whether the plugin says that the volume is mounted; nothing else is mounted then."""
+        """Return whether the volume is mounted; the plugin and the mount table must agree."""
         volumes = self.plugin.call("VolumeDriver.List")["Volumes"]
         claimed = ["vol" for volume in volumes if volume["Status"]["mounted"]]
         assert self.plugin.mounted() == claimed
         return bool(claimed)
 
     def is_quiet(self) -> bool:
-        """Whether nothing is done any more behind the last answer."""
+        """Return whether the plugin has no background work left after its last reply."""
         manager = self.plugin.manager
-        kept = 0 if manager is None else len(manager.kept)
-        wanted = 0 if manager is None else len(KINDS) * len(self.plugin.mounted())
-        return kept == wanted and not list((self.data_dir / "trash").iterdir())
+        stored = 0 if manager is None else len(manager.stored)
+        expected = 0 if manager is None else len(KINDS) * len(self.plugin.mounted())
+        return stored == expected and not list((self.data_dir / "trash").iterdir())
 
     def settle(self) -> None:
-        """Wait until nothing is done any more; or is dead."""
+        """Wait until the plugin has no background work left, or is dead."""
         limit = time.monotonic() + START_S
         while not self.plugin.is_dead() and not self.is_quiet():
             assert time.monotonic() < limit, self.plugin.log.read_text()
             time.sleep(0.002)
 
     def clear(self) -> None:
-        """Give back what users have of the volume, and remove it; nothing is left of it."""
-        for what in (*self.case.before, self.case.act):
-            verb, _, mount_id = what.partition(" ")
+        """Unmount the volume for all its users, remove it, and check that nothing is left."""
+        for action in (*self.case.before, self.case.act):
+            verb, _, mount_id = action.partition(" ")
             if verb == "Mount" and self.volume().exists:
                 self.do(f"Unmount {mount_id}")
         if self.volume().exists:
@@ -188,107 +197,107 @@ class Walk:
         if not self.case.own and self.case.before:
             assert (self.source / "file").read_text() == DATA
 
-    def revive(self) -> None:
-        """Start the plugin again if it has ended."""
+    def restart_if_dead(self) -> None:
+        """Start the plugin again if it is dead."""
         if self.plugin.is_dead():
             self.plugin.start()
             assert not self.plugin.is_dead(), self.plugin.log.read_text()
             self.settle()
 
-    def again(self) -> None:
-        """Ask again for what has been asked for; it succeeds, and what it promises is true."""
+    def repeat(self) -> None:
+        """Repeat the request; it must succeed, and its result must be usable."""
         verb = self.case.act.partition(" ")[0]
-        if self.case.act in OTHERS or (verb == "Remove" and not self.volume().exists):
+        if self.case.act in EVENTS or (verb == "Remove" and not self.volume().exists):
             return
         answer = self.do(self.case.act)
         if verb == "Mount":
             assert answer["Mountpoint"] == str(self.target)
             assert (self.target / "file").read_text() == DATA
-            self.use()
+            self.write()
         elif verb == "Create":
             self.do("Mount z")
-            self.use()
+            self.write()
             self.do("Unmount z")
 
-    def use(self) -> None:
-        """Write through the mount."""
+    def write(self) -> None:
+        """Write through the mount, and check the file behind it."""
         (self.target / "written").write_text(DATA)
         assert (self.files / "written").read_text() == DATA
 
-    def through(self) -> None:
-        """Have the plugin killed at each moment of the act, until there is none left."""
+    def crash_at_each_point(self) -> None:
+        """Repeat the action, and kill the plugin at each crash point in turn."""
         self.prepare()
         old = [] if self.plugin.is_dead() else [self.volume()]
-        if self.case.act == "Remove":  # users who were counted and are none are forgotten first
+        if self.case.act == "Remove":  # which first drops references that are not in use
             old += [volume._replace(references=0) for volume in old]
         was_mounted = self.plugin.mounted() == ["vol"] and "worker dies" not in self.case.before
         self.do(self.case.act)
         self.settle()
         stays = self.plugin.manager is not None and was_mounted and self.plugin.mounted() == ["vol"]
-        self.revive()
+        self.restart_if_dead()
         new = self.volume()
         self.clear()
-        for moment in count():
+        for number in count():
             self.prepare()
-            with self.used() if stays else nullcontext():
-                self.plugin.doom(moment)
-                answer = self.attempt(self.case.act)
+            with self.in_use() if stays else nullcontext():
+                self.plugin.crash_at(number)
+                reply = self.attempt(self.case.act)
                 self.settle()
-                is_spared = self.plugin.spare()
-                if is_spared and not self.plugin.is_dead():
+                is_finished = self.plugin.cancel_crash()
+                if is_finished and not self.plugin.is_dead():
                     kill(self)
                 assert len(self.plugin.mounted()) <= 1
                 if stays:
-                    self.use()
-                self.revive()
-            assert self.volume() in ([new] if answer is not None else [*old, new])
+                    self.write()
+                self.restart_if_dead()
+            assert self.volume() in ([new] if reply is not None else [*old, new])
             assert self.is_mounted() or not stays
-            self.again()
+            self.repeat()
             self.clear()
-            if is_spared:
+            if is_finished:
                 return
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Have somebody use the volume, who must not notice anything."""
+    def in_use(self) -> Iterator[None]:
+        """Hold a file of the volume open; after the block it must still work, on the same mount."""
         with (self.target / "file").open() as file:
             yield
-            # Its file system is alive as long as the file is open: no other has its number.
+            # While the file is open, no other file system can have the same st_dev.
             assert os.fstat(file.fileno()).st_dev == self.target.stat().st_dev
             assert file.read() == DATA
-            self.use()
+            self.write()
 
 
-def kill(walk: Walk) -> None:
-    walk.plugin.send(signal.SIGKILL)
-    walk.plugin.bury()
+def kill(test: CrashTest) -> None:
+    test.plugin.send(signal.SIGKILL)
+    test.plugin.reap()
 
 
-def end(walk: Walk) -> None:
-    walk.plugin.send(signal.SIGTERM)
-    assert walk.plugin.is_dead(START_S)
+def end(test: CrashTest) -> None:
+    test.plugin.send(signal.SIGTERM)
+    assert test.plugin.is_dead(START_S)
 
 
-def start(walk: Walk) -> object:
-    walk.plugin.start()
-    return None if walk.plugin.is_dead() else "it answers"
+def start(test: CrashTest) -> object:
+    test.plugin.start()
+    return None if test.plugin.is_dead() else "it answers"
 
 
-def worker_dies(walk: Walk) -> None:
-    (volume,) = walk.plugin.call("VolumeDriver.List")["Volumes"]
+def worker_dies(test: CrashTest) -> None:
+    (volume,) = test.plugin.call("VolumeDriver.List")["Volumes"]
     os.kill(volume["Status"]["worker_pid"], signal.SIGKILL)
     limit = time.monotonic() + START_S
-    while walk.plugin.call("VolumeDriver.List")["Volumes"][0]["Status"]["mounted"]:
+    while test.plugin.call("VolumeDriver.List")["Volumes"][0]["Status"]["mounted"]:
         assert time.monotonic() < limit
         time.sleep(0.002)
-    assert walk.plugin.manager is None or walk.plugin.manager.keeps(0)
+    assert test.plugin.manager is None or test.plugin.manager.wait_for_count(0)
 
 
-def half_of_a_removal(walk: Walk) -> None:
-    (walk.data_dir / "volumes" / "vol").rename(walk.data_dir / "removed" / "vol")
+def half_of_a_removal(test: CrashTest) -> None:
+    (test.data_dir / "volumes" / "vol").rename(test.data_dir / "removed" / "vol")
 
 
-OTHERS: Mapping[str, Callable[[Walk], object]] = {
+EVENTS: Mapping[str, Callable[[CrashTest], object]] = {
     "kill": kill,
     "end": end,
     "start": start,
@@ -298,66 +307,68 @@ OTHERS: Mapping[str, Callable[[Walk], object]] = {
 
 
 @pytest.fixture(scope="module")
-def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nest]:
-    with Nest(tmp_path_factory.mktemp("nest")) as nest:
-        yield nest
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parent]:
+    with Parent(tmp_path_factory.mktemp("parent")) as parent:
+        yield parent
 
 
-def steps(plugin: Mortal) -> set[str]:
-    """Where it has been killed."""
+def crashed_steps(plugin: CrashingPlugin) -> set[str]:
+    """Return the steps before or after which the plugin has died."""
     assert "Traceback" not in plugin.log.read_text()
-    return {moment.partition(": ")[2] for moment in plugin.deaths}
+    return {name.partition(": ")[2] for name in plugin.crashes}
 
 
 def mounts(case: Case) -> bool:
-    """Whether a volume is mounted meanwhile, which is what a service manager has to do with."""
-    return any(what.startswith("Mount") for what in (*case.before, case.act))
+    """Return whether the case mounts a volume; without mounts a service manager changes nothing."""
+    return any(action.startswith("Mount") for action in (*case.before, case.act))
 
 
 @pytest.mark.parametrize(
-    ("case", "is_kept"),
+    ("case", "has_manager"),
     [
-        pytest.param(case, is_kept, id=f"{name}-{'kept' if is_kept else 'alone'}")
+        pytest.param(case, has_manager, id=f"{name}-{'manager' if has_manager else 'alone'}")
         for name, case in CASES.items()
-        for is_kept in ([False, True] if mounts(case) else [False])
+        for has_manager in ([False, True] if mounts(case) else [False])
     ],
 )
-def test_it_may_be_killed_at_any_step(
-    tmp_path: Path, nest: Nest, case: Case, *, is_kept: bool
+def test_a_crash_at_any_step_loses_nothing(
+    tmp_path: Path, parent: Parent, case: Case, *, has_manager: bool
 ) -> None:
     with ExitStack() as stack:
-        manager = stack.enter_context(Manager(tmp_path)) if is_kept else None
-        plugin = stack.enter_context(Mortal(tmp_path, nest, manager))
+        manager = stack.enter_context(ServiceManager(tmp_path)) if has_manager else None
+        plugin = stack.enter_context(CrashingPlugin(tmp_path, parent, manager))
         plugin.start()
-        walk, expected = Walk(plugin, case), case.steps | (case.kept if is_kept else case.alone)
-        for _ in range(WALKS):
-            walk.through()
-            if steps(plugin) >= expected:
+        test = CrashTest(plugin, case)
+        expected = case.steps | (case.with_manager if has_manager else case.without_manager)
+        for _ in range(ROUNDS):
+            test.crash_at_each_point()
+            if crashed_steps(plugin) >= expected:
                 break
-        assert steps(plugin) == expected
+        assert crashed_steps(plugin) == expected
 
 
-def test_its_first_start_may_be_cut_off(tmp_path: Path, nest: Nest) -> None:
-    """At any step; the next start makes what is missing."""
+def test_a_crash_at_any_step_of_the_first_start_is_completed_by_the_next_start(
+    tmp_path: Path, parent: Parent
+) -> None:
     found: set[str] = set()
-    for moment in count():
-        directory = tmp_path / str(moment)
+    for number in count():
+        directory = tmp_path / str(number)
         directory.mkdir()
-        with Mortal(directory, nest) as plugin:
-            plugin.doom(moment)
+        with CrashingPlugin(directory, parent) as plugin:
+            plugin.crash_at(number)
             plugin.start()
-            is_spared = plugin.spare()
-            if not is_spared:
+            is_finished = plugin.cancel_crash()
+            if not is_finished:
                 plugin.start()
             assert plugin.call("VolumeDriver.List") == {"Volumes": []}
             assert plugin.call("VolumeDriver.Create", Name="vol") == {}
-            found |= steps(plugin)
-        if is_spared:
+            found |= crashed_steps(plugin)
+        if is_finished:
             break
     assert found == FIRST_START
 
 
-def test_every_step_is_one_of_something() -> None:
-    """A row that nothing consists of would be one that never counts."""
-    consists = [case.steps | case.alone | case.kept for case in CASES.values()]
-    assert set[str]().union(FIRST_START, *consists) == STEPS.keys()
+def test_every_step_of_the_table_is_part_of_a_case() -> None:
+    """Otherwise a row that names the wrong function would never be noticed."""
+    covered = [case.steps | case.without_manager | case.with_manager for case in CASES.values()]
+    assert set[str]().union(FIRST_START, *covered) == STEPS.keys()

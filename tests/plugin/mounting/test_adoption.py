@@ -1,6 +1,6 @@
 """A restart of the service: workers and mounts go on, and the next plugin takes them over.
 
-The service manager is tests/support/fakes/manager.py, everything else is real.
+The service manager is tests/support/fakes/service_manager.py, everything else is real.
 """
 
 import os
@@ -19,10 +19,10 @@ import pytest
 from passthrough.worker.fuse_mount import mount as attach, unmount
 from passthrough.worker.handover import Report, encode
 from plugin.mounting.fd_store import KINDS
-from plugin.mounting.mountpoints import by_target
+from plugin.mounting.mountpoints import mounts_below
 from plugin.volume import Served, VolumeName
 from plugin.volumes.registry import Registry
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.mounts import mounts_at
 from tests.support.tools.options import effective
 from tests.support.tools.records import record
@@ -52,13 +52,13 @@ os.close(fd)
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    with Manager(tmp_path) as manager:
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    with ServiceManager(tmp_path) as manager:
         yield manager
 
 
 @pytest.fixture
-def service(tmp_path: Path, manager: Manager) -> Iterator[Service]:
+def service(tmp_path: Path, manager: ServiceManager) -> Iterator[Service]:
     """A plugin with the volume `v`, which is mounted for `i`; cleared away in the end."""
     with started(tmp_path, manager) as service:
         service.call("VolumeDriver.Create", Name="vol")
@@ -70,7 +70,7 @@ def service(tmp_path: Path, manager: Manager) -> Iterator[Service]:
                 service.start()
             for _ in range(status(service)["references"]):
                 service.call("VolumeDriver.Unmount", Name="vol", ID="i")
-            assert manager.keeps(0), manager.kept
+            assert manager.wait_for_count(0), manager.stored
             assert service.mounted() == []
 
 
@@ -165,7 +165,7 @@ def test_users_notice_nothing_of_a_restart(service: Service, end: signal.Signals
 
 @ENDS
 def test_the_next_plugin_takes_the_mount_down(
-    service: Service, manager: Manager, end: signal.Signals
+    service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with worker_of(service) as worker:
         service.end(end)
@@ -176,7 +176,7 @@ def test_the_next_plugin_takes_the_mount_down(
         assert service.mounted() == []
         assert has_ended(worker)
     assert list((service.directory / "mounts").iterdir()) == []
-    assert manager.keeps(0)
+    assert manager.wait_for_count(0)
 
 
 @ENDS
@@ -203,14 +203,14 @@ def test_what_the_worker_says_comes_through_after_a_restart(
 
 @ENDS
 def test_a_worker_that_dies_while_nobody_looks_is_a_lost_mount(
-    service: Service, manager: Manager, end: signal.Signals
+    service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with worker_of(service) as worker:
         service.end(end)
         signal.pidfd_send_signal(worker, signal.SIGKILL)
         assert has_ended(worker)
     service.start()
-    assert manager.keeps(0)
+    assert manager.wait_for_count(0)
     after = status(service)
     assert (after["mounted"], after["references"], after["worker_pid"]) == (False, 1, 0)
     assert after["error"]
@@ -222,7 +222,7 @@ def test_a_worker_that_dies_while_nobody_looks_is_a_lost_mount(
 
 @ENDS
 def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
-    service: Service, manager: Manager, end: signal.Signals
+    service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with closing(User(target(service) / "file")) as user, worker_of(service) as worker:
         service.end(end)
@@ -232,7 +232,7 @@ def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
         mount(service)
         assert user.goes_on()
         assert (target(service) / "file").exists()
-        assert manager.keeps(2 * len(KINDS))
+        assert manager.wait_for_count(2 * len(KINDS))
         service.end(end)
         service.start()
         assert user.goes_on()
@@ -240,12 +240,12 @@ def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
         assert not has_ended(worker, 0)
         user.close()
         assert has_ended(worker)
-    assert manager.keeps(len(KINDS))
+    assert manager.wait_for_count(len(KINDS))
 
 
 @pytest.mark.parametrize("lost", KINDS)
 def test_a_mount_of_which_something_is_missing_is_made_anew(
-    service: Service, manager: Manager, lost: str
+    service: Service, manager: ServiceManager, lost: str
 ) -> None:
     with worker_of(service) as worker:
         manager.drop(f"{lost}1")
@@ -254,12 +254,14 @@ def test_a_mount_of_which_something_is_missing_is_made_anew(
         assert not status(service)["mounted"]
         assert service.mounted() == []
         assert has_ended(worker)
-    assert manager.keeps(0)
+    assert manager.wait_for_count(0)
     mount(service)
-    assert sorted(manager.kept) == [f"{kind}2" for kind in KINDS]
+    assert sorted(manager.stored) == [f"{kind}2" for kind in KINDS]
 
 
-def test_half_of_the_volumes_may_have_lost_something(service: Service, manager: Manager) -> None:
+def test_half_of_the_volumes_may_have_lost_something(
+    service: Service, manager: ServiceManager
+) -> None:
     names = [f"v{number}" for number in range(2, 10)]
     for name in names:
         service.call("VolumeDriver.Create", Name=name)
@@ -278,7 +280,7 @@ def test_half_of_the_volumes_may_have_lost_something(service: Service, manager: 
 
 
 def test_what_was_kept_and_not_written_down_is_cleared_away(
-    service: Service, manager: Manager
+    service: Service, manager: ServiceManager
 ) -> None:
     """As if the plugin had been killed between the two."""
     with worker_of(service) as worker:
@@ -287,17 +289,17 @@ def test_what_was_kept_and_not_written_down_is_cleared_away(
             registry.use(registry.records[0].name, {})
         service.start()
         assert has_ended(worker)
-    assert manager.keeps(0)
+    assert manager.wait_for_count(0)
     assert service.mounted() == []
     assert not status(service)["mounted"]
 
 
-def test_a_stop_is_the_end_of_the_workers(service: Service, manager: Manager) -> None:
+def test_a_stop_is_the_end_of_the_workers(service: Service, manager: ServiceManager) -> None:
     """The service manager keeps nothing for a service that is stopped for good."""
     with worker_of(service) as worker:
         assert service.end(signal.SIGTERM)[0] == 0
         assert not has_ended(worker, 0.2)
-        manager.drop(*manager.kept)
+        manager.drop(*manager.stored)
         assert has_ended(worker)
     assert service.mounted() == ["vol"], "a dead mount stays until the next start"
     with pytest.raises(OSError, match="not connected"):
@@ -306,16 +308,16 @@ def test_a_stop_is_the_end_of_the_workers(service: Service, manager: Manager) ->
     assert service.mounted() == []
 
 
-def mount_unkept(service: Service, manager: Manager) -> None:
+def mount_unkept(service: Service, manager: ServiceManager) -> None:
     """Have the volume `w` mounted for `i` while the service manager does not answer."""
     service.call("VolumeDriver.Create", Name="vol2")
-    manager.deaf = True
+    manager.unresponsive = True
     service.call("VolumeDriver.Mount", Name="vol2", ID="i")
-    manager.deaf = False
+    manager.unresponsive = False
 
 
 def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
-    service: Service, manager: Manager
+    service: Service, manager: ServiceManager
 ) -> None:
     """The volume is served, and ends with the plugin as it would without a service manager."""
     mount_unkept(service, manager)
@@ -324,16 +326,16 @@ def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
     assert service.end(signal.SIGTERM)[0] == 0
     assert service.mounted() == ["vol"]
     service.start()
-    assert manager.keeps(len(KINDS))
+    assert manager.wait_for_count(len(KINDS))
     service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
 
 
 def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
-    service: Service, manager: Manager
+    service: Service, manager: ServiceManager
 ) -> None:
     mount_unkept(service, manager)
     service.call("VolumeDriver.Mount", Name="vol2", ID="j")
-    assert manager.keeps(2 * len(KINDS))
+    assert manager.wait_for_count(2 * len(KINDS))
     service.end(signal.SIGTERM)
     assert service.mounted() == ["vol", "vol2"]
     service.start()
@@ -369,7 +371,7 @@ def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
 @ENDS
 @pytest.mark.parametrize("anew", [False, True], ids=["given back", "given back, mounted anew"])
 def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
-    service: Service, manager: Manager, end: signal.Signals, anew: bool
+    service: Service, manager: ServiceManager, end: signal.Signals, anew: bool
 ) -> None:
     service.call("VolumeDriver.Create", Name="vol2")
     service.call("VolumeDriver.Mount", Name="vol2", ID="i")
@@ -388,7 +390,7 @@ def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
         refused = service.call("VolumeDriver.Remove", Name="vol2")["Err"]
         assert "somebody still uses files of it" in refused
         assert user.goes_on()
-    assert manager.keeps(len(KINDS))
+    assert manager.wait_for_count(len(KINDS))
     assert "Err" not in service.call("VolumeDriver.Remove", Name="vol2")
 
 
@@ -410,17 +412,20 @@ def test_the_status_tells_what_a_mount_goes_by(
 
 
 def test_the_service_manager_hears_when_it_serves_and_when_it_ends(
-    service: Service, manager: Manager
+    service: Service, manager: ServiceManager
 ) -> None:
-    assert manager.hears("READY=1")
+    assert manager.wait_for_state("READY=1")
     service.end(signal.SIGTERM)
-    assert manager.hears("STOPPING=1")
-    assert manager.said == ["READY=1", "STOPPING=1"]
+    assert manager.wait_for_state("STOPPING=1")
+    assert manager.states == ["READY=1", "STOPPING=1"]
 
 
 def test_who_calls_while_it_restarts_waits_for_its_answer(tmp_path: Path) -> None:
     """Where the service manager listens, nobody is refused, and the socket stays."""
-    with Manager(tmp_path, tmp_path / "p.sock") as manager, started(tmp_path, manager) as service:
+    with (
+        ServiceManager(tmp_path, tmp_path / "p.sock") as manager,
+        started(tmp_path, manager) as service,
+    ):
         service.end(signal.SIGTERM)
         with closing(service.connect()) as client:
             client.sendall(request("VolumeDriver.Get", Name="none"))
@@ -428,7 +433,7 @@ def test_who_calls_while_it_restarts_waits_for_its_answer(tmp_path: Path) -> Non
             assert client.recv(65536).startswith(b"HTTP/1.1 404")
 
 
-def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> None:
+def leave_mounts(count: int, directory: Path, manager: ServiceManager, worker: int) -> None:
     """Have *count* mounts left behind by a plugin; process *worker* stands for all their workers.
 
     What is left of them leads to that one process, but each has a file system of its own.
@@ -443,12 +448,12 @@ def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> 
             place = directory / "mounts" / f"v{number}"
             place.mkdir(parents=True)
             fuse_fd = attach(place, effective())
-            manager.keep(f"fuse{number}", fuse_fd)
+            manager.store(f"fuse{number}", fuse_fd)
             os.close(fuse_fd)
-            manager.keep(f"life{number}", life[1])
-            manager.keep(f"log{number}", log[0])
-            manager.keep(f"process{number}", pid_fd)
-        places = by_target(directory)
+            manager.store(f"life{number}", life[1])
+            manager.store(f"log{number}", log[0])
+            manager.store(f"process{number}", pid_fd)
+        places = mounts_below(directory)
         for number in range(1, count + 1):
             name = VolumeName(f"v{number}")
             (entry,) = places[directory / "mounts" / name]
@@ -456,7 +461,7 @@ def leave_mounts(count: int, directory: Path, manager: Manager, worker: int) -> 
             registry.use(name, {"i": 1}, [Served(name, number, entry.device, report)])
 
 
-def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: Manager) -> None:
+def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: ServiceManager) -> None:
     """By the time that the first caller is answered."""
     worker = subprocess.Popen(["sleep", "infinity"])
     service = Service(tmp_path, manager)
@@ -469,12 +474,12 @@ def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: Manager) -> Non
         assert {volume["Status"]["worker_pid"] for volume in volumes} == {worker.pid}
         assert service.end(signal.SIGTERM)[0] == 0
         assert len(service.mounted()) == 500
-        assert manager.keeps(500 * len(KINDS))
+        assert manager.wait_for_count(500 * len(KINDS))
     finally:
         if service.process is not None:
             service.end(signal.SIGKILL)
         worker.kill()
         worker.wait()
-        manager.drop(*manager.kept)
+        manager.drop(*manager.stored)
         for place in (tmp_path / "mounts").iterdir():
             unmount(place)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from plugin.mounting import fd_store as manager_module
-from plugin.mounting.fd_store import Inherited, Store, inherited
-from tests.support.fakes.manager import Manager
+from plugin.mounting import fd_store
+from plugin.mounting.fd_store import FdStore, Inherited, inherited
+from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.service import RUN, START_S, Service
 
 
@@ -67,8 +67,8 @@ def test_systemd_may_listen_in_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["-l", "{0}/p.sock", "-l", "{0}/q.sock"], "2 sockets have been handed over"),
-        (["--seqpacket", "-l", "{0}/p.sock"], "no Unix stream socket that listens"),
+        (["-l", "{0}/p.sock", "-l", "{0}/q.sock"], "the service manager passed 2 sockets"),
+        (["--seqpacket", "-l", "{0}/p.sock"], "no listening Unix stream socket"),
     ],
 )
 def test_it_starts_with_exactly_one_socket_of_the_right_kind(
@@ -92,7 +92,7 @@ def test_it_starts_with_exactly_one_socket_of_the_right_kind(
 def handed_over(monkeypatch: pytest.MonkeyPatch, *fds: int) -> Iterator[dict[str, str]]:
     """An environment that tells of *fds*, whose numbers follow one another."""
     assert list(fds) == list(range(fds[0], fds[0] + len(fds)))
-    monkeypatch.setattr(manager_module, "FIRST_FD", fds[0])
+    monkeypatch.setattr(fd_store, "FIRST_FD", fds[0])
     yield {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds)), "HOME": "/root"}
 
 
@@ -115,13 +115,13 @@ def test_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyPatch) -
         environment["NOTIFY_SOCKET"] = "@name"
         given = inherited(environment)
     assert environment == {"HOME": "/root"}
-    assert given.kept == {
+    assert given.stored == {
         7: {"log": fds[0], "life": fds[3]},
         12: {"fuse": fds[1], "process": fds[4]},
     }
     assert given.listener is not None
     assert given.listener.fileno() == fds[2]
-    assert given.store.keeps
+    assert given.store.exists
     assert [os.get_inheritable(fd) for fd in fds] == [False] * 5
     given.listener.close()
     for fd in {*fds} - {fds[2]}:
@@ -137,45 +137,45 @@ def test_what_is_meant_for_another_process_is_left_alone() -> None:
 
 def test_without_a_service_manager_nothing_is_kept() -> None:
     store = inherited({}).store
-    assert not store.keeps
-    store.forget([1])
-    store.say("READY=1")
+    assert not store.exists
+    store.remove([1])
+    store.notify("READY=1")
 
 
-@pytest.mark.logs("the service manager cannot be told how things are: .*No such file")
+@pytest.mark.logs("cannot send a message to the service manager: .*No such file")
 def test_a_service_manager_that_has_gone_ends_nobody(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "nobody"))
-    store.forget([1, 2])
+    store = FdStore(str(tmp_path / "nobody"))
+    store.remove([1, 2])
     with pytest.raises(FileNotFoundError):
-        store.keep(1, {"fuse": 0})
+        store.add(1, {"fuse": 0})
 
 
 def test_what_is_kept_is_kept_on_return_and_forgotten_by_number(tmp_path: Path) -> None:
-    with Manager(tmp_path) as manager:
-        store = Store(str(tmp_path / "notify.sock"))
+    with ServiceManager(tmp_path) as manager:
+        store = FdStore(str(tmp_path / "notify.sock"))
         for number in (1, 12):
-            store.keep(number, {"fuse": 0, "life": 1, "log": 2, "process": 0})
-        assert set(manager.kept) == {
-            f"{kind}{number}" for kind in manager_module.KINDS for number in (1, 12)
+            store.add(number, {"fuse": 0, "life": 1, "log": 2, "process": 0})
+        assert set(manager.stored) == {
+            f"{kind}{number}" for kind in fd_store.KINDS for number in (1, 12)
         }
-        assert os.path.samestat(os.fstat(manager.kept["life12"]), os.fstat(1))
-        store.forget([1])
-        assert manager.keeps(4)
-        assert set(manager.kept) == {f"{kind}12" for kind in manager_module.KINDS}
+        assert os.path.samestat(os.fstat(manager.stored["life12"]), os.fstat(1))
+        store.remove([1])
+        assert manager.wait_for_count(4)
+        assert set(manager.stored) == {f"{kind}12" for kind in fd_store.KINDS}
 
 
 def test_one_that_does_not_answer_is_waited_for_only_so_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manager_module, "ANSWER_S", 0.1)
-    with Manager(tmp_path) as manager:
-        manager.deaf = True
+    monkeypatch.setattr(fd_store, "ANSWER_TIMEOUT_S", 0.1)
+    with ServiceManager(tmp_path) as manager:
+        manager.unresponsive = True
         with pytest.raises(TimeoutError):
-            Store(str(tmp_path / "notify.sock")).keep(1, {"fuse": 0})
+            FdStore(str(tmp_path / "notify.sock")).add(1, {"fuse": 0})
 
 
 def test_the_names_of_2000_volumes_fit_into_one_variable() -> None:
     """The kernel takes no string over 128 KiB, execve(2)."""
-    names = [f"{kind}{10**6 + number}" for kind in manager_module.KINDS for number in range(2000)]
-    assert all(manager_module.NAME.fullmatch(name) for name in names)
+    names = [f"{kind}{10**6 + number}" for kind in fd_store.KINDS for number in range(2000)]
+    assert all(fd_store.FD_NAME.fullmatch(name) for name in names)
     assert len("LISTEN_FDNAMES=" + ":".join(names)) < 128 * 1024

@@ -17,8 +17,8 @@ from plugin.mounting.keeper import Keeper, keeping
 from plugin.volume import VolumeName
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
+from tests.support.tools.mount_specs import DIRECTORY, NAME, SERVE, in_thread, mount_spec
 from tests.support.tools.options import effective
-from tests.support.tools.orders import DIRECTORY, NAME, SERVE, in_thread, order
 from tests.support.tools.processes import workers
 from tests.support.tools.rings import switched_on
 
@@ -26,7 +26,7 @@ from tests.support.tools.rings import switched_on
 async def lose_worker(keeper: Keeper, source: Path, config: Effective | None = None) -> str:
     """Mount, kill the worker, and give what the keeper tells of it."""
     send, receive = trio.open_memory_channel[str](1)
-    await keeper.mount(order(source, lost=send.send_nowait, options=config or effective()))
+    await keeper.mount(mount_spec(source, on_loss=send.send_nowait, options=config or effective()))
     os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
     return await receive.receive()
 
@@ -36,7 +36,7 @@ async def lose_worker(keeper: Keeper, source: Path, config: Effective | None = N
 
 async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         target = keeper.target(DIRECTORY)
         assert target == mounts / "data"
         await in_thread((target / "file").write_text, "hello")
@@ -49,9 +49,9 @@ async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
 
 async def test_a_whole_mount_is_kept(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         pid = keeper.worker_pid(NAME)
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         assert keeper.worker_pid(NAME) == pid
         assert mounted(mounts) == ["data"]
 
@@ -88,13 +88,13 @@ async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             await in_thread(os.listdir, keeper.target(DIRECTORY))
         with switched_on():
-            await keeper.mount(order(source, options=over_rings))
+            await keeper.mount(mount_spec(source, options=over_rings))
         await in_thread((keeper.target(DIRECTORY) / "file").write_text, "hello")
         assert (source / "file").read_text() == "hello"
 
 
 @pytest.mark.logs("volume data: bug in watching worker [0-9]+")
-@pytest.mark.logs("volume data: worker [0-9]+ is watched no more, because of a bug")
+@pytest.mark.logs("volume data: worker [0-9]+ is not watched any more, because of a bug")
 async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,10 +102,11 @@ async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
         raise ZeroDivisionError(returncode)
 
     async with keeping(mounts, SERVE) as keeper:
-        await keeper.mount(order(source, name=VolumeName("well")))
+        await keeper.mount(mount_spec(source, name=VolumeName("well")))
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "_how_it_ended", fail)
-            assert (await lose_worker(keeper, source)).startswith("its worker is watched no more")
+            patch.setattr(worker_module, "_describe_end", fail)
+            reason = await lose_worker(keeper, source)
+            assert reason.startswith("its worker is not watched any more")
         assert keeper.worker_pid(NAME) == 0
         with pytest.raises(OSError, match="not connected"):
             await in_thread(os.listdir, keeper.target(DIRECTORY))
@@ -118,7 +119,7 @@ async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
 async def test_the_next_mount_heals_a_dead_one(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await lose_worker(keeper, source)
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         assert mounted(mounts) == ["data"]
         assert await in_thread(os.listdir, keeper.target(DIRECTORY)) == []
 
@@ -135,10 +136,10 @@ async def test_a_dead_mount_can_be_unmounted(mounts: Path, source: Path) -> None
 async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) -> None:
     """There is never more than one mount at a target, whoever put the other there."""
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         os.close(mount(keeper.target(DIRECTORY), effective()))
         assert mounted(mounts) == ["data", "data"]
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         assert mounted(mounts) == ["data"]
         assert await in_thread(os.listdir, keeper.target(DIRECTORY)) == []
 
@@ -147,12 +148,12 @@ async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) 
 async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Path) -> None:
     """A bare directory is never handed out: a file keeps the first worker alive meanwhile."""
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         first = keeper.worker_pid(NAME)
         (source / "file").touch()
         fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_RDONLY)
         unmount(keeper.target(DIRECTORY))
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         assert mounted(mounts) == ["data"]
         assert keeper.worker_pid(NAME) != first
         await in_thread(os.close, fd)
@@ -162,14 +163,14 @@ async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Pa
 async def test_a_worker_whose_mount_was_taken_away_is_noticed(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         send, receive = trio.open_memory_channel[str](1)
-        await keeper.mount(order(source, lost=send.send_nowait))
+        await keeper.mount(mount_spec(source, on_loss=send.send_nowait))
         await in_thread(unmount, keeper.target(DIRECTORY))
         assert await receive.receive() == "its worker ended with status 0"
 
 
 async def test_open_files_are_served_after_the_unmount(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
         worker = keeper.worker_pid(NAME)
         await keeper.unmount(NAME)
@@ -188,10 +189,10 @@ async def test_a_volume_can_be_mounted_again_while_the_old_mount_is_used(
     mounts: Path, source: Path
 ) -> None:
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
         await keeper.unmount(NAME)
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         await in_thread(os.write, fd, b"old")
         assert await in_thread((keeper.target(DIRECTORY) / "file").read_text) == "old"
         await in_thread(os.close, fd)
@@ -213,7 +214,7 @@ async def test_what_a_dead_plugin_has_left_is_cleared_away(mounts: Path) -> None
 async def test_a_mount_directory_has_one_plugin(mounts: Path, source: Path) -> None:
     """Another would take its mounts for those of a plugin that died."""
     async with keeping(mounts, SERVE) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         with pytest.raises(CannotStart, match=r"mounts its volumes in .*PASSFS_MOUNT_DIR"):
             async with keeping(mounts, SERVE):
                 pass
@@ -227,9 +228,9 @@ async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source
     mounts.mkdir()
     (mounts.parent / "link").symlink_to(mounts)
     async with keeping(mounts.parent / "link", SERVE) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         pid = keeper.worker_pid(NAME)
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         assert keeper.worker_pid(NAME) == pid
     assert mounted(mounts) == []
 
@@ -237,7 +238,7 @@ async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source
 async def test_the_end_takes_down_every_mount_and_worker(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         for name in ("a", "b", "c"):
-            await keeper.mount(order(source, name=VolumeName(name)))
+            await keeper.mount(mount_spec(source, name=VolumeName(name)))
         assert mounted(mounts) == ["a", "b", "c"]
     assert list(mounts.iterdir()) == []
     assert workers() == set()
@@ -248,14 +249,14 @@ async def test_the_end_comes_for_a_worker_that_clings(
 ) -> None:
     monkeypatch.setattr(worker_module, "END_GRACE_S", 0.1)
     async with keeping(mounts, command("cling")) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
     assert list(mounts.iterdir()) == []
     assert workers() == set()
 
 
 async def test_a_file_in_use_does_not_hold_up_the_end(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
     assert workers() == set()
     with pytest.raises(OSError, match="not connected"):

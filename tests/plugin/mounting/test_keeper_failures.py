@@ -21,19 +21,19 @@ from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import MountFailed
 from plugin.mounting import detaching, mountpoints
 from plugin.mounting.fd_store import Inherited
-from plugin.mounting.keeper import MOUNT_DEADLINE_S, Keeper, Order, keeping
+from plugin.mounting.keeper import MOUNT_DEADLINE_S, Keeper, MountSpec, keeping
 from plugin.reserve import HiddenReserve
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
+from tests.support.tools.mount_specs import DIRECTORY, NAME, SERVE, in_thread, mount_spec
 from tests.support.tools.options import effective
-from tests.support.tools.orders import DIRECTORY, NAME, SERVE, in_thread, order
 from tests.support.tools.processes import workers
 
 
 async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source: Path) -> None:
     async with keeping(mounts, command("refuse")) as keeper:
         with pytest.raises(MountFailed, match="cannot be served: the kernel is too old"):
-            await keeper.mount(order(source))
+            await keeper.mount(mount_spec(source))
         assert list(mounts.iterdir()) == []
         assert workers() == set()
 
@@ -45,7 +45,7 @@ async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
     async with keeping(mounts, command("leave")) as keeper:
         send, receive = trio.open_memory_channel[str](1)
         try:
-            await keeper.mount(order(source, lost=send.send_nowait))
+            await keeper.mount(mount_spec(source, on_loss=send.send_nowait))
         except MountFailed:
             assert list(mounts.iterdir()) == []
         else:
@@ -59,7 +59,7 @@ async def test_a_worker_that_hangs_is_given_up(
     caplog.set_level(logging.INFO)
     async with keeping(mounts, command("hang")) as keeper:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(refused_at_the_deadline, keeper, order(source))
+            nursery.start_soon(refused_at_the_deadline, keeper, mount_spec(source))
             while "volume data: fake: thinking" not in caplog.messages:
                 await trio.lowlevel.checkpoint()
             mock_clock.jump(MOUNT_DEADLINE_S)
@@ -67,12 +67,12 @@ async def test_a_worker_that_hangs_is_given_up(
         assert workers() == set()
 
 
-async def refused_at_the_deadline(keeper: Keeper, wanted: Order) -> None:
+async def refused_at_the_deadline(keeper: Keeper, wanted: MountSpec) -> None:
     with pytest.raises(MountFailed) as refusal:
         await keeper.mount(wanted)
     assert str(refusal.value) == (
-        "volume 'data': starting its worker has not come to an end, 18 s after it was to be"
-        " mounted; its last words: fake: thinking"
+        "volume 'data': starting its worker has not finished, 18 s after the request to mount it;"
+        " its last log lines: fake: thinking"
     )
 
 
@@ -90,8 +90,8 @@ async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
 
     limiter = trio.CapacityLimiter(1)
     async with keeping(mounts, SERVE) as keeper:
-        with pytest.raises(MountFailed, match=r"opening source '.*' has not come to an end"):
-            await keeper.mount(order(source, open_source=open_source, limiter=limiter))
+        with pytest.raises(MountFailed, match=r"opening source '.*' has not finished"):
+            await keeper.mount(mount_spec(source, open_source=open_source, limiter=limiter))
         assert list(mounts.iterdir()) == []
         alive.set()
         async with limiter:  # the thread has ended
@@ -102,7 +102,7 @@ async def test_a_source_that_cannot_be_opened_is_reported(mounts: Path, source: 
     async with keeping(mounts, SERVE) as keeper:
         source.rmdir()
         with pytest.raises(MountFailed, match=r"opening source '.*' failed: No such file"):
-            await keeper.mount(order(source))
+            await keeper.mount(mount_spec(source))
         assert list(mounts.iterdir()) == []
 
 
@@ -111,7 +111,7 @@ async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Pa
     os.mkfifo(fifo)
     async with keeping(mounts, command("wait", fifo)) as keeper:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keeper.mount, order(source))
+            nursery.start_soon(keeper.mount, mount_spec(source))
             writer = await in_thread(os.open, fifo, os.O_WRONLY)  # the worker waits for a line
             nursery.cancel_scope.cancel()
         os.close(writer)
@@ -135,7 +135,7 @@ async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(mountpoints, "mount", mount_and_fail)
             with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
-                await keeper.mount(order(source))
+                await keeper.mount(mount_spec(source))
         assert mounted(mounts) == []
         assert list(mounts.iterdir()) == []
 
@@ -146,7 +146,7 @@ async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source:
         subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(DIRECTORY)], check=True)
         try:
             with pytest.raises(MountFailed, match="a file system of type tmpfs is mounted on it"):
-                await keeper.mount(order(source))
+                await keeper.mount(mount_spec(source))
         finally:
             subprocess.run(["umount", keeper.target(DIRECTORY)], check=True)
 
@@ -158,11 +158,11 @@ async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Pa
     (mounts / "data").mkdir()
     (mounts / "data" / "file").touch()
     async with keeping(mounts, SERVE) as keeper:
-        await keeper.mount(order(source))
+        await keeper.mount(mount_spec(source))
         await keeper.unmount(NAME)
         assert mounted(mounts) == []
         assert (mounts / "data" / "file").exists()
-        await keeper.mount(order(source))  # over it, as before
+        await keeper.mount(mount_spec(source))  # over it, as before
         assert mounted(mounts) == ["data"]
 
 
@@ -188,7 +188,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start(
     monkeypatch.setattr(mountpoints, "unmount", unmount_and_wait)
     monkeypatch.setattr(detaching, "UNMOUNT_DEADLINE_S", 0.1)
     with trio.fail_after(10):
-        async with keeping(mounts, SERVE, Inherited(kept={7: kept})):
+        async with keeping(mounts, SERVE, Inherited(stored={7: kept})):
             assert mounted(mounts) == []
             assert list(mounts.iterdir()) == []
     assert worker.wait() == -signal.SIGKILL

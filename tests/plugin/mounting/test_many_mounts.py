@@ -21,8 +21,8 @@ from plugin.mounting.keeper import Keeper, keeping
 from plugin.volume import VolumeName
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
+from tests.support.tools.mount_specs import SERVE, mount_spec
 from tests.support.tools.mounts import mounted_on
-from tests.support.tools.orders import SERVE, order
 from tests.support.tools.processes import workers
 from tests.support.tools.service import Service
 
@@ -59,7 +59,7 @@ def test_a_signal_unmounts_500_volumes_cleanly(tmp_path: Path) -> None:
 async def mount_all(keeper: Keeper, source: Path, names: list[str]) -> None:
     async with trio.open_nursery() as nursery:
         for name in names:
-            nursery.start_soon(keeper.mount, order(source, name=VolumeName(name)))
+            nursery.start_soon(keeper.mount, mount_spec(source, name=VolumeName(name)))
 
 
 async def test_the_table_of_mounts_is_read_once_at_the_end(

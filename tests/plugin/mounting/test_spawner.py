@@ -14,7 +14,7 @@ import trio
 
 from passthrough.options.choices import SessionKind
 from plugin.mounting import spawner
-from plugin.mounting.spawner import UNKNOWN, Forked, forking
+from plugin.mounting.spawner import UNKNOWN_RETURNCODE, ForkedProcess, spawning
 from tests.support.fakes.worker import command
 from tests.support.tools.processes import children, workers
 
@@ -29,12 +29,12 @@ def fds() -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
-async def close(process: Forked) -> None:
+async def close(process: ForkedProcess) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         await stream.aclose()
 
 
-async def end(process: Forked) -> None:
+async def end(process: ForkedProcess) -> None:
     process.kill()
     await process.wait()
     await close(process)
@@ -63,26 +63,26 @@ def reap(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-async def until_it_sleeps(process: Forked) -> None:
+async def until_it_sleeps(process: ForkedProcess) -> None:
     """Wait until a worker of the manner "sleep" has put its descriptors in order."""
     assert await process.stdout.receive_some() == b"asleep\n"
 
 
 async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int, int]) -> None:
-    async with forking(command("sleep")) as start:
+    async with spawning(command("sleep")) as start:
         others = [await start("other", SessionKind.KERNEL, fds) for _ in range(3)]
         process = await start("data", SessionKind.KERNEL, fds)
         await until_it_sleeps(process)
         links = descriptors(process.pid)
-        assert sorted(links) == [0, 1, 2, *process.given]
-        assert [links[number] for number in process.given] == ["/dev/null", "/"]
+        assert sorted(links) == [0, 1, 2, *process.passed_fds]
+        assert [links[number] for number in process.passed_fds] == ["/dev/null", "/"]
         assert len({links[number] for number in (0, 1, 2)}) == 3
         for each in (process, *others):
             await end(each)
 
 
 async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[int, int]) -> None:
-    async with forking(command("sleep")) as start:
+    async with spawning(command("sleep")) as start:
         process = await start("a-volume-of-some-length", SessionKind.KERNEL, fds)
         await until_it_sleeps(process)
         assert name(process.pid) == "passfs:a-volume"
@@ -94,7 +94,7 @@ async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[in
     ("number", "returncode"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (40, -40)]
 )
 async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: int) -> None:
-    async with forking(command("sleep")) as start:
+    async with spawning(command("sleep")) as start:
         process = await start("data", SessionKind.KERNEL, fds)
         os.kill(process.pid, number)
         await process.wait()
@@ -104,7 +104,7 @@ async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: i
 
 
 async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
-    async with forking(command("bug")) as start:
+    async with spawning(command("bug")) as start:
         process = await start("data", SessionKind.KERNEL, fds)
         await process.wait()
         said = await process.stderr.receive_some()
@@ -115,9 +115,9 @@ async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
 
 
 async def test_many_start_at_once(fds: tuple[int, int]) -> None:
-    started: list[Forked] = []
+    started: list[ForkedProcess] = []
 
-    async with forking(command("sleep")) as start:
+    async with spawning(command("sleep")) as start:
 
         async def begin(number: int) -> None:
             started.append(await start(f"v{number}", SessionKind.KERNEL, fds))
@@ -134,7 +134,7 @@ async def test_many_start_at_once(fds: tuple[int, int]) -> None:
 async def test_no_process_can_be_had(
     fds: tuple[int, int],
 ) -> None:
-    async with forking(command("unforked")) as start:
+    async with spawning(command("unforked")) as start:
         with pytest.raises(OSError, match="Resource temporarily unavailable") as refusal:
             await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EAGAIN
@@ -142,7 +142,7 @@ async def test_no_process_can_be_had(
 
 async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int]) -> None:
     """Nobody would reap it."""
-    async with forking(command("unwatched")) as start:
+    async with spawning(command("unwatched")) as start:
         with pytest.raises(OSError, match="Too many open files") as refusal:
             await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EMFILE
@@ -155,7 +155,7 @@ async def test_a_fork_server_without_room_for_descriptors_lives_on(
     fds: tuple[int, int], room: int
 ) -> None:
     """Neither when it has room for some of them: a worker with the wrong ones would do harm."""
-    async with forking(command("crowded", str(room))) as start:
+    async with spawning(command("crowded", str(room))) as start:
         (server,) = children()
         for _ in range(2):
             with pytest.raises(OSError, match="Connection reset"):
@@ -166,7 +166,7 @@ async def test_a_fork_server_without_room_for_descriptors_lives_on(
 @pytest.mark.logs("^plugin.mounting.spawner: the fork server ended with -9; the next mount begins")
 async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
     """And the next start begins another one."""
-    async with forking(command("sleep")) as start:
+    async with spawning(command("sleep")) as start:
         first = await start("first", SessionKind.KERNEL, fds)
         (server,) = children()
         os.kill(server, signal.SIGKILL)
@@ -179,13 +179,13 @@ async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
 
         await end(second)
         await end(first)
-        assert first.returncode == UNKNOWN
+        assert first.returncode == UNKNOWN_RETURNCODE
         reap(first.pid)
 
 
 async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> None:
     """The fork server is stopped meanwhile, so that it cannot answer."""
-    async with forking(command("serve")) as start:
+    async with spawning(command("serve")) as start:
         (server,) = children()
         os.kill(server, signal.SIGSTOP)
         with trio.move_on_after(0.05) as waiting:
@@ -209,9 +209,9 @@ async def test_a_fork_server_that_is_stopped_is_replaced(
     fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that were asked of it are started by its successor; its workers go on."""
-    monkeypatch.setattr(spawner, "SILENCE_S", 0.3)
-    started: list[Forked] = []
-    async with forking(command("sleep")) as start:
+    monkeypatch.setattr(spawner, "START_TIMEOUT_S", 0.3)
+    started: list[ForkedProcess] = []
+    async with spawning(command("sleep")) as start:
         earlier = await start("earlier", SessionKind.KERNEL, fds)
         (server,) = children(os.getpid())
 
@@ -229,7 +229,7 @@ async def test_a_fork_server_that_is_stopped_is_replaced(
         assert workers() == {process.pid for process in started}, "of the new fork server"
         for process in (*started, earlier):
             await end(process)
-        assert earlier.returncode == UNKNOWN
+        assert earlier.returncode == UNKNOWN_RETURNCODE
         reap(earlier.pid)
 
 
@@ -237,8 +237,8 @@ async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
     fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each answer gives the others that wait more time."""
-    monkeypatch.setattr(spawner, "SILENCE_S", 1.0)
-    async with forking(command("slow", "0.2")) as start, trio.open_nursery() as nursery:
+    monkeypatch.setattr(spawner, "START_TIMEOUT_S", 1.0)
+    async with spawning(command("slow", "0.2")) as start, trio.open_nursery() as nursery:
         (server,) = children(os.getpid())
 
         async def begin(number: int) -> None:
@@ -250,7 +250,7 @@ async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
 
 
 async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:
-    async with forking():
+    async with spawning():
         (server,) = children()
     assert not Path(f"/proc/{server}").exists()  # noqa: ASYNC240 - not a real file
 
@@ -258,18 +258,18 @@ async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:
 async def test_a_plugin_without_room_for_one_more_descriptor_says_so() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     streams = [trio.lowlevel.FdStream(os.open("/dev/null", os.O_RDWR)) for _ in range(3)]
-    process = Forked(trio.socket.from_stdlib_socket(ours), *streams)
+    process = ForkedProcess(trio.socket.from_stdlib_socket(ours), *streams)
     theirs.send(b"42")  # and nothing with it: the kernel has left it out
     with pytest.raises(OSError, match="Too many open files"):
-        await process.born()
-    process.let_go()
+        await process.wait_until_forked()
+    process.close()
     await close(process)
     theirs.close()
 
 
 @pytest.mark.logs("^plugin.mounting.spawner: the fork server ended with 3; the next mount begins")
 async def test_a_fork_server_that_cannot_begin_is_an_error(fds: tuple[int, int]) -> None:
-    async with forking((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
+    async with spawning((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
         for _ in range(3):
             with pytest.raises(ConnectionError):
                 await start("data", SessionKind.KERNEL, fds)
@@ -279,9 +279,9 @@ async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:
     """There is no process to signal, and 0 would be our own group."""
     life = trio.socket.socket()
     streams = [trio.lowlevel.FdStream(fd) for fd in (*os.pipe(), os.open("/dev/null", os.O_RDWR))]
-    process = Forked(life, *streams)
+    process = ForkedProcess(life, *streams)
     process.kill()
-    process.let_go()
+    process.close()
     for stream in streams:
         stream.close()
 
@@ -292,7 +292,7 @@ async def test_what_a_session_runs_on_is_loaded_once_when_the_first_worker_of_it
     def has_pyfuse3(pid: int) -> bool:
         return "pyfuse3" in Path(f"/proc/{pid}/maps").read_text()
 
-    async with forking() as start:
+    async with spawning() as start:
         (server,) = children(os.getpid())
         await end(await start("data", SessionKind.KERNEL, fds))
         assert not has_pyfuse3(server)

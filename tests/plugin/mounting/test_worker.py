@@ -13,10 +13,10 @@ from passthrough.options.choices import SessionKind
 from passthrough.options.table import Requested
 from passthrough.worker.handover import Handover
 from plugin.errors import MountFailed
-from plugin.mounting.spawner import forking
+from plugin.mounting.spawner import spawning
 from plugin.mounting.worker import Worker
 from tests.support.fakes.worker import command
-from tests.support.tools.orders import NAME
+from tests.support.tools.mount_specs import NAME
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def handover() -> Iterator[Handover]:
         pytest.param(
             "die",
             "volume 'data' cannot be served: its worker ended with status 3 before it served;"
-            " its last words: fake: out of luck",
+            " its last log lines: fake: out of luck",
             marks=pytest.mark.logs("volume data: fake: out of luck"),
         ),
-        ("babble", "volume 'data' cannot be served: its worker said 'hello?': "),
+        ("babble", "volume 'data' cannot be served: its worker answered 'hello?', not a report: "),
     ],
 )
 async def test_a_worker_that_does_not_serve_says_why(
     handover: Handover, manner: str, sentence: str
 ) -> None:
-    async with forking(command(manner)) as start:
+    async with spawning(command(manner)) as start:
         with pytest.raises(MountFailed) as refusal:
             await Worker(NAME).run(start, handover, SessionKind.KERNEL)
     assert str(refusal.value).startswith(sentence)
@@ -54,10 +54,10 @@ async def test_a_worker_that_does_not_serve_says_why(
     ("number", "name"),
     [(signal.SIGKILL, "SIGKILL"), (40, "signal 40"), (signal.SIGRTMAX, "SIGRTMAX")],
 )
-async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) -> None:
+async def test_the_end_of_a_worker_is_described(handover: Handover, number: int, name: str) -> None:
     ended: list[str] = []
 
-    async with forking(command("serve")) as start, trio.open_nursery() as nursery:
+    async with spawning(command("serve")) as start, trio.open_nursery() as nursery:
         worker = Worker(NAME)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -73,7 +73,7 @@ async def test_how_it_ended_is_told(handover: Handover, number: int, name: str) 
 
 async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
     """Cancellation closes its standard input, which a worker takes for the plugin's end."""
-    async with forking(command("serve")) as start, trio.open_nursery() as nursery:
+    async with spawning(command("serve")) as start, trio.open_nursery() as nursery:
         worker = Worker(NAME)
         await nursery.start(worker.run, start, handover, SessionKind.KERNEL)
         nursery.cancel_scope.cancel()
@@ -87,7 +87,7 @@ async def test_a_worker_s_log_keeps_its_levels(
 ) -> None:
     """A line without a level, as in a traceback, belongs to the one before it."""
     caplog.set_level(logging.DEBUG)
-    async with forking(command("talk")) as start, trio.open_nursery() as nursery:
+    async with spawning(command("talk")) as start, trio.open_nursery() as nursery:
         await nursery.start(Worker(NAME).run, start, handover, SessionKind.KERNEL)
         while "volume data: c: three" not in caplog.messages:
             await trio.lowlevel.checkpoint()

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from plugin.volume import Event, Volume
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 from tests.support.fakes.worker import command
 from tests.support.tools.records import record
 from tests.support.tools.service import started
@@ -124,7 +124,7 @@ async def test_users_of_a_plugin_that_has_ended_are_told_beside_new_ones(tmp_pat
 
 def test_users_of_a_dead_mount_are_known_to_the_next_plugin(tmp_path: Path) -> None:
     """The worker of the new mount goes on while the service restarts."""
-    with Manager(tmp_path) as manager, started(tmp_path, manager) as service:
+    with ServiceManager(tmp_path) as manager, started(tmp_path, manager) as service:
 
         def status() -> Any:
             return service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from passthrough.options.effective import Effective
 from plugin.admin.source import Host
-from plugin.mounting.detaching import UNMOUNT_DEADLINE_S, UNMOUNT_LEAST_S
+from plugin.mounting.detaching import UNMOUNT_DEADLINE_S, UNMOUNT_MIN_S
 from plugin.mounting.keeper import MOUNT_DEADLINE_S
 from plugin.mounting.spawner import COMMAND
 from plugin.mounting.worker import KILL_GRACE_S
@@ -63,7 +63,7 @@ def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer
     server.gone_for_good.set()
 
 
-@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not come to an end")
+@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not finished")
 async def test_a_source_that_hangs_holds_up_no_other_volume(
     tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
@@ -90,7 +90,7 @@ async def test_a_source_that_hangs_holds_up_no_other_volume(
         await dockerd.do("Remove", Name="dead")
 
 
-@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not come to an end")
+@pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not finished")
 async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
     tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
@@ -143,7 +143,7 @@ def test_every_call_is_answered_before_an_engine_gives_up() -> None:
     """A Mount that fails is taken down on top of its own time; who waits for it waits longer."""
     for deadline in DEADLINES_S.values():
         assert deadline < ENGINE_PATIENCE_S
-    assert DEADLINES_S["Unmount"] + UNMOUNT_LEAST_S < 25
+    assert DEADLINES_S["Unmount"] + UNMOUNT_MIN_S < 25
     assert DEADLINES_S["Unmount"] > MOUNT_DEADLINE_S + UNMOUNT_DEADLINE_S + KILL_GRACE_S
 
 

@@ -200,7 +200,7 @@ def test_pieces_go_until_there_is_room(tmp_path: Path, number: int) -> None:
             raise OSError(number, os.strerror(number))
         return "done"
 
-    assert kept.within(call) == "done"
+    assert kept.run(call) == "done"
     assert left == [8, 7, 6, 5]
     assert len(list((tmp_path / reserve.NAME).iterdir())) == 8
 
@@ -214,7 +214,7 @@ def test_a_failure_of_another_kind_takes_no_piece(tmp_path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only")
 
     with pytest.raises(OSError, match="Read-only"):
-        kept.within(call)
+        kept.run(call)
     assert len(calls) == 1
 
 
@@ -226,6 +226,6 @@ def test_a_call_that_never_finds_room_fails_in_the_end(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space")
 
     with HiddenReserve(tmp_path) as kept, pytest.raises(OSError, match="No space"):
-        kept.within(call)
+        kept.run(call)
     assert len(calls) == 1 + reserve.HIDDEN_PIECES
     assert os.listdir(tmp_path) == []

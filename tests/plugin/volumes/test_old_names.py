@@ -12,9 +12,9 @@ from hypothesis import given, strategies as st
 from plugin.volumes import registry
 from plugin.volumes.old_names import directory_of
 from tests.support.fakes.dockerd import mounted, plugin
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 from tests.support.fakes.worker import command
-from tests.support.tools.orders import in_thread
+from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.service import started
 
 SERVE = command("serve")
@@ -142,7 +142,7 @@ async def test_a_removal_that_an_older_passfs_has_begun_is_undone(
 
 @pytest.mark.usefixtures("data")
 def test_mounts_of_any_name_are_taken_over(tmp_path: Path) -> None:
-    with Manager(tmp_path) as manager, started(tmp_path, manager) as service:
+    with ServiceManager(tmp_path) as manager, started(tmp_path, manager) as service:
         target = Path(service.call("VolumeDriver.Mount", Name="a/../b", ID="i")["Mountpoint"])
         with (target / "file").open() as user:
             assert service.end(signal.SIGTERM)[0] == 0

@@ -16,8 +16,8 @@ from plugin.errors import RegistryFailed
 from plugin.volumes.registry import FILE_NAME, Registry
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin
 from tests.support.fakes.worker import command
+from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.mounts import bound
-from tests.support.tools.orders import in_thread
 
 SERVE = command("serve")
 ENDED = "the plugin has ended while it was mounted; "

@@ -16,8 +16,8 @@ from plugin.errors import RegistryFailed
 from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin, settings
+from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.mounts import bound
-from tests.support.tools.orders import in_thread
 
 
 class Place(NamedTuple):

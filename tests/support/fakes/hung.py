@@ -1,4 +1,4 @@
-"""A source that hangs for real, as one on a network file system whose server has gone."""
+"""A source that hangs, as one on a network file system with a dead server does."""
 
 import os
 from pathlib import Path
@@ -6,25 +6,28 @@ from typing import Self
 
 from passthrough.linux import syscalls
 
-OPENAT2 = 437  # on every machine, openat2(2)
+OPENAT2 = 437  # the same number on all architectures
 
 
 class HungSource:
-    """A file system over a directory that answers nothing; a context manager.
+    """A mount that answers no request; a context manager.
 
-    It is FUSE, and nobody has answered its first request, so that whoever looks up a name in it
-    waits in the kernel and can be ended by SIGKILL alone. What waits fails in the end.
+    It is a FUSE mount, and its first request, FUSE_INIT, gets no answer. So a thread that looks up
+    a name there waits in the kernel, where only SIGKILL ends it. `close` makes the calls fail.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Hide *directory*, in which whatever exists by now can be named."""
+        """Mount on *directory*, and so hide its entries.
+
+        A path to one of these entries hangs.
+        """
         self._directory = os.fsencode(directory)
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         data = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other"
         syscalls.mount(b"hung", self._directory, b"fuse.hung", 0, data.encode())
 
     def close(self) -> None:
-        """Take the file system away, and fail whatever waits for it."""
+        """Unmount the file system, and make all calls that wait for it fail."""
         syscalls.umount2(self._directory, syscalls.MNT_DETACH)
         os.close(self._fd)
 
@@ -36,6 +39,6 @@ class HungSource:
 
 
 def waits(pid: int) -> bool:
-    """Whether a thread of process *pid* is about to open something, proc_pid_syscall(5)."""
+    """Return whether a thread of process *pid* is in openat2(2), proc_pid_syscall(5)."""
     calls = [(task / "syscall").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     return any(call.startswith(f"{OPENAT2} ") for call in calls)

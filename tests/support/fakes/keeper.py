@@ -1,4 +1,4 @@
-"""What the plugin is to a worker: it mounts, starts the process and holds the other ends."""
+"""A keeper for workers: it mounts, starts the process and holds the other ends of its pipes."""
 
 import os
 import select
@@ -17,7 +17,7 @@ LIMIT_S = 30.0
 
 
 class Keeper:
-    """A mount of *source*, to be served by workers: processes that run *module*."""
+    """A mount of *source*, and its workers: processes that run *module*."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Keeper:
 
     @property
     def handover(self) -> Handover:
-        """What a worker is told."""
+        """Return the handover for a worker."""
         return Handover(
             volume="demo", config=self.config, fuse_fd=self.fuse_fd, source_fd=self.source_fd
         )
@@ -45,7 +45,10 @@ class Keeper:
     def start(
         self, line: bytes, pass_fds: Sequence[int], within: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start a worker, by the program *within* if given, and tell it *line*."""
+        """Start a worker and write *line* to its standard input.
+
+        *within* is a command that executes the worker's command, which follows it.
+        """
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [*within, sys.executable, "-m", self.module],
@@ -62,13 +65,13 @@ class Keeper:
         return process
 
     def serve(self, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Start a worker; it has said that it serves when this returns."""
+        """Start a worker, and wait until it reports that it serves."""
         process = self.start(encode(self.handover), (self.fuse_fd, self.source_fd), within)
         assert report_of(process).serving, self.log.read_text()
         return process
 
     def close(self) -> None:
-        """End the workers, and let go of the mount."""
+        """Kill the workers, and close the descriptors of the mount."""
         for process in self.processes:
             process.kill()
             process.wait()
@@ -80,20 +83,23 @@ class Keeper:
 
 
 def report_of(process: subprocess.Popen[bytes]) -> Report:
-    """What a worker has to say."""
+    """Read the report of a worker."""
     assert process.stdout is not None
     assert select.select([process.stdout], [], [], LIMIT_S)[0]
     return decode_report(process.stdout.readline())
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
-    """The exit status, and what was still written to standard output."""
+    """Wait for the end; return the exit status and the rest of standard output."""
     assert process.stdout is not None
     status = process.wait(LIMIT_S)
     return status, process.stdout.read()
 
 
 def on_mount(*words: str) -> str:
-    """Run a program that looks at a mount: it can be killed where this process could not."""
+    """Run a program on a mount, and return its output.
+
+    If the mount hangs, the program can be killed; a thread of this process could not.
+    """
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     return done.stdout

@@ -1,7 +1,7 @@
-"""A worker process that speaks the hand-over and serves nothing, and the fork server to start it.
+"""A worker process that answers the handover and serves nothing, with its fork server.
 
-Run as a program, its first argument says what workers do instead of serving. They end as real ones
-do: when the file system is unmounted, or when standard input closes.
+Run as a program, this is the fork server. Its first argument is the manner in which workers behave.
+They end as real ones do: when the file system is unmounted, or when standard input closes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ COMMAND = (sys.executable, "-I", __file__)
 
 
 def command(manner: str, *arguments: str | Path) -> tuple[str, ...]:
-    """The command of a fork server whose workers behave in *manner*, one of `MANNERS` or `BARE`."""
+    """Return the command of a fork server with workers of *manner*, of `MANNERS` or `BARE`."""
     assert manner in {*MANNERS, *BARE}
     return (*COMMAND, manner, *map(str, arguments))
 
@@ -32,7 +32,7 @@ def _report(report: Report) -> None:
 
 
 def _stay(handover: Handover) -> None:
-    """Wait for the end of the mount or of the plugin."""
+    """Wait until the mount or the plugin ends."""
     poll = select.poll()
     poll.register(sys.stdin.fileno(), select.POLLIN)
     poll.register(handover.fuse_fd, 0)
@@ -74,7 +74,7 @@ def _leave(_: Handover) -> None:
 
 
 def _cling(_: Handover) -> None:
-    """Serve, and end on nothing but SIGKILL."""
+    """Serve, and end only on SIGKILL."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _report(Report(serving=True))
     while True:
@@ -88,14 +88,17 @@ def _talk(handover: Handover) -> None:
 
 
 def _wait(handover: Handover) -> None:
-    """Serve once somebody opens the FIFO for writing; tells by its own opening that it waits."""
+    """Serve once the test has opened the FIFO and closed it.
+
+    The test's open(2) for writing returns when this worker waits.
+    """
     with contextlib.suppress(FileNotFoundError), open(sys.argv[2], "rb") as fifo:
         fifo.read()
     _serve(handover)
 
 
 def _sleep() -> int:
-    """Say so, and do nothing until the plugin goes; without a hand-over."""
+    """Write that it sleeps, and wait until the plugin ends; without a handover."""
     os.write(1, b"asleep\n")
     os.read(0, 1)
     return 0
@@ -113,7 +116,7 @@ def _unwatched(pid: int, flags: int = 0) -> int:  # noqa: ARG001 - as os.pidfd_o
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-# What does not care for a hand-over.
+# Manners without a handover.
 BARE: dict[str, Callable[[], int]] = {
     "sleep": _sleep,
     "bug": _bug,
@@ -149,7 +152,8 @@ if __name__ == "__main__":
         os.fork = BARE["unforked"]
     if sys.argv[1] == "unwatched":
         os.pidfd_open = _unwatched
-    if sys.argv[1] == "crowded":  # by the standard streams and the copy of the control socket
+    if sys.argv[1] == "crowded":
+        # The standard streams and the duplicate of the control socket take 4 descriptors.
         room = 4 + int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
     slow_s = float(sys.argv[2]) if sys.argv[1] == "slow" else 0.0

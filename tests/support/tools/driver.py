@@ -21,7 +21,7 @@ from docker.models.volumes import Volume
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 
 TOOLS_IMAGE = "passfs-test-tools"
 # The same in each run, because an engine remembers the name of each socket that it has found.
@@ -217,8 +217,8 @@ def unit(setting: str, file: Path = UNIT) -> list[str]:
 class Service:
     """A `passfs serve` process with the unit's capabilities and no others.
 
-    In place of systemd, support/fakes/manager.py listens, and keeps descriptors while the service
-    restarts.
+    In place of systemd, support/fakes/service_manager.py listens, and stores descriptors while the
+    service restarts.
     """
 
     def __init__(self, socket: Path, directory: Path) -> None:
@@ -229,13 +229,13 @@ class Service:
             "PASSFS_DATA_DIR": str(directory / "data"),
             "PASSFS_MOUNT_DIR": str(directory / "mounts"),
         }
-        self._manager: Manager | None = None
+        self._manager: ServiceManager | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the service, and wait until it reports that it is ready."""
         assert self._manager is None
-        self._manager = Manager(self._log.parent, self._socket)
+        self._manager = ServiceManager(self._log.parent, self._socket)
         self._begin(self._manager)
 
     def restart(self) -> None:
@@ -255,7 +255,7 @@ class Service:
 
         assert not self._socket.exists()
 
-    def _begin(self, manager: Manager) -> None:
+    def _begin(self, manager: ServiceManager) -> None:
         names = [name.removeprefix("CAP_").lower() for name in unit("CapabilityBoundingSet")]
         bounding_set = ",".join(["-all", *(f"+{name}" for name in names)])
         restricted = ["setpriv", "--no-new-privs", f"--bounding-set={bounding_set}"]
@@ -266,7 +266,7 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
-        assert manager.hears("READY=1"), self._log.read_text()
+        assert manager.wait_for_state("READY=1"), self._log.read_text()
 
     def _end(self) -> None:
         """Send SIGTERM, as a service manager does; the service must end within STOP_S, with 0."""

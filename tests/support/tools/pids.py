@@ -10,10 +10,10 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 @contextlib.contextmanager
 def threads_limited(pid: int, more: int) -> Iterator[None]:
-    """Let process *pid* have as many threads as now and *more*, until the block ends."""
+    """Allow process *pid* at most *more* additional threads during the block."""
     top = _controller()
     own = top / f"passfs-test-{os.getpid()}"
-    before = top / _place(pid, top)
+    before = top / _cgroup_of(pid, top)
     own.mkdir()
     try:
         (own / "cgroup.procs").write_text(str(pid))
@@ -39,8 +39,8 @@ def _controller() -> Path:
     raise LookupError("no pids controller of cgroups is mounted here")
 
 
-def _place(pid: int, top: Path) -> str:
-    """Return the cgroup of process *pid*, below *top*."""
+def _cgroup_of(pid: int, top: Path) -> str:
+    """Return the path of the cgroup of process *pid*, relative to *top*."""
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     found = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
     version_2 = (top / "cgroup.controllers").exists()

@@ -1,4 +1,4 @@
-"""Which processes a test has started: its own children, and the workers that a child has forked."""
+"""Processes that a test has started: its children, and the workers that a child has forked."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ ORPHANS_END_S = 5.0
 
 
 def children(pid: int | str = "self") -> set[int]:
-    """The children of a process, of whichever of its threads."""
+    """Return the children of process *pid*, of all its threads."""
     found: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one may end while we look
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a task may end meanwhile
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found |= {int(child) for child in (task / "children").read_text().split()}
@@ -20,14 +20,14 @@ def children(pid: int | str = "self") -> set[int]:
 
 
 def workers() -> set[int]:
-    """What our fork servers have forked."""
+    """Return the workers that the fork servers of this process have forked."""
     return {worker for child in children() for worker in children(child)}
 
 
 def reap(before: set[int]) -> None:
-    """Wait for children that are not among *before*, if they are about to end.
+    """Reap the children that are not in *before*; wait ORPHANS_END_S for the end of each.
 
-    Orphans come to this process, whose own children nobody else waits for here.
+    Orphans become children of this process, which is a subreaper.
     """
     limit = time.monotonic() + ORPHANS_END_S
     for pid in children() - before:
@@ -36,7 +36,7 @@ def reap(before: set[int]) -> None:
 
 
 def end(before: set[int]) -> None:
-    """Kill children that are not among *before*, and theirs, which come to this process then."""
+    """Kill the children that are not in *before*, and the orphans that become children by that."""
     while left := children() - before:
         for pid in left:
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The plugin in a process of its own, as a service manager runs it."""
+"""The plugin in its own process, as a service manager runs it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fakes.dockerd import mounted, settings
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 
 RUN = """
 import os
@@ -29,26 +29,26 @@ START_S = 20
 
 
 def request(path: str, **fields: object) -> bytes:
-    """A request, after whose answer the plugin closes the connection."""
+    """Return an HTTP request; the plugin closes the connection after its reply."""
     body = json.dumps(fields).encode()
     head = f"POST /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 class Service:
-    """A plugin process; it can be started again after its end."""
+    """A plugin process, which can be started again after its end."""
 
     def __init__(
         self,
         directory: Path,
-        manager: Manager | None = None,
+        manager: ServiceManager | None = None,
         *,
         within: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """All that is its own lies below *directory*; *manager*, if any, starts it.
+        """Use *directory* for socket, data, mounts and log; *manager*, if any, starts the process.
 
-        *within* are words of a command that executes the rest of its words.
+        *within* is a command that executes the plugin's command, which follows it.
         """
         self._within = within
         self._environment = environment or {}
@@ -58,9 +58,9 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
-        """Start the process and wait until it answers; gives the seconds that it took.
+        """Start the process, wait until it answers, and return the seconds that it took.
 
-        Those in which it could have run are not counted, when others had the processors.
+        Time in which it was ready to run and had no processor does not count.
         """
         given = settings(self.directory)
         environment = os.environ | {
@@ -85,13 +85,16 @@ class Service:
         raise AssertionError(self.log.read_text())
 
     def _waited_s(self) -> float:
-        """How long the main thread has waited for a processor, schedstat in proc(5)."""
+        """Return how long the main thread has waited for a processor, schedstat in proc(5)."""
         assert self.process is not None
         _, waited_ns, _ = Path(f"/proc/{self.process.pid}/schedstat").read_text().split()
         return int(waited_ns) / 1e9
 
     def starts_within(self, limit_s: float) -> bool:
-        """Whether it answers so soon at least once in three times: others use the disk, too."""
+        """Return whether one of three starts takes less than *limit_s*.
+
+        One start may be slow because other processes use the disk.
+        """
         for _ in range(2):
             if self.start() < limit_s:
                 return True
@@ -99,7 +102,7 @@ class Service:
         return self.start() < limit_s
 
     def end(self, number: signal.Signals) -> tuple[int, float]:
-        """Send a signal; gives the exit status and the seconds that it took."""
+        """Send signal *number*; return the exit status, and the seconds until the end."""
         assert self.process is not None
         began = time.monotonic()
         self.process.send_signal(number)
@@ -108,7 +111,7 @@ class Service:
         return status, time.monotonic() - began
 
     def connect(self) -> socket.socket:
-        """A connection, which the caller closes."""
+        """Return a connection, which the caller closes."""
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(START_S)
         try:
@@ -119,20 +122,20 @@ class Service:
         return client
 
     def call(self, path: str, **fields: object) -> Any:
-        """One request; gives the JSON of the reply."""
+        """Send one request, and return the JSON of the reply."""
         with closing(self.connect()) as client:
             client.sendall(request(path, **fields))
             received = b"".join(iter(lambda: client.recv(65536), b""))
         return json.loads(received.partition(b"\r\n\r\n")[2])
 
     def mounted(self) -> list[str]:
-        """The names of the volumes that are mounted, as often as they are."""
+        """Return the names of mounted volumes; a name stands once for each of its mounts."""
         return mounted(self.directory)
 
 
 @contextmanager
-def started(directory: Path, manager: Manager | None = None) -> Iterator[Service]:
-    """A plugin process that has all that is its own below *directory*, for a block."""
+def started(directory: Path, manager: ServiceManager | None = None) -> Iterator[Service]:
+    """Run a plugin process in *directory* during the block."""
     service = Service(directory, manager)
     service.start()
     try:

@@ -1,12 +1,12 @@
-"""A plugin that can be killed at any of its steps, and starts in milliseconds.
+"""A plugin that can be killed at each of its steps, and that starts in milliseconds.
 
 A *step* is a call of one of the functions in `STEPS`, by which the plugin changes something outside
-of its memory. Before each step there is a *moment* at which it can be killed; after it, nothing has
-changed until the moment before the next one, unless somebody else acts on the step meanwhile: then
-there is one more, right after it.
+its own memory. The plugin can be killed at the *crash point* before each step. Nothing changes
+between two crash points, unless another process acts on a step. Such a step has a second crash
+point right after it.
 
-Each process here is forked by the *nest*, which has loaded all that a plugin and its fork server
-consist of. It is itself a fork server (worker/forkserver.py), over a socket with a name.
+The *parent* of these plugins is a fork server that has loaded the modules of the plugin and of its
+workers. It runs passthrough/worker/forkserver.py over a socket with a name.
 """
 
 import inspect
@@ -32,28 +32,28 @@ from passthrough.worker import forkserver, process, sandbox
 from plugin import app
 from plugin.admin.settings import Settings
 from plugin.api.server import StreamedReply
-from plugin.mounting import worker as serving
-from plugin.mounting.fd_store import FIRST_FD, Store
+from plugin.mounting import worker
+from plugin.mounting.fd_store import FIRST_FD, FdStore
 from plugin.mounting.mount import Mount
-from plugin.mounting.spawner import ForkServer
+from plugin.mounting.spawner import Spawner
 from tests.support.fakes.dockerd import settings
-from tests.support.fakes.manager import Manager
+from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.service import START_S, Service
 
 REPOSITORY = Path(__file__).parents[3]
 
 
 class Database(sqlite3.Connection):
-    """What the registry writes to."""
+    """The connection of the registry; a class in Python, so that its methods can be replaced."""
 
 
 class Step(NamedTuple):
-    """A function that changes something outside of the plugin's memory."""
+    """A function that changes something outside the plugin's memory."""
 
     owner: object
     name: str
-    is_heard: bool = False
-    """Whether somebody else acts on it."""
+    is_observed: bool = False
+    """True if another process acts on the step: there is a crash point after it as well."""
 
 
 STEPS = {
@@ -68,12 +68,12 @@ STEPS = {
     "commit": Step(Database, "__exit__"),
     "mount": Step(syscalls, "mount"),
     "unmount": Step(syscalls, "umount2"),
-    "let a mount go": Step(Mount, "let_go"),
-    "start the fork server": Step(ForkServer, "begin", is_heard=True),
-    "start a worker": Step(ForkServer, "_ask", is_heard=True),
-    "hand over": Step(serving, "_hand_over", is_heard=True),
-    "have descriptors kept": Step(socket, "send_fds"),
-    "tell the service manager": Step(Store, "_tell"),
+    "close the FUSE descriptor": Step(Mount, "close_fuse_fd"),
+    "start the fork server": Step(Spawner, "start_fork_server", is_observed=True),
+    "start a worker": Step(Spawner, "_request_fork", is_observed=True),
+    "hand over": Step(worker, "_hand_over", is_observed=True),
+    "store descriptors": Step(socket, "send_fds"),
+    "notify the service manager": Step(FdStore, "_send"),
     "listen": Step(socket.socket, "bind"),
     "answer": Step(StreamedReply, "__call__"),
 }
@@ -81,17 +81,21 @@ STEPS = {
 
 # In the plugin's process.
 
-# As the service manager would, and after what it has kept: where moments are counted, and told.
-DOOM = "PASSFS_TEST_DOOM"
-GO_ON, DIE = b".", b"!"
+# The environment variable with the descriptors of two pipes, which follow the stored descriptors.
+# From the first one the plugin reads a byte at each crash point. To the second one it writes the
+# name of the crash point at which it dies.
+CRASH_FDS = "PASSFS_TEST_CRASH_FDS"
+PARENT_ADDRESS = "PASSFS_TEST_PARENT"
+CONTINUE, CRASH = b".", b"!"
 
-# In the place of the fork server's interpreter: has the nest fork it, and ends when that does.
-STAND_IN = """
+# Replaces the command of the plugin's fork server. It makes the parent fork that fork server, and
+# ends when the fork server does.
+FORK_SERVER = """
 import os, socket, sys
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-nest = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-nest.connect(sys.argv[1])
-socket.send_fds(nest, [b"forks"], [theirs.fileno(), 0, 1, 2])
+parent = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+parent.connect(sys.argv[1])
+socket.send_fds(parent, [b"forks"], [theirs.fileno(), 0, 1, 2])
 theirs.close()
 os.close(0)
 os.close(2)
@@ -100,64 +104,67 @@ while ours.recv(64):
 """
 
 
-def hatch() -> int:
-    """Become what the nest has been asked for: a plugin, or a plugin's fork server."""
+def run_forked() -> int:
+    """Run in a child of the parent: a fork server if standard input is a socket, else a plugin."""
     if stat.S_ISSOCK(os.fstat(0).st_mode):
         return forkserver.main()
     environment: dict[str, str] = json.loads(os.read(0, 1 << 16))
     os.environ.update(environment, LISTEN_PID=str(os.getpid()))
-    moments, fate = map(int, environment[DOOM].split())
-    for row, step in STEPS.items():
-        _count(row, step, partial(_moment, moments, fate))
+    script_fd, report_fd = map(int, environment[CRASH_FDS].split())
+    for name, step in STEPS.items():
+        _add_crash_points(name, step, partial(_crash_point, script_fd, report_fd))
     sqlite3.connect = partial(sqlite3.connect, factory=Database)  # type: ignore[assignment]
-    stand_in = (sys.executable, "-I", "-S", "-c", STAND_IN, environment["NEST"])
-    app.composed = partial(app.composed, worker=stand_in)
+    command = (sys.executable, "-I", "-S", "-c", FORK_SERVER, environment[PARENT_ADDRESS])
+    app.composed = partial(app.composed, worker=command)
     app.run(Settings.from_environment(os.environ))
     return 0
 
 
-def _moment(moments: int, fate: int, what: str) -> None:
-    """Die if this is the moment to; nobody else takes the same, which read(2) sees to."""
+def _crash_point(script_fd: int, report_fd: int, name: str) -> None:
+    """Read one byte of the script, and die if it is CRASH; an empty script means to go on.
+
+    Several threads may be here at once: read(2) gives each of them another byte.
+    """
     try:
-        said = os.read(moments, 1)
+        byte = os.read(script_fd, 1)
     except BlockingIOError:
         return
-    if said == DIE:
-        os.write(fate, what.encode())
+    if byte == CRASH:
+        os.write(report_fd, name.encode())
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _count(row: str, step: Step, moment: Callable[[str], None]) -> None:
-    """Have a moment before each call of *step*, and after it if it is heard."""
+def _add_crash_points(name: str, step: Step, crash_point: Callable[[str], None]) -> None:
+    """Replace *step* by a function with a crash point before it, and after it if observed."""
     function = getattr(step.owner, step.name)
 
     def after() -> None:
-        if step.is_heard:
-            moment(f"after: {row}")
+        if step.is_observed:
+            crash_point(f"after: {name}")
 
     def call(*arguments: Any, **more: Any) -> Any:
-        moment(f"before: {row}")
+        crash_point(f"before: {name}")
         result = function(*arguments, **more)
         after()
         return result
 
-    async def wait_for(*arguments: Any, **more: Any) -> Any:
-        moment(f"before: {row}")
+    async def call_async(*arguments: Any, **more: Any) -> Any:
+        crash_point(f"before: {name}")
         result = await function(*arguments, **more)
         after()
         return result
 
-    setattr(step.owner, step.name, wait_for if inspect.iscoroutinefunction(function) else call)
+    setattr(step.owner, step.name, call_async if inspect.iscoroutinefunction(function) else call)
 
 
 # In the test's process.
 
 
-class Nest:
+class Parent:
     """The process that forks plugins; a context manager."""
 
     def __init__(self, directory: Path) -> None:
-        self.address = directory / "nest.sock"
+        self.address = directory / "parent.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
             theirs.bind(str(self.address))
             self._process = subprocess.Popen(
@@ -167,15 +174,15 @@ class Nest:
             )
 
     def fork(self, fds: Sequence[int]) -> tuple[socket.socket, int]:
-        """A process with *fds* as 0, 1, 2 and so on; gives its life socket and a descriptor."""
+        """Fork a process with *fds* as 0, 1, 2 and so on; return its life socket and a pidfd."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(START_S)
         with theirs:
-            self._say(b"plugin", [theirs.fileno(), *fds])
+            self._send(b"plugin", [theirs.fileno(), *fds])
         _, (pid_fd,), _, _ = socket.recv_fds(ours, 64, 1)
         return ours, pid_fd
 
-    def _say(self, text: bytes, fds: Sequence[int] = ()) -> None:
+    def _send(self, text: bytes, fds: Sequence[int] = ()) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
             own.connect(str(self.address))
             socket.send_fds(own, [text], fds)
@@ -184,108 +191,112 @@ class Nest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._say(b"")
+        self._send(b"")
         self._process.wait(START_S)
 
 
-class Mortal(Service):
-    """A plugin of which it is decided at which moment it dies; a context manager."""
+class CrashingPlugin(Service):
+    """A plugin that the test makes crash at a chosen crash point; a context manager."""
 
-    def __init__(self, directory: Path, nest: Nest, manager: Manager | None = None) -> None:
+    def __init__(
+        self, directory: Path, parent: Parent, manager: ServiceManager | None = None
+    ) -> None:
         super().__init__(directory, manager)
-        self._nest = nest
-        self._own = ExitStack()
-        self._moments = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._fate = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for fd in (*self._moments, *self._fate):
-            self._own.callback(os.close, fd)
-        self._life: socket.socket | None = None
+        self._parent = parent
+        self._pipes = ExitStack()
+        self._script = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._report = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for fd in (*self._script, *self._report):
+            self._pipes.callback(os.close, fd)
+        self._life_socket: socket.socket | None = None
         self._pid_fd = -1
-        self.deaths: list[str] = []
-        """The moments at which it has been killed."""
+        self.crashes: list[str] = []
+        """The names of the crash points at which the plugin has died."""
 
     def launch(self) -> None:
-        """Begin the process, and do not wait."""
-        self.bury()
-        given = settings(self.directory)
-        kept = {} if self.manager is None else self._kept(self.manager)
-        doom = FIRST_FD + len(kept)
-        told = {
-            "PASSFS_SOCKET": str(given.socket),
-            "PASSFS_DATA_DIR": str(given.data_dir),
-            "PASSFS_MOUNT_DIR": str(given.mount_dir),
-            "LISTEN_FDS": str(len(kept)),
-            "LISTEN_FDNAMES": ":".join(kept),
+        """Start the process without waiting for it."""
+        self.reap()
+        own = settings(self.directory)
+        stored = {} if self.manager is None else self._stored(self.manager)
+        script_fd = FIRST_FD + len(stored)
+        environment = {
+            "PASSFS_SOCKET": str(own.socket),
+            "PASSFS_DATA_DIR": str(own.data_dir),
+            "PASSFS_MOUNT_DIR": str(own.mount_dir),
+            "LISTEN_FDS": str(len(stored)),
+            "LISTEN_FDNAMES": ":".join(stored),
             "NOTIFY_SOCKET": "" if self.manager is None else str(self.directory / "notify.sock"),
-            "NEST": str(self._nest.address),
-            DOOM: f"{doom} {doom + 1}",
+            PARENT_ADDRESS: str(self._parent.address),
+            CRASH_FDS: f"{script_fd} {script_fd + 1}",
         }
-        with self.log.open("ab") as log, ExitStack() as lent:
+        with self.log.open("ab") as log, ExitStack() as borrowed:
             read_end, write_end = os.pipe()
-            lent.callback(os.close, read_end)
-            os.write(write_end, json.dumps(told).encode())
+            borrowed.callback(os.close, read_end)
+            os.write(write_end, json.dumps(environment).encode())
             os.close(write_end)
             fds = [read_end, log.fileno(), log.fileno()]
-            self._life, self._pid_fd = self._nest.fork(
-                [*fds, *kept.values(), self._moments[0], self._fate[1]]
+            self._life_socket, self._pid_fd = self._parent.fork(
+                [*fds, *stored.values(), self._script[0], self._report[1]]
             )
 
-    def _kept(self, manager: Manager) -> dict[str, int]:
-        """What *manager* keeps when it has read all that it was told by who is dead now."""
+    def _stored(self, manager: ServiceManager) -> dict[str, int]:
+        """Return the descriptors in *manager*, once it has read the dead plugin's messages."""
         read_end, write_end = os.pipe()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own, open(read_end, "rb") as read:
             own.connect(str(self.directory / "notify.sock"))
             socket.send_fds(own, [b"BARRIER=1"], [write_end])
             os.close(write_end)
             read.read()
-        return dict(manager.kept)
+        return dict(manager.stored)
 
     def start(self) -> float:
-        """Begin the process and wait until it answers, or is dead; gives the seconds."""
+        """Start the process, wait until it answers or is dead, and return the seconds."""
         began = time.monotonic()
         self.launch()
-        while self.attempt("VolumeDriver.Capabilities") is None and not self.is_dead():
+        while self.try_call("VolumeDriver.Capabilities") is None and not self.is_dead():
             assert time.monotonic() < began + START_S, self.log.read_text()
             time.sleep(0.002)
         return time.monotonic() - began
 
-    def attempt(self, path: str, **fields: object) -> Any:
-        """One request; gives the JSON of the reply, or None if nobody gave one."""
+    def try_call(self, path: str, **fields: object) -> Any:
+        """Send one request, and return the JSON of the reply, or None if there is no reply."""
         try:
             return self.call(path, **fields)
         except (OSError, json.JSONDecodeError):
             return None
 
-    def doom(self, moment: int) -> None:
-        """Decide that it dies at its *moment*-th moment from now on; 0 is the first."""
-        os.write(self._moments[1], GO_ON * moment + DIE)
+    def crash_at(self, number: int) -> None:
+        """Let the plugin die at a crash point: the number of crash points before it is *number*."""
+        os.write(self._script[1], CONTINUE * number + CRASH)
 
-    def spare(self) -> bool:
-        """Decide that it does not die after all; False if it is too late, and it is dead."""
+    def cancel_crash(self) -> bool:
+        """Cancel the crash; return False if the plugin has crashed, and reap it then."""
         try:
-            left = os.read(self._moments[0], 1 << 16)
+            unread = os.read(self._script[0], 1 << 16)
         except BlockingIOError:
-            left = b""
-        if DIE in left:
+            unread = b""
+        if CRASH in unread:
             return True
-        self.bury()
-        self.deaths.append(os.read(self._fate[0], 1 << 10).decode())
+        self.reap()
+        self.crashes.append(os.read(self._report[0], 1 << 10).decode())
         return False
 
     def is_dead(self, within_s: float = 0.0) -> bool:
-        """Whether there is no process, or it has ended."""
-        return self._life is None or bool(select.select([self._life], [], [], within_s)[0])
+        """Return whether the process has ended, waiting at most *within_s*, or was not started."""
+        if self._life_socket is None:
+            return True
+        return bool(select.select([self._life_socket], [], [], within_s)[0])
 
-    def bury(self) -> None:
-        """Wait for the end of its process, if there is one."""
-        if self._life is not None:
-            with self._life as life:
-                assert life.recv(64)
+    def reap(self) -> None:
+        """Wait for the end of the process, if there is one."""
+        if self._life_socket is not None:
+            with self._life_socket as life_socket:
+                assert life_socket.recv(64)
             os.close(self._pid_fd)
-            self._life, self._pid_fd = None, -1
+            self._life_socket, self._pid_fd = None, -1
 
     def send(self, number: signal.Signals) -> None:
-        """Send its process a signal."""
+        """Send signal *number* to the process."""
         signal.pidfd_send_signal(self._pid_fd, number)
 
     def __enter__(self) -> Self:
@@ -295,12 +306,12 @@ class Mortal(Service):
         try:
             if not self.is_dead():
                 self.send(signal.SIGTERM)
-            self.bury()
+            self.reap()
         finally:
-            self._own.close()
+            self._pipes.close()
 
 
 if __name__ == "__main__":
     sandbox.preload()
     process.load(automatic(kernel_features.linux_release()).session)
-    forkserver.serve(hatch)
+    forkserver.serve(run_forked)

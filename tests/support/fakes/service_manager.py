@@ -1,8 +1,8 @@
-"""A service manager for one service, as systemd is to its plugin: sd_notify(3), sd_listen_fds(3).
+"""A service manager for one service, as systemd: sd_notify(3), sd_listen_fds(3).
 
-It starts the service with what it has kept for it, and takes note of what the service says. Ending
-and beginning the service again is the caller's; `close` is what systemd does when a service is
-stopped for good.
+It starts the service with its stored descriptors, and records the states that the service reports.
+The caller ends the service and starts it again. `close` does what systemd does when it stops a
+service for good.
 """
 
 import fcntl
@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-# In the service the descriptors begin with 3; here they stay away from there, so that they can be
-# put in place one after the other.
+# The service's descriptors begin with 3. Here they have higher numbers, so that dup2(2) to one
+# service descriptor never overwrites another that is still to be copied.
 FIRST_OWN_FD = 6000
 MESSAGE_BYTES = 4096
 READY_S = 20.0
 
-# Between fork and exec, with the service's own process id.
+# Runs in the service's process, before its program.
 LAUNCH = """
 import os, sys
 for number, fd in enumerate(map(int, filter(None, sys.argv[1].split(","))), 3):
@@ -32,16 +32,16 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-class Manager:
-    """Keeps a service's descriptors by name while it restarts; a context manager."""
+class ServiceManager:
+    """The service manager, which stores descriptors by name; a context manager."""
 
     def __init__(self, directory: Path, listen: Path | None = None) -> None:
-        """Talk to the service over a socket in *directory*; listen at *listen* in its place."""
-        self.kept: dict[str, int] = {}
-        self.said: list[str] = []
-        """What the service has said of its state since it was started."""
-        self.deaf = False
-        """Whether no barrier is answered any more, as while systemd is busy."""
+        """Take notifications at a socket in *directory*; listen at *listen* for the service."""
+        self.stored: dict[str, int] = {}
+        self.states: list[str] = []
+        """The states that the service has reported since its start, such as "READY=1"."""
+        self.unresponsive = False
+        """True if barriers get no answer, as while systemd is busy."""
         self._unanswered: list[int] = []
         self._changed = threading.Condition()
         self._address = directory / "notify.sock"
@@ -49,7 +49,7 @@ class Manager:
         self._notify.bind(str(self._address))
         self._listener: socket.socket | None = None
         if listen is not None:
-            # Both as systemd does, systemd.socket(5).
+            # systemd makes the directory and removes an old socket too, systemd.socket(5).
             listen.parent.mkdir(parents=True, exist_ok=True)
             listen.unlink(missing_ok=True)
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -61,53 +61,53 @@ class Manager:
     def start(
         self, command: Sequence[str], *, env: Mapping[str, str], **more: Any
     ) -> subprocess.Popen[bytes]:
-        """Start the service, and hand over what there is."""
-        self.said = []
-        given = dict(self.kept)
+        """Start the service, and pass it the stored descriptors and the listening socket."""
+        self.states = []
+        passed = dict(self.stored)
         if self._listener is not None:
-            given["passfs.socket"] = fcntl.fcntl(
+            passed["passfs.socket"] = fcntl.fcntl(
                 self._listener, fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_FD
             )
-        numbers = ",".join(map(str, given.values()))
+        numbers = ",".join(map(str, passed.values()))
         try:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", LAUNCH, numbers, *command],
                 env={
                     **env,
                     "NOTIFY_SOCKET": str(self._address),
-                    "LISTEN_FDS": str(len(given)),
-                    "LISTEN_FDNAMES": ":".join(given),
+                    "LISTEN_FDS": str(len(passed)),
+                    "LISTEN_FDNAMES": ":".join(passed),
                 },
-                pass_fds=tuple(given.values()),
+                pass_fds=tuple(passed.values()),
                 **more,
             )
         finally:
             if self._listener is not None:
-                os.close(given["passfs.socket"])
+                os.close(passed["passfs.socket"])
 
-    def hears(self, state: str) -> bool:
-        """Wait until the service says *state*; False if that does not come."""
+    def wait_for_state(self, state: str) -> bool:
+        """Wait until the service reports *state*; return False after READY_S."""
         with self._changed:
-            return self._changed.wait_for(lambda: state in self.said, READY_S)
+            return self._changed.wait_for(lambda: state in self.states, READY_S)
 
-    def keeps(self, count: int) -> bool:
-        """Wait until it keeps *count* descriptors; False if that does not come."""
+    def wait_for_count(self, count: int) -> bool:
+        """Wait until *count* descriptors are stored; return False after READY_S."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self.kept) == count, READY_S)
+            return self._changed.wait_for(lambda: len(self.stored) == count, READY_S)
 
-    def keep(self, name: str, fd: int) -> None:
-        """Keep a duplicate of *fd*."""
-        assert name not in self.kept
-        self.kept[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_FD)
+    def store(self, name: str, fd: int) -> None:
+        """Store a duplicate of *fd* as *name*."""
+        assert name not in self.stored
+        self.stored[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_FD)
 
     def drop(self, *names: str) -> None:
-        """Keep what has these names no longer."""
+        """Close the stored descriptors *names*."""
         with self._changed:
             for name in names:
-                os.close(self.kept.pop(name))
+                os.close(self.stored.pop(name))
 
     def close(self) -> None:
-        """Keep nothing any more, and listen to nobody."""
+        """Close all descriptors and sockets."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
             own.sendto(b"END", str(self._address))
         self._thread.join()
@@ -116,7 +116,7 @@ class Manager:
         if self._listener is not None:
             os.unlink(self._listener.getsockname())  # RemoveOnStop=
             self._listener.close()
-        self.drop(*self.kept)
+        self.drop(*self.stored)
         for fd in self._unanswered:
             os.close(fd)
 
@@ -133,20 +133,20 @@ class Manager:
                 return
             fields = dict(line.split("=", 1) for line in message.decode().splitlines())
             with self._changed:
-                self._take(fields, fds)
+                self._handle(fields, fds)
                 self._changed.notify_all()
 
-    def _take(self, fields: dict[str, str], fds: Sequence[int]) -> None:
+    def _handle(self, fields: dict[str, str], fds: Sequence[int]) -> None:
         name = fields.get("FDNAME", "")
         if fields.get("FDSTORE") == "1":
             assert fields["FDPOLL"] == "0"
             (fd,) = fds
-            self.keep(name, fd)
+            self.store(name, fd)
         elif fields.get("FDSTOREREMOVE") == "1":
-            self.drop(*{name} & self.kept.keys())
+            self.drop(*{name} & self.stored.keys())
         elif "BARRIER" not in fields:
-            self.said += [f"{key}={value}" for key, value in fields.items()]
-        elif self.deaf:
+            self.states += [f"{key}={value}" for key, value in fields.items()]
+        elif self.unresponsive:
             self._unanswered += fds
             return
         for fd in fds:

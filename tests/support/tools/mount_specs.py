@@ -1,4 +1,4 @@
-"""What tests ask of a keeper: a volume to mount, and to use what is mounted."""
+"""Specs of mounts for tests of the keeper, and a thread to use a mount from."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from passthrough.options.choices import CachePolicy
-from plugin.mounting.keeper import MOUNT_DEADLINE_S, Order
+from plugin.mounting.keeper import MOUNT_DEADLINE_S, MountSpec
 from plugin.volume import FileName, VolumeName
 from tests.support.fakes.worker import command
 from tests.support.tools.options import effective
@@ -18,22 +18,28 @@ DIRECTORY = FileName("data")
 SERVE = command("serve")
 
 
-def order(source: Path, **fields: Any) -> Order:
-    """What to mount: *source* as the volume `data`, at a mount point of the volume's name."""
-    given: dict[str, Any] = {
+def mount_spec(source: Path, **fields: Any) -> MountSpec:
+    """Return the spec to mount *source* as volume `data`, changed by *fields*.
+
+    The mount point has the name of the volume.
+    """
+    values: dict[str, Any] = {
         "name": NAME,
         "options": effective(cache=CachePolicy.NEVER),
         "origin": f"source '{source}'",
         "open_source": lambda: os.open(source, os.O_PATH | os.O_DIRECTORY),
         "limiter": trio.CapacityLimiter(1),
-        "lost": lambda _: None,
+        "on_loss": lambda _: None,
         "deadline": trio.current_time() + MOUNT_DEADLINE_S,
     }
-    given |= fields
-    return Order(**{"directory": FileName(given["name"])} | given)
+    values |= fields
+    return MountSpec(**{"directory": FileName(values["name"])} | values)
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Use the mount from a thread: its worker is ours to reap, its requests not ours to answer."""
+    """Call *function* in a thread, for at most 10 s.
+
+    A call on a mount must not block trio, which reaps the worker and serves the log.
+    """
     with trio.fail_after(10):
         return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
