@@ -290,8 +290,8 @@ _ROWS: Final = (
         "owner",
         _owner,
         "",
-        "Owner of new volumes without a source, as UID:GID of the host: the root of containers, "
-        "where the engine remaps users",
+        "Owner of new volumes without a source, as UID:GID of the host; with userns-remap, the "
+        "root of containers",
         "0:0",
     ),
     Setting(

@@ -1,10 +1,11 @@
-"""The files that are written from the table of settings, plugin/admin/settings.py.
+"""Writes files from the table of settings in plugin/admin/settings.py.
 
 `python -m tests.support.tools.settings` writes the `env` section of config.json and the table in
 docs/install.md.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ MANIFEST = REPOSITORY / "config.json"
 DOCUMENT = REPOSITORY / "docs" / "install.md"
 
 Section = tuple[Path, str, str]
-"""A file, and the texts before and behind the part that is written."""
+"""A file, and the texts before and after the generated part."""
 ENVIRONMENT: Section = (MANIFEST, '  "env": [\n', "\n  ],\n")
 TABLE: Section = (
     DOCUMENT,
@@ -27,13 +28,13 @@ TABLE: Section = (
 
 
 def present(section: Section) -> str:
-    """Return the part of the file between the two texts."""
+    """Return the generated part of the file."""
     file, begin, end = section
     return file.read_text().split(begin)[1].split(end)[0]
 
 
 def write(section: Section, text: str) -> None:
-    """Replace the part of the file between the two texts."""
+    """Replace the generated part of the file."""
     file, begin, end = section
     before, rest = file.read_text().split(begin)
     file.write_text(before + begin + text + end + rest.split(end, 1)[1])
@@ -73,13 +74,14 @@ def table() -> str:
 def _cells(setting: Setting) -> tuple[str, ...]:
     flag = setting.flag
     default = f"`{setting.default}`" if setting.default else setting.if_empty
-    return (
+    cells = (
         f"`{setting.variable}`",
         f"`{flag.name} {flag.metavar}`" + ", repeatable" * bool(flag.separator) if flag else "",
         "" if not setting.in_plugin else f"`{setting.fixed}`, fixed" if setting.fixed else default,
         default,
         setting.meaning,
     )
+    return tuple(re.sub(r"`?(PASSFS_\w+)`?", r"`\1`", cell) for cell in cells)
 
 
 if __name__ == "__main__":
