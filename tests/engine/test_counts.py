@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from docker.models.containers import Container
 
-from tests.support.fakes.counted import Counted, Note, counted
 from tests.support.tools.calls import CALLS
+from tests.support.tools.counted import Counted, Note, counted
 from tests.support.tools.driver import TOOLS_IMAGE, Service
 from tests.support.tools.files import archive
 from tests.support.tools.own_engine import OwnEngine

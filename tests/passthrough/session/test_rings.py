@@ -12,7 +12,7 @@ from passthrough.session.rings import RingChannel
 from passthrough.session.uring import Ring
 from tests.support.fakes.channel import FakeChannel
 from tests.support.fakes.kernel import message
-from tests.support.tools.rings import FakeRing, apart
+from tests.support.fakes.ring import FakeRing, apart
 
 FUSE_FD, QUEUE = 7, 3
 REGISTER, COMMIT_AND_FETCH = 1, 2
