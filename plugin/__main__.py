@@ -88,6 +88,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         if parameter.kind is not parameter.VAR_KEYWORD
     ]
     flags = [_option(setting, setting.flag) for setting in SETTINGS.values() if setting.flag]
+    # typer makes its options from the signature.
     command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
     return command
 

@@ -185,7 +185,7 @@ def test_an_upgrade_keeps_set_values_and_takes_new_defaults(
 ) -> None:
     install(host_dir="/usr")
     old = docker.plugins["passfs"]
-    # As if the installed version had had other defaults, and a setting that is gone since.
+    # The older version had another default, and a setting that no longer exists.
     old["Config"]["Env"] += [{"Name": "PASSFS_GONE", "Value": "1"}]
     old["Settings"]["Env"] += ["PASSFS_GONE=2"]
     for entry in old["Config"]["Env"]:
