@@ -111,7 +111,7 @@ async def composed(
         inventory = Inventory(registry, storage)
         inventory.settle()
         machine = await _machine(settings)
-        storage.known_as(machine.data_dir)
+        storage.set_host_path(machine.data_dir)
         left = registry.served, inventory.used()
         proc, room = machine.proc or PROC, registry.reserve
         async with (

@@ -1,34 +1,34 @@
-"""What the plugin refuses, and the HTTP status of each refusal; no I/O, no import of ours.
+"""The plugin's refusals, with the HTTP status of each; no I/O, no import from this package.
 
-Every message is a sentence for a person: lower case, no full stop, the user's own value quoted.
-`plugin.api.server` is the one place that turns these into replies.
+Every message is for a user: lower case, no full stop, the user's value quoted. Only
+`plugin.api.server` turns refusals into replies.
 """
-# ruff: noqa: N818 - a refusal is named after what is refused, as it reads in `raise NoSuchVolume`
+# ruff: noqa: N818 - the name of a refusal is its reason, as in `raise NoSuchVolume`
 
 from typing import ClassVar
 
-# A value is quoted so that the user recognises it; dockerd passes names and options of any
-# length on to plugins, and nobody reads a message of a megabyte.
+# The user recognises a value by its first 200 characters. dockerd passes on names and options of
+# any length, up to megabytes.
 QUOTED_LIMIT = 200
 
 
 def quoted(value: str) -> str:
-    """*value* as it stands in a message: quoted, escaped, and cut when it is absurdly long."""
+    """Return *value* for a message: quoted, escaped, and cut after QUOTED_LIMIT characters."""
     if len(value) <= QUOTED_LIMIT:
         return repr(value)
     return f"{value[:QUOTED_LIMIT]!r}... ({len(value)} characters)"
 
 
 def escaped(message: str) -> str:
-    """Return *message* with the bytes that are no text, as in names of files, escaped.
+    """Return *message* with bytes that are no UTF-8, such as in names of files, escaped.
 
-    JSON has no place for them, and dockerd forgets a volume whose Get fails.
+    JSON cannot hold them, and dockerd forgets a volume whose Get fails.
     """
     return message.encode(errors="backslashreplace").decode()
 
 
 class PluginError(Exception):
-    """Base of all that the plugin refuses on purpose; anything else that is raised is a bug."""
+    """Base of all refusals; any other exception that reaches the server is a bug."""
 
     status: ClassVar[int] = 500
 
@@ -37,7 +37,7 @@ class PluginError(Exception):
 
 
 class BadRequest(PluginError):
-    """The request itself cannot be understood or served, whatever the state of the plugin."""
+    """The request is malformed, or the name of the volume is not accepted."""
 
     status = 400
 
@@ -70,37 +70,37 @@ class NoSuchVolume(PluginError):
 
 
 class VolumeExists(PluginError):
-    """Create asks for an existing volume with other options than it has."""
+    """Create names an existing volume with other options."""
 
     status = 409
 
 
 class VolumeInUse(PluginError):
-    """The volume is mounted, so that what was asked for would pull it from under its users."""
+    """The volume is in use, and the request would end that."""
 
     status = 409
 
 
 class VolumeBusy(PluginError):
-    """Another request for the volume has not come to an end in time; nothing has been done."""
+    """Another request for the volume has not finished in time; nothing has been done."""
 
     status = 503
 
 
 class MountFailed(PluginError):
-    """A volume could not be mounted or unmounted; whatever had been set up is undone again."""
+    """A volume could not be mounted or unmounted; the steps made so far have been undone."""
 
 
 class StorageFailed(PluginError):
-    """The directory of a volume that the plugin made itself is not as it must be."""
+    """The directory of a volume without a source cannot be made, opened or moved."""
 
 
 class RegistryFailed(PluginError):
-    """A change could not be written; what is on disk and in memory is as before."""
+    """A change could not be written; disk and memory are as before."""
 
 
 class CannotStart(PluginError):
-    """The plugin must not start: something about its machine or its data is not as it must be."""
+    """The plugin must not start, because of its data, its settings or the machine."""
 
 
 class InvalidSetting(CannotStart):

@@ -1,7 +1,7 @@
-"""The requests and replies of Docker's volume plugin protocol as types, not what they do.
+"""The requests and replies of Docker's volume plugin protocol as types.
 
-dockerd matches names without regard to case and ignores what it does not know; we write them as its
-documentation does, and ignore unknown fields in turn.
+The names of fields are written as in Docker's documentation; dockerd itself ignores their case.
+Like dockerd, the types ignore unknown fields.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,29 +12,29 @@ import msgspec
 
 from plugin.errors import BadRequest
 
-# 16 volumes of 1.5 KiB: other requests wait while a piece is sent, and no more than one of them.
-VOLUMES_A_PIECE = 16
+# 16 volumes of 1.5 KiB. Other requests wait while one piece is sent.
+VOLUMES_PER_PIECE = 16
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """Base of the requests; each is built by `parse` from the body of one HTTP request."""
+    """Base of the requests; `parse` builds each from the body of one HTTP request."""
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
-        """Read a request from the JSON object in *body*.
+        """Return the request from the JSON object in *body*.
 
         Raises:
-            BadRequest: the body is empty, no JSON, or lacks a field; says which and where.
+            BadRequest: the body is empty or no JSON, or a field is missing or of the wrong type.
         """
-        # dockerd repeats a request with an empty body when the connection broke under the first.
+        # If the connection breaks under a request, dockerd repeats it with an empty body.
         if not body.strip():
             fields = " and ".join(cls.__struct_encode_fields__)
             raise BadRequest(f"the request's body is empty; expected a JSON object with {fields}")
         try:
             return msgspec.json.decode(body, type=cls)
-        # RecursionError: msgspec descends no deeper than Python calls, in unknown fields as well.
+        # RecursionError: too many levels for msgspec, which also descends into unknown fields.
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             reason = str(error)
             raise BadRequest(
@@ -43,16 +43,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     @property
     def subject(self) -> str:
-        """The volume and the mount id that the request is about, for a line in the log."""
+        """The volume and the mount id in the request, for the log."""
         return "-"
 
 
 class EmptyRequest(Request, frozen=True, kw_only=True):
-    """Activate, List and Capabilities: no field, and the body itself may be missing."""
+    """Activate, List and Capabilities: no field, and the body may be missing."""
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
-        """Read a request from *body*, where nothing at all stands for the empty object."""
+        """Return the request from *body*; an empty body is an empty object."""
         return super().parse(body.strip() or b"{}")
 
 
@@ -68,7 +68,7 @@ class VolumeRequest(Request, frozen=True, kw_only=True):
 
 
 class CreateRequest(VolumeRequest, frozen=True, kw_only=True):
-    """Create; without options dockerd may leave them out, or send null."""
+    """Create; if there are no options, dockerd may omit the field or send null."""
 
     opts: dict[str, str] | None = None
 
@@ -79,48 +79,48 @@ class CreateRequest(VolumeRequest, frozen=True, kw_only=True):
 
 
 class MountRequest(VolumeRequest, frozen=True, kw_only=True):
-    """Mount and Unmount; *id* stands for one mount of one container and may repeat."""
+    """Mount and Unmount; *id* is of one mount of one container, and may repeat."""
 
     id: str = msgspec.field(name="ID")
 
     @property
     def subject(self) -> str:
-        """The volume, and as much of the id as tells two containers apart."""
+        """The volume, and the mount id cut to 12 characters, as `docker ps` cuts ids."""
         return f"{self.name} id={self.id[:12]}"
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """Base of the replies; by itself the answer of the verbs that return nothing."""
+    """Base of the replies, and the reply of the verbs that return nothing."""
 
     def encode(self) -> bytes:
-        """The reply as JSON."""
+        """Return the reply as JSON."""
         return msgspec.json.encode(self)
 
     def pieces(self) -> Iterator[bytes]:
-        """Return the reply as JSON in pieces, each of which is sent in one go."""
+        """Return the reply as JSON in pieces; the server may answer others between two of them."""
         yield self.encode()
 
 
 class ActivateReply(Reply, frozen=True, kw_only=True):
-    """The kinds of plugin that listen here."""
+    """The kinds of plugin behind this socket."""
 
     implements: tuple[str, ...] = ("VolumeDriver",)
 
 
 class Capability(Reply, frozen=True, kw_only=True):
-    """Whether a volume exists on one machine or in a whole cluster."""
+    """The scope of a volume: one machine, or a cluster."""
 
     scope: str = "local"
 
 
 class CapabilitiesReply(Reply, frozen=True, kw_only=True):
-    """What dockerd may expect of the driver's volumes."""
+    """The capabilities of the driver."""
 
     capabilities: Capability = Capability()
 
 
 class MountpointReply(Reply, frozen=True, kw_only=True):
-    """Mount and Path: where the volume is mounted, empty when it is not."""
+    """Mount and Path: the mount point, empty if the volume is not mounted."""
 
     mountpoint: str
 
@@ -128,8 +128,8 @@ class MountpointReply(Reply, frozen=True, kw_only=True):
 class VolumeInfo(Reply, frozen=True, kw_only=True, omit_defaults=True):
     """A volume as `docker volume inspect` shows it.
 
-    *created_at* must carry a time zone: dockerd fails to decode the whole reply otherwise, and
-    takes that for a volume that does not exist.
+    *created_at* must have a time zone. Without one, dockerd fails to decode the whole reply, and
+    takes the volume for one that does not exist.
     """
 
     name: str
@@ -149,18 +149,18 @@ class ListReply(Reply, frozen=True, kw_only=True):
     """All volumes."""
 
     volumes: Sequence[msgspec.Raw]
-    """Each a VolumeInfo, encoded."""
+    """The VolumeInfo of each, as JSON."""
 
     def pieces(self) -> Iterator[bytes]:
-        """Return the reply as JSON in pieces of some volumes."""
+        """Return the reply as JSON in pieces of up to VOLUMES_PER_PIECE volumes."""
         yield b'{"Volumes":['
-        for first in range(0, len(self.volumes), VOLUMES_A_PIECE):
-            some = b",".join(self.volumes[first : first + VOLUMES_A_PIECE])
+        for first in range(0, len(self.volumes), VOLUMES_PER_PIECE):
+            some = b",".join(self.volumes[first : first + VOLUMES_PER_PIECE])
             yield b",%b" % some if first else some
         yield b"]}"
 
 
 class ErrorReply(Reply, frozen=True, kw_only=True):
-    """A refusal; never sent with status 200, where podman would not look for it."""
+    """A refusal; its status is never 200, because podman then does not read it."""
 
     err: str

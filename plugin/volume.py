@@ -1,15 +1,14 @@
-"""A volume: its record, its state and who has it mounted; no I/O.
+"""A volume: its record, its state and its references; no I/O.
 
-The state changes by the table `TRANSITIONS` alone. A missing row is a refusal.
+Only the table `TRANSITIONS` changes the state. A missing row is a refusal.
 
-References are counts per mount id and not a set of ids: `docker cp` on a running container mounts
-and unmounts once more with the id of the running mount.
+A reference is a Mount without its Unmount. References are counted per mount id: `docker cp` on a
+running container mounts and unmounts with the id of the container's own mount. Of several
+references of one id, the engine's next Unmount is for the last one.
 
-Of several references of one mount id, the engine gives the last one back first: `docker cp` mounts
-with the id of the container that goes on. If a mount ends without its users, because its worker or
-the plugin has ended, its references count as dead until the users give them back. The next Mount
-counts anew, because an engine that was killed mounts with the ids that it had, and gives each back
-once.
+If the worker or the plugin ends, the references to its mount count as dead until their Unmounts.
+After the end of the plugin, the next Mount drops all references and counts anew: an engine that was
+killed mounts with the ids that it had, and sends one Unmount for each.
 """
 
 import os
@@ -26,13 +25,13 @@ import msgspec
 from plugin.errors import BadRequest, VolumeInUse, quoted
 
 VolumeName = NewType("VolumeName", str)
-"""The name of a volume: of a new one as `volume_name` accepts it, of an older one any text."""
+"""The name of a volume: `volume_name` accepts a new one; an older passfs accepted any text."""
 
 FileName = NewType("FileName", str)
-"""The name of a volume's directory and of its mount point: one component of a path."""
+"""The name of a volume's directory and of its mount point: one path component."""
 
-# The rule of Docker for its own volumes (moby, daemon/names), with a bound: NAME_MAX is 255 bytes.
-# dockerd does not hold the names of a plugin's volumes against it.
+# Docker's rule for its local volumes (moby, daemon/names), with a limit, because NAME_MAX is 255
+# bytes. dockerd does not check the names of a plugin's volumes.
 LONGEST_NAME = 200
 ACCEPTED = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9_.-]{{1,{LONGEST_NAME - 1}}}")
 EXPECTED = (
@@ -60,7 +59,7 @@ def file_name(text: str) -> FileName:
     """Return *text* as the name of a file.
 
     Raises:
-        ValueError: *text* is not one component of a path.
+        ValueError: *text* is not one path component.
     """
     too_long = len(os.fsencode(text)) > NAME_MAX_BYTES
     if text in {"", ".", ".."} or "/" in text or "\0" in text or too_long:
@@ -69,14 +68,13 @@ def file_name(text: str) -> FileName:
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What the registry keeps of a volume."""
+    """A volume as the registry keeps it."""
 
     name: VolumeName
     directory: FileName
-    """The name of its directory, if it has no source, and of its mount point; no other volume has
-    the same one."""
+    """The name of its directory, if it has no source, and of its mount point; unique."""
     options: Mapping[str, str]
-    """As the user gave them, `source` among them."""
+    """The options as the user gave them, with `source`."""
     created_at: datetime
     """With a time zone."""
 
@@ -91,33 +89,34 @@ def directory_in(data_dir: Path, volume: Record) -> Path:
 
 
 class Served(NamedTuple):
-    """What a successor of this plugin has to know of a mount in order to go on with it."""
+    """The facts about a mount that the next plugin needs to keep it."""
 
     volume: VolumeName
     number: int
-    """What its descriptors are called while the service manager keeps them; each mount has another
-    one, also after a restart."""
+    """The number in the names of its descriptors in the service manager's store; unique, also after
+    a restart."""
     device: int
-    """As in st_dev; 0 of a mount that has been detached."""
+    """As in st_dev; 0 if the mount has been detached."""
     report: str
-    """The report of its worker when it began to serve (passthrough.worker.handover), as JSON."""
+    """The worker's report from when it began to serve (passthrough.worker.handover), as JSON."""
 
 
 class State(StrEnum):
-    """What is true of a volume's mount."""
+    """The state of a volume's mount."""
 
     IDLE = "idle"
     MOUNTED = "mounted"
     LOST = "lost"
-    """Mounted for some, but its worker is dead or its mount is gone from the mount point; the next
-    Mount heals it."""
+    """It has references, but its worker is dead or its mount is gone from the mount point. The next
+    Mount mounts it again."""
     LEFT = "left by a plugin that has ended"
-    """It was mounted then, and is not; who used it gets errors until it is started again."""
+    """It has references to the mount of that plugin, but is not mounted. Containers that used it
+    get errors until they are restarted."""
     REMOVED = "removed"
 
 
 class Event(StrEnum):
-    """What can happen to a volume; the values complete the sentence of a refusal."""
+    """A change of a volume's state; the values complete the sentence of a refusal."""
 
     MOUNT = "be mounted"
     LOSE = "lose its worker"
@@ -139,18 +138,18 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 
 ENDED = (
-    "the plugin has ended while it was mounted; containers that used it then get errors until they"
-    " are started again"
+    "the plugin ended while the volume was mounted; containers that used it then get errors until"
+    " they are restarted"
 )
 
 
 class Users(NamedTuple):
-    """The mounts of a volume that have not been given back, by their ids, with counts."""
+    """The references of a volume, counted by mount id."""
 
     references: Counter[str]
     dead: Counter[str]
-    """Those of a mount whose worker or plugin has ended since; among the references, or of a time
-    before them."""
+    """The references to mounts whose worker or plugin has ended. They are among `references`, or
+    older than all of these."""
 
 
 class Volume:
@@ -169,19 +168,19 @@ class Volume:
         *,
         source_note: str = "",
     ) -> None:
-        """A volume that is not mounted; a plugin that has ended counted *references* and *dead*."""
+        """Take *references* and *dead* as an earlier plugin counted them; nothing is mounted."""
         self.record = record
         self.references = Counter(references or {})
-        """How many mounts of each mount id have not been given back; changed after the registry."""
+        """The count of references by mount id; written to the registry first."""
         self.dead = Counter(dead or {})
         """As in `Users`."""
         self.state = State.LEFT if self.references else State.IDLE
         self.last_error = ENDED if self.references else ""
-        """Why the last Mount failed, or the mount is lost."""
+        """The error of the last Mount, or the reason why the mount is lost; empty without one."""
         self.source_error = ""
-        """Why a Mount would have failed when the plugin was started."""
+        """The error of the source check after the start of the plugin; empty without one."""
         self.source_note = source_note
-        """A limit of the source that the plugin saw when it last opened the source."""
+        """The note from the last time the plugin opened the source, on a limit of the source."""
 
     @property
     def name(self) -> VolumeName:
@@ -190,32 +189,32 @@ class Volume:
 
     @property
     def reference_count(self) -> int:
-        """How many mounts have not been given back."""
+        """The count of references of all mount ids."""
         return self.references.total()
 
     @property
     def users(self) -> Users:
-        """The references, and which of them are dead."""
+        """The references and the dead references."""
         return Users(self.references, self.dead)
 
     @users.setter
     def users(self, users: Users) -> None:
         self.references, self.dead = users
 
-    def strand(self) -> None:
-        """Count all references as dead: the mount that they are of has ended."""
+    def mark_dead(self) -> None:
+        """Count all references as dead, because their mount has ended."""
         self.dead |= self.references
 
     def is_used_by(self, mount_id: str) -> bool:
-        """Return whether there is something of *mount_id* to give back."""
+        """Return whether *mount_id* has a reference or a dead reference."""
         return bool(self.references[mount_id] or self.dead[mount_id])
 
     def note_source(self, note: str) -> None:
-        """Remember what Status is to say of the source, or that there is nothing to say."""
+        """Set the note on the source for Status; empty for none."""
         self.source_note = note
 
     def check(self, event: Event) -> State:
-        """The state that *event* leads to.
+        """Return the state that *event* leads to.
 
         Raises:
             VolumeInUse: the event is not allowed in the present state.
@@ -245,24 +244,23 @@ class Volume:
         return Users(self.references_without(mount_id), self._dead_without(mount_id))
 
     def references_with(self, mount_id: str) -> Counter[str]:
-        """What is counted after one more Mount of *mount_id*.
+        """Return the references after one more Mount of *mount_id*.
 
-        Those who had the mount of a plugin that has ended are no users of this one's, whether they
-        give theirs back or not. An engine that has been killed does not, and mounts with the same
-        ids again.
+        The first Mount after a plugin has ended drops the references to that plugin's mounts. A
+        killed engine never sends Unmount for them, and mounts again with the same ids.
         """
         present = Counter[str]() if self.state is State.LEFT else self.references
         return present + Counter([mount_id])
 
     def references_without(self, mount_id: str) -> Counter[str]:
-        """What is counted after an Unmount of *mount_id*, which changes nothing if it has none."""
+        """Return the references after an Unmount of *mount_id*; the same if it has none."""
         return self.references - Counter([mount_id])
 
     def _dead_with(self, mount_id: str) -> Counter[str]:
         """Return the dead references after one more Mount of *mount_id*.
 
-        `docker cp` mounts with the id of a container that goes on. But if the id has only a dead
-        reference of an earlier time, the engine was killed and has started the container again.
+        If the id has a reference, its container goes on, and this is a `docker cp`. If the id has
+        only an older dead reference, the engine was killed and has started the container again.
         """
         counted = self.references[mount_id] and self.state is not State.LEFT
         return Counter(self.dead) if counted else self.dead - Counter([mount_id])
@@ -270,7 +268,7 @@ class Volume:
     def _dead_without(self, mount_id: str) -> Counter[str]:
         """Return the dead references after an Unmount of *mount_id*.
 
-        Of several references of one id the engine gives the last one back first.
+        Of several references of one id, the engine's Unmount is for the last one.
         """
         if not self.references[mount_id]:
             return self.dead - Counter([mount_id])

@@ -185,9 +185,7 @@ async def _body(request: Request) -> bytes:
                     if len(body) > BODY_LIMIT_BYTES:
                         raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
     except trio.TooSlowError as error:
-        raise RequestTimeout(
-            f"the body has not come to an end within {BODY_DEADLINE_S:g} s"
-        ) from error
+        raise RequestTimeout(f"the body has not ended within {BODY_DEADLINE_S:g} s") from error
     return body
 
 

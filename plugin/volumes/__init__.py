@@ -3,11 +3,12 @@
 The modules, from the top down:
 
     driver        the nine verbs
-    inventory     a volume on disk: its record and, without a source, its directory
-    registry      the records of all volumes
-    source_check  checks, after a start, the source of each volume
+    inventory     the volumes on disk: records, and directories of volumes without a source
+    registry      the volumes, references and mounts, changed in transactions
+    schema        the tables of the registry, and the upgrade of older formats
+    source_check  checks the source of each volume after a start
     status        the status that Get and List report
-    old_names     directories of volumes with names that are no longer accepted
+    old_names     directory names of volumes in a registry of an older format
     volume_locks  one request at a time for each volume
     storage       the directories of volumes without a source, and their deletion
     database      the SQLite file of the registry

@@ -1,12 +1,13 @@
 """The nine verbs of a volume driver.
 
-What changes a volume waits for its turn. Get, List and Path wait for nobody and look at memory
-alone: dockerd forgets a volume whose Get fails.
+Create, Remove, Mount and Unmount hold the lock of their volume. Get, List and Path take no lock and
+answer from memory, because dockerd forgets a volume whose Get fails.
 
-Remove asks the kernel and not the count of references, because an engine that was killed never
-gives back what it had mounted. Remove detaches the mount. If no user has a file open or a bind
-mount of it, as a container has, the kernel ends the worker's session. If that does not come within
-`VACATE_S`, Remove is refused, the users are served on, and the next Mount makes another mount.
+Remove asks the kernel whether the volume is in use, not the count of references, because an engine
+that was killed sends no Unmount. Remove detaches the mount. The kernel ends the worker's session
+once no process has a file of the mount open and no container has a bind mount of it. If the session
+has not ended after `SESSION_END_S`, Remove is refused, the worker serves on, and the next Mount
+makes a second mount.
 """
 
 import logging
@@ -51,21 +52,23 @@ from plugin.protocol import (
 from plugin.volume import Event, FileName, Record, State, Users, Volume, VolumeName, volume_name
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
-from plugin.volumes.source_check import Subject, survey
+from plugin.volumes.source_check import SourceCheck, check_sources
 from plugin.volumes.status import Status, mountpoint
 from plugin.volumes.storage import Storage
-from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, Turn, Turns
+from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock, VolumeLocks
 
 log = logging.getLogger(__name__)
 
-# For the kernel to end a worker's session whose last user has gone: milliseconds, if there is none.
-VACATE_S = 2.0
-# 8 descriptions (50 us): a request that comes during a List waits for so many.
+# Remove waits so long for the kernel to end the session of the volume's worker. That takes
+# milliseconds if no process uses the mount.
+SESSION_END_S = 2.0
+# Volumes that List describes between two checkpoints. A request that arrives during a List waits
+# for 8 descriptions in all (50 us).
 VOLUMES_AT_ONCE = 2
 
 
 class Driver:
-    """The volumes of this machine, and what can be done with them."""
+    """The volumes of this machine, and the verbs of the protocol."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Driver:
         policy: Policy,
         nursery: trio.Nursery,
     ) -> None:
-        """Take what the registry holds; *nursery* is for what is done beside the requests."""
+        """Take the volumes from *registry*; *nursery* runs the tasks beside the requests."""
         self._registry = registry
         self._storage = storage
         self._inventory = Inventory(registry, storage)
@@ -86,49 +89,49 @@ class Driver:
         self._host = host
         self._policy = policy
         self._nursery = nursery
-        # What Get and List answer from; changed after the registry and never before.
+        # Get and List answer from these. Each change is written to the registry first.
         references, dead = registry.references, registry.dead
         self._volumes = {
             record.name: Volume(record, references.get(record.name), dead.get(record.name))
             for record in registry.records
         }
         for volume in self._volumes.values():
-            if keeper.watch(volume.name, partial(self._lose, volume)):
+            if keeper.watch(volume.name, partial(self._note_worker_end, volume)):
                 volume.apply(Event.MOUNT)
                 volume.last_error = ""
             else:
-                volume.strand()
-        self._turns = Turns()
-        # The (volume, id) pairs whose Mount has not been answered.
-        self._arriving: Counter[tuple[str, str]] = Counter()
+                volume.mark_dead()
+        self._locks = VolumeLocks()
+        # The (volume, mount id) pairs of the Mounts in flight.
+        self._mounting: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
         self._status = Status(keeper, policy, machine)
-        # One List at a time describes volumes, so that others wait for one piece of one List.
+        # One List describes volumes at a time: other requests then wait for one List only.
         self._listing = trio.Lock()
         nursery.start_soon(self._prepare_status)
         nursery.start_soon(self._purge)
-        subjects = [self._subject(volume) for volume in self._volumes.values()]
-        nursery.start_soon(survey, subjects, self._turns)
+        checks = [self._source_check(volume) for volume in self._volumes.values()]
+        nursery.start_soon(check_sources, checks, self._locks)
 
     async def activate(self, _: EmptyRequest) -> Reply:
-        """Say what kind of plugin this is."""
+        """Report the kind of this plugin."""
         return ActivateReply()
 
     async def create(self, request: CreateRequest) -> Reply:
-        """Make a volume; the same once more is a success.
+        """Create a volume; succeed if it exists with the same options.
 
         Raises:
-            PluginError: nothing has been made.
+            PluginError: no volume has been created.
         """
         wanted = self._policy.resolve(request.options)
-        async with self._turns.take(request.name, "Create") as turn:
+        async with self._locks.hold(request.name, "Create") as lock:
             present = self._volumes.get(VolumeName(request.name))
             if present is not None:
                 self._refuse_difference(present, wanted)
                 return Reply()
             name = volume_name(request.name)
             options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
-            source_note = await self._look_at(wanted, turn)
+            source_note = await self._check_source(wanted, lock)
             record = Record(
                 name=name,
                 directory=FileName(name),
@@ -143,15 +146,15 @@ class Driver:
         return Reply()
 
     async def remove(self, request: VolumeRequest) -> Reply:
-        """Forget a volume, and delete its files if it had no source.
+        """Remove a volume, and its files if it has no source.
 
         Raises:
-            VolumeInUse: somebody uses it, and goes on doing so.
-            PluginError: it is still there.
+            VolumeInUse: it is in use, and stays so.
+            PluginError: the volume still exists.
         """
-        async with self._turns.take(request.name, "Remove") as turn:
+        async with self._locks.hold(request.name, "Remove") as lock:
             volume = self._volume(request.name)
-            await self._vacate(volume, turn)
+            await self._end_use(volume, lock)
             volume.check(Event.REMOVE)
             await trio.to_thread.run_sync(self._inventory.remove, volume.record)
             volume.apply(Event.REMOVE)
@@ -162,25 +165,25 @@ class Driver:
         return Reply()
 
     async def mount(self, request: MountRequest) -> Reply:
-        """Have a volume mounted, and count one more user.
+        """Mount a volume, if it is not mounted, and count one more reference.
 
         Raises:
-            PluginError: it is not mounted, and nothing has been counted.
+            PluginError: the volume is not mounted, and no reference has been counted.
         """
-        with self._arrival(request):
+        with self._noted(request):
             return await self._mount(request)
 
     async def _mount(self, request: MountRequest) -> Reply:
-        async with self._turns.take(request.name, "Mount") as turn:
+        async with self._locks.hold(request.name, "Mount") as lock:
             volume = self._volume(request.name)
             try:
-                mount = await self._keeper.mount(self._mount_spec(volume, turn))
+                mount = await self._keeper.mount(self._mount_spec(volume, lock))
                 volume.last_error = volume.source_error = ""
                 users = volume.users_with(request.id)
-                await self._record(volume, users)
+                await self._write_users(volume, users)
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
-                self._note_loss(volume, str(error))
+                self._note_failure(volume, str(error))
                 if volume.state in {State.IDLE, State.LEFT}:
                     await self._keeper.unmount(volume.name)
                 raise
@@ -188,53 +191,53 @@ class Driver:
             volume.users = users
             if mount.lost:  # the worker died while the users were recorded
                 volume.apply(Event.LOSE)
-                volume.strand()
+                volume.mark_dead()
         return MountpointReply(mountpoint=str(mount.target))
 
     async def unmount(self, request: MountRequest) -> Reply:
-        """Count one user less, and unmount after the last; an unknown id changes nothing.
+        """Count one reference less, and unmount after the last; ignore an unknown id.
 
         Raises:
-            MountFailed: the user is gone, the mount is not.
-            VolumeBusy: the user is still counted.
-            RegistryFailed: the user is still counted.
+            MountFailed: the reference is gone, but the volume is still mounted.
+            VolumeBusy: the reference is still counted.
+            RegistryFailed: the reference is still counted.
         """
-        user = (request.name, request.id)
-        if not self._volume(request.name).is_used_by(request.id) and user not in self._arriving:
-            return Reply()  # at once: what others wait for here is no matter of this user
-        async with self._turns.take(request.name, "Unmount") as turn:
+        key = (request.name, request.id)
+        if not self._volume(request.name).is_used_by(request.id) and key not in self._mounting:
+            return Reply()  # without the lock: there is no reference to wait for
+        async with self._locks.hold(request.name, "Unmount") as lock:
             volume = self._volume(request.name)
             if volume.is_used_by(request.id):
-                await self._give_back(volume, volume.users_without(request.id), turn)
+                await self._set_users(volume, volume.users_without(request.id), lock)
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
-        """Say where a volume is mounted; an empty path if it is not."""
+        """Return the mount point of a volume, empty if it is not mounted."""
         return MountpointReply(mountpoint=mountpoint(self._volume(request.name), self._keeper))
 
     async def get(self, request: VolumeRequest) -> Reply:
-        """Describe a volume, however sick it is."""
+        """Describe a volume, whatever its state."""
         return GetReply(volume=self._describe(self._volume(request.name)))
 
     async def list(self, _: EmptyRequest) -> Reply:
-        """Describe all volumes, however sick they are."""
+        """Describe all volumes, whatever their states."""
         described = []
         async with self._listing:
             for number, volume in enumerate([*self._volumes.values()], 1):
-                if volume.state is not State.REMOVED:  # meanwhile
+                if volume.state is not State.REMOVED:  # since this List began
                     described.append(msgspec.Raw(self._describe(volume).encode()))
                 if not number % VOLUMES_AT_ONCE:
                     await trio.lowlevel.checkpoint()
         return ListReply(volumes=described)
 
     async def capabilities(self, _: EmptyRequest) -> Reply:
-        """Say that volumes are a matter of this machine alone."""
+        """Report that volumes are local to this machine."""
         return CapabilitiesReply()
 
     def is_idle(self) -> bool:
-        """Whether no volume is mounted, or about to be."""
+        """Return whether no volume is mounted, and no Mount is in flight."""
         mounted = any(volume.state is State.MOUNTED for volume in self._volumes.values())
-        return not mounted and not self._arriving
+        return not mounted and not self._mounting
 
     def _volume(self, name: str) -> Volume:
         volume = self._volumes.get(VolumeName(name))
@@ -243,30 +246,30 @@ class Driver:
         return volume
 
     @contextmanager
-    def _arrival(self, request: MountRequest) -> Iterator[None]:
-        """Let Unmount know that the user may be counted soon."""
-        user = (request.name, request.id)
-        self._arriving[user] += 1
+    def _noted(self, request: MountRequest) -> Iterator[None]:
+        """Note a Mount in flight, so that an Unmount with the same id waits for it."""
+        key = (request.name, request.id)
+        self._mounting[key] += 1
         try:
             yield
         finally:
-            self._arriving -= Counter([user])
+            self._mounting -= Counter([key])
 
     def _describe(self, volume: Volume) -> VolumeInfo:
-        return self._status.describe(volume, self._turns.under_way(volume.name))
+        return self._status.describe(volume, self._locks.in_flight(volume.name))
 
     async def _prepare_status(self) -> None:
-        """Make the lasting part of each description, so that the first List is as quick as any."""
+        """Make the lasting part of each description, so that the first List is not slower."""
         for volume in [*self._volumes.values()]:
             if volume.state is not State.REMOVED:
                 self._status.prepare(volume)
             await trio.lowlevel.checkpoint()
 
-    def _mount_spec(self, volume: Volume, turn: Turn) -> MountSpec:
-        """Return the spec of a mount of *volume*, for the request that has *turn*."""
+    def _mount_spec(self, volume: Volume, lock: VolumeLock) -> MountSpec:
+        """Return the spec of a mount of *volume*, for the request that holds *lock*."""
         understood = self._policy.resolve(volume.record.options)
         if understood.source is None:
-            origin = escaped(self._storage.told(volume.record))
+            origin = escaped(self._storage.shown_path(volume.record))
             open_source = partial(self._storage.open, volume.record)
         else:
             origin = f"source {understood.source!r}"
@@ -278,79 +281,76 @@ class Driver:
             options=understood.effective,
             origin=origin,
             open_source=open_source,
-            limiter=turn.limiter,
-            deadline=turn.deadline,
-            on_loss=partial(self._lose, volume),
-            on_step=turn.comes_to,
+            limiter=lock.limiter,
+            deadline=lock.deadline,
+            on_loss=partial(self._note_worker_end, volume),
+            on_step=lock.note_step,
         )
 
-    def _lose(self, volume: Volume, reason: str) -> None:
-        """Remember that the worker of *volume* has ended, and that its users have a dead mount."""
-        volume.strand()
-        self._note_loss(volume, reason)
+    def _note_worker_end(self, volume: Volume, reason: str) -> None:
+        """Note that the worker of *volume* has ended, so that all its references are dead."""
+        volume.mark_dead()
+        self._note_failure(volume, reason)
 
-    def _note_loss(self, volume: Volume, reason: str) -> None:
-        """Remember what is wrong with *volume*, and that it is not served if that is so."""
+    def _note_failure(self, volume: Volume, reason: str) -> None:
+        """Note what is wrong with *volume*; if its worker has ended, it has lost its mount."""
         volume.last_error, volume.source_error = reason, ""
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
 
-    async def _record(self, volume: Volume, users: Users) -> None:
-        """Write who uses *volume*, and by which mounts, for the next plugin."""
+    async def _write_users(self, volume: Volume, users: Users) -> None:
+        """Write the users of *volume* and its mounts into the registry, for the next plugin."""
         served = self._keeper.records(volume.name)
         use = partial(self._registry.use, volume.name, users.references, served, users.dead)
         await trio.to_thread.run_sync(use)
 
-    async def _give_back(self, volume: Volume, users: Users, turn: Turn) -> None:
-        """Go on with *users* of *volume* alone."""
+    async def _set_users(self, volume: Volume, users: Users, lock: VolumeLock) -> None:
+        """Let *volume* have *users* only, and unmount it if there are none."""
         if users != volume.users:
-            await self._record(volume, users)
+            await self._write_users(volume, users)
             volume.users = users
-        await self._release(volume, turn)
-
-    async def _release(self, volume: Volume, turn: Turn) -> None:
-        """Unmount *volume* if nobody uses it any more, also if that has failed before."""
+        # Also if the users are as before: an earlier unmount may have failed.
         if volume.state is not State.IDLE and not volume.references:
-            await self._keeper.unmount(volume.name, turn.deadline)
+            await self._keeper.unmount(volume.name, lock.deadline)
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
 
-    async def _vacate(self, volume: Volume, turn: Turn) -> None:
-        """Have *volume* unmounted, and refuse if it is used all the same.
+    async def _end_use(self, volume: Volume, lock: VolumeLock) -> None:
+        """Unmount *volume* and drop its references, unless a process uses its mount.
 
-        An engine asks for Remove when it knows of no container with the volume. Users that are
-        counted then were never given back, because the engine was killed; or they are another's.
-        The kernel knows: it ends the worker's session when nobody uses the mount any more.
+        An engine sends Remove only if none of its containers has the volume. References that are
+        still counted may be of an engine that was killed before it sent Unmount, or of a second
+        engine. The kernel can tell: it ends the worker's session once no process uses the mount.
         """
         if volume.state is not State.IDLE:
-            await self._keeper.unmount(volume.name, turn.deadline)
-        turn.comes_to("waiting for those who still use it")
-        deadline = min(trio.current_time() + VACATE_S, turn.deadline)
+            await self._keeper.unmount(volume.name, lock.deadline)
+        lock.note_step("waiting until no process uses its mount")
+        deadline = min(trio.current_time() + SESSION_END_S, lock.deadline)
         if not await self._keeper.wait_until_unused(volume.name, deadline):
             if volume.state is not State.IDLE:
-                self._note_loss(volume, "it was unmounted to be removed, and found in use")
+                self._note_failure(volume, "it was unmounted to be removed, but is in use")
             raise VolumeInUse(
-                f"volume {volume.name!r} cannot be removed: somebody still uses files of it, or its"
-                f" worker does not answer (references: {volume.reference_count}); stop the"
-                " containers and programs that use it first"
+                f"volume {volume.name!r} cannot be removed: its files are in use, or its worker"
+                f" does not answer (references: {volume.reference_count}); stop the containers and"
+                " programs that use it first"
             )
-        await self._give_back(volume, Users(Counter(), Counter()), turn)
+        await self._set_users(volume, Users(Counter(), Counter()), lock)
 
-    def _subject(self, volume: Volume) -> Subject:
-        """What to look at after the start."""
+    def _source_check(self, volume: Volume) -> SourceCheck:
+        """Return the check of the source of *volume*, or of its own directory."""
 
-        def look() -> None:
+        def check() -> None:
             understood = self._policy.resolve(volume.record.options)
             if understood.source is None:
                 os.close(self._storage.open(volume.record))
             else:
                 volume.source_note = self._host.check(understood.source, understood.effective)
 
-        def note(error: str) -> None:
-            # Once it is mounted, or could not be, that says more.
+        def report(error: str) -> None:
+            # A volume that has been mounted meanwhile has its source.
             volume.source_error = "" if volume.state is State.MOUNTED else error
 
-        return Subject(volume.name, look, note)
+        return SourceCheck(volume.name, check, report)
 
     def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
         try:
@@ -362,24 +362,24 @@ class Driver:
         if difference := options.difference(have, wanted):
             raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
 
-    async def _look_at(self, wanted: VolumeOptions, turn: Turn) -> str:
-        """Refuse a source that could not be mounted; gives what there is to note of it."""
+    async def _check_source(self, wanted: VolumeOptions, lock: VolumeLock) -> str:
+        """Return the note on the source of *wanted*; refuse a source that cannot be mounted."""
         if (source := wanted.source) is None:
             return ""
-        turn.comes_to(f"looking at source {source!r}")
-        look = partial(self._host.check, source, wanted.effective)
+        lock.note_step(f"checking source {source!r}")
+        check = partial(self._host.check, source, wanted.effective)
         try:
-            with trio.fail_at(turn.deadline):
-                return await threads.call(look, turn.limiter, lambda _: None)
+            with trio.fail_at(lock.deadline):
+                return await threads.call(check, lock.limiter, lambda _: None)
         except trio.TooSlowError as error:
             raise options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
             ) from error
 
     async def _purge(self) -> None:
-        """Delete what is in the trash; left behind at shutdown, and taken up at the next start.
+        """Delete the files in the trash.
 
-        What could not be deleted is tried again after the next Remove.
+        The next Remove tries again to delete what is left, and so does the next start.
         """
         try:
             await threads.call(self._storage.purge, self._purging, lambda _: None)

@@ -1,8 +1,9 @@
-"""What a volume is on disk: its record and, where it has no source, its directory; both or neither.
+"""The volumes on disk: the record of each, and the directory of each that has no source.
 
-All of it blocks. Callers run it in a thread and to its end, whoever goes away meanwhile: a record
-without its directory could not be mounted, a directory without its record would be in the way of a
-new volume.
+A volume has both or neither. A record without its directory could not be mounted; a directory
+without its record would keep a new volume from its name.
+
+All functions block. Callers run them in a thread, to the end, even if the client hangs up.
 """
 
 import logging
@@ -27,7 +28,7 @@ class Inventory(NamedTuple):
     storage: Storage
 
     def settle(self) -> None:
-        """Finish what a plugin that was killed has left half removed; before any other call.
+        """Finish or undo the removals that a killed plugin left half done; before any other call.
 
         Raises:
             OSError: the data directory cannot be read.
@@ -36,7 +37,7 @@ class Inventory(NamedTuple):
         self.storage.settle(record for record in records if not has_source(record.options))
 
     def used(self) -> dict[VolumeName, FileName]:
-        """Return, for each volume that has users, the name of its mount point."""
+        """Return the name of the mount point of each volume that has references."""
         records = self.registry.records
         return {
             record.name: record.directory
@@ -45,10 +46,10 @@ class Inventory(NamedTuple):
         }
 
     def add(self, record: Record, options: Effective) -> None:
-        """Make a volume; on return it survives a power cut.
+        """Create a volume; on return it survives a power cut.
 
         Raises:
-            PluginError: nothing has been made.
+            PluginError: no volume has been created.
         """
         if has_source(record.options):
             self.registry.add(record)
@@ -61,9 +62,9 @@ class Inventory(NamedTuple):
             raise
 
     def _owner(self, options: Effective) -> tuple[int, int]:
-        """Return the user and the group of the host that a volume's own directory is made for.
+        """Return the host's user and group for a volume's own directory.
 
-        If the options give none, the root of containers owns it, as map and squash have it act.
+        If the options give none, it is the containers' root, as mapped or squashed by the options.
         """
         uid, gid = self.storage.owner
         with suppress(UnmappedError):
@@ -74,15 +75,15 @@ class Inventory(NamedTuple):
         )
 
     def remove(self, record: Record) -> None:
-        """Forget a volume; its files, if it had no source, are in the trash afterwards.
+        """Forget a volume, and move its files, if it has no source, into the trash.
 
         Raises:
-            PluginError: it is still there.
+            PluginError: the volume still exists.
         """
         if has_source(record.options):
             self.registry.remove(record.name)
             return
-        # Between these the plugin may be killed; the next one finds them aside and gives them back.
+        # If the plugin is killed before the record is removed, the next one moves the files back.
         self.storage.set_aside(record)
         try:
             self.registry.remove(record.name)
@@ -91,5 +92,5 @@ class Inventory(NamedTuple):
             raise
         try:
             self.storage.discard(record)
-        except StorageFailed as error:  # removed it is; the next start tries once more
+        except StorageFailed as error:  # the volume is removed; the next start tries again
             log.warning("volume %s: %s", record.name, error)

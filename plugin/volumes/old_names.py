@@ -1,7 +1,7 @@
-"""The directories of volumes that an older passfs has made; for registries of format 1 and 2 alone.
+"""The directory names of volumes in a registry of format 1 or 2.
 
-An older passfs accepted any text of up to 1024 characters as the name of a volume, and encoded it
-for the name of the directory. A registry of format 3 has the directory's name in a column.
+A passfs of that time accepted any text of up to 1024 characters as the name of a volume, and
+encoded it as the name of the directory. A registry of format 3 has that name in a column.
 """
 
 import re
@@ -17,8 +17,8 @@ LONGEST_ENCODED = 200
 def directory_of(name: str) -> FileName:
     """Return the name of the directory that an older passfs made for the volume *name*.
 
-    Two volumes never share a directory: a plain name is its own directory, `@` begins a quoted
-    name, `#` a SHA-256.
+    Two volumes never share a directory: a plain name is kept, a quoted name begins with `@`, and a
+    SHA-256 begins with `#`.
     """
     if PLAIN.fullmatch(name) is not None:
         return FileName(name)

@@ -1,13 +1,13 @@
-"""What Get and List say of a volume; from memory alone, and whatever is wrong with it.
+"""The description of a volume for Get and List: from memory, whatever the state of the volume.
 
-No I/O: dockerd forgets a volume whose Get fails or does not come.
+No I/O: dockerd forgets a volume whose Get fails or does not return.
 
-List describes thousands of volumes, and requests for others wait meanwhile. So a description has
-two parts, and a new line of Status belongs to one of them:
+List describes thousands of volumes, and other requests wait meanwhile. So a description has two
+parts, and each line of Status belongs to one of them:
 
-    Status._lasting   depends on the volume's record, its worker's report and the note on its source
-                      alone: made once for each of them, and kept as JSON
-    Status._passing   all that changes otherwise: made for each request, and cheap
+    Status._lasting   depends only on the volume's record, its worker's report and the note on its
+                      source: made when one of them changes, and kept as JSON
+    Status._passing   all other lines: made for each request, and cheap
 
 A List of 10,000 volumes takes at most 0.5 s of processor time
 (tests/plugin/volumes/test_many_volumes.py). It works in small pieces, and the plugin answers other
@@ -32,17 +32,17 @@ from plugin.mounting.keeper import Keeper
 from plugin.protocol import VolumeInfo
 from plugin.volume import Record, State, Volume, VolumeName, directory_in
 
-# Volumes whose options mean the same share one text of 1 KiB.
+# Volumes with equal options share one text of 1 KiB.
 SHARED_TEXTS = 256
 
 
 class Lasting(NamedTuple):
-    """What holds of a volume until its record, its worker's report or its source's note changes."""
+    """The part of a description that lasts until the record, the report or the note changes."""
 
     record: Record
     report: Report | None
     note: str
-    """Of its source, `Volume.source_note`."""
+    """On the source, `Volume.source_note`."""
     status: bytes
     """A part of Status: the members of a JSON object, without its braces."""
     error: str
@@ -60,10 +60,10 @@ class Status:
         self._known: dict[VolumeName, Lasting] = {}
         self._applying = lru_cache(SHARED_TEXTS)(partial(_applying, policy.release))
 
-    def describe(self, volume: Volume, under_way: str) -> VolumeInfo:
-        """Return what `docker volume inspect` shows of *volume*; *under_way* is its request."""
+    def describe(self, volume: Volume, in_flight: str) -> VolumeInfo:
+        """Return *volume* as `docker volume inspect` shows it; *in_flight* is a request for it."""
         lasting = self.prepare(volume)
-        passing = _members(self._passing(volume, under_way, lasting.error))
+        passing = _members(self._passing(volume, in_flight, lasting.error))
         return VolumeInfo(
             name=volume.name,
             created_at=volume.record.created_at,
@@ -72,7 +72,7 @@ class Status:
         )
 
     def prepare(self, volume: Volume) -> Lasting:
-        """Return the lasting part of the description of *volume*, made now if it has changed."""
+        """Return the lasting part of the description of *volume*; make it anew if needed."""
         report = self._keeper.report(volume.name)
         known = self._known.get(volume.name)
         note = volume.source_note
@@ -85,34 +85,35 @@ class Status:
         return known
 
     def forget(self, name: VolumeName) -> None:
-        """Keep nothing of the volume *name*, which has been removed."""
+        """Drop the description of the volume *name*, which has been removed."""
         self._known.pop(name, None)
 
-    def _passing(self, volume: Volume, under_way: str, error: str) -> dict[str, object]:
+    def _passing(self, volume: Volume, in_flight: str, error: str) -> dict[str, object]:
         errors = (volume.last_error, volume.source_error, error)
-        said = {
+        texts = {
             "dead_references": _dead(volume.dead.total()),
-            "waiting": under_way,
+            "waiting": in_flight,
             "error": "; ".join(dict.fromkeys(filter(None, errors))),
         }
         return {
             "mounted": volume.state is State.MOUNTED,
             "references": volume.reference_count,
             self._pid: self._keeper.worker_pid(volume.name),
-            **{name: text for name, text in said.items() if text},
+            **{name: text for name, text in texts.items() if text},
         }
 
     def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
             understood = self._policy.resolve(record.options)
-        except InvalidOption as error:  # of another passfs, or another policy
+        except InvalidOption as error:  # of another version of passfs, or under another policy
             given = _members({"options": dict(record.options)})
             return Lasting(record, report, note, given, str(error))
-        # A mount may be older than this plugin, and than what it was told of other defaults.
+        # The mount may be of an earlier plugin with other defaults.
         requested = understood.effective.requested
-        goes_by = requested if report is None else report.config or requested
+        if report is not None:
+            requested = report.config or requested
         serves = (
-            {"data": self._own(record)}
+            {"data": self._data_path(record)}
             if understood.source is None
             else {"source": understood.source}
         )
@@ -120,13 +121,13 @@ class Status:
             ("", "") if report is None else (report.without_handles, report.without_passthrough)
         )
         try:
-            applying, wrong = self._applying(goes_by, note, *without), ""
-        except OptionError as refused:  # of a mount of another passfs, which serves all the same
-            applying, wrong = _members({"options": as_text(goes_by)}), str(refused)
-        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), wrong)
+            applying, problem = self._applying(requested, note, *without), ""
+        except OptionError as refused:  # of a mount of another version, which goes on
+            applying, problem = _members({"options": as_text(requested)}), str(refused)
+        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), problem)
 
-    def _own(self, record: Record) -> str:
-        """Return the path on the host of the volume's own directory, if the plugin knows it."""
+    def _data_path(self, record: Record) -> str:
+        """Return the host's path of the volume's own directory, if the plugin knows that path."""
         if self._data_dir is None:
             return "own directory"
         return str(directory_in(self._data_dir, record))
@@ -141,30 +142,33 @@ def _applying(
 ) -> bytes:
     """Return the options in force for the volume's mount, or for its next one.
 
-    *note* is about the source, and empty if there is nothing to say. Raises OptionError.
+    *note* is on the source, and empty if there is none.
+
+    Raises:
+        OptionError: *requested* cannot be served.
     """
     config = resolve(requested, release, handles_obstacle)
     applying = described(config, release, passthrough_obstacle)
     notes = cast("list[str]", applying["notes"])
-    more = [*_without_the_engine(config), *filter(None, [note])]
+    more = [*_maps_without_engine(config), *filter(None, [note])]
     return _members(applying | {"notes": notes + more})
 
 
-def _without_the_engine(config: Effective) -> list[str]:
-    """Return a note for each map that lacks the engine, which works in volumes as id 0."""
-    if config.squash is not Squash.NONE:  # id 0 acts as the anonymous one
+def _maps_without_engine(config: Effective) -> list[str]:
+    """Return a note for each map without id 0, which the engine uses in volumes."""
+    if config.squash is not Squash.NONE:  # id 0 then acts as the anonymous id
         return []
     maps = {"map_uid": config.map_uid, "map_gid": config.map_gid}
     return [
-        f"{option} has no range with id 0, as which the engine works: `docker cp` and the copy of"
-        " an image's content into the volume fail; add 0:HOST:1, or mount with :nocopy"
+        f"{option} has no range with id 0, which the engine uses: `docker cp` and the copy of an"
+        " image's content into the volume fail; add 0:HOST:1, or mount with :nocopy"
         for option, ranges in maps.items()
-        if ranges and not any(of.container == 0 for of in ranges)
+        if ranges and not any(each.container == 0 for each in ranges)
     ]
 
 
 def _dead(count: int) -> str:
-    """Return how many users have a dead mount, with what to do; empty if there is none."""
+    """Return the line on *count* dead references, with the remedy; empty if there are none."""
     if not count:
         return ""
     return (
@@ -174,12 +178,12 @@ def _dead(count: int) -> str:
 
 
 def _members(status: Mapping[str, object]) -> bytes:
-    """Return the members of the JSON object *status*, at least one, without the braces."""
+    """Return the JSON object *status*, which has a member, without its braces."""
     return msgspec.json.encode(status)[1:-1]
 
 
 def mountpoint(volume: Volume, keeper: Keeper) -> str:
-    """Where *volume* is mounted, or was until its worker died; empty otherwise."""
+    """Return the mount point of *volume*, also if its worker has died; else an empty text."""
     if volume.state in {State.MOUNTED, State.LOST}:
         return str(keeper.target(volume.record.directory))
     return ""

@@ -1,22 +1,23 @@
-"""The directories of volumes that have no source of their own; nothing else is ever deleted.
+"""The directories of volumes without a source, and their deletion; no other file is ever deleted.
 
-    <data dir>/volumes/<directory>   the files of the volume
-    <data dir>/removed/<directory>   the same, until the registry has forgotten a removed volume
-    <data dir>/trash/<token>         what is to be deleted: moved there at once, deleted later
+    <data dir>/volumes/<directory>   the files of a volume
+    <data dir>/removed/<directory>   the files of a volume that is being removed, until the registry
+                                     has forgotten the volume
+    <data dir>/trash/<token>         files to delete
 
-The volume's record says the name of its directory.
+The name of a volume's directory is in its record.
 
-So what lies in the trash belongs to no volume, whatever moment the plugin was killed at. Deleting
-works on the trash alone and cannot leave it. A subdirectory is never walked into: it is moved up
-into the trash, to be emptied in its turn. So the depth of a tree does not matter, no path is ever
-followed, and what is a mount refuses to be moved (rename(2): EBUSY or EXDEV) and stays.
+Wherever the plugin was killed, what lies in the trash belongs to no volume. The deletion works in
+the trash only and cannot leave it. It never walks into a subdirectory: it moves it up into the
+trash and empties it there later. So a tree may have any depth, no path is followed, and a mount
+stays, because rename(2) refuses to move it (EBUSY or EXDEV).
 
-All of it blocks. Every call opens the descriptors that it uses and keeps none, so that one which
-is stuck in a thread of its own can be left behind without harm.
+All functions block. Each opens the descriptors that it uses and keeps none, so that a thread that
+hangs in one can be left behind.
 
 A volume's directory has the volume's name, which the plugin checks at Create: dockerd checks no
-name of a plugin's volume, and cannot remove a volume called `a/../b`. Other verbs look any name up.
-If two names differ in case alone and the file system ignores case, Create refuses the second one.
+name of a plugin's volume, and cannot remove a volume called `a/../b`. Other verbs accept any name.
+If two names differ in case only and the file system ignores case, Create refuses the second one.
 """
 
 import errno
@@ -36,54 +37,56 @@ from plugin.volume import VOLUMES, FileName, Record, directory_in
 
 log = logging.getLogger(__name__)
 
-# Only root looks into the data directory: a volume may hold setuid files of its users.
+# The data directory is for root only: a volume may hold setuid files of its users.
 PRIVATE_MODE = 0o700
-# As the root of a volume of Docker's local driver; a copy-up or the user may change it.
+# Docker's local driver gives the root of a volume the same mode. The engine's copy of an image's
+# content into the volume may change it, and so may the user.
 VOLUME_MODE = 0o755
 
-# How often one directory in the trash is gone through again because files appeared in it or went
-# meanwhile: its last user may still be at work. What is left then waits for the next purge.
+# Attempts to delete one directory in the trash: a process that still has it open may create and
+# delete files in it. After the last attempt the directory waits for the next purge.
 PURGE_ATTEMPTS = 100
-# On a full disk the trash cannot grow, until other files in it have been deleted.
-CHANGED_MEANWHILE = (errno.ENOTEMPTY, errno.ENOENT, *FULL)
+# Errors that another attempt may not meet. On a full disk the trash cannot take a subdirectory
+# until other files in it have been deleted.
+RETRIED = (errno.ENOTEMPTY, errno.ENOENT, *FULL)
 
 
 class Storage:
-    """The volumes' own directories below *data_dir*, which belongs to this plugin alone."""
+    """The volumes' own directories below *data_dir*, which no other plugin uses."""
 
     def __init__(self, data_dir: Path, owner: tuple[int, int] = (0, 0)) -> None:
         self.owner = owner
-        """The root of containers, as user and group of the host."""
+        """The containers' root, as user and group of the host."""
         self._data_dir = data_dir
-        self._known_as: Path | None = data_dir
+        self._host_path: Path | None = data_dir
         self._volumes = data_dir / VOLUMES
         self._removed = data_dir / "removed"
         self._trash = data_dir / "trash"
         self._reserve = LastingReserve(data_dir)
 
     def prepare(self) -> None:
-        """Make what is missing of the data directory."""
+        """Make the data directory and its subdirectories, as far as they are missing."""
         for directory in (self._data_dir, self._volumes, self._removed, self._trash):
             directory.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
 
-    def known_as(self, directory: Path | None) -> None:
-        """Have messages name the data directory by its path on the host, None if it is unknown."""
-        self._known_as = directory
+    def set_host_path(self, directory: Path | None) -> None:
+        """Set the path of the data directory on the host, for messages; None if it is unknown."""
+        self._host_path = directory
 
-    def told(self, volume: Record, inner: str = "") -> str:
-        """Return how messages name the directory of *volume*, or the path *inner* in it."""
-        if self._known_as is None:
+    def shown_path(self, volume: Record, inner: str = "") -> str:
+        """Return the path of the directory of *volume*, or of *inner* in it, for a message."""
+        if self._host_path is None:
             return f"{directory_in(Path(), volume) / inner} in the data directory"
-        return str(directory_in(self._known_as, volume) / inner)
+        return str(directory_in(self._host_path, volume) / inner)
 
     def settle(self, records: Iterable[Record]) -> None:
-        """Finish what a plugin that was killed has left half removed; before any other call.
+        """Finish or undo the removals that a killed plugin left half done; before any other call.
 
-        What belongs to one of *records*, which are all the volumes that have a directory, was to be
-        removed and has not been: it gets its files back. The rest goes into the trash.
+        *records* are all volumes that have a directory. If the registry still has the volume, its
+        removal is undone, and its files are moved back. Other files are moved into the trash.
 
         Raises:
-            OSError: the directory of what is being removed cannot be read.
+            OSError: the directory of removed volumes cannot be read.
         """
         owners = {record.directory: record.name for record in records}
         for entry in os.listdir(self._removed):
@@ -93,13 +96,13 @@ class Storage:
                     self._move(self._removed, entry, self._trash, secrets.token_hex(8))
                 else:
                     self._move(self._removed, entry, self._volumes, entry)
-                    log.warning("volume %s: its removal was cut off; it is there again", name)
+                    log.warning("volume %s: its removal was interrupted, and has been undone", name)
             except OSError as error:
                 where, why = self._removed / entry, error.strerror
-                log.warning("cannot move %s, which a killed plugin has left: %s", where, why)
+                log.warning("cannot move %s, which a killed plugin left: %s", where, why)
 
     def path(self, volume: Record) -> Path:
-        """Where the files of *volume* lie, whether or not they do."""
+        """Return the path of the directory of *volume*, which need not exist."""
         return directory_in(self._data_dir, volume)
 
     def create(
@@ -109,13 +112,13 @@ class Storage:
         uid: int | None = None,
         gid: int | None = None,
     ) -> None:
-        """Make the directory of a new volume, durably; an empty one left by a crash is taken.
+        """Make the directory of a new volume; on return it survives a power cut.
 
-        It belongs to root, with VOLUME_MODE, unless something else is given.
+        An empty directory that a crash has left is used. The defaults are VOLUME_MODE and root.
 
         Raises:
-            StorageFailed: it cannot be made, or there are files in it already, which would be
-                somebody's data.
+            StorageFailed: the directory cannot be made, or has files already. These may be a user's
+                data.
         """
         with self._reported(volume), _opened(self._volumes) as volumes:
             try:
@@ -123,14 +126,14 @@ class Storage:
             except FileExistsError:
                 if volume.directory not in os.listdir(volumes):
                     raise StorageFailed(
-                        f"{self.told(volume)} is the directory of another volume, because its file"
-                        f" system ignores case; choose a name that is not {volume.name!r} in"
-                        " other case"
+                        f"{self.shown_path(volume)} is the directory of another volume, because"
+                        f" its file system ignores case; choose a name that is not {volume.name!r}"
+                        " in other case"
                     ) from None
             try:
                 self._furnish(volumes, volume, mode, uid, gid)
             except OSError:
-                self.withdraw(volume)  # empty, and of this name
+                self.withdraw(volume)
                 raise
             os.fsync(volumes)
 
@@ -141,21 +144,21 @@ class Storage:
         with _opened_below(volumes, volume.directory) as directory:
             if os.listdir(directory):
                 raise StorageFailed(
-                    f"{self.told(volume)} already exists and is not empty; move it away to create a"
-                    f" new volume {volume.name!r}"
+                    f"{self.shown_path(volume)} already exists and is not empty; move it away to"
+                    f" create a new volume {volume.name!r}"
                 )
             os.fchown(directory, uid or 0, gid or 0)
-            # After the owner, whose change would take the suid and sgid bits away.
+            # After fchown(2), which clears the suid and sgid bits.
             os.fchmod(directory, VOLUME_MODE if mode is None else mode)
 
     def open(self, volume: Record) -> int:
-        """Open the directory of *volume*; it is never made again if it is gone.
+        """Open the directory of *volume*; a missing directory is not made again.
 
         Returns:
             An O_PATH descriptor that the caller owns.
 
         Raises:
-            StorageFailed: says what is wrong with the directory.
+            StorageFailed: the directory is missing or cannot be opened.
         """
         with self._reported(volume), _opened(self._volumes) as volumes:
             return syscalls.openat2(
@@ -166,7 +169,9 @@ class Storage:
             )
 
     def set_aside(self, volume: Record) -> None:
-        """Take the directory of *volume* away, durably, if there is one; `restore` brings it back.
+        """Move the directory of *volume*, if it exists, to the removed ones; `restore` undoes it.
+
+        On return the move survives a power cut.
 
         Raises:
             VolumeInUse: something is mounted in it.
@@ -176,12 +181,12 @@ class Storage:
             self._refuse_mounts(volume)
             try:
                 self._move(self._volumes, volume.directory, self._removed, volume.directory)
-            except FileExistsError:  # of an older volume of this name, which could not be discarded
+            except FileExistsError:  # of an older volume of this name that `discard` failed for
                 self.discard(volume)
                 self._move(self._volumes, volume.directory, self._removed, volume.directory)
 
     def withdraw(self, volume: Record) -> None:
-        """Undo `create`: remove the directory of *volume*, unless it has files by now."""
+        """Undo `create`: remove the directory of *volume*, if it is empty."""
         with suppress(OSError):
             self.path(volume).rmdir()
 
@@ -189,25 +194,25 @@ class Storage:
         """Undo `set_aside`.
 
         Raises:
-            StorageFailed: it stays aside.
+            StorageFailed: the directory cannot be moved back.
         """
         with self._reported(volume), suppress(FileNotFoundError):
             self._move(self._removed, volume.directory, self._volumes, volume.directory)
 
     def discard(self, volume: Record) -> None:
-        """Put into the trash what has been set aside of *volume*, which no volume has any more.
+        """Move the directory that was set aside for *volume*, now forgotten, into the trash.
 
         Raises:
-            StorageFailed: it stays aside, until the next start.
+            StorageFailed: the directory stays aside until the next start.
         """
         with self._reported(volume), suppress(FileNotFoundError):
             self._move(self._removed, volume.directory, self._trash, secrets.token_hex(8))
 
     def purge(self) -> None:
-        """Delete all that is in the trash; what cannot be deleted stays there and is logged.
+        """Empty the trash; log files that cannot be deleted, and leave them there.
 
         Raises:
-            OSError: the trash itself cannot be read.
+            OSError: the trash cannot be read.
         """
         with _opened(self._trash) as trash:
             attempts: Counter[str] = Counter()
@@ -219,21 +224,21 @@ class Storage:
                         _empty(trash, entry)
                         os.rmdir(entry, dir_fd=trash)
                     except OSError as error:
-                        if error.errno in CHANGED_MEANWHILE and attempts[entry] < PURGE_ATTEMPTS:
+                        if error.errno in RETRIED and attempts[entry] < PURGE_ATTEMPTS:
                             continue
                         stuck.add(entry)
                         where, why = self._trash / entry, error.strerror
                         log.warning("cannot delete all of %s: %s", where, why)
 
     def _refuse_mounts(self, volume: Record) -> None:
-        # mountinfo has no symlinks in its paths, and the data directory may be behind one.
+        # The path of the data directory may have symlinks; the paths in mountinfo have none.
         path = os.fsencode(self._volumes.resolve() / volume.directory)
         for mount in mountinfo.read():
             if mountinfo.is_below(mount.target, path):
                 inner = os.fsdecode(os.path.relpath(mount.target, path))
                 raise VolumeInUse(
-                    f"volume {volume.name!r} cannot be removed: {self.told(volume, inner)} is a"
-                    " mount point inside it; unmount that first"
+                    f"volume {volume.name!r} cannot be removed: {self.shown_path(volume, inner)} is"
+                    " a mount point inside it; unmount that first"
                 )
 
     def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
@@ -250,8 +255,8 @@ class Storage:
             yield
         except OSError as error:
             raise StorageFailed(
-                f"cannot use {self.told(volume)}, which holds the files of volume {volume.name!r}:"
-                f" {error.strerror}"
+                f"cannot use {self.shown_path(volume)}, which holds the files of volume"
+                f" {volume.name!r}: {error.strerror}"
             ) from error
 
 
@@ -266,7 +271,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def _opened_below(parent: int, name: str) -> Iterator[int]:
-    """Open the directory *name* in *parent* for reading, unless it is a symlink or a mount."""
+    """Open the directory *name* in *parent* for reading; refuse a symlink and a mount point."""
     fd = syscalls.openat2(
         parent,
         os.fsencode(name),
@@ -280,10 +285,10 @@ def _opened_below(parent: int, name: str) -> Iterator[int]:
 
 
 def _empty(trash: int, entry: str) -> None:
-    """Unlink the files in *entry* and move its subdirectories up beside it."""
+    """Unlink the files in *entry*, and move its subdirectories up into *trash*."""
     with _opened_below(trash, entry) as directory, os.scandir(directory) as children:
         for child in children:
-            with suppress(FileNotFoundError):  # its last user may delete as well
+            with suppress(FileNotFoundError):  # a process that has it open may delete files too
                 if child.is_dir(follow_symlinks=False):
                     token = secrets.token_hex(8)
                     os.rename(child.name, token, src_dir_fd=directory, dst_dir_fd=trash)

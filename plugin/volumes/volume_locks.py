@@ -1,7 +1,7 @@
-"""One request at a time for each volume, and no request for longer than its verb may take.
+"""One request at a time for each volume, each with a deadline by its verb.
 
-Each volume has a lock of its own, so that one whose source hangs holds up no other. A turn exists
-while somebody has it, or waits for it, or a thread hangs that was started in it.
+Each volume has a lock of its own, so that a source that hangs delays no other volume. A lock exists
+while a request holds it or waits for it, or while a thread hangs that opens or checks the source.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -12,13 +12,13 @@ import trio
 from plugin.errors import VolumeBusy, quoted
 from plugin.mounting.keeper import MOUNT_DEADLINE_S
 
-# Looking at a source takes milliseconds, or for ever on a dead network file system. dockerd would
-# give Create 120 s; here a person waits.
+# To check a source takes milliseconds, or hangs for ever on a dead network file system. dockerd
+# gives Create 120 s, but its user waits at a terminal.
 SOURCE_DEADLINE_S = 10.0
-# Longer than all Mounts that came before may take, so that what they have counted can go again.
+# Longer than a Mount in flight may take, so that an Unmount or Remove after it succeeds.
 RELEASE_DEADLINE_S = 24.0
 
-# From the request on, and so with the waiting for those that came before.
+# From the arrival of the request on: the time includes the wait for the requests before it.
 DEADLINES_S = {
     "Create": SOURCE_DEADLINE_S,
     "Mount": MOUNT_DEADLINE_S,
@@ -27,90 +27,95 @@ DEADLINES_S = {
 }
 
 
-class Turn:
-    """What the requests for one volume share: they run one at a time, and so do their threads."""
+class VolumeLock:
+    """The lock of one volume; `verb`, `step` and `deadline` are of the request that holds it.
 
-    __slots__ = ("deadline", "limiter", "lock", "step", "verb")
+    If no request holds the lock, they are of the last holder.
+    """
+
+    __slots__ = ("deadline", "limiter", "mutex", "step", "verb")
 
     def __init__(self) -> None:
-        self.lock = trio.Lock()
-        # Of the request that holds the lock, or was the last to do so.
+        self.mutex = trio.Lock()
         self.verb = ""
         self.step = ""
         self.deadline = 0.0
-        # For opening the source. A thread that hangs there holds the limiter, so that the next
-        # request waits for that same thread and there is never a second one.
+        # For a thread that opens or checks the source. If it hangs, it keeps the limiter: the next
+        # request waits for the same thread, and never starts a second one.
         self.limiter = trio.CapacityLimiter(1)
 
     @property
-    def idle(self) -> bool:
-        """Whether no request and no thread has to do with it any more."""
-        return not self.lock.locked() and not self.limiter.borrowed_tokens
+    def is_free(self) -> bool:
+        """Whether neither a request nor a thread uses the lock."""
+        return not self.mutex.locked() and not self.limiter.borrowed_tokens
 
-    def comes_to(self, step: str) -> None:
-        """Say what the request that has the turn does now; it may take its time."""
+    def note_step(self, step: str) -> None:
+        """Note the *step* that the request begins, for the status; it may take long."""
         self.step = step
 
 
-class Turns:
-    """The turns of all volumes, by name."""
+class VolumeLocks:
+    """The locks of all volumes, by name."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, Turn] = {}
+        self._locks: dict[str, VolumeLock] = {}
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._locks)
 
-    def under_way(self, name: str) -> str:
-        """Which request for *name* has its turn, since when and what it does; empty if none has."""
-        turn = self._turns.get(name)
-        # Who has taken the lock comes to say its verb only in the next round of the event loop;
-        # until then there is none, or that of the request before.
-        if turn is None or not turn.verb or not turn.lock.locked():
+    def in_flight(self, name: str) -> str:
+        """Return the verb of the request that holds the lock of *name*, its age, and its step.
+
+        The text is empty if no request holds it.
+        """
+        lock = self._locks.get(name)
+        # A new holder sets its verb only in the next round of the event loop. Until then the verb
+        # is empty, or that of the last holder.
+        if lock is None or not lock.verb or not lock.mutex.locked():
             return ""
-        seconds = trio.current_time() - turn.deadline + DEADLINES_S[turn.verb]
-        return f"{turn.verb}, for {seconds:.0f} s{turn.step and ': '}{turn.step}"
+        seconds = trio.current_time() - lock.deadline + DEADLINES_S[lock.verb]
+        return f"{lock.verb}, for {seconds:.0f} s{lock.step and ': '}{lock.step}"
 
     @contextmanager
-    def beside(self, name: str) -> Iterator[Turn]:
-        """The turn of *name* for a thread alone, which changes nothing and waits for nobody."""
-        turn = self._turns.setdefault(name, Turn())
+    def source_limiter(self, name: str) -> Iterator[trio.CapacityLimiter]:
+        """Give the limiter of *name* to a thread that only checks the source, without the lock."""
+        lock = self._locks.setdefault(name, VolumeLock())
         try:
-            yield turn
+            yield lock.limiter
         finally:
-            self._leave(name, turn)
+            self._drop_if_free(name, lock)
 
-    def _leave(self, name: str, turn: Turn) -> None:
-        if turn.idle:
-            self._turns.pop(name, None)
+    def _drop_if_free(self, name: str, lock: VolumeLock) -> None:
+        if lock.is_free:
+            self._locks.pop(name, None)
 
     @asynccontextmanager
-    async def take(self, name: str, verb: str) -> AsyncIterator[Turn]:
-        """Wait until no other request changes *name*, and no longer than *verb* may take.
+    async def hold(self, name: str, verb: str) -> AsyncIterator[VolumeLock]:
+        """Wait until no other request holds the lock of *name*, then hold it for *verb*.
 
         Raises:
-            VolumeBusy: says what it has waited for.
+            VolumeBusy: the deadline of *verb* has passed; names the verb that holds the lock.
         """
         deadline = trio.current_time() + DEADLINES_S[verb]
-        turn = self._turns.setdefault(name, Turn())
+        lock = self._locks.setdefault(name, VolumeLock())
         try:
-            await _wait_for(turn, name, verb, deadline)
-            turn.verb, turn.step, turn.deadline = verb, "", deadline
+            await _acquire(lock, name, verb, deadline)
+            lock.verb, lock.step, lock.deadline = verb, "", deadline
             try:
-                yield turn
+                yield lock
             finally:
-                turn.lock.release()
+                lock.mutex.release()
         finally:
-            self._leave(name, turn)
+            self._drop_if_free(name, lock)
 
 
-async def _wait_for(turn: Turn, name: str, verb: str, deadline: float) -> None:
-    """Take the lock of *turn*, which the caller releases."""
+async def _acquire(lock: VolumeLock, name: str, verb: str, deadline: float) -> None:
+    """Acquire the mutex of *lock*; the caller releases it."""
     try:
         with trio.fail_at(deadline):
-            await turn.lock.acquire()
+            await lock.mutex.acquire()
     except trio.TooSlowError as error:
         raise VolumeBusy(
             f"volume {quoted(name)}: {verb} has waited {DEADLINES_S[verb]:g} s for another request"
-            f" on the volume, {turn.verb}, which has not come to an end"
+            f" on the volume, {lock.verb}, which has not finished"
         ) from error

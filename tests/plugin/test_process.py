@@ -119,7 +119,7 @@ def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> N
         assert service.mounted() == []
         status = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]
         assert (status["mounted"], status["references"]) == (False, 1)
-        assert "the plugin has ended while it was mounted" in status["error"]
+        assert "the plugin ended while the volume was mounted" in status["error"]
     service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     assert service.call("VolumeDriver.Get", Name="vol") == before
     assert (service.directory / "data" / "volumes" / "vol" / "file").read_text() == "kept"

@@ -163,7 +163,7 @@ async def test_a_body_that_does_not_end_is_refused(
         async for data in connection.stream:
             received += data
         assert received.startswith(b"HTTP/1.1 408 ")
-        assert b"has not come to an end within 30 s" in received
+        assert b"has not ended within 30 s" in received
 
 
 async def test_a_request_may_come_a_byte_at_a_time(tmp_path: Path) -> None:

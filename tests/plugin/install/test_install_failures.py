@@ -11,7 +11,7 @@ from plugin.errors import CannotStart
 from plugin.install import installer
 from plugin.install.installation import Installation, InstallationError
 from plugin.volume import Record, VolumeName
-from plugin.volumes import database, registry
+from plugin.volumes import database, registry, schema
 from tests.support.fakes.engine import FakeEngine, Install
 from tests.support.tools.records import record
 
@@ -78,7 +78,7 @@ def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
     monkeypatch.setattr(docker, "enable_plugin", start)
     if fault == "newer":
         with closing(sqlite3.connect(path)) as connection:
-            connection.execute(f"PRAGMA user_version = {registry.FORMAT + 1}")
+            connection.execute(f"PRAGMA user_version = {schema.FORMAT + 1}")
     else:
         path.write_bytes(b"x" * len(good))
     broken = path.read_bytes()

@@ -388,7 +388,7 @@ def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
         if anew:
             service.call("VolumeDriver.Unmount", Name="vol2", ID="j")
         refused = service.call("VolumeDriver.Remove", Name="vol2")["Err"]
-        assert "somebody still uses files of it" in refused
+        assert "its files are in use" in refused
         assert user.goes_on()
     assert manager.wait_for_count(len(KINDS))
     assert "Err" not in service.call("VolumeDriver.Remove", Name="vol2")

@@ -165,7 +165,7 @@ def test_each_reference_is_dead_or_not_as_its_own_mount_is(steps: list[tuple[str
             volume.users = volume.users_without(mount_id)
             del held[mount_id][-1:]
         else:
-            volume.strand()
+            volume.mark_dead()
             held = {mount_id: [True] * len(dead) for mount_id, dead in held.items()}
         assert {each: volume.dead[each] for each in IDS} == {each: sum(held[each]) for each in IDS}
         assert all(count > 0 for count in volume.dead.values())  # what the registry may write

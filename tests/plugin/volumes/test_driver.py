@@ -15,7 +15,7 @@ from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
 from plugin.volumes.driver import Driver
 from plugin.volumes.registry import Registry
-from tests.support.fakes.dockerd import Dockerd, mounted, plugin, settings
+from tests.support.fakes.dockerd import mounted, plugin, settings
 from tests.support.fakes.worker import command
 from tests.support.tools.mounts import mounted_on
 from tests.support.tools.options import RELEASE, effective
@@ -252,9 +252,7 @@ async def test_a_dead_worker_is_told_by_status_and_healed_by_the_next_mount(
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
         await dockerd.do("Mount", Name="vol", ID="a")
-        pidfd = os.pidfd_open(await kill_worker(dockerd, "vol"))
-        await trio.lowlevel.wait_readable(pidfd)
-        os.close(pidfd)
+        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
         with trio.fail_after(10):
             while (status := (await dockerd.volume("vol"))["Status"])["mounted"]:
                 await trio.lowlevel.checkpoint()
@@ -268,14 +266,6 @@ async def test_a_dead_worker_is_told_by_status_and_healed_by_the_next_mount(
         for mount_id in "ab":
             await dockerd.do("Unmount", Name="vol", ID=mount_id)
         assert mounted(tmp_path) == []
-
-
-async def kill_worker(dockerd: Dockerd, name: str) -> int:
-    pid = (await dockerd.volume(name))["Status"]["worker_pid"]
-    assert isinstance(pid, int)
-    os.kill(pid, signal.SIGSTOP)  # so that its end can be waited for
-    os.kill(pid, signal.SIGKILL)
-    return pid
 
 
 async def test_two_volumes_on_one_source_work_at_once(tmp_path: Path, source: Path) -> None:
@@ -332,7 +322,7 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert volume["Status"]["options"]["cache"] == "auto"
         assert volume["Status"]["options"]["attr_timeout"] == "1s"
         assert volume["Status"]["options"]["session"] == automatic(RELEASE).session
-        # The one note that is about this machine's mounts has its test in test_survey.py.
+        # The one note that is about this machine's mounts has its test in test_source_check.py.
         assert [note for note in volume["Status"]["notes"] if "is private" not in note] == []
         assert (await dockerd.do("Path", Name="vol")) == {"Mountpoint": ""}
 
@@ -424,7 +414,7 @@ async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> N
         for number in range(50):
             with pytest.raises(PluginError):
                 await driver.remove(VolumeRequest(name=f"v{number}"))
-        assert not len(driver._turns)
+        assert not len(driver._locks)
 
 
 async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is_in_use(

@@ -113,7 +113,7 @@ async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
         assert await dockerd.references("dead") == 0
     begun = answers.pop("Mounta")
     assert "opening source" in begun
-    behind = "for another request on the volume, Mount, which has not come to an end"
+    behind = "for another request on the volume, Mount, which has not finished"
     assert answers == {
         "Mountb": f"volume 'dead': Mount has waited 18 s {behind}",
         "Mountc": f"volume 'dead': Mount has waited 18 s {behind}",

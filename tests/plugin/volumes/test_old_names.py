@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from plugin.volumes import registry
+from plugin.volumes import registry, schema
 from plugin.volumes.old_names import directory_of
 from tests.support.fakes.dockerd import mounted, plugin
 from tests.support.fakes.service_manager import ServiceManager
@@ -70,7 +70,7 @@ def data(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     (directory / "volumes").mkdir(parents=True)
     with closing(sqlite3.connect(directory / registry.FILE_NAME)) as connection, connection:
-        connection.execute(f"PRAGMA application_id = {registry.APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 2")
         connection.executescript(FORMAT_2)
         for name, place in NAMES.items():
@@ -129,7 +129,7 @@ async def test_volumes_under_any_name_go_on_working_and_can_be_removed(
     assert [path.name for path in (data / "volumes").iterdir()] == ["A" * 129]
 
 
-@pytest.mark.logs(r"volume a/../b: its removal was cut off; it is there again")
+@pytest.mark.logs(r"volume a/../b: its removal was interrupted, and has been undone")
 async def test_a_removal_that_an_older_passfs_has_begun_is_undone(
     tmp_path: Path, data: Path
 ) -> None:

@@ -20,7 +20,7 @@ from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.mounts import bound
 
 SERVE = command("serve")
-ENDED = "the plugin has ended while it was mounted; "
+ENDED = "the plugin ended while the volume was mounted; "
 
 
 async def in_use(directory: Path, *mount_ids: str) -> None:
@@ -208,11 +208,9 @@ async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
         for count in (1, 0):
             refused = await dockerd.call("Remove", Name="vol")
             assert refused.status == 409
-            assert refused.error.startswith(
-                "volume 'vol' cannot be removed: somebody still uses files of it"
-            )
+            assert refused.error.startswith("volume 'vol' cannot be removed: its files are in use")
             assert f"(references: {count})" in refused.error
-            told = "it was unmounted to be removed, and found in use" if count else ""
+            told = "it was unmounted to be removed, but is in use" if count else ""
             assert await state(dockerd) == (False, count, told)
             await in_thread(os.write, fd, b"x")
             await dockerd.do("Unmount", Name="vol", ID="a")
@@ -234,7 +232,7 @@ async def test_a_volume_can_be_used_after_a_remove_that_was_refused(tmp_path: Pa
         assert (await dockerd.call("Remove", Name="vol")).status == 409
         assert mounted(tmp_path) == []
         _, count, error = await state(dockerd)
-        assert (count, error) == (1, "it was unmounted to be removed, and found in use")
+        assert (count, error) == (1, "it was unmounted to be removed, but is in use")
 
         await dockerd.do("Mount", Name="vol", ID="b")
         assert await state(dockerd) == (True, 2, "")

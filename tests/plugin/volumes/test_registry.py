@@ -18,8 +18,8 @@ import pytest
 
 from plugin.errors import CannotStart, RegistryFailed
 from plugin.volume import FileName, Record, Served, VolumeName
-from plugin.volumes import registry
-from plugin.volumes.registry import Registry
+from plugin.volumes import schema
+from plugin.volumes.registry import FILE_NAME, Registry
 from tests.support.tools.records import record
 
 
@@ -72,13 +72,13 @@ def test_no_other_user_reads_the_registry_while_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, int]] = []
-    update = registry._update
+    update = schema.upgrade
 
     def looking(connection: sqlite3.Connection) -> None:
         update(connection)
         seen.append(modes(tmp_path))
 
-    monkeypatch.setattr(registry, "_update", looking)
+    monkeypatch.setattr(schema, "upgrade", looking)
     names(tmp_path)
 
     assert {name for made in seen for name in made} == {
@@ -234,8 +234,8 @@ def test_users_and_mount_are_written_together_or_not_at_all(
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     """A data directory of format 1, with two volumes."""
-    with closing(sqlite3.connect(tmp_path / registry.FILE_NAME)) as connection, connection:
-        connection.execute(f"PRAGMA application_id = {registry.APPLICATION_ID}")
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
         connection.execute(
             "CREATE TABLE volumes"
@@ -259,20 +259,20 @@ def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
 
 def test_an_older_passfs_refuses_what_this_one_has_written(older: Path) -> None:
     names(older)
-    header = (older / registry.FILE_NAME).read_bytes()[: registry.HEADER_BYTES]
-    assert registry.VERSION_AND_ID.unpack_from(header) == (3, registry.APPLICATION_ID)
+    header = (older / FILE_NAME).read_bytes()[: schema.HEADER_BYTES]
+    assert schema.VERSION_AND_ID.unpack_from(header) == (3, schema.APPLICATION_ID)
 
 
 def test_a_change_of_format_that_was_cut_off_is_made_once_more(older: Path) -> None:
     """As if killed when all is written, but the journal that takes it back is still there."""
-    path, journal = older / registry.FILE_NAME, older / f"{registry.FILE_NAME}-journal"
+    path, journal = older / FILE_NAME, older / f"{FILE_NAME}-journal"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        registry._update(connection)
+        schema.upgrade(connection)
         os.link(journal, older / "kept")
         connection.execute("COMMIT")
     (older / "kept").rename(journal)
-    assert registry.VERSION_AND_ID.unpack_from(path.read_bytes())[0] == registry.FORMAT
+    assert schema.VERSION_AND_ID.unpack_from(path.read_bytes())[0] == schema.FORMAT
 
     assert names(older) == ["a", "b"]
     assert in_use(older) == ({}, [])
@@ -286,13 +286,13 @@ def test_a_registry_that_cannot_be_changed_stops_the_start(
         configure(connection)
         connection.execute("PRAGMA max_page_count = 1")
 
-    configure = registry._configure
-    before = (older / registry.FILE_NAME).read_bytes()
+    configure = schema.configure
+    before = (older / FILE_NAME).read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_configure", configure_as_on_a_full_disk)
+        patch.setattr(schema, "configure", configure_as_on_a_full_disk)
         with pytest.raises(CannotStart, match=r"cannot write the registry .*disk is full"):
             Registry.open(older)
-    assert (older / registry.FILE_NAME).read_bytes() == before
+    assert (older / FILE_NAME).read_bytes() == before
     assert names(older) == ["a", "b"]
 
 
@@ -355,7 +355,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_cannot_be_read_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
-    path = tmp_path / registry.FILE_NAME
+    path = tmp_path / FILE_NAME
     inflict, sentence = DAMAGES[damage]
     inflict(path)
     before = path.read_bytes()

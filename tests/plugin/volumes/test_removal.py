@@ -198,7 +198,7 @@ async def test_a_mount_inside_whose_name_is_no_text_is_told(tmp_path: Path) -> N
 # A Remove that does not come to its end.
 
 
-@pytest.mark.logs("volume vol: its removal was cut off; it is there again")
+@pytest.mark.logs("volume vol: its removal was interrupted, and has been undone")
 async def test_a_removal_that_was_cut_off_gives_the_files_back(tmp_path: Path) -> None:
     """As if the plugin had been killed when the files were away and the registry still had it."""
     async with plugin(tmp_path) as dockerd:

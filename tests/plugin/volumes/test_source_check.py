@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from passthrough.linux import syscalls
 from plugin.admin.source import Host
 from plugin.errors import InvalidOption
-from plugin.volumes.source_check import LOOKS
+from plugin.volumes.source_check import CONCURRENT_CHECKS
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S
 from tests.support.fakes.dockerd import Dockerd, plugin
 from tests.support.fakes.worker import command
@@ -77,7 +77,7 @@ async def test_what_a_restart_has_cost_and_what_is_missing_are_both_told(tmp_pat
     async with plugin(tmp_path, SERVE) as dockerd:
         with trio.fail_after(10):
             await until(dockerd, "vol", "does not exist")
-        assert "the plugin has ended while it was mounted" in await error_of(dockerd, "vol")
+        assert "the plugin ended while the volume was mounted" in await error_of(dockerd, "vol")
 
 
 class Silence:
@@ -106,18 +106,19 @@ async def test_a_source_that_does_not_answer_after_a_restart_is_told_and_awaited
     mock_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sources = {f"v{number}": tmp_path / f"s{number}" for number in range(LOOKS + 3)}
+    sources = {f"v{number}": tmp_path / f"s{number}" for number in range(CONCURRENT_CHECKS + 3)}
     await made(tmp_path, sources)
     monkeypatch.setattr(Host, "check", lambda _, source, __: silence.look_at(source))
     async with plugin(tmp_path, SERVE) as dockerd:
-        while len(silence.asked) < LOOKS:
+        while len(silence.asked) < CONCURRENT_CHECKS:
             await trio.lowlevel.checkpoint()
         assert await dockerd.names() == set(sources)
         mock_clock.jump(SOURCE_DEADLINE_S)
-        for name in list(sources)[:LOOKS]:
+        for name in list(sources)[:CONCURRENT_CHECKS]:
             await until(dockerd, name, "its source has not answered within 10 s")
-        # Their threads hang, and there are no more than these.
-        assert sorted(silence.asked) == [str(source) for source in sources.values()][:LOOKS]
+        # Their threads hang, and no other check has started.
+        paths = [str(source) for source in sources.values()]
+        assert sorted(silence.asked) == paths[:CONCURRENT_CHECKS]
 
         await dockerd.do("Create", Name="own")
         await dockerd.do("Mount", Name="own", ID="a")

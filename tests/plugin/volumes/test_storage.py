@@ -164,7 +164,7 @@ def test_what_could_not_be_discarded_is_in_nobody_s_way(storage: Storage, trash:
     assert sorted(contents(trash.parent)) == [["file"], ["older"]]
 
 
-@pytest.mark.logs("volume data: its removal was cut off; it is there again")
+@pytest.mark.logs("volume data: its removal was interrupted, and has been undone")
 def test_a_volume_whose_removal_was_cut_off_gets_its_files_back(
     storage: Storage, trash: Path
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_volume_that_the_registry_has_forgotten_is_deleted(storage: Storage, t
     assert contents(trash.parent) == []
 
 
-@pytest.mark.logs("cannot move .*/removed/data, which a killed plugin has left: File exists")
+@pytest.mark.logs("cannot move .*/removed/data, which a killed plugin left: File exists")
 def test_files_that_are_there_are_not_exchanged_for_those_set_aside(
     storage: Storage, trash: Path
 ) -> None:
@@ -204,7 +204,7 @@ def test_files_that_are_there_are_not_exchanged_for_those_set_aside(
     assert contents(trash.parent) == [["set aside"]]
 
 
-@pytest.mark.logs("volume a/../data: its removal was cut off; it is there again")
+@pytest.mark.logs("volume a/../data: its removal was interrupted, and has been undone")
 def test_the_record_says_the_directory(storage: Storage) -> None:
     volume = msgspec.structs.replace(DATA, name=VolumeName("a/../data"), directory=FileName("@a"))
     storage.create(DATA)

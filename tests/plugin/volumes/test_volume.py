@@ -144,4 +144,4 @@ def test_what_was_counted_before_the_plugin_ended_is_lost_until_there_is_a_new_m
     assert volume.reference_count == 3
     assert volume.references_without("a") == {"a": 1, "b": 1}
     assert volume.references_with("a") == {"a": 1}
-    assert "the plugin has ended while it was mounted" in volume.last_error
+    assert "the plugin ended while the volume was mounted" in volume.last_error

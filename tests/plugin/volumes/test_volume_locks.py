@@ -1,28 +1,28 @@
-"""volume_locks.py: what Get and List ask of it at any time."""
+"""volume_locks.py: the request in flight, as Get and List report it."""
 
 import trio
 
-from plugin.volumes.volume_locks import Turns
+from plugin.volumes.volume_locks import VolumeLocks
 
 
-async def test_what_is_under_way_can_be_asked_at_any_moment() -> None:
-    """Also between the taking of the lock and the first word of who has it."""
-    turns, said, is_over = Turns(), list[str](), trio.Event()
+async def test_the_request_in_flight_is_reported_in_every_round_of_the_event_loop() -> None:
+    """Also in the round after the lock is acquired, when its holder has not yet run."""
+    locks, reported, is_over = VolumeLocks(), list[str](), trio.Event()
 
     async def mount() -> None:
-        async with turns.take("v", "Mount") as turn:
-            turn.comes_to("opening it")
+        async with locks.hold("v", "Mount") as lock:
+            lock.note_step("opening it")
             await is_over.wait()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mount)
         nursery.start_soon(mount)
-        while not said or "opening" not in said[-1]:
-            said.append(turns.under_way("v"))
+        while not reported or "opening" not in reported[-1]:
+            reported.append(locks.in_flight("v"))
             await trio.lowlevel.checkpoint()
         is_over.set()
-        while len(turns):
-            said.append(turns.under_way("v"))
+        while len(locks):
+            reported.append(locks.in_flight("v"))
             await trio.lowlevel.checkpoint()
-    assert set(said) == {"", "Mount, for 0 s: opening it"}
-    assert turns.under_way("v") == ""
+    assert set(reported) == {"", "Mount, for 0 s: opening it"}
+    assert locks.in_flight("v") == ""
