@@ -41,14 +41,14 @@ def main(
     """Serve SOURCE at MOUNTPOINT until it is unmounted or this process gets SIGINT or SIGTERM."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
-        places = _place("source", source), _place("mountpoint", mountpoint)
-        status = _serve(*places, _options(option or []))
+        directories = _directory("source", source), _directory("mountpoint", mountpoint)
+        status = _serve(*directories, _options(option or []))
     except (OptionError, OSError) as error:
         status = _refuse(error)
     raise typer.Exit(status)
 
 
-def _place(option: str, text: str) -> Path:
+def _directory(option: str, text: str) -> Path:
     """Return *text* as a path; refuse an empty text, which Path takes for the working directory."""
     if not text:
         raise OptionError(option, text, "a directory; '.' is the working directory")

@@ -1,6 +1,6 @@
-"""What a user's `-o key=value` pairs mean for a volume; no I/O.
+"""Parses the `-o key=value` pairs of a volume; no I/O.
 
-`passthrough.options` owns every option but one: `source`, the directory to serve, is the plugin's.
+`passthrough.options` parses every option but `source`, the directory to serve.
 """
 
 import os
@@ -16,7 +16,7 @@ from passthrough.options.vocabulary import canonical
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
-# What Docker's local driver, and others, call the directory to serve; and what belongs to it there.
+# Options of Docker's local driver and of others for the directory to serve, and beside it.
 _MEANS_SOURCE = f"{SOURCE}, which names the directory of the host to serve"
 FOREIGN: Mapping[str, str] = {
     "device": _MEANS_SOURCE,
@@ -30,20 +30,20 @@ SOURCE_ACCEPTED = "the absolute path of an existing directory on the host, witho
 
 
 class VolumeOptions(NamedTuple):
-    """The options of a volume, understood."""
+    """The parsed options of a volume."""
 
     source: str | None
     """The host's directory as the user wrote it; None for a directory of the volume's own."""
     effective: Effective
 
     def described(self) -> dict[str, str]:
-        """Every option as text; equal for options that mean the same."""
+        """Return every requested option as text; options with one meaning have one text."""
         source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
         return source | as_text(self.effective.requested)
 
 
 def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
-    """Understand *given*, as far as that is possible without looking at the machine.
+    """Parse the options *given* to a volume on Linux *release*.
 
     Raises:
         InvalidOption: names the option, quotes the value and says what is accepted.
@@ -78,19 +78,19 @@ def require_io_uring(options: Effective, obstacle: str) -> None:
 
 
 def has_source(given: Mapping[str, str]) -> bool:
-    """Whether *given*, understood or not, name a directory of the user's."""
+    """Return whether *given* contain a source; the options need not be valid."""
     return bool(_sources(given))
 
 
 def refused_source(
     source: str, reason: str, accepted: str = SOURCE_ACCEPTED, written: str = SOURCE
 ) -> InvalidOption:
-    """The refusal of *source*, in the words that every option is refused with."""
+    """Return the refusal of *source*, in the form of every refusal of an option."""
     return InvalidOption(str(OptionError(written, source, accepted, f"{source!r} {reason}")))
 
 
 def difference(have: VolumeOptions, wanted: VolumeOptions) -> str:
-    """In what *wanted* differs from *have*, as a list for a sentence; empty if in nothing."""
+    """Return the differences between *have* and *wanted* for a sentence; empty without any."""
     old, new = have.described(), wanted.described()
     return ", ".join(
         f"{name} is {_value(old, name)} and {_value(new, name)} was asked for"
@@ -104,7 +104,7 @@ def _sources(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refuse_foreign(given: Mapping[str, str]) -> None:
-    """Point users of another driver's options to those of this one."""
+    """Refuse options of other drivers, and name the options of this driver."""
     for written, text in given.items():
         if (accepted := FOREIGN.get(canonical(written))) is not None:
             reason = f"{text!r} is for another driver, such as Docker's local one"
@@ -116,7 +116,7 @@ def _value(described: Mapping[str, str], name: str) -> str:
 
 
 def _check_text(source: str) -> None:
-    # plugin.admin.source would resolve '..' in the plugin's view of the host's tree, against
-    # another parent than the user has in mind.
+    # plugin.admin.source would resolve '..' in the plugin's view of the host's tree, where the
+    # parent of a directory may differ from the host's.
     if not source.startswith("/") or ".." in source.split("/") or "\0" in source:
         raise refused_source(source, "is not accepted")

@@ -501,7 +501,7 @@ def test_the_rules_hold_for_cython_modules() -> None:
 @pytest.mark.parametrize(
     ("line", "impurity"),
     [
-        ("from passthrough.linux import memory\nmemory.allocate_in_one_place()", "memory"),
+        ("from passthrough.linux import memory\nmemory.use_one_arena()", "memory"),
         ("from passthrough.linux.kernel_features import linux_release as r\nr()", "r"),
         ("from passthrough.core.inodes import InodeTable\nclass A(InodeTable): ...", "InodeTable"),
         ("import time", "time"),

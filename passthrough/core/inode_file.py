@@ -75,13 +75,13 @@ class Inode:
     def find(self, name: bytes) -> int:
         """An O_PATH descriptor of *name* in this directory, of a symlink itself; the caller's.
 
-        `syscalls.ACROSS` if something is mounted on *name*.
+        `syscalls.MOUNT_POINT` if something is mounted on *name*.
 
         Raises:
             OSError: ESTALE if the directory is gone; as openat2(2) reports it.
         """
         with self.opened() as fd:
-            return syscalls.open_beside(fd, name)
+            return syscalls.open_same_mount(fd, name)
 
     def stat(self) -> os.stat_result:
         """The attributes as the host has them now.
@@ -126,7 +126,7 @@ class ByDescriptor(Inode):
 
     def find(self, name: bytes) -> int:
         """As of every inode."""
-        return syscalls.open_beside(self._fd, name)
+        return syscalls.open_same_mount(self._fd, name)
 
     def stat(self) -> os.stat_result:
         """As of every inode."""

@@ -223,14 +223,14 @@ class InodeTable:
         if left is not None:
             left.close()
         if shrunk:
-            memory.give_back()
+            memory.return_freed()
         return inode
 
     def rest(self) -> None:
         """Give memory back, if much was forgotten since this was last called; for quiet moments."""
         if self._shrunk:
             self._shrunk = False
-            memory.give_back()
+            memory.return_freed()
 
     def removing(
         self, place: Place, directory_fd: int, name: bytes
@@ -247,10 +247,10 @@ class InodeTable:
     @contextlib.contextmanager
     def _keeping_number(self, place: Place, directory_fd: int, name: bytes) -> Iterator[None]:
         try:
-            fd = syscalls.open_beside(directory_fd, name)
+            fd = syscalls.open_same_mount(directory_fd, name)
         except OSError:
-            fd = syscalls.ACROSS
-        if fd == syscalls.ACROSS:  # which the removal will report, as it will any error
+            fd = syscalls.MOUNT_POINT
+        if fd == syscalls.MOUNT_POINT:  # which the removal will report, as it will any error
             yield
             return
         try:

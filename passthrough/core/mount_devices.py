@@ -4,7 +4,7 @@ Two bind mounts of one file system show the same files, with the same st_ino and
 stay apart: one may be read-only, and a directory must not have two parents. What tells them apart
 is the mount. To ask for that of each file would cost as much as its attributes. It is not needed:
 a file lies on the mount of its directory, unless a mount point was crossed on the way, and
-openat2(2) with RESOLVE_NO_XDEV finds the file and says so in one call (syscalls.open_beside), for a
+openat2(2) with RESOLVE_NO_XDEV finds the file and says so in one call (open_same_mount), for a
 bind mount of the same file system and for one that was made this very moment too. Only then is the
 kernel asked for the mount's id.
 

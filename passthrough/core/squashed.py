@@ -39,11 +39,11 @@ from passthrough.identity.squashing import (
     AS_MEMBER,
     EITHER,
     Squashing,
-    executes,
-    helps,
+    group_counts,
+    is_execution,
     may_execute,
-    opened_before,
-    tries,
+    membership_tries,
+    needs_no_right,
 )
 from passthrough.linux import fdpath, filecalls, syscalls
 from passthrough.linux.errors import os_error
@@ -107,8 +107,8 @@ class SquashedFs(PassthroughFs):
         """As of PassthroughFs."""
         # chown(2) without an owner: what comes before a write looks the same.
         asks = changes == NO_CHANGES and not self.open_for_writing(number)
-        clears, more = clear_privileges or asks, self._squashing.given(changes.gid)
-        how = tries(changes.mode, directory=self.inodes[number].kind == stat.S_IFDIR)
+        clears, more = clear_privileges or asks, self._squashing.new_group(changes.gid)
+        how = membership_tries(changes.mode, directory=self.inodes[number].kind == stat.S_IFDIR)
         if how == AS_MEMBER:
             more = *more, self.inodes[number].stat().st_gid
 
@@ -118,7 +118,7 @@ class SquashedFs(PassthroughFs):
                 *(number, allowed, handle), clear_privileges=clears, caller=caller
             )
 
-        if opened_before(changes, handle) and not asks:
+        if needs_no_right(changes, handle) and not asks:
             return change()
         try:
             return self._as_caller(change, (number,), more, how)
@@ -167,7 +167,7 @@ class SquashedFs(PassthroughFs):
         caller: Caller | None = None,
     ) -> int:
         """As of PassthroughFs; what is executed need not be readable."""
-        if powerless.ids() is None or not executes(flags):
+        if powerless.ids() is None or not is_execution(flags):
             return super().open(number, flags, clear_privileges=clear_privileges, caller=caller)
         inode = self.inodes[number]
         with inode.opened() as fd:
@@ -231,7 +231,7 @@ class SquashedFs(PassthroughFs):
         with self.inodes.opened(number) as fd:
             attributes = os.fstat(fd)
             present = stat.S_IMODE(attributes.st_mode)
-            if stat.S_ISDIR(attributes.st_mode) and self._squashing.everyone:
+            if stat.S_ISDIR(attributes.st_mode) and self._squashing.squashes_all:
                 return changes._replace(mode=mode | present & stat.S_ISVTX)
             takes = mode != present and not mode & ~present and not present & ~mode & ~PRIVILEGES
             if takes and self._writes(number, fd, truncates=changes.size is not None):
@@ -254,7 +254,7 @@ class SquashedFs(PassthroughFs):
     def _squashed_asks(self) -> bool:
         """Return whether the caller is one that squashing takes."""
         caller = self._asking.caller
-        return caller is not None and self._squashing.takes(caller)
+        return caller is not None and self._squashing.squashes(caller)
 
     def _writes(self, number: int, fd: int, *, truncates: bool) -> bool:
         """Return whether what takes power from inode *number* may come before a change of content.
@@ -275,7 +275,7 @@ class SquashedFs(PassthroughFs):
     def _keeps_sgid(self, attributes: os.stat_result, caller: Caller | None) -> bool:
         """As of PassthroughFs; a squashed caller is in one group, whatever the kernel knows."""
         asking = self._asking.caller
-        if asking is not None and self._squashing.takes(asking):
+        if asking is not None and self._squashing.squashes(asking):
             return self._squashing.acts_as(asking).gid == attributes.st_gid
         return super()._keeps_sgid(attributes, caller)
 
@@ -308,11 +308,11 @@ class SquashedFs(PassthroughFs):
         ids = self._squashing.acts_as(caller)
         if powerless.ids() == ids:  # inside of another operation
             return operation()
-        squashed = self._squashing.takes(caller)
+        squashed = self._squashing.squashes(caller)
         if squashed or how != AS_MEMBER:
             try:
                 with Powerless(ids):
-                    if squashed and not self._squashing.everyone:
+                    if squashed and not self._squashing.squashes_all:
                         for number in numbers:
                             self._check_reachable(number)
                     return operation()
@@ -325,8 +325,8 @@ class SquashedFs(PassthroughFs):
     def _memberships(self, numbers: tuple[int, ...], more: tuple[int, ...]) -> tuple[HostId, ...]:
         """Return the groups that could give a caller a right to the inodes *numbers*."""
         found = [self.inodes[number].stat() for number in numbers]
-        helping = [attributes.st_gid for attributes in found if helps(attributes.st_mode)]
-        return self._squashing.groups((*helping, *more))
+        helping = [attributes.st_gid for attributes in found if group_counts(attributes.st_mode)]
+        return self._squashing.possible_groups((*helping, *more))
 
     def _group_of(self, parent: int, name: bytes) -> tuple[int, ...]:
         """Return the group of *name*, if there is one that can be looked at."""
@@ -335,7 +335,7 @@ class SquashedFs(PassthroughFs):
             fd = self.inodes[parent].find(name)
         except OSError:  # which the operation will meet, and report
             return ()
-        if fd == syscalls.ACROSS:
+        if fd == syscalls.MOUNT_POINT:
             return ()
         try:
             return (os.fstat(fd).st_gid,)
@@ -353,13 +353,13 @@ class SquashedFs(PassthroughFs):
 
     def _grant(self, fd: int, place: Place | None) -> Entry:
         entry = super()._grant(fd, place)
-        if self._squashing.everyone:
+        if self._squashing.squashes_all:
             entry.stat = without_sticky(entry.stat)
         return entry
 
     def _attributes(self, inode: Inode) -> Attributes:
         attributes = super()._attributes(inode)
-        if self._squashing.everyone:
+        if self._squashing.squashes_all:
             attributes.stat = without_sticky(attributes.stat)
         return attributes
 

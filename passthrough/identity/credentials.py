@@ -169,7 +169,7 @@ class Without:
         try:
             self._switch.set(wanted=self._switch.had)
         except BaseException as error:  # noqa: BLE001 - there is no way on
-            end_lost(f"cannot take its capabilities back: {error}")
+            end_process(f"cannot take its capabilities back: {error}")
 
 
 class ClearingPrivileges(Without):
@@ -198,7 +198,7 @@ class ClearingPrivileges(Without):
         if self._switch is not None and self._group != _OWN_ID:
             syscalls.setfsgid(_OWN_ID)
             if (present := syscalls.setfsgid(NO_ID)) != _OWN_ID:
-                end_lost(f"has the group {present}, and cannot take its own back")
+                end_process(f"has the group {present}, and cannot take its own back")
         super().__exit__()
 
 
@@ -209,7 +209,7 @@ def acting_without(ids: HostIds, *capabilities: int) -> Iterator[None]:
         yield
 
 
-def end_lost(why: str) -> NoReturn:
+def end_process(why: str) -> NoReturn:
     """End the process: no request may meet a thread that is not what it was."""
     try:
         log.critical("the process ends, because a thread %s", why)

@@ -87,7 +87,7 @@ class IdMap:
                 return HostId(host + number - container)
         raise UnmappedError(self._option, number)
 
-    def to_host_or_other(self, number: ContainerId) -> HostId:
+    def to_host_or_placeholder(self, number: ContainerId) -> HostId:
         """Return whom *number* acts as; if it lacks a counterpart, an id that has no files."""
         try:
             return self.to_host(number)
@@ -131,9 +131,11 @@ class IdMaps:
         """
         return HostIds(self._uid.to_host(ids.uid), self._gid.to_host(ids.gid))
 
-    def to_host_or_other(self, ids: ContainerIds) -> HostIds:
+    def to_host_or_placeholder(self, ids: ContainerIds) -> HostIds:
         """Return whom *ids* act as where nothing is created: without a counterpart, as others."""
-        return HostIds(self._uid.to_host_or_other(ids.uid), self._gid.to_host_or_other(ids.gid))
+        return HostIds(
+            self._uid.to_host_or_placeholder(ids.uid), self._gid.to_host_or_placeholder(ids.gid)
+        )
 
     def to_container(self, ids: HostIds) -> ContainerIds:
         """Return what the kernel is told for the owner *ids*.

@@ -87,7 +87,7 @@ class Ownership:
         host = HostIds(HostId(attributes.st_uid), HostId(attributes.st_gid))
         return self._maps.to_container(host)
 
-    def give(self, path: bytes, uid: ContainerId | None, gid: ContainerId | None) -> None:
+    def change_owner(self, path: bytes, uid: ContainerId | None, gid: ContainerId | None) -> None:
         """Change the owner of *path*, following symlinks, chown(2); None leaves an id as it is.
 
         Raises:
@@ -150,10 +150,10 @@ class Ownership:
         if not self.lacks_owners:
             return
         try:
-            fd = syscalls.open_beside(directory, name)
+            fd = syscalls.open_same_mount(directory, name)
         except OSError:  # which the call that follows will meet, and report
             return
-        if fd == syscalls.ACROSS:  # a mount point: EBUSY
+        if fd == syscalls.MOUNT_POINT:  # a mount point: EBUSY
             return
         try:
             self.check_change(os.fstat(fd))

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from passthrough.identity import credentials
-from passthrough.identity.credentials import end_lost
+from passthrough.identity.credentials import end_process
 from passthrough.identity.idmap import NO_ID, HostId, HostIds
 from passthrough.linux import privileges, syscalls
 from passthrough.linux.errors import os_error
@@ -91,7 +91,7 @@ class Powerless:
         thread = credentials.thread
         present, powers = _present(), thread.powers
         if powers is None or present != self._ids:
-            end_lost(f"acted as {present} in place of {self._ids}")
+            end_process(f"acted as {present} in place of {self._ids}")
         _become_itself(powers, self._groups)
         thread.powerless, thread.groups = None, ()
 
@@ -111,7 +111,7 @@ class _AsItself:
         try:
             self._around.__enter__()
         except BaseException as error:  # noqa: BLE001 - there is no way on
-            end_lost(f"cannot act as another user again: {error}")
+            end_process(f"cannot act as another user again: {error}")
 
 
 def _present() -> tuple[int, int]:
@@ -121,13 +121,13 @@ def _present() -> tuple[int, int]:
 def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:
     """Make this thread the worker again, or end the process: no request may meet it otherwise."""
     try:
-        powers.take_back()
+        powers.restore()
         syscalls.setfsuid(_OWN_ID)
         syscalls.setfsgid(_OWN_ID)
         if groups:
             privileges.set_groups(())
         present = _present()
     except BaseException as error:  # noqa: BLE001 - there is no way on
-        end_lost(f"cannot become itself again: {error}")
+        end_process(f"cannot become itself again: {error}")
     if present != (_OWN_ID, _OWN_ID):
-        end_lost(f"acts as {present}, and cannot become itself again")
+        end_process(f"acts as {present}, and cannot become itself again")

@@ -57,7 +57,7 @@ AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
 """The operations that act as the caller, and which of their arguments are inode numbers."""
 
 BY_ARGUMENTS: Final = frozenset({"rename", "setattr"})
-"""The operations that act as the caller by more of their arguments; see `opened_before`, too."""
+"""The operations that act as the caller by more of their arguments; see `needs_no_right`, too."""
 
 AS_OPENER: Final = frozenset(
     {
@@ -100,16 +100,16 @@ class Squashing:
         self._maps = IdMaps(config)
 
     @property
-    def everyone(self) -> bool:
+    def squashes_all(self) -> bool:
         """Whether all callers are one user, so that the kernel checks nothing."""
         return self._squash is Squash.ALL
 
-    def takes(self, caller: Caller) -> bool:
+    def squashes(self, caller: Caller) -> bool:
         """Return whether squashing takes *caller*, which then has no supplementary groups.
 
         It takes a caller whose id the kernel cannot express, too. No user acts as that one.
         """
-        return self.everyone or _ROOT in caller or NO_ID in caller
+        return self.squashes_all or _ROOT in caller or NO_ID in caller
 
     def acts_as(self, caller: Caller) -> HostIds:
         """Return the ids that the worker acts as for *caller*.
@@ -117,15 +117,15 @@ class Squashing:
         Raises:
             UnmappedError: of a squashed one, the user or the group has no counterpart on the host.
         """
-        if self.takes(caller):
+        if self.squashes(caller):
             return self._maps.to_host(caller)
-        return self._maps.to_host_or_other(caller)
+        return self._maps.to_host_or_placeholder(caller)
 
-    def groups(self, found: Iterable[int]) -> tuple[HostId, ...]:
+    def possible_groups(self, found: Iterable[int]) -> tuple[HostId, ...]:
         """Return those of the groups *found* in which an unsquashed caller may be."""
         return tuple({HostId(gid) for gid in found if self._maps.may_be_in(HostId(gid))})
 
-    def given(self, gid: ContainerId | None) -> tuple[int, ...]:
+    def new_group(self, gid: ContainerId | None) -> tuple[int, ...]:
         """Return the group of the host that chown(2) gives a file, if it gives one."""
         try:
             host_gid = self._maps.new_owner(None, gid)[1]
@@ -134,12 +134,12 @@ class Squashing:
         return () if host_gid is None else (host_gid,)
 
 
-def helps(mode: int) -> bool:
+def group_counts(mode: int) -> bool:
     """Return whether a file's group has a right by its *mode* that all others lack."""
     return bool(mode >> 3 & ~mode & _ALL)
 
 
-def tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
+def membership_tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
     """Return if a caller counts as a member of groups, in one try of chmod(2) after the other.
 
     By a group that a caller may not be in, a file would keep the sgid bit that it is given. On a
@@ -150,7 +150,7 @@ def tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
     return AS_MEMBER if directory else ALONE
 
 
-def opened_before(changes: Changes, handle: int | None) -> bool:
+def needs_no_right(changes: Changes, handle: int | None) -> bool:
     """Return whether SETATTR asks for no right, or for one that *handle* was opened with.
 
     ftruncate(2), and the times that the kernel writes back of an open file, come with a handle; the
@@ -163,7 +163,7 @@ def opened_before(changes: Changes, handle: int | None) -> bool:
     return changes.size is None and changes.atime == OMIT and changes.mtime == OMIT
 
 
-def executes(flags: int) -> bool:
+def is_execution(flags: int) -> bool:
     """Return whether *flags* of open(2) are those of execve(2)."""
     return bool(flags & _FOR_EXECUTION)
 

@@ -1,12 +1,12 @@
-"""One wrapper for each system call that `os` lacks, and the features of the running kernel.
+"""Wrappers of the system calls that `os` lacks, and the features of the running kernel.
 
 The modules, from the top down:
 
-    privileges       system calls by which a process gives up rights
+    privileges       the system calls that reduce the rights of a process
     mountinfo        /proc/self/mountinfo
     filehandles      whether a file system supports kernel file handles
     memory           returns freed memory to the kernel
-    kernel_features  the release of Linux, and the features that are switched on
+    kernel_features  the release of Linux, and the features that are enabled
     syscalls         the other system calls that `os` lacks
     filecalls        system calls on single files that `os` lacks
     fdpath           the path of the file behind a descriptor

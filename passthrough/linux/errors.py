@@ -1,8 +1,8 @@
-"""The OSError that an operation raises on its own account, as the kernel would word it."""
+"""OSErrors that operations raise without a failed system call."""
 
 import os
 
 
 def os_error(number: int) -> OSError:
-    """An error with errno *number* and its usual text."""
+    """Return an OSError with errno *number* and the text of strerror(3)."""
     return OSError(number, os.strerror(number))

@@ -1,8 +1,8 @@
-"""The system calls on single files that `os` and `fcntl` lack, each wrapped once.
+"""Wrappers of the system calls on single files that `os` and `fcntl` lack.
 
-Beside syscalls.py. Every wrapper raises OSError with the kernel's errno, and lets other threads run
-meanwhile. Those that wait for a lock return with EINTR when a signal comes, unlike their like in
-`fcntl`, which begin again: so a thread that waits can be called back (waiting.py).
+Every wrapper raises OSError with the kernel's errno, and releases the interpreter's lock. If a
+signal comes, a wrapper that waits for a lock fails with EINTR, so that another thread can interrupt
+the wait (core/waiting.py). The functions of `fcntl` would wait again.
 """
 
 import ctypes
@@ -20,13 +20,13 @@ FALLOC_FL_INSERT_RANGE: Final = 0x20
 FALLOC_FL_UNSHARE_RANGE: Final = 0x40
 
 # ioctl_iflags(2) and FS_IOC_FSGETXATTR(2const): the same numbers on every architecture but alpha,
-# mips, powerpc and sparc. Those of the flags are numbered by `long` and carry an `int`.
+# mips, powerpc and sparc. The numbers of FLAGS contain the size of `long`; the calls pass an `int`.
 FS_IOC_GETFLAGS: Final = 0x8008_6601
 FS_IOC_SETFLAGS: Final = 0x4008_6602
 FS_IOC_FSGETXATTR: Final = 0x801C_581F
 FS_IOC_FSSETXATTR: Final = 0x401C_5820
 
-# The last byte that a lock can reach; such a lock has no end, fcntl_locking(2).
+# The last byte that a lock can cover; a lock up to it has no end, fcntl_locking(2).
 LAST_BYTE: Final = (1 << 63) - 1
 
 _AT_EMPTY_PATH: Final = 0x1000
@@ -34,7 +34,7 @@ _AT_EACCESS: Final = 0x200
 _AT_FDCWD: Final = -100
 _SYS_FACCESSAT2: Final = 439  # the same number on every architecture
 _STATX_BTIME: Final = 0x0800
-_Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
+_Statx: Final = ctypes.c_char * 256  # one type: create_string_buffer makes a type for each call
 _STX_MASK: Final = struct.Struct("=I")
 _STX_BTIME: Final = struct.Struct("=80xqI")  # struct statx, statx(2)
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
@@ -63,13 +63,13 @@ class Lock(NamedTuple):
     """F_RDLCK, F_WRLCK or F_UNLCK."""
     start: int
     end: int
-    """The last byte, itself included; `LAST_BYTE` where there is no end."""
+    """The last byte, included; `LAST_BYTE` for a lock without end."""
     pid: int = 0
-    """Whose it is; nought or less where that is not known."""
+    """The process that holds the lock; 0 or less if it is unknown."""
 
 
 NO_LOCK: Final = Lock(fcntl.F_UNLCK, 0, LAST_BYTE)
-"""Takes every lock away."""
+"""Removes every lock."""
 
 
 def _checked(result: int) -> int:
@@ -80,17 +80,17 @@ def _checked(result: int) -> int:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Change what is allocated for a range of a file, FALLOC_FL_*, fallocate(2)."""
+    """Change the allocation of a range of a file by FALLOC_FL_* *mode*, fallocate(2)."""
     _checked(_libc.fallocate(fd, mode, offset, length))
 
 
 def syncfs(fd: int) -> None:
-    """Bring the whole file system of *fd*, no O_PATH descriptor, to stable storage, syncfs(2)."""
+    """Write the file system of *fd*, no O_PATH descriptor, to stable storage, syncfs(2)."""
     _checked(_libc.syncfs(fd))
 
 
 def birth_time(fd: int) -> tuple[int, int] | None:
-    """When a file was made, in seconds and nanoseconds, statx(2); None where nobody knows."""
+    """Return the birth time in seconds and nanoseconds, statx(2); None if the file has none."""
     answer = _Statx()
     _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, answer))
     (mask,) = _STX_MASK.unpack_from(answer)
@@ -101,9 +101,9 @@ def birth_time(fd: int) -> tuple[int, int] | None:
 
 
 def may_access(path: bytes, mask: int) -> bool:
-    """Return whether the calling thread may do *mask*, R_OK and so on, by the ids it acts as.
+    """Return whether the calling thread has the rights *mask* (R_OK and so on) to *path*.
 
-    faccessat2(2) with AT_EACCESS, which goes by the file system ids and effective capabilities.
+    faccessat2(2) with AT_EACCESS checks the file system ids and the effective capabilities.
     """
     words = (
         *(ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(path)),
@@ -120,13 +120,13 @@ def set_lock(fd: int, lock: Lock) -> None:
     """Set or clear a lock of *fd*'s open file description, F_OFD_SETLK.
 
     Raises:
-        OSError: EAGAIN, another lock is in the way.
+        OSError: EAGAIN, another lock conflicts.
     """
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _packed(lock))
 
 
 def wait_for_lock(fd: int, lock: Lock) -> None:
-    """Set a lock of *fd*'s open file description as soon as none is in the way, F_OFD_SETLKW.
+    """Set a lock of *fd*'s open file description; wait for conflicting locks, F_OFD_SETLKW.
 
     Raises:
         OSError: EINTR, a signal came.
@@ -135,7 +135,7 @@ def wait_for_lock(fd: int, lock: Lock) -> None:
 
 
 def conflicting_lock(fd: int, lock: Lock) -> Lock | None:
-    """The first lock that is in the way of *lock* on *fd*'s open file description, F_OFD_GETLK."""
+    """Return the first lock that conflicts with *lock* of *fd*, or None, F_OFD_GETLK."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _packed(lock))
     kind, _, start, length, pid = _FLOCK.unpack(answer)
     if kind == fcntl.F_UNLCK:
@@ -144,7 +144,7 @@ def conflicting_lock(fd: int, lock: Lock) -> Lock | None:
 
 
 def wait_for_flock(fd: int, operation: int) -> None:
-    """Lock the whole file, LOCK_SH or LOCK_EX, as soon as no lock is in the way, flock(2).
+    """Lock the whole file, LOCK_SH or LOCK_EX; wait for conflicting locks, flock(2).
 
     Raises:
         OSError: EINTR, a signal came.
@@ -153,11 +153,11 @@ def wait_for_flock(fd: int, operation: int) -> None:
 
 
 def let_interrupt(number: int) -> None:
-    """Have signal *number* do nothing but end system calls with EINTR, sigaction(2).
+    """Make signal *number* interrupt system calls with EINTR, without other effect, sigaction(2).
 
-    The interpreter's own handlers will not do: they wake the main thread.
+    A handler of the interpreter would wake the main thread.
     """
-    # As good a function as any to be called with a number and to do nothing: abs(3).
+    # The handler must accept a number and do nothing: abs(3).
     _libc.signal(number, ctypes.cast(_libc.abs, ctypes.c_void_p))
     _checked(_libc.siginterrupt(number, 1))
 

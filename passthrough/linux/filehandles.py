@@ -1,7 +1,7 @@
-"""Whether the files of a mount can be held by kernel file handles, and what opens them then.
+"""Support of a mount for kernel file handles, and the descriptor that opens them.
 
-Not every file system names its files for good (overlayfs does with nfs_export alone, most FUSE ones
-do not), and not every process may open a file by such a name.
+Not every file system has persistent file handles: overlayfs has them only with nfs_export, and most
+FUSE file systems have none. A process needs CAP_DAC_READ_SEARCH to open a file by its handle.
 """
 
 import errno
@@ -10,17 +10,20 @@ from typing import Final
 
 from passthrough.linux import fdpath, syscalls
 
-# A descriptor that was opened for real: open_by_handle_at(2) takes no O_PATH one.
+# open_by_handle_at(2) takes no O_PATH descriptor.
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def open_mount(directory_fd: int) -> int:
-    """A descriptor by which handles on the mount of *directory_fd* are opened; the caller's.
+    """Open a descriptor for `open_by_handle_at` on the mount of *directory_fd*.
 
-    Goes the whole way once, from the directory to its handle and back.
+    Tries the directory's own file handle.
+
+    Returns:
+        A descriptor that the caller owns.
 
     Raises:
-        OSError: there are no handles on this mount, or this process cannot open any.
+        OSError: the mount has no file handles, or this process cannot open them.
     """
     _, handle = syscalls.name_to_handle_at(directory_fd)
     fd = os.open(fdpath.of(directory_fd), _FLAGS)
@@ -33,7 +36,7 @@ def open_mount(directory_fd: int) -> int:
 
 
 def obstacle(directory_fd: int) -> str:
-    """Why files on the mount of *directory_fd* cannot be held by handle; empty if they can."""
+    """Return why file handles are unavailable on the mount of *directory_fd*, or an empty text."""
     try:
         os.close(open_mount(directory_fd))
     except OSError as error:
@@ -42,7 +45,7 @@ def obstacle(directory_fd: int) -> str:
 
 
 def reason(error: OSError) -> str:
-    """What an error of `open_mount` means."""
+    """Return the meaning of an error of `open_mount`."""
     if error.errno == errno.EPERM:
         return "opening by file handle needs CAP_DAC_READ_SEARCH, which this process lacks"
     return f"the file system has no file handles that can be opened ({error.strerror})"

@@ -1,4 +1,4 @@
-"""Which Linux this is, and what an administrator has switched on in it."""
+"""The release of Linux, and the features that an administrator has enabled."""
 
 import functools
 import os
@@ -11,13 +11,13 @@ _POSSIBLE: Final = "/sys/devices/system/cpu/possible"
 
 
 def linux_release() -> tuple[int, int]:
-    """The first two numbers of the running kernel's release, uname(2); noughts if it has none."""
+    """Return the first two numbers of the kernel's release, uname(2); zeros if it has none."""
     match = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def io_uring_obstacle() -> str:
-    """Why there is no FUSE over io_uring for new mounts here; empty if there is."""
+    """Return why new mounts cannot use FUSE over io_uring, or an empty text if they can."""
     try:
         with open(_OVER_IO_URING, "rb") as file:
             enabled = file.read().strip() == b"Y"
@@ -32,9 +32,9 @@ def io_uring_obstacle() -> str:
 
 @functools.cache
 def possible_processors() -> Sequence[int]:
-    """The numbers of all processors that the machine may ever have.
+    """Return the numbers of all processors that the machine may ever have.
 
-    What was found once is remembered: a sandboxed process does not see /sys.
+    The result is cached, because a sandboxed process does not see /sys.
 
     Raises:
         OSError: there is no /sys.

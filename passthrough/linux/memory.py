@@ -1,11 +1,13 @@
-"""What interpreter and C library keep of memory that nobody uses, and how they give it back.
+"""Returns unused memory of the interpreter and the C library to the kernel.
 
-Dictionaries never shrink, so the tables of inodes are made anew when most inodes are forgotten.
-Some megabytes stay, as many for a million files as for a hundred thousand: the interpreter's
-allocator returns memory by the megabyte, and keeps one for a single object. With 1,024 descriptors
-and the `libfuse` session, find(1) over 1,000,000 files on tmpfs took a worker from 35 MB (38 after
-a first walk over 20,000) to 410 MB with 530 descriptors. After the kernel's caches were dropped, it
-had 45 (tests/passthrough/mounted/test_many_files.py, PASSFS_MANY_FILES=1000000).
+Dictionaries never shrink, so the tables of inodes are copied when the kernel has forgotten most
+inodes. Some megabytes stay, as many after a million files as after a hundred thousand: the
+interpreter's allocator returns memory by the megabyte, and keeps a megabyte for a single object.
+
+Measured with 1,024 descriptors and the `libfuse` session, on tmpfs: find(1) over 1,000,000 files
+took a worker from 35 MB (38 MB after a first walk over 20,000) to 410 MB with 530 descriptors.
+After the kernel's caches were dropped, the worker had 45 MB
+(tests/passthrough/mounted/test_many_files.py, PASSFS_MANY_FILES=1000000).
 """
 
 import ctypes
@@ -17,22 +19,23 @@ _M_ARENA_MAX: Final = -8  # malloc.h
 _libc = ctypes.CDLL(None)
 
 
-def give_back() -> None:
-    """Let go of what can be; takes milliseconds.
+def return_freed() -> None:
+    """Return freed memory to the kernel; takes milliseconds.
 
-    The interpreter keeps freed tuples and the like for later, and each one keeps a megabyte of its
-    allocator: a full collection lets them go. The C library keeps pages, malloc_trim(3).
+    The interpreter keeps freed tuples and similar objects for reuse, and each of them keeps a
+    megabyte of its allocator. A full collection frees them. The C library keeps pages until
+    malloc_trim(3).
     """
     gc.collect()
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
 
 
-def allocate_in_one_place() -> None:
-    """Have the C library allocate for all threads in one arena, mallopt(3), where it can.
+def use_one_arena() -> None:
+    """Make the C library use one arena for all threads, mallopt(3), if it supports that.
 
-    Else it makes one for each of them, and each keeps some memory of its own for good. The
-    interpreter's lock lets no two threads allocate at once anyway.
+    Otherwise each thread has an arena that never returns all of its memory. One arena costs
+    nothing: the interpreter's lock lets only one thread allocate at a time.
     """
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_ARENA_MAX, 1)

@@ -1,4 +1,4 @@
-"""What is mounted where, as this process sees it: /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+"""The mounts that this process sees: /proc/self/mountinfo, proc_pid_mountinfo(5)."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from typing import Final, NamedTuple
 from passthrough.linux import syscalls
 
 FSTYPE: Final = "fuse.passfs"
-"""The type of our own mounts."""
+"""The file system type of passfs mounts."""
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _TABLE: Final = "/proc/self/mountinfo"
 _READ_BYTES: Final = 1 << 16
-# Optional fields of a mount with a peer group, proc_pid_mountinfo(5); a private one has neither.
+# Optional fields of a mount in a peer group, proc_pid_mountinfo(5); a private mount has neither.
 _FOLLOWING: Final = (b"shared:", b"master:")
 
-# Where the table is read from when /proc is out of sight.
+# The descriptor of the table in a process that does not see /proc.
 _kept_fd = -1
 
 
@@ -31,37 +31,37 @@ class MountEntry(NamedTuple):
     root: bytes
     """The directory of the file system that is mounted."""
     target: bytes
-    """Where it is mounted, as seen from this process's root."""
+    """The mount point, seen from this process's root."""
     fstype: str
     source: bytes
     follows: bool = False
-    """Whether mounts made elsewhere in a peer group appear here: it is shared, or a slave."""
+    """True for a shared or slave mount: mounts made elsewhere in its peer group appear on it."""
 
 
 def read(path: str = _TABLE) -> list[MountEntry]:
-    """Every mount that this process can see; of several at one target the uppermost comes last."""
+    """Return all mounts that this process sees; at one target, the uppermost mount comes last."""
     with open(path, "rb") as lines:
         return [_parse(line) for line in lines]
 
 
 def at(target: bytes) -> list[MountEntry]:
-    """Return the mounts at *target*, the uppermost last; other lines are not parsed."""
+    """Return the mounts at *target*, the uppermost last; parse no other lines."""
     with open(_TABLE, "rb") as lines:
         return [_parse(line) for line in lines if _unescape(line.split(b" ", 5)[4]) == target]
 
 
 def keep(path: str) -> None:
     """Keep the table at *path* open, for `fstype_of` in a process that will not see /proc."""
-    global _kept_fd  # noqa: PLW0603 - as much the process's own as its mounts are
+    global _kept_fd  # noqa: PLW0603 - belongs to the process, as its mounts do
     _kept_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def fstype_of(fd: int) -> str:
-    """The type of the file system that the file behind *fd* lies on, which itself is not asked.
+    """Return the file system type of the file behind *fd*, without a call to the file system.
 
     Raises:
         OSError: *fd* is not open.
-        LookupError: its mount has been detached.
+        LookupError: the mount of the file has been detached.
     """
     wanted = syscalls.mount_id(fd)
     lines = _contents(_kept_fd) if _kept_fd >= 0 else Path(_TABLE).read_bytes()
@@ -72,7 +72,7 @@ def fstype_of(fd: int) -> str:
 
 
 def _contents(fd: int) -> bytes:
-    """All of an open file, which other threads may read meanwhile."""
+    """Return all of an open file; several threads may do so at a time."""
     parts = [b""]
     while part := os.pread(fd, _READ_BYTES, sum(map(len, parts))):
         parts.append(part)
@@ -80,11 +80,11 @@ def _contents(fd: int) -> bytes:
 
 
 def of(mounts: Sequence[MountEntry], fd: int) -> MountEntry:
-    """The mount that the file behind *fd* lies on.
+    """Return the mount that the file behind *fd* lies on.
 
     Raises:
         OSError: *fd* is not open.
-        LookupError: the mount is none of *mounts*: it was detached.
+        LookupError: the mount is none of *mounts*, because it was detached.
     """
     with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
         fields = dict(line.split(b":", 1) for line in lines if b":" in line)
@@ -96,13 +96,13 @@ def of(mounts: Sequence[MountEntry], fd: int) -> MountEntry:
 
 
 def contains(mounts: Sequence[MountEntry], outer_fd: int, inner_fd: int) -> bool:
-    """Whether somebody who walks down from directory *outer_fd* can come upon *inner_fd*.
+    """Return whether directory *inner_fd* is directory *outer_fd*, or lies in the tree below it.
 
-    Compares places inside file systems, not paths: a bind mount gives one directory two paths.
+    Compares positions inside file systems, not paths: a bind mount gives a directory two paths.
 
     Raises:
         OSError: a descriptor is not open.
-        LookupError: one of the two lies on a detached mount.
+        LookupError: one of the directories lies on a detached mount.
     """
     outer_path = os.fsencode(os.readlink(f"/proc/self/fd/{outer_fd}"))
     below = [mount for mount in mounts if is_below(mount.target, outer_path)]
@@ -112,16 +112,16 @@ def contains(mounts: Sequence[MountEntry], outer_fd: int, inner_fd: int) -> bool
 
 
 def is_below(path: bytes, ancestor: bytes) -> bool:
-    """Whether *path* is *ancestor* or lies below it; both absolute and normalised."""
+    """Return whether *path* is *ancestor* or lies below it; both are absolute and normalised."""
     return path == ancestor or path.startswith(ancestor.rstrip(b"/") + b"/")
 
 
 def place(mounts: Sequence[MountEntry], fd: int) -> tuple[int, bytes]:
-    """The device of *fd* and its path from that file system's own root.
+    """Return the device of the file behind *fd*, and its path from the file system's own root.
 
     Raises:
         OSError: *fd* is not open.
-        LookupError: its mount is none of *mounts*.
+        LookupError: the mount of the file is none of *mounts*.
     """
     mount = of(mounts, fd)
     path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))

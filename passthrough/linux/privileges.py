@@ -1,8 +1,8 @@
-"""The system calls by which a process gives up what it can see and do, each wrapped once.
+"""Wrappers of the system calls that reduce the view and the rights of a process.
 
-Beside syscalls.py, which has what operations need. All of it concerns the calling thread and the
-threads that it starts later, so it is called while there is but one. An OSError has the call's man
-page as its file name, for the sentence that says what could not be done.
+The calls that operations need are in syscalls.py. The calls here affect the calling thread and the
+threads that it starts later, so the process makes them while it has one thread. An OSError has the
+call's man page as its file name, which the error message shows.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ MOUNT_ATTR_NOSYMFOLLOW: Final = 0x0020_0000
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 
-# capabilities(7), PR_SET_SECUREBITS: with these uid 0 means nothing, and no bit comes back
+# capabilities(7), PR_SET_SECUREBITS: uid 0 gives no capability, and the bits are locked
 SECBITS_NOROOT: Final = 0b0011
 SECBITS_NO_SETUID_FIXUP: Final = 0b1100
 SECBITS_NO_KEEP_CAPS: Final = 0b0010_0000
@@ -94,10 +94,11 @@ def unshare(flags: int) -> None:
 
 
 def clone_tree(dir_fd: int, path: bytes, *, recursive: bool) -> int:
-    """A copy of the mount at *path*, an own root with nothing above it, open_tree(2).
+    """Copy the mount at *path* into a detached tree, open_tree(2).
 
     Returns:
-        Its O_PATH descriptor. The copy goes with the last duplicate, unless it is attached.
+        The O_PATH descriptor of the tree. Unless the tree is attached, it ends with the last
+        duplicate of the descriptor.
     """
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     words = (ctypes.c_int(dir_fd), ctypes.c_char_p(path), ctypes.c_uint(flags))
@@ -116,7 +117,7 @@ def change_tree(tree_fd: int, attributes: int, propagation: int) -> None:
 
 
 def attach_tree(tree_fd: int, target: bytes) -> None:
-    """Attach a tree that `clone_tree` has made to the file system at *target*, move_mount(2)."""
+    """Attach a tree of `clone_tree` at *target*, move_mount(2)."""
     words = (
         *(ctypes.c_int(tree_fd), ctypes.c_char_p(b"")),
         *(ctypes.c_int(AT_FDCWD), ctypes.c_char_p(target)),
@@ -126,22 +127,22 @@ def attach_tree(tree_fd: int, target: bytes) -> None:
 
 
 def pivot_root(new_root: bytes, put_old: bytes) -> None:
-    """Make the mount at *new_root* the root, and attach the old one at *put_old*, pivot_root(2)."""
+    """Make the mount at *new_root* the root, and move the old root to *put_old*, pivot_root(2)."""
     _checked(_libc.pivot_root(new_root, put_old), "pivot_root(2)")
 
 
 def effective_capabilities() -> int:
-    """The effective set, bit 1 << CAP_* each, capget(2)."""
+    """Return the effective set, with the bit 1 << CAP_* for each capability, capget(2)."""
     header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3), (ctypes.c_uint32 * 6)()
     _checked(_libc.capget(header, data), "capget(2)")
     return int(data[0]) | int(data[3]) << 32
 
 
 def limit_capabilities(kept: int) -> None:
-    """Drop all capabilities but *kept*, bit 1 << CAP_* each, for good and from every set.
+    """Drop all capabilities but *kept*, with the bit 1 << CAP_* for each, from every set.
 
-    Inheritable and ambient sets are emptied. Of *kept*, what the process does not have is not
-    given. Nothing comes back by a change of uid or by execve(2).
+    Empties the inheritable and ambient sets. The process gets no capability of *kept* that it
+    lacks. No change of uid and no execve(2) restores a capability.
     """
     bits = (
         SECBITS_NOROOT | SECBITS_NO_SETUID_FIXUP | SECBITS_NO_KEEP_CAPS | SECBITS_NO_AMBIENT_RAISE
@@ -149,7 +150,7 @@ def limit_capabilities(kept: int) -> None:
     _prctl("PR_SET_SECUREBITS", syscalls.PR_SET_SECUREBITS, bits)
     _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     capability = 0
-    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # up to the last that there is
+    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # to the last of this kernel
         if not kept >> capability & 1:
             _prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, capability)
         capability += 1
@@ -161,15 +162,15 @@ def limit_capabilities(kept: int) -> None:
 
 
 class EffectiveCapabilities:
-    """The effective set of the thread that makes this, to be emptied and filled again, capset(2).
+    """Empties and restores the effective set of a thread, capset(2).
 
-    The other sets are taken as they are then, so that each change is a single system call.
+    The constructor reads the other sets of the thread, so that each change is a single system call.
     """
 
     __slots__ = ("_empty", "_full", "_header")
 
     def __init__(self) -> None:
-        """Look at the calling thread's capabilities, capget(2)."""
+        """Read the calling thread's capabilities, capget(2)."""
         self._header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3)
         self._full, self._empty = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
         for data in (self._full, self._empty):
@@ -177,21 +178,21 @@ class EffectiveCapabilities:
         self._empty[0] = self._empty[3] = 0  # the two words of the effective set
 
     def drop(self) -> None:
-        """Leave the thread without a capability; the permitted ones can be taken back."""
+        """Empty the thread's effective set."""
         _checked(_libc.capset(self._header, self._empty), "capset(2)")
 
-    def take_back(self) -> None:
-        """Give the thread what it had at first."""
+    def restore(self) -> None:
+        """Restore the thread's first effective set."""
         _checked(_libc.capset(self._header, self._full), "capset(2)")
 
 
 def set_groups(groups: Sequence[int]) -> None:
-    """Give the calling thread alone these supplementary groups, setgroups(2).
+    """Set the supplementary groups of the calling thread alone, setgroups(2).
 
-    The C library would give them to every thread.
+    The C library's function would set them for every thread.
 
     Raises:
-        OSError: EPERM without CAP_SETGID; ENOSYS, the number of the call is not known here.
+        OSError: EPERM without CAP_SETGID; ENOSYS on an architecture without a number in the table.
     """
     number = _SYS_SETGROUPS.get(os.uname().machine)
     if number is None:
@@ -202,32 +203,32 @@ def set_groups(groups: Sequence[int]) -> None:
 
 
 def forbid_new_privileges() -> None:
-    """No program that this process might execute gets more than it has, PR_SET_NO_NEW_PRIVS."""
+    """Let no program that this process executes gain privileges, PR_SET_NO_NEW_PRIVS."""
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 
 def forbid_dumps() -> None:
-    """No core dump, and no other process of this user may look inside, PR_SET_DUMPABLE."""
+    """Forbid core dumps, and ptrace(2) by processes of this user, PR_SET_DUMPABLE."""
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
 
 
 def filter_calls(program: bytes) -> None:
-    """Have the kernel ask *program*, struct sock_filter each, about each system call, seccomp(2).
+    """Filter each system call by *program*, an array of struct sock_filter, seccomp(2).
 
-    After `forbid_new_privileges`.
+    Needs `forbid_new_privileges` before.
     """
     rules = _FilterProgram(len(program) // 8, program)
     _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(rules))
 
 
-def call_process(name: bytes) -> None:
-    """Name the calling thread, and so its process, for ps(1), PR_SET_NAME; 15 bytes of it count."""
+def name_thread(name: bytes) -> None:
+    """Set the name of the calling thread, which ps(1) shows; at most 15 bytes, PR_SET_NAME."""
     text = ctypes.create_string_buffer(name)
     _prctl("PR_SET_NAME", _PR_SET_NAME, ctypes.addressof(text))
 
 
 def load_unwinder() -> None:
-    """Load what the C library otherwise looks for in the file system when a thread is ended."""
+    """Load libgcc, which the C library otherwise opens when it ends a thread."""
     ctypes.CDLL("libgcc_s.so.1")
 
 

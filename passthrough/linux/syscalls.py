@@ -1,8 +1,8 @@
-"""The system calls that `os` lacks, each wrapped once, named as its man page.
+"""Wrappers of the system calls that `os` lacks, named after their man pages.
 
-Those on single open files are in filecalls.py. Every wrapper raises OSError with the kernel's
-errno. Calls that can block let other threads run (`_libc`); calls that never block do not
-(`_libc_held`), because giving up the interpreter lock costs more than they take.
+The calls on single open files are in filecalls.py. Every wrapper raises OSError with the kernel's
+errno. Calls that can block release the interpreter's lock (`_libc`). Calls that never block keep it
+(`_libc_held`), because releasing the lock takes longer than these calls.
 """
 
 import ctypes
@@ -29,15 +29,15 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
-ACROSS: Final = -1
-"""In the place of a descriptor: a mount point would have to be crossed to it."""
+MOUNT_POINT: Final = -1
+"""Returned in place of a descriptor: the name is a mount point."""
 
 # rename(2)
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
 
-# utimensat(2): values of tv_nsec that are not a time
+# utimensat(2): special values of tv_nsec
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
@@ -48,18 +48,18 @@ CAP_FOWNER: Final = 3
 CAP_FSETID: Final = 4
 
 _AT_FDCWD: Final = -100
-_TIMES: Final = struct.Struct("@llll")  # two times struct timespec, utimensat(2)
+_TIMES: Final = struct.Struct("@llll")  # two struct timespec, utimensat(2)
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
-# statx(2): what is asked for, and where struct statx has it
+# statx(2): the requested field, and its offset in struct statx
 _STATX_MNT_ID: Final = 0x1000
-_Statx: Final = ctypes.c_char * 256  # made once: create_string_buffer makes one for each call
+_Statx: Final = ctypes.c_char * 256  # one type: create_string_buffer makes a type for each call
 _STX_MNT_ID: Final = struct.Struct("=144xQ")
-# name_to_handle_at(2): struct file_handle is its length without this head, its type, its bytes
+# name_to_handle_at(2): struct file_handle has a head (length of the bytes, type) and bytes
 _HANDLE_HEAD: Final = 8
 _LONGEST_HANDLE: Final = 128  # MAX_HANDLE_SZ
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
-# struct statfs, whose first word on 64-bit machines is f_type; with room to spare
+# More than the size of struct statfs. On 64-bit machines its first word is f_type.
 _STATFS_WORDS: Final = 32
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
@@ -77,7 +77,7 @@ class _OpenHow(ctypes.Structure):
     )
 
 
-# What `open_beside` asks for.
+# The arguments of `open_same_mount`.
 _OPENAT2_WORD: Final = ctypes.c_long(_SYS_OPENAT2)
 _BESIDE_HOW: Final = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_NO_XDEV)
 _BESIDE: Final = ctypes.byref(_BESIDE_HOW)
@@ -85,7 +85,7 @@ _BESIDE_SIZE: Final = ctypes.c_size_t(ctypes.sizeof(_BESIDE_HOW))
 
 
 class _HandleAnswer(ctypes.Structure):
-    """struct file_handle with all the room there may be, and the mount id, name_to_handle_at(2)."""
+    """struct file_handle of the largest size, and the mount id, name_to_handle_at(2)."""
 
     _fields_ = (
         ("length", ctypes.c_uint),
@@ -113,8 +113,8 @@ class _CapabilityData(ctypes.Structure):
 
 _OWN_CAPABILITIES: Final = ctypes.byref(_CapabilityHeader(_CAPABILITY_VERSION_3, 0))
 
-# utimensat, capget and capset have no types declared: what they are given is in its form already,
-# and to have ctypes look again took half as long as the call.
+# utimensat, capget and capset have no declared types: their arguments are C objects already, and a
+# check by ctypes took half as long as the call.
 _libc.mount.argtypes = (
     ctypes.c_char_p,
     ctypes.c_char_p,
@@ -172,7 +172,7 @@ def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) 
 
 
 def umount2(target: bytes, flags: int) -> None:
-    """Unmount what is mounted at *target*, umount2(2).
+    """Unmount the uppermost mount at *target*, umount2(2).
 
     Raises:
         OSError: EINVAL if *target* is not a mount point.
@@ -188,7 +188,7 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
         A descriptor that the caller owns, close-on-exec.
 
     Raises:
-        OSError: as the kernel reports it; EXDEV, ELOOP for what *resolve* forbids.
+        OSError: as the kernel reports it; EXDEV or ELOOP if *resolve* forbids the path.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     fd = _libc.syscall(
@@ -203,14 +203,14 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     return int(fd)
 
 
-def open_beside(dir_fd: int, name: bytes) -> int:
-    """An O_PATH descriptor of *name* in *dir_fd*, on the same mount, openat2(2).
+def open_same_mount(dir_fd: int, name: bytes) -> int:
+    """Open *name* in *dir_fd* with O_PATH, unless it is a mount point, openat2(2).
 
-    A symlink is opened itself. This is the call of every lookup, so nothing is made for it anew:
-    the C library's variadic syscall(2) takes its words as they are, in less time than os.open.
+    Opens a symlink itself. Every lookup makes this call, so that it builds no C objects: the C
+    library's variadic syscall(2) takes Python's values as they are, in less time than os.open.
 
     Returns:
-        A descriptor that the caller owns, close-on-exec; `ACROSS` if something is mounted there.
+        A descriptor that the caller owns, close-on-exec; `MOUNT_POINT` if *name* is one.
 
     Raises:
         OSError: as the kernel reports it, without the name.
@@ -220,7 +220,7 @@ def open_beside(dir_fd: int, name: bytes) -> int:
         return fd
     number = ctypes.get_errno()
     if number == errno.EXDEV:
-        return ACROSS
+        return MOUNT_POINT
     raise OSError(number, os.strerror(number))
 
 
@@ -262,13 +262,13 @@ def utimensat(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> No
 
 
 def name_to_handle_at(fd: int) -> tuple[int, bytes]:
-    """The id of the mount that the file behind *fd* lies on, and its handle, name_to_handle_at(2).
+    """Return the mount id and the file handle of the file behind *fd*, name_to_handle_at(2).
 
-    The handle is the whole struct file_handle, as `open_by_handle_at` takes it; two of one mount
-    are equal if and only if they name the same file, a reused inode number included.
+    The handle is the whole struct file_handle, as `open_by_handle_at` takes it. Two handles of one
+    mount are equal if and only if they name the same file, also if an inode number is reused.
 
     Raises:
-        OSError: EOPNOTSUPP if the file system has no handles that can be opened.
+        OSError: EOPNOTSUPP if the file system has no file handles that can be opened.
     """
     answer = _HandleAnswer()
     answer.length = _LONGEST_HANDLE
@@ -281,9 +281,9 @@ def name_to_handle_at(fd: int) -> tuple[int, bytes]:
 
 
 def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
-    """Open the file that *handle* names, open_by_handle_at(2).
+    """Open the file of a file handle, open_by_handle_at(2).
 
-    *mount_fd* is any descriptor but an O_PATH one on the handle's mount.
+    *mount_fd* is any descriptor on the handle's mount that was opened without O_PATH.
 
     Returns:
         A descriptor that the caller owns, close-on-exec.
@@ -298,9 +298,9 @@ def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
 
 
 def mount_id(fd: int) -> int:
-    """The id of the mount that the file behind *fd* lies on, as in mountinfo, statx(2).
+    """Return the id of the mount that the file behind *fd* lies on, as in mountinfo, statx(2).
 
-    The file system itself is not asked, which may not answer.
+    AT_STATX_DONT_SYNC: a file system that hangs does not block the call.
 
     Raises:
         OSError: as the kernel reports it.
@@ -314,7 +314,7 @@ def mount_id(fd: int) -> int:
 
 
 def filesystem_type(fd: int) -> int:
-    """The f_type of the file system that *fd* lies on, linux/magic.h, fstatfs(2).
+    """Return the f_type of the file system that *fd* lies on, linux/magic.h, fstatfs(2).
 
     Raises:
         OSError: as the kernel reports it.
@@ -328,18 +328,18 @@ def filesystem_type(fd: int) -> int:
 def setfsuid(uid: int) -> int:
     """Set the calling thread's file system uid, setfsuid(2).
 
-    The C library passes this one to the kernel as it is, for the calling thread alone, unlike
-    setresuid(2), which it carries to every thread.
+    Unlike setresuid(2), which the C library applies to every thread, setfsuid(2) affects the
+    calling thread alone.
 
     Returns:
-        The uid before the call. The call reports no failure: only the next call's return value
-        tells whether this one worked.
+        The uid before the call. The call reports no failure: only the return value of the next call
+        shows whether it succeeded.
     """
     return int(_libc_held.setfsuid(uid))
 
 
 def setfsgid(gid: int) -> int:
-    """Set the calling thread's file system gid, setfsgid(2), which reports as setfsuid does."""
+    """Set the calling thread's file system gid, setfsgid(2); returns the gid before the call."""
     return int(_libc_held.setfsgid(gid))
 
 
@@ -354,21 +354,22 @@ def set_securebits(bits: int) -> None:
 
 
 class CapabilitySwitch:
-    """Capabilities (CAP_*) of the effective set of the thread that makes this, capset(2).
+    """Adds and removes capabilities (CAP_*) of a thread's effective set, capset(2).
 
-    The other ones are taken as they are then, so that switching is a single system call.
+    The constructor reads the other capabilities of the thread, so that each switch is a single
+    system call.
     """
 
     __slots__ = ("_sets", "had")
 
     def __init__(self, *capabilities: int) -> None:
-        """Look at the calling thread's capabilities, capget(2)."""
-        self._sets = ((_CapabilityData * 2)(), (_CapabilityData * 2)())  # without them, with them
+        """Read the calling thread's capabilities, capget(2)."""
+        self._sets = ((_CapabilityData * 2)(), (_CapabilityData * 2)())  # by *wanted*
         for data in self._sets:
             if _libc_held.capget(_OWN_CAPABILITIES, data) < 0:
                 raise _failed()
         self.had = True
-        """Whether all of them were in the set."""
+        """True if all of *capabilities* were in the set."""
         for capability in capabilities:
             index, bit = capability // 32, 1 << capability % 32
             self.had = self.had and bool(self._sets[True][index].effective & bit)
@@ -376,10 +377,10 @@ class CapabilitySwitch:
             self._sets[True][index].effective |= bit
 
     def set(self, *, wanted: bool) -> None:
-        """Put them into the set, or take them out.
+        """Add the capabilities to the set, or remove them.
 
         Raises:
-            OSError: EPERM if one is not in the permitted set.
+            OSError: EPERM if a capability is not in the permitted set.
         """
         if _libc_held.capset(_OWN_CAPABILITIES, self._sets[wanted]) < 0:
             raise _failed()

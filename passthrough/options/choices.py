@@ -1,10 +1,10 @@
-"""The words that options choose from; config.py says what each option is."""
+"""The words that options accept; table.py describes each option."""
 
 import enum
 
 
 class CachePolicy(enum.StrEnum):
-    """How long the kernel may answer from its own memory; cache.py turns it into numbers."""
+    """The policy of the kernel's cache; timeouts.py and cache_policy.py turn it into numbers."""
 
     NEVER = "never"
     METADATA = "metadata"
@@ -13,7 +13,7 @@ class CachePolicy(enum.StrEnum):
 
 
 class Atime(enum.StrEnum):
-    """When reading a file moves its access time, mount(8)."""
+    """The updates of access times, mount(8)."""
 
     RELATIME = "relatime"
     NOATIME = "noatime"
@@ -21,7 +21,7 @@ class Atime(enum.StrEnum):
 
 
 class InodeFileHandles(enum.StrEnum):
-    """Whether inodes are held by kernel file handles, in place of a descriptor each."""
+    """The use of kernel file handles for inodes, in place of a descriptor each."""
 
     NEVER = "never"
     PREFER = "prefer"
@@ -29,14 +29,14 @@ class InodeFileHandles(enum.StrEnum):
 
 
 class Submounts(enum.StrEnum):
-    """What becomes of the file systems that are mounted below the source."""
+    """The view of file systems that are mounted below the source."""
 
     CROSS = "cross"
     HIDE = "hide"
 
 
 class SessionKind(enum.StrEnum):
-    """What speaks FUSE with the kernel; `auto` takes the best one that there is."""
+    """The implementation of the FUSE protocol; `auto` takes the best that the kernel allows."""
 
     AUTO = "auto"
     KERNEL = "kernel"
@@ -44,7 +44,7 @@ class SessionKind(enum.StrEnum):
 
 
 class Transport(enum.StrEnum):
-    """How requests come from the kernel and answers go; `auto` is /dev/fuse."""
+    """The channel of requests and replies; `auto` is /dev/fuse."""
 
     AUTO = "auto"
     DEV = "dev"
@@ -52,7 +52,7 @@ class Transport(enum.StrEnum):
 
 
 class Passthrough(enum.StrEnum):
-    """Whether the kernel reads and writes the host's files by itself."""
+    """FUSE passthrough: the kernel reads and writes the host's files by itself."""
 
     AUTO = "auto"
     ON = "on"
@@ -60,14 +60,14 @@ class Passthrough(enum.StrEnum):
 
 
 class Locks(enum.StrEnum):
-    """Where the locks of fcntl(2) and flock(2) are taken."""
+    """The place of the locks of fcntl(2) and flock(2)."""
 
     HOST = "host"
     LOCAL = "local"
 
 
 class Squash(enum.StrEnum):
-    """Whose ids are replaced by the anonymous ones, exports(5)."""
+    """The callers that act with the anonymous ids, exports(5)."""
 
     NONE = "none"
     ROOT = "root"
@@ -75,7 +75,7 @@ class Squash(enum.StrEnum):
 
 
 class Sandbox(enum.StrEnum):
-    """What the process that serves a volume can see and do; sandbox.py."""
+    """The confinement of the worker, worker/sandbox.py."""
 
     NAMESPACE = "namespace"
     NONE = "none"

@@ -108,28 +108,31 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "cache": Option(
         values.word(CachePolicy),
         "never, metadata, auto or always",
-        "what the kernel may answer from its own memory, and the timeouts below unless given",
+        "what the kernel may answer from its cache; sets each timeout below that is not given",
     ),
-    "entry_timeout": Option(values.seconds, _TIME, "how long a name stays known"),
-    "attr_timeout": Option(values.seconds, _TIME, "how long attributes stay known"),
+    "entry_timeout": Option(values.seconds, _TIME, "how long the kernel caches a name"),
+    "attr_timeout": Option(values.seconds, _TIME, "how long the kernel caches attributes"),
     "dir_entry_timeout": Option(values.seconds, _TIME, "entry_timeout for directories"),
     "dir_attr_timeout": Option(values.seconds, _TIME, "attr_timeout for directories"),
-    "negative_timeout": Option(values.seconds, _TIME, "how long a free name stays known"),
+    "negative_timeout": Option(
+        values.seconds, _TIME, "how long the kernel caches that a name does not exist"
+    ),
     "writeback": Option(
         values.boolean,
         _TRUE_FALSE,
-        "let the kernel collect writes; others see them later, and theirs are not expected",
+        "buffer writes in the kernel; do not use it if anything else writes to the source",
     ),
     "no_readdir": Option(
         values.boolean,
         _TRUE_FALSE,
-        "list every directory as empty; with a source only beside readonly",
+        "list every directory as empty; with a source it needs readonly",
     ),
-    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; off speeds up writes"),
+    "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; false speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
-        "number every file by the host's number and a number for its device, the source's included",
+        "compose inode numbers of the host's number and a number for the device,"
+        " also on the source's device",
     ),
     "seal_size": Option(
         values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
@@ -137,7 +140,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "allow_direct_io": Option(
         values.boolean,
         _TRUE_FALSE,
-        "let O_DIRECT reach the host; off leaves it out and uses the host's cache",
+        "pass O_DIRECT on to the host; false ignores it and uses the host's cache",
     ),
     "readonly": Option(values.boolean, _TRUE_FALSE, "refuse every change, with EROFS"),
     "suid": Option(values.boolean, _TRUE_FALSE, "let setuid and setgid programs take effect"),
@@ -146,64 +149,66 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "atime": Option(
         values.word(Atime),
         "relatime, noatime or strictatime",
-        "noatime leaves access times alone; otherwise the host's file system decides",
+        "noatime updates no access time; otherwise the host's file system decides",
     ),
     "inode_file_handles": Option(
         values.word(InodeFileHandles),
         "never, prefer or mandatory",
-        "hold files by kernel file handles in place of descriptors:"
+        "hold files by kernel file handles in place of descriptors;"
         " prefer does so when descriptors run short",
     ),
     "submounts": Option(
         values.word(Submounts),
         "cross or hide",
-        "what is mounted below the source: part of the volume, or an empty directory each",
+        "show file systems mounted below the source, or an empty directory for each",
     ),
     "session": Option(
         values.word(SessionKind),
         "auto, kernel or libfuse",
-        "what speaks FUSE with the kernel; auto takes the best",
+        "the implementation of the FUSE protocol; auto takes the best that the kernel allows",
     ),
     "transport": Option(
         values.word(Transport),
         "auto, dev or io_uring",
-        "how requests come: by /dev/fuse, which auto takes, or by io_uring",
+        "the channel of requests: /dev/fuse, which auto takes, or io_uring",
     ),
     "passthrough": Option(
         values.word(Passthrough),
         "auto, on or off",
-        "let the kernel read and write the host's files by itself; auto where it can",
+        "let the kernel read and write the host's files by itself; auto does so where possible",
     ),
     "map_uid": Option(
-        values.ranges, _RANGES, "which users of the containers are which users of the host"
+        values.ranges,
+        _RANGES,
+        "ranges of users in containers, and the users of the host that they act as",
     ),
     "map_gid": Option(values.ranges, _RANGES, "the same for groups"),
     "squash": Option(
-        values.word(Squash), "none, root or all", "whose ids are replaced by anon_uid and anon_gid"
+        values.word(Squash), "none, root or all", "the callers that act as anon_uid and anon_gid"
     ),
-    "anon_uid": Option(values.identifier, _ID, "the user on the host that squashed ones act as"),
+    "anon_uid": Option(values.identifier, _ID, "the user of the host that squashed callers act as"),
     "anon_gid": Option(values.identifier, _ID, "the same for groups"),
     "no_open": Option(
-        values.boolean, _TRUE_FALSE, "let the kernel open files by itself; with cache=always only"
+        values.boolean, _TRUE_FALSE, "let the kernel open files by itself; needs cache=always"
     ),
     "no_opendir": Option(values.boolean, _TRUE_FALSE, "let the kernel open directories by itself"),
     "killpriv_v2": Option(
         values.boolean,
         _TRUE_FALSE,
-        "clear suid and sgid bits here, which saves the kernel a question before each write",
+        "clear suid and sgid bits in the worker, which saves a request before each write",
         "where offered",
     ),
-    "posix_acl": Option(values.boolean, _TRUE_FALSE, "honour POSIX ACLs, and inherit default ones"),
+    "posix_acl": Option(values.boolean, _TRUE_FALSE, "apply POSIX ACLs, and inherit default ACLs"),
     "locks": Option(
         values.word(Locks),
         "host or local",
-        "host locks the host's files, which all who use them see; local holds in this volume only",
+        "host locks the host's files, for all programs on the host; local locks within the volume",
         "host where offered",
     ),
     "mode": Option(
         values.optional_mode,
         "three or four octal digits, or none",
-        "the mode of the volume's own directory when it is made",
+        "the mode of the new directory of a volume without a source",
         "none",
         values.mode_as_text,
         values.unquoted_mode,
@@ -211,19 +216,19 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "uid": Option(
         values.optional_identifier,
         f"{_ID}, or none",
-        "the user on the host that the volume's own directory is made for",
+        "the owner on the host of the new directory of a volume without a source",
         "none",
     ),
     "gid": Option(values.optional_identifier, f"{_ID}, or none", "the same for the group", "none"),
     "sandbox": Option(
         values.word(Sandbox),
         "namespace or none",
-        "namespace confines the serving process to the source; none, for debugging, does not",
+        "namespace confines the worker to the source; none, for debugging, does not",
     ),
     "fsname": Option(
         values.fsname,
         "1 to 128 letters, digits or _.:/@+-",
-        "what df and mount show as the file system's name",
+        "the name of the file system in df and mount",
     ),
 }
 

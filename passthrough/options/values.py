@@ -1,4 +1,4 @@
-"""The values of options: from the text that a user writes, and back to text."""
+"""Parsers of the values of options, and their inverse."""
 
 import enum
 import re
@@ -7,7 +7,7 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-# A timeout that the kernel keeps as 64-bit seconds; ten years are for ever in the life of a mount.
+# The kernel keeps a timeout as 64-bit seconds; no mount lives for ten years.
 _LONGEST_S: Final = 10 * 365 * 86_400.0
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", re.ASCII)
@@ -22,10 +22,10 @@ _BOOLEANS: Final = {
     "off": False,
     "0": False,
 }
-# What mount(8) shows as the device: no separators of mount options, /proc/mounts or the terminal.
+# No separators of mount options or of /proc/mounts, and no controls of a terminal.
 _FSNAME: Final = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
 
-# The highest uid and gid: the one above stands for none, chown(2).
+# The highest uid and gid: 4294967295 means "no change" to chown(2).
 _LAST_ID: Final = (1 << 32) - 2
 _MODE: Final = re.compile(r"[0-7]{3,4}", re.ASCII)
 _DECIMAL_MODE: Final = re.compile(r"[1-9][0-9]{2,3}", re.ASCII)
@@ -34,18 +34,18 @@ _NOTHING: Final = "none"
 
 
 class Range(NamedTuple):
-    """Ids that follow one another: *length* from *container* on are those from *host* on."""
+    """A range of ids: *length* ids from *container* on act as the ids from *host* on."""
 
     container: int
     host: int
     length: int
 
 
-# Each of these turns a text into a value, or raises ValueError.
+# Each of these functions turns a text into a value, or raises ValueError.
 
 
 def boolean(text: str) -> bool:
-    """A switch; nothing at all means on."""
+    """Parse a boolean; an empty text means true."""
     try:
         return _BOOLEANS[text.strip().lower()]
     except KeyError:
@@ -53,7 +53,7 @@ def boolean(text: str) -> bool:
 
 
 def seconds(text: str) -> float:
-    """A duration with or without a unit, in seconds."""
+    """Parse a duration, with or without a unit, into seconds."""
     match = _DURATION.fullmatch(text.strip().lower())
     if match is None or (value := float(match[1]) * _UNITS_S[match[2]]) > _LONGEST_S:
         raise ValueError(text)
@@ -61,7 +61,7 @@ def seconds(text: str) -> float:
 
 
 def word(words: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
-    """One of *words*."""
+    """Return a parser that accepts one of *words*."""
 
     def parse(text: str) -> enum.StrEnum:
         return words(text.strip().lower())
@@ -70,21 +70,21 @@ def word(words: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
 
 
 def fsname(text: str) -> str:
-    """What df and mount show as the device."""
+    """Parse the name that df and mount show as the device."""
     if _FSNAME.fullmatch(text) is None:
         raise ValueError(text)
     return text
 
 
 def number(text: str) -> int:
-    """A decimal number, of digits alone."""
+    """Parse a decimal number, which has no sign and no space."""
     if not (text.isascii() and text.isdigit()):
         raise ValueError(text)
     return int(text)
 
 
 def identifier(text: str) -> int:
-    """A uid or gid."""
+    """Parse a uid or gid."""
     value = number(text.strip())
     if value > _LAST_ID:
         raise ValueError(text)
@@ -92,12 +92,12 @@ def identifier(text: str) -> int:
 
 
 def optional_identifier(text: str) -> int | None:
-    """A uid or gid, or none."""
+    """Parse a uid or gid, or `none`."""
     return None if text.strip().lower() == _NOTHING else identifier(text)
 
 
 def optional_mode(text: str) -> int | None:
-    """Permission bits in octal digits, chmod(1), or none."""
+    """Parse permission bits in octal digits, chmod(1), or `none`."""
     word = text.strip().lower()
     if word == _NOTHING:
         return None
@@ -107,12 +107,12 @@ def optional_mode(text: str) -> int | None:
 
 
 def unexplained(text: str) -> str:  # noqa: ARG001
-    """Return nothing: there is nothing to say of a value that is not accepted."""
+    """Return an empty explanation: the refusal of *text* says enough."""
     return ""
 
 
 def unquoted_mode(text: str) -> str:
-    """Return what to do if *text* is a mode that YAML has read as an octal number: 493 of 0755."""
+    """Return a hint if *text* is a mode that YAML read as an octal number: 493 for 0755."""
     word = text.strip()
     if not _DECIMAL_MODE.fullmatch(word) or not _OWNER_READS <= int(word) <= _LAST_MODE:
         return ""
@@ -121,9 +121,10 @@ def unquoted_mode(text: str) -> str:
 
 
 def perhaps_unquoted(mode: int) -> str:
-    """Return the mode that YAML may have read as *mode*: 0777 of 511, which its owner cannot use.
+    """Return the mode that YAML may have converted to *mode*: 0777 for 511.
 
-    Empty if the owner can read, write and search a directory of *mode*, or not of the other one.
+    The text is empty if the owner can read, write and search a directory with *mode*, or cannot do
+    so with the mode that YAML would have converted.
     """
     digits = f"{mode:o}"
     other = int(digits) if _DECIMAL_MODE.fullmatch(digits) else 0
@@ -132,14 +133,15 @@ def perhaps_unquoted(mode: int) -> str:
 
 
 def mode_as_text(mode: object) -> str:
-    """The octal digits of a mode, as chmod(1) takes them."""
+    """Return *mode* in octal digits, as chmod(1) accepts them."""
     return f"{mode:04o}"
 
 
 def ranges(text: str) -> tuple[Range, ...]:
-    """Ranges of ids, of which no two overlap, on neither side; in the order of the containers'.
+    """Parse ranges of ids, and sort them by the ids of containers.
 
-    `+` stands between them as well as `,`, at which mount(8) would split its options.
+    No two ranges may overlap on either side. `+` separates ranges as well as `,`, because mount(8)
+    splits its options at `,`.
     """
     if text.strip().lower() == _NOTHING:
         return ()
@@ -157,11 +159,11 @@ def ranges(text: str) -> tuple[Range, ...]:
 
 
 def as_text(value: object) -> str:
-    """A value in a form that its parser takes; the caller knows what None stands for."""
+    """Return *value* as its parser accepts it; *value* is not None."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        # Down to nanoseconds, as the kernel keeps it, and never in the form 1e+06.
+        # To the nanosecond, as the kernel keeps a timeout, and never in the form 1e+06.
         return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
     if isinstance(value, tuple):
         return ",".join(":".join(map(str, part)) for part in value) or _NOTHING

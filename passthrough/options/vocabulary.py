@@ -1,17 +1,17 @@
-"""The words for options beside their names: aliases, and what other programs call options."""
+"""Other names for options: aliases, and options of other programs."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-# Options of the same file system, or of other drivers, that can have no meaning here, and why.
+# Options of other passthrough file systems or drivers that have no meaning here, with the reason.
 MEANINGLESS: Final[Mapping[str, str]] = {
     "dax_file_size": "per-file DAX is for virtiofs guests and has no meaning on /dev/fuse",
     "size": "a volume has no size of its own: limit its directory on the host, by a project quota"
     " or a file system of its own",
 }
 
-# The words of mount(8) for the same options: each stands alone and sets one option to one value.
+# Options of mount(8): each takes no value, and sets one option to one value.
 ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "ro": ("readonly", "true"),
     "rw": ("readonly", "false"),
@@ -23,17 +23,17 @@ ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "strictatime": ("atime", "strictatime"),
 }
 
-# How much of a word, of 1, must agree with a name that is suggested for it: a slip of the pen does.
+# The least similarity (of 1) between a word and the suggested name; a typing error exceeds it.
 _SIMILAR: Final = 0.65
 
 
 def canonical(name: str) -> str:
-    """Return the one spelling of an option's name: lower case, with underscores."""
+    """Return the name of an option in lower case, with underscores."""
     return name.strip().lower().replace("-", "_")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return what a refusal of *name* names as accepted: the nearest of *known*, or all."""
+    """Return the accepted names for the refusal of *name*: the nearest of *known*, or all."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=_SIMILAR)
     return f"{near[0]}, perhaps" if near else "one of " + ", ".join(names)

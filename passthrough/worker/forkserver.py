@@ -80,7 +80,7 @@ def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> No
 
     Before each fork, *prepare* is called in this process with the session of the packet.
     """
-    privileges.call_process(_NAME)
+    privileges.name_thread(_NAME)
     control = socket.socket(fileno=os.dup(_CONTROL))
     poll = select.poll()
     poll.register(control.fileno(), select.POLLIN)
@@ -156,7 +156,7 @@ def _run_child(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> NoRe
         # Ctrl-C in the plugin's terminal shall reach the plugin alone, which ends its workers.
         os.setsid()
         _renumber(fds)
-        privileges.call_process(name)
+        privileges.name_thread(name)
         status = work()
     except Exception:
         log.exception("a worker ends because of a bug in passfs")

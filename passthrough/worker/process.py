@@ -101,7 +101,7 @@ def serve(
     for note in config.notes:
         log.warning("%s", note)
     _raise_descriptor_limit()
-    memory.allocate_in_one_place()
+    memory.use_one_arena()
     # The kernel has applied the caller's umask already; the worker's own must not apply again.
     os.umask(0)
     if config.squash is not Squash.NONE:

@@ -141,8 +141,8 @@ class DirectoryOperations(EntryOperations):
 
     def _entry(self, directory: OpenDirectory, place: Place, name: bytes) -> Entry:
         """Look *name* up beneath a stream's own descriptor: its inode may have to be opened."""
-        fd = syscalls.open_beside(directory.fd, name)
-        if fd == syscalls.ACROSS:
+        fd = syscalls.open_same_mount(directory.fd, name)
+        if fd == syscalls.MOUNT_POINT:
             return self._grant_across(directory.fd, name)
         return self._grant(fd, place)
 

@@ -40,7 +40,7 @@ class EntryOperations(Operations):
         if self._is_hidden(inode):
             raise os_error(errno.ENOENT)
         fd = inode.find(name)
-        if fd == syscalls.ACROSS:
+        if fd == syscalls.MOUNT_POINT:
             with inode.opened() as directory:
                 return self._grant_across(directory, name)
         return self._grant(fd, inode.place)

@@ -62,7 +62,7 @@ class MetadataOperations(Operations):
                 self.ownership.change_mode(fd, changes.mode, caller)
             clears = clear_privileges and changes.size is None
             if clears or changes.uid is not None or changes.gid is not None:
-                self.ownership.give(path, changes.uid, changes.gid)
+                self.ownership.change_owner(path, changes.uid, changes.gid)
             if clears:
                 self._drop_sgid(inode, path, caller)
             if changes.size is not None:

@@ -142,7 +142,7 @@ def test_what_was_made_but_cannot_be_reported_is_held_by_nothing(
 
     with monkeypatch.context() as patch:
         if at == "opening":
-            patch.setattr(syscalls, "open_beside", failing(syscalls.open_beside))
+            patch.setattr(syscalls, "open_same_mount", failing(syscalls.open_same_mount))
             patch.setattr(fdpath, "of", failing(fdpath.of))
         else:
             patch.setattr(os, "fstat", failing(os.fstat))

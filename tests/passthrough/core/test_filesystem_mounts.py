@@ -65,7 +65,7 @@ def test_a_name_that_every_listing_leaves_out_is_logged_once(
 ) -> None:
     for name in ("one", "another", "denied"):
         (source / name).touch()
-    real = syscalls.open_beside
+    real = syscalls.open_same_mount
 
     def refusing(directory: int, name: bytes) -> int:
         if name == b"denied":
@@ -74,7 +74,7 @@ def test_a_name_that_every_listing_leaves_out_is_logged_once(
             raise os_error(errno.EIO)
         return real(directory, name)
 
-    monkeypatch.setattr(syscalls, "open_beside", refusing)
+    monkeypatch.setattr(syscalls, "open_same_mount", refusing)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert set(listing(fs)) == {b".", b".."}

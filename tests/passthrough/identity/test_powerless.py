@@ -215,7 +215,7 @@ def failing(*_):
 if how == "uid":
     syscalls.setfsuid = lambda uid: real(uid if uid == 0xFFFFFFFF else 41001)
 elif how == "capabilities":
-    privileges.EffectiveCapabilities.take_back = failing
+    privileges.EffectiveCapabilities.restore = failing
 elif how == "other":
     syscalls.setfsgid = lambda _: 41003
 elif how == "again":

@@ -16,9 +16,9 @@ from passthrough.identity.squashing import (
     BY_ARGUMENTS,
     REFUSED,
     Squashing,
-    executes,
+    is_execution,
     may_execute,
-    opened_before,
+    needs_no_right,
 )
 from passthrough.options.choices import Squash
 from passthrough.options.values import Range
@@ -58,8 +58,8 @@ def test_the_ids_that_squashing_leaves(
     squashing = Squashing(effective(squash=squash, anon_uid=70, anon_gid=80))
 
     assert squashing.acts_as(caller(*asks)) == expected
-    assert squashing.takes(caller(*asks)) is (expected != asks or NO_ID in asks)
-    assert squashing.everyone is (squash is Squash.ALL)
+    assert squashing.squashes(caller(*asks)) is (expected != asks or NO_ID in asks)
+    assert squashing.squashes_all is (squash is Squash.ALL)
 
 
 def test_a_caller_with_its_own_user_may_be_in_all_groups_but_roots_and_unmapped_ones() -> None:
@@ -68,10 +68,10 @@ def test_a_caller_with_its_own_user_may_be_in_all_groups_but_roots_and_unmapped_
         effective(squash=Squash.ROOT, anon_gid=80, map_gid=(Range(0, 100, 10),), map_uid=())
     )
 
-    assert set(plain.groups((0, 5, 5, 80, 100))) == {5, 80, 100}
-    assert set(mapped.groups((0, 5, 80, 100, 101, 110))) == {101}
-    assert mapped.given(ContainerId(3)) == (103,)
-    assert mapped.given(ContainerId(10)) == mapped.given(None) == ()
+    assert set(plain.possible_groups((0, 5, 5, 80, 100))) == {5, 80, 100}
+    assert set(mapped.possible_groups((0, 5, 80, 100, 101, 110))) == {101}
+    assert mapped.new_group(ContainerId(3)) == (103,)
+    assert mapped.new_group(ContainerId(10)) == mapped.new_group(None) == ()
 
 
 def test_supplementary_groups_let_execute_as_the_primary_one_does() -> None:
@@ -100,12 +100,12 @@ def test_supplementary_groups_let_execute_as_the_primary_one_does() -> None:
 def test_what_a_change_of_attributes_needs_no_right_for(
     changes: Changes, handle: int | None, expected: bool
 ) -> None:
-    assert opened_before(changes, handle) is expected
+    assert needs_no_right(changes, handle) is expected
 
 
 def test_execution_is_told_from_reading() -> None:
-    assert executes(CLOEXEC_AND_EXECUTION)
-    assert not executes(os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOATIME)
+    assert is_execution(CLOEXEC_AND_EXECUTION)
+    assert not is_execution(os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOATIME)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ def resident() -> int:
 
 def report() -> None:
     """Print the memory of this process when it uses much, has freed it, and has given it back."""
-    memory.allocate_in_one_place()
+    memory.use_one_arena()
     pieces = [bytearray(PIECE) for _ in range(PIECES)]
     kept = pieces[-1]  # so that the end of the heap is in use
     full = resident()
     del pieces
     before = resident()
-    memory.give_back()
+    memory.return_freed()
     assert kept
     sys.stdout.write(f"{full} {before} {resident()}")
 

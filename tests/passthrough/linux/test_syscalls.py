@@ -150,19 +150,19 @@ def test_open_beside_crosses_no_mount_point(directory: int, tmp_path: Path) -> N
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "disk").mkdir()
     for name in (b"file", b"link"):
-        fd = syscalls.open_beside(directory, name)
+        fd = syscalls.open_same_mount(directory, name)
         found, inheritable = os.fstat(fd), os.get_inheritable(fd)
         os.close(fd)
         assert os.path.samestat(found, os.lstat(name, dir_fd=directory))
         assert not inheritable
     with pytest.raises(FileNotFoundError):
-        syscalls.open_beside(directory, b"missing")
+        syscalls.open_same_mount(directory, b"missing")
     syscalls.mount(b"disk", os.fsencode(tmp_path / "disk"), b"tmpfs", 0, b"")
 
-    found_across = syscalls.open_beside(directory, b"disk")
+    found_across = syscalls.open_same_mount(directory, b"disk")
     syscalls.umount2(os.fsencode(tmp_path / "disk"), 0)
 
-    assert found_across == syscalls.ACROSS
+    assert found_across == syscalls.MOUNT_POINT
 
 
 def test_mount_id_is_that_of_mountinfo(directory: int) -> None:
