@@ -6,7 +6,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     worker/     one process for one mount: its start, its sandbox, its report
     session/    FUSE: the kernel's protocol spoken directly, or through pyfuse3
     core/       the request path: inodes, open files, one method for each operation
-    identity/   credentials and ids: as whom a request acts, which owner a caller sees
+    identity/   credentials and ids: the ids that a request acts with, the owners that callers see
     options/    the options of a volume, as requested and as in force
     linux/      one wrapper for each system call, and the features of the running kernel
 

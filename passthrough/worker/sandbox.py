@@ -15,9 +15,9 @@
 
 Only a worker that uses file handles (inode_file_handles) keeps CAP_DAC_READ_SEARCH and may call
 open_by_handle_at(2). The call ignores the root directory, so malicious code in the process could
-open any file of the source's file system. Likewise only a worker whose requests come over io_uring
-may make rings. Its own rings refuse all commands except those of FUSE. But malicious code could
-make a ring that refuses none, and io_uring(7) has commands for sockets, which seccomp.py refuses.
+open any file of the source's file system. Likewise only a worker with transport=io_uring may make
+rings. Its own rings refuse all commands except those of FUSE. But malicious code could make a ring
+that refuses none, and io_uring(7) has commands for sockets, which seccomp.py refuses.
 
 Python and the C library load code late, and must never search a root directory that a volume's user
 can write to. So `enter` loads all that may be needed later, and then disables the search.

@@ -1,4 +1,4 @@
-"""What the kernel session alone offers, through a mount."""
+"""Features that only the session `kernel` has, through a mount."""
 
 import contextlib
 import errno
@@ -34,9 +34,7 @@ def volume(base: Path, **options: str) -> Iterator[Mounted]:
 
 
 @pytest.mark.parametrize("options", [{"no_open": ""}, {"no_open": "", "no_opendir": ""}])
-def test_files_that_are_never_opened_are_read_written_and_let_go(
-    base: Path, options: dict[str, str]
-) -> None:
+def test_no_open_files_are_read_written_and_released(base: Path, options: dict[str, str]) -> None:
     with volume(base, cache="always", **options) as served:
         for number in range(20):
             path = served.mountpoint / f"file-{number}"
@@ -45,7 +43,7 @@ def test_files_that_are_never_opened_are_read_written_and_let_go(
                 file.seek(50_000)
                 file.write(b"changed")
                 os.fsync(file.fileno())
-            path.write_bytes(b"short")  # which truncates without a request to open
+            path.write_bytes(b"short")  # truncates without an OPEN request
             with path.open("ab") as file:
                 file.write(b" and more")
             assert path.read_bytes() == b"short and more"
@@ -57,14 +55,14 @@ def test_files_that_are_never_opened_are_read_written_and_let_go(
         os.close(fd)
 
 
-def test_a_file_that_is_never_opened_and_may_not_be_written_is_read(base: Path) -> None:
+def test_no_open_reads_files_of_a_read_only_volume(base: Path) -> None:
     with volume(base, cache="always", no_open="", ro="") as served:
         (served.source / "file").write_bytes(b"content")
 
         assert (served.mountpoint / "file").read_bytes() == b"content"
 
 
-def test_directories_that_are_never_opened_are_listed_whole(base: Path) -> None:
+def test_no_opendir_lists_directories_whole(base: Path) -> None:
     with volume(base, no_opendir="") as served:
         directory = served.mountpoint / "directory"
         directory.mkdir()
@@ -84,8 +82,8 @@ def test_directories_that_are_never_opened_are_listed_whole(base: Path) -> None:
 
 
 @pytest.mark.parametrize("killpriv", ["on", "off"])
-def test_privileges_go_when_somebody_else_changes_the_content(base: Path, killpriv: str) -> None:
-    """And stay for who may keep them: as root, with CAP_FSETID."""
+def test_a_change_by_another_user_clears_suid_and_sgid_bits(base: Path, killpriv: str) -> None:
+    """They stay if root makes the change, with CAP_FSETID."""
     with volume(base, killpriv_v2=killpriv) as served:
         path = served.mountpoint / "program"
         changes: dict[str, Callable[[], object]] = {
@@ -106,7 +104,7 @@ def test_privileges_go_when_somebody_else_changes_the_content(base: Path, killpr
 
 
 @pytest.mark.parametrize("name", ["file", "directory"])
-def test_the_change_time_is_seen_after_flags_are_changed(base: Path, name: str) -> None:
+def test_a_change_of_file_flags_updates_the_change_time(base: Path, name: str) -> None:
     with volume(base, cache="always") as served:
         path = served.mountpoint / name
         (served.mountpoint / "file").touch()
@@ -119,7 +117,7 @@ def test_the_change_time_is_seen_after_flags_are_changed(base: Path, name: str) 
 
 @pytest.mark.parametrize("killpriv", ["on", "off"])
 @pytest.mark.parametrize("writeback", ["on", "off"])
-def test_privileges_go_with_a_change_of_owner_to_nobody_else(
+def test_a_chown_that_changes_no_owner_clears_suid_and_sgid_bits(
     base: Path, killpriv: str, writeback: str
 ) -> None:
     with volume(base, killpriv_v2=killpriv, writeback=writeback) as served:
@@ -133,13 +131,13 @@ def test_privileges_go_with_a_change_of_owner_to_nobody_else(
 
 
 @pytest.mark.parametrize("killpriv", ["on", "off"])
-def test_nobody_takes_privileges_from_a_file_of_others(base: Path, killpriv: str) -> None:
+def test_a_chown_by_another_user_keeps_suid_and_sgid_bits(base: Path, killpriv: str) -> None:
     with volume(base, killpriv_v2=killpriv) as served:
         path = served.mountpoint / "program"
         path.touch()
         path.chmod(0o6755)
 
-        with contextlib.suppress(PermissionError):  # with killpriv_v2 the kernel does not ask
+        with contextlib.suppress(PermissionError):  # with killpriv_v2 the kernel does not check
             USER.run(partial(os.chown, path, -1, -1))
 
         assert stat.S_IMODE((served.source / "program").stat().st_mode) == 0o6755
@@ -157,7 +155,7 @@ def acl(*entries: tuple[int, int, int]) -> bytes:
 
 
 OWNER, NAMED_USER, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
-NOBODY = 0xFFFF_FFFF
+NO_ID = 0xFFFF_FFFF
 
 
 def test_acls_are_honoured(base: Path) -> None:
@@ -168,8 +166,8 @@ def test_acls_are_honoured(base: Path) -> None:
         refused(errno.EACCES, lambda: USER.run(path.read_text))
 
         value = acl(
-            *((OWNER, 6, NOBODY), (NAMED_USER, 4, USER.uid), (GROUP, 0, NOBODY)),
-            *((MASK, 4, NOBODY), (OTHER, 0, NOBODY)),
+            *((OWNER, 6, NO_ID), (NAMED_USER, 4, USER.uid), (GROUP, 0, NO_ID)),
+            *((MASK, 4, NO_ID), (OTHER, 0, NO_ID)),
         )
         os.setxattr(path, "system.posix_acl_access", value)
 
@@ -181,10 +179,10 @@ def test_acls_are_honoured(base: Path) -> None:
 
 
 def test_default_acls_take_the_place_of_the_umask(base: Path) -> None:
-    """Exactly as on the bare directory, for everything that can be created."""
+    """New files of every type get the same mode and ACL as on the bare directory."""
     default = acl(
-        *((OWNER, 7, NOBODY), (NAMED_USER, 7, USER.uid), (GROUP, 5, NOBODY)),
-        *((MASK, 7, NOBODY), (OTHER, 0, NOBODY)),
+        *((OWNER, 7, NO_ID), (NAMED_USER, 7, USER.uid), (GROUP, 5, NO_ID)),
+        *((MASK, 7, NO_ID), (OTHER, 0, NO_ID)),
     )
 
     def made_in(top: Path) -> list[tuple[str, int, bytes]]:
@@ -213,30 +211,30 @@ def test_default_acls_take_the_place_of_the_umask(base: Path) -> None:
             os.umask(umask)
 
 
-def test_setting_an_acl_takes_the_sgid_bit_from_who_is_not_in_the_group(base: Path) -> None:
+def test_an_acl_set_by_a_user_outside_the_group_clears_the_sgid_bit(base: Path) -> None:
     with volume(base, posix_acl="") as served:
         path = served.mountpoint / "program"
         path.touch()
         os.chown(path, USER.uid, 4_711)
         path.chmod(0o2755)
-        value = acl((OWNER, 7, NOBODY), (GROUP, 5, NOBODY), (OTHER, 5, NOBODY))
+        value = acl((OWNER, 7, NO_ID), (GROUP, 5, NO_ID), (OTHER, 5, NO_ID))
 
         USER.run(partial(os.setxattr, path, "system.posix_acl_access", value))
 
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
-def test_without_posix_acl_there_are_none(base: Path) -> None:
+def test_acls_are_refused_without_posix_acl(base: Path) -> None:
     with volume(base) as served:
-        value = acl((OWNER, 7, NOBODY), (GROUP, 5, NOBODY), (OTHER, 5, NOBODY))
+        value = acl((OWNER, 7, NO_ID), (GROUP, 5, NO_ID), (OTHER, 5, NO_ID))
         refused(
             errno.EOPNOTSUPP,
             lambda: os.setxattr(served.mountpoint, "system.posix_acl_access", value),
         )
 
 
-def test_callers_at_once_never_mix(base: Path) -> None:
-    """Several threads create for several users: each file belongs to who made it."""
+def test_concurrent_callers_keep_their_own_ids(base: Path) -> None:
+    """Several threads create files for several users: each file belongs to its creator."""
 
     def create(top: Path, caller: Caller) -> None:
         os.umask(caller.uid % 8)
@@ -286,7 +284,7 @@ def test_a_mount_below_the_source_is_another_file_system(base: Path, submount: P
         assert os.listdir(below) == ["file"]
 
 
-def test_what_fcntl_changes_reaches_the_host(base: Path) -> None:
+def test_flags_set_by_fcntl_reach_the_host(base: Path) -> None:
     with volume(base) as served:
         path, beneath = served.mountpoint / "file", served.source / "file"
         fd = os.open(path, os.O_CREAT | os.O_RDWR)
@@ -310,8 +308,8 @@ def test_what_fcntl_changes_reaches_the_host(base: Path) -> None:
         os.close(fd)
 
 
-def test_threads_that_are_not_needed_any_more_leave(base: Path) -> None:
-    """Also where no request comes that could wake them."""
+def test_surplus_threads_leave(base: Path) -> None:
+    """No request of a caller wakes them."""
     with volume(base) as served:
         tasks = Path(f"/proc/{served.worker_pid}/task")
         fds = [os.open(served.mountpoint / str(n), os.O_CREAT | os.O_RDWR) for n in range(8)]
@@ -328,7 +326,7 @@ def test_threads_that_are_not_needed_any_more_leave(base: Path) -> None:
         deadline = time.monotonic() + LIMIT_S / 2
         while len(os.listdir(tasks)) > 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(os.listdir(tasks)) == 2  # the one that serves, and the one that looks
+        assert len(os.listdir(tasks)) == 2  # the main thread, and one that serves
 
 
 def _written_and_synced(fd: int) -> None:

@@ -21,8 +21,8 @@ from tests.support.tools.rings import switched_for
 
 LIMIT_S = 60.0
 MORE_THREADS = 3
-ENOUGH_WAITERS = 16  # more than threads that can be had, over io_uring as well
-WAITING = 300  # more than a session has threads for requests that do not wait
+ENOUGH_WAITERS = 16  # more than the threads that can be started, also over io_uring
+WAITING = 300  # more than _MAX_THREADS, which does not count waits for locks
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def lock(path: Path, *, whole: bool) -> str:
 
 @contextlib.contextmanager
 def syncing(path: Path) -> Iterator[None]:
-    """A process that brings *path* to stable storage again and again meanwhile."""
+    """Run a process that syncs *path* again and again."""
     path.touch()
     program = "import os, sys\nwhile True: os.fsync(0)"
     with (
@@ -58,7 +58,7 @@ def syncing(path: Path) -> Iterator[None]:
 
 
 def count(database: Path, steps: int) -> None:
-    """Add to a counter in transactions of their own."""
+    """Add to a counter, each time in a transaction."""
     connection = sqlite3.connect(database, timeout=LIMIT_S, isolation_level=None)
     connection.execute("PRAGMA synchronous=OFF")
     for _ in range(steps):
@@ -68,8 +68,8 @@ def count(database: Path, steps: int) -> None:
     connection.close()
 
 
-def test_sqlite_on_a_volume_and_on_the_host_loses_nothing(base: Path) -> None:
-    """Each must wait for the other's lock, and then see what the other has written."""
+def test_sqlite_on_a_volume_and_on_the_host_loses_no_write(base: Path) -> None:
+    """Each process must wait for the other's lock, and then see the other's writes."""
     with volume(base) as served:
         database = served.mountpoint / "database"
         connection = sqlite3.connect(database)
@@ -85,7 +85,7 @@ def test_sqlite_on_a_volume_and_on_the_host_loses_nothing(base: Path) -> None:
         connection.close()
 
 
-def test_many_wait_and_the_mount_goes_on(base: Path) -> None:
+def test_many_waits_for_a_lock_do_not_stop_the_mount(base: Path) -> None:
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.touch()
@@ -105,7 +105,7 @@ def test_many_wait_and_the_mount_goes_on(base: Path) -> None:
                     one.result()
 
 
-def test_who_is_killed_while_waiting_goes_at_once(base: Path) -> None:
+def test_a_caller_killed_while_it_waits_ends_at_once(base: Path) -> None:
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.touch()
@@ -117,13 +117,13 @@ def test_who_is_killed_while_waiting_goes_at_once(base: Path) -> None:
         with path.open("r+b") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             with ROOT.start(lock):
-                pass  # which ends it
+                pass  # the end of the block kills it
             fcntl.flock(held, fcntl.LOCK_UN)
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_kept_locally_locks_do_not_reach_the_host(base: Path) -> None:
+def test_local_locks_do_not_reach_the_host(base: Path) -> None:
     with volume(base, locks="local") as served:
         path = served.mountpoint / "file"
         path.touch()
@@ -133,8 +133,8 @@ def test_kept_locally_locks_do_not_reach_the_host(base: Path) -> None:
                 lock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_an_immutable_file_is_the_hosts_to_make(base: Path) -> None:
-    """The worker has no CAP_LINUX_IMMUTABLE to lend."""
+def test_the_immutable_flag_is_refused(base: Path) -> None:
+    """The worker has no CAP_LINUX_IMMUTABLE."""
     with volume(base) as served:
         (served.mountpoint / "file").touch()
         fd = os.open(served.mountpoint / "file", os.O_RDONLY)
@@ -145,14 +145,14 @@ def test_an_immutable_file_is_the_hosts_to_make(base: Path) -> None:
     assert refused.value.errno == errno.EPERM
 
 
-def test_a_lock_is_gone_for_the_next_caller_when_its_file_is_closed(base: Path) -> None:
-    """Though the kernel does not wait for the answer to RELEASE, and another thread takes SETLK."""
+def test_a_closed_files_lock_does_not_block_the_next_caller(base: Path) -> None:
+    """The kernel does not wait for the answer to RELEASE, and another thread may serve SETLK."""
     rounds = 2_000
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.touch()
         refused = 0
-        with syncing(served.mountpoint / "other"):  # so that there are several threads
+        with syncing(served.mountpoint / "other"):  # it makes the worker use several threads
             for _ in range(rounds):
                 first, second = (os.open(path, os.O_RDWR) for _ in range(2))
                 fcntl.flock(first, fcntl.LOCK_EX)
@@ -168,10 +168,8 @@ def test_a_lock_is_gone_for_the_next_caller_when_its_file_is_closed(base: Path) 
 
 @pytest.mark.parametrize("transport", ["dev", "io_uring"])
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_last_thread_that_can_be_had_waits_for_no_lock(
-    base: Path, transport: str, *, whole: bool
-) -> None:
-    """One thread stays for the unlock, and a caller for whom there is no other gets ENOLCK."""
+def test_the_last_thread_waits_for_no_lock(base: Path, transport: str, *, whole: bool) -> None:
+    """One thread stays for the unlock; a caller that would block it gets ENOLCK."""
     with switched_for({"transport": transport}), volume(base, transport=transport) as served:
         path = served.mountpoint / "file"
         path.touch()

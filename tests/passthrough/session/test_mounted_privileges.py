@@ -1,7 +1,6 @@
 """suid and sgid bits after a change of content, seen by stat(2) and by execve(2), as on the host.
 
-The bare directory says what is right: each change is done there and through a mount, and the two
-outcomes are compared.
+Each change is done on the bare directory and through a mount. The two outcomes must be equal.
 """
 
 import fcntl
@@ -37,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 class File(NamedTuple):
-    """An open program whose last blocks mean nothing, for a way to change them."""
+    """An open program; its last blocks have no meaning, so a test may change them."""
 
     path: Path
     fd: int
@@ -45,7 +44,7 @@ class File(NamedTuple):
 
     @property
     def tail(self) -> int:
-        """Where the last block begins."""
+        """The offset of the last block."""
         return self.size - BLOCK
 
 
@@ -130,7 +129,7 @@ RANGES: dict[str, Callable[[File], object]] = {
     "zero a range": allocate(filecalls.FALLOC_FL_ZERO_RANGE),
 }
 
-# Of a file that passes through and gets its bits while it is open, root loses them by these.
+# Root loses bits by these changes if a file passes through, and got the bits while it was open.
 LOSING = {
     *("write", "write with RWF_DSYNC", "write after F_SETFL O_DIRECT", "append", "sendfile"),
     "open with O_TRUNC and write",
@@ -176,7 +175,7 @@ def runs_as(path: Path) -> str:
 def outcome(
     top: Path, way: Callable[[File], object], mode: int, caller: Caller, *, opened_before: bool
 ) -> Outcome:
-    """Let *caller* change a program of *mode* in *top*; open when it got its mode, or not yet."""
+    """Let *caller* change a program of *mode* in *top*; *opened_before* it got its mode, or after."""
     path = top / "program"
     content = PROGRAM.read_bytes()
     size = (len(content) // BLOCK + 4) * BLOCK
@@ -185,7 +184,7 @@ def outcome(
     path.chmod(0o777)
     held = os.open(path, os.O_RDWR) if opened_before else -1
     path.chmod(mode)
-    path.stat()  # the kernel knows it
+    path.stat()  # the kernel caches the mode
 
     def change() -> None:
         fd = held if opened_before else os.open(path, os.O_RDWR)
@@ -197,7 +196,7 @@ def outcome(
     finally:
         if opened_before:
             os.close(held)
-    # Before stat(2): stat(2) asks for new times and brings the mode along, execve(2) does not.
+    # Run before stat(2): stat(2) fetches new times, and with them the mode; execve(2) does not.
     euid = USER.run(functools.partial(runs_as, path)) if mode & stat.S_IXUSR else ""
     left = path.stat().st_mode
     path.unlink()
@@ -215,8 +214,8 @@ def passes_through(options: Mapping[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("way", [*WAYS, *RANGES])
-def test_on_the_host_another_users_change_takes_the_bits(way: str) -> None:
-    """The columns below compare with these outcomes, so that the bits must have gone here."""
+def test_a_change_by_another_user_clears_the_bits_on_the_host(way: str) -> None:
+    """The test below compares with these outcomes, so the bits must be cleared here."""
     kept = way == "store into a map"
     for opened_before in (False, True):
         left = bare(way, 0o4777, USER, opened_before=opened_before)
@@ -228,7 +227,7 @@ def test_on_the_host_another_users_change_takes_the_bits(way: str) -> None:
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_bits_go_and_stay_as_on_the_host(column: str) -> None:
+def test_bits_are_cleared_and_kept_as_on_the_host(column: str) -> None:
     options = COLUMNS[column]
     ways = WAYS | (RANGES if options["session"] == "kernel" else {})
     differing = {}
@@ -252,5 +251,5 @@ def test_bits_go_and_stay_as_on_the_host(column: str) -> None:
                     else:
                         differing[name, oct(mode), caller.name, opened_before] = (got, right)
     assert not differing, "\n".join(f"{key}: {value}" for key, value in differing.items())
-    # Root writes through the worker's file of the host, which was opened without CAP_FSETID.
+    # Root writes through the worker's descriptor, which was opened without CAP_FSETID.
     assert lost == (LOSING if passes_through(options) else set())

@@ -1,4 +1,4 @@
-"""Mounts whose requests come over io_uring: what differs from /dev/fuse."""
+"""Mounts with `transport=io_uring`: the differences from /dev/fuse."""
 
 import contextlib
 import fcntl
@@ -20,8 +20,8 @@ from tests.support.tools.rings import rings, switched_for, switched_on
 LIMIT_S = 60.0
 SOON_S = 10.0
 HUNG = 7
-LOOK = "import os, sys; os.sched_setaffinity(0, {0}); os.stat(sys.argv[1])"
-# Nearly all of the time that this takes is the worker's.
+STAT = "import os, sys; os.sched_setaffinity(0, {0}); os.stat(sys.argv[1])"
+# Nearly all of its time is spent in the worker.
 LIST = """
 import os, sys
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -49,7 +49,7 @@ def volume(base: Path, **options: str) -> Iterator[Mounted]:
 
 @pytest.fixture
 def hung(base: Path) -> Iterator[list[str]]:
-    """Names below the source where mounted file systems do not answer."""
+    """Names below the source at which file systems are mounted that do not answer."""
     with contextlib.ExitStack() as stack:
         names = [f"hung-{number}" for number in range(HUNG)]
         for name in names:
@@ -63,16 +63,16 @@ def hung(base: Path) -> Iterator[list[str]]:
         yield names
 
 
-def _look(path: Path) -> subprocess.Popen[bytes]:
-    """Ask for *path*, on the first processor."""
+def _stat(path: Path) -> subprocess.Popen[bytes]:
+    """Start a stat(2) of *path* on the first processor."""
     return subprocess.Popen(
-        [sys.executable, "-S", "-c", LOOK, str(path)], stderr=subprocess.DEVNULL
+        [sys.executable, "-S", "-c", STAT, str(path)], stderr=subprocess.DEVNULL
     )
 
 
 @contextlib.contextmanager
-def _at_work(served: Mounted) -> Iterator[None]:
-    """Somebody who lists many names again and again, on the last processor."""
+def _listing(served: Mounted) -> Iterator[None]:
+    """Run a process that lists many names again and again, on the last processor."""
     many = served.source / "many"
     many.mkdir()
     for number in range(3_000):
@@ -93,11 +93,11 @@ def test_requests_come_by_rings_and_not_by_the_device(base: Path) -> None:
     with volume(base) as served:
         assert rings(served.worker_pid)
         for link in Path(f"/proc/{served.worker_pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it may be closed while we look
+            with contextlib.suppress(FileNotFoundError):  # it may be closed meanwhile
                 assert "io_uring" not in os.readlink(link)
 
 
-def test_auto_takes_the_device_though_rings_are_switched_on(base: Path) -> None:
+def test_auto_uses_the_device_although_rings_are_switched_on(base: Path) -> None:
     with switched_on(), volume(base, transport="auto") as served:
         assert not rings(served.worker_pid)
 
@@ -126,21 +126,21 @@ def test_many_callers_at_once(base: Path) -> None:
             assert (served.source / str(number) / "large").read_bytes() == content
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["", "others at work"])
-def test_callers_that_hang_hold_up_nobody_else(base: Path, hung: list[str], *, busy: bool) -> None:
-    """All of one processor, while its queue has fewer entries than there are who hang."""
+@pytest.mark.parametrize("busy", [False, True], ids=["", "busy"])
+def test_hanging_callers_do_not_delay_others(base: Path, hung: list[str], *, busy: bool) -> None:
+    """All callers run on one processor, and more of them hang than its queue has entries."""
     with contextlib.ExitStack() as stack:
         served = stack.enter_context(volume(base))
         if busy:
-            stack.enter_context(_at_work(served))
+            stack.enter_context(_listing(served))
         path = served.mountpoint / "file"
         path.write_text("content")
         first = threads(served)
-        stuck = [_look(served.mountpoint / name) for name in hung]
+        stuck = [_stat(served.mountpoint / name) for name in hung]
         try:
             for _ in range(5):
-                assert _look(path).wait(10.0) == 0
-                assert _look(served.mountpoint / "nothing").wait(10.0) != 0
+                assert _stat(path).wait(10.0) == 0
+                assert _stat(served.mountpoint / "nothing").wait(10.0) != 0
             assert [process.poll() for process in stuck] == [None] * HUNG
             assert threads(served) > first
         finally:
@@ -150,7 +150,7 @@ def test_callers_that_hang_hold_up_nobody_else(base: Path, hung: list[str], *, b
                 syscalls.umount2(os.fsencode(base / "source" / name), syscalls.MNT_FORCE | 2)
             for process in stuck:
                 process.wait(10.0)
-            for name in hung:  # for the fixture, which takes one away again
+            for name in hung:  # for the fixture, which detaches it
                 syscalls.mount(b"none", os.fsencode(base / "source" / name), b"tmpfs", 0, b"")
 
 
@@ -164,7 +164,7 @@ def test_unmounting_ends_the_worker_and_its_rings(base: Path) -> None:
 
 
 def test_an_aborted_connection_ends_the_worker_and_its_rings(base: Path) -> None:
-    """As with a mount that its keeper gives up."""
+    """The keeper aborts a mount that it gives up."""
     with volume(base) as served:
         pid = served.worker_pid
         (served.mountpoint / "file").touch()
@@ -174,18 +174,18 @@ def test_an_aborted_connection_ends_the_worker_and_its_rings(base: Path) -> None
         assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_worker_with_rings_has_two_threads_for_each_processor_and_one_for_the_device(
+def test_a_worker_has_two_ring_threads_per_processor_and_one_for_the_device(
     base: Path,
 ) -> None:
     with volume(base) as served:
         for number in range(200):
             (served.mountpoint / f"file-{number}").write_text("content")
-        others = 2  # the main thread, and who reads /dev/fuse
+        others = 2  # the main thread, and the reader of /dev/fuse
         assert threads(served) == others + 2 * len(kernel_features.possible_processors())
 
 
-def test_a_lock_is_gone_soon_after_its_file_is_closed(base: Path) -> None:
-    """The kernel does not wait for the answer to RELEASE, and another thread may take SETLK."""
+def test_a_closed_files_lock_is_gone_soon(base: Path) -> None:
+    """The kernel does not wait for the answer to RELEASE, and another thread may serve SETLK."""
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.touch()
@@ -200,7 +200,7 @@ def test_a_lock_is_gone_soon_after_its_file_is_closed(base: Path) -> None:
 
 
 def locked(fd: int) -> bool:
-    """Whether the lock could be had."""
+    """Return whether the file could be locked."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

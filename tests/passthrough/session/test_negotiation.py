@@ -1,4 +1,4 @@
-"""What is agreed on in INIT: of what is offered, what the options want, with reasons."""
+"""INIT: the features that the kernel offers and the options want, with reasons."""
 
 import pytest
 
@@ -18,7 +18,7 @@ USUAL = (
     *(Init.CACHE_SYMLINKS, Init.SUBMOUNTS, Init.HAS_EXPIRE_ONLY, Init.HAS_RESEND),
 )
 LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
-# What options want beside the usual.
+# Options, and the features that they want beside the usual ones.
 WANTED: dict[str, tuple[Effective, set[Init]]] = {
     "defaults": (
         effective(session=KERNEL),
@@ -61,7 +61,9 @@ WANTED: dict[str, tuple[Effective, set[Init]]] = {
 
 
 @pytest.mark.parametrize(("config", "more"), WANTED.values(), ids=WANTED)
-def test_what_the_options_want_is_asked_for(config: Effective, more: set[Init]) -> None:
+def test_the_features_that_the_options_want_are_requested(
+    config: Effective, more: set[Init]
+) -> None:
     agreed = agree(NEW, config)
 
     assert {flag for flag in Init if agreed.flags & flag} == {*USUAL, *more}
@@ -74,7 +76,7 @@ def test_every_feature_is_wanted_by_some_options_above_or_never() -> None:
     assert {feature.flag for feature in FEATURES} == wanted | never
 
 
-def test_what_is_not_offered_is_not_taken_and_said_so() -> None:
+def test_a_feature_that_is_not_offered_is_not_used() -> None:
     agreed = agree(NEW._replace(flags=REQUIRED), effective(session=KERNEL))
 
     assert agreed.flags == REQUIRED
@@ -98,14 +100,14 @@ def test_the_lower_minor_version_holds(minor: int) -> None:
         (NEW._replace(flags=EVERYTHING & ~Init.SETXATTR_EXT), "does not offer SETXATTR_EXT"),
     ],
 )
-def test_another_protocol_is_refused_in_a_sentence(offer: Offer, sentence: str) -> None:
+def test_another_protocol_is_refused(offer: Offer, sentence: str) -> None:
     with pytest.raises(ProtocolError, match=sentence) as refused:
         agree(offer, effective())
 
     assert "session=libfuse does not" in str(refused.value)
 
 
-def test_passthrough_that_must_be_and_is_not_offered_ends_the_session() -> None:
+def test_passthrough_on_is_refused_if_it_is_not_offered() -> None:
     config = effective(session=KERNEL, passthrough=Passthrough.ON)
     offer = NEW._replace(flags=EVERYTHING & ~Init.PASSTHROUGH)
 
@@ -113,7 +115,7 @@ def test_passthrough_that_must_be_and_is_not_offered_ends_the_session() -> None:
         agree(offer, config)
 
 
-def test_the_kernels_own_offer_is_answered_in_both_words() -> None:
+def test_an_offer_joins_both_words_of_flags() -> None:
     fields = (abi.MAJOR, abi.MINOR, 1, 0x4000_0001, 0x80)
 
     assert negotiation.offer(fields) == Offer(7, 45, 1, 1 | Init.INIT_EXT | Init.HAS_RESEND)

@@ -1,4 +1,4 @@
-"""Kernel passthrough, through a mount: who moves the data, who may, and what is left of it."""
+"""Kernel passthrough, through a mount: data bypasses the worker, and nothing is left behind."""
 
 import contextlib
 import errno
@@ -52,7 +52,7 @@ def stopped(served: Mounted) -> Iterator[None]:
 def reads_and_writes_without_the_worker(served: Mounted, path: Path) -> None:
     path.write_bytes(noise(BLOCK))
     with path.open("r+b", buffering=0) as file, mmap.mmap(file.fileno(), BLOCK) as mapped:
-        # After new attributes the kernel asks for security.capability once.
+        # After new attributes the kernel requests security.capability once.
         file.write(b"first")
         file.seek(0)
         with stopped(served):
@@ -64,12 +64,12 @@ def reads_and_writes_without_the_worker(served: Mounted, path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["never", "auto", "always"])
-def test_the_worker_is_not_asked_to_read_write_and_map(base: Path, cache: str) -> None:
+def test_reads_writes_and_maps_bypass_the_worker(base: Path, cache: str) -> None:
     with volume(base, cache=cache) as served:
         reads_and_writes_without_the_worker(served, served.mountpoint / "file")
 
 
-def test_a_source_on_overlayfs_is_passed_through_to(base: Path) -> None:
+def test_files_on_overlayfs_pass_through(base: Path) -> None:
     for name in ("layers", "source"):
         (base / name).mkdir()
     with filesystem(base / "layers", "tmpfs", "size=16m"):
@@ -81,7 +81,7 @@ def test_a_source_on_overlayfs_is_passed_through_to(base: Path) -> None:
             reads_and_writes_without_the_worker(served, served.mountpoint / "file")
 
 
-def test_what_lies_too_deep_is_served_by_the_worker_and_said_once(base: Path) -> None:
+def test_files_that_are_stacked_too_deep_are_logged_once(base: Path) -> None:
     below = base / "source" / "below"
     below.mkdir(parents=True)
     (base / "layers").mkdir()
@@ -99,7 +99,7 @@ def test_what_lies_too_deep_is_served_by_the_worker_and_said_once(base: Path) ->
             assert served.logged().count(said) == 1
 
 
-def test_a_file_that_is_gone_takes_no_room_once_it_is_closed(base: Path) -> None:
+def test_a_removed_file_takes_no_space_once_it_is_closed(base: Path) -> None:
     (base / "source").mkdir()
     with filesystem(base / "source", "tmpfs", "size=16m"), volume(base) as served:
         free = os.statvfs(served.source).f_bfree
@@ -110,7 +110,7 @@ def test_a_file_that_is_gone_takes_no_room_once_it_is_closed(base: Path) -> None
             path.unlink()
             assert len(other.read()) == 1 << 20
             assert os.statvfs(served.source).f_bfree < free
-        wait_until_free(served.source, free)  # nobody waits for RELEASE
+        wait_until_free(served.source, free)  # the kernel does not wait for RELEASE
 
 
 def wait_until_free(source: Path, free: int) -> None:
@@ -118,7 +118,7 @@ def wait_until_free(source: Path, free: int) -> None:
         os.sched_yield()
 
 
-def test_who_writes_takes_suid_and_sgid_bits_away(base: Path) -> None:
+def test_a_write_by_another_user_clears_suid_and_sgid_bits(base: Path) -> None:
     with volume(base) as served:
         for name, mode in (("before", 0o6777), ("while", 0o777)):
             path = served.mountpoint / name
@@ -151,7 +151,7 @@ def test_root_keeps_suid_bits_of_a_file_that_has_them_when_it_is_opened(base: Pa
         assert path.stat().st_mode & stat.S_ISUID
 
 
-def test_direct_io_that_is_not_wanted_does_not_reach_the_host(base: Path) -> None:
+def test_allow_direct_io_off_keeps_direct_io_from_the_host(base: Path) -> None:
     with volume(base, allow_direct_io="off") as served:
         path = served.mountpoint / "file"
         path.write_bytes(noise(BLOCK))
@@ -165,7 +165,7 @@ def test_direct_io_that_is_not_wanted_does_not_reach_the_host(base: Path) -> Non
         os.close(direct)
 
 
-def test_where_the_host_has_no_o_direct_it_can_be_left_out_all_the_same(base: Path) -> None:
+def test_allow_direct_io_off_works_on_a_host_without_o_direct(base: Path) -> None:
     (base / "source").mkdir()
     without = {"allow_direct_io": "off", "inode_file_handles": "never"}
     with filesystem(base / "source", "ramfs", "mode=777"), volume(base, **without) as served:
@@ -182,8 +182,8 @@ def test_where_the_host_has_no_o_direct_it_can_be_left_out_all_the_same(base: Pa
 
 
 @pytest.mark.parametrize("disk", ["/var/tmp", "/dev/shm"])
-def test_o_direct_can_be_taken_off_an_open_file(disk: str) -> None:
-    """As dd(1) does it for a rest that fills no block, and as it goes on the bare directory."""
+def test_o_direct_can_be_cleared_on_an_open_file(disk: str) -> None:
+    """dd(1) does so for a last partial block, and the bare directory allows it."""
     with tempfile.TemporaryDirectory(dir=disk) as base, volume(Path(base)) as served:
         contents = Path(base, "contents")
         contents.write_bytes(noise(2 * BLOCK + 100))
@@ -193,8 +193,8 @@ def test_o_direct_can_be_taken_off_an_open_file(disk: str) -> None:
             assert copy.read_bytes() == contents.read_bytes()
 
 
-def test_what_fcntl_sets_later_reaches_the_host(base: Path) -> None:
-    """O_APPEND holds from then on; O_DIRECT leaves the host's cache in use, and the data true."""
+def test_o_append_set_by_fcntl_reaches_the_host(base: Path) -> None:
+    """O_APPEND takes effect; with O_DIRECT the host's cache stays in use, and the data is correct."""
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.write_bytes(b"begin ")
@@ -220,7 +220,7 @@ def test_a_read_only_volume_passes_no_write_through(base: Path) -> None:
 
 
 def in_a_user_namespace(base: Path, passthrough: str, meanwhile: str) -> tuple[int, str]:
-    """Serve, run a command of the shell, end; gives what the server ended with and has logged."""
+    """Serve while a shell command runs; return the exit status and the log of the server."""
     for name in ("source", "mount"):
         (base / name).mkdir()
     options = {"session": "kernel", "passthrough": passthrough}
@@ -237,7 +237,7 @@ def in_a_user_namespace(base: Path, passthrough: str, meanwhile: str) -> tuple[i
     return ended.returncode, ended.stderr
 
 
-def test_in_a_user_namespace_the_worker_serves_and_does_not_try_with_each_file(base: Path) -> None:
+def test_in_a_user_namespace_the_worker_serves_files_without_a_warning(base: Path) -> None:
     mounted = "while ! mountpoint -q mount; do sleep 0.05; done"
     code, logged = in_a_user_namespace(
         base, "auto", f"{mounted}; echo text > mount/file; kill $serving"
@@ -248,18 +248,18 @@ def test_in_a_user_namespace_the_worker_serves_and_does_not_try_with_each_file(b
     assert (base / "source" / "file").read_text() == "text\n"
 
 
-def test_in_a_user_namespace_nothing_is_mounted_where_passthrough_must_be(base: Path) -> None:
+def test_in_a_user_namespace_passthrough_on_is_refused(base: Path) -> None:
     code, logged = in_a_user_namespace(base, "on", ":")
 
     assert code == 1
     assert "'on' cannot be had: it takes CAP_SYS_ADMIN" in logged
 
 
-def test_what_is_appended_by_several_lands_at_the_end(base: Path) -> None:
+def test_concurrent_appends_land_at_the_end(base: Path) -> None:
     with volume(base) as served:
         path = served.mountpoint / "log"
         files = [path.open("ab", buffering=0) for _ in range(3)]
-        for file in files:  # after new attributes the kernel asks for security.capability once
+        for file in files:  # after new attributes the kernel requests security.capability once
             file.write(b"--\n")
         with stopped(served):
             for number in range(30):

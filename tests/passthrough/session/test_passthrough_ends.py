@@ -1,4 +1,4 @@
-"""Nothing of kernel passthrough is left behind, whatever became of the files and who had them."""
+"""Kernel passthrough leaves nothing behind, though files are removed and callers are killed."""
 
 import errno
 import itertools
@@ -27,12 +27,12 @@ NAMES = 6
 ACCESS = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)
 OTHERS = (0, 0, os.O_CREAT, os.O_CREAT, os.O_CREAT | os.O_TRUNC, os.O_APPEND, os.O_DIRECT)
 MET = {errno.ENOENT, errno.EEXIST, errno.EBADF, errno.ESTALE, errno.EACCES, errno.EPERM}
-"""What is no wonder when others own, rename and unlink files, and some are open to read only."""
+"""Errors to expect while others own, rename and unlink files, and open some only to read."""
 
 
 @pytest.fixture
 def served(base: Path) -> Iterator[Mounted]:
-    """A volume on a file system of its own, which tells how many files it holds."""
+    """A volume on a file system of its own, which counts its files."""
     (base / "source").mkdir()
     options = {"session": "kernel", "passthrough": "on"}
     with mounted_on(base / "source", "tmpfs"), mounted(base, options) as volume:
@@ -42,7 +42,7 @@ def served(base: Path) -> Iterator[Mounted]:
 
 
 def storm(top: Path, seed: int) -> None:
-    """Open, use, rename, unlink and close files that others do the same to."""
+    """Open, use, rename, unlink and close files, as other processes do with the same files."""
     choose = random.Random(seed)  # noqa: S311 - the same each time
     names = [top / f"{number}" for number in range(NAMES)]
     fds: list[int] = []
@@ -78,10 +78,10 @@ def storm(top: Path, seed: int) -> None:
         os.close(fd)
 
 
-def test_a_storm_of_several_users_leaves_nothing_held(served: Mounted) -> None:
-    """The host's files are all gone: no id, no descriptor and no inode keeps one.
+def test_concurrent_users_leave_no_file_held(served: Mounted) -> None:
+    """The host's files are all gone: no backing id, descriptor or inode keeps one.
 
-    One of those who had files open is killed.
+    One process is killed with files open.
     """
     empty = os.statvfs(served.source).f_ffree
     callers = itertools.cycle([ROOT, USER, MEMBER])
@@ -95,7 +95,7 @@ def test_a_storm_of_several_users_leaves_nothing_held(served: Mounted) -> None:
     for path in served.mountpoint.iterdir():
         path.unlink()
 
-    # Nobody waits for RELEASE and FORGET.
+    # The kernel does not wait for RELEASE and FORGET.
     wait(lambda: os.statvfs(served.source).f_ffree == empty)
 
 
@@ -105,14 +105,14 @@ def wait(until: Callable[[], bool]) -> None:
 
 
 def hold(top: Path) -> None:
-    """Have unnamed files open, more than one descriptor each, until killed."""
+    """Hold unnamed files open, with two descriptors each, until killed."""
     for _ in range(NAMES):
         os.dup(os.open(top, os.O_TMPFILE | os.O_RDWR, 0o600))
     signal.pause()
 
 
 class CountingChannel(FakeChannel):
-    """Knows which ids are held, whoever asks at once."""
+    """A channel that knows the backing ids in use; safe for threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class CountingChannel(FakeChannel):
         self.held.remove(number)
 
 
-def test_threads_that_open_and_close_give_back_each_id_that_they_were_given(tmp_path: Path) -> None:
+def test_threads_close_every_backing_id(tmp_path: Path) -> None:
     channel = CountingChannel()
     backings = Backings(channel)
     fd = os.open(tmp_path / "file", os.O_RDONLY | os.O_CREAT, 0o644)

@@ -65,7 +65,7 @@ class FakeChannel:
 
 
 class InnerSession:
-    """The Python session over any *fs*, as a ByteSession whose parts a test may reach."""
+    """The Python session over any *fs*; a ByteSession with access to its parts."""
 
     def __init__(self, fs: object) -> None:
         self.channel = FakeChannel()

@@ -1,4 +1,4 @@
-"""A well-formed request of every opcode that is answered, to be sent as it is or to be broken."""
+"""A well-formed request of every opcode that has a handler."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from passthrough.session import abi, wire
 from tests.support.fakes.kernel import text
 
 READ = wire.READ_IN
-# By the opcode's name, without the header.
+# The requests without their header, by the name of the opcode.
 BODIES = {
     "LOOKUP": text(b"name"),
     "FORGET": wire.FORGET_IN.pack(1),

@@ -1,4 +1,4 @@
-"""What tests need that call PassthroughFs themselves, in a session's place."""
+"""Calls PassthroughFs directly, as a session does."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from passthrough.identity.idmap import Caller, ContainerId
 
 
 def caller(uid: int, gid: int) -> Caller:
-    """Make a caller of plain numbers."""
+    """Return a caller with these ids."""
     return Caller(ContainerId(uid), ContainerId(gid))
 
 
@@ -23,7 +23,7 @@ CALLER = caller(41_001, 41_002)
 
 
 def number_of(fs: PassthroughFs, *names: bytes) -> int:
-    """Look *names* up, one below the other; gives the last one's inode number."""
+    """Look *names* up, one below the other; return the inode number of the last."""
     number = ROOT
     for name in names:
         number = fs.lookup(number, name).inode_number
@@ -31,7 +31,7 @@ def number_of(fs: PassthroughFs, *names: bytes) -> int:
 
 
 def listing(fs: PassthroughFs, number: int = ROOT) -> dict[bytes, Entry | None]:
-    """List a directory in one go: each name with its entry."""
+    """Return all names of a directory, each with its entry."""
     handle = fs.opendir(number)
     try:
         return {record.name: entry for record, entry in fs.readdirplus(handle, 0)}
@@ -40,7 +40,7 @@ def listing(fs: PassthroughFs, number: int = ROOT) -> dict[bytes, Entry | None]:
 
 
 def descriptor_of(inode: Inode) -> int:
-    """The descriptor that holds *inode*; of one that is held by handle, a number of the past."""
+    """Return the number of the descriptor of *inode*; it is closed if a file handle holds *inode*."""
     with inode.opened() as fd:
         return fd
 
@@ -53,12 +53,12 @@ def fails(number: int, operation: Callable[[], object]) -> None:
 
 
 def descriptors_below(directory: Path) -> set[int]:
-    """This process's descriptors of *directory* and of what lies below it."""
+    """Return this process's descriptors of *directory* and of files below it."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             target = Path(os.readlink(f"/proc/self/fd/{name}"))
-        except FileNotFoundError:  # the listing's own
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
         if target.is_relative_to(directory):
             found.add(int(name))

@@ -1,4 +1,4 @@
-"""Requests to the adapter over pyfuse3, as pyfuse3 makes them, without a kernel."""
+"""Sends requests to the pyfuse3 adapter as pyfuse3 does, without a kernel."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,12 +10,12 @@ from passthrough.session.libfuse import LibfuseOperations
 from tests.support.tools.direct import CALLER
 from tests.support.tools.options import effective
 
-# In place of pyfuse3.RequestContext, whose fields only pyfuse3 can set.
+# It stands in for pyfuse3.RequestContext: only pyfuse3 can set the fields of that.
 CONTEXT = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid, pid=1, umask=0o022)
 
 
 class Recording:
-    """A file system that notes what it is asked and gives one answer."""
+    """A file system that records its calls, and returns the same answer to each."""
 
     squashes = False
 
