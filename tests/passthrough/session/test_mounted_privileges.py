@@ -175,7 +175,7 @@ def runs_as(path: Path) -> str:
 def outcome(
     top: Path, way: Callable[[File], object], mode: int, caller: Caller, *, opened_before: bool
 ) -> Outcome:
-    """Let *caller* change a program of *mode* in *top*; *opened_before* it got its mode, or after."""
+    """Let *caller* change a program of *mode*; *opened_before* the program got that mode."""
     path = top / "program"
     content = PROGRAM.read_bytes()
     size = (len(content) // BLOCK + 4) * BLOCK

@@ -194,7 +194,7 @@ def test_o_direct_can_be_cleared_on_an_open_file(disk: str) -> None:
 
 
 def test_o_append_set_by_fcntl_reaches_the_host(base: Path) -> None:
-    """O_APPEND takes effect; with O_DIRECT the host's cache stays in use, and the data is correct."""
+    """O_APPEND takes effect; with O_DIRECT the host's cache stays in use, the data correct."""
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.write_bytes(b"begin ")

@@ -40,7 +40,7 @@ def listing(fs: PassthroughFs, number: int = ROOT) -> dict[bytes, Entry | None]:
 
 
 def descriptor_of(inode: Inode) -> int:
-    """Return the number of the descriptor of *inode*; it is closed if a file handle holds *inode*."""
+    """Return the descriptor number of *inode*; it is closed if a file handle holds the inode."""
     with inode.opened() as fd:
         return fd
 
