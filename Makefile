@@ -1,9 +1,12 @@
-# Run both as root. Both can be repeated at any time. scripts/up and scripts/test have the steps.
+# Run these as root. They can be repeated at any time. scripts/up, scripts/test and scripts/quick have the steps.
 
-.PHONY: up test
+.PHONY: up test quick
 
 up:
 	@scripts/up
 
 test:
 	@scripts/test $(ARGS)
+
+quick:
+	@scripts/quick $(ARGS)

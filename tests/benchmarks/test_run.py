@@ -38,6 +38,7 @@ def stages(directory: Path) -> list[str]:
     return [name for name in os.listdir(directory) if name.startswith("passfs-benchmarks-")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
 def test_every_subject_runs_every_line(tmp_path: Path) -> None:
     json, svg, page = tmp_path / "all.json", tmp_path / "all.svg", tmp_path / "all.md"
@@ -72,6 +73,7 @@ def drawn_texts(svg: Path) -> set[str]:
     return {element.text or "" for element in ET.parse(svg).iter(f"{SVG}text")}  # noqa: S314
 
 
+@pytest.mark.slow
 def test_options_select_the_measurements_and_from_shows_them_again(tmp_path: Path) -> None:
     """The run uses the caller's directory and the caller's peer, on a loaded machine."""
     json, svg = tmp_path / "some.json", tmp_path / "some.svg"

@@ -246,6 +246,7 @@ def _another_image(engine: OwnEngine) -> bytes:
     return data.getvalue()
 
 
+@pytest.mark.slow
 def test_prune_and_df_leave_volumes_alone(engine: OwnEngine, driver: Driver) -> None:
     """The engine counts and prunes volumes of its own driver only."""
     with driver.volume() as volume:

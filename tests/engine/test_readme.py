@@ -35,6 +35,7 @@ def test_make_has_the_two_targets() -> None:
     assert [target for target in targets if f"make {target}" not in ci] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["host"], indirect=True)
 @pytest.mark.parametrize("commands", COMMANDS[1:], ids=lambda text: text.split("\n")[0][:30])
 def test_commands(driver: Driver, commands: str, source: Path) -> None:

@@ -162,6 +162,7 @@ def test_docker_cp_in_and_out(driver: Driver, running: bool) -> None:
             assert execute(container, "cat /data/copied") == "in"
 
 
+@pytest.mark.slow
 def test_removal_deletes_the_volumes_own_data(driver: Driver) -> None:
     with driver.volume() as volume:
         driver.run(volume, "mkdir -p /data/a/b; echo x > /data/a/b/c; ln -s /etc /data/etc")
@@ -172,6 +173,7 @@ def test_removal_deletes_the_volumes_own_data(driver: Driver) -> None:
         assert Path("/etc/passwd").exists()
 
 
+@pytest.mark.slow
 def test_removal_leaves_a_source_alone(driver: Driver, source: Path) -> None:
     (source / "kept").write_text("kept")
     with driver.volume(source=str(source)) as volume:

@@ -16,6 +16,8 @@ from tests.fuzz.differential import DifferenceError, MountLostError, both_sides,
 from tests.fuzz.machine import Programs, TimeIsUpError
 from tests.fuzz.mounts import VARIANTS
 
+pytestmark = pytest.mark.full
+
 SECONDS = float(os.environ.get("PASSFS_FUZZ_SECONDS", "80"))
 SEED = os.environ.get("PASSFS_FUZZ_SEED", "0")
 """With the same seed the same programs run, as many as the time allows."""

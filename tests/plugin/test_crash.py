@@ -21,6 +21,8 @@ from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.service import START_S
 from tests.support.tools.steps import STEPS, CrashingPlugin, Parent
 
+pytestmark = pytest.mark.full
+
 DATA = "written by a user"
 
 # The steps of two concurrent tasks come in either order, so that one round may miss a crash point.

@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tools.callers import ROOT, Caller
-from tests.support.tools.columns import BY_ID, PLACES, Ground, Place
+from tests.support.tools.columns import BY_ID, PLACES, QUICK, Ground, Place
 from tests.support.tools.disks import DISKS
 from tests.support.tools.files import public_directory
 from tests.support.tools.mounted import mounted
@@ -59,7 +59,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     if named is not None:
         places = [BY_ID[column] for column in named.args]
-    parameters = [pytest.param(place, id=place.id) for place in places]
+    parameters = [
+        pytest.param(place, id=place.id, marks=[] if place == QUICK else pytest.mark.full)
+        for place in places
+    ]
     metafunc.parametrize("place", parameters, indirect=True, scope="session")
 
 

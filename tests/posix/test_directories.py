@@ -31,6 +31,7 @@ def fill(directory: Path, count: int) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.large
 def test_many_entries(directory: Path) -> None:
     """Each of 10,000 entries is listed once, with buffers of every size: getdents(2)."""

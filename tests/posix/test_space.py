@@ -109,6 +109,7 @@ def kept() -> Kept:
         return {case: count() for case, count in counts.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "space of files that the host deletes",
     "the space of a file or directory that the host deletes is not freed while the kernel"

@@ -66,6 +66,7 @@ def laps() -> list[float]:
     return [each / number] * number
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS / len(SUBJECTS) + len(laps()) * SLACK_S)
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_mixed_load_has_right_results_and_no_leaks(base: Path, subject: str) -> None:

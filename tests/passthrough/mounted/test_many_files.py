@@ -73,6 +73,7 @@ def find(top: Path) -> int:
     return len(set(numbers.split()))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * (1 + ROUNDS) * LIMIT_S)
 @pytest.mark.parametrize("session", ["kernel", "libfuse"])
 def test_a_walk_over_more_files_than_descriptors(base: Path, session: str) -> None:

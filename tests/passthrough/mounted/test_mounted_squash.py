@@ -46,6 +46,8 @@ from tests.support.tools.rights import (
     tried,
 )
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 120.0
 MANY = 60
 ANYBODY = Caller("anybody", ANONYMOUS, ANONYMOUS)
@@ -182,6 +184,7 @@ KNOWN = [
 """The differences that docs/squash.md lists; each one must occur."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("session", "squash", "caller"),
     [
@@ -243,6 +246,7 @@ OWN = [
 LEFT_ALONE = [ANYBODY, Caller("member", ANONYMOUS, 41_050, groups=(ANONYMOUS, 41_051))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", LEFT_ALONE, ids=lambda caller: caller.name)
 @pytest.mark.parametrize("session", ["kernel", "libfuse", "handles"])
 def test_a_user_that_squashing_leaves_alone_may_do_what_it_may_on_the_host(

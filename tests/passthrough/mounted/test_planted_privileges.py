@@ -19,6 +19,8 @@ from tests.support.tools.callers import ROOT, USER, Caller
 from tests.support.tools.files import owner, public_directory, refused
 from tests.support.tools.mounted import Mounted, mounted
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 30.0
 AT_FDCWD = -100
 ANONYMOUS = 77

@@ -21,6 +21,8 @@ from tests.support.tools.files import public_directory
 from tests.support.tools.mounted import mounted
 from tests.support.tools.rings import switched_for
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 120.0
 BLOCK = 4096
 PROGRAM = Path("/usr/bin/id")
@@ -226,6 +228,7 @@ def test_a_change_by_another_user_clears_the_bits_on_the_host(way: str) -> None:
         assert bare(way, 0o2666, OWNER, opened_before=opened_before).mode == 0o2666
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", COLUMNS)
 def test_bits_are_cleared_and_kept_as_on_the_host(column: str) -> None:
     options = COLUMNS[column]

@@ -28,6 +28,8 @@ from tests.support.tools.options import effective
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
 
+pytestmark = pytest.mark.full
+
 END_S = 10.0
 ENDS = pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 

@@ -32,6 +32,7 @@ HUNG = detaching.THREADS + 6
 HEALTHY = 20
 
 
+@pytest.mark.slow
 def test_a_signal_unmounts_500_volumes_cleanly(tmp_path: Path) -> None:
     """With real workers, each of which has been used."""
     service = Service(tmp_path)

@@ -17,6 +17,8 @@ from tests.support.tools.disks import ext4
 from tests.support.tools.mounts import bound, mounted_on
 from tests.support.tools.service import Service
 
+pytestmark = pytest.mark.full
+
 SMALL_BYTES = 24 << 20
 SMALL_INODES = 400
 LIMIT_S = 20.0

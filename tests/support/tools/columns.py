@@ -94,6 +94,8 @@ ON_DEMAND = [
     Place("kernel", "auto", ROOT, more=("mapped", (("map_uid", "0:0:100000"),))),
 ]
 BY_ID = {place.id: place for place in (*PLACES, *ON_DEMAND)}
+QUICK = BY_ID["kernel-auto"]
+"""The column that `make quick` runs; the tests on all others have the mark `full`."""
 
 
 @dataclass(slots=True)
