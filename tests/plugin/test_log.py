@@ -1,4 +1,4 @@
-"""log.py: dockerd shows a plugin's standard error as errors, so only those go there."""
+"""log.py: only warnings and errors on standard error, which dockerd logs as errors."""
 
 import logging
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from plugin import log
 def root_logger_restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers.clear()  # pytest's own, which `configure` would close
+    root.handlers.clear()  # `configure` would close pytest's handlers
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
 
 
 @pytest.mark.usefixtures("root_logger_restored")
-def test_warnings_and_worse_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_and_errors_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(logging.INFO)
     logger = logging.getLogger("passfs.test")
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
@@ -31,8 +31,8 @@ def test_warnings_and_worse_go_to_standard_error(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("root_logger_restored")
-def test_a_message_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Volumes are called as their users like."""
+def test_a_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A volume's name may have any characters."""
     log.configure(logging.INFO)
     name = "a\nERROR passfs: \x1b[2J\u2028\ud800 \u00e4\t\\"
     logging.getLogger("passfs.test").info("volume %s: created", name)
@@ -42,7 +42,7 @@ def test_a_message_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.usefixtures("root_logger_restored")
-def test_a_traceback_has_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_follows_on_separate_lines(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(logging.INFO)
     try:
         int("no")

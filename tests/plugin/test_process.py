@@ -1,4 +1,4 @@
-"""`plugin.app.run`: the plugin as a process, from its start to whatever end it finds."""
+"""`plugin.app.run`: the plugin as a process, from its start to its end by a signal or a crash."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ from plugin.errors import CannotStart
 from plugin.mounting import detaching, spawner, worker
 from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import settings
-from tests.support.fakes.hung import HungSource, waits
+from tests.support.fakes.hung import HungSource, is_opening
 from tests.support.tools.processes import children
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
@@ -32,8 +32,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> None:
-    """In time for the engine, which kills after 10 s, and whoever is connected."""
+def test_a_signal_ends_the_plugin_cleanly(service: Service, number: signal.Signals) -> None:
+    """Within 8 s, because the engine kills a plugin after 10 s, and despite open connections."""
     for name in ("aa", "bb"):
         service.call("VolumeDriver.Create", Name=name)
         service.call("VolumeDriver.Mount", Name=name, ID="i")
@@ -52,14 +52,14 @@ def test_a_signal_ends_it_cleanly(service: Service, number: signal.Signals) -> N
     assert "WARNING" not in service.log.read_text()
 
 
-def test_it_may_have_as_many_descriptors_as_there_are(service: Service) -> None:
+def test_the_soft_limit_of_descriptors_is_the_hard_limit(service: Service) -> None:
     """Each mounted volume takes half a dozen."""
     assert service.process is not None
     soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
     assert soft == hard
 
 
-def test_a_hanging_worker_does_not_hold_up_the_end(service: Service) -> None:
+def test_a_hanging_worker_does_not_delay_the_end(service: Service) -> None:
     service.call("VolumeDriver.Create", Name="vol")
     service.call("VolumeDriver.Mount", Name="vol", ID="i")
     worker = service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]["worker_pid"]
@@ -71,8 +71,9 @@ def test_a_hanging_worker_does_not_hold_up_the_end(service: Service) -> None:
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_all_that_hangs_together_does_not_hold_up_the_end(service: Service) -> None:
-    """A source while it is looked at, a worker, and the process that forks them."""
+def test_a_hanging_source_worker_and_fork_server_do_not_delay_the_end(
+    service: Service,
+) -> None:
     source = service.directory / "source"
     (source / "far").mkdir(parents=True)
     service.call("VolumeDriver.Create", Name="far", Opts={"source": str(source / "far")})
@@ -80,12 +81,12 @@ def test_all_that_hangs_together_does_not_hold_up_the_end(service: Service) -> N
     service.call("VolumeDriver.Mount", Name="near", ID="i")
     worker = service.call("VolumeDriver.Get", Name="near")["Volume"]["Status"]["worker_pid"]
     assert service.process is not None
-    (forks,) = children(service.process.pid)
+    (fork_server,) = children(service.process.pid)
     with HungSource(source), closing(service.connect()) as client:
         client.sendall(request("VolumeDriver.Mount", Name="far", ID="i"))
-        while not waits(service.process.pid):
+        while not is_opening(service.process.pid):
             time.sleep(0.01)
-        for pid in (worker, forks):
+        for pid in (worker, fork_server):
             os.kill(pid, signal.SIGSTOP)
         status, seconds = service.end(signal.SIGTERM)
     assert status == 0, service.log.read_text()
@@ -94,8 +95,8 @@ def test_all_that_hangs_together_does_not_hold_up_the_end(service: Service) -> N
     assert list((service.directory / "mounts").iterdir()) == []
 
 
-def test_all_that_is_waited_for_at_the_end_comes_to_less_than_8_s() -> None:
-    """One after the other; the engine kills a plugin after 10 s."""
+def test_all_deadlines_of_the_end_add_up_to_less_than_8_s() -> None:
+    """The engine kills a plugin after 10 s."""
     requests = server.DRAIN_S + worker.KILL_GRACE_S + detaching.UNDO_DEADLINE_S
     mounts = detaching.SHUTDOWN_DEADLINE_S + worker.END_GRACE_S + worker.KILL_GRACE_S
     assert requests + mounts + spawner.END_GRACE_S < 8
@@ -103,10 +104,10 @@ def test_all_that_is_waited_for_at_the_end_comes_to_less_than_8_s() -> None:
     assert requests + mounts + spawner.END_GRACE_S + longest < 10
 
 
-def test_after_a_crash_everything_is_there_but_the_mounts(service: Service) -> None:
-    """However often it crashes: its workers end with it, and the next start clears away.
+def test_a_crash_costs_the_mounts_and_nothing_else(service: Service) -> None:
+    """After each crash the workers end, and the next start clears the mounts away.
 
-    Whom that has left without a mount is told, until they have given back what they had.
+    Status says that users have lost their mount, until they have unmounted.
     """
     service.call("VolumeDriver.Create", Name="vol", Opts={"cache": "never"})
     before = service.call("VolumeDriver.Get", Name="vol")
@@ -134,10 +135,10 @@ def test_a_second_plugin_leaves_the_first_alone(service: Service) -> None:
     assert service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]["mounted"]
 
 
-def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
+def test_the_plugin_answers_within_3_s_with_500_volumes(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with Registry.open(tmp_path / "data") as registry:
-        # As many commits wait for the disk otherwise, which is no matter of this test.
+        # Otherwise each of the 500 commits would wait for the disk.
         registry._connection.execute("PRAGMA synchronous = OFF")
         for number in range(500):
             registry.add(record(f"v{number}", source="/srv"))
@@ -149,7 +150,7 @@ def test_it_answers_soon_with_many_volumes(tmp_path: Path) -> None:
         service.end(signal.SIGTERM)
 
 
-def test_what_is_in_the_way_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_no_registry_stops_the_start_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "passfs.db").write_text("mine")
     with pytest.raises(CannotStart, match="it is no SQLite database"):
@@ -181,7 +182,7 @@ FRAGMENTS = st.sampled_from(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(pieces=st.lists(FRAGMENTS | st.binary(max_size=20), max_size=12))
-def test_nothing_that_is_said_ends_the_plugin(service: Service, pieces: list[bytes]) -> None:
+def test_no_input_ends_the_plugin(service: Service, pieces: list[bytes]) -> None:
     with closing(service.connect()) as client:
         try:
             for piece in pieces:
@@ -190,5 +191,5 @@ def test_nothing_that_is_said_ends_the_plugin(service: Service, pieces: list[byt
             while client.recv(65536):
                 pass
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has had enough
+            pass  # the plugin has closed the connection
     assert service.call("VolumeDriver.List") == {"Volumes": []}

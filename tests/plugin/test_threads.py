@@ -1,4 +1,4 @@
-"""threads.py: a call that hangs holds up its caller until the deadline, and nobody else."""
+"""threads.py: a call that hangs delays only its caller, and only until the deadline."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ from plugin import threads
 
 
 class Gate:
-    """A blocking call that returns a new descriptor once it may."""
+    """A blocking call that returns a new descriptor after `may_return` is set."""
 
     def __init__(self) -> None:
         self.may_return = threading.Event()
@@ -30,14 +30,14 @@ class Gate:
 
 
 async def abandon(gate: Gate, limiter: trio.CapacityLimiter) -> None:
-    """Start a call and give it up while it hangs."""
+    """Start a call, and cancel it while it hangs."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(threads.call, gate, limiter, gate.discard)
         await gate.entered.wait()
         nursery.cancel_scope.cancel()
 
 
-async def test_a_result_in_time_is_the_caller_s() -> None:
+async def test_a_result_in_time_is_returned() -> None:
     gate = Gate()
     gate.may_return.set()
     fd = await threads.call(gate, trio.CapacityLimiter(1), gate.discard)
@@ -45,7 +45,7 @@ async def test_a_result_in_time_is_the_caller_s() -> None:
     assert not gate.closed.is_set()
 
 
-async def test_what_the_call_raises_is_the_caller_s() -> None:
+async def test_an_exception_of_the_function_is_raised() -> None:
     def fail() -> int:
         raise FileNotFoundError
 
@@ -53,15 +53,15 @@ async def test_what_the_call_raises_is_the_caller_s() -> None:
         await threads.call(fail, trio.CapacityLimiter(1), os.close)
 
 
-async def test_a_descriptor_that_comes_too_late_is_closed() -> None:
+async def test_a_descriptor_after_the_cancellation_is_closed() -> None:
     gate = Gate()
     await abandon(gate, trio.CapacityLimiter(1))
     gate.may_return.set()
     assert await trio.to_thread.run_sync(gate.closed.wait, 10)
 
 
-async def test_a_descriptor_that_comes_with_the_cancellation_is_closed() -> None:
-    """The thread has returned, but trio delivers the cancellation first."""
+async def test_a_descriptor_at_the_moment_of_the_cancellation_is_closed() -> None:
+    """The function has returned, but trio delivers the cancellation first."""
     gate = Gate()
     returned = threading.Event()
 
@@ -79,10 +79,10 @@ async def test_a_descriptor_that_comes_with_the_cancellation_is_closed() -> None
     assert await trio.to_thread.run_sync(gate.closed.wait, 10)
 
 
-async def test_whoever_comes_while_a_call_hangs_waits_for_it(
+async def test_a_later_call_waits_while_an_earlier_one_hangs(
     autojump_clock: Callable[[], None],
 ) -> None:
-    """So a dead source costs one thread, however often it is asked for."""
+    """So a dead source costs one thread, however many requests need it."""
     del autojump_clock
     gate, limiter = Gate(), trio.CapacityLimiter(1)
     await abandon(gate, limiter)

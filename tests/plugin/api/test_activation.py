@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.support.fakes.hung import HungSource, waits
+from tests.support.fakes.hung import HungSource, is_opening
 from tests.support.tools.mounts import mounted_on
 from tests.support.tools.service import Service, started
 
@@ -38,7 +38,7 @@ def test_activate_is_answered_within_100_ms_beside_a_mount_that_hangs(tmp_path: 
         assert service.process is not None
         with HungSource(tmp_path / "source"):
             mounting = threads.submit(service.call, "VolumeDriver.Mount", Name="v0", ID="i")
-            while not waits(service.process.pid):
+            while not is_opening(service.process.pid):
                 assert not mounting.done(), mounting.result()
                 time.sleep(0.01)
             assert activation_s(service) < LIMIT_S

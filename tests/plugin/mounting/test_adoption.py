@@ -1,6 +1,6 @@
 """A restart of the service: workers and mounts go on, and the next plugin takes them over.
 
-The service manager is tests/support/fakes/service_manager.py, everything else is real.
+The service manager is a fake, tests/support/fakes/service_manager.py; everything else is real.
 """
 
 import os
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.full
 END_S = 10.0
 ENDS = pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 
-# Writes and reads one file that it keeps open, over and over; says how often when it is asked, and
-# ends at the first mistake with a traceback.
+# Writes and reads an open file in a loop, and answers each byte on standard input with the number
+# of rounds. It ends when standard input closes, or with a traceback at the first error.
 LOOP = """
 import os, select, sys, time
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -61,7 +61,7 @@ def manager(tmp_path: Path) -> Iterator[ServiceManager]:
 
 @pytest.fixture
 def service(tmp_path: Path, manager: ServiceManager) -> Iterator[Service]:
-    """A plugin with the volume `v`, which is mounted for `i`; cleared away in the end."""
+    """A plugin with the volume `vol`, mounted for `i`; the end unmounts it for all users."""
     with started(tmp_path, manager) as service:
         service.call("VolumeDriver.Create", Name="vol")
         assert mount(service) == str(target(service))
@@ -103,7 +103,7 @@ def has_ended(pid_fd: int, within_s: float = END_S) -> bool:
 
 @contextmanager
 def worker_of(service: Service) -> Iterator[int]:
-    """A descriptor of the process that serves the volume."""
+    """Yield a process descriptor of the worker."""
     pid_fd = os.pidfd_open(status(service)["worker_pid"])
     try:
         yield pid_fd
@@ -112,7 +112,7 @@ def worker_of(service: Service) -> Iterator[int]:
 
 
 class User:
-    """A process that uses a file of a volume all the time."""
+    """A process that uses a file of a volume without pause."""
 
     def __init__(self, file: Path) -> None:
         self._process = subprocess.Popen(
@@ -125,15 +125,15 @@ class User:
         self.rounds()
 
     def rounds(self) -> int:
-        """How often it has written and read by now."""
+        """Return the number of rounds until now."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"?")
-        assert select.select([self._process.stdout], [], [], END_S)[0], "it hangs"
+        assert select.select([self._process.stdout], [], [], END_S)[0], "the user hangs"
         return int(self._process.stdout.readline())
 
-    def goes_on(self) -> bool:
-        """Whether it does something just now."""
+    def makes_progress(self) -> bool:
+        """Return whether the process makes progress."""
         before, limit = self.rounds(), time.monotonic() + END_S
         while self.rounds() < before + 5:
             if time.monotonic() > limit:
@@ -141,23 +141,25 @@ class User:
         return True
 
     def close(self) -> None:
-        """End it; it has met with no error."""
-        _, said = self._process.communicate(timeout=END_S)
-        assert (self._process.returncode, said) == (0, b"")
+        """End the process, which must not have had an error."""
+        _, errors = self._process.communicate(timeout=END_S)
+        assert (self._process.returncode, errors) == (0, b"")
 
 
 @ENDS
-def test_users_notice_nothing_of_a_restart(service: Service, end: signal.Signals) -> None:
-    """Twice, because what was taken over once must be handed over again."""
+def test_users_of_a_mount_work_on_through_two_restarts(
+    service: Service, end: signal.Signals
+) -> None:
+    """The second plugin must store a mount that it has taken over itself."""
     with closing(User(target(service) / "file")) as user:
         before = status(service), device(service)
         for _ in "12":
             service.end(end)
-            assert user.goes_on()
+            assert user.makes_progress()
             service.start()
             assert (status(service), device(service)) == before
-            assert user.goes_on()
-            assert mount(service) == str(target(service)), "a whole mount is kept"
+            assert user.makes_progress()
+            assert mount(service) == str(target(service)), "a whole mount stays"
             service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     assert before[0]["mounted"]
     assert before[0]["references"] == 1
@@ -166,7 +168,7 @@ def test_users_notice_nothing_of_a_restart(service: Service, end: signal.Signals
 
 
 @ENDS
-def test_the_next_plugin_takes_the_mount_down(
+def test_the_next_plugin_can_unmount(
     service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with worker_of(service) as worker:
@@ -182,21 +184,21 @@ def test_the_next_plugin_takes_the_mount_down(
 
 
 @ENDS
-def test_what_the_worker_says_comes_through_after_a_restart(
+def test_the_report_and_the_end_of_a_worker_are_known_after_a_restart(
     service: Service, end: signal.Signals
 ) -> None:
-    """Its report is in Status, and its end is told in the log."""
-    told = status(service)["options"]
+    """The report is in Status, the end in the log."""
+    options = status(service)["options"]
     service.end(end)
     service.start()
-    assert status(service)["options"] == told
+    assert status(service)["options"] == options
     with worker_of(service) as worker:
         signal.pidfd_send_signal(worker, signal.SIGKILL)
         assert has_ended(worker)
     while status(service)["mounted"]:
         time.sleep(0.01)
     assert "the volume fails until it is mounted again" in service.log.read_text()
-    # The second, of a request that came before the service manager had dropped /dev/fuse.
+    # ECONNABORTED, if the request comes before the service manager has closed /dev/fuse.
     with pytest.raises(OSError, match=r"not connected|connection abort"):
         os.listdir(target(service))
     mount(service)
@@ -204,7 +206,7 @@ def test_what_the_worker_says_comes_through_after_a_restart(
 
 
 @ENDS
-def test_a_worker_that_dies_while_nobody_looks_is_a_lost_mount(
+def test_a_worker_that_dies_during_a_restart_is_a_lost_mount(
     service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with worker_of(service) as worker:
@@ -223,7 +225,7 @@ def test_a_worker_that_dies_while_nobody_looks_is_a_lost_mount(
 
 
 @ENDS
-def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
+def test_a_mount_that_is_unmounted_during_a_restart_serves_its_last_user(
     service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with closing(User(target(service) / "file")) as user, worker_of(service) as worker:
@@ -232,12 +234,12 @@ def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
         service.start()
         assert not status(service)["mounted"]
         mount(service)
-        assert user.goes_on()
+        assert user.makes_progress()
         assert (target(service) / "file").exists()
         assert manager.wait_for_count(2 * len(KINDS))
         service.end(end)
         service.start()
-        assert user.goes_on()
+        assert user.makes_progress()
         assert status(service)["mounted"]
         assert not has_ended(worker, 0)
         user.close()
@@ -246,7 +248,7 @@ def test_a_mount_that_is_taken_away_meanwhile_serves_its_last_user(
 
 
 @pytest.mark.parametrize("lost", KINDS)
-def test_a_mount_of_which_something_is_missing_is_made_anew(
+def test_a_mount_with_a_lost_descriptor_is_made_anew(
     service: Service, manager: ServiceManager, lost: str
 ) -> None:
     with worker_of(service) as worker:
@@ -261,7 +263,7 @@ def test_a_mount_of_which_something_is_missing_is_made_anew(
     assert sorted(manager.stored) == [f"{kind}2" for kind in KINDS]
 
 
-def test_half_of_the_volumes_may_have_lost_something(
+def test_lost_descriptors_cost_only_their_own_volumes(
     service: Service, manager: ServiceManager
 ) -> None:
     names = [f"v{number}" for number in range(2, 10)]
@@ -281,10 +283,10 @@ def test_half_of_the_volumes_may_have_lost_something(
         service.call("VolumeDriver.Unmount", Name=name, ID="i")
 
 
-def test_what_was_kept_and_not_written_down_is_cleared_away(
+def test_a_stored_mount_without_a_record_is_cleared_away(
     service: Service, manager: ServiceManager
 ) -> None:
-    """As if the plugin had been killed between the two."""
+    """As if the plugin had been killed between storing descriptors and recording the mount."""
     with worker_of(service) as worker:
         service.end(signal.SIGKILL)
         with Registry.open(service.directory / "data") as registry:
@@ -296,8 +298,10 @@ def test_what_was_kept_and_not_written_down_is_cleared_away(
     assert not status(service)["mounted"]
 
 
-def test_a_stop_is_the_end_of_the_workers(service: Service, manager: ServiceManager) -> None:
-    """The service manager keeps nothing for a service that is stopped for good."""
+def test_the_workers_end_when_the_service_is_stopped(
+    service: Service, manager: ServiceManager
+) -> None:
+    """The service manager closes the descriptors of a service that is stopped for good."""
     with worker_of(service) as worker:
         assert service.end(signal.SIGTERM)[0] == 0
         assert not has_ended(worker, 0.2)
@@ -310,19 +314,19 @@ def test_a_stop_is_the_end_of_the_workers(service: Service, manager: ServiceMana
     assert service.mounted() == []
 
 
-def mount_unkept(service: Service, manager: ServiceManager) -> None:
-    """Have the volume `w` mounted for `i` while the service manager does not answer."""
+def mount_without_answer(service: Service, manager: ServiceManager) -> None:
+    """Mount the volume `vol2` for `i` while the service manager does not answer."""
     service.call("VolumeDriver.Create", Name="vol2")
     manager.unresponsive = True
     service.call("VolumeDriver.Mount", Name="vol2", ID="i")
     manager.unresponsive = False
 
 
-def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
+def test_a_mount_succeeds_although_the_service_manager_does_not_answer(
     service: Service, manager: ServiceManager
 ) -> None:
-    """The volume is served, and ends with the plugin as it would without a service manager."""
-    mount_unkept(service, manager)
+    """The mount ends with the plugin, as it would without a service manager."""
+    mount_without_answer(service, manager)
     assert service.mounted() == ["vol", "vol2"]
     assert "vol2 is served, but it will end with the plugin" in service.log.read_text()
     assert service.end(signal.SIGTERM)[0] == 0
@@ -332,10 +336,10 @@ def test_a_service_manager_that_does_not_answer_holds_up_no_mount_for_long(
     service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
 
 
-def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
+def test_the_next_mount_stores_descriptors_that_were_not_stored(
     service: Service, manager: ServiceManager
 ) -> None:
-    mount_unkept(service, manager)
+    mount_without_answer(service, manager)
     service.call("VolumeDriver.Mount", Name="vol2", ID="j")
     assert manager.wait_for_count(2 * len(KINDS))
     service.end(signal.SIGTERM)
@@ -345,10 +349,10 @@ def test_what_it_had_no_time_for_it_is_asked_again_at_the_next_mount(
         service.call("VolumeDriver.Unmount", Name="vol2", ID=mount_id)
 
 
-def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
+def test_a_source_that_is_not_allowed_any_more_gets_no_further_users(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has it mounted already is not disturbed."""
+    """Its present users go on."""
     source = tmp_path / "source"
     source.mkdir()
     service.call("VolumeDriver.Create", Name="vol2", Opts={"source": str(source)})
@@ -371,8 +375,8 @@ def test_a_source_that_is_allowed_no_more_is_given_to_nobody_else(
 
 
 @ENDS
-@pytest.mark.parametrize("anew", [False, True], ids=["given back", "given back, mounted anew"])
-def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
+@pytest.mark.parametrize("anew", [False, True], ids=["unmounted", "unmounted, mounted anew"])
+def test_an_open_file_of_an_unmounted_volume_prevents_its_removal(
     service: Service, manager: ServiceManager, end: signal.Signals, anew: bool
 ) -> None:
     service.call("VolumeDriver.Create", Name="vol2")
@@ -384,22 +388,22 @@ def test_who_still_uses_what_was_given_back_keeps_it_from_being_removed(
         service.end(end)
         with Registry.open(service.directory / "data") as registry:
             devices = [row.device for row in registry.served if row.volume == "vol2"]
-            # A mount that is made later may get the very number of the one that was detached.
+            # A detached mount has no device: a later mount may get the same number.
             assert [bool(device) for device in devices] == ([False, True] if anew else [True])
         service.start()
         if anew:
             service.call("VolumeDriver.Unmount", Name="vol2", ID="j")
         refused = service.call("VolumeDriver.Remove", Name="vol2")["Err"]
         assert "its files are in use" in refused
-        assert user.goes_on()
+        assert user.makes_progress()
     assert manager.wait_for_count(len(KINDS))
     assert "Err" not in service.call("VolumeDriver.Remove", Name="vol2")
 
 
-def test_the_status_tells_what_a_mount_goes_by(
+def test_the_status_shows_the_options_in_force_for_the_mount(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is what applied when it was made, whatever has been decided since."""
+    """They applied when the mount was made; later defaults apply from the next mount on."""
     service.end(signal.SIGTERM)
     monkeypatch.setenv("PASSFS_DEFAULT_OPTIONS", "readonly")
     service.start()
@@ -413,7 +417,7 @@ def test_the_status_tells_what_a_mount_goes_by(
         (target(service) / "file").touch()
 
 
-def test_the_service_manager_hears_when_it_serves_and_when_it_ends(
+def test_the_plugin_notifies_the_service_manager_of_its_start_and_end(
     service: Service, manager: ServiceManager
 ) -> None:
     assert manager.wait_for_state("READY=1")
@@ -422,8 +426,8 @@ def test_the_service_manager_hears_when_it_serves_and_when_it_ends(
     assert manager.states == ["READY=1", "STOPPING=1"]
 
 
-def test_who_calls_while_it_restarts_waits_for_its_answer(tmp_path: Path) -> None:
-    """Where the service manager listens, nobody is refused, and the socket stays."""
+def test_a_request_during_a_restart_is_answered_after_it(tmp_path: Path) -> None:
+    """If the service manager listens, the socket stays, and connections wait in its queue."""
     with (
         ServiceManager(tmp_path, tmp_path / "p.sock") as manager,
         started(tmp_path, manager) as service,
@@ -436,35 +440,35 @@ def test_who_calls_while_it_restarts_waits_for_its_answer(tmp_path: Path) -> Non
 
 
 def leave_mounts(count: int, directory: Path, manager: ServiceManager, worker: int) -> None:
-    """Have *count* mounts left behind by a plugin; process *worker* stands for all their workers.
+    """Leave *count* mounts as a plugin would, with process *worker* as the worker of all of them.
 
-    What is left of them leads to that one process, but each has a file system of its own.
+    Each mount has its own file system, but all their descriptors lead to that one process.
     """
     (directory / "data").mkdir()
     report = encode(Report(serving=True)).decode()
     with Registry.open(directory / "data") as registry, ExitStack() as undo:
-        registry._connection.execute("PRAGMA synchronous = OFF")  # which the plugin needs
+        registry._connection.execute("PRAGMA synchronous = OFF")  # faster
         for fd in (*(life := os.pipe()), *(log := os.pipe()), pid_fd := os.pidfd_open(worker)):
             undo.callback(os.close, fd)
         for number in range(1, count + 1):
-            place = directory / "mounts" / f"v{number}"
-            place.mkdir(parents=True)
-            fuse_fd = attach(place, effective())
+            target = directory / "mounts" / f"v{number}"
+            target.mkdir(parents=True)
+            fuse_fd = attach(target, effective())
             manager.store(f"fuse{number}", fuse_fd)
             os.close(fuse_fd)
             manager.store(f"life{number}", life[1])
             manager.store(f"log{number}", log[0])
             manager.store(f"process{number}", pid_fd)
-        places = mounts_below(directory)
+        mounts = mounts_below(directory)
         for number in range(1, count + 1):
             name = VolumeName(f"v{number}")
-            (entry,) = places[directory / "mounts" / name]
+            (entry,) = mounts[directory / "mounts" / name]
             registry.add(record(name))
             registry.use(name, {"i": 1}, [Served(name, number, entry.device, report)])
 
 
-def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: ServiceManager) -> None:
-    """By the time that the first caller is answered."""
+def test_500_mounts_are_taken_over_within_3_s(tmp_path: Path, manager: ServiceManager) -> None:
+    """The time counts until the first request is answered."""
     worker = subprocess.Popen(["sleep", "infinity"])
     service = Service(tmp_path, manager)
     try:
@@ -483,5 +487,5 @@ def test_500_mounts_are_taken_over_soon(tmp_path: Path, manager: ServiceManager)
         worker.kill()
         worker.wait()
         manager.drop(*manager.stored)
-        for place in (tmp_path / "mounts").iterdir():
-            unmount(place)
+        for mountpoint in (tmp_path / "mounts").iterdir():
+            unmount(mountpoint)

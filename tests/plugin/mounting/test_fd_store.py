@@ -1,4 +1,4 @@
-"""fd_store.py: what systemd hands over, by its own tool, and what it keeps."""
+"""fd_store.py: the socket that systemd passes (by its own tool), and stored descriptors."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tests.support.tools.service import RUN, START_S, Service
 
 @contextmanager
 def activated(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The plugin as systemd starts it when somebody calls, systemd-socket-activate(1)."""
+    """Run the plugin as systemd starts it at the first connection, systemd-socket-activate(1)."""
     variables = {
         "PASSFS_SOCKET": str(directory / "unused.sock"),
         "PASSFS_DATA_DIR": str(directory / "data"),
@@ -35,9 +35,9 @@ def activated(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]
         )
     try:
         limit = time.monotonic() + START_S
-        while (said := (directory / "log").read_text()).count("Listening on") < words.count("-l"):
-            assert process.poll() is None, said
-            assert time.monotonic() < limit, said
+        while (output := (directory / "log").read_text()).count("Listening on") < words.count("-l"):
+            assert process.poll() is None, output
+            assert time.monotonic() < limit, output
         yield process
     finally:
         if process.poll() is None:
@@ -45,11 +45,8 @@ def activated(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]
         process.wait(START_S)
 
 
-def test_systemd_may_listen_in_its_place(tmp_path: Path) -> None:
-    """Who calls first starts the plugin and is answered; the socket is not the plugin's to remove.
-
-    Its mode neither: that is as systemd made it.
-    """
+def test_systemd_can_listen_for_the_plugin(tmp_path: Path) -> None:
+    """The first connection starts the plugin, which leaves the socket and its mode as they are."""
     path = tmp_path / "p.sock"
     with activated(tmp_path, "-l", str(path)) as process:
         before = path.lstat()
@@ -71,7 +68,7 @@ def test_systemd_may_listen_in_its_place(tmp_path: Path) -> None:
         (["--seqpacket", "-l", "{0}/p.sock"], "no listening Unix stream socket"),
     ],
 )
-def test_it_starts_with_exactly_one_socket_of_the_right_kind(
+def test_the_plugin_refuses_a_second_socket_and_one_of_another_kind(
     tmp_path: Path, words: list[str], sentence: str
 ) -> None:
     kind = socket.SOCK_SEQPACKET if "--seqpacket" in words else socket.SOCK_STREAM
@@ -81,36 +78,36 @@ def test_it_starts_with_exactly_one_socket_of_the_right_kind(
     ):
         client.connect(str(tmp_path / "p.sock"))
         assert process.wait(START_S) == 1
-    said = (tmp_path / "log").read_text()
-    assert sentence in said
-    assert "Traceback" not in said
+    output = (tmp_path / "log").read_text()
+    assert sentence in output
+    assert "Traceback" not in output
     assert (tmp_path / "p.sock").exists()
-    assert not (tmp_path / "data").exists(), "nothing has been touched"
+    assert not (tmp_path / "data").exists(), "the plugin has not written anything"
 
 
 @contextmanager
-def handed_over(monkeypatch: pytest.MonkeyPatch, *fds: int) -> Iterator[dict[str, str]]:
-    """An environment that tells of *fds*, whose numbers follow one another."""
+def passed(monkeypatch: pytest.MonkeyPatch, *fds: int) -> Iterator[dict[str, str]]:
+    """Yield an environment that announces *fds*, which are consecutive numbers."""
     assert list(fds) == list(range(fds[0], fds[0] + len(fds)))
     monkeypatch.setattr(fd_store, "FIRST_FD", fds[0])
     yield {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds)), "HOME": "/root"}
 
 
 def at_high_numbers(*fds: int) -> list[int]:
-    """Duplicates of *fds* with numbers in a row; the originals are closed."""
-    for place, fd in enumerate(fds, 7000):
-        os.dup2(fd, place)
+    """Return duplicates of *fds* with consecutive numbers, and close the originals."""
+    for number, fd in enumerate(fds, 7000):
+        os.dup2(fd, number)
         os.close(fd)
     return list(range(7000, 7000 + len(fds)))
 
 
-def test_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In any order, beside the socket; and no child hears of them or gets them."""
+def test_stored_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, beside the socket; children get neither the descriptors nor the variables."""
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind("")
         listener.listen()
         fds = at_high_numbers(*os.pipe(), os.dup(listener.fileno()), *os.pipe())
-    with handed_over(monkeypatch, *fds) as environment:
+    with passed(monkeypatch, *fds) as environment:
         environment["LISTEN_FDNAMES"] = "log7:fuse12:passfs.socket:life7:process12"
         environment["NOTIFY_SOCKET"] = "@name"
         given = inherited(environment)
@@ -128,14 +125,14 @@ def test_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyPatch) -
         os.close(fd)
 
 
-def test_what_is_meant_for_another_process_is_left_alone() -> None:
-    """Such as for the shell that has started us."""
+def test_descriptors_for_another_process_are_ignored() -> None:
+    """For example, for the shell that has started the plugin."""
     environment = {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
     assert inherited(environment)[1:] == Inherited()[1:]
     assert environment == {}
 
 
-def test_without_a_service_manager_nothing_is_kept() -> None:
+def test_without_a_service_manager_nothing_is_stored() -> None:
     store = inherited({}).store
     assert not store.exists
     store.remove([1])
@@ -143,14 +140,14 @@ def test_without_a_service_manager_nothing_is_kept() -> None:
 
 
 @pytest.mark.logs("cannot send a message to the service manager: .*No such file")
-def test_a_service_manager_that_has_gone_ends_nobody(tmp_path: Path) -> None:
-    store = FdStore(str(tmp_path / "nobody"))
+def test_a_missing_service_manager_fails_only_the_storing_of_descriptors(tmp_path: Path) -> None:
+    store = FdStore(str(tmp_path / "missing"))
     store.remove([1, 2])
     with pytest.raises(FileNotFoundError):
         store.add(1, {"fuse": 0})
 
 
-def test_what_is_kept_is_kept_on_return_and_forgotten_by_number(tmp_path: Path) -> None:
+def test_descriptors_are_stored_on_return_and_removed_by_number(tmp_path: Path) -> None:
     with ServiceManager(tmp_path) as manager:
         store = FdStore(str(tmp_path / "notify.sock"))
         for number in (1, 12):
@@ -164,7 +161,7 @@ def test_what_is_kept_is_kept_on_return_and_forgotten_by_number(tmp_path: Path) 
         assert set(manager.stored) == {f"{kind}12" for kind in fd_store.KINDS}
 
 
-def test_one_that_does_not_answer_is_waited_for_only_so_long(
+def test_storing_fails_if_the_service_manager_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fd_store, "ANSWER_TIMEOUT_S", 0.1)
@@ -175,7 +172,7 @@ def test_one_that_does_not_answer_is_waited_for_only_so_long(
 
 
 def test_the_names_of_2000_volumes_fit_into_one_variable() -> None:
-    """The kernel takes no string over 128 KiB, execve(2)."""
+    """The kernel accepts no string over 128 KiB, execve(2)."""
     names = [f"{kind}{10**6 + number}" for kind in fd_store.KINDS for number in range(2000)]
     assert all(fd_store.FD_NAME.fullmatch(name) for name in names)
     assert len("LISTEN_FDNAMES=" + ":".join(names)) < 128 * 1024

@@ -1,5 +1,5 @@
-"""keeper.py: a mount is whole, or nothing of it is there."""
-# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+"""keeper.py: mounts that succeed, their loss, and the start and end of the keeper."""
+# ruff: noqa: ASYNC240 - calls on local directories; no other task is ready
 
 import os
 import signal
@@ -24,14 +24,14 @@ from tests.support.tools.rings import switched_on
 
 
 async def lose_worker(keeper: Keeper, source: Path, config: Effective | None = None) -> str:
-    """Mount, kill the worker, and give what the keeper tells of it."""
+    """Mount, kill the worker, and return the reason of the loss."""
     send, receive = trio.open_memory_channel[str](1)
     await keeper.mount(mount_spec(source, on_loss=send.send_nowait, options=config or effective()))
     os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
     return await receive.receive()
 
 
-# A real worker, a real mount.
+# Mounts, mostly with real workers.
 
 
 async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
@@ -47,7 +47,7 @@ async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
         assert keeper.worker_pid(NAME) == 0
 
 
-async def test_a_whole_mount_is_kept(mounts: Path, source: Path) -> None:
+async def test_a_whole_mount_stays_at_the_next_mount(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(mount_spec(source))
         pid = keeper.worker_pid(NAME)
@@ -56,13 +56,13 @@ async def test_a_whole_mount_is_kept(mounts: Path, source: Path) -> None:
         assert mounted(mounts) == ["data"]
 
 
-async def test_what_is_not_mounted_is_unmounted_already(mounts: Path) -> None:
+async def test_unmounting_an_unmounted_volume_succeeds(mounts: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.unmount(NAME)
 
 
 @pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
-async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
+async def test_users_of_a_dead_worker_get_errors_instead_of_waiting(
     mounts: Path, source: Path
 ) -> None:
     async with keeping(mounts) as keeper:
@@ -75,7 +75,7 @@ async def test_a_dead_worker_s_users_get_errors_instead_of_waiting(
 
 @pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
 @pytest.mark.logs("volume data: its mount is not whole, making a new one")
-async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
+async def test_users_of_a_dead_worker_get_errors_over_io_uring_until_the_next_mount(
     mounts: Path, source: Path
 ) -> None:
     over_rings = effective(session=SessionKind.KERNEL, transport=Transport.IO_URING)
@@ -84,7 +84,7 @@ async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
             assert await lose_worker(keeper, source, over_rings) == (
                 "its worker was killed by SIGKILL"
             )
-        # The second while the kernel still takes the rings down.
+        # ECONNABORTED is possible while the kernel tears the rings down.
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             await in_thread(os.listdir, keeper.target(DIRECTORY))
         with switched_on():
@@ -95,7 +95,7 @@ async def test_so_they_do_over_io_uring_and_the_next_mount_heals_that(
 
 @pytest.mark.logs("volume data: bug in watching worker [0-9]+")
 @pytest.mark.logs("volume data: worker [0-9]+ is not watched any more, because of a bug")
-async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
+async def test_a_bug_in_watching_a_worker_costs_one_volume(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(returncode: int) -> str:
@@ -116,7 +116,7 @@ async def test_a_bug_in_watching_a_worker_is_the_loss_of_one_volume(
 
 @pytest.mark.logs("was killed by SIGKILL")
 @pytest.mark.logs("volume data: its mount is not whole, making a new one")
-async def test_the_next_mount_heals_a_dead_one(mounts: Path, source: Path) -> None:
+async def test_the_next_mount_replaces_a_dead_mount(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await lose_worker(keeper, source)
         await keeper.mount(mount_spec(source))
@@ -133,8 +133,8 @@ async def test_a_dead_mount_can_be_unmounted(mounts: Path, source: Path) -> None
 
 
 @pytest.mark.logs("its mount is not whole")
-async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) -> None:
-    """There is never more than one mount at a target, whoever put the other there."""
+async def test_a_covered_mount_is_replaced(mounts: Path, source: Path) -> None:
+    """A mount point has one mount, even after another program has mounted on it."""
     async with keeping(mounts) as keeper:
         await keeper.mount(mount_spec(source))
         os.close(mount(keeper.target(DIRECTORY), effective()))
@@ -145,8 +145,8 @@ async def test_a_mount_that_is_covered_is_made_anew(mounts: Path, source: Path) 
 
 
 @pytest.mark.logs("its mount is not whole")
-async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Path) -> None:
-    """A bare directory is never handed out: a file keeps the first worker alive meanwhile."""
+async def test_a_mount_that_was_unmounted_by_hand_is_made_anew(mounts: Path, source: Path) -> None:
+    """An open file keeps the first worker alive, but its mount point is a bare directory."""
     async with keeping(mounts) as keeper:
         await keeper.mount(mount_spec(source))
         first = keeper.worker_pid(NAME)
@@ -160,7 +160,7 @@ async def test_a_mount_that_was_taken_away_is_made_anew(mounts: Path, source: Pa
 
 
 @pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
-async def test_a_worker_whose_mount_was_taken_away_is_noticed(mounts: Path, source: Path) -> None:
+async def test_an_unmount_by_hand_ends_the_worker_and_is_a_loss(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         send, receive = trio.open_memory_channel[str](1)
         await keeper.mount(mount_spec(source, on_loss=send.send_nowait))
@@ -181,7 +181,7 @@ async def test_open_files_are_served_after_the_unmount(mounts: Path, source: Pat
         pidfd = os.pidfd_open(worker)
         await in_thread(os.close, fd)
         with trio.fail_after(10):
-            await trio.lowlevel.wait_readable(pidfd)  # it ends by itself, and is reaped
+            await trio.lowlevel.wait_readable(pidfd)  # the worker ends by itself
         os.close(pidfd)
 
 
@@ -198,21 +198,21 @@ async def test_a_volume_can_be_mounted_again_while_the_old_mount_is_used(
         await in_thread(os.close, fd)
 
 
-# The beginning and the end.
+# The start and the end of the keeper.
 
 
-async def test_what_a_dead_plugin_has_left_is_cleared_away(mounts: Path) -> None:
+async def test_the_start_clears_mounts_of_a_dead_plugin_away(mounts: Path) -> None:
     for name in ("a", "b"):
         (mounts / name).mkdir(parents=True)
-        for _ in "12":  # as a crash loop of an old version might stack them
+        for _ in "12":  # two on each other, as a crash loop of an old version may leave them
             os.close(mount(mounts / name, effective()))
     async with keeping(mounts):
         assert list(mounts.iterdir()) == []
         assert mounted(mounts) == []
 
 
-async def test_a_mount_directory_has_one_plugin(mounts: Path, source: Path) -> None:
-    """Another would take its mounts for those of a plugin that died."""
+async def test_a_mount_directory_refuses_a_second_plugin(mounts: Path, source: Path) -> None:
+    """It would take the mounts of the first plugin for those of a dead one."""
     async with keeping(mounts, SERVE) as keeper:
         await keeper.mount(mount_spec(source))
         with pytest.raises(CannotStart, match=r"mounts its volumes in .*PASSFS_MOUNT_DIR"):
@@ -224,7 +224,7 @@ async def test_a_mount_directory_has_one_plugin(mounts: Path, source: Path) -> N
 
 
 async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source: Path) -> None:
-    """Like /var/run: mountinfo knows the place by its real name."""
+    """Like /var/run: mountinfo lists mounts by their real paths."""
     mounts.mkdir()
     (mounts.parent / "link").symlink_to(mounts)
     async with keeping(mounts.parent / "link", SERVE) as keeper:
@@ -235,7 +235,9 @@ async def test_the_mount_directory_may_lie_behind_a_symlink(mounts: Path, source
     assert mounted(mounts) == []
 
 
-async def test_the_end_takes_down_every_mount_and_worker(mounts: Path, source: Path) -> None:
+async def test_the_end_unmounts_all_volumes_and_ends_all_workers(
+    mounts: Path, source: Path
+) -> None:
     async with keeping(mounts) as keeper:
         for name in ("a", "b", "c"):
             await keeper.mount(mount_spec(source, name=VolumeName(name)))
@@ -244,7 +246,7 @@ async def test_the_end_takes_down_every_mount_and_worker(mounts: Path, source: P
     assert workers() == set()
 
 
-async def test_the_end_comes_for_a_worker_that_clings(
+async def test_the_end_kills_a_worker_that_ignores_it(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "END_GRACE_S", 0.1)
@@ -254,10 +256,10 @@ async def test_the_end_comes_for_a_worker_that_clings(
     assert workers() == set()
 
 
-async def test_a_file_in_use_does_not_hold_up_the_end(mounts: Path, source: Path) -> None:
+async def test_an_open_file_does_not_delay_the_end(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         await keeper.mount(mount_spec(source))
         fd = await in_thread(os.open, keeper.target(DIRECTORY) / "file", os.O_CREAT | os.O_RDWR)
     assert workers() == set()
     with pytest.raises(OSError, match="not connected"):
-        await in_thread(os.close, fd)  # closed it is, though its flush has failed
+        await in_thread(os.close, fd)  # FUSE_FLUSH fails, but the descriptor is closed

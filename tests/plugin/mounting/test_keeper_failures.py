@@ -1,5 +1,5 @@
-"""keeper.py: a mount that fails leaves nothing of the attempt, and of others everything."""
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 - calls on local directories, where nothing else wants to run
+"""keeper.py: a failed mount leaves nothing, and other mounts and files stay."""
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240 - calls on local directories; no other task is ready
 
 import errno
 import logging
@@ -39,7 +39,7 @@ async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source:
 
 
 @pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
-async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
+async def test_a_worker_that_ends_at_once_is_a_failure_or_a_loss(
     mounts: Path, source: Path
 ) -> None:
     async with keeping(mounts, command("leave")) as keeper:
@@ -53,7 +53,7 @@ async def test_a_worker_that_leaves_at_once_is_no_success_for_long(
             assert keeper.worker_pid(NAME) == 0
 
 
-async def test_a_worker_that_hangs_is_given_up(
+async def test_a_worker_that_hangs_fails_the_mount_at_the_deadline(
     mounts: Path, source: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -67,24 +67,24 @@ async def test_a_worker_that_hangs_is_given_up(
         assert workers() == set()
 
 
-async def refused_at_the_deadline(keeper: Keeper, wanted: MountSpec) -> None:
+async def refused_at_the_deadline(keeper: Keeper, spec: MountSpec) -> None:
     with pytest.raises(MountFailed) as refusal:
-        await keeper.mount(wanted)
+        await keeper.mount(spec)
     assert str(refusal.value) == (
         "volume 'data': starting its worker has not finished, 18 s after the request to mount it;"
         " its last log lines: fake: thinking"
     )
 
 
-async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
+async def test_a_source_that_hangs_fails_the_mount_and_is_closed_when_it_opens(
     mounts: Path, source: Path, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock  # jumps to the deadline as soon as nothing else happens
-    alive = threading.Event()
+    del autojump_clock  # jumps to the deadline once all tasks wait
+    responds = threading.Event()
     opened = []
 
     def open_source() -> int:
-        alive.wait()
+        responds.wait()
         opened.append(os.open(source, os.O_PATH))
         return opened[0]
 
@@ -93,7 +93,7 @@ async def test_a_source_that_hangs_is_given_up_and_closed_when_it_comes(
         with pytest.raises(MountFailed, match=r"opening source '.*' has not finished"):
             await keeper.mount(mount_spec(source, open_source=open_source, limiter=limiter))
         assert list(mounts.iterdir()) == []
-        alive.set()
+        responds.set()
         async with limiter:  # the thread has ended
             assert len(opened) == 1
 
@@ -106,20 +106,20 @@ async def test_a_source_that_cannot_be_opened_is_reported(mounts: Path, source: 
         assert list(mounts.iterdir()) == []
 
 
-async def test_a_mount_that_is_cancelled_leaves_nothing(mounts: Path, source: Path) -> None:
+async def test_a_cancelled_mount_leaves_nothing(mounts: Path, source: Path) -> None:
     fifo = mounts.parent / "fifo"
     os.mkfifo(fifo)
     async with keeping(mounts, command("wait", fifo)) as keeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.mount, mount_spec(source))
-            writer = await in_thread(os.open, fifo, os.O_WRONLY)  # the worker waits for a line
+            writer = await in_thread(os.open, fifo, os.O_WRONLY)  # returns when the worker waits
             nursery.cancel_scope.cancel()
         os.close(writer)
         assert list(mounts.iterdir()) == []
         assert workers() == set()
 
 
-async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
+async def test_a_failure_to_read_the_mount_table_leaves_nothing(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mount_and_fail(target: Path, config: Effective) -> int:
@@ -128,7 +128,7 @@ async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
         return fd
 
     def no_descriptors(_: bytes) -> list[mountinfo.MountEntry]:
-        patch.undo()  # the undoing may read it again
+        patch.undo()  # the undo of the mount may read the table again
         raise OSError(errno.EMFILE, "Too many open files")
 
     async with keeping(mounts, SERVE) as keeper:
@@ -140,7 +140,7 @@ async def test_a_mount_that_cannot_be_looked_at_leaves_nothing(
         assert list(mounts.iterdir()) == []
 
 
-async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source: Path) -> None:
+async def test_a_foreign_mount_at_the_mount_point_stays(mounts: Path, source: Path) -> None:
     async with keeping(mounts, SERVE) as keeper:
         keeper.target(DIRECTORY).mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(DIRECTORY)], check=True)
@@ -153,7 +153,7 @@ async def test_a_foreign_mount_at_the_target_is_left_alone(mounts: Path, source:
 
 @pytest.mark.logs("cannot remove .*/mounts/data: Directory not empty")
 async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Path) -> None:
-    """Somebody may have written there while nothing was mounted."""
+    """A program may have written there while nothing was mounted."""
     mounts.mkdir()
     (mounts / "data").mkdir()
     (mounts / "data" / "file").touch()
@@ -162,15 +162,15 @@ async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Pa
         await keeper.unmount(NAME)
         assert mounted(mounts) == []
         assert (mounts / "data" / "file").exists()
-        await keeper.mount(mount_spec(source))  # over it, as before
+        await keeper.mount(mount_spec(source))  # over the file, as before
         assert mounted(mounts) == ["data"]
 
 
 @pytest.mark.logs("mounts: workers that do not answer are ended")
-async def test_a_worker_that_hangs_does_not_hold_up_the_start(
+async def test_a_worker_that_hangs_does_not_delay_the_start(
     mounts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its mount is nobody's; to take that away may wait for its answer, and so for its end."""
+    """Its mount has no record and is unmounted, and umount2(2) may wait for the worker."""
     (mounts / "left").mkdir(parents=True)
     worker = subprocess.Popen(["sleep", "infinity"])
     life, log, ended = os.pipe(), os.pipe(), os.pidfd_open(worker.pid)

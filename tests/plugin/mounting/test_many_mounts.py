@@ -1,8 +1,8 @@
-"""The end of the plugin with hundreds of mounts: none of them is left dead.
+"""The end of the plugin with hundreds of mounts: all are unmounted.
 
-Where a service manager keeps the workers, tests/plugin/mounting/test_adoption.py says the same.
+tests/plugin/mounting/test_adoption.py has the same with a service manager, which stores them.
 """
-# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+# ruff: noqa: ASYNC240 - calls on local directories; no other task is ready
 
 import logging
 import os
@@ -34,10 +34,10 @@ HEALTHY = 20
 
 @pytest.mark.slow
 def test_a_signal_unmounts_500_volumes_cleanly(tmp_path: Path) -> None:
-    """With real workers, each of which has been used."""
+    """With real workers that have served a file each."""
     service = Service(tmp_path)
     (tmp_path / "data").mkdir()
-    with mounted_on(tmp_path / "data", "tmpfs"):  # where nothing waits for a disk
+    with mounted_on(tmp_path / "data", "tmpfs"):  # no wait for a disk
         service.start()
 
         def mount(name: str) -> None:
@@ -63,20 +63,20 @@ async def mount_all(keeper: Keeper, source: Path, names: list[str]) -> None:
             nursery.start_soon(keeper.mount, mount_spec(source, name=VolumeName(name)))
 
 
-async def test_the_table_of_mounts_is_read_once_at_the_end(
+async def test_the_end_reads_the_mount_table_once(
     tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
 
     def read() -> list[mountinfo.MountEntry]:
         reads.append("all")
-        return whole()
+        return real_read()
 
     def at(target: bytes) -> list[mountinfo.MountEntry]:
         reads.append(os.fsdecode(target))
-        return one(target)
+        return real_at(target)
 
-    whole, one = mountinfo.read, mountinfo.at
+    real_read, real_at = mountinfo.read, mountinfo.at
     async with keeping(mounts, SERVE) as keeper:
         await mount_all(keeper, tmp_path, [f"v{number}" for number in range(10)])
         monkeypatch.setattr(mountinfo, "read", read)
@@ -86,10 +86,10 @@ async def test_the_table_of_mounts_is_read_once_at_the_end(
 
 
 @pytest.mark.logs("mounts/hung[0-9]+: its worker does not answer and is ended")
-async def test_workers_that_hang_on_all_threads_take_no_others_along(
+async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
     tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The healthy ones wait for a thread, and that is no fault of their workers."""
+    """The healthy mounts wait for a thread, which is no fault of their workers."""
     hung = [f"hung{number}" for number in range(HUNG)]
     healthy = [f"well{number}" for number in range(HEALTHY)]
     ends: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""spawner.py and passthrough/worker/forkserver.py: how workers begin and end."""
+"""spawner.py and passthrough/worker/forkserver.py: the start and the end of workers."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ async def end(process: ForkedProcess) -> None:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What a process has open."""
+    """Return the open descriptors of a process, and what they lead to."""
     return {int(link.name): os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
@@ -59,20 +59,20 @@ def process_behind(pid: int) -> Iterator[int]:
 
 
 def reap(pid: int) -> None:
-    with suppress(ChildProcessError):  # it may have gone to init
+    with suppress(ChildProcessError):  # init may have inherited and reaped it
         os.waitpid(pid, 0)
 
 
-async def until_it_sleeps(process: ForkedProcess) -> None:
-    """Wait until a worker of the manner "sleep" has put its descriptors in order."""
+async def wait_until_asleep(process: ForkedProcess) -> None:
+    """Wait until a worker of the manner "sleep" has arranged its descriptors."""
     assert await process.stdout.receive_some() == b"asleep\n"
 
 
-async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int, int]) -> None:
+async def test_a_worker_has_the_passed_descriptors_and_no_others(fds: tuple[int, int]) -> None:
     async with spawning(command("sleep")) as start:
         others = [await start("other", SessionKind.KERNEL, fds) for _ in range(3)]
         process = await start("data", SessionKind.KERNEL, fds)
-        await until_it_sleeps(process)
+        await wait_until_asleep(process)
         links = descriptors(process.pid)
         assert sorted(links) == [0, 1, 2, *process.passed_fds]
         assert [links[number] for number in process.passed_fds] == ["/dev/null", "/"]
@@ -81,40 +81,42 @@ async def test_a_worker_holds_what_it_was_given_and_nothing_else(fds: tuple[int,
             await end(each)
 
 
-async def test_a_worker_is_told_from_others_in_a_list_of_processes(fds: tuple[int, int]) -> None:
+async def test_ps_shows_a_worker_by_the_name_of_its_volume(fds: tuple[int, int]) -> None:
     async with spawning(command("sleep")) as start:
         process = await start("a-volume-of-some-length", SessionKind.KERNEL, fds)
-        await until_it_sleeps(process)
+        await wait_until_asleep(process)
         assert name(process.pid) == "passfs:a-volume"
-        assert os.getsid(process.pid) == process.pid, "a signal of the terminal reaches it"
+        assert os.getsid(process.pid) == process.pid, "a signal of the terminal would reach it"
         await end(process)
 
 
 @pytest.mark.parametrize(
     ("number", "returncode"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (40, -40)]
 )
-async def test_a_signal_is_told(fds: tuple[int, int], number: int, returncode: int) -> None:
+async def test_the_return_code_names_the_signal(
+    fds: tuple[int, int], number: int, returncode: int
+) -> None:
     async with spawning(command("sleep")) as start:
         process = await start("data", SessionKind.KERNEL, fds)
         os.kill(process.pid, number)
         await process.wait()
         assert process.returncode == returncode
-        process.kill()  # which is nobody by now
+        process.kill()  # without effect after the end
         await close(process)
 
 
-async def test_a_mistake_is_told_with_a_traceback(fds: tuple[int, int]) -> None:
+async def test_a_worker_writes_the_traceback_of_an_exception(fds: tuple[int, int]) -> None:
     async with spawning(command("bug")) as start:
         process = await start("data", SessionKind.KERNEL, fds)
         await process.wait()
-        said = await process.stderr.receive_some()
+        written = await process.stderr.receive_some()
         assert process.returncode == 1
-        assert b"Traceback" in said
-        assert b"ZeroDivisionError" in said
+        assert b"Traceback" in written
+        assert b"ZeroDivisionError" in written
         await close(process)
 
 
-async def test_many_start_at_once(fds: tuple[int, int]) -> None:
+async def test_many_workers_start_concurrently(fds: tuple[int, int]) -> None:
     started: list[ForkedProcess] = []
 
     async with spawning(command("sleep")) as start:
@@ -131,17 +133,15 @@ async def test_many_start_at_once(fds: tuple[int, int]) -> None:
             await end(process)
 
 
-async def test_no_process_can_be_had(
-    fds: tuple[int, int],
-) -> None:
+async def test_a_failed_fork_is_an_error(fds: tuple[int, int]) -> None:
     async with spawning(command("unforked")) as start:
         with pytest.raises(OSError, match="Resource temporarily unavailable") as refusal:
             await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EAGAIN
 
 
-async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int]) -> None:
-    """Nobody would reap it."""
+async def test_a_worker_without_a_process_descriptor_is_killed(fds: tuple[int, int]) -> None:
+    """The fork server could not reap such a worker."""
     async with spawning(command("unwatched")) as start:
         with pytest.raises(OSError, match="Too many open files") as refusal:
             await start("data", SessionKind.KERNEL, fds)
@@ -151,10 +151,10 @@ async def test_a_worker_that_cannot_be_watched_does_not_live(fds: tuple[int, int
 
 @pytest.mark.logs("^plugin.mounting.spawner: a worker is not started: too many open files")
 @pytest.mark.parametrize("room", [0, 3])
-async def test_a_fork_server_without_room_for_descriptors_lives_on(
+async def test_a_fork_server_with_too_many_open_files_starts_no_worker_and_lives_on(
     fds: tuple[int, int], room: int
 ) -> None:
-    """Neither when it has room for some of them: a worker with the wrong ones would do harm."""
+    """If only some descriptors arrive, a worker would use the wrong ones."""
     async with spawning(command("crowded", str(room))) as start:
         (server,) = children()
         for _ in range(2):
@@ -165,7 +165,7 @@ async def test_a_fork_server_without_room_for_descriptors_lives_on(
 
 @pytest.mark.logs("^plugin.mounting.spawner: the fork server ended with -9; the next mount begins")
 async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
-    """And the next start begins another one."""
+    """The next start begins another fork server."""
     async with spawning(command("sleep")) as start:
         first = await start("first", SessionKind.KERNEL, fds)
         (server,) = children()
@@ -173,9 +173,9 @@ async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
         while server in children():
             await trio.lowlevel.checkpoint()
         second = await start("second", SessionKind.KERNEL, fds)
-        await until_it_sleeps(first)
-        await until_it_sleeps(second)
-        assert first.pid in children(), "an orphan is handed to the nearest subreaper"
+        await wait_until_asleep(first)
+        await wait_until_asleep(second)
+        assert first.pid in children(), "the nearest subreaper inherits an orphan"
 
         await end(second)
         await end(first)
@@ -183,8 +183,8 @@ async def test_workers_outlive_their_fork_server(fds: tuple[int, int]) -> None:
         reap(first.pid)
 
 
-async def test_a_start_that_is_given_up_leaves_nothing(fds: tuple[int, int]) -> None:
-    """The fork server is stopped meanwhile, so that it cannot answer."""
+async def test_a_cancelled_start_leaves_no_worker(fds: tuple[int, int]) -> None:
+    """The fork server is stopped, so that the start waits."""
     async with spawning(command("serve")) as start:
         (server,) = children()
         os.kill(server, signal.SIGSTOP)
@@ -205,10 +205,10 @@ STOPPED = (
 
 
 @pytest.mark.logs(STOPPED)
-async def test_a_fork_server_that_is_stopped_is_replaced(
+async def test_a_stopped_fork_server_is_replaced(
     fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that were asked of it are started by its successor; its workers go on."""
+    """Its successor starts all pending workers; earlier workers go on."""
     monkeypatch.setattr(spawner, "START_TIMEOUT_S", 0.3)
     started: list[ForkedProcess] = []
     async with spawning(command("sleep")) as start:
@@ -223,9 +223,9 @@ async def test_a_fork_server_that_is_stopped_is_replaced(
             async with trio.open_nursery() as nursery:
                 for number in range(5):
                     nursery.start_soon(begin, number)
-            await trio.lowlevel.wait_readable(stopped)  # it has ended
+            await trio.lowlevel.wait_readable(stopped)
         assert len(started) == 5
-        await until_it_sleeps(earlier)
+        await wait_until_asleep(earlier)
         assert workers() == {process.pid for process in started}, "of the new fork server"
         for process in (*started, earlier):
             await end(process)
@@ -233,10 +233,10 @@ async def test_a_fork_server_that_is_stopped_is_replaced(
         reap(earlier.pid)
 
 
-async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
+async def test_a_slow_fork_server_that_answers_is_not_replaced(
     fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each answer gives the others that wait more time."""
+    """Each answer extends the deadline of all pending starts."""
     monkeypatch.setattr(spawner, "START_TIMEOUT_S", 1.0)
     async with spawning(command("slow", "0.2")) as start, trio.open_nursery() as nursery:
         (server,) = children(os.getpid())
@@ -249,17 +249,17 @@ async def test_a_fork_server_that_is_slow_and_answers_is_not_replaced(
             nursery.start_soon(begin, number)
 
 
-async def test_the_end_of_the_plugin_is_the_end_of_the_fork_server() -> None:
+async def test_the_fork_server_ends_with_the_plugin() -> None:
     async with spawning():
         (server,) = children()
     assert not Path(f"/proc/{server}").exists()  # noqa: ASYNC240 - not a real file
 
 
-async def test_a_plugin_without_room_for_one_more_descriptor_says_so() -> None:
+async def test_a_plugin_with_too_many_open_files_gets_an_error() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     streams = [trio.lowlevel.FdStream(os.open("/dev/null", os.O_RDWR)) for _ in range(3)]
     process = ForkedProcess(trio.socket.from_stdlib_socket(ours), *streams)
-    theirs.send(b"42")  # and nothing with it: the kernel has left it out
+    theirs.send(b"42")  # without a descriptor: the kernel drops it if there are too many
     with pytest.raises(OSError, match="Too many open files"):
         await process.wait_until_forked()
     process.close()
@@ -268,15 +268,15 @@ async def test_a_plugin_without_room_for_one_more_descriptor_says_so() -> None:
 
 
 @pytest.mark.logs("^plugin.mounting.spawner: the fork server ended with 3; the next mount begins")
-async def test_a_fork_server_that_cannot_begin_is_an_error(fds: tuple[int, int]) -> None:
+async def test_a_fork_server_that_cannot_start_is_an_error(fds: tuple[int, int]) -> None:
     async with spawning((sys.executable, "-c", "import sys; sys.exit(3)")) as start:
         for _ in range(3):
             with pytest.raises(ConnectionError):
                 await start("data", SessionKind.KERNEL, fds)
 
 
-async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:
-    """There is no process to signal, and 0 would be our own group."""
+async def test_a_worker_that_was_not_forked_is_not_killed() -> None:
+    """Process id 0 in kill(2) would mean the test's own process group."""
     life = trio.socket.socket()
     streams = [trio.lowlevel.FdStream(fd) for fd in (*os.pipe(), os.open("/dev/null", os.O_RDWR))]
     process = ForkedProcess(life, *streams)
@@ -286,7 +286,7 @@ async def test_a_worker_that_is_not_born_cannot_be_ended() -> None:
         stream.close()
 
 
-async def test_what_a_session_runs_on_is_loaded_once_when_the_first_worker_of_it_is_started(
+async def test_the_fork_server_loads_a_session_once_for_its_first_worker(
     fds: tuple[int, int],
 ) -> None:
     def has_pyfuse3(pid: int) -> bool:
@@ -300,5 +300,5 @@ async def test_what_a_session_runs_on_is_loaded_once_when_the_first_worker_of_it
         worker = await start("data", SessionKind.LIBFUSE, fds)
 
         assert has_pyfuse3(server)
-        assert has_pyfuse3(worker.pid), "it had to load it again"
+        assert has_pyfuse3(worker.pid), "the worker has loaded pyfuse3 itself"
         await end(worker)

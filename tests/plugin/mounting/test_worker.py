@@ -1,4 +1,4 @@
-"""worker.py: a worker serves or says why not, and what it logs comes through."""
+"""worker.py: a worker serves or reports the reason, and its log reaches the plugin's log."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from tests.support.tools.mount_specs import NAME
 
 @pytest.fixture
 def handover() -> Iterator[Handover]:
-    """Descriptors that never tell of an unmount: only the keeper's pipe ends such a worker."""
+    """Descriptors without a mount: only the end of its standard input ends such a worker."""
     fds = [os.open("/dev/null", os.O_RDWR), os.open("/", os.O_PATH)]
     yield Handover(volume="data", config=Requested(), fuse_fd=fds[0], source_fd=fds[1])
     for fd in fds:
@@ -41,7 +41,7 @@ def handover() -> Iterator[Handover]:
         ("babble", "volume 'data' cannot be served: its worker answered 'hello?', not a report: "),
     ],
 )
-async def test_a_worker_that_does_not_serve_says_why(
+async def test_a_worker_that_does_not_serve_is_refused_with_the_reason(
     handover: Handover, manner: str, sentence: str
 ) -> None:
     async with spawning(command(manner)) as start:
@@ -72,7 +72,7 @@ async def test_the_end_of_a_worker_is_described(handover: Handover, number: int,
 
 
 async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
-    """Cancellation closes its standard input, which a worker takes for the plugin's end."""
+    """Cancellation closes the worker's standard input, which ends the worker."""
     async with spawning(command("serve")) as start, trio.open_nursery() as nursery:
         worker = Worker(NAME)
         await nursery.start(worker.run, start, handover, SessionKind.KERNEL)
@@ -82,10 +82,10 @@ async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
 
 @pytest.mark.logs("^plugin.mounting.worker: volume data: b: two$")
 @pytest.mark.logs("^plugin.mounting.worker: volume data:   a line more$")
-async def test_a_worker_s_log_keeps_its_levels(
+async def test_log_lines_of_a_worker_keep_their_levels(
     handover: Handover, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line without a level, as in a traceback, belongs to the one before it."""
+    """A line without a level, as in a traceback, has the level of the line before it."""
     caplog.set_level(logging.DEBUG)
     async with spawning(command("talk")) as start, trio.open_nursery() as nursery:
         await nursery.start(Worker(NAME).run, start, handover, SessionKind.KERNEL)

@@ -38,7 +38,7 @@ class HungSource:
         self.close()
 
 
-def waits(pid: int) -> bool:
+def is_opening(pid: int) -> bool:
     """Return whether a thread of process *pid* is in openat2(2), proc_pid_syscall(5)."""
     calls = [(task / "syscall").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     return any(call.startswith(f"{OPENAT2} ") for call in calls)
