@@ -1,4 +1,4 @@
-"""The Docker volume plugin: dockerd talks to it. It knows volumes, and never looks into a file.
+"""The Docker volume plugin: dockerd talks to it. It knows volumes, and reads no file in them.
 
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
@@ -19,14 +19,14 @@ The rooms from the top down. A module imports from its own room and from the roo
 
 The docstring of each room lists its modules in the same way.
 
-Each start finds the mounts and half-done removals of an earlier plugin, and settles them before
-the first request: the keeper takes mounts over or clears them away, and the driver finishes or
-undoes removals.
+At its start the plugin finds the mounts of an earlier plugin, and removals that were interrupted.
+Before the first request, the keeper takes the mounts over or clears them away, and the inventory
+finishes or undoes the removals.
 
-Three rules hold the rest together. The plugin writes to disk whatever an answer promises before it
-sends the answer. Get, List and Path answer from memory and never touch a mount, because dockerd
-forgets a volume if its Get fails. Each volume has a lock of its own, so that a source that hangs
-holds up its own volume alone.
+Three rules shape all rooms. The plugin writes a change to disk before it answers the request. Get,
+List and Path answer from memory and never touch a mount, because dockerd forgets a volume if its
+Get fails. Each volume has a lock of its own, so that a source that hangs delays its own volume
+only.
 
 From the package `passthrough` the plugin imports the contract with a worker (options, handover),
 the system calls around a mount (fuse_mount and linux/), and the map of ids (idmap). It imports

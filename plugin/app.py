@@ -1,15 +1,15 @@
 """The plugin as a whole: its parts, each built on the one before, its start and its end.
 
-    settings   of the environment
+    settings   from the environment
     storage    the data directory
-    registry   its lock keeps a second plugin away from all that follows
+    registry   the records; its lock keeps a second plugin away from the parts below
     listener   the socket; connections wait in its queue until the server accepts them
     inventory  finishes or undoes the removals that an earlier plugin left half done
     keeper     takes over the mounts of an earlier plugin, or clears them away
     driver     the nine verbs
     server     HTTP
 
-At the end they go in the reverse order.
+At the end they are taken down in the reverse order.
 """
 
 import logging
@@ -51,7 +51,8 @@ def run(settings: Settings) -> None:
     """Run the plugin until SIGTERM or SIGINT.
 
     At the end no mount, worker or socket is left, except those that a service manager keeps for the
-    next plugin. Their description is taken out of the process's environment (sd_listen_fds(3)).
+    next plugin. The variables that describe handed-over descriptors (sd_listen_fds(3)) are removed
+    from the environment of the process.
 
     Raises:
         CannotStart: says what is in the way.

@@ -22,7 +22,7 @@ def quoted(value: str) -> str:
 def escaped(message: str) -> str:
     """Return *message* with bytes that are no UTF-8, such as in names of files, escaped.
 
-    JSON cannot hold them, and dockerd forgets a volume whose Get fails.
+    JSON cannot hold them, and dockerd forgets a volume if its Get fails.
     """
     return message.encode(errors="backslashreplace").decode()
 

@@ -7,7 +7,7 @@ running container mounts and unmounts with the id of the container's own mount. 
 references of one id, the engine's next Unmount is for the last one.
 
 If the worker or the plugin ends, the references to its mount count as dead until their Unmounts.
-After the end of the plugin, the next Mount drops all references and counts anew: an engine that was
+After the plugin has ended, the next Mount drops all references and counts anew. An engine that was
 killed mounts with the ids that it had, and sends one Unmount for each.
 """
 
@@ -148,8 +148,8 @@ class Users(NamedTuple):
 
     references: Counter[str]
     dead: Counter[str]
-    """The references to mounts whose worker or plugin has ended. They are among `references`, or
-    older than all of these."""
+    """The references to mounts that have lost their worker or plugin. They are among `references`,
+    or older than all of these."""
 
 
 class Volume:

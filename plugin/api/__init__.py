@@ -5,5 +5,5 @@ The modules, from the top down:
     server          HTTP; the one place where a PluginError becomes a reply
     verbs           the table from path to verb
     listening       the socket
-    engine_restart  ends a managed plugin whose engine has been restarted
+    engine_restart  ends a managed plugin after a restart of its engine
 """

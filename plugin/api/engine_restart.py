@@ -1,18 +1,18 @@
-"""The end of a managed plugin whose engine has been restarted.
+"""The end of a managed plugin after a restart of its engine.
 
 The engine makes a directory, binds it to itself, and shares it with the plugin: containers reach
 the plugin's mounts through it. With live-restore, an engine that ends leaves the plugin running.
 But if no container runs, it unmounts that directory on its side (moby, plugin.Manager.Shutdown;
-seen with 20.10). The next engine makes the directory again only for a plugin that it starts. Until
-then no container sees what this plugin mounts: it gets the empty directory beneath, and its files
-are written there.
+seen with 20.10). The next engine makes the directory again only for a plugin that it starts.
+Without that, no container sees the plugin's mounts: a container gets the empty directory beneath,
+and writes its files there.
 
-No event on the plugin's side tells of the restart. But an engine that has started the plugin, or
-has found it running at its own start, probes the socket: it opens one connection and closes it
-without sending a byte. The first probe is from the engine that started the plugin. At any later one
-the plugin ends, if no volume is mounted. The engine restarts a plugin that has ended at once, with
-a new directory, and repeats the requests that failed meanwhile. If a volume is mounted, a container
-was running, and the engine has left the directory as it was.
+No event tells the plugin of the restart. But an engine probes the socket after it has started the
+plugin, and also if it finds the plugin running at its own start: it opens a connection and closes
+it without sending a byte. The first probe is from the engine that started the plugin. At each later
+probe the plugin ends, if no volume is mounted. The engine at once restarts a plugin that has ended,
+makes its directory, and repeats the requests that failed meanwhile. If a volume is mounted, a
+container was running, and the engine has left the directory as it was.
 """
 
 import logging

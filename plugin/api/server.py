@@ -90,9 +90,9 @@ async def serve(
 class Connection(TCPServer):
     """hypercorn's side of one connection, which ends when its client hangs up.
 
-    hypercorn itself keeps a connection whose client has hung up until its keep-alive time is over.
-    There, an exception in one connection ends all of them, and a client that hangs up at the wrong
-    time is enough to raise one.
+    hypercorn itself keeps a connection until its keep-alive time is over, although the client has
+    hung up. An exception in one connection ends all of them there, and a client that hangs up at
+    the wrong time can cause one.
     """
 
     sent_nothing = False
@@ -217,7 +217,7 @@ async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> 
 
 
 async def _undo(driver: Driver, undo: Perform, call: Call) -> None:
-    """Undo a verb whose client has hung up; log a refusal, because no client waits for it."""
+    """Undo a verb after its client has hung up; log a refusal, because no client waits for it."""
     try:
         await undo(driver, call)
     except PluginError as error:

@@ -15,8 +15,8 @@ class Verb(NamedTuple):
     request: type[Request]
     perform: Perform
     undo: Perform | None = None
-    """Undoes `perform` if the client hangs up before the answer. dockerd sends no Unmount after a
-    Mount whose answer it did not get; it repeats the other verbs."""
+    """Undoes `perform` if the client hangs up before the answer. If dockerd gets no answer to a
+    Mount, it sends no Unmount; it repeats the other verbs."""
 
 
 VERBS: Mapping[str, Verb] = {

@@ -1,7 +1,7 @@
 """The nine verbs of a volume driver.
 
 Create, Remove, Mount and Unmount hold the lock of their volume. Get, List and Path take no lock and
-answer from memory, because dockerd forgets a volume whose Get fails.
+answer from memory, because dockerd forgets a volume if its Get fails.
 
 Remove asks the kernel whether the volume is in use, not the count of references, because an engine
 that was killed sends no Unmount. Remove detaches the mount. The kernel ends the worker's session
@@ -125,9 +125,9 @@ class Driver:
         """
         wanted = self._policy.resolve(request.options)
         async with self._locks.hold(request.name, "Create") as lock:
-            present = self._volumes.get(VolumeName(request.name))
-            if present is not None:
-                self._refuse_difference(present, wanted)
+            existing = self._volumes.get(VolumeName(request.name))
+            if existing is not None:
+                self._refuse_difference(existing, wanted)
                 return Reply()
             name = volume_name(request.name)
             options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
@@ -216,11 +216,11 @@ class Driver:
         return MountpointReply(mountpoint=mountpoint(self._volume(request.name), self._keeper))
 
     async def get(self, request: VolumeRequest) -> Reply:
-        """Describe a volume, whatever its state."""
+        """Describe a volume, in any state."""
         return GetReply(volume=self._describe(self._volume(request.name)))
 
     async def list(self, _: EmptyRequest) -> Reply:
-        """Describe all volumes, whatever their states."""
+        """Describe all volumes, in any state."""
         described = []
         async with self._listing:
             for number, volume in enumerate([*self._volumes.values()], 1):
@@ -267,18 +267,18 @@ class Driver:
 
     def _mount_spec(self, volume: Volume, lock: VolumeLock) -> MountSpec:
         """Return the spec of a mount of *volume*, for the request that holds *lock*."""
-        understood = self._policy.resolve(volume.record.options)
-        if understood.source is None:
+        resolved = self._policy.resolve(volume.record.options)
+        if resolved.source is None:
             origin = escaped(self._storage.shown_path(volume.record))
             open_source = partial(self._storage.open, volume.record)
         else:
-            origin = f"source {understood.source!r}"
-            served = (understood.source, understood.effective)
+            origin = f"source {resolved.source!r}"
+            served = (resolved.source, resolved.effective)
             open_source = partial(self._host.open, *served, volume.note_source)
         return MountSpec(
             name=volume.name,
             directory=volume.record.directory,
-            options=understood.effective,
+            options=resolved.effective,
             origin=origin,
             open_source=open_source,
             limiter=lock.limiter,
@@ -340,11 +340,11 @@ class Driver:
         """Return the check of the source of *volume*, or of its own directory."""
 
         def check() -> None:
-            understood = self._policy.resolve(volume.record.options)
-            if understood.source is None:
+            resolved = self._policy.resolve(volume.record.options)
+            if resolved.source is None:
                 os.close(self._storage.open(volume.record))
             else:
-                volume.source_note = self._host.check(understood.source, understood.effective)
+                volume.source_note = self._host.check(resolved.source, resolved.effective)
 
         def report(error: str) -> None:
             # A volume that has been mounted meanwhile has its source.
@@ -352,15 +352,15 @@ class Driver:
 
         return SourceCheck(volume.name, check, report)
 
-    def _refuse_difference(self, present: Volume, wanted: VolumeOptions) -> None:
+    def _refuse_difference(self, existing: Volume, wanted: VolumeOptions) -> None:
         try:
-            have = self._policy.resolve(present.record.options)
+            have = self._policy.resolve(existing.record.options)
         except InvalidOption as error:
             raise VolumeExists(
-                f"volume {present.name!r} exists with options that are not accepted: {error}"
+                f"volume {existing.name!r} exists with options that are not accepted: {error}"
             ) from error
         if difference := options.difference(have, wanted):
-            raise VolumeExists(f"volume {present.name!r} exists with other options: {difference}")
+            raise VolumeExists(f"volume {existing.name!r} exists with other options: {difference}")
 
     async def _check_source(self, wanted: VolumeOptions, lock: VolumeLock) -> str:
         """Return the note on the source of *wanted*; refuse a source that cannot be mounted."""

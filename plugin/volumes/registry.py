@@ -123,7 +123,7 @@ class Registry:
         """Write the references and mounts of the volume *name*, after a Mount or before an unmount.
 
         The arguments replace all rows of the volume. Counts are above zero. *served* may include
-        detached mounts whose files are still open.
+        detached mounts with open files.
 
         Raises:
             RegistryFailed: nothing was written.

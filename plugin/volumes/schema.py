@@ -2,7 +2,7 @@
 
     volumes   the arguments of each Create, and the name of the volume's directory
     refs      for each volume and mount id, the Mounts without an Unmount
-    dead      the same for the mounts whose worker or plugin has ended
+    dead      the same for mounts that have lost their worker or plugin
     served    for each mount, also a detached one, the facts that the next plugin needs to keep it;
               written after a Mount and before an unmount
     boot      the boot of the machine that `refs`, `dead` and `served` are of: no mount outlives it

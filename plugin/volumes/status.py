@@ -1,6 +1,6 @@
-"""The description of a volume for Get and List: from memory, whatever the state of the volume.
+"""The description of a volume for Get and List: from memory, for a volume in any state.
 
-No I/O: dockerd forgets a volume whose Get fails or does not return.
+No I/O: dockerd forgets a volume if its Get fails or does not return.
 
 List describes thousands of volumes, and other requests wait meanwhile. So a description has two
 parts, and each line of Status belongs to one of them:
@@ -104,24 +104,24 @@ class Status:
 
     def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
-            understood = self._policy.resolve(record.options)
+            resolved = self._policy.resolve(record.options)
         except InvalidOption as error:  # of another version of passfs, or under another policy
             given = _members({"options": dict(record.options)})
             return Lasting(record, report, note, given, str(error))
         # The mount may be of an earlier plugin with other defaults.
-        requested = understood.effective.requested
+        requested = resolved.effective.requested
         if report is not None:
             requested = report.config or requested
         serves = (
             {"data": self._data_path(record)}
-            if understood.source is None
-            else {"source": understood.source}
+            if resolved.source is None
+            else {"source": resolved.source}
         )
-        without = (
+        obstacles = (
             ("", "") if report is None else (report.without_handles, report.without_passthrough)
         )
         try:
-            applying, problem = self._applying(requested, note, *without), ""
+            applying, problem = self._applying(requested, note, *obstacles), ""
         except OptionError as refused:  # of a mount of another version, which goes on
             applying, problem = _members({"options": as_text(requested)}), str(refused)
         return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), problem)

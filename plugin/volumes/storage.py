@@ -7,10 +7,10 @@
 
 The name of a volume's directory is in its record.
 
-Wherever the plugin was killed, what lies in the trash belongs to no volume. The deletion works in
-the trash only and cannot leave it. It never walks into a subdirectory: it moves it up into the
-trash and empties it there later. So a tree may have any depth, no path is followed, and a mount
-stays, because rename(2) refuses to move it (EBUSY or EXDEV).
+Files in the trash belong to no volume, also after the plugin was killed at any step. The deletion
+works in the trash only and cannot leave it. It does not descend: it moves each subdirectory up into
+the trash, and empties it there later. So a tree may have any depth, no path is followed, and a
+mount stays, because rename(2) refuses to move a mount point (EBUSY or EXDEV).
 
 All functions block. Each opens the descriptors that it uses and keeps none, so that a thread that
 hangs in one can be left behind.
