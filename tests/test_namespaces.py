@@ -7,11 +7,9 @@ from pathlib import Path
 from passthrough.linux import mountinfo, syscalls
 from passthrough.worker import fuse_mount
 from tests.support.tools.callers import ROOT
-from tests.support.tools.mounts import bound
+from tests.support.tools.mounts import MS_SHARED, bound
 from tests.support.tools.namespaces import entered, leave_machine
 from tests.support.tools.options import effective
-
-MS_SHARED = 1 << 20
 
 
 def passfs_mounts() -> list[str]:

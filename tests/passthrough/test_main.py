@@ -11,11 +11,10 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.worker import fuse_mount
-from tests.support.tools.mounts import mounts_at, options_at
+from tests.support.tools.mounts import MS_BIND, mounts_at, options_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 30.0
-MS_BIND = 4096  # mount(2)
 PYTHON = (sys.executable, "-m", "passthrough")
 
 

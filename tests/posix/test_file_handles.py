@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.linux.privileges import AT_FDCWD
 from tests.support.tools.files import outcome
 
 MAX_HANDLE_SZ = 128
-AT_FDCWD = -100
 # An inode number is free after the worker has read FORGET, which one round may not wait for.
 ROUNDS = 40
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from tests.support.tools.files import MAKERS, refused
+from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support.tools.files import MAKERS, refused, rename_with
 
 NAME_MAX_BYTES = 255
 
@@ -19,11 +19,6 @@ PATH_MAX_BYTES = 4096
 
 
 make_anything = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-
-
-def rename_with(flags: int, old: Path, new: Path) -> None:
-    """Rename with flags of renameat2(2)."""
-    renameat2(-1, os.fsencode(old), -1, os.fsencode(new), flags)  # absolute: no directory
 
 
 @make_anything

@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
+from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from tests.support.tools.callers import Caller
-from tests.support.tools.files import refused
-
-
-def rename_with(flags: int, old: Path, new: Path) -> None:
-    """Rename with flags of renameat2(2)."""
-    renameat2(-1, os.fsencode(old), -1, os.fsencode(new), flags)  # absolute: no directory
+from tests.support.tools.files import refused, rename_with
 
 
 def test_rename_replaces(directory: Path) -> None:

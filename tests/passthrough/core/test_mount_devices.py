@@ -15,9 +15,9 @@ from passthrough.core.inodes import ROOT
 from passthrough.linux import syscalls
 from passthrough.options.choices import InodeFileHandles
 from tests.support.tools.direct import listing, number_of
+from tests.support.tools.mounts import MS_BIND
 from tests.support.tools.options import effective
 
-MS_BIND = 4096
 MS_REMOUNT = 32
 LIMIT_S = 30.0
 

@@ -6,8 +6,7 @@ import pytest
 
 from passthrough.linux import mountinfo, syscalls
 from passthrough.linux.mountinfo import MountEntry
-
-MS_BIND, MS_PRIVATE = 4096, 1 << 18
+from tests.support.tools.mounts import MS_BIND, MS_PRIVATE
 
 LINES = {
     "no optional field": (

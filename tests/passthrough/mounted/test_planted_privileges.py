@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from passthrough.linux import syscalls
+from passthrough.linux.privileges import AT_FDCWD
 from tests.support.tools.callers import ROOT, USER, Caller
 from tests.support.tools.files import owner, public_directory, refused
 from tests.support.tools.mounted import Mounted, mounted
@@ -22,7 +23,6 @@ from tests.support.tools.mounted import Mounted, mounted
 pytestmark = pytest.mark.full
 
 LIMIT_S = 30.0
-AT_FDCWD = -100
 ANONYMOUS = 77
 # A program with CAP_NET_RAW permitted and effective, struct vfs_cap_data of linux/capability.h.
 CAPABILITY = "security.capability"

@@ -15,9 +15,9 @@ from passthrough.linux import filecalls, syscalls
 from passthrough.options.choices import Submounts
 from tests.support.tools.direct import CALLER, listing, number_of
 from tests.support.tools.mounted import mounted
+from tests.support.tools.mounts import MS_BIND
 from tests.support.tools.options import effective
 
-MS_BIND = 4096
 LIMIT_S = 60.0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
+from passthrough.linux.privileges import AT_FDCWD
 from tests.support.tools.callers import ROOT, Caller
 from tests.support.tools.files import owner, public_directory
 from tests.support.tools.mounted import Mounted, mounted
@@ -28,7 +29,6 @@ GROUP = 4_294_967_294
 """The gid of an unmapped group beside a mapped user; every kernel shows it unchanged."""
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x8008_6601, 0x4008_6602
 NODUMP = 0x40
-AT_FDCWD = -100
 
 USER = Caller("user", 7, 8)
 NOBODY = Caller("nobody", OVERFLOW, OVERFLOW)

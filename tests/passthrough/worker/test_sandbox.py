@@ -22,12 +22,11 @@ from tests.support.fakes.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mo
 from tests.support.tools.callers import ROOT
 from tests.support.tools.driver import unit
 from tests.support.tools.inside import PROBES, probe
-from tests.support.tools.mounts import mounted_on, mounts_at
+from tests.support.tools.mounts import MS_BIND, mounted_on, mounts_at
 
 INSIDE = "tests.support.tools.inside"
 CAP_SYS_PTRACE = 19  # capabilities(7)
 CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)
-MS_BIND = 1 << 12  # mount(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
 KEPT = sandbox.kept_capabilities(by_handle=True)

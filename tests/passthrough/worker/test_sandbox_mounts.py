@@ -12,8 +12,7 @@ from passthrough.linux import mountinfo, syscalls
 from passthrough.linux.mountinfo import FSTYPE
 from passthrough.worker import fuse_mount
 from tests.support.fakes.keeper import LIMIT_S, Keeper, on_mount
-
-MS_BIND, MS_SHARED = 1 << 12, 1 << 20  # mount(2)
+from tests.support.tools.mounts import MS_BIND, MS_SHARED
 
 
 def mounts_of(pid: int) -> list[mountinfo.MountEntry]:

@@ -10,10 +10,9 @@ from passthrough.linux import syscalls
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.admin.source import Host
 from plugin.errors import InvalidOption
-from tests.support.tools.mounts import mounted_on
+from tests.support.tools.mounts import MS_BIND, MS_PRIVATE, MS_SHARED, mounted_on
 from tests.support.tools.options import effective
 
-MS_BIND, MS_PRIVATE, MS_SHARED = 4096, 1 << 18, 1 << 20
 EXPECTED = "; expected the absolute path of an existing directory on the host, without '..'"
 
 

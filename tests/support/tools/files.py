@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.linux.syscalls import renameat2
+
 
 def make_file(path: Path) -> None:
     """Make an empty regular file; the path must be free."""
@@ -57,6 +59,11 @@ def public_directory(above: str | None = None) -> Iterator[Path]:
 def open_file(path: Path, flags: int) -> int:
     """Open a file with exactly these flags; the caller closes it."""
     return os.open(path, flags, 0o644)
+
+
+def rename_with(flags: int, old: Path, new: Path) -> None:
+    """Rename with flags of renameat2(2)."""
+    renameat2(-1, os.fsencode(old), -1, os.fsencode(new), flags)  # the paths are absolute
 
 
 def owner(path: Path) -> tuple[int, int]:

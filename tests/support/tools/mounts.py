@@ -7,7 +7,11 @@ from pathlib import Path
 
 from passthrough.linux import mountinfo, syscalls
 
-MS_BIND = 4096
+# mount(2)
+MS_BIND = 1 << 12
+MS_REC = 1 << 14
+MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
 
 
 def mounts_at(path: Path) -> list[mountinfo.MountEntry]:

@@ -10,8 +10,8 @@ import pytest
 
 from passthrough.linux import mountinfo, privileges, syscalls
 from passthrough.linux.mountinfo import FSTYPE
+from tests.support.tools.mounts import MS_PRIVATE, MS_REC
 
-MS_REC = 1 << 14
 CURRENT = Path("/proc/thread-self/ns/mnt")
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -35,7 +35,7 @@ def leave_machine() -> int:
     """
     machine = os.open(CURRENT, os.O_RDONLY)
     privileges.unshare(privileges.CLONE_NEWNS)
-    syscalls.mount(b"none", b"/", b"none", MS_REC | privileges.MS_PRIVATE, b"")
+    syscalls.mount(b"none", b"/", b"none", MS_REC | MS_PRIVATE, b"")
     for mount in reversed(mountinfo.read()):
         # A checkout on a passfs volume stays within reach.
         if mount.fstype == FSTYPE and not mountinfo.is_below(bytes(REPOSITORY), mount.target):
