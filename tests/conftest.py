@@ -65,7 +65,7 @@ class _Warnings(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def nothing_logged_unexpectedly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that logs a WARNING or worse without a mark `logs(pattern)`, or lacks a record."""
+    """Fail a test if its records of WARNING or worse do not fit its marks `logs(pattern)`."""
     expected = [str(marker.args[0]) for marker in request.node.iter_markers("logs")]
     handler = _Warnings()
     logging.getLogger().addHandler(handler)
