@@ -1,10 +1,10 @@
-"""Acting as the caller while something is created, so that it belongs to the caller.
+"""Switches a thread's file system ids to the caller's, so that new files belong to the caller.
 
-Only the creating operations do so (mkdir, mknod, symlink, create); the kernel has checked the
-caller's permissions by then (default_permissions), with all of its groups. What switches is the
-file system uid and gid of the one thread, setfsuid(2). Its capabilities stay (`keep_capabilities`):
-without them the host would check again, with the primary group alone, and refuse who may create
-through a supplementary group.
+Only the creating operations switch: mkdir, mknod, symlink and create. The kernel has checked the
+caller's permissions before (default_permissions), with all of the caller's groups. setfsuid(2) and
+setfsgid(2) affect one thread. The thread keeps its capabilities (`keep_capabilities`). Without them
+the host would check again, with the primary group alone, and refuse a caller that may create only
+by a supplementary group.
 
 If a switch cannot be undone, the process ends.
 """
@@ -23,7 +23,7 @@ from passthrough.linux import privileges, syscalls
 
 log = logging.getLogger(__name__)
 
-# Whoever supervises the worker can tell this end from every other, sysexits(3): EX_NOPERM.
+# EX_NOPERM, sysexits(3): no other end of the worker has this status.
 EXIT_IDENTITY_LOST: Final = 77
 _OWN_ID: Final = 0
 _ITSELF: Final = (_OWN_ID, _OWN_ID)
@@ -31,9 +31,9 @@ _AS_ITSELF: Final = contextlib.nullcontext()
 
 
 def keep_capabilities() -> None:
-    """Let this process's capabilities survive a change of file system uid, capabilities(7).
+    """Keep this process's capabilities through a change of file system uid, capabilities(7).
 
-    To be called once, before threads start; they inherit it.
+    Call this once before threads start; threads inherit the setting.
 
     Raises:
         OSError: EPERM without CAP_SETPCAP.
@@ -42,39 +42,39 @@ def keep_capabilities() -> None:
 
 
 def drop_groups() -> None:
-    """Leave this process without supplementary groups, setgroups(2), before threads start.
+    """Drop the supplementary groups of this process, setgroups(2), before threads start.
 
     Raises:
-        OSError: EPERM without CAP_SETGID, or in a user namespace that does not allow it.
+        OSError: EPERM without CAP_SETGID, or in a user namespace that denies setgroups(2).
     """
     if not os.getgroups():
         return
     try:
         os.setgroups(())
     except PermissionError:
-        text = "option 'squash': this process cannot give its supplementary groups up; setgroups(2)"
+        text = "option 'squash': this process cannot drop its supplementary groups; setgroups(2)"
         raise OSError(errno.EPERM, text) from None
 
 
 class Thread(threading.local):
-    """What each thread knows of itself, for powerless.py."""
+    """The state of each thread, for powerless.py."""
 
     powerless: HostIds | None = None
-    """The ids that it acts as without capabilities; None if it is itself."""
+    """The ids of a thread inside a `Powerless` guard, otherwise None."""
     groups: tuple[HostId, ...] = ()
-    """Its supplementary groups meanwhile."""
+    """The supplementary groups of a thread inside a `Powerless` guard."""
     powers: privileges.EffectiveCapabilities | None = None
-    """The capabilities that it has otherwise."""
+    """The capabilities of the thread outside of a `Powerless` guard."""
 
 
 thread: Final = Thread()
 
 
 def acting_as(ids: HostIds) -> AbstractContextManager[None]:
-    """A guard: inside it, what this thread creates belongs to *ids*.
+    """Return a guard: inside it, files that this thread creates belong to *ids*.
 
-    For root, whom every thread is outside of such a guard, there is nothing to switch: four system
-    calls less, which are a quarter of a creation. A powerless thread acts as *ids* already.
+    Outside of a guard every thread acts as root, so that the guard for root switches nothing. This
+    saves four system calls, a quarter of a creation. A powerless thread acts as *ids* already.
     """
     if thread.powerless is not None:
         if thread.powerless != ids:
@@ -84,11 +84,12 @@ def acting_as(ids: HostIds) -> AbstractContextManager[None]:
 
 
 class ActingAs:
-    """A guard: inside it, what this thread creates belongs to *ids*.
+    """A guard: inside it, files that this thread creates belong to *ids*.
 
-    Group first, undone in reverse. The calls report no failure but return the id before them, so
-    that undoing shows whether each switch took place. If one did not, nobody can say who owns what
-    was just created, or whom the next request would act as: the process ends at once.
+    The guard sets the group first, and restores in reverse order. The calls report no failure, but
+    return the id before them, so that the restoring calls show if each switch succeeded. If a
+    switch failed, the owner of the new file and the ids of the next request are unknown: the
+    process ends at once.
     """
 
     __slots__ = ("_gid", "_uid")
@@ -111,25 +112,26 @@ class ActingAs:
 
 
 class ThreadUmask(threading.local):
-    """The umask of each thread, which otherwise is that of the whole process, unshare(2)."""
+    """An umask for each thread: without unshare(2) all threads share one."""
 
     def __init__(self) -> None:
-        """Give the calling thread one of its own; runs once in each thread that uses it."""
+        """Give the calling thread an umask of its own; runs once in each thread."""
         privileges.unshare(privileges.CLONE_FS)
         self._mask = os.umask(0)
         os.umask(self._mask)
 
     def set(self, mask: int) -> None:
-        """Apply *mask* to what this thread creates, until it is set again."""
+        """Set the umask of this thread to *mask*."""
         if mask != self._mask:
             os.umask(mask)
             self._mask = mask
 
 
 class _Switches(threading.local):
-    """The switches of each thread, by the capabilities that they switch.
+    """The capability switches of each thread, by the capabilities that they switch.
 
-    Made at their first use: the main thread has more capabilities when this module is loaded.
+    A switch is made at its first use: when this module is loaded, the main thread still has
+    capabilities that it drops later.
     """
 
     def __init__(self) -> None:
@@ -140,16 +142,16 @@ _switches = _Switches()
 
 
 class Without:
-    """A guard: inside it, this thread goes without some of its capabilities.
+    """A guard: inside it, this thread lacks some of its capabilities.
 
-    Not to be nested, nor entered inside ActingAs. The thread's other capabilities are to stay what
-    they were when it first went without the same ones. A powerless thread has none to go without.
+    Do not nest it, or enter it inside `ActingAs`. After the first guard for a set of capabilities,
+    the thread's other capabilities must not change. A powerless thread lacks all of them already.
     """
 
     __slots__ = ("_capabilities", "_switch")
 
     def __init__(self, *capabilities: int) -> None:
-        """Take numbers of capabilities, CAP_*."""
+        """Remove *capabilities*, CAP_*."""
         self._capabilities = capabilities
 
     def __enter__(self) -> None:
@@ -168,19 +170,18 @@ class Without:
             return
         try:
             self._switch.set(wanted=self._switch.had)
-        except BaseException as error:  # noqa: BLE001 - there is no way on
-            end_process(f"cannot take its capabilities back: {error}")
+        except BaseException as error:  # noqa: BLE001 - the process must end
+            end_process(f"cannot restore its capabilities: {error}")
 
 
 class ClearingPrivileges(Without):
-    """A guard: inside it, a file whose content this thread changes loses its suid and sgid bits.
+    """A guard: inside it, each file that this thread writes to loses its suid and sgid bits.
 
-    As it does for everyone without CAP_FSETID, which this process has, capabilities(7). Not to be
-    nested.
+    The kernel clears the bits for a thread without CAP_FSETID, capabilities(7). Do not nest it.
 
-    An sgid bit without group execution gives no right, and goes only where the caller is outside of
-    the file's group, inode(7). With *group*, the file's, the thread counts as inside, else as
-    outside.
+    The kernel clears an sgid bit without group execution, which gives no right, only if the thread
+    is outside of the file's group, inode(7). With the file's *group* the thread is inside,
+    otherwise outside.
     """
 
     __slots__ = ("_group",)
@@ -198,19 +199,19 @@ class ClearingPrivileges(Without):
         if self._switch is not None and self._group != _OWN_ID:
             syscalls.setfsgid(_OWN_ID)
             if (present := syscalls.setfsgid(NO_ID)) != _OWN_ID:
-                end_process(f"has the group {present}, and cannot take its own back")
+                end_process(f"has the group {present}, and cannot restore its own")
         super().__exit__()
 
 
 @contextlib.contextmanager
 def acting_without(ids: HostIds, *capabilities: int) -> Iterator[None]:
-    """A guard: inside it, this thread acts as *ids*, and without *capabilities*, CAP_*."""
+    """Return a guard: inside it, this thread acts as *ids* and lacks *capabilities*, CAP_*."""
     with Without(*capabilities), acting_as(ids):
         yield
 
 
 def end_process(why: str) -> NoReturn:
-    """End the process: no request may meet a thread that is not what it was."""
+    """End the process: a thread with other ids or capabilities must serve no request."""
     try:
         log.critical("the process ends, because a thread %s", why)
     finally:

@@ -1,11 +1,11 @@
-"""Whose ids are whose: those of the volume's users, and those that files have on the host.
+"""Maps ids between the users of a volume (containers) and the files of the host.
 
-A map has ranges, container:host:count. What its users do is mapped in, whose a file is is mapped
-out; an id in no range has no counterpart: nothing is created for it. The kernel is told UNMAPPED
-for an owner in no range, as for one that an idmapped mount lacks. Squashing comes before the
-ranges, as exports(5) has it: the ids that it takes act as one id of the host's.
+A map has ranges, container:host:count. A caller's ids are mapped to the host, a file's owner is
+mapped to the container. An id in no range has no counterpart: no file is created for it, and for an
+owner in no range the kernel gets UNMAPPED, as on an idmapped mount. Squashing comes before the
+ranges, as in exports(5): the squashed ids act as one id of the host.
 
-The two kinds of number are different types, so that one cannot be taken for the other by mistake.
+The ids of containers and of the host are different types, so that mypy finds a mix-up.
 """
 
 import errno
@@ -18,40 +18,39 @@ from passthrough.options.values import Range
 ContainerId = NewType("ContainerId", int)
 HostId = NewType("HostId", int)
 
-# INVALID_UID of the kernel, include/linux/uidgid.h: no user or group. setfsuid(2) and setfsgid(2)
-# change nothing for it, and return the present id.
+# INVALID_UID of the kernel, include/linux/uidgid.h: no user or group. With it, setfsuid(2) and
+# setfsgid(2) change nothing and return the present id.
 NO_ID: Final[int] = 0xFFFF_FFFF
-# Told for an owner, stat(2) shows it as the overflow id, 65534, and permission checks find no
-# caller that it equals, nor one whose capabilities reach its file.
+# If an owner is UNMAPPED, stat(2) shows the overflow id, 65534. In permission checks the owner
+# equals no caller, and no caller's capabilities reach the file.
 UNMAPPED: Final[int] = NO_ID
-# A group that the kernel takes for valid. With an invalid one it would refuse the owner, too.
+# A group that is valid to the kernel. With an invalid group the kernel would refuse the owner, too.
 UNMAPPED_GROUP: Final[int] = 0xFFFF_FFFE
-# For a thread that creates nothing meanwhile: no file of the host is likely to have this user or
-# group.
+# The user or group of a thread that creates nothing: no file of the host is likely to have this id.
 NO_FILES_ID: Final = 0xFFFF_FFF0
 _ROOT: Final = 0
 
 
 class ContainerIds(NamedTuple):
-    """A user and a group as the volume's users know them."""
+    """A user and a group of containers."""
 
     uid: ContainerId
     gid: ContainerId
 
 
 class HostIds(NamedTuple):
-    """A user and a group of the host's files."""
+    """A user and a group of the host."""
 
     uid: HostId
     gid: HostId
 
 
-# Who sent a request.
 Caller = ContainerIds
+"""The user and the group that sent a request."""
 
 
 class UnmappedError(PermissionError):
-    """An id that has no counterpart on the host, by the map that lacks it."""
+    """An id without a counterpart on the host; EPERM, with the option of the map."""
 
     def __init__(self, option: str, number: int) -> None:
         self.option = option
@@ -60,7 +59,7 @@ class UnmappedError(PermissionError):
 
 
 class IdMap:
-    """One kind of ids, users' or groups', there and back."""
+    """The map of a volume for users or for groups, in both directions."""
 
     __slots__ = ("_anonymous", "_option", "_ranges", "_squash")
 
@@ -73,10 +72,10 @@ class IdMap:
         self._anonymous = HostId(anonymous)
 
     def to_host(self, number: ContainerId) -> HostId:
-        """Whom *number* acts as.
+        """Return the id of the host that *number* acts as.
 
         Raises:
-            UnmappedError: nobody; errno is EPERM.
+            UnmappedError: *number* has no counterpart; errno is EPERM.
         """
         if self._squash is Squash.ALL or (self._squash is Squash.ROOT and number == _ROOT):
             return self._anonymous
@@ -88,14 +87,14 @@ class IdMap:
         raise UnmappedError(self._option, number)
 
     def to_host_or_placeholder(self, number: ContainerId) -> HostId:
-        """Return whom *number* acts as; if it lacks a counterpart, an id that has no files."""
+        """Return the id that *number* acts as; without a counterpart, NO_FILES_ID."""
         try:
             return self.to_host(number)
         except UnmappedError:
             return HostId(NO_FILES_ID)
 
     def to_container(self, number: HostId) -> ContainerId:
-        """Return what the kernel is told for *number*; UNMAPPED if no caller acts as it."""
+        """Return the id that the kernel gets for *number*; UNMAPPED if no caller acts as it."""
         if not self._ranges:
             return ContainerId(number)
         for container, host, count in self._ranges:
@@ -104,10 +103,10 @@ class IdMap:
         return self._squashed(number)
 
     def _squashed(self, number: HostId) -> ContainerId:
-        """Return what is told for *number*, which is in no range: squashed callers may act as it.
+        """Return the id that the kernel gets for *number*, which is in no range.
 
-        With `root` the only one of them is container root. With `all` every caller is one of them,
-        so that the number of the host does no harm.
+        Squashed callers may act as *number*. With `root` the only one is container root. With `all`
+        every caller is one, so that the number of the host does no harm.
         """
         if self._squash is Squash.NONE or number != self._anonymous:
             return ContainerId(UNMAPPED)
@@ -124,23 +123,24 @@ class IdMaps:
         self._gid = IdMap("map_gid", config.map_gid, config.squash, config.anon_gid)
 
     def to_host(self, ids: ContainerIds) -> HostIds:
-        """Whom *ids* act as.
+        """Return the ids of the host that *ids* act as.
 
         Raises:
-            UnmappedError: one of them as nobody.
+            UnmappedError: an id has no counterpart.
         """
         return HostIds(self._uid.to_host(ids.uid), self._gid.to_host(ids.gid))
 
     def to_host_or_placeholder(self, ids: ContainerIds) -> HostIds:
-        """Return whom *ids* act as where nothing is created: without a counterpart, as others."""
+        """Return the ids that *ids* act as if they create nothing: NO_FILES_ID if unmapped."""
         return HostIds(
             self._uid.to_host_or_placeholder(ids.uid), self._gid.to_host_or_placeholder(ids.gid)
         )
 
     def to_container(self, ids: HostIds) -> ContainerIds:
-        """Return what the kernel is told for the owner *ids*.
+        """Return the owner that the kernel gets for *ids*.
 
-        The group of an unmapped user is told as UNMAPPED, that of a mapped one as UNMAPPED_GROUP.
+        An unmapped group is UNMAPPED beside an unmapped user, and UNMAPPED_GROUP beside a mapped
+        user.
         """
         uid = self._uid.to_container(ids.uid)
         if uid == UNMAPPED:
@@ -157,19 +157,19 @@ class IdMaps:
         return self._gid.to_container(number) == UNMAPPED
 
     def may_be_in(self, number: HostId) -> bool:
-        """Return whether *number* may be a supplementary group of a caller that has its own user.
+        """Return whether an unsquashed caller may have the supplementary group *number*.
 
-        Root's group is not one with squash=root, as an unmapped one is not.
+        With squash=root it cannot have root's group, and never an unmapped group.
         """
         return self._gid.to_container(number) not in {_ROOT, UNMAPPED}
 
     def new_owner(
         self, uid: ContainerId | None, gid: ContainerId | None
     ) -> tuple[HostId | None, HostId | None]:
-        """To whom chown(2) gives a file; None leaves it where it is.
+        """Return the ids of the host for chown(2); None leaves an id as it is.
 
         Raises:
-            UnmappedError: to nobody.
+            UnmappedError: an id has no counterpart.
         """
         return (
             None if uid is None else self._uid.to_host(uid),
@@ -178,6 +178,6 @@ class IdMaps:
 
 
 def maps(config: Effective) -> IdMaps | None:
-    """The maps that *config* asks for; None where both sides' ids are the same."""
+    """Return the maps of *config*; None if the ids of both sides are the same."""
     used = config.map_uid or config.map_gid or config.squash is not Squash.NONE
     return IdMaps(config) if used else None

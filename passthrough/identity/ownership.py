@@ -1,19 +1,19 @@
-"""Who owns what: creating as the caller, showing owners, giving files away; through the maps.
+"""The owners of files, through the maps: creation as the caller, chown(2), owners in replies.
 
-With a map or squashing, a caller's power over the host's files ends where its counterpart's does:
-no change of a file whose user the map lacks, no device node, no attribute outside of `user.`, no
-suid or sgid bit for an owner other than the caller.
+With a map or squashing, a caller has no more rights to the host's files than its counterpart on the
+host. It may not change a file with an unmapped owner, make a device node, use an attribute outside
+of `user.`, or set suid and sgid bits for an owner other than itself.
 
-The kernel is told the invalid id 4294967295 for an owner that the map lacks. It equals no caller's
-id, and no capability reaches such a file, so the kernel refuses writes, removals and most changes.
-But the kernel lets root chown(2), and may know an older owner for as long as the cache policy says.
-So each operation that changes a file checks the owner itself, by the descriptor that it acts on,
-and answers EPERM. With an invalid group the kernel would refuse the owner too; an unmapped group of
-a mapped user is therefore shown as 4294967294, a valid id.
+For an unmapped owner the kernel gets the invalid id 4294967295. This id equals no caller's id, and
+no capability reaches such a file, so that the kernel refuses writes, removals and most changes. But
+the kernel lets root chown(2), and may cache an older owner until the timeout of the cache policy.
+So each operation that changes a file checks the owner again, by the descriptor that it acts on, and
+fails with EPERM. With an invalid group the kernel would refuse the owner as well, so that for an
+unmapped group of a mapped user it gets 4294967294, a valid id.
 
 For chmod(2) with suid or sgid bits, and for the sgid bit of a new file, the thread acts as the
 caller's counterpart, without CAP_FOWNER and CAP_FSETID. The host then compares the owner under the
-inode's lock, so no chown(2) comes in between.
+inode's lock, so that no chown(2) comes between check and change.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ from passthrough.options.effective import Effective
 
 log = logging.getLogger(__name__)
 
-_SAME: Final = -1  # an id that chown(2) leaves as it is
-# What the kernel gives open(2) for execve(2) beside O_RDONLY, __FMODE_EXEC of linux/fs.h.
+_SAME: Final = -1  # chown(2): no change of this id
+# The flag that the kernel adds to open(2) for execve(2), __FMODE_EXEC of linux/fs.h.
 _FOR_EXECUTION: Final = 0x20
 
 
 class Ownership:
-    """The owners of one volume's files, between its users and the host."""
+    """The owners of one volume's files, in the volume and on the host."""
 
     __slots__ = ("_maps", "_reported", "lacks_owners", "restricted")
 
@@ -56,22 +56,22 @@ class Ownership:
         self._maps = maps(config)
         self._reported: set[str] = set()
         self.restricted = self._maps is not None
-        """Whether ids are mapped or squashed, so that container root is not the host's.
+        """True if ids are mapped or squashed, so that container root is not the host's root.
 
-        All changes of content then take suid and sgid bits away. The kernel asks for it only where
-        the caller is another user than container root.
+        Each change of content then clears suid and sgid bits. The kernel requests this only for
+        callers other than container root.
         """
         self.lacks_owners = bool(config.map_uid)
-        """Whether files may belong to users whom the map lacks."""
+        """True if files may belong to unmapped users."""
 
     def acting_as(self, caller: Caller, mode: int = 0) -> AbstractContextManager[None]:
-        """A guard: inside it, what this thread creates belongs to *caller* on the host.
+        """Return a guard: inside it, files that this thread creates belong to *caller* on the host.
 
-        With a map or squashing, the host leaves out the sgid bit of a file's *mode* if the file
-        gets another group than that of *caller*, from its directory.
+        With a map or squashing, the host drops the sgid bit of a file's *mode* if the file gets its
+        group from its directory, and the group is not that of *caller*.
 
         Raises:
-            OSError: EPERM, *caller* is nobody there.
+            OSError: EPERM, *caller* has no counterpart on the host.
         """
         if self._maps is None:
             return credentials.acting_as(HostIds(HostId(caller.uid), HostId(caller.gid)))
@@ -81,7 +81,7 @@ class Ownership:
         return credentials.acting_as(ids)
 
     def shown(self, attributes: os.stat_result) -> ContainerIds | None:
-        """Whom a file is shown to belong to, if that is not whom it belongs to on the host."""
+        """Return the owner of a file in replies, or None for its owner on the host."""
         if self._maps is None:
             return None
         host = HostIds(HostId(attributes.st_uid), HostId(attributes.st_gid))
@@ -91,7 +91,7 @@ class Ownership:
         """Change the owner of *path*, following symlinks, chown(2); None leaves an id as it is.
 
         Raises:
-            OSError: EPERM, an id is nobody's on the host; as chown(2) reports it.
+            OSError: EPERM, an id has no counterpart on the host; as chown(2) reports it.
         """
         if self._maps is None:
             os.chown(path, _SAME if uid is None else uid, _SAME if gid is None else gid)
@@ -109,19 +109,20 @@ class Ownership:
         """Change the mode of the file behind *fd*, an O_PATH descriptor, chmod(2).
 
         With a map or squashing, the host itself checks if *caller* may set suid and sgid bits, so
-        that no change of owner comes in between. It knows no group of *caller* but the primary one.
+        that no change of owner comes between check and change. The host knows only the primary
+        group of *caller*.
 
         Raises:
-            OSError: EPERM, *caller* does not own the file, or is not known; as chmod(2) reports it.
+            OSError: EPERM, *caller* does not own the file, or is unknown; as chmod(2) reports it.
         """
         path = fdpath.of(fd)
         with self._granting(fd, mode, caller) or contextlib.nullcontext():
             os.chmod(path, mode)
 
     def check_change(self, attributes: os.stat_result) -> None:
-        """Refuse a change of a file whose user the map lacks.
+        """Refuse a change of a file with an unmapped owner.
 
-        The kernel refuses most of them, but lets root chown(2), and may know an older owner.
+        The kernel refuses most changes, but lets root chown(2), and may cache an older owner.
 
         Raises:
             OSError: EPERM.
@@ -130,19 +131,19 @@ class Ownership:
             raise os_error(errno.EPERM)
 
     def why_unchanged(self, attributes: os.stat_result) -> str:
-        """Return why no caller may change the top of a volume; empty if its owner may."""
+        """Return why no caller may change the top directory, or an empty text if its owner may."""
         if not self._lacks(attributes):
             return ""
         return (
-            f"the top directory belongs to the host's user {attributes.st_uid}, who is in no range"
-            " of map_uid: no caller can create or remove anything in it; chown it on the host"
+            f"the top directory belongs to the host's user {attributes.st_uid}, which is in no"
+            " range of map_uid: no caller can create or remove anything in it; chown it on the host"
         )
 
     def check_named(self, directory: int, name: bytes) -> None:
-        """Refuse to move or remove *name* in *directory* if the map lacks its file's user.
+        """Refuse to move or remove *name* in *directory* if its file has an unmapped owner.
 
-        rename(2) and unlink(2) act on names. Callers of the volume cannot make *name* lead to such
-        a file meanwhile, because this check refuses that as well.
+        rename(2) and unlink(2) act on names. No caller can move such a file to *name* after the
+        check, because the check refuses that move as well.
 
         Raises:
             OSError: EPERM.
@@ -151,7 +152,7 @@ class Ownership:
             return
         try:
             fd = syscalls.open_same_mount(directory, name)
-        except OSError:  # which the call that follows will meet, and report
+        except OSError:  # the caller's system call reports it
             return
         if fd == syscalls.MOUNT_POINT:  # a mount point: EBUSY
             return
@@ -161,7 +162,7 @@ class Ownership:
             os.close(fd)
 
     def check_open(self, attributes: os.stat_result, flags: int) -> None:
-        """Refuse to open a file whose user the map lacks, but for what its mode lets all do.
+        """Refuse to open a file with an unmapped owner, except as its mode lets others read it.
 
         Raises:
             OSError: EACCES.
@@ -190,10 +191,11 @@ class Ownership:
     def _granting(
         self, fd: int, mode: int, caller: Caller | None
     ) -> AbstractContextManager[None] | None:
-        """The guard in which the host checks a *mode* with suid or sgid bits; None if any will do.
+        """Return the guard in which the host checks *mode*, or None if there is nothing to check.
 
-        The sgid bit of a directory gives no power to a program. It stays where it is, and passes on
-        each group that the map has: that *caller* is a member of it, the kernel has checked.
+        Only suid and sgid bits need a check. The sgid bit of a directory gives a program no rights.
+        A directory may keep the bit, and may get it if the map has the directory's group: the
+        kernel has checked that *caller* is a member of the group.
         """
         gained = mode & PRIVILEGES
         if self._maps is None or not gained:
@@ -213,7 +215,7 @@ class Ownership:
         """Return the ids of the host that *caller* acts as.
 
         Raises:
-            OSError: EPERM, *caller* is nobody there.
+            OSError: EPERM, *caller* has no counterpart on the host.
         """
         try:
             return maps.to_host(caller)
@@ -222,7 +224,9 @@ class Ownership:
             raise
 
     def _report(self, error: UnmappedError) -> None:
-        """Say once for each map that it lacks somebody: who tries again says nothing new."""
+        """Log the first unmapped id of each map: later ones add no information."""
         if error.option not in self._reported:
             self._reported.add(error.option)
-            log.warning("%s, so nothing is created for it; this is said once", error.strerror)
+            log.warning(
+                "%s, so nothing is created for it; logged once for each option", error.strerror
+            )

@@ -1,13 +1,14 @@
-"""Acting as a user that squashing leaves: its ids, and not one capability.
+"""Runs calls of a thread with the ids of another user and without capabilities, for squashing.
 
-setfsuid(2), setfsgid(2) and capset(2) concern the calling thread alone, and so does setgroups(2) as
-`privileges.set_groups` calls it. The host then checks each call of the thread as it would check
-that user's. The worker has no supplementary groups (`credentials.drop_groups`), so this thread has
-none but those given. The worker's own business in between, such as opening an inode by its file
-handle, is done inside `as_itself`.
+setfsuid(2), setfsgid(2) and capset(2) affect the calling thread alone, and so does setgroups(2) as
+`privileges.set_groups` calls it. The host then checks each call of the thread as a call of that
+user. The worker has no supplementary groups (`credentials.drop_groups`), so that the thread has
+only the given ones. For calls of its own, such as opening an inode by its file handle, the worker
+uses `as_itself`.
 
-The switch is checked before and after each call. A switch that fails answers EIO; one that cannot
-be undone ends the process. Volumes without `squash` pay one attribute test for each request.
+The guard checks the switch before and after each call. If a switch fails, the reply is EIO; if it
+cannot be undone, the process ends. Without `squash` the cost is one attribute test for each
+request.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _AS_ITSELF: Final = contextlib.nullcontext()
 
 
 def ids() -> HostIds | None:
-    """Return the ids that this thread acts as without capabilities; None if it is itself."""
+    """Return the ids of this thread inside of `Powerless`; None outside."""
     return credentials.thread.powerless
 
 
@@ -39,16 +40,16 @@ def groups() -> tuple[HostId, ...]:
 
 
 def as_itself() -> AbstractContextManager[None]:
-    """Return a guard: inside it, this thread is the worker again, with its capabilities."""
+    """Return a guard: inside it, this thread has the worker's ids and capabilities again."""
     acting = credentials.thread.powerless
     return _AS_ITSELF if acting is None else _AsItself(Powerless(acting, groups()))
 
 
 class Powerless:
-    """A guard: inside it, this thread is *ids*, without capabilities. Not to be nested.
+    """A guard: inside it, this thread acts as *ids* without capabilities. Do not nest it.
 
-    Its supplementary groups are *groups*, or none. The capabilities of the thread outside of it are
-    to stay what they were at its first use.
+    *groups* are the supplementary groups of the thread. After the first guard, the thread's
+    capabilities outside of guards must not change.
     """
 
     __slots__ = ("_groups", "_ids")
@@ -58,10 +59,10 @@ class Powerless:
         self._groups = groups
 
     def __enter__(self) -> None:
-        """Become *ids*, and see that the kernel has done so: setfsuid(2) reports no failure.
+        """Switch to *ids*, and check the switch, because setfsuid(2) reports no failure.
 
         Raises:
-            OSError: EPERM, one of *ids* is no id; EIO, the kernel has not switched.
+            OSError: EPERM, one of *ids* is NO_ID; EIO, the kernel has not switched.
         """
         thread = credentials.thread
         if thread.powerless is not None:
@@ -97,7 +98,7 @@ class Powerless:
 
 
 class _AsItself:
-    """A guard that leaves the one around it, and enters it again."""
+    """A guard that leaves the `Powerless` guard around it, and enters that guard again."""
 
     __slots__ = ("_around",)
 
@@ -110,7 +111,7 @@ class _AsItself:
     def __exit__(self, *_: object) -> None:
         try:
             self._around.__enter__()
-        except BaseException as error:  # noqa: BLE001 - there is no way on
+        except BaseException as error:  # noqa: BLE001 - the process must end
             end_process(f"cannot act as another user again: {error}")
 
 
@@ -119,7 +120,7 @@ def _present() -> tuple[int, int]:
 
 
 def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:
-    """Make this thread the worker again, or end the process: no request may meet it otherwise."""
+    """Restore the worker's ids, groups and capabilities in this thread, or end the process."""
     try:
         powers.restore()
         syscalls.setfsuid(_OWN_ID)
@@ -127,7 +128,7 @@ def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostI
         if groups:
             privileges.set_groups(())
         present = _present()
-    except BaseException as error:  # noqa: BLE001 - there is no way on
-        end_process(f"cannot become itself again: {error}")
+    except BaseException as error:  # noqa: BLE001 - the process must end
+        end_process(f"cannot restore its ids: {error}")
     if present != (_OWN_ID, _OWN_ID):
-        end_process(f"acts as {present}, and cannot become itself again")
+        end_process(f"acts as {present}, and cannot restore its ids")

@@ -1,19 +1,20 @@
-"""As whom the worker acts in a volume that squashes ids: the decisions, without a system call.
+"""Decides the ids that the worker acts with in a volume that squashes ids; no system call.
 
-squash=root takes callers with user 0 or group 0, squash=all takes every caller. For each caller the
-worker acts as the ids that squashing leaves, without a capability (powerless.py), in each request
-that names a file or asks for a right. So the host decides what is allowed, as for a process of that
-user. All else acts as the worker: requests for data count as the caller that opened the file, and
-attributes are no right.
+squash=root squashes callers with user 0 or group 0, squash=all squashes every caller. In each
+request that names a file or needs a right, the worker acts with the caller's ids after squashing,
+without capabilities (powerless.py). So the host decides, as for a process of that user. In all
+other requests the worker acts as itself: data belong to the caller that opened the file, and
+attributes need no right.
 
-A caller that squashing takes has no supplementary groups. Of the others the kernel has checked the
-groups, which the worker does not know; but the kernel lets a process with CAP_DAC_OVERRIDE or the
-like pass, and root of a container keeps its capabilities if it takes another id. So for these the
-worker acts as a user without supplementary groups first. If the host refuses, it acts as a member
-of those groups of the files concerned that would give a right, as far as a caller can be a member.
+A squashed caller has no supplementary groups. The groups of other callers are known to the kernel,
+which has checked them, and unknown to the worker. But the kernel's check passes for a process with
+a capability such as CAP_DAC_OVERRIDE, and root of a container keeps its capabilities if it changes
+its id. So the worker first acts as a user without supplementary groups. If the host refuses, the
+worker acts as a member of the files' groups that would give a right, as far as a caller can be a
+member.
 
-Execution is decided by the mode and `system.posix_acl_access` (`may_execute`): the sandbox's mounts
-let no program be executed, so access(2) would always refuse X_OK there.
+`may_execute` decides about execution by the mode and `system.posix_acl_access`: the sandbox's
+mounts are noexec, so that access(2) would always refuse X_OK there.
 """
 
 import stat
@@ -54,10 +55,10 @@ AS_CALLER: Final[Mapping[str, tuple[int, ...]]] = {
     "removexattr": (0,),
     "ioctl": (),
 }
-"""The operations that act as the caller, and which of their arguments are inode numbers."""
+"""The operations that act as the caller, with the positions of inode numbers in their arguments."""
 
 BY_ARGUMENTS: Final = frozenset({"rename", "setattr"})
-"""The operations that act as the caller by more of their arguments; see `needs_no_right`, too."""
+"""The operations that act as the caller only with some arguments; see `needs_no_right`."""
 
 AS_OPENER: Final = frozenset(
     {
@@ -66,21 +67,21 @@ AS_OPENER: Final = frozenset(
         *("getlk", "setlk", "setlkw", "flock", "interrupt"),
     }
 )
-"""The operations on what is open: its caller was asked for its right when it opened the file."""
+"""The operations on open files: the host checked the caller's right at the open."""
 
 AS_WORKER: Final = frozenset({"forget", "getattr", "statx", "statfs", "syncfs", "close"})
-"""The operations that ask for no right."""
+"""The operations that need no right."""
 
 REFUSED: Final = frozenset({"unopened", "unopened_stream"})
-"""The operations on what no caller has opened; decisions.py turns off what leads to them."""
+"""The operations on files that no caller has opened; options/effective.py turns no_open off."""
 
 ALONE: Final = (False,)
 AS_MEMBER: Final = (True,)
 EITHER: Final = (False, True)
-"""If an unsquashed caller counts as a member of the groups concerned, in each try."""
+"""For each try: True if an unsquashed caller counts as a member of the groups concerned."""
 
 _ROOT: Final = 0
-# What the kernel adds to the flags of open(2) for execve(2), __FMODE_EXEC in linux/fs.h.
+# The flag that the kernel adds to open(2) for execve(2), __FMODE_EXEC in linux/fs.h.
 _FOR_EXECUTION: Final = 0x20
 # The attribute system.posix_acl_access, linux/posix_acl_xattr.h: tag, permissions, id.
 _ACL_HEAD: Final = 4
@@ -101,13 +102,13 @@ class Squashing:
 
     @property
     def squashes_all(self) -> bool:
-        """Whether all callers are one user, so that the kernel checks nothing."""
+        """True if all callers act as one user, so that the kernel checks no permissions."""
         return self._squash is Squash.ALL
 
     def squashes(self, caller: Caller) -> bool:
-        """Return whether squashing takes *caller*, which then has no supplementary groups.
+        """Return whether *caller* is squashed, and so has no supplementary groups.
 
-        It takes a caller whose id the kernel cannot express, too. No user acts as that one.
+        A caller with an id that the kernel cannot express is squashed as well.
         """
         return self.squashes_all or _ROOT in caller or NO_ID in caller
 
@@ -115,35 +116,35 @@ class Squashing:
         """Return the ids that the worker acts as for *caller*.
 
         Raises:
-            UnmappedError: of a squashed one, the user or the group has no counterpart on the host.
+            UnmappedError: *caller* is squashed, and an id has no counterpart on the host.
         """
         if self.squashes(caller):
             return self._maps.to_host(caller)
         return self._maps.to_host_or_placeholder(caller)
 
     def possible_groups(self, found: Iterable[int]) -> tuple[HostId, ...]:
-        """Return those of the groups *found* in which an unsquashed caller may be."""
+        """Return the groups of *found* that an unsquashed caller may be a member of."""
         return tuple({HostId(gid) for gid in found if self._maps.may_be_in(HostId(gid))})
 
     def new_group(self, gid: ContainerId | None) -> tuple[int, ...]:
-        """Return the group of the host that chown(2) gives a file, if it gives one."""
+        """Return the group of the host that chown(2) gives a file, or nothing if it gives none."""
         try:
             host_gid = self._maps.new_owner(None, gid)[1]
-        except UnmappedError:  # which the change will report
+        except UnmappedError:  # chown(2) reports it
             return ()
         return () if host_gid is None else (host_gid,)
 
 
 def group_counts(mode: int) -> bool:
-    """Return whether a file's group has a right by its *mode* that all others lack."""
+    """Return whether *mode* gives a file's group a right that others lack."""
     return bool(mode >> 3 & ~mode & _ALL)
 
 
 def membership_tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
-    """Return if a caller counts as a member of groups, in one try of chmod(2) after the other.
+    """Return for each try of chmod(2) whether the caller counts as a member of groups.
 
-    By a group that a caller may not be in, a file would keep the sgid bit that it is given. On a
-    directory the bit gives a program no power, and the kernel has checked the groups.
+    As a member of a group that it may not be in, a caller could give a file the sgid bit. On a
+    directory the bit gives a program no rights, and the kernel has checked the groups.
     """
     if mode is None or not mode & stat.S_ISGID:
         return EITHER
@@ -151,10 +152,10 @@ def membership_tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
 
 
 def needs_no_right(changes: Changes, handle: int | None) -> bool:
-    """Return whether SETATTR asks for no right, or for one that *handle* was opened with.
+    """Return whether SETATTR needs no right, or only the right that *handle* was opened with.
 
-    ftruncate(2), and the times that the kernel writes back of an open file, come with a handle; the
-    latter from a thread of the kernel, as user 0. What asks for nothing comes before a write.
+    A handle comes with ftruncate(2), and with the times of an open file that a thread of the kernel
+    writes back as user 0. A SETATTR without changes precedes a write.
     """
     if changes.mode is not None or changes.uid is not None or changes.gid is not None:
         return False
@@ -171,11 +172,11 @@ def is_execution(flags: int) -> bool:
 def may_execute(
     mode: int, owner: tuple[int, int], acl: bytes, ids: HostIds, more: tuple[HostId, ...] = ()
 ) -> bool:
-    """Return whether *ids*, without a capability, may execute a regular file.
+    """Return whether *ids*, without capabilities, may execute a regular file.
 
     *more* are their supplementary groups. *owner* are the file's user and group; *acl* is its
-    attribute system.posix_acl_access or empty, acl(5).
-    For files on a mount that lets no program be executed: access(2) always says no there.
+    attribute system.posix_acl_access or empty, acl(5). On a noexec mount access(2) cannot answer
+    this.
     """
     if ids.uid == owner[0]:
         return bool(mode >> 6 & _EXECUTE)

@@ -428,9 +428,9 @@ def test_the_log_says_that_the_top_belongs_to_an_unmapped_owner(
     assert len(logged) == lines
     for line in logged:
         assert line == (
-            "WARNING passthrough.worker.process: the top directory belongs to the host's user 0, "
-            "who is in no range of map_uid: no caller can create or remove anything in it; chown it"
-            " on the host"
+            "WARNING passthrough.worker.process: the top directory belongs to the host's user 0,"
+            " which is in no range of map_uid: no caller can create or remove anything in it;"
+            " chown it on the host"
         )
 
 
