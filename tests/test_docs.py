@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The tables, links and paths of the documents agree with the code."""
 
 import re
 from itertools import chain
@@ -45,11 +45,11 @@ def test_every_alias_is_documented_with_its_option() -> None:
     assert {alias: (name, value) for alias, name, value in rows} == ALIASES
 
 
-def test_every_field_of_config_is_an_option() -> None:
+def test_every_field_of_requested_options_has_a_row() -> None:
     assert {field.name for field in msgspec.structs.fields(Requested)} == set(OPTIONS)
 
 
-def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
+def test_options_that_a_session_lacks_are_documented_with_the_reason() -> None:
     text = (ROOT / "docs" / "sessions.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+?) \|$", text, re.MULTILINE)
     meaningless = re.findall(r"^\| `(\w+)` \| ([^`].+?) \|$", text, re.MULTILINE)
@@ -62,13 +62,13 @@ def test_what_a_session_lacks_is_documented_with_the_reason() -> None:
     assert dict(meaningless) == MEANINGLESS
 
 
-def test_what_libfuse_cannot_carry_is_what_the_battery_marks() -> None:
-    """`python -m tests.support.tools.lacks` brings the table up to date."""
+def test_the_documented_limits_of_libfuse_are_the_marks_of_the_battery() -> None:
+    """The command `python -m tests.support.tools.lacks` updates the table."""
     assert lacks.documented() == lacks.table() != ""
 
 
-def test_the_known_faults_are_what_the_battery_marks() -> None:
-    """`python -m tests.support.tools.faults` brings the table up to date."""
+def test_the_documented_faults_are_the_marks_of_the_battery() -> None:
+    """The command `python -m tests.support.tools.faults` updates the table."""
     assert faults.documented() == faults.table()
 
 

@@ -32,7 +32,7 @@ FIGURE = re.compile(
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Each run of lines without a blank one between, but for code."""
+    """Yield each run of lines without a blank line between; code is left out."""
     plain = FENCE.sub("", text)
     lines = ("" if line.startswith("    ") else line for line in plain.split("\n"))
     yield from re.split(r"\n\s*\n", "\n".join(lines))
@@ -80,5 +80,5 @@ def test_each_test_that_a_document_names_is_there(document: str) -> None:
         ("The table has 3 columns, 64-bit ones.", 0),
     ],
 )
-def test_what_counts_as_a_figure(text: str, figures: int) -> None:
+def test_figures_are_found_by_their_units(text: str, figures: int) -> None:
     assert len(FIGURE.findall(text)) == figures

@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/options.md, as it is printed but for names and places.
+"""Every command of README.md and docs/options.md runs; only names and paths are replaced.
 
 A comment behind a command of a recipe is what the command prints.
 """
@@ -27,7 +27,7 @@ PLUGIN = "passfs-readme"
 
 
 def test_make_has_the_two_targets() -> None:
-    """`make up` and `make test` themselves are what .ci/run runs."""
+    """Look for the targets in .ci/run, which runs them."""
     ci = (ROOT / ".ci" / "run").read_text()
     targets = [line.split()[1] for line in COMMANDS[0].splitlines()]
 
@@ -39,7 +39,7 @@ def test_make_has_the_two_targets() -> None:
 @pytest.mark.parametrize("driver", ["host"], indirect=True)
 @pytest.mark.parametrize("commands", COMMANDS[1:], ids=lambda text: text.split("\n")[0][:30])
 def test_commands(driver: Driver, commands: str, source: Path) -> None:
-    """Each block runs as one script, and no command in it may fail."""
+    """Run each block as one script; no command in it may fail."""
     script = _here(commands, driver, source)
     if "passfs install" in commands:  # which is for a plugin that `make up` has installed
         passfs("install", "--name", PLUGIN, "--data-dir", str(source.parent / "data"), *TRUST)
