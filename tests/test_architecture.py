@@ -127,7 +127,7 @@ IMPURE_CALLS = re.compile(
     r"|.*\.(read|write)_(bytes|text)"
 )
 
-# The calls that may run while a module is imported, beside its own classes and functions: they make
+# The calls that may run while a module is imported, beside its own classes and functions. They make
 # a value, a type or a logger, load the C library, or return the path of the package.
 AT_IMPORT = {
     *("re.compile", "struct.Struct", "Struct", "frozenset", "TypeVar", "ParamSpec", "NewType"),

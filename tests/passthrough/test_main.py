@@ -19,23 +19,23 @@ PYTHON = (sys.executable, "-m", "passthrough")
 
 
 def command(source: Path, mountpoint: Path, *options: str) -> list[str]:
-    places = ["--source", str(source), "--mountpoint", str(mountpoint)]
-    return [*PYTHON, *places, *(word for option in options for word in ("-o", option))]
+    paths = ["--source", str(source), "--mountpoint", str(mountpoint)]
+    return [*PYTHON, *paths, *(word for option in options for word in ("-o", option))]
 
 
 @contextmanager
 def serving(source: Path, mountpoint: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command at work, in a block that may end it."""
+    """Run the command for the block, which may end it."""
     words = command(source, mountpoint, *options)
     with subprocess.Popen(words, cwd=REPOSITORY, stdout=-1, stderr=-1) as process:
         try:
             assert process.stdout is not None
             assert select.select([process.stdout], [], [], LIMIT_S)[0]
-            said = process.stdout.readline()
-            assert said == f"serving {source} at {mountpoint}\n".encode()
+            message = process.stdout.readline()
+            assert message == f"serving {source} at {mountpoint}\n".encode()
             yield process
         finally:
-            # In order, so that the child that serves ends with it and not some time after.
+            # SIGTERM first, so that the serving child ends before the command.
             process.terminate()
             try:
                 process.wait(LIMIT_S)
@@ -49,7 +49,7 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
 
 
 def refused(words: Sequence[str]) -> str:
-    """Run a command that must not serve; gives its one sentence."""
+    """Run a command that must not serve; return its error message."""
     done = subprocess.run(
         words, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
@@ -60,7 +60,7 @@ def refused(words: Sequence[str]) -> str:
 
 
 def read(path: Path) -> str:
-    """Read a file of a mount in a process that can be killed."""
+    """Read a file of a mount in a process of its own, which can be killed."""
     done = subprocess.run(["cat", path], capture_output=True, timeout=LIMIT_S, check=True)
     return done.stdout.decode()
 
@@ -99,9 +99,7 @@ def test_an_unmount_ends_it(source: Path, mountpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_somebody_else_mounted_over_it_stays(
-    source: Path, mountpoint: Path, number: signal.Signals
-) -> None:
+def test_a_mount_on_top_of_it_stays(source: Path, mountpoint: Path, number: signal.Signals) -> None:
     with serving(source, mountpoint) as process:
         syscalls.mount(b"theirs", os.fsencode(mountpoint), b"tmpfs", 0, b"")
         process.send_signal(number)
@@ -152,22 +150,22 @@ def test_a_bad_option_is_refused(
     ],
 )
 @pytest.mark.parametrize("place", ["source", "mountpoint"])
-def test_what_is_no_directory_is_refused(  # noqa: PLR0917 - two tables, three fixtures
+def test_a_path_that_is_no_directory_is_refused(  # noqa: PLR0917 - two tables, three fixtures
     source: Path, mountpoint: Path, tmp_path: Path, kind: str, sentence: str, place: str
 ) -> None:
-    """A symlink as a source could be turned to somewhere else between two starts."""
+    """A symlink could lead to another source at the next start."""
     wrong = tmp_path / kind
     if kind == "file":
         wrong.touch()
     if kind == "symlink":
         wrong.symlink_to(source if place == "source" else tmp_path / "missing")
         sentence = sentence if place == "source" else "[Errno 2] No such file or directory"
-    places = {"source": source, "mountpoint": mountpoint, place: wrong}
+    paths = {"source": source, "mountpoint": mountpoint, place: wrong}
 
-    said = refused(command(**places))
+    message = refused(command(**paths))
 
-    assert said.startswith(sentence)
-    assert str(tmp_path) in said
+    assert message.startswith(sentence)
+    assert str(tmp_path) in message
     assert mounts_at(mountpoint) == []
 
 
@@ -176,7 +174,7 @@ def test_what_is_no_directory_is_refused(  # noqa: PLR0917 - two tables, three f
 def test_a_mountpoint_inside_its_source_is_refused(
     source: Path, mountpoint: Path, tmp_path: Path, below: str, through: str
 ) -> None:
-    """Whoever walks down the source would come to the mount, which waits for that very walk."""
+    """A walk through the source would wait for itself in the mount."""
     (source / "inside" / "deeper").mkdir(parents=True)
     top = source
     if through == "symlink":
@@ -186,14 +184,14 @@ def test_a_mountpoint_inside_its_source_is_refused(
         top = mountpoint
         syscalls.mount(os.fsencode(source), os.fsencode(mountpoint), b"", MS_BIND, b"")
 
-    said = refused(command(source, top / below))
+    message = refused(command(source, top / below))
 
     resolved = str((top / below).resolve())
-    assert said.startswith(f"option 'mountpoint': {resolved!r} is not accepted; expected")
+    assert message.startswith(f"option 'mountpoint': {resolved!r} is not accepted; expected")
 
 
 def test_a_source_inside_its_mountpoint_is_served(mountpoint: Path) -> None:
-    """It is held by a descriptor, and what is mounted over it covers its path alone."""
+    """The worker has a descriptor of the source; the mount covers only the path."""
     (mountpoint / "inside").mkdir()
     (mountpoint / "inside" / "file").write_text("below")
 
@@ -201,13 +199,15 @@ def test_a_source_inside_its_mountpoint_is_served(mountpoint: Path) -> None:
         assert read(mountpoint / "file") == "below"
 
 
-def test_where_serving_fails_nothing_stays_mounted(source: Path, mountpoint: Path) -> None:
-    """Without CAP_SETPCAP the worker cannot keep its capabilities; the mount is made by then."""
+def test_a_worker_that_cannot_serve_leaves_no_mount(source: Path, mountpoint: Path) -> None:
+    """Without CAP_SETPCAP the worker cannot keep its capabilities; it fails after the mount."""
     lacking = ["setpriv", "--bounding-set", "-setpcap"]
 
-    said = refused([*lacking, *command(source, mountpoint)])
+    message = refused([*lacking, *command(source, mountpoint)])
 
-    assert said.startswith("option 'sandbox': namespace is not possible here: CAP_SETPCAP missing")
+    assert message.startswith(
+        "option 'sandbox': namespace is not possible here: CAP_SETPCAP missing"
+    )
     assert mounts_at(mountpoint) == []
 
 
@@ -225,7 +225,7 @@ def test_an_empty_path_is_not_the_working_directory(
 
 
 @pytest.mark.parametrize("missing", ["--source", "--mountpoint"])
-def test_both_places_must_be_given(source: Path, mountpoint: Path, missing: str) -> None:
+def test_source_and_mountpoint_must_be_given(source: Path, mountpoint: Path, missing: str) -> None:
     words = command(source, mountpoint)
     at = words.index(missing)
 

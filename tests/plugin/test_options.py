@@ -1,4 +1,4 @@
-"""options.py: `source`, and how everything else is refused."""
+"""The option `source`, and the refusals of other options."""
 
 import contextlib
 
@@ -12,17 +12,17 @@ from tests.support.tools.options import RELEASE
 
 
 def test_without_options_a_volume_has_a_directory_of_its_own() -> None:
-    understood = options.parse({}, RELEASE)
-    assert understood.source is None
-    assert understood.effective.cache is CachePolicy.AUTO
+    parsed = options.parse({}, RELEASE)
+    assert parsed.source is None
+    assert parsed.effective.cache is CachePolicy.AUTO
 
 
 @pytest.mark.parametrize("name", ["source", "Source", " source"])
-def test_source_is_understood_like_every_option(name: str) -> None:
+def test_source_may_be_spelled_like_every_option(name: str) -> None:
     given = {name: "/srv/app", "cache": "never"}
-    understood = options.parse(given, RELEASE)
-    assert understood.source == "/srv/app"
-    assert understood.effective.cache is CachePolicy.NEVER
+    parsed = options.parse(given, RELEASE)
+    assert parsed.source == "/srv/app"
+    assert parsed.effective.cache is CachePolicy.NEVER
     assert options.has_source(given)
     assert not options.has_source({"cache": "never"})
 
@@ -60,7 +60,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_known(name: str, near: st
 
 
 @pytest.mark.parametrize("name", ["device", "Device", "type", "o", "src", "path", "mountpoint"])
-def test_the_words_of_other_drivers_lead_to_source(name: str) -> None:
+def test_the_refusal_of_other_drivers_options_names_source(name: str) -> None:
     with pytest.raises(InvalidOption) as refusal:
         options.parse({name: "/srv/app", "o": "bind"}, RELEASE)
     assert str(refusal.value).startswith(
@@ -69,7 +69,7 @@ def test_the_words_of_other_drivers_lead_to_source(name: str) -> None:
     assert "source" in str(refusal.value).partition("expected ")[2]
 
 
-def test_a_size_leads_to_no_option_that_freezes_sizes() -> None:
+def test_the_refusal_of_size_does_not_name_seal_size() -> None:
     with pytest.raises(InvalidOption) as refusal:
         options.parse({"size": "10G"}, RELEASE)
     assert "limit its directory on the host" in str(refusal.value)
@@ -77,7 +77,7 @@ def test_a_size_leads_to_no_option_that_freezes_sizes() -> None:
 
 
 @pytest.mark.parametrize("name", ["sizes", "sync", "quota", "addr"])
-def test_a_name_with_little_in_common_gets_the_list_of_all(name: str) -> None:
+def test_the_refusal_of_a_dissimilar_name_lists_all_names(name: str) -> None:
     with pytest.raises(InvalidOption, match="expected one of allow_direct_io, anon_gid, "):
         options.parse({name: "1"}, RELEASE)
 
@@ -91,9 +91,7 @@ def test_a_name_with_little_in_common_gets_the_list_of_all(name: str) -> None:
         ({"source": "/srv/app"}, {"source": "/srv//app/"}),
     ],
 )
-def test_options_that_mean_the_same_do_not_differ(
-    one: dict[str, str], other: dict[str, str]
-) -> None:
+def test_options_with_one_meaning_do_not_differ(one: dict[str, str], other: dict[str, str]) -> None:
     assert options.difference(options.parse(one, RELEASE), options.parse(other, RELEASE)) == ""
 
 
@@ -106,7 +104,7 @@ def test_a_difference_is_named_with_both_values() -> None:
 
 
 @given(given=st.dictionaries(st.text() | st.sampled_from(["source", "cache", "ro"]), st.text()))
-def test_any_options_are_understood_or_refused(given: dict[str, str]) -> None:
+def test_any_options_are_parsed_or_refused(given: dict[str, str]) -> None:
     with contextlib.suppress(InvalidOption):
         assert (
             options.difference(options.parse(given, RELEASE), options.parse(given, RELEASE)) == ""

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def ids(uid: int, gid: int) -> HostIds:
-    """Make a user and a group of the host of plain numbers."""
+    """Return the ids of a user and a group of the host."""
     return HostIds(HostId(uid), HostId(gid))
 
 
@@ -35,7 +35,7 @@ LIMIT_S = 30.0
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[int]:
-    """A descriptor of a directory in which everybody may create."""
+    """Yield the descriptor of a directory that all users may write to."""
     tmp_path.chmod(0o777)
     fd = os.open(tmp_path, os.O_PATH)
     yield fd
@@ -43,7 +43,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 
 def in_thread(function: Callable[[], object]) -> object:
-    """Call *function* in a thread that ends with it: securebits stay with their thread."""
+    """Call *function* in a new thread, because securebits stay with their thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result(LIMIT_S)
 
@@ -53,7 +53,7 @@ def owner(name: str, directory: int) -> HostIds:
     return ids(found.st_uid, found.st_gid)
 
 
-def test_only_who_is_not_root_is_switched_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acting_as_root_switches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     switched: list[int] = []
     monkeypatch.setattr(syscalls, "setfsuid", switched.append)
     monkeypatch.setattr(syscalls, "setfsgid", switched.append)
@@ -75,7 +75,7 @@ CREATIONS: dict[str, Callable[[str, int], object]] = {
 
 
 @pytest.mark.parametrize("kind", CREATIONS)
-def test_what_is_created_belongs_to_the_caller_and_afterwards_to_ourselves(
+def test_new_files_belong_to_the_caller_inside_the_guard_and_to_root_after_it(
     kind: str, directory: int
 ) -> None:
     with ActingAs(CALLER):
@@ -86,8 +86,8 @@ def test_what_is_created_belongs_to_the_caller_and_afterwards_to_ourselves(
     assert owner("ours", directory) == (0, 0)
 
 
-def test_the_group_comes_first_and_goes_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the user's id there is no right to change the group's any more, where it counts."""
+def test_the_group_is_switched_first_and_restored_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has given up the user id 0 may lack the right to change its group."""
     calls: list[tuple[str, int]] = []
     current = {"setfsuid": 0, "setfsgid": 0}
 
@@ -105,7 +105,7 @@ def test_the_group_comes_first_and_goes_last(monkeypatch: pytest.MonkeyPatch) ->
     assert calls == [*switched, ("setfsuid", 0), ("setfsgid", 0)]
 
 
-def test_an_error_inside_is_passed_on_and_the_identity_undone(directory: int) -> None:
+def test_the_guard_passes_an_error_on_and_restores_the_ids(directory: int) -> None:
     os.mkdir("taken", dir_fd=directory)
 
     with pytest.raises(FileExistsError), ActingAs(CALLER):
@@ -116,8 +116,8 @@ def test_an_error_inside_is_passed_on_and_the_identity_undone(directory: int) ->
 
 
 @pytest.mark.parametrize("caller", [ids(0xFFFF_FFFF, 0), ids(0, 0xFFFF_FFFF)])
-def test_a_caller_without_an_id_creates_nothing(caller: HostIds, directory: int) -> None:
-    """setfsuid(-1) would be a question, not a switch: root would create in the caller's place."""
+def test_a_caller_without_an_id_creates_no_file(caller: HostIds, directory: int) -> None:
+    """setfsuid(-1) only returns the present id: root would create the file."""
     with pytest.raises(PermissionError) as refused, ActingAs(caller):
         os.mkdir("theirs", dir_fd=directory)
 
@@ -125,8 +125,8 @@ def test_a_caller_without_an_id_creates_nothing(caller: HostIds, directory: int)
     assert os.listdir(f"/proc/self/fd/{directory}") == []
 
 
-def test_two_threads_never_mix(directory: int) -> None:
-    """Each acts while the other acts, and is root again while the other still acts."""
+def test_two_threads_act_with_different_ids_at_a_time(directory: int) -> None:
+    """Both guards overlap, and each thread is root again while the other is inside its guard."""
     rounds = 100
     meeting = threading.Barrier(2, timeout=LIMIT_S)
 
@@ -153,7 +153,7 @@ def test_two_threads_never_mix(directory: int) -> None:
 def test_with_kept_capabilities_the_host_does_not_check_again(
     keeping: bool, directory: int
 ) -> None:
-    """A directory of somebody else's, closed to all others: the kernel of the mount has checked."""
+    """The directory belongs to root alone: the kernel has checked the caller for the mount."""
     os.fchmod(opened := os.open(f"/proc/self/fd/{directory}", os.O_RDONLY), 0o700)
     os.close(opened)
 
@@ -172,7 +172,7 @@ def test_with_kept_capabilities_the_host_does_not_check_again(
         assert owner("theirs", directory) == CALLER
 
 
-def test_keeping_capabilities_needs_the_right_to() -> None:
+def test_keeping_capabilities_needs_cap_setpcap() -> None:
     code = "from passthrough.identity.credentials import *; keep_capabilities()"
 
     ended = python_without("setpcap", code)
@@ -182,8 +182,8 @@ def test_keeping_capabilities_needs_the_right_to() -> None:
 
 
 @pytest.mark.parametrize(("capability", "acted_as"), [("setuid", "0:41002"), ("setgid", "41001:0")])
-def test_a_switch_that_did_not_take_place_ends_the_process(capability: str, acted_as: str) -> None:
-    """Whose files the next request would create is not known: better nobody's."""
+def test_a_failed_switch_ends_the_process(capability: str, acted_as: str) -> None:
+    """Otherwise the owner of the next new file would be unknown."""
     code = (
         "from passthrough.identity.credentials import *\n"
         f"with ActingAs(({CALLER.uid}, {CALLER.gid})): print('acted', flush=True)\n"
@@ -197,8 +197,8 @@ def test_a_switch_that_did_not_take_place_ends_the_process(capability: str, acte
     assert f"acted as {acted_as} in place of {CALLER.uid}:{CALLER.gid}" in ended.stderr
 
 
-def test_a_failed_undo_ends_the_process_too() -> None:
-    """The second guard is one that cannot switch any more, because the first could not undo."""
+def test_a_failed_restore_ends_the_process() -> None:
+    """The first guard cannot restore the ids, so that the second cannot switch."""
     code = (
         "import os\n"
         "from passthrough.identity.credentials import *\n"
@@ -214,8 +214,8 @@ def test_a_failed_undo_ends_the_process_too() -> None:
     assert (ended.returncode, ended.stdout) == (EXIT_IDENTITY_LOST, "")
 
 
-def test_changed_content_loses_its_privileges_inside_the_guard_only(tmp_path: Path) -> None:
-    """As for everyone without CAP_FSETID, inode(7); the capability comes back, also on error."""
+def test_a_write_clears_privileges_inside_the_guard_only(tmp_path: Path) -> None:
+    """As without CAP_FSETID, inode(7); the guard restores the capability, also on error."""
     program = tmp_path / "program"
     program.write_text("old")
 
@@ -233,7 +233,7 @@ def test_changed_content_loses_its_privileges_inside_the_guard_only(tmp_path: Pa
 
 
 def python_without(capability: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Run *code* as root that lacks one capability."""
+    """Run *code* as root without one capability."""
     return subprocess.run(
         ["setpriv", "--bounding-set", f"-{capability}", sys.executable, "-c", code],
         cwd=REPOSITORY,
@@ -264,8 +264,8 @@ print("alive")
 
 
 @pytest.mark.parametrize("how", ["group", "capabilities"])
-def test_a_group_or_capability_that_does_not_come_back_ends_the_process(how: str) -> None:
-    """Or the next file that root creates belongs to the group of another one."""
+def test_a_group_or_capability_that_cannot_be_restored_ends_the_process(how: str) -> None:
+    """Otherwise the next file of root would have another group."""
     ended = subprocess.run(
         [sys.executable, "-c", LOSING, how],
         cwd=REPOSITORY,
@@ -278,7 +278,9 @@ def test_a_group_or_capability_that_does_not_come_back_ends_the_process(how: str
     assert b"the process ends" in ended.stderr
 
 
-def test_a_guard_that_cannot_be_entered_leaves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guard_that_fails_on_entry_keeps_the_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def failing(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 

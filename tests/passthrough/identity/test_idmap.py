@@ -36,7 +36,7 @@ def test_an_id_in_a_range_is_mapped_there_and_back(container: int, host: int) ->
 
 
 @pytest.mark.parametrize("number", [1001, 1999, 2010, 4_294_967_295])
-def test_an_id_in_no_range_is_nobody_on_the_host(number: int) -> None:
+def test_an_id_in_no_range_has_no_counterpart_on_the_host(number: int) -> None:
     with pytest.raises(UnmappedError) as refused:
         id_map(RANGES).to_host(ContainerId(number))
 
@@ -45,12 +45,12 @@ def test_an_id_in_no_range_is_nobody_on_the_host(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 49, 60, 999, 1001, 99_999, 101_000])
-def test_an_owner_in_no_range_is_told_as_the_kernels_invalid_id(number: int) -> None:
+def test_an_owner_in_no_range_becomes_the_kernels_invalid_id(number: int) -> None:
     assert id_map(RANGES).to_container(HostId(number)) == UNMAPPED == 4_294_967_295
 
 
 @pytest.mark.parametrize(
-    ("uid", "gid", "told"),
+    ("uid", "gid", "expected"),
     [
         (10, 20, (0, 0)),
         (9, 20, (UNMAPPED, UNMAPPED)),
@@ -58,23 +58,23 @@ def test_an_owner_in_no_range_is_told_as_the_kernels_invalid_id(number: int) -> 
         (10, 19, (0, UNMAPPED_GROUP)),
     ],
 )
-def test_an_unmapped_user_takes_the_group_along_and_an_unmapped_group_goes_alone(
-    uid: int, gid: int, told: tuple[int, int]
+def test_the_group_is_invalid_beside_an_unmapped_user_and_valid_beside_a_mapped_one(
+    uid: int, gid: int, expected: tuple[int, int]
 ) -> None:
     both = IdMaps(effective(map_uid=(Range(0, 10, 5),), map_gid=(Range(0, 20, 5),)))
 
-    assert both.to_container(HostIds(HostId(uid), HostId(gid))) == told
-    assert both.lacks_user(HostId(uid)) is (told[0] == UNMAPPED)
+    assert both.to_container(HostIds(HostId(uid), HostId(gid))) == expected
+    assert both.lacks_user(HostId(uid)) is (expected[0] == UNMAPPED)
     assert both.lacks_group(HostId(gid)) is (gid == 19)
     assert UNMAPPED_GROUP == 4_294_967_294
 
 
 @pytest.mark.parametrize(
-    ("squash", "told"),
+    ("squash", "expected"),
     [(Squash.NONE, UNMAPPED), (Squash.ROOT, 0), (Squash.ALL, ANONYMOUS)],
 )
-def test_the_anonymous_id_is_known_where_a_caller_acts_as_it(squash: Squash, told: int) -> None:
-    assert id_map(RANGES, squash).to_container(HostId(ANONYMOUS)) == told
+def test_the_anonymous_id_is_mapped_if_a_caller_acts_as_it(squash: Squash, expected: int) -> None:
+    assert id_map(RANGES, squash).to_container(HostId(ANONYMOUS)) == expected
     assert id_map(RANGES, squash).to_container(HostId(ANONYMOUS + 1)) == UNMAPPED
 
 
@@ -93,13 +93,13 @@ def test_squashing_comes_before_the_ranges(squash: Squash, ids: dict[int, int]) 
     assert squashing.to_container(HostId(100_005)) == 5
 
 
-def test_without_ranges_what_is_not_squashed_is_itself() -> None:
+def test_without_ranges_an_unsquashed_id_is_the_same_on_the_host() -> None:
     assert id_map(squash=Squash.ROOT).to_host(ContainerId(5)) == 5
     assert id_map(squash=Squash.ROOT).to_container(HostId(0)) == 0
 
 
 @given(st.integers(0, 2**32 - 2))
-def test_what_can_be_mapped_comes_back(number: int) -> None:
+def test_a_mapped_id_maps_back_to_itself(number: int) -> None:
     ids = id_map(RANGES)
     try:
         host = ids.to_host(ContainerId(number))
@@ -120,7 +120,7 @@ def test_users_and_groups_have_maps_and_anonymous_ids_of_their_own() -> None:
     assert squashed.to_host(ContainerIds(ContainerId(1), ContainerId(1))) == (3, 4)
 
 
-def test_there_are_no_maps_where_nothing_is_asked_for() -> None:
+def test_volumes_without_map_and_squash_have_no_maps() -> None:
     assert maps(effective(anon_uid=5)) is None
     for config in (
         effective(map_uid=RANGES),

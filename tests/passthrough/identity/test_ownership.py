@@ -1,4 +1,4 @@
-"""Owners between a volume's users and the host, through the operations and through a mount."""
+"""Owners in the volume and on the host, through the operations and through a mount."""
 
 import errno
 import os
@@ -29,16 +29,16 @@ UNMAPPED, UNMAPPED_GROUP = 4_294_967_295, 4_294_967_294
 LIMIT_S = 30.0
 
 CREATING: dict[str, Callable[[PassthroughFs, Caller], object]] = {
-    "mknod": lambda fs, who: fs.mknod(ROOT, b"new", stat.S_IFIFO | 0o600, 0, who),
-    "mkdir": lambda fs, who: fs.mkdir(ROOT, b"new", 0o700, who),
-    "symlink": lambda fs, who: fs.symlink(ROOT, b"new", b"target", who),
-    "create": lambda fs, who: fs.create(ROOT, b"new", 0o600, os.O_RDWR, who),
+    "mknod": lambda fs, user: fs.mknod(ROOT, b"new", stat.S_IFIFO | 0o600, 0, user),
+    "mkdir": lambda fs, user: fs.mkdir(ROOT, b"new", 0o700, user),
+    "symlink": lambda fs, user: fs.symlink(ROOT, b"new", b"target", user),
+    "create": lambda fs, user: fs.create(ROOT, b"new", 0o600, os.O_RDWR, user),
 }
 
 
 @pytest.fixture
 def mapping(source: Path) -> Iterator[PassthroughFs]:
-    """A volume whose ids from 0 to 999 are others on the host; its top is container root's."""
+    """Yield a volume that maps the ids 0 to 999; the top directory belongs to container root."""
     os.chown(source, 100_000, 200_000)
     fs = PassthroughFs(MAPPED, os.open(source, os.O_PATH))
     yield fs
@@ -46,7 +46,7 @@ def mapping(source: Path) -> Iterator[PassthroughFs]:
 
 
 @pytest.mark.parametrize("create", CREATING.values(), ids=CREATING)
-def test_what_is_created_belongs_to_the_callers_counterpart(
+def test_a_new_file_belongs_to_the_callers_counterpart(
     mapping: PassthroughFs, source: Path, create: Callable[[PassthroughFs, Caller], object]
 ) -> None:
     create(mapping, INSIDE)
@@ -56,7 +56,7 @@ def test_what_is_created_belongs_to_the_callers_counterpart(
 
 @pytest.mark.logs("id 5000 is in no range of map_gid, so nothing is created for it")
 @pytest.mark.parametrize("create", CREATING.values(), ids=CREATING)
-def test_who_has_no_counterpart_creates_nothing_and_that_is_said_once(
+def test_a_caller_without_a_counterpart_creates_no_file_and_is_logged_once(
     mapping: PassthroughFs,
     source: Path,
     create: Callable[[PassthroughFs, Caller], object],
@@ -71,7 +71,7 @@ def test_who_has_no_counterpart_creates_nothing_and_that_is_said_once(
 
 @pytest.fixture
 def files(source: Path) -> Path:
-    """A file of somebody's whom the volume knows, and one of a stranger's."""
+    """Create a file of a mapped owner, `known`, and a file of an unmapped owner, `stranger`."""
     (source / "known").touch()
     os.chown(source / "known", 100_007, 200_008)
     (source / "stranger").touch()
@@ -80,7 +80,7 @@ def files(source: Path) -> Path:
 
 
 @pytest.mark.usefixtures("files")
-def test_every_reply_shows_the_owner_that_the_volume_knows(mapping: PassthroughFs) -> None:
+def test_every_reply_has_the_mapped_owner(mapping: PassthroughFs) -> None:
     known = mapping.lookup(ROOT, b"known")
     replies: list[Entry | Attributes | None] = [
         known,
@@ -99,7 +99,7 @@ def test_every_reply_shows_the_owner_that_the_volume_knows(mapping: PassthroughF
 
 
 @pytest.mark.usefixtures("files")
-def test_every_reply_tells_an_unmapped_owner_as_the_kernels_invalid_id(
+def test_every_reply_has_the_invalid_id_for_an_unmapped_owner(
     mapping: PassthroughFs,
 ) -> None:
     stranger = mapping.lookup(ROOT, b"stranger")
@@ -112,10 +112,10 @@ def test_every_reply_tells_an_unmapped_owner_as_the_kernels_invalid_id(
     assert [reply and reply.owner for reply in replies] == [(UNMAPPED, UNMAPPED)] * len(replies)
 
 
-def test_every_reply_tells_an_unmapped_group_beside_a_mapped_user(
+def test_every_reply_has_a_valid_id_for_an_unmapped_group_of_a_mapped_user(
     mapping: PassthroughFs, source: Path
 ) -> None:
-    """What is created in a setgid directory has its group."""
+    """A new file in a setgid directory has the group of the directory."""
     (source / "shared").mkdir()
     os.chown(source / "shared", 100_007, 0)
     (source / "shared").chmod(0o2770)
@@ -159,7 +159,7 @@ CHANGING: dict[str, Callable[[PassthroughFs, int], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGING.values(), ids=CHANGING)
-def test_what_belongs_to_an_unmapped_owner_is_not_changed(
+def test_a_file_of_an_unmapped_owner_cannot_be_changed(
     mapping: PassthroughFs, files: Path, change: Callable[[PassthroughFs, int], object]
 ) -> None:
     os.setxattr(files / "stranger", "user.b", b"1")
@@ -173,7 +173,7 @@ def test_what_belongs_to_an_unmapped_owner_is_not_changed(
 
 
 @pytest.mark.parametrize("create", CREATING.values(), ids=CREATING)
-def test_in_a_directory_of_an_unmapped_owner_nothing_is_created(
+def test_no_file_can_be_created_in_a_directory_of_an_unmapped_owner(
     mapping: PassthroughFs, source: Path, create: Callable[[PassthroughFs, Caller], object]
 ) -> None:
     os.chown(source, 5, 200_000)
@@ -195,7 +195,7 @@ def test_in_a_directory_of_an_unmapped_owner_nothing_is_created(
         (0o711, os.O_RDONLY | 0x20, True),  # execve(2)
     ],
 )
-def test_a_file_of_an_unmapped_owner_opens_for_what_its_mode_lets_all_read(
+def test_a_file_of_an_unmapped_owner_opens_only_as_its_mode_lets_others_read(
     mapping: PassthroughFs, files: Path, mode: int, flags: int, opens: bool
 ) -> None:
     (files / "stranger").chmod(mode)
@@ -207,7 +207,7 @@ def test_a_file_of_an_unmapped_owner_opens_for_what_its_mode_lets_all_read(
         fails(errno.EACCES, lambda: mapping.open(number, flags))
 
 
-def test_who_never_opened_a_file_of_an_unmapped_owner_reads_and_does_not_write(
+def test_a_file_of_an_unmapped_owner_without_an_open_can_be_read_and_not_written(
     mapping: PassthroughFs, files: Path
 ) -> None:
     (files / "stranger").write_text("kept")
@@ -218,15 +218,15 @@ def test_who_never_opened_a_file_of_an_unmapped_owner_reads_and_does_not_write(
 
 
 @pytest.mark.usefixtures("files")
-def test_access_to_what_an_unmapped_owner_has_is_that_of_all_but_writing(
+def test_access_to_a_file_of_an_unmapped_owner_is_that_of_others_without_writing(
     mapping: PassthroughFs, source: Path
 ) -> None:
     (source / "stranger").chmod(0o666)
     number = number_of(mapping, b"stranger")
-    for who in (caller(0, 0), caller(UNMAPPED, UNMAPPED), INSIDE):
-        assert mapping.access(number, os.R_OK, who)
-        assert not mapping.access(number, os.W_OK, who)
-        assert not mapping.access(number, os.X_OK, who)
+    for user in (caller(0, 0), caller(UNMAPPED, UNMAPPED), INSIDE):
+        assert mapping.access(number, os.R_OK, user)
+        assert not mapping.access(number, os.W_OK, user)
+        assert not mapping.access(number, os.X_OK, user)
 
 
 def test_a_file_without_a_name_gets_no_sgid_of_its_directorys_group(
@@ -240,15 +240,15 @@ def test_a_file_without_a_name_gets_no_sgid_of_its_directorys_group(
     assert entry.stat.st_mode & 0o7777 == 0o4750
 
 
-def test_a_file_that_changes_its_owner_meanwhile_gets_no_suid_bit(
+def test_a_file_whose_owner_changes_before_chmod_gets_no_suid_bit(
     mapping: PassthroughFs, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The host compares the owner, under the inode's lock."""
+    """The host compares the owner under the inode's lock."""
     number = number_of(mapping, b"known")
     chmod = os.chmod
 
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(os.getpid).result()  # the other thread starts, as root
+        pool.submit(os.getpid).result()  # starts the other thread as root
 
         def given_away_before(path: bytes, mode: int) -> None:
             pool.submit(os.chown, files / "known", 100_008, -1).result()
@@ -261,14 +261,12 @@ def test_a_file_that_changes_its_owner_meanwhile_gets_no_suid_bit(
     assert (files / "known").stat().st_mode & 0o7000 == 0
 
 
-def test_suid_and_sgid_bits_want_a_caller_that_owns_the_file(
-    mapping: PassthroughFs, files: Path
-) -> None:
+def test_only_the_owner_sets_suid_and_sgid_bits(mapping: PassthroughFs, files: Path) -> None:
     number = number_of(mapping, b"known")
-    for who in (None, caller(0, 0), caller(1, 8)):
+    for user in (None, caller(0, 0), caller(1, 8)):
         fails(
             errno.EPERM,
-            lambda who=who: mapping.setattr(number, Changes(mode=0o4700), caller=who),  # type: ignore[misc]
+            lambda user=user: mapping.setattr(number, Changes(mode=0o4700), caller=user),  # type: ignore[misc]
         )
     mapping.setattr(number, Changes(mode=0o6700), caller=INSIDE)
 
@@ -296,12 +294,12 @@ NOT_CREATING: dict[str, Callable[[PassthroughFs, int], object]] = {
 
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("operation", NOT_CREATING.values(), ids=NOT_CREATING)
-def test_what_creates_nothing_acts_as_nobody_else(
+def test_operations_that_create_no_file_act_as_root(
     mapping: PassthroughFs,
     operation: Callable[[PassthroughFs, int], object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Pages that the kernel writes back later have no caller, and quotas and checks are not his."""
+    """Pages that the kernel writes back later have no caller."""
     number = number_of(mapping, b"known")
     monkeypatch.delattr(syscalls, "setfsuid")
     monkeypatch.delattr(syscalls, "setfsgid")
@@ -310,7 +308,7 @@ def test_what_creates_nothing_acts_as_nobody_else(
 
 
 @pytest.mark.usefixtures("files")
-def test_access_compares_what_is_shown(mapping: PassthroughFs) -> None:
+def test_access_compares_the_ids_of_the_container(mapping: PassthroughFs) -> None:
     number = number_of(mapping, b"known")
     mapping.setattr(number, Changes(mode=0o600))
 
@@ -318,7 +316,7 @@ def test_access_compares_what_is_shown(mapping: PassthroughFs) -> None:
     assert not mapping.access(number, os.R_OK, caller(100_007, 200_008))
 
 
-def test_chown_is_translated(mapping: PassthroughFs, files: Path) -> None:
+def test_chown_maps_the_ids_to_the_host(mapping: PassthroughFs, files: Path) -> None:
     number = number_of(mapping, b"known")
 
     assert mapping.setattr(number, Changes(uid=ContainerId(1))).owner == (1, 8)
@@ -329,7 +327,7 @@ def test_chown_is_translated(mapping: PassthroughFs, files: Path) -> None:
 
 @pytest.mark.logs("id 5000 is in no range of map_uid")
 @pytest.mark.logs("id 5000 is in no range of map_gid")
-def test_a_file_cannot_be_given_to_who_has_no_counterpart(
+def test_chown_to_an_id_without_a_counterpart_is_refused(
     mapping: PassthroughFs, files: Path
 ) -> None:
     number = number_of(mapping, b"known")
@@ -344,7 +342,7 @@ def test_a_file_cannot_be_given_to_who_has_no_counterpart(
 
 
 @pytest.mark.parametrize(
-    ("squash", "who", "expected"),
+    ("squash", "user", "expected"),
     [
         (Squash.ROOT, caller(0, 0), (70, 80)),
         (Squash.ROOT, caller(0, 5), (70, 5)),
@@ -353,17 +351,17 @@ def test_a_file_cannot_be_given_to_who_has_no_counterpart(
         (Squash.ALL, caller(5, 5), (70, 80)),
     ],
 )
-def test_squashed_callers_create_and_give_as_the_anonymous_ones(
-    source: Path, squash: Squash, who: Caller, expected: tuple[int, int]
+def test_squashed_callers_create_and_chown_as_the_anonymous_ids(
+    source: Path, squash: Squash, user: Caller, expected: tuple[int, int]
 ) -> None:
     (source / "given").touch()
     os.chown(source / "given", expected[0], 9)
     config = effective(squash=squash, anon_uid=70, anon_gid=80)
     fs = filesystem_of(config, os.open(source, os.O_PATH))
     try:
-        with fs.asked_by(who):
-            fs.mkdir(ROOT, b"new", 0o700, who)
-            fs.setattr(number_of(fs, b"given"), Changes(uid=who.uid, gid=who.gid))
+        with fs.asked_by(user):
+            fs.mkdir(ROOT, b"new", 0o700, user)
+            fs.setattr(number_of(fs, b"given"), Changes(uid=user.uid, gid=user.gid))
     finally:
         fs.close()
 
@@ -377,7 +375,7 @@ def test_without_a_map_owners_are_those_of_the_host(fs: PassthroughFs, source: P
 
 
 def test_users_of_a_mounted_volume_see_their_own_ids(base: Path) -> None:
-    """Its kernel decides by them: the owner may, others may not, and groups work."""
+    """The kernel checks permissions by these ids, groups included."""
     options = {"map_uid": "0:100000:50000", "map_gid": "0:200000:50000+60000:60000:1"}
     (base / "source").mkdir()
     os.chown(base / "source", 100_000, 200_000)

@@ -1,4 +1,4 @@
-"""Acting as another user without capabilities: in, out, and what cannot be undone."""
+"""The guard `Powerless`: entry, exit, and switches that cannot be undone."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ NO_ID = 0xFFFF_FFFF
 
 
 def in_thread(function: Callable[[], object]) -> object:
-    """Call *function* in a thread that keeps its capabilities, as a worker's do."""
+    """Call *function* in a thread that keeps its capabilities, as in a worker."""
 
     def run() -> object:
         keep_capabilities()
@@ -49,7 +49,7 @@ def in_thread(function: Callable[[], object]) -> object:
 
 
 def identity() -> tuple[int, int, bool]:
-    """Return the file system ids of this thread, and if it has a capability."""
+    """Return the file system ids of this thread, and whether it has capabilities."""
     lines = Path("/proc/thread-self/status").read_text().splitlines()
     fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     return (
@@ -63,7 +63,7 @@ ITSELF = (0, 0, True)
 ANOTHER = (*ANONYMOUS, False)
 
 
-def test_inside_the_thread_is_another_user_without_a_capability_and_itself_afterwards() -> None:
+def test_the_thread_has_other_ids_and_no_capabilities_inside_the_guard_only() -> None:
     def run() -> list[tuple[int, int, bool]]:
         with Powerless(ANONYMOUS):
             inside = identity()
@@ -72,7 +72,7 @@ def test_inside_the_thread_is_another_user_without_a_capability_and_itself_after
     assert in_thread(run) == [ANOTHER, ITSELF]
 
 
-def test_supplementary_groups_are_those_of_one_thread_and_of_the_guard_alone() -> None:
+def test_only_one_thread_has_the_supplementary_groups_and_inside_the_guard_only() -> None:
     given = (HostId(41_007), HostId(41_008))
 
     def run() -> list[list[int]]:
@@ -91,7 +91,7 @@ def test_supplementary_groups_are_those_of_one_thread_and_of_the_guard_alone() -
         assert call.result(LIMIT_S) == [[], [*given], [], [*given], [], []]
 
 
-def test_other_threads_stay_what_they_are() -> None:
+def test_other_threads_keep_their_ids() -> None:
     inside, seen = threading.Event(), threading.Event()
 
     def act() -> None:
@@ -107,7 +107,7 @@ def test_other_threads_stay_what_they_are() -> None:
         acting.result(LIMIT_S)
 
 
-def test_a_failure_inside_ends_the_guard() -> None:
+def test_an_error_inside_the_guard_ends_it() -> None:
     def run() -> tuple[int, int, bool]:
         with pytest.raises(ZeroDivisionError), Powerless(ANONYMOUS):
             raise ZeroDivisionError
@@ -116,7 +116,7 @@ def test_a_failure_inside_ends_the_guard() -> None:
     assert in_thread(run) == ITSELF
 
 
-def test_the_worker_comes_back_for_its_own_business() -> None:
+def test_as_itself_restores_the_workers_ids_inside_the_guard() -> None:
     def run() -> list[tuple[int, int, bool]]:
         with as_itself():
             outside = identity()
@@ -140,7 +140,7 @@ def test_the_worker_comes_back_for_its_own_business() -> None:
     ],
 )
 @pytest.mark.parametrize("used_before", [False, True])
-def test_guards_inside_give_no_capability_back_and_take_none_for_later(
+def test_guards_inside_the_guard_neither_restore_nor_lose_capabilities(
     guard: Callable[[], ClearingPrivileges], used_before: bool
 ) -> None:
     def run() -> list[tuple[int, int, bool]]:
@@ -158,7 +158,7 @@ def test_guards_inside_give_no_capability_back_and_take_none_for_later(
     assert in_thread(run) == [ANOTHER, ANOTHER, ITSELF]
 
 
-def test_identities_do_not_mix() -> None:
+def test_a_thread_inside_the_guard_cannot_act_with_other_ids() -> None:
     def run() -> tuple[int, int, bool]:
         with Powerless(ANONYMOUS):
             with pytest.raises(RuntimeError, match="41001"), Powerless(OTHER):
@@ -170,12 +170,12 @@ def test_identities_do_not_mix() -> None:
     assert in_thread(run) == ANOTHER
 
 
-def test_outside_creating_acts_as_before() -> None:
+def test_outside_of_the_guard_acting_as_switches_the_ids() -> None:
     assert isinstance(acting_as(OTHER), ActingAs)
 
 
 @pytest.mark.logs("does not let this process act as 41001:41002")
-def test_a_switch_that_the_kernel_does_not_make_is_an_error(
+def test_a_switch_that_the_kernel_ignores_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(syscalls, "setfsuid", lambda _: 0)
@@ -190,7 +190,7 @@ def test_a_switch_that_the_kernel_does_not_make_is_an_error(
     assert in_thread(run) == ITSELF
 
 
-def test_no_user_is_acted_as_that_has_no_id() -> None:
+def test_the_guard_refuses_invalid_ids() -> None:
     def run() -> tuple[int, int, bool]:
         for ids in (HostIds(HostId(NO_ID), HostId(5)), HostIds(HostId(5), HostId(NO_ID))):
             with pytest.raises(PermissionError), Powerless(ids):
@@ -229,7 +229,7 @@ print("alive")
 
 
 @pytest.mark.parametrize("how", ["uid", "capabilities", "other", "again"])
-def test_what_cannot_be_undone_ends_the_process(how: str) -> None:
+def test_a_switch_that_cannot_be_undone_ends_the_process(how: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", UNDOING, how], check=False, capture_output=True, timeout=LIMIT_S
     )
@@ -248,7 +248,7 @@ def test_supplementary_groups_are_dropped() -> None:
         assert call.result(LIMIT_S) == []
 
 
-def test_groups_that_stay_are_an_error() -> None:
+def test_supplementary_groups_that_cannot_be_dropped_are_an_error() -> None:
     def run() -> str:
         os.setgroups([7, 8])
         os.setresuid(41_001, 41_001, 41_001)
@@ -260,7 +260,7 @@ def test_groups_that_stay_are_an_error() -> None:
         assert "option 'squash'" in call.result(LIMIT_S)
 
 
-def test_an_operation_without_a_caller_is_not_done(source: Path) -> None:
+def test_an_operation_without_a_caller_is_refused(source: Path) -> None:
     fs = filesystem_of(effective(squash=Squash.ROOT), os.open(source, os.O_PATH))
     try:
         with pytest.raises(RuntimeError, match="who asks"):
@@ -279,7 +279,7 @@ def test_an_operation_without_a_caller_is_not_done(source: Path) -> None:
     assert list(source.iterdir()) == []
 
 
-def test_one_volume_is_not_served_as_the_other_kind(source: Path) -> None:
+def test_a_volume_without_squash_is_refused_by_squashed_fs(source: Path) -> None:
     fd = os.open(source, os.O_PATH)
     try:
         with pytest.raises(ValueError, match="squash=none is not for SquashedFs"):

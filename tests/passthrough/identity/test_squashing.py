@@ -1,4 +1,4 @@
-"""As whom the worker acts where ids are squashed; the decisions alone."""
+"""The decisions about the ids that the worker acts with if a volume squashes ids."""
 
 import os
 import stat
@@ -52,7 +52,7 @@ def test_each_operation_has_one_identity() -> None:
         (Squash.ALL, (5, 6), (70, 80)),
     ],
 )
-def test_the_ids_that_squashing_leaves(
+def test_the_worker_acts_with_the_callers_ids_after_squashing(
     squash: Squash, asks: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     squashing = Squashing(effective(squash=squash, anon_uid=70, anon_gid=80))
@@ -62,7 +62,7 @@ def test_the_ids_that_squashing_leaves(
     assert squashing.squashes_all is (squash is Squash.ALL)
 
 
-def test_a_caller_with_its_own_user_may_be_in_all_groups_but_roots_and_unmapped_ones() -> None:
+def test_an_unsquashed_caller_may_be_in_all_groups_but_roots_and_unmapped_ones() -> None:
     plain = Squashing(effective(squash=Squash.ROOT, anon_gid=80))
     mapped = Squashing(
         effective(squash=Squash.ROOT, anon_gid=80, map_gid=(Range(0, 100, 10),), map_uid=())
@@ -74,7 +74,7 @@ def test_a_caller_with_its_own_user_may_be_in_all_groups_but_roots_and_unmapped_
     assert mapped.new_group(ContainerId(10)) == mapped.new_group(None) == ()
 
 
-def test_supplementary_groups_let_execute_as_the_primary_one_does() -> None:
+def test_supplementary_groups_give_the_right_to_execute_as_the_primary_group_does() -> None:
     more = (HostId(5),)
 
     assert may_execute(stat.S_IFREG | 0o010, (1, 5), b"", ANONYMOUS, more)
@@ -97,13 +97,13 @@ def test_supplementary_groups_let_execute_as_the_primary_one_does() -> None:
         (Changes(size=5, mode=0o600), 1, False),
     ],
 )
-def test_what_a_change_of_attributes_needs_no_right_for(
+def test_some_changes_of_attributes_need_no_right(
     changes: Changes, handle: int | None, expected: bool
 ) -> None:
     assert needs_no_right(changes, handle) is expected
 
 
-def test_execution_is_told_from_reading() -> None:
+def test_execution_is_distinguished_from_reading() -> None:
     assert is_execution(CLOEXEC_AND_EXECUTION)
     assert not is_execution(os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOATIME)
 
@@ -119,7 +119,7 @@ def test_execution_is_told_from_reading() -> None:
         (0o776, (1, 1), False),
     ],
 )
-def test_a_mode_lets_execute_by_the_first_class_that_fits(
+def test_the_first_matching_class_of_a_mode_decides_about_execution(
     mode: int, owner: tuple[int, int], expected: bool
 ) -> None:
     assert may_execute(stat.S_IFREG | mode, owner, b"", ANONYMOUS) is expected
@@ -142,10 +142,10 @@ USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
         ([(USER, 1, 70), (MASK, 7, 0)], (70, 1), False),
     ],
 )
-def test_an_acl_lets_execute_as_acl_5_says(
+def test_an_acl_decides_about_execution_as_in_acl_5(
     entries: list[tuple[int, int, int]], owner: tuple[int, int], expected: bool
 ) -> None:
-    """The mode lets its owner do nothing, and its group bits are the mask."""
+    """The mode gives the owner no rights, and its group bits are the mask."""
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
     assert may_execute(stat.S_IFREG | 0o077, owner, acl, ANONYMOUS) is expected

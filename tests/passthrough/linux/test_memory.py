@@ -1,4 +1,4 @@
-"""Memory that nobody uses goes back to the machine."""
+"""Return of unused memory to the kernel."""
 
 import subprocess
 import sys
@@ -7,12 +7,12 @@ from pathlib import Path
 from passthrough.linux import memory
 from tests.support.tools.mounted import REPOSITORY
 
-PIECE = 4000  # bytes: the C library's to allocate, and none of them by mmap(2)
+PIECE = 4000  # bytes: the C library allocates them, without mmap(2)
 PIECES = 20_000
 
 
 def resident() -> int:
-    """The memory of this process that is resident, in bytes."""
+    """Return the resident memory of this process in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -20,10 +20,10 @@ def resident() -> int:
 
 
 def report() -> None:
-    """Print the memory of this process when it uses much, has freed it, and has given it back."""
+    """Print the resident memory of this process: in use, freed, and returned to the kernel."""
     memory.use_one_arena()
     pieces = [bytearray(PIECE) for _ in range(PIECES)]
-    kept = pieces[-1]  # so that the end of the heap is in use
+    kept = pieces[-1]  # keeps the end of the heap in use
     full = resident()
     del pieces
     before = resident()
@@ -32,7 +32,7 @@ def report() -> None:
     sys.stdout.write(f"{full} {before} {resident()}")
 
 
-def test_pages_that_nobody_uses_go_back() -> None:
+def test_freed_pages_are_returned_to_the_kernel() -> None:
     program = "from tests.passthrough.linux.test_memory import report; report()"
     words = [sys.executable, "-c", program]
     printed = subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE).stdout

@@ -61,7 +61,7 @@ def test_a_line(tmp_path: Path, line: str, mount: MountEntry) -> None:
 
 
 class Tree:
-    """Directories and mounts below one place, taken down in reverse."""
+    """Directories and mounts below one directory; unmounts in reverse order."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -96,7 +96,7 @@ class Tree:
         path = os.fsencode(self.directory(target))
         syscalls.mount(source, path, fstype, flags, b"")
         self.targets.append(path)
-        # Else a bind of a directory above would carry what is mounted below it along.
+        # Otherwise a bind mount of a directory above would copy the mounts below it.
         syscalls.mount(b"", path, b"", MS_PRIVATE, b"")
 
 
@@ -107,7 +107,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     tree.close()
 
 
-def test_read_shows_what_is_mounted_the_uppermost_last(tree: Tree) -> None:
+def test_read_returns_the_uppermost_mount_last(tree: Tree) -> None:
     tree.tmpfs("sp ace\\")
     tree.bind("source", "sp ace\\")
 
@@ -130,7 +130,7 @@ def test_of_is_the_mount_that_a_descriptor_lies_on(tree: Tree) -> None:
     assert mountinfo.of(mounts, tree.fd(".")).fstype != "tmpfs"
 
 
-def test_of_tells_two_paths_of_one_directory_apart(tree: Tree) -> None:
+def test_of_distinguishes_two_paths_of_one_directory(tree: Tree) -> None:
     tree.bind("source", "bound")
     mounts = mountinfo.read()
 
@@ -171,18 +171,18 @@ def test_of_a_closed_descriptor_fails() -> None:
         ("a/b", "a", False),
         ("a", "ab", False),
         (".", "a/b", True),
-        # bound -> a: one directory by two paths
+        # bound -> a: two paths of one directory
         ("bound", "a", True),
         ("bound", "a/b", True),
         ("a", "bound/b", True),
         ("a/b", "bound", False),
         ("bound/b", "a/b", True),
-        # over/inner -> a/b: whoever walks down from `over` comes upon it
+        # over/inner -> a/b: the tree of `over` contains a/b
         ("over", "a/b", True),
         ("over", "a", False),
         ("over", "a/b/c", True),
         ("over/inner", "a/b/c", True),
-        # tmp: another file system below `.`, and one of its directories bound into `holder`
+        # tmp: another file system below `.`; a bind mount shows one of its directories in `holder`
         ("tmp", "tmp/x", True),
         (".", "tmp/x", True),
         ("tmp", "a", False),
@@ -206,8 +206,8 @@ def test_contains_sees_through_bind_mounts(
     assert tree.contains(outer, inner) is expected
 
 
-def test_contains_asks_about_the_file_system_not_the_path(tree: Tree) -> None:
-    """A directory that a mount has covered lies inside what it lay in."""
+def test_contains_compares_positions_in_the_file_system_not_paths(tree: Tree) -> None:
+    """A directory below a mount still lies in its parent directory."""
     tree.directory("a/b")
     covered = tree.fd("a/b")
     tree.tmpfs("a/b")

@@ -25,7 +25,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[bytes]:
-    """A directory to mount on; nothing stays mounted there."""
+    """Yield a directory to mount on, and unmount everything there."""
     (tmp_path / "target").mkdir()
     path = os.fsencode(tmp_path / "target")
     yield path
@@ -60,7 +60,7 @@ def test_mount_fails_with_the_targets_name(tmp_path: Path) -> None:
     assert failed.value.filename == os.fsdecode(missing)
 
 
-def test_umount2_of_what_is_no_mount(target: bytes) -> None:
+def test_umount2_of_a_directory_that_is_no_mount_point(target: bytes) -> None:
     with pytest.raises(OSError, match="Invalid argument") as failed:
         syscalls.umount2(target, syscalls.MNT_DETACH)
 
@@ -93,7 +93,7 @@ def test_umount2_detaches_a_busy_mount_at_once(target: bytes) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path, target: bytes) -> None:
-    """Links that lead to all the places that a RESOLVE_* rule forbids."""
+    """Create links that each violate a RESOLVE_* rule."""
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "file").touch()
     (tmp_path / "link").symlink_to("inside/file")
@@ -136,7 +136,7 @@ def test_openat2_resolves_by_its_rules(
 
 
 @pytest.mark.usefixtures("tree")
-def test_openat2_in_root_finds_what_lies_below(directory: int, tmp_path: Path) -> None:
+def test_openat2_in_root_finds_a_file_below(directory: int, tmp_path: Path) -> None:
     fd = syscalls.openat2(directory, b"/inside/file", OPEN, syscalls.RESOLVE_IN_ROOT)
     try:
         assert os.fstat(fd) == (tmp_path / "inside/file").stat()
@@ -145,7 +145,7 @@ def test_openat2_in_root_finds_what_lies_below(directory: int, tmp_path: Path) -
         os.close(fd)
 
 
-def test_open_beside_crosses_no_mount_point(directory: int, tmp_path: Path) -> None:
+def test_open_same_mount_crosses_no_mount_point(directory: int, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "disk").mkdir()
@@ -298,7 +298,7 @@ IDENTITIES = {
 
 
 @pytest.mark.parametrize(("switch", "field"), IDENTITIES.values(), ids=IDENTITIES)
-def test_file_system_ids_are_the_threads_and_the_call_tells_the_one_before(
+def test_file_system_ids_belong_to_the_thread_and_the_call_returns_the_id_before(
     switch: Callable[[int], int], field: str
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
@@ -309,7 +309,7 @@ def test_file_system_ids_are_the_threads_and_the_call_tells_the_one_before(
         finally:
             assert switch(0) == CALLER
 
-    # The four of proc_pid_status(5): real, effective, saved, file system.
+    # The ids of proc_pid_status(5): real, effective, saved, file system.
     assert here == [0, 0, 0, CALLER]
     assert elsewhere == [0, 0, 0, 0]
     assert thread_ids(field) == [0, 0, 0, 0]
@@ -336,8 +336,8 @@ def test_securebits_that_do_not_exist_are_refused() -> None:
         syscalls.set_securebits(1 << 20)
 
 
-def test_a_capability_is_taken_out_of_the_threads_effective_set_and_back() -> None:
-    """capset(2); the switch knows what was there before."""
+def test_a_capability_is_removed_from_the_threads_effective_set_and_restored() -> None:
+    """capset(2)."""
     fsetid = 1 << syscalls.CAP_FSETID
 
     def effective() -> int:
@@ -352,8 +352,8 @@ def test_a_capability_is_taken_out_of_the_threads_effective_set_and_back() -> No
     assert effective() == before
 
 
-def test_a_handle_names_one_file_for_good(tmp_path: Path) -> None:
-    """By any link, after a rename, and not the next file with its number."""
+def test_a_file_handle_names_one_file_until_its_end(tmp_path: Path) -> None:
+    """By any link, after a rename, and not the next file with the inode number."""
     (tmp_path / "a").touch()
     os.link(tmp_path / "a", tmp_path / "b")
     fds = [os.open(tmp_path / name, os.O_PATH) for name in ("a", "b")]
@@ -375,7 +375,7 @@ def test_a_handle_names_one_file_for_good(tmp_path: Path) -> None:
     os.close(directory)
 
 
-def test_a_file_system_without_handles_says_so() -> None:
+def test_a_file_system_without_file_handles_fails() -> None:
     fd = os.open("/proc/version", os.O_PATH)
     with pytest.raises(OSError, match="not supported"):
         syscalls.name_to_handle_at(fd)

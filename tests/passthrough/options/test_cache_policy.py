@@ -47,13 +47,13 @@ def test_every_policy_is_in_the_table_above() -> None:
         ({"dir_entry_timeout": 0.0, "entry_timeout": 5.0}, (5.0, None), (0.0, None)),
     ],
 )
-def test_a_timeout_given_wins_over_the_policy(
+def test_a_given_timeout_overrides_the_policy(
     policy: CachePolicy,
     given: dict[str, float],
     file: tuple[float | None, ...],
     directory: tuple[float | None, ...],
 ) -> None:
-    """None stands for the policy's own; a timeout for directories wins over the general one."""
+    """None stands for the policy's timeout; a directory timeout overrides the general timeout."""
     policy_s, _ = POLICIES[policy]
     cache = Cache(effective(cache=policy, **given))
 
@@ -64,9 +64,7 @@ def test_a_timeout_given_wins_over_the_policy(
 
 @pytest.mark.parametrize("policy", CachePolicy)
 @pytest.mark.parametrize("seconds", [0.0, 9.0])
-def test_how_long_a_name_is_known_to_be_free_is_a_timeout_of_its_own(
-    policy: CachePolicy, seconds: float
-) -> None:
+def test_negative_entries_have_a_timeout_of_their_own(policy: CachePolicy, seconds: float) -> None:
     policy_s, _ = POLICIES[policy]
     cache = Cache(effective(cache=policy, negative_timeout=seconds))
 

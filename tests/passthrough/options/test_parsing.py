@@ -165,7 +165,7 @@ REFUSED = [
 ]
 
 
-def test_nothing_given_is_the_default() -> None:
+def test_without_options_every_value_is_the_default() -> None:
     assert parse({}) == Requested()
     assert Requested() == Requested(
         cache=CachePolicy.AUTO,
@@ -229,7 +229,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", NO_DURATIONS)
-def test_no_durations(text: str) -> None:
+def test_malformed_durations_are_refused(text: str) -> None:
     with pytest.raises(OptionError) as refused:
         parse({"attr_timeout": text})
 
@@ -248,8 +248,8 @@ def test_no_durations(text: str) -> None:
         *(("mode", text) for text in NO_MODES),
     ],
 )
-def test_no_ids_and_no_ranges(option: str, text: str) -> None:
-    """Ranges that overlap, on either side, say of one id two things."""
+def test_malformed_ids_ranges_and_modes_are_refused(option: str, text: str) -> None:
+    """Ranges must not overlap on either side."""
     with pytest.raises(OptionError) as refused:
         parse({option: text})
 
@@ -259,7 +259,7 @@ def test_no_ids_and_no_ranges(option: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("option", "text"), [("mode", "0700"), ("uid", "0"), ("gid", "7")])
-def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, text: str) -> None:
+def test_mode_and_owner_are_refused_beside_a_source(option: str, text: str) -> None:
     assert as_text(parse({option: text}))[option] == text
     parse({option: "none"}, has_source=True)
 
@@ -273,7 +273,7 @@ def test_a_directory_that_is_there_is_not_given_a_mode_or_an_owner(option: str, 
 
 
 @pytest.mark.parametrize("readonly", [{}, {"rw": ""}, {"readonly": "false"}])
-def test_no_readdir_hides_no_files_of_a_source_that_can_be_written(
+def test_no_readdir_is_refused_beside_a_writable_source(
     readonly: dict[str, str],
 ) -> None:
     parse({"no_readdir": "", **readonly})
@@ -288,13 +288,13 @@ def test_no_readdir_hides_no_files_of_a_source_that_can_be_written(
 
 
 @pytest.mark.parametrize("readonly", [{"ro": ""}, {"readonly": "1"}])
-def test_no_readdir_goes_with_a_source_that_is_read_only(readonly: dict[str, str]) -> None:
+def test_no_readdir_is_accepted_beside_a_read_only_source(readonly: dict[str, str]) -> None:
     config = parse({"no_readdir": "", **readonly}, has_source=True)
 
     assert (config.no_readdir, config.readonly) == (True, True)
 
 
-def test_ranges_are_shown_as_they_can_be_given() -> None:
+def test_ranges_as_text_can_be_given_again() -> None:
     config = parse({"map_uid": "1000:1000:1+0:100000:1000"})
 
     assert as_text(config)["map_uid"] == "0:100000:1000,1000:1000:1"
@@ -303,9 +303,7 @@ def test_ranges_are_shown_as_they_can_be_given() -> None:
 
 @pytest.mark.parametrize("text", ["", "true", " TRUE "])
 @pytest.mark.parametrize(("alias", "expected"), ALIASED.items())
-def test_a_word_of_mount_stands_for_an_option(
-    alias: str, expected: tuple[str, object], text: str
-) -> None:
+def test_an_alias_sets_its_option(alias: str, expected: tuple[str, object], text: str) -> None:
     option, value = expected
 
     assert getattr(parse({alias: text}), option) == value
@@ -318,13 +316,13 @@ def test_the_table_above_has_every_alias() -> None:
 @pytest.mark.parametrize(
     "name", ["dir_attr_timeout", "dir-attr-timeout", "DIR-attr_Timeout", " dir_attr_timeout "]
 )
-def test_dashes_underscores_and_capitals_are_alike(name: str) -> None:
+def test_names_ignore_case_and_accept_dashes_for_underscores(name: str) -> None:
     assert canonical(name) == "dir_attr_timeout"
     assert parse({name: "5"}).dir_attr_timeout == 5
 
 
 @pytest.mark.parametrize(("option", "text", "sentence"), REFUSED)
-def test_a_refusal_names_the_option_quotes_the_value_and_says_what_would_do(
+def test_a_refusal_has_the_option_its_value_and_the_accepted_values(
     option: str, text: str, sentence: str
 ) -> None:
     with pytest.raises(OptionError) as refused:
@@ -336,7 +334,7 @@ def test_a_refusal_names_the_option_quotes_the_value_and_says_what_would_do(
     assert sentence.endswith(f"expected {refused.value.accepted}")
 
 
-def test_a_name_like_no_other_gets_the_list_of_all_names() -> None:
+def test_the_refusal_of_a_dissimilar_name_lists_all_names() -> None:
     with pytest.raises(OptionError) as refused:
         parse({"zzzzzz": "1"}, others=SOURCE)
 
@@ -355,7 +353,7 @@ def test_a_name_like_no_other_gets_the_list_of_all_names() -> None:
     ],
 )
 def test_two_spellings_of_one_option_are_refused(first: str, second: str) -> None:
-    """Also where they agree: which of the two is meant later is anybody's guess."""
+    """Also if both have the same value."""
     texts = {"cache": "auto", "atime": "noatime", "attr_timeout": "1", "readonly": "true"}
     given_options = {name: texts.get(canonical(name), "") for name in (first, second)}
 
@@ -438,7 +436,7 @@ def test_an_option_that_the_session_lacks_may_be_turned_off(option: str, value: 
 
 @given(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,6})?(ms|s|m|h|d)?", fullmatch=True))
 def test_options_as_text_can_be_given_again(timeout: str) -> None:
-    """What is shown means the same where it is typed in; the kernel counts nanoseconds."""
+    """Timeouts are equal to the nanosecond, as the kernel keeps them."""
     config = parsed_or_refused({"entry_timeout": timeout, "ro": "", "noatime": "", "fsname": "x"})
     assume(isinstance(config, Requested))
     assert isinstance(config, Requested)
@@ -496,11 +494,11 @@ def test_every_option_is_shown_as_text() -> None:
     }
 
 
-def test_a_config_does_not_change() -> None:
+def test_options_are_immutable() -> None:
     with pytest.raises(AttributeError):
         Requested().readonly = True  # type: ignore[misc]
 
 
-def test_a_config_from_elsewhere_has_no_field_that_is_not_known() -> None:
+def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="turbo"):
         msgspec.json.decode(b'{"turbo": true}', type=Requested)
