@@ -16,6 +16,8 @@ from benchmarks.report import Report
 from benchmarks.rounds import LINES
 from tests.support.tools.processes import children
 
+pytestmark = pytest.mark.full
+
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "benchmarks")
 TINY = ("--size", "0.01", "--rounds", "1", "--seconds", "0")

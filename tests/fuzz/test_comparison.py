@@ -13,6 +13,8 @@ from tests.fuzz.known import AVOIDED, DIFFERENCES, Difference
 from tests.fuzz.mounts import Variant
 from tests.fuzz.operations import Operations
 
+pytestmark = pytest.mark.full
+
 VARIANT = Variant({"session": "libfuse", "cache": "auto"})
 
 

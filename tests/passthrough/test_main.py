@@ -13,6 +13,8 @@ from passthrough.linux import syscalls
 from passthrough.worker import fuse_mount
 from tests.support.tools.mounts import MS_BIND, mounts_at, options_at
 
+pytestmark = pytest.mark.full
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 30.0
 PYTHON = (sys.executable, "-m", "passthrough")

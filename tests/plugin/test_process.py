@@ -24,6 +24,8 @@ from tests.support.tools.processes import children
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:

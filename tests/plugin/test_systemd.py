@@ -14,6 +14,8 @@ from plugin.mounting.fd_store import KINDS
 from tests.support.tools.service import Service
 from tests.support.tools.systemd import Systemd
 
+pytestmark = pytest.mark.full
+
 RESTARTS = [["restart"], ["kill", "--signal=KILL", "--kill-who=main"], ["restart"]]
 
 

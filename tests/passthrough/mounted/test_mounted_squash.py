@@ -46,8 +46,6 @@ from tests.support.tools.rights import (
     tried,
 )
 
-pytestmark = pytest.mark.full
-
 LIMIT_S = 120.0
 MANY = 60
 ANYBODY = Caller("anybody", ANONYMOUS, ANONYMOUS)

@@ -20,8 +20,6 @@ from tests.support.tools.callers import ROOT, USER, Caller
 from tests.support.tools.files import owner, public_directory, refused
 from tests.support.tools.mounted import Mounted, mounted
 
-pytestmark = pytest.mark.full
-
 LIMIT_S = 30.0
 ANONYMOUS = 77
 # A program with CAP_NET_RAW permitted and effective, struct vfs_cap_data of linux/capability.h.

@@ -19,8 +19,6 @@ from tests.support.tools.callers import ROOT, Caller
 from tests.support.tools.files import owner, public_directory
 from tests.support.tools.mounted import Mounted, mounted
 
-pytestmark = pytest.mark.full
-
 LIMIT_S = 30.0
 HOST_UID, HOST_GID = 100_000, 200_000
 MAP_UID, MAP_GID = f"0:{HOST_UID}:50000", f"0:{HOST_GID}:50000"

@@ -22,6 +22,8 @@ from tests.support.tools.callers import USER, Caller
 from tests.support.tools.files import noise, refused
 from tests.support.tools.mounted import Mounted, mounted
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 60.0
 CALLERS = [Caller(f"caller-{number}", 42_000 + number, 43_000 + number) for number in range(4)]
 

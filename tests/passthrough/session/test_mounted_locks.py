@@ -19,6 +19,8 @@ from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.pids import threads_limited
 from tests.support.tools.rings import switched_for
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 60.0
 MORE_THREADS = 3
 ENOUGH_WAITERS = 16  # more than the threads that can be started, also over io_uring

@@ -17,6 +17,8 @@ from tests.support.tools.files import noise
 from tests.support.tools.mounted import ABORT, Mounted, mounted
 from tests.support.tools.rings import rings, switched_for, switched_on
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 60.0
 SOON_S = 10.0
 HUNG = 7

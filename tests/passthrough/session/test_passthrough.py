@@ -19,6 +19,8 @@ from tests.support.tools.callers import USER
 from tests.support.tools.files import noise, refused
 from tests.support.tools.mounted import REPOSITORY, Mounted, command, mounted
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 60.0
 BLOCK = 4096
 

@@ -19,6 +19,8 @@ from tests.support.tools.callers import MEMBER, ROOT, USER, together
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.mounts import mounted_on
 
+pytestmark = pytest.mark.full
+
 LIMIT_S = 100.0
 SEEDS = range(4)
 STEPS = 1_500

@@ -26,6 +26,8 @@ from tests.support.tools.mounts import mounted_on
 from tests.support.tools.processes import workers
 from tests.support.tools.service import Service
 
+pytestmark = pytest.mark.full
+
 MOUNTS = 500
 CALLERS = 4
 HUNG = detaching.THREADS + 6

@@ -18,6 +18,8 @@ from tests.support.fakes.dockerd import plugin, settings
 from tests.support.fakes.worker import command
 from tests.support.tools.service import Service, request, started
 
+pytestmark = pytest.mark.full
+
 VOLUMES = 10_000
 LISTS_AT_ONCE = 4
 LIST_S = 0.5
