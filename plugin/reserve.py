@@ -5,8 +5,8 @@ journal, a database page, a mount point. A piece is a file, so it holds bytes an
 call fails for want of space, the reserve frees one piece and makes the call again. A later call
 makes the piece anew as soon as there is space. The pieces hold no data, so a crash costs nothing.
 
-On a file system without fallocate(2) there is no reserve. On a file system that copies on write,
-or beside a program that takes each freed block at once, the reserve may not suffice.
+On a file system without fallocate(2) there is no reserve. The reserve may not suffice on a file
+system that copies on write, or beside a program that takes each freed block at once.
 
 Create does not use the reserve: on a full disk it is refused, and leaves nothing.
 """
@@ -155,8 +155,8 @@ class LastingReserve(Reserve):
 class HiddenReserve(Reserve):
     """Pieces without names, for a directory in which names would be in the way; a context manager.
 
-    The kernel frees the pieces when the plugin ends, and then another program may take the space
-    before the next plugin does.
+    The kernel frees the pieces when the plugin ends. Another program may take the space before the
+    next plugin starts.
     """
 
     def __init__(self, directory: Path, fallback: Reserve | None = None) -> None:

@@ -1,8 +1,8 @@
 """System calls that may never return, such as those on a dead network file system.
 
 Each runs in a thread that the caller abandons at its deadline. A thread that is stuck in the kernel
-cannot be ended, and keeps its slot in its limiter. So a call that may hang for ever needs a limiter
-of its own, and never uses that of the registry's writes.
+cannot be ended, and keeps its slot in its limiter. So a call that may hang for ever has a limiter
+of its own, apart from that of the registry's writes.
 """
 
 import threading
@@ -19,8 +19,8 @@ async def call(
 ) -> T:
     """Return the result of *function*, run in a thread that is abandoned on cancellation.
 
-    After a cancellation, *discard* gets the result, mostly in that thread: it closes a descriptor,
-    for example, or undoes a mount.
+    After a cancellation, *discard* gets the result, mostly in that thread. For example, it closes a
+    descriptor or undoes a mount.
     """
     lock = threading.Lock()
     results: list[T] = []

@@ -69,8 +69,8 @@ class Detacher:
     async def detach_all(self, mount_dir: Path, mounts: Iterable[Mount]) -> None:
         """Detach *mounts*, which are in *mount_dir*; a failure is logged.
 
-        Workers are killed only once no worker at all has answered for SHUTDOWN_DEADLINE_S: the more
-        workers there are, the longer each of them waits for a processor.
+        Workers are killed only once no worker has answered for SHUTDOWN_DEADLINE_S, because many
+        live workers wait long for a processor.
         """
         # One read for all mounts: the length of the mount table grows with their number.
         present = await trio.to_thread.run_sync(mountpoints.mounts_below, mount_dir)

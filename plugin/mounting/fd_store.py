@@ -12,15 +12,15 @@ volume these are
 So a worker outlives the plugin, and the next plugin finds everything that it needs to go on. When
 the service is stopped, not restarted, systemd closes the descriptors, and the workers end.
 
-In the fd store a descriptor's name is its kind and the number of its mount ("life12"). The name of
-the volume would be too long: all names come back in one environment variable, and the kernel
-accepts no string over 128 KiB, execve(2).
+In the fd store a descriptor's name is its kind and the number of its mount ("life12"). Names of
+volumes would be too long. All names come back in one environment variable, and the kernel accepts
+no string over 128 KiB, execve(2).
 
-The plugin answers a Mount after systemd has read the descriptors (a barrier, sd_notify(3)) and the
-registry has the number of the mount. If the plugin dies before that, the next one detaches the
-mount. If systemd does not store the descriptors, because it is busy or its store is full, the mount
-is served nevertheless, and ends with the plugin. No process of the plugin stores the descriptors
-instead of systemd: it could die too, would run old code, and would not end with the service.
+The plugin answers a Mount once systemd has read the descriptors (a barrier, sd_notify(3)) and the
+registry has the mount's number. If the plugin dies before that, the next one detaches the mount.
+If systemd is busy or its store is full, the mount is served nevertheless, and ends with the plugin.
+The plugin has no process of its own to store descriptors. Such a process could die too, would run
+old code, and would not end with the service.
 """
 
 import errno

@@ -1,20 +1,19 @@
 """The keeper: makes the mounts of volumes, keeps them served, and takes them down.
 
 A mount is made in steps: open the source, make the mount point, mount(2), start the worker, wait
-until its report says that it serves. If a step fails, the earlier steps are undone. All steps of a
-Mount request share one deadline, `MountSpec.deadline`: MOUNT_DEADLINE_S from the request on.
+for its report. If a step fails, the earlier steps are undone. All steps of a Mount request share
+one deadline, `MountSpec.deadline`: MOUNT_DEADLINE_S from the request on.
 
 A mount is taken down by detaching it (MNT_DETACH). Its mount point becomes free at once. Its worker
 serves until the last user is gone, then ends by itself.
 
-If a service manager stores the descriptors of mounts (fd_store.py), these mounts and their workers
-go on while the plugin restarts. The next keeper takes over those that are whole, and clears away
-the others.
+If a service manager stores the descriptors of mounts (fd_store.py), they and their workers go on
+while the plugin restarts. The next keeper takes over whole mounts, and clears the others away.
 
 The keeper holds a duplicate of each mount's descriptor of /dev/fuse. While the duplicate is open,
-requests to a dead worker wait. Nothing replaces a dead worker, so the keeper closes its duplicate:
-the kernel ends the connection, and users get ENOTCONN instead of waiting for ever. The dead mount
-stays at its mount point, visibly broken, until the next Mount or Unmount.
+requests to a dead worker wait. Nothing replaces a dead worker, so the keeper closes its duplicate.
+The kernel then ends the connection, and users get ENOTCONN instead of waiting for ever. The dead
+mount stays at its mount point, visibly broken, until the next Mount or Unmount.
 
 Callers change the mount of one volume one at a time; the driver's locks see to that.
 """
@@ -46,8 +45,8 @@ from plugin.volume import FileName, Served, VolumeName
 
 log = logging.getLogger(__name__)
 
-# For all steps of a mount, and the wait for earlier requests on the volume. dockerd gives up after
-# 120 s, but an administrator may set 30 s (docker plugin enable --timeout), and the plugin's own
+# For all steps of a mount, and the wait for earlier requests on the volume. The limit of dockerd is
+# 120 s, and an administrator may set it to 30 s (docker plugin enable --timeout). The plugin's own
 # error says more than dockerd's "timeout". The undo of a failed mount takes more time after that.
 MOUNT_DEADLINE_S = 18.0
 
@@ -105,7 +104,7 @@ class Keeper:
         self._numbers = numbers
         self._mounts: dict[VolumeName, Mount] = {}
         # All mounts with live workers, detached mounts among them.
-        self._served: dict[VolumeName, list[Mount]] = {}
+        self._live: dict[VolumeName, list[Mount]] = {}
         self._threads = trio.CapacityLimiter(KERNEL_THREADS)
         self._detacher = Detacher()
 
@@ -115,7 +114,7 @@ class Keeper:
 
     def records(self, name: VolumeName) -> list[Served]:
         """Return a record of each mount of *name* that the next plugin can take over."""
-        return [mount.record(name) for mount in self._running(name) if mount.worker.stored]
+        return [mount.record(name) for mount in self._live_mounts(name) if mount.worker.stored]
 
     def watch(self, name: VolumeName, on_loss: Callable[[str], None]) -> bool:
         """Return whether a mount of *name* was taken over; *on_loss* is as in a MountSpec.
@@ -188,22 +187,22 @@ class Keeper:
     async def wait_until_unused(self, name: VolumeName, deadline: float) -> bool:
         """Wait until the detached mounts of *name* have no users; return False at *deadline*.
 
-        The kernel ends a worker's session after its last user has gone. A user has a file of the
-        mount open, has its working directory there, or has a bind mount of it, as a container has.
-        The deadline is by trio's clock.
+        The kernel ends a worker's session after its last user has gone. A user is a process with an
+        open file or its working directory there, or a bind mount, as a container has one. The
+        deadline is by trio's clock.
         """
         with trio.move_on_at(deadline):
-            for mount in self._served.get(name, ()):
+            for mount in self._live.get(name, ()):
                 await mount.worker.ended.wait()
-        return not self._running(name)
+        return not self._live_mounts(name)
 
-    def _running(self, name: VolumeName) -> list[Mount]:
+    def _live_mounts(self, name: VolumeName) -> list[Mount]:
         """Return the mounts of *name* with live workers, and forget the others."""
-        mounts = self._served.pop(name, ())
-        running = [mount for mount in mounts if not mount.worker.ended.is_set()]
-        if running:
-            self._served[name] = running
-        return running
+        mounts = self._live.pop(name, ())
+        live = [mount for mount in mounts if not mount.worker.ended.is_set()]
+        if live:
+            self._live[name] = live
+        return live
 
     async def close(self) -> None:
         """Detach every mount that the service manager does not store, as far as time allows."""
@@ -222,7 +221,7 @@ class Keeper:
             log.info("volume %s: served on by worker %d", name, mount.worker.pid)
             self._mounts[name] = mount
         for mount in (*left.whole.values(), *left.detached):
-            self._served.setdefault(mount.worker.volume, []).append(mount)
+            self._live.setdefault(mount.worker.volume, []).append(mount)
             self._nursery.start_soon(self._supervise, mount, mount.worker.supervise)
 
     async def _make_mount(self, spec: MountSpec) -> Mount:
@@ -247,7 +246,7 @@ class Keeper:
                 with _step(spec, "starting its worker", made.worker):
                     run = partial(made.worker.run, self._start, handover, spec.options.session)
                     await self._nursery.start(self._supervise, made, run)
-                self._served[name] = [*self._running(name), made]
+                self._live[name] = [*self._live_mounts(name), made]
                 await self._store_descriptors(made)
                 if made.lost:
                     raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
@@ -316,13 +315,13 @@ async def keeping(
 ) -> AsyncIterator[Keeper]:
     """Run a keeper of mounts below *mount_dir*, which is made.
 
-    At the start, whole mounts of an earlier plugin go on; others are cleared away. *records* are
-    the mounts that the earlier plugin recorded, *inherited* has their descriptors, and *used* has
-    the name of the mount point of each volume with users. At the end, the mounts that the service
-    manager stores go on. Others are detached and their workers ended, even if they have users.
+    At the start, whole mounts of an earlier plugin go on; others are cleared away. *inherited* has
+    the descriptors of these mounts, *records* their facts. *used* has the name of the mount point
+    of each volume with users. At the end, the mounts that the service manager stores go on. Others
+    are detached and their workers ended, even if they have users.
 
-    *command* runs the fork server. *proc* is the procfs for process ids. If *reserve* is on the
-    same file system as *mount_dir*, it has room for mount points when the disk is full.
+    *command* runs the fork server. *proc* is the procfs for process ids. *reserve* has room for
+    mount points on a full disk, if it is on the same file system.
 
     Raises:
         CannotStart: another plugin mounts volumes there.

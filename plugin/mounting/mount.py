@@ -1,11 +1,15 @@
 """One mount with its worker, made by this plugin or taken over from an earlier one.
 
 While the plugin restarts, the service manager stores the descriptors of each mount (fd_store.py),
-and its worker goes on. The next plugin takes over a mount that is whole: the registry lists it with
-a user, all its descriptors have come back, its worker lives, and its mount is the only one at its
-mount point. Otherwise the mount point is cleared. If the worker lives nevertheless, such as that of
-a mount that was unmounted while files were open, it serves its last users. The plugin supervises
-it until it ends.
+and its worker goes on. The next plugin takes over a *whole* mount:
+
+- The registry lists the mount with a user.
+- All its descriptors have come back, and its worker lives.
+- It is the only mount at its mount point.
+
+Otherwise the mount point is cleared. A worker may live nevertheless, such as that of a mount that
+was unmounted while files were open. It serves its last users, and the plugin supervises it until it
+ends.
 """
 
 import logging
@@ -117,8 +121,8 @@ def take_over(
     """Return the mounts of *inherited* with live workers; takes all of its descriptors.
 
     The caller supervises each mount. *records* are the mounts that the earlier plugin recorded.
-    *used* has the name of the mount point of each volume with users; a mount of another volume was
-    unmounted, and its worker serves open files only. Process ids are those of the procfs *proc*.
+    *used* has the name of the mount point of each volume with users. Mounts of other volumes were
+    unmounted, and serve open files only. Process ids are those of the procfs *proc*.
     """
     mounts = mountpoints.mounts_below(mount_dir)
     rows = {row.number: row for row in records}

@@ -1,7 +1,7 @@
 """Mount points: one directory for each volume in the mount directory, and the mounts on them.
 
-The plugin has a lock on the mount directory, so that passfs mounts in it are its own or were left
-by an earlier plugin. File systems of other types there stay as they are.
+The plugin has a lock on the mount directory. So a passfs mount there is its own, or an earlier
+plugin has left it. File systems of other types stay as they are.
 """
 
 import errno

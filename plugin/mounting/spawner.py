@@ -321,8 +321,7 @@ def _open_channels(
     *worker_side* closes the worker's ends, *undo* the plugin's.
 
     Returns:
-        The plugin's end of the life socket, the worker's ends of all four channels, and the
-        plugin's ends of the standard streams.
+        The plugin's life socket, the worker's four ends, and the plugin's three stream ends.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker_side.callback(theirs.close)

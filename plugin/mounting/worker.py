@@ -1,9 +1,9 @@
 """One worker process, from its start to its end: handover, log lines, return code.
 
-The process ends by itself when its file system has no user any more, or when the other end of its
-standard input closes. If the service manager stores that end (fd_store.py), the process goes on
-from one plugin to the next, which supervises it then. Between the two plugins its log lines wait in
-the pipe. A pipe holds 64 KiB, pipe(7); if it is full, the worker waits too.
+The process ends by itself when its file system has no user, or when the other end of its standard
+input closes. If the service manager stores that end (fd_store.py), the process goes on after the
+plugin, and the next plugin supervises it. Between the two plugins its log lines wait in the pipe.
+A pipe holds 64 KiB, pipe(7); if it is full, the worker waits too.
 """
 
 import logging

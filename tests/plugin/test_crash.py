@@ -1,8 +1,8 @@
 """The plugin is killed with SIGKILL at every step of each request, of its start and of its end.
 
-Between two crash points (tests/support/tools/steps.py) nothing changes outside the plugin's memory,
-so a crash at each of them stands for a crash at any time. tests/plugin/volumes/test_registry.py has
-crashes within a commit, which is SQLite's code.
+Between two crash points (tests/support/tools/steps.py) nothing changes outside the plugin's memory.
+So a crash at each of them stands for a crash at any time. A commit is SQLite's code, and
+tests/plugin/volumes/test_registry.py has crashes within it.
 """
 
 import os

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.full
 END_S = 10.0
 ENDS = pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 
-# Writes and reads an open file in a loop, and answers each byte on standard input with the number
-# of rounds. It ends when standard input closes, or with a traceback at the first error.
+# Writes and reads an open file in a loop. It answers each byte on standard input with the number of
+# rounds. It ends when standard input closes, or with a traceback at the first error.
 LOOP = """
 import os, select, sys, time
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-# The service's descriptors begin with 3. Here they have higher numbers, so that dup2(2) to one
-# service descriptor never overwrites another that is still to be copied.
+# The service's descriptors begin with 3. Here they have higher numbers, so that dup2(2) to the
+# number of one descriptor does not overwrite another.
 FIRST_OWN_FD = 6000
 MESSAGE_BYTES = 4096
 READY_S = 20.0

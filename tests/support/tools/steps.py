@@ -1,12 +1,11 @@
 """A plugin that can be killed at each of its steps, and that starts in milliseconds.
 
-A *step* is a call of one of the functions in `STEPS`, by which the plugin changes something outside
-its own memory. The plugin can be killed at the *crash point* before each step. Nothing changes
-between two crash points, unless another process acts on a step. Such a step has a second crash
-point right after it.
+A *step* is a call of a function in `STEPS`, which changes something outside the plugin's memory.
+The plugin can be killed at the *crash point* before each step. Nothing changes between two crash
+points, unless another process acts on a step. Such a step has a second crash point right after it.
 
-The *parent* of these plugins is a fork server that has loaded the modules of the plugin and of its
-workers. It runs passthrough/worker/forkserver.py over a socket with a name.
+The *parent* of these plugins is a fork server that has loaded all modules of plugin and workers. It
+runs passthrough/worker/forkserver.py over a socket with a name.
 """
 
 import inspect
