@@ -55,7 +55,7 @@ KERNEL_THREADS = 64
 
 
 class MountSpec(NamedTuple):
-    """A mount to be made, and the terms on which to make it."""
+    """A mount to be made: its options, the source, and the limits and callbacks of the attempt."""
 
     name: VolumeName
     directory: FileName
