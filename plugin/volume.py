@@ -88,7 +88,7 @@ def directory_in(data_dir: Path, volume: Record) -> Path:
     return data_dir / VOLUMES / volume.directory
 
 
-class Served(NamedTuple):
+class MountRecord(NamedTuple):
     """The facts about a mount that the next plugin needs to keep it."""
 
     volume: VolumeName

@@ -41,7 +41,7 @@ from plugin.mounting.mount import Mount, TakenOver, take_over
 from plugin.mounting.spawner import COMMAND, PROC, StartWorker, spawning
 from plugin.mounting.worker import Worker
 from plugin.reserve import HiddenReserve, Reserve
-from plugin.volume import FileName, Served, VolumeName
+from plugin.volume import FileName, MountRecord, VolumeName
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Keeper:
         """Return the mount point of a volume, by the *directory* of its record."""
         return mountpoints.path_of(self._mount_dir, directory)
 
-    def records(self, name: VolumeName) -> list[Served]:
+    def mount_records(self, name: VolumeName) -> list[MountRecord]:
         """Return a record of each mount of *name* that the next plugin can take over."""
         return [mount.record(name) for mount in self._live_mounts(name) if mount.worker.stored]
 
@@ -307,7 +307,7 @@ async def keeping(
     mount_dir: Path,
     command: Sequence[str] = COMMAND,
     inherited: Inherited = NOTHING_INHERITED,
-    records: Collection[Served] = (),
+    mount_records: Collection[MountRecord] = (),
     used: Mapping[VolumeName, FileName] | None = None,
     *,
     proc: Path = PROC,
@@ -316,9 +316,9 @@ async def keeping(
     """Run a keeper of mounts below *mount_dir*, which is made.
 
     At the start, whole mounts of an earlier plugin go on; others are cleared away. *inherited* has
-    the descriptors of these mounts, *records* their facts. *used* has the name of the mount point
-    of each volume with users. At the end, the mounts that the service manager stores go on. Others
-    are detached and their workers ended, even if they have users.
+    the descriptors of these mounts, *mount_records* their facts. *used* has the name of the mount
+    point of each volume with users. At the end, the mounts that the service manager stores go on.
+    Others are detached and their workers ended, even if they have users.
 
     *command* runs the fork server. *proc* is the procfs for process ids. *reserve* has room for
     mount points on a full disk, if it is on the same file system.
@@ -327,9 +327,11 @@ async def keeping(
         CannotStart: another plugin mounts volumes there.
         OSError: the directory cannot be made or read.
     """
-    numbers = count(1 + max([*inherited.stored, *(row.number for row in records)], default=0))
+    numbers = count(
+        1 + max([*inherited.stored, *(record.number for record in mount_records)], default=0)
+    )
     with mountpoints.locked(mount_dir) as directory:
-        left = take_over(directory, inherited, records, used or {}, proc)
+        left = take_over(directory, inherited, mount_records, used or {}, proc)
         await clear_all(directory, left, inherited.store)
         async with spawning(command, proc) as start, trio.open_nursery() as nursery:
             with HiddenReserve(directory, reserve) as room:

@@ -28,7 +28,7 @@ from plugin.mounting import mountpoints
 from plugin.mounting.fd_store import KINDS, Inherited
 from plugin.mounting.spawner import PROC, Process
 from plugin.mounting.worker import Worker
-from plugin.volume import FileName, Served, VolumeName
+from plugin.volume import FileName, MountRecord, VolumeName
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,13 @@ class Mount:
         found = [entry.device for entry in mountpoints.mounts_at(self.target)]
         return not self.lost and not self.detached and found == [self._device]
 
-    def record(self, name: VolumeName) -> Served:
+    def record(self, name: VolumeName) -> MountRecord:
         """Return the facts that the next plugin needs to take over this mount of volume *name*.
 
         A detached mount has no device: a later mount at the same mount point may have the same one.
         """
         device = NO_DEVICE if self.detached else self._device
-        return Served(name, self.number, device, encode(self.worker.report).decode())
+        return MountRecord(name, self.number, device, encode(self.worker.report).decode())
 
     @contextmanager
     def duplicated_descriptors(self) -> Iterator[dict[str, int]]:
@@ -114,32 +114,32 @@ class TakenOver(NamedTuple):
 def take_over(
     mount_dir: Path,
     inherited: Inherited,
-    records: Iterable[Served],
+    mount_records: Iterable[MountRecord],
     used: Mapping[VolumeName, FileName],
     proc: Path = PROC,
 ) -> TakenOver:
     """Return the mounts of *inherited* with live workers; takes all of its descriptors.
 
-    The caller supervises each mount. *records* are the mounts that the earlier plugin recorded.
-    *used* has the name of the mount point of each volume with users. Mounts of other volumes were
-    unmounted, and serve open files only. Process ids are those of the procfs *proc*.
+    The caller supervises each mount. *mount_records* are of the earlier plugin. *used* has the
+    name of the mount point of each volume with users. Mounts of other volumes were unmounted, and
+    serve open files only. Process ids are those of the procfs *proc*.
     """
     mounts = mountpoints.mounts_below(mount_dir)
-    rows = {row.number: row for row in records}
+    records = {record.number: record for record in mount_records}
     taken, ended = TakenOver({}, []), list[int]()
     for number, descriptors in inherited.stored.items():
-        row = rows.get(number)
-        name = VolumeName(UNKNOWN_VOLUME) if row is None else row.volume
+        record = records.get(number)
+        name = VolumeName(UNKNOWN_VOLUME) if record is None else record.volume
         target = mountpoints.path_of(mount_dir, used.get(name, FileName(UNKNOWN_VOLUME)))
-        found = _adopt(target, number, row, descriptors, proc)
+        found = _adopt(target, number, record, descriptors, proc)
         if found is None:
             ended.append(number)
         elif (
-            row is not None
-            and row.volume in used
-            and _is_whole(mounts.get(found.target, []), row, descriptors)
+            record is not None
+            and record.volume in used
+            and _is_whole(mounts.get(found.target, []), record, descriptors)
         ):
-            taken.whole[row.volume] = found
+            taken.whole[record.volume] = found
         else:
             found.detached = True
             found.close_fuse_fd()
@@ -149,19 +149,23 @@ def take_over(
 
 
 def _is_whole(
-    mounts: Iterable[mountinfo.MountEntry], row: Served, descriptors: Mapping[str, int]
+    mounts: Iterable[mountinfo.MountEntry], record: MountRecord, descriptors: Mapping[str, int]
 ) -> bool:
     devices = [entry.device for entry in mounts]
-    return devices == [row.device] and descriptors.keys() == set(KINDS)
+    return devices == [record.device] and descriptors.keys() == set(KINDS)
 
 
 def _adopt(
-    target: Path, number: int, row: Served | None, descriptors: Mapping[str, int], proc: Path
+    target: Path,
+    number: int,
+    record: MountRecord | None,
+    descriptors: Mapping[str, int],
+    proc: Path,
 ) -> Mount | None:
     """Return the mount *number*, or close *descriptors* if its worker cannot be supervised."""
-    name = VolumeName(UNKNOWN_VOLUME) if row is None else row.volume
+    name = VolumeName(UNKNOWN_VOLUME) if record is None else record.volume
     connection = mountpoints.FuseConnection(
-        descriptors.get("fuse", -1), NO_DEVICE if row is None else row.device
+        descriptors.get("fuse", -1), NO_DEVICE if record is None else record.device
     )
     needed = {"life", "log", "process"} <= descriptors.keys()
     if not needed or _has_ended(descriptors["process"]):
@@ -170,18 +174,18 @@ def _adopt(
             os.close(fd)
         return None
     worker = Worker(name)
-    worker.adopt(Process.from_descriptors(descriptors, proc), _report_of(row))
+    worker.adopt(Process.from_descriptors(descriptors, proc), _report_of(record))
     mount = Mount(target, connection, worker, number)
     mount.source_unchecked = True
     return mount
 
 
-def _report_of(row: Served | None) -> Report:
-    if row is not None:
+def _report_of(record: MountRecord | None) -> Report:
+    if record is not None:
         try:
-            return decode_report(row.report.encode())
+            return decode_report(record.report.encode())
         except msgspec.DecodeError:  # another version wrote it; the report is only shown
-            log.info("volume %s: its worker's report is of another version", row.volume)
+            log.info("volume %s: its worker's report is of another version", record.volume)
     return Report(serving=True)
 
 

@@ -300,7 +300,7 @@ class Driver:
 
     async def _write_users(self, volume: Volume, users: Users) -> None:
         """Write the users of *volume* and its mounts into the registry, for the next plugin."""
-        served = self._keeper.records(volume.name)
+        served = self._keeper.mount_records(volume.name)
         use = partial(self._registry.use, volume.name, users.references, served, users.dead)
         await trio.to_thread.run_sync(use)
 

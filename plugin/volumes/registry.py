@@ -20,7 +20,7 @@ import msgspec
 
 from plugin.errors import CannotStart, RegistryFailed
 from plugin.reserve import LastingReserve
-from plugin.volume import Record, Served, VolumeName
+from plugin.volume import MountRecord, Record, VolumeName
 from plugin.volumes import database, schema
 from plugin.volumes.schema import Contents
 
@@ -117,7 +117,7 @@ class Registry:
         self,
         name: VolumeName,
         references: Mapping[str, int],
-        served: Iterable[Served] = (),
+        served: Iterable[MountRecord] = (),
         dead: Mapping[str, int] | None = None,
     ) -> None:
         """Write the references and mounts of the volume *name*, after a Mount or before an unmount.
@@ -167,7 +167,7 @@ def _replace_counts(table: str, name: VolumeName, counts: Mapping[str, int]) -> 
         yield insert, (name, mount_id, count)
 
 
-def _replace_served(name: VolumeName, served: Iterable[Served]) -> Iterator[Statement]:
+def _replace_served(name: VolumeName, served: Iterable[MountRecord]) -> Iterator[Statement]:
     yield "DELETE FROM served WHERE volume = ?", (name,)
     for mount in served:
         insert = "INSERT INTO served (volume, number, device, report) VALUES (?, ?, ?, ?)"

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from plugin.errors import CannotStart
-from plugin.volume import Record, Served, VolumeName, file_name
+from plugin.volume import MountRecord, Record, VolumeName, file_name
 from plugin.volumes import database, old_names
 
 PRIVATE_MODE = 0o600
@@ -93,7 +93,7 @@ class Contents(NamedTuple):
     """The volumes, by name."""
     references: Mapping[VolumeName, Counter[str]]
     """The count of references by mount id, for each volume that has any."""
-    served: Sequence[Served]
+    served: Sequence[MountRecord]
     """The mounts."""
     dead: Mapping[VolumeName, Counter[str]]
     """The count of dead references by mount id, for each volume that has any."""
@@ -196,7 +196,7 @@ def read(connection: sqlite3.Connection) -> tuple[Contents, str]:
     if _format(connection) >= FORMAT_WITH_DIRECTORIES:
         dead = _counts(connection.execute("SELECT volume, id, count FROM dead"))
     rows = connection.execute("SELECT volume, number, device, report FROM served ORDER BY number")
-    served = [Served(*row) for row in rows.fetchall()]
+    served = [MountRecord(*row) for row in rows.fetchall()]
     boots = [boot for (boot,) in connection.execute("SELECT id FROM boot")]
     return Contents(records, references, served, dead), boots[0] if len(boots) == 1 else ""
 

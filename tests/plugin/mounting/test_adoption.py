@@ -20,7 +20,7 @@ from passthrough.worker.fuse_mount import mount as attach, unmount
 from passthrough.worker.handover import Report, encode
 from plugin.mounting.fd_store import KINDS
 from plugin.mounting.mountpoints import mounts_below
-from plugin.volume import Served, VolumeName
+from plugin.volume import MountRecord, VolumeName
 from plugin.volumes.registry import Registry
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.mounts import mounts_at
@@ -464,7 +464,7 @@ def leave_mounts(count: int, directory: Path, manager: ServiceManager, worker: i
             name = VolumeName(f"v{number}")
             (entry,) = mounts[directory / "mounts" / name]
             registry.add(record(name))
-            registry.use(name, {"i": 1}, [Served(name, number, entry.device, report)])
+            registry.use(name, {"i": 1}, [MountRecord(name, number, entry.device, report)])
 
 
 def test_500_mounts_are_taken_over_within_3_s(tmp_path: Path, manager: ServiceManager) -> None:

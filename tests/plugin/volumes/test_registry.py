@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from plugin.errors import CannotStart, RegistryFailed
-from plugin.volume import FileName, Record, Served, VolumeName
+from plugin.volume import FileName, MountRecord, Record, VolumeName
 from plugin.volumes import schema
 from plugin.volumes.registry import FILE_NAME, Registry
 from tests.support.tools.records import record
@@ -142,7 +142,7 @@ A, B = VolumeName("a"), VolumeName("b")
 
 def in_use(
     data_dir: Path, boot_id: str = ""
-) -> tuple[dict[VolumeName, dict[str, int]], list[Served]]:
+) -> tuple[dict[VolumeName, dict[str, int]], list[MountRecord]]:
     """The references and the mounts that the next plugin finds."""
     with Registry.open(data_dir, boot_id) as opened:
         return {name: dict(count) for name, count in opened.references.items()}, [*opened.served]
@@ -154,29 +154,29 @@ def two_in_use(tmp_path: Path) -> Path:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
         opened.add(record("b"))
-        opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
-        opened.use(B, {"x": 1}, [Served(B, 2, 41, '{"serving":true}')])
-        opened.use(A, {"x": 2, "y": 1}, [Served(A, 3, 42, "{}")])
+        opened.use(A, {"x": 1}, [MountRecord(A, 1, 40, "{}")])
+        opened.use(B, {"x": 1}, [MountRecord(B, 2, 41, '{"serving":true}')])
+        opened.use(A, {"x": 2, "y": 1}, [MountRecord(A, 3, 42, "{}")])
     return tmp_path
 
 
 def test_who_uses_a_volume_is_known_to_the_next_plugin(two_in_use: Path) -> None:
     assert in_use(two_in_use) == (
         {A: {"x": 2, "y": 1}, B: {"x": 1}},
-        [Served(B, 2, 41, '{"serving":true}'), Served(A, 3, 42, "{}")],
+        [MountRecord(B, 2, 41, '{"serving":true}'), MountRecord(A, 3, 42, "{}")],
     )
 
 
 def test_a_mount_is_known_until_its_last_user_has_gone(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
-        opened.use(A, {"y": 1}, [Served(A, 3, 42, "{}")])
+        opened.use(A, {"y": 1}, [MountRecord(A, 3, 42, "{}")])
         opened.use(B, {})
-    assert in_use(two_in_use) == ({A: {"y": 1}}, [Served(A, 3, 42, "{}")])
+    assert in_use(two_in_use) == ({A: {"y": 1}}, [MountRecord(A, 3, 42, "{}")])
 
 
 def test_a_volume_may_have_mounts_that_it_has_been_given_back(two_in_use: Path) -> None:
     """Beside the one that counts, or alone: their workers serve whoever has files open."""
-    mounts = [Served(A, 3, 42, "{}"), Served(A, 5, 44, "{}")]
+    mounts = [MountRecord(A, 3, 42, "{}"), MountRecord(A, 5, 44, "{}")]
     with Registry.open(two_in_use) as opened:
         opened.use(B, {})
         opened.use(A, {"y": 1}, mounts)
@@ -196,7 +196,7 @@ def test_users_can_be_known_without_the_mount(two_in_use: Path) -> None:
 def test_users_go_with_their_volume(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
         opened.remove(A)
-    assert in_use(two_in_use) == ({B: {"x": 1}}, [Served(B, 2, 41, '{"serving":true}')])
+    assert in_use(two_in_use) == ({B: {"x": 1}}, [MountRecord(B, 2, 41, '{"serving":true}')])
 
 
 def test_no_user_and_no_mount_outlives_the_machine_s_run(two_in_use: Path) -> None:
@@ -213,11 +213,11 @@ def test_the_kernel_says_which_run_it_is(two_in_use: Path) -> None:
 
 @pytest.mark.parametrize(
     "served",
-    [Served(A, 2, 42, "{}"), Served(VolumeName("none"), 4, 42, "{}")],
+    [MountRecord(A, 2, 42, "{}"), MountRecord(VolumeName("none"), 4, 42, "{}")],
     ids=["a number of another", "of no volume"],
 )
 def test_users_and_mount_are_written_together_or_not_at_all(
-    two_in_use: Path, served: Served
+    two_in_use: Path, served: MountRecord
 ) -> None:
     before = in_use(two_in_use)
     with Registry.open(two_in_use) as opened:
@@ -253,8 +253,8 @@ def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
             assert [each.name for each in opened.records] == ["a", "b"]
             assert [each.directory for each in opened.records] == ["a", "b"]
             assert opened.records[0].options == {"cache": "never"}
-            opened.use(A, {"x": 1}, [Served(A, 1, 40, "{}")])
-    assert in_use(older) == ({A: {"x": 1}}, [Served(A, 1, 40, "{}")])
+            opened.use(A, {"x": 1}, [MountRecord(A, 1, 40, "{}")])
+    assert in_use(older) == ({A: {"x": 1}}, [MountRecord(A, 1, 40, "{}")])
 
 
 def test_an_older_passfs_refuses_what_this_one_has_written(older: Path) -> None:
@@ -405,7 +405,7 @@ WRITER = """
 import os, sys
 from pathlib import Path
 from plugin.volumes.registry import Registry
-from plugin.volume import Served
+from plugin.volume import MountRecord
 from tests.support.tools.records import record
 
 def say(text):
@@ -419,7 +419,7 @@ with Registry.open(Path(sys.argv[1])) as registry:
         registry.add(record(name, n="x" * 3000))
         say(f"added {name}\\n")
         say(f"mount {name}\\n")
-        registry.use(name, {"x": 1, "y": number + 1}, [Served(name, number + 1, 1, "{}")])
+        registry.use(name, {"x": 1, "y": number + 1}, [MountRecord(name, number + 1, 1, "{}")])
         say(f"mounted {name}\\n")
         if number % 3:
             say(f"remove {name}\\n")
