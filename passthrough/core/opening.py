@@ -36,7 +36,6 @@ class OpenFlags:
     __slots__ = ("_added", "_left_out", "_of_requests", "_writeback")
 
     def __init__(self, config: Effective) -> None:
-        """Take a Effective in which conflicts are decided."""
         self._writeback = config.writeback
         self._left_out = _NOT_FOR_HOST
         self._of_requests = _OF_REQUESTS

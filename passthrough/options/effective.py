@@ -56,10 +56,10 @@ class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rule(NamedTuple):
-    """A conflict: if *conflicts*, *option* is turned off."""
+    """A conflict: if *applies* returns true, *option* is turned off."""
 
     option: str
-    conflicts: Callable[[Values], bool]
+    applies: Callable[[Values], bool]
     reason: str
 
 
@@ -106,7 +106,7 @@ RULES: Final = (
 class Obstacle(NamedTuple):
     """A reason why the kernel cannot read and write the host's files by itself."""
 
-    stands: Callable[[Effective], bool]
+    applies: Callable[[Effective], bool]
     reason: str
 
 
@@ -180,8 +180,8 @@ def resolve(requested: Requested, release: Release, handles_obstacle: str = "") 
     if handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:
         current = msgspec.structs.replace(current, inode_file_handles=InodeFileHandles.NEVER)
         notes.append(Note("inode_file_handles", "never", handles_obstacle))
-    for option, conflicts, reason in RULES:
-        if getattr(current, option) and conflicts(current):
+    for option, applies, reason in RULES:
+        if getattr(current, option) and applies(current):
             off = False
             current = msgspec.structs.replace(current, **{option: off})
             notes.append(Note(option, values.as_text(off), reason))
@@ -214,7 +214,7 @@ def _resolve_passthrough(options: Effective) -> Effective:
 
 def obstacle(options: Effective) -> str:
     """Return why *options* allow no passthrough, or an empty text."""
-    return next((reason for stands, reason in OBSTACLES if stands(options)), "")
+    return next((reason for applies, reason in OBSTACLES if applies(options)), "")
 
 
 def require_file_handles(options: Values, obstacle: str) -> None:

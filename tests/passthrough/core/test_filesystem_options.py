@@ -214,7 +214,6 @@ def test_with_writeback_what_is_opened_to_write_can_be_read_and_does_not_append(
 
 
 def test_what_another_option_overrules_does_not_apply(files: Path) -> None:
-    """Whoever makes one from a Effective as it was given gets what applies."""
     with serving(files, effective(writeback=True, seal_size=True)) as fs:
         assert not fs.config.writeback
         fails(errno.EBADF, lambda: fs.read(fs.open(number_of(fs, b"file"), os.O_WRONLY), 0, 1))
