@@ -1,4 +1,4 @@
-"""Activate is answered at once, whatever else goes on in the plugin's process."""
+"""Activate is answered at once, beside 500 volumes and a Mount that hangs."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ VOLUMES = 500
 
 
 def activation_s(service: Service) -> float:
-    """How long an activation takes; the best of five, because others use the machine as well."""
+    """Return the time of an activation: the best of five, as other programs use the machine too."""
     seconds = []
     for _ in range(5):
         began = time.monotonic()
@@ -25,7 +25,7 @@ def activation_s(service: Service) -> float:
 
 def test_activate_is_answered_within_100_ms_beside_a_mount_that_hangs(tmp_path: Path) -> None:
     options = {"source": str(tmp_path / "source" / "far")}
-    # In memory, where 500 records take no time to be synchronised.
+    # In memory, because 500 synchronised writes to a disk take long.
     with ExitStack() as stack:
         stack.enter_context(mounted_on(tmp_path, "tmpfs"))
         Path(options["source"]).mkdir(parents=True)

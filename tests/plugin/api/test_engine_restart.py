@@ -15,7 +15,7 @@ from tests.support.tools.service import START_S, Service, started
 
 @pytest.fixture
 def propagated(tmp_path: Path) -> Iterator[Path]:
-    """A mount directory that is a mount, as the engine makes it for a managed plugin."""
+    """Make a mount directory that is a mount, as the engine does for a managed plugin."""
     directory = settings(tmp_path).mount_dir
     directory.mkdir()
     subprocess.run(["mount", "--bind", directory, directory], check=True)
@@ -25,7 +25,7 @@ def propagated(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The signals that the plugin has sent itself."""
+    """Return the signals that the plugin has sent itself."""
     sent: list[int] = []
     monkeypatch.setattr(signal, "raise_signal", sent.append)
     return sent

@@ -1,4 +1,4 @@
-"""protocol.py: what dockerd and others send is understood or refused in words."""
+"""protocol.py: any body is parsed or refused with the reason."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ REQUESTS: tuple[type[Request], ...] = (EmptyRequest, VolumeRequest, CreateReques
         b'{"Name":"v","Opts":{},"Later":[1]}\n',
     ],
 )
-def test_create_without_options_comes_in_several_forms(body: bytes) -> None:
+def test_create_without_options_has_several_forms(body: bytes) -> None:
     request = CreateRequest.parse(body)
     assert (request.name, request.options) == ("v", {})
 
@@ -46,13 +46,13 @@ def test_mount_has_a_name_and_an_id() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"{}", b'{"Any": 1}'])
-def test_requests_without_fields_take_any_object_or_nothing(body: bytes) -> None:
+def test_requests_without_fields_accept_any_object_and_an_empty_body(body: bytes) -> None:
     assert EmptyRequest.parse(body) == EmptyRequest()
 
 
 @pytest.mark.parametrize("request_type", [VolumeRequest, CreateRequest, MountRequest])
-def test_an_empty_body_is_refused_elsewhere(request_type: type[Request]) -> None:
-    """The engine repeats a request with an empty body when the connection has broken."""
+def test_an_empty_body_is_refused_if_fields_are_needed(request_type: type[Request]) -> None:
+    """If the connection breaks, the engine repeats a request with an empty body."""
     with pytest.raises(BadRequest, match=r"the request's body is empty; expected .* with Name"):
         request_type.parse(b"")
 
@@ -69,14 +69,14 @@ def test_an_empty_body_is_refused_elsewhere(request_type: type[Request]) -> None
         (b'{"Name": "\xff"}', "utf-8"),
     ],
 )
-def test_a_refusal_says_where(body: bytes, word: str) -> None:
+def test_a_refusal_names_the_field(body: bytes, word: str) -> None:
     with pytest.raises(BadRequest, match=r"^the request's body is not accepted: ") as refusal:
         CreateRequest.parse(body)
     assert word.lower() in str(refusal.value).lower()
 
 
 @given(body=st.binary() | st.text().map(str.encode) | st.from_regex(rb'\{"Name":.*\}'))
-def test_any_body_is_a_request_or_a_refusal(body: bytes) -> None:
+def test_any_body_gives_a_request_or_a_refusal(body: bytes) -> None:
     for request_type in REQUESTS:
         with contextlib.suppress(BadRequest):
             assert isinstance(request_type.parse(body), request_type)

@@ -1,12 +1,10 @@
-"""server.py: whatever comes over the socket gets a clean answer, and the process lives."""
+"""server.py: every request, also a malformed one, is answered, and the process goes on."""
 
 import logging
 import os
 import re
-import socket
-import stat
 from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from plugin.api import server
 from plugin.api.server import serve
 from plugin.api.verbs import VERBS
 from plugin.app import composed
-from plugin.errors import CannotStart, MountFailed
+from plugin.errors import MountFailed
 from plugin.mounting.keeper import Keeper
 from plugin.protocol import CONTENT_TYPE
 from plugin.volumes.driver import Driver
@@ -31,7 +29,7 @@ NEEDS_NONE = [path for path in VERBS if path not in NEEDS_A_BODY]
 
 
 async def ask(directory: Path, path: str, body: bytes = b"{}", **more: Any) -> Answer:
-    """One request to a fresh plugin without volumes."""
+    """Send one request to a new plugin without volumes."""
     async with plugin(directory, SERVE) as dockerd, dockerd.connection() as connection:
         answer = await connection.request(path, body, **more)
         assert answer.headers["content-type"] == CONTENT_TYPE
@@ -52,7 +50,7 @@ async def test_calls_without_fields_take_no_body(tmp_path: Path, path: str, body
     assert (await ask(tmp_path, path, body)).status == 200
 
 
-async def test_activate_says_what_this_is(tmp_path: Path) -> None:
+async def test_activate_returns_the_kind_of_plugin(tmp_path: Path) -> None:
     assert (await ask(tmp_path, "/Plugin.Activate", b"")).json == {"Implements": ["VolumeDriver"]}
 
 
@@ -63,7 +61,7 @@ async def test_volumes_are_local(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}", b'{"Name": 1}', b"\xff"])
 @pytest.mark.parametrize("path", NEEDS_A_BODY)
-async def test_a_body_that_is_no_request_is_refused(tmp_path: Path, path: str, body: bytes) -> None:
+async def test_a_malformed_body_is_refused(tmp_path: Path, path: str, body: bytes) -> None:
     answer = await ask(tmp_path, path, body)
     assert answer.status == 400
     assert answer.error.startswith("the request's body is ")
@@ -93,7 +91,7 @@ async def test_a_body_that_is_nested_too_deeply_is_refused(
         [*HEADERS, ("Content-Type", "text/plain; charset=klingon"), ("Accept", "image/png")],
     ],
 )
-async def test_headers_do_not_matter(tmp_path: Path, headers: list[tuple[str, str]]) -> None:
+async def test_headers_are_ignored(tmp_path: Path, headers: list[tuple[str, str]]) -> None:
     answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": ""}', headers=headers)
     assert answer.error.startswith("volume name '' is not accepted")
 
@@ -110,7 +108,7 @@ async def test_headers_do_not_matter(tmp_path: Path, headers: list[tuple[str, st
         ("POST", "/%00%ff%0a", 404),
     ],
 )
-async def test_what_the_protocol_does_not_have_is_refused(
+async def test_an_unknown_path_or_method_is_refused(
     tmp_path: Path, method: str, path: str, status: int
 ) -> None:
     answer = await ask(tmp_path, path, method=method)
@@ -118,8 +116,8 @@ async def test_what_the_protocol_does_not_have_is_refused(
     assert answer.error.startswith(f"{method} '/")
 
 
-async def test_times_carry_a_zone(tmp_path: Path) -> None:
-    """A time without one makes dockerd forget the volume."""
+async def test_times_have_a_zone(tmp_path: Path) -> None:
+    """Without a zone, dockerd would forget the volume."""
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         created = (await dockerd.volume("vol"))["CreatedAt"]
@@ -138,8 +136,8 @@ async def test_a_body_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert (answer.status, answer.error) == (413, "the body is longer than 1048576 bytes")
 
 
-async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
-    """A megabyte of single bytes fills no queue that somebody would wait for."""
+async def test_the_connection_is_closed_under_an_endless_body(tmp_path: Path) -> None:
+    """No queue is full before the limit is reached, so hypercorn does not wait for ever."""
     async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
         await connection.stream.send_all(
             b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -151,7 +149,7 @@ async def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
         assert await works(dockerd)
 
 
-async def test_a_body_that_does_not_end_is_refused(
+async def test_an_unfinished_body_is_refused_at_the_deadline(
     tmp_path: Path, autojump_clock: Callable[[], None]
 ) -> None:
     del autojump_clock
@@ -166,7 +164,7 @@ async def test_a_body_that_does_not_end_is_refused(
         assert b"has not ended within 30 s" in received
 
 
-async def test_a_request_may_come_a_byte_at_a_time(tmp_path: Path) -> None:
+async def test_a_request_may_arrive_byte_by_byte(tmp_path: Path) -> None:
     request = (
         b'POST /VolumeDriver.Get HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"Name": "vol"}'
     )
@@ -178,7 +176,7 @@ async def test_a_request_may_come_a_byte_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"",
         b"POST /Vol",
@@ -188,21 +186,21 @@ async def test_a_request_may_come_a_byte_at_a_time(tmp_path: Path) -> None:
     ],
 )
 async def test_a_client_may_hang_up_at_any_time(
-    tmp_path: Path, said: bytes, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The engine opens the socket and closes it without a word to see whether we are there."""
+    """The engine opens a connection and closes it without a byte, to probe for the plugin."""
     caplog.set_level(logging.INFO)
     async with plugin(tmp_path, SERVE) as dockerd:
         caplog.clear()
         async with dockerd.connection() as connection:
-            if said:
-                await connection.stream.send_all(said)
+            if sent:
+                await connection.stream.send_all(sent)
         assert await works(dockerd)
         assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
-    ("said", "status"),
+    ("sent", "status"),
     [
         (b"\x16\x03\x01\x02\x00\x01\x00", b"400"),
         (b"hello\r\n\r\n", b"400"),
@@ -211,10 +209,10 @@ async def test_a_client_may_hang_up_at_any_time(
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", b"400"),
     ],
 )
-async def test_what_is_no_http_is_refused(tmp_path: Path, said: bytes, status: bytes) -> None:
+async def test_malformed_http_is_refused(tmp_path: Path, sent: bytes, status: bytes) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         async with dockerd.connection() as connection:
-            await connection.stream.send_all(said)
+            await connection.stream.send_all(sent)
             assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 " + status)
         assert await works(dockerd)
 
@@ -222,7 +220,7 @@ async def test_what_is_no_http_is_refused(tmp_path: Path, said: bytes, status: b
 async def test_one_connection_serves_many_requests(
     tmp_path: Path, autojump_clock: Callable[[], None]
 ) -> None:
-    """And waits longer for the next one than dockerd does, which is 30 s."""
+    """It stays open for longer than the 30 s for which dockerd keeps an idle connection."""
     del autojump_clock
     async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
         for _ in range(5):
@@ -231,7 +229,7 @@ async def test_one_connection_serves_many_requests(
 
 
 async def test_a_connection_ends_with_its_client(tmp_path: Path) -> None:
-    """The engine makes many, and it must not be our keep-alive time that they last."""
+    """The engine makes many, so none may last until the end of its keep-alive time."""
     async with plugin(tmp_path, SERVE) as dockerd:
         before = len(os.listdir("/proc/self/fd"))
         for number in range(20):
@@ -243,7 +241,7 @@ async def test_a_connection_ends_with_its_client(tmp_path: Path) -> None:
                 await trio.lowlevel.checkpoint()
 
 
-async def test_idle_connections_hold_up_nobody(tmp_path: Path) -> None:
+async def test_idle_connections_do_not_delay_requests(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd, AsyncExitStack() as stack:
         idle = [await stack.enter_async_context(dockerd.connection()) for _ in range(200)]
         assert await works(dockerd)
@@ -272,8 +270,8 @@ async def test_a_bug_is_answered_and_logged_with_its_traceback(
 
 
 @pytest.mark.logs("bug in /VolumeDriver.Mount vol id=a")
-async def test_a_bug_in_mount_is_answered_like_any_other(tmp_path: Path) -> None:
-    """Mount is watched over in a nursery, which wraps what is raised into a group."""
+async def test_a_bug_in_mount_is_answered_with_500(tmp_path: Path) -> None:
+    """The server runs Mount in a nursery, which wraps exceptions into a group."""
     async with composed(settings(tmp_path), SERVE) as (_, listener), trio.open_nursery() as nursery:
         stop = trio.Event()
         unfinished = Driver.__new__(Driver)  # has none of its attributes
@@ -283,10 +281,10 @@ async def test_a_bug_in_mount_is_answered_like_any_other(tmp_path: Path) -> None
         stop.set()
 
 
-async def test_a_mount_whose_client_has_gone_is_undone(
+async def test_a_mount_is_undone_if_its_client_hangs_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a Mount that took it too long, dockerd sends no Unmount."""
+    """If a Mount takes too long, dockerd hangs up and sends no Unmount."""
     caplog.set_level(logging.INFO)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -294,9 +292,9 @@ async def test_a_mount_whose_client_has_gone_is_undone(
         await dockerd.do("Create", Name="vol")
         async with dockerd.connection() as connection:
             await connection.send("/VolumeDriver.Mount", b'{"Name": "vol", "ID": "a"}')
-            writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # it is starting
+            writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # the worker starts
         fifo.unlink()
-        assert await works_beside(dockerd)
+        assert await has_one_volume(dockerd)
         os.close(writer)
         with trio.fail_after(10):
             while "volume vol: unmounted" not in caplog.messages:
@@ -306,10 +304,10 @@ async def test_a_mount_whose_client_has_gone_is_undone(
 
 
 @pytest.mark.logs("^plugin.api.server: vol id=a: cannot be undone: the mount is busy$")
-async def test_a_mount_that_cannot_be_undone_is_logged(
+async def test_a_refused_undo_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refusal, not a bug, and there is nobody to answer."""
+    """It is a refusal and no bug, and there is no client to answer."""
 
     async def fail(*_: object) -> None:
         raise MountFailed("the mount is busy")
@@ -327,51 +325,8 @@ async def test_a_mount_that_cannot_be_undone_is_logged(
             with trio.fail_after(10):
                 while "vol id=a: cannot be undone: the mount is busy" not in caplog.messages:
                     await trio.lowlevel.checkpoint()
-        assert await works_beside(dockerd)
+        assert await has_one_volume(dockerd)
 
 
-async def works_beside(dockerd: Dockerd) -> bool:
+async def has_one_volume(dockerd: Dockerd) -> bool:
     return await dockerd.names() == {"vol"}
-
-
-# The socket.
-
-
-async def test_the_socket_is_for_root_and_its_group_alone(tmp_path: Path) -> None:
-    async with plugin(tmp_path, SERVE) as dockerd:
-        assert stat.S_IMODE(dockerd.socket.stat().st_mode) == 0o660
-    assert not dockerd.socket.exists()
-
-
-async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
-    with closing(socket.socket(socket.AF_UNIX)) as dead:
-        dead.bind(str(tmp_path / "p.sock"))
-    async with plugin(tmp_path, SERVE) as dockerd:
-        assert await works(dockerd)
-
-
-async def test_a_live_socket_is_never_taken(tmp_path: Path) -> None:
-    with closing(socket.socket(socket.AF_UNIX)) as live:
-        live.bind(str(tmp_path / "p.sock"))
-        live.listen()
-        with pytest.raises(CannotStart, match="another plugin listens on it; stop it first"):
-            async with plugin(tmp_path, SERVE):
-                pass
-        assert (tmp_path / "p.sock").is_socket()
-
-
-async def test_a_file_is_never_replaced_by_the_socket(tmp_path: Path) -> None:
-    (tmp_path / "p.sock").write_text("mine")
-    with pytest.raises(CannotStart, match=r"cannot use .*/p\.sock: it is no socket; move it away"):
-        async with plugin(tmp_path, SERVE):
-            pass
-    assert (tmp_path / "p.sock").read_text() == "mine"
-
-
-@pytest.mark.parametrize("replaced", [True, False])
-async def test_a_socket_that_is_another_s_by_now_is_left(tmp_path: Path, *, replaced: bool) -> None:
-    async with plugin(tmp_path, SERVE) as dockerd:
-        dockerd.socket.unlink()
-        if replaced:
-            dockerd.socket.write_text("another's")
-    assert dockerd.socket.exists() == replaced

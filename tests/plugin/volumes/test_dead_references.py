@@ -1,4 +1,4 @@
-"""Users whose mount has lost its worker, beside others with a new mount of the volume."""
+"""Dead references, to a mount that has lost its worker, beside references to a new mount."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ NOT_WHOLE = "volume vol: its mount is not whole, making a new one"
 
 
 async def dead(dockerd: Dockerd) -> int:
-    """Return how many users have a dead mount, as Status says it."""
+    """Return the count of dead references in Status."""
     status = (await dockerd.volume("vol"))["Status"]
     count, _, advice = status.get("dead_references", "0").partition(": ")
     assert advice or count == "0"
@@ -36,7 +36,7 @@ async def do(dockerd: Dockerd, verb: str, mount_ids: Iterable[str]) -> None:
 
 
 async def kill(dockerd: Dockerd) -> None:
-    """Kill the worker, and wait until the plugin knows."""
+    """Kill the worker, and wait until the plugin has noticed."""
     os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
     with trio.fail_after(10):
         while (await dockerd.volume("vol"))["Status"]["mounted"]:
@@ -45,7 +45,7 @@ async def kill(dockerd: Dockerd) -> None:
 
 @pytest.mark.logs(KILLED)
 @pytest.mark.logs(NOT_WHOLE)
-async def test_users_of_a_dead_mount_are_told_until_they_give_it_back(tmp_path: Path) -> None:
+async def test_status_counts_dead_references_until_their_unmounts(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         await do(dockerd, "Mount", "aab")
@@ -67,8 +67,10 @@ async def test_users_of_a_dead_mount_are_told_until_they_give_it_back(tmp_path: 
 
 @pytest.mark.logs(KILLED)
 @pytest.mark.logs(NOT_WHOLE)
-async def test_docker_cp_into_a_container_with_a_dead_mount_heals_nothing(tmp_path: Path) -> None:
-    """It mounts with the id of the container that goes on; the restart of that container heals."""
+async def test_docker_cp_into_a_container_with_a_dead_mount_leaves_its_reference_dead(
+    tmp_path: Path,
+) -> None:
+    """It mounts with the id of the running container; a restart of the container ends the state."""
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         await do(dockerd, "Mount", "a")
@@ -85,7 +87,7 @@ async def test_docker_cp_into_a_container_with_a_dead_mount_heals_nothing(tmp_pa
 
 @pytest.mark.logs(KILLED)
 @pytest.mark.logs(NOT_WHOLE)
-async def test_a_second_worker_that_dies_adds_its_users(tmp_path: Path) -> None:
+async def test_the_death_of_a_second_worker_adds_its_references(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         await do(dockerd, "Mount", "a")
@@ -99,7 +101,7 @@ async def test_a_second_worker_that_dies_adds_its_users(tmp_path: Path) -> None:
         assert await dead(dockerd) == 0
 
 
-async def test_users_of_a_plugin_that_has_ended_are_told_beside_new_ones(tmp_path: Path) -> None:
+async def test_references_of_an_ended_plugin_are_dead_beside_new_references(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         await do(dockerd, "Mount", "abc")
@@ -109,7 +111,7 @@ async def test_users_of_a_plugin_that_has_ended_are_told_beside_new_ones(tmp_pat
         assert (await dockerd.references("vol"), await dead(dockerd)) == (1, 3)
         await do(dockerd, "Unmount", "a")
         assert (await dockerd.references("vol"), await dead(dockerd)) == (1, 2)
-        # An engine that was killed starts its containers again, with the ids that they had.
+        # An engine that was killed starts its containers again, with the same mount ids.
         await do(dockerd, "Mount", "b")
         assert (await dockerd.references("vol"), await dead(dockerd)) == (2, 1)
         await do(dockerd, "Unmount", "nb")
@@ -122,8 +124,8 @@ async def test_users_of_a_plugin_that_has_ended_are_told_beside_new_ones(tmp_pat
         assert await dead(dockerd) == 0
 
 
-def test_users_of_a_dead_mount_are_known_to_the_next_plugin(tmp_path: Path) -> None:
-    """The worker of the new mount goes on while the service restarts."""
+def test_dead_references_survive_a_restart_of_the_plugin(tmp_path: Path) -> None:
+    """The worker of the new mount serves on while the service restarts."""
     with ServiceManager(tmp_path) as manager, started(tmp_path, manager) as service:
 
         def status() -> Any:
@@ -153,9 +155,9 @@ STEPS = st.one_of(
 
 
 @given(steps=st.lists(STEPS))
-def test_each_reference_is_dead_or_not_as_its_own_mount_is(steps: list[tuple[str, str]]) -> None:
+def test_a_reference_is_dead_exactly_if_its_mount_has_ended(steps: list[tuple[str, str]]) -> None:
     volume = Volume(record("vol"))
-    held: dict[str, list[bool]] = {mount_id: [] for mount_id in IDS}  # whether each one is dead
+    held: dict[str, list[bool]] = {mount_id: [] for mount_id in IDS}  # True: dead
     for step, mount_id in steps:
         if step == "mount":
             volume.users = volume.users_with(mount_id)
@@ -168,4 +170,4 @@ def test_each_reference_is_dead_or_not_as_its_own_mount_is(steps: list[tuple[str
             volume.mark_dead()
             held = {mount_id: [True] * len(dead) for mount_id, dead in held.items()}
         assert {each: volume.dead[each] for each in IDS} == {each: sum(held[each]) for each in IDS}
-        assert all(count > 0 for count in volume.dead.values())  # what the registry may write
+        assert all(count > 0 for count in volume.dead.values())  # as the registry requires

@@ -1,5 +1,5 @@
-"""driver.py: the nine verbs, as an engine sees them."""
-# ruff: noqa: ASYNC240 - calls on local directories, where nothing else wants to run
+"""driver.py: the nine verbs, called as an engine calls them."""
+# ruff: noqa: ASYNC240 - calls on local directories, while no other task has work
 
 import os
 import signal
@@ -26,14 +26,14 @@ SERVE = command("serve")
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Where the files of volumes without a source lie."""
+    """Return the parent of the directories of volumes without a source."""
     return tmp_path / "data" / "volumes"
 
 
 # Create and Remove.
 
 
-async def test_a_volume_is_there_after_create_and_after_a_restart(
+async def test_volumes_survive_a_restart_of_the_plugin(
     tmp_path: Path, source: Path, own: Path
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -42,7 +42,7 @@ async def test_a_volume_is_there_after_create_and_after_a_restart(
         before = [await dockerd.volume(name) for name in ("own", "theirs")]
     async with plugin(tmp_path, SERVE) as dockerd:
         assert await dockerd.names() == {"own", "theirs"}
-        with trio.fail_after(10):  # until the plugin has looked at the source, for its note
+        with trio.fail_after(10):  # until the plugin has checked the source, for its note
             while [await dockerd.volume(name) for name in ("own", "theirs")] != before:
                 await trio.lowlevel.checkpoint()
     assert [path.name for path in own.iterdir()] == ["own"]
@@ -63,7 +63,7 @@ async def test_the_same_create_again_succeeds(tmp_path: Path) -> None:
         assert await dockerd.names() == {"vol"}
 
 
-async def test_another_create_of_the_same_name_is_refused_naming_the_difference(
+async def test_create_of_an_existing_name_with_other_options_names_the_difference(
     tmp_path: Path,
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -123,7 +123,9 @@ async def test_a_create_that_cannot_be_recorded_leaves_no_directory(
         assert await dockerd.names() == set()
 
 
-async def test_remove_deletes_the_files_of_a_volume_of_its_own(tmp_path: Path, own: Path) -> None:
+async def test_remove_deletes_the_files_of_a_volume_without_source(
+    tmp_path: Path, own: Path
+) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         (own / "vol" / "file").touch()
@@ -136,7 +138,7 @@ async def test_remove_deletes_the_files_of_a_volume_of_its_own(tmp_path: Path, o
         assert list((own / "vol").iterdir()) == []
 
 
-async def test_what_was_removed_is_deleted_at_the_next_start_at_the_latest(
+async def test_a_start_deletes_files_left_in_the_trash(
     tmp_path: Path,
 ) -> None:
     trash = tmp_path / "data" / "trash"
@@ -176,7 +178,9 @@ async def test_a_remove_that_cannot_be_recorded_leaves_the_files(
 # Mount and Unmount.
 
 
-async def test_a_container_s_file_lies_in_the_volume_s_directory(tmp_path: Path, own: Path) -> None:
+async def test_a_file_written_through_the_mount_is_in_the_volume_s_directory(
+    tmp_path: Path, own: Path
+) -> None:
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
         target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
@@ -186,7 +190,7 @@ async def test_a_container_s_file_lies_in_the_volume_s_directory(tmp_path: Path,
         await dockerd.do("Unmount", Name="vol", ID="a")
 
 
-async def test_the_last_unmount_takes_the_mount_down(tmp_path: Path) -> None:
+async def test_the_last_unmount_unmounts_the_volume(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         for mount_id in ("a", "b", "a"):
@@ -203,7 +207,7 @@ async def test_the_last_unmount_takes_the_mount_down(tmp_path: Path) -> None:
 @pytest.mark.logs(
     "volume vol: cannot be mounted: volume 'vol' cannot be served: the kernel is too old"
 )
-async def test_a_mount_that_fails_counts_nothing_and_is_told_by_status(tmp_path: Path) -> None:
+async def test_a_failed_mount_counts_no_reference_and_is_in_the_status(tmp_path: Path) -> None:
     async with plugin(tmp_path, command("refuse")) as dockerd:
         await dockerd.do("Create", Name="vol")
         refused = await dockerd.call("Mount", Name="vol", ID="a")
@@ -217,9 +221,7 @@ async def test_a_mount_that_fails_counts_nothing_and_is_told_by_status(tmp_path:
 
 
 @pytest.mark.logs("volume vol: cannot be mounted: option 'source': '.*' does not exist")
-async def test_a_source_that_has_gone_is_an_error_of_mount_alone(
-    tmp_path: Path, source: Path
-) -> None:
+async def test_a_missing_source_fails_mount_only(tmp_path: Path, source: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
         source.rmdir()
@@ -233,7 +235,7 @@ async def test_a_source_that_has_gone_is_an_error_of_mount_alone(
 
 
 @pytest.mark.logs("volume vol: cannot be mounted: cannot use .*/volumes/vol, ")
-async def test_a_missing_directory_of_its_own_is_never_made_again(
+async def test_a_missing_directory_of_a_volume_is_never_made_again(
     tmp_path: Path, own: Path
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -246,7 +248,7 @@ async def test_a_missing_directory_of_its_own_is_never_made_again(
 
 @pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
 @pytest.mark.logs("volume vol: its mount is not whole, making a new one")
-async def test_a_dead_worker_is_told_by_status_and_healed_by_the_next_mount(
+async def test_a_dead_worker_is_in_the_status_and_replaced_by_the_next_mount(
     tmp_path: Path,
 ) -> None:
     async with plugin(tmp_path) as dockerd:
@@ -311,7 +313,7 @@ async def test_the_directory_of_a_volume_gets_its_mode_and_owner(tmp_path: Path,
 # Get, List, Path.
 
 
-async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
+async def test_status_shows_source_options_and_mount_point(tmp_path: Path, source: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol", Opts={"source": str(source), "ro": ""})
         volume = await dockerd.volume("vol")
@@ -322,7 +324,7 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert volume["Status"]["options"]["cache"] == "auto"
         assert volume["Status"]["options"]["attr_timeout"] == "1s"
         assert volume["Status"]["options"]["session"] == automatic(RELEASE).session
-        # The one note that is about this machine's mounts has its test in test_source_check.py.
+        # test_source_check.py tests the note on the mounts of this machine.
         assert [note for note in volume["Status"]["notes"] if "is private" not in note] == []
         assert (await dockerd.do("Path", Name="vol")) == {"Mountpoint": ""}
 
@@ -335,7 +337,7 @@ async def test_status_says_what_applies(tmp_path: Path, source: Path) -> None:
         assert (await dockerd.do("List"))["Volumes"] == [volume]
 
 
-async def test_status_names_no_path_that_may_be_another_on_the_host(tmp_path: Path) -> None:
+async def test_status_omits_a_path_that_may_be_another_on_the_host(tmp_path: Path) -> None:
     (tmp_path / "host").mkdir()
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
@@ -348,7 +350,7 @@ async def test_status_names_no_path_that_may_be_another_on_the_host(tmp_path: Pa
 
 
 @pytest.mark.logs(r"volume vol: writeback is false: with cache=never no data may wait")
-async def test_what_another_option_overrules_is_said_when_the_volume_is_made_and_in_its_status(
+async def test_an_overruled_option_is_logged_at_create_and_noted_in_the_status(
     tmp_path: Path,
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -361,7 +363,7 @@ async def test_what_another_option_overrules_is_said_when_the_volume_is_made_and
     ]
 
 
-async def test_what_the_source_cannot_do_is_in_the_status_as_long_as_it_is_mounted(
+async def test_an_option_that_the_source_cannot_serve_is_noted_while_it_is_mounted(
     tmp_path: Path,
 ) -> None:
     async with plugin(tmp_path, command("serve without handles")) as dockerd:
@@ -378,7 +380,7 @@ async def test_what_the_source_cannot_do_is_in_the_status_as_long_as_it_is_mount
     assert while_mounted["notes"] == ["inode_file_handles is never: there are none"]
 
 
-async def test_handles_are_demanded_of_a_source_when_the_volume_is_made(
+async def test_create_refuses_a_source_without_file_handles_if_they_are_mandatory(
     tmp_path: Path, source: Path
 ) -> None:
     wanted = {"source": str(source), "inode-file-handles": "mandatory"}
@@ -393,8 +395,8 @@ async def test_handles_are_demanded_of_a_source_when_the_volume_is_made(
     assert refusal.endswith("; expected prefer or never")
 
 
-async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -> None:
-    """Whatever Get answers with an error, dockerd forgets."""
+async def test_get_describes_a_volume_with_options_of_another_version(tmp_path: Path) -> None:
+    """If Get answered with an error, dockerd would forget the volume."""
     async with composed(settings(tmp_path), SERVE) as (driver, _):
         await insert(driver, "vol", {"later": "1"})
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -405,11 +407,11 @@ async def test_options_of_another_version_do_not_hide_a_volume(tmp_path: Path) -
 
 
 async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
-    """Create a volume as a later version might."""
+    """Create a volume as a later version may do."""
     await trio.to_thread.run_sync(driver._inventory.add, record(name, **options), effective())
 
 
-async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> None:
+async def test_requests_for_unknown_names_leave_no_locks(tmp_path: Path) -> None:
     async with composed(settings(tmp_path), SERVE) as (driver, _):
         for number in range(50):
             with pytest.raises(PluginError):
@@ -417,7 +419,7 @@ async def test_nothing_is_remembered_of_names_that_are_gone(tmp_path: Path) -> N
         assert not len(driver._locks)
 
 
-async def test_rings_that_cannot_be_had_are_refused_and_the_status_tells_what_is_in_use(
+async def test_io_uring_is_refused_without_the_kernel_s_support_and_status_shows_the_transport(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel_features, "io_uring_obstacle", lambda: "they are switched off")

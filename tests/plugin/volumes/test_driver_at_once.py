@@ -1,4 +1,4 @@
-"""driver.py: what hangs holds up nobody else, and what comes at once ends consistent."""
+"""driver.py: a request that hangs delays no other volume, and concurrent requests agree."""
 
 import errno
 import os
@@ -23,25 +23,25 @@ from tests.support.fakes.dockerd import Dockerd, mounted, plugin
 from tests.support.fakes.worker import command
 
 SERVE = command("serve")
-# The shortest that an administrator may be expected to set, with something to spare.
+# Below the shortest timeout that an administrator may be expected to set (30 s).
 ENGINE_PATIENCE_S = 25.0
 
 
 class DeadServer:
-    """Opening *directory* hangs, as on a network file system whose server is gone."""
+    """A server that is gone: to open *directory*, on a network file system, hangs."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = str(directory)
         self.is_dead = False
-        self.gone_for_good = threading.Event()
-        self.asked = threading.Semaphore(0)
+        self.released = threading.Event()
+        self.opening = threading.Semaphore(0)
 
     def open(
         self, host: Host, source: str, options: Effective, note: Callable[[str], object]
     ) -> int:
         if self.is_dead and source == self.directory:
-            self.asked.release()
-            self.gone_for_good.wait()
+            self.opening.release()
+            self.released.wait()
             raise OSError(errno.ESTALE, "it has been away for too long")
         return really_open(host, source, options, note)
 
@@ -60,11 +60,11 @@ def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer
 
     monkeypatch.setattr(Host, "open", open_source)
     yield server
-    server.gone_for_good.set()
+    server.released.set()
 
 
 @pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not finished")
-async def test_a_source_that_hangs_holds_up_no_other_volume(
+async def test_a_hanging_source_delays_no_other_volume(
     tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -73,7 +73,7 @@ async def test_a_source_that_hangs_holds_up_no_other_volume(
         server.is_dead = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(dockerd.call, "Mount", Name="dead", ID="a"))
-            await trio.to_thread.run_sync(server.asked.acquire)
+            await trio.to_thread.run_sync(server.opening.acquire)
             for _ in range(3):
                 await dockerd.do("Mount", Name="well", ID="b")
                 await dockerd.do("Unmount", Name="well", ID="b")
@@ -91,10 +91,10 @@ async def test_a_source_that_hangs_holds_up_no_other_volume(
 
 
 @pytest.mark.logs("volume dead: cannot be mounted: .*opening source .* has not finished")
-async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
+async def test_requests_behind_a_hanging_source_are_answered_in_time(
     tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
-    """The time of a request begins with the request, however many came before it."""
+    """The deadline counts from the arrival of a request, also behind several others."""
     answers: dict[str, str] = {}
 
     async def refused(verb: str, mount_id: str) -> None:
@@ -105,7 +105,7 @@ async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
         server.is_dead = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refused, "Mount", "a")
-            await trio.to_thread.run_sync(server.asked.acquire)
+            await trio.to_thread.run_sync(server.opening.acquire)
             for verb, mount_id in (("Mount", "b"), ("Mount", "c"), ("Create", "")):
                 nursery.start_soon(refused, verb, mount_id)
             await wait_all_tasks_blocked(0.1)
@@ -121,15 +121,15 @@ async def test_who_waits_for_a_source_that_hangs_is_answered_in_time(
     }
 
 
-async def test_an_unmount_waits_for_nobody_else_s_mount(tmp_path: Path) -> None:
-    """But it does for that of its own id, which would be counted for ever after it."""
+async def test_an_unmount_waits_for_mounts_of_its_own_id_only(tmp_path: Path) -> None:
+    """Otherwise a Mount of the same id would count after the Unmount, and for ever."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     async with plugin(tmp_path, command("wait", fifo)) as dockerd:
         await dockerd.do("Create", Name="vol")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(dockerd.do, "Mount", Name="vol", ID="a"))
-            writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # it is starting
+            writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # the worker starts
             nursery.start_soon(partial(dockerd.do, "Unmount", Name="vol", ID="a"))
             await wait_all_tasks_blocked(0.1)
             with trio.fail_after(10):
@@ -139,22 +139,22 @@ async def test_an_unmount_waits_for_nobody_else_s_mount(tmp_path: Path) -> None:
         assert mounted(tmp_path) == []
 
 
-def test_every_call_is_answered_before_an_engine_gives_up() -> None:
-    """A Mount that fails is taken down on top of its own time; who waits for it waits longer."""
+def test_deadlines_end_before_an_engine_gives_up() -> None:
+    """A failed Mount needs time to unmount after its deadline; requests behind it wait longer."""
     for deadline in DEADLINES_S.values():
         assert deadline < ENGINE_PATIENCE_S
     assert DEADLINES_S["Unmount"] + UNMOUNT_MIN_S < 25
     assert DEADLINES_S["Unmount"] > MOUNT_DEADLINE_S + UNMOUNT_DEADLINE_S + KILL_GRACE_S
 
 
-async def test_a_create_on_a_source_that_hangs_is_refused(
+async def test_create_with_a_hanging_source_is_refused(
     tmp_path: Path, source: Path, server: DeadServer, mock_clock: MockClock
 ) -> None:
     server.is_dead = True
     async with plugin(tmp_path, SERVE) as dockerd:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refused_for_silence, dockerd, source)
-            await trio.to_thread.run_sync(server.asked.acquire)
+            await trio.to_thread.run_sync(server.opening.acquire)
             mock_clock.jump(SOURCE_DEADLINE_S)
         assert await dockerd.names() == set()
 
@@ -164,7 +164,7 @@ async def refused_for_silence(dockerd: Dockerd, source: Path) -> None:
     assert f"'{source}' has not answered within 10 s" in refused.error
 
 
-async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) -> None:
+async def test_concurrent_creates_of_one_volume_make_one(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(partial(dockerd.do, "Create", Name="vol"))
@@ -174,10 +174,10 @@ async def test_twice_the_same_create_at_once_makes_one_volume(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("worker", [SERVE, COMMAND], ids=["fake", "real"])
-async def test_a_storm_of_mounts_ends_consistent(
+async def test_references_and_mounts_agree_after_concurrent_users(
     tmp_path: Path, source: Path, worker: Sequence[str]
 ) -> None:
-    """100 users of 20 volumes come and go in any order; some stay."""
+    """100 users of 20 volumes mount and unmount in any order; some keep their mounts."""
     chance = random.Random(2)  # noqa: S311 - repeatable, not secret
     names = [f"v{number}" for number in range(20)]
     stay: dict[str, int] = dict.fromkeys(names, 0)

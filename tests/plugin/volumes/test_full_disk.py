@@ -1,4 +1,4 @@
-"""A full disk: volumes are mounted, unmounted and removed, and none is created."""
+"""A full disk: volumes can be mounted, unmounted and removed, but not created."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ LIMIT_S = 20.0
 
 @pytest.fixture(params=["ext4", "tmpfs"])
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A small file system, with all that a plugin has."""
+    """Mount a small file system for all directories of a plugin."""
     directory = tmp_path / "small"
     directory.mkdir()
     with (
@@ -39,7 +39,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def service(small: Path, tmp_path: Path) -> Iterator[Service]:
-    """A plugin with three volumes, none of which is mounted; its socket and log lie elsewhere."""
+    """Run a plugin with three volumes, none mounted; its socket and log are on another disk."""
     service = Service(tmp_path / "plugin")
     with ExitStack() as undo:
         for name in ("data", "mounts", "source"):
@@ -67,8 +67,8 @@ def names(service: Service) -> set[str]:
     return {volume["Name"] for volume in service.call("VolumeDriver.List")["Volumes"]}
 
 
-def until_full(take: Callable[[], object]) -> None:
-    """Do *take* until there is no room for it."""
+def repeat_until_full(take: Callable[[], object]) -> None:
+    """Call *take* until the disk is full."""
     try:
         while True:
             take()
@@ -79,14 +79,14 @@ def until_full(take: Callable[[], object]) -> None:
 
 def take_all_inodes(directory: Path) -> None:
     free = count()
-    until_full(lambda: (directory / f"empty{next(free)}").touch(exist_ok=False))
+    repeat_until_full(lambda: (directory / f"empty{next(free)}").touch(exist_ok=False))
 
 
 def take_all_bytes(directory: Path) -> None:
     fd = os.open(directory / "big", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_SYNC)
     try:
         for size in (1 << 20, 1 << 12, 1):
-            until_full(lambda size=size: os.write(fd, b"x" * size))  # type: ignore[misc]
+            repeat_until_full(lambda size=size: os.write(fd, b"x" * size))  # type: ignore[misc]
     finally:
         os.close(fd)
 
@@ -109,7 +109,7 @@ def pieces(service: Service) -> int:
     return len(list((service.directory / "data" / reserve.NAME).iterdir()))
 
 
-def is_empty_soon(directory: Path) -> bool:
+def becomes_empty(directory: Path) -> bool:
     limit = time.monotonic() + LIMIT_S
     while list(directory.iterdir()) and time.monotonic() < limit:
         time.sleep(0.01)
@@ -117,7 +117,9 @@ def is_empty_soon(directory: Path) -> bool:
 
 
 @FILL
-def test_volumes_are_mounted_unmounted_and_removed(service: Service, fill: Fill) -> None:
+def test_volumes_can_be_mounted_unmounted_and_removed_on_a_full_disk(
+    service: Service, fill: Fill
+) -> None:
     fill(own(service, "bb"))
     for _ in "12":
         for name in ("aa", "bb", "given"):
@@ -131,16 +133,16 @@ def test_volumes_are_mounted_unmounted_and_removed(service: Service, fill: Fill)
     for name in ("given", "aa", "bb"):
         expect(service, "Remove", name)
     assert names(service) == set()
-    assert is_empty_soon(service.directory / "data" / "trash")
+    assert becomes_empty(service.directory / "data" / "trash")
     expect(service, "Create", "again")
     expect(service, "Mount", "again", ID="i")
     expect(service, "Unmount", "again", ID="i")
-    assert pieces(service) == reserve.PIECES, "what was given up is there again"
+    assert pieces(service) == reserve.PIECES, "the reserve is whole again"
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
-def test_a_plugin_starts_on_it(service: Service, end: signal.Signals) -> None:
-    """Also if what the end of the plugin has freed is taken by another program."""
+def test_the_plugin_starts_on_a_full_disk(service: Service, end: signal.Signals) -> None:
+    """Also if another program takes the room that the end of the plugin has freed."""
     take_everything(own(service, "bb"))
     expect(service, "Mount", "aa", ID="i")
     service.end(end)
@@ -155,8 +157,10 @@ def test_a_plugin_starts_on_it(service: Service, end: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 5])
-def test_a_plugin_starts_on_it_with_a_part_of_the_reserve(service: Service, lost: int) -> None:
-    """An earlier plugin has given a piece up, and another program has taken the room."""
+def test_the_plugin_starts_on_a_full_disk_with_a_part_of_the_reserve(
+    service: Service, lost: int
+) -> None:
+    """An earlier plugin has freed a piece, and another program has taken the room."""
     take_everything(own(service, "bb"))
     service.end(signal.SIGKILL)
     (service.directory / "data" / reserve.NAME / str(lost)).unlink()
@@ -170,8 +174,8 @@ def test_a_plugin_starts_on_it_with_a_part_of_the_reserve(service: Service, lost
 
 
 @FILL
-def test_none_is_created_and_nothing_is_left(service: Service, fill: Fill) -> None:
-    """Neither with a directory of its own, nor with a source."""
+def test_create_is_refused_on_a_full_disk_and_leaves_no_files(service: Service, fill: Fill) -> None:
+    """Both with a directory of its own and with a source."""
     fill(own(service, "bb"))
     sourced = {"source": str(service.directory / "source")}
     before = set(os.listdir(service.directory / "data"))
@@ -182,17 +186,17 @@ def test_none_is_created_and_nothing_is_left(service: Service, fill: Fill) -> No
     assert set(os.listdir(service.directory / "data")) == before
     assert set(os.listdir(service.directory / "data" / "volumes")) == {"aa", "bb"}
     assert os.listdir(service.directory / "data" / "trash") == []
-    assert pieces(service) == reserve.PIECES, "the reserve is for others"
+    assert pieces(service) == reserve.PIECES, "Create does not use the reserve"
     expect(service, "Mount", "aa", ID="i")
     expect(service, "Unmount", "aa", ID="i")
 
 
-# The reserve itself.
+# The reserve.
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_pieces_go_until_there_is_room(tmp_path: Path, number: int) -> None:
-    """A quota is a full disk as well."""
+def test_the_reserve_frees_pieces_until_the_call_succeeds(tmp_path: Path, number: int) -> None:
+    """A full quota counts as a full disk."""
     kept = LastingReserve(tmp_path)
     left: list[int] = []
 
@@ -207,7 +211,7 @@ def test_pieces_go_until_there_is_room(tmp_path: Path, number: int) -> None:
     assert len(list((tmp_path / reserve.NAME).iterdir())) == 8
 
 
-def test_a_failure_of_another_kind_takes_no_piece(tmp_path: Path) -> None:
+def test_an_error_other_than_a_full_disk_frees_no_piece(tmp_path: Path) -> None:
     kept = LastingReserve(tmp_path)
     calls: list[int] = []
 
@@ -220,7 +224,7 @@ def test_a_failure_of_another_kind_takes_no_piece(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
-def test_a_call_that_never_finds_room_fails_in_the_end(tmp_path: Path) -> None:
+def test_a_call_fails_once_all_pieces_are_freed(tmp_path: Path) -> None:
     calls: list[int] = []
 
     def call() -> None:

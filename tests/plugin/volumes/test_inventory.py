@@ -1,4 +1,4 @@
-"""A volume's own directory belongs to the user of the host that the containers' root acts as."""
+"""inventory.py: a volume's own directory belongs to the host's user for the containers' root."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from tests.support.tools.records import record
 
 SERVE = command("serve")
 OWNER = (100000, 100001)
-"""Of an engine with userns-remap."""
+"""The containers' root of an engine with userns-remap."""
 
 
 def owner_of(directory: Path, options: Mapping[str, str], owner: tuple[int, int]) -> object:
@@ -42,7 +42,7 @@ def owner_of(directory: Path, options: Mapping[str, str], owner: tuple[int, int]
         ({"uid": "0", "gid": "0"}, OWNER, (0, 0)),
         ({"map_uid": "0:5000:10", "map_gid": "0:6000:10"}, (0, 0), (5000, 6000)),
         ({"map_uid": "0:5000:10,100000:200000:10"}, OWNER, (200000, OWNER[1])),
-        # No container's root can use this one: `uid` says for which user it is.
+        # A map without id 0 gives the containers' root no user: only `uid` could name one.
         ({"map_uid": "1000:5000:10"}, (0, 0), (0, 0)),
         ({"squash": "root"}, (0, 0), (65534, 65534)),
         ({"squash": "all", "anon_uid": "7", "anon_gid": "8"}, OWNER, (7, 8)),
@@ -50,14 +50,14 @@ def owner_of(directory: Path, options: Mapping[str, str], owner: tuple[int, int]
     ],
     ids=str,
 )
-def test_a_new_directory_is_the_containers_roots(
+def test_a_new_directory_belongs_to_the_containers_root(
     tmp_path: Path, options: dict[str, str], owner: tuple[int, int], expected: object
 ) -> None:
     assert owner_of(tmp_path, options, owner) == expected
 
 
-async def test_the_setting_is_no_option_of_the_volume(tmp_path: Path) -> None:
-    """Volumes with a source are not refused, and Status shows only options that were given."""
+async def test_the_owner_setting_is_no_option_of_the_volume(tmp_path: Path) -> None:
+    """Volumes with a source are accepted, and Status shows no uid or gid."""
     source = tmp_path / "source"
     source.mkdir()
     async with plugin(tmp_path, SERVE, PASSFS_OWNER="100000:100001") as dockerd:
@@ -86,7 +86,7 @@ async def test_the_setting_is_no_option_of_the_volume(tmp_path: Path) -> None:
 async def test_a_map_without_id_0_has_a_note(
     tmp_path: Path, options: dict[str, Any], lacking: list[str]
 ) -> None:
-    """The engine works as user 0: `docker cp` fails, and the copy of an image's content."""
+    """The engine uses id 0: without it, `docker cp` and the copy of an image's content fail."""
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol", Opts=options)
         notes = (await dockerd.volume("vol"))["Status"]["notes"]

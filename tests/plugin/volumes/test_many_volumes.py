@@ -1,4 +1,4 @@
-"""10,000 volumes: List takes little processor time, and other requests are answered beside it."""
+"""10,000 volumes: List takes little processor time, and the plugin answers other requests."""
 
 import json
 import os
@@ -24,11 +24,11 @@ VOLUMES = 10_000
 LISTS_AT_ONCE = 4
 LIST_S = 0.5
 GETS = 40
-# Other programs use the processors as well: one quiet measurement in so many is enough.
+# Other programs use the processors as well, so one good measurement out of 6 is enough.
 ATTEMPTS = 6
 FACTOR = 3
 
-# Reads answers to List over and over, on as many connections as it is told.
+# Reads answers to List in a loop, on the given number of connections.
 READER = """
 import socket, sys, threading
 def read():
@@ -47,7 +47,7 @@ for _ in range(int(sys.argv[2])):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A plugin whose administrator has decided something, so that each description is dear."""
+    """Run a plugin with an administrator's policy, which makes each description expensive."""
     directory = tmp_path_factory.mktemp("many")
     (directory / "data").mkdir()
     with Registry.open(directory / "data") as registry:
@@ -86,7 +86,7 @@ def read_list(service: Service) -> dict[str, list[dict[str, object]]]:
 
 
 def processor_s(service: Service) -> float:
-    """The processor time of the plugin so far, proc_pid_stat(5)."""
+    """Return the processor time of the plugin so far, proc_pid_stat(5)."""
     assert service.process is not None
     text = Path(f"/proc/{service.process.pid}/stat").read_text()
     user, system = text.rpartition(")")[2].split()[11:13]
@@ -94,7 +94,7 @@ def processor_s(service: Service) -> float:
 
 
 def wait_until_idle(service: Service) -> None:
-    """Wait for the end of the plugin's look at all sources after its start."""
+    """Wait until the plugin has checked all sources after its start."""
     before = -1.0
     while processor_s(service) - before > 0.05:
         before = processor_s(service)
@@ -102,11 +102,11 @@ def wait_until_idle(service: Service) -> None:
 
 
 @contextmanager
-def lists_under_way(service: Service) -> Iterator[None]:
-    """Have List asked on several connections all the time."""
-    address, asked = str(settings(service.directory).socket), request("VolumeDriver.List").hex()
+def lists_in_flight(service: Service) -> Iterator[None]:
+    """Keep Lists in flight on several connections."""
+    address, sent = str(settings(service.directory).socket), request("VolumeDriver.List").hex()
     reader = subprocess.Popen(
-        [sys.executable, "-I", "-c", READER, address, str(LISTS_AT_ONCE), asked],
+        [sys.executable, "-I", "-c", READER, address, str(LISTS_AT_ONCE), sent],
         stdout=subprocess.PIPE,
     )
     try:
@@ -119,19 +119,19 @@ def lists_under_way(service: Service) -> Iterator[None]:
 
 
 def get_s(service: Service) -> float:
-    """Return how long Get takes most often."""
-    asked, taken = request("VolumeDriver.Get", Name="volume-7"), []
+    """Return the median time of a Get in seconds."""
+    sent, taken = request("VolumeDriver.Get", Name="volume-7"), []
     for _ in range(GETS):
         began = time.perf_counter()
         with closing(service.connect()) as client:
-            client.sendall(asked)
+            client.sendall(sent)
             while client.recv(1 << 16):
                 pass
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 
 
-def test_a_list_takes_little_processor_time(service: Service) -> None:
+def test_list_takes_at_most_half_a_second_of_processor_time(service: Service) -> None:
     wait_until_idle(service)
     taken = []
     for _ in range(5):
@@ -141,12 +141,12 @@ def test_a_list_takes_little_processor_time(service: Service) -> None:
     assert statistics.median(taken) <= LIST_S, taken
 
 
-def test_a_get_beside_lists_is_about_as_fast_as_alone(service: Service) -> None:
+def test_get_takes_at_most_three_times_as_long_beside_lists(service: Service) -> None:
     wait_until_idle(service)
     measured = []
     for _ in range(ATTEMPTS):
         alone = get_s(service)
-        with lists_under_way(service):
+        with lists_in_flight(service):
             beside = get_s(service)
         measured.append((alone, beside))
         if beside <= FACTOR * alone:
@@ -154,7 +154,7 @@ def test_a_get_beside_lists_is_about_as_fast_as_alone(service: Service) -> None:
     raise AssertionError(measured)
 
 
-def test_each_volume_is_described_as_get_describes_it(service: Service) -> None:
+def test_list_and_get_describe_a_volume_alike(service: Service) -> None:
     listed = {volume["Name"]: volume for volume in read_list(service)["Volumes"]}
     for number in (0, 1, 15, 16, 17, VOLUMES - 1):
         alone = service.call("VolumeDriver.Get", Name=f"volume-{number}")["Volume"]
@@ -165,7 +165,7 @@ def test_each_volume_is_described_as_get_describes_it(service: Service) -> None:
         assert "error" not in alone["Status"] or "/nowhere" in alone["Status"]["error"]
 
 
-async def test_a_volume_that_is_made_again_is_described_anew(tmp_path: Path) -> None:
+async def test_a_volume_of_a_reused_name_has_a_new_description(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     async with plugin(tmp_path, command("serve")) as dockerd:
@@ -181,8 +181,8 @@ async def test_a_volume_that_is_made_again_is_described_anew(tmp_path: Path) -> 
         assert "data" not in after
 
 
-async def test_the_description_follows_the_report_of_the_worker(tmp_path: Path) -> None:
-    """A mount has a note that neither the volume before nor the volume after it has."""
+async def test_the_description_changes_with_the_worker_s_report(tmp_path: Path) -> None:
+    """Only while it is mounted, the volume has a note of its worker."""
     async with plugin(tmp_path, command("serve without handles")) as dockerd:
         await dockerd.do("Create", Name="v1")
         for _ in range(2):

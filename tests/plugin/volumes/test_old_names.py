@@ -1,4 +1,4 @@
-"""old_names.py: the volumes of a passfs that accepted any text as a name go on."""
+"""old_names.py: volumes of a passfs that accepted any text as a name go on working."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from tests.support.tools.service import started
 
 SERVE = command("serve")
 
-# The names that an older passfs accepted, and the directories that it made for them.
+# Names that an older passfs accepted, and the directories that it made for them.
 NAMES = {
     "a": "a",
     "7": "7",
@@ -41,7 +41,7 @@ NAMES = {
     "A" * 129: "@" + "A" * 129,
     "x" * 300: "#0d4e2ca9e9cbced7a7a5380eb29e1a3783b9b6d0db72de36a1051038e1c1fbc7",
 }
-UNPLAIN = [name for name, directory in NAMES.items() if name != directory]
+ENCODED = [name for name, directory in NAMES.items() if name != directory]
 
 # The statements of a passfs of format 2, word for word.
 FORMAT_2 = """
@@ -66,7 +66,7 @@ FORMAT_2 = """
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data directory of format 2, with a file in each volume's directory."""
+    """Make a data directory of format 2, with a file in each volume's directory."""
     directory = tmp_path / "data"
     (directory / "volumes").mkdir(parents=True)
     with closing(sqlite3.connect(directory / registry.FILE_NAME)) as connection, connection:
@@ -85,7 +85,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_volume_keeps_the_directory_that_it_has(name: str) -> None:
+def test_an_older_volume_keeps_its_directory(name: str) -> None:
     assert directory_of(name) == NAMES[name]
 
 
@@ -94,14 +94,14 @@ def test_no_two_names_share_a_directory(names: list[str]) -> None:
     assert len({directory_of(name) for name in names}) == len(names)
 
 
-def test_the_registry_says_each_directory_from_its_first_start_on(data: Path) -> None:
+def test_the_upgraded_registry_has_the_name_of_each_directory(data: Path) -> None:
     for _ in "12":
         with registry.Registry.open(data) as opened:
             directories = {each.name: each.directory for each in opened.records}
         assert directories == NAMES | {"a source": "@a%20source"}
 
 
-async def test_volumes_under_any_name_go_on_working_and_can_be_removed(
+async def test_volumes_of_any_older_name_can_be_mounted_and_removed(
     tmp_path: Path, data: Path
 ) -> None:
     async with plugin(tmp_path) as dockerd:
@@ -114,7 +114,7 @@ async def test_volumes_under_any_name_go_on_working_and_can_be_removed(
         odd = tmp_path / "mounts" / NAMES["a/../b"] / "file"
         assert await in_thread(odd.read_text) == "a/../b"
         await dockerd.do("Unmount", Name="a/../b", ID="i")
-        await dockerd.do("Create", Name="a/../b")  # it is there
+        await dockerd.do("Create", Name="a/../b")  # it exists
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Remove", Name="a/../b")
         assert (await dockerd.volume("b"))["Name"] == "b"
@@ -122,7 +122,7 @@ async def test_volumes_under_any_name_go_on_working_and_can_be_removed(
         for name in NAMES.keys() - {"a/../b"} | {"a source"}:
             assert (await dockerd.volume(name))["Name"] == name
             await dockerd.do("Remove", Name=name)
-        for name in UNPLAIN:
+        for name in ENCODED:
             if name != "A" * 129:
                 assert (await dockerd.call("Create", Name=name)).status == 400
         await dockerd.do("Create", Name="A" * 129)
@@ -130,7 +130,7 @@ async def test_volumes_under_any_name_go_on_working_and_can_be_removed(
 
 
 @pytest.mark.logs(r"volume a/../b: its removal was interrupted, and has been undone")
-async def test_a_removal_that_an_older_passfs_has_begun_is_undone(
+async def test_an_interrupted_removal_of_an_older_passfs_is_undone(
     tmp_path: Path, data: Path
 ) -> None:
     (data / "removed").mkdir()
@@ -141,7 +141,7 @@ async def test_a_removal_that_an_older_passfs_has_begun_is_undone(
 
 
 @pytest.mark.usefixtures("data")
-def test_mounts_of_any_name_are_taken_over(tmp_path: Path) -> None:
+def test_mounts_of_any_older_name_are_taken_over(tmp_path: Path) -> None:
     with ServiceManager(tmp_path) as manager, started(tmp_path, manager) as service:
         target = Path(service.call("VolumeDriver.Mount", Name="a/../b", ID="i")["Mountpoint"])
         with (target / "file").open() as user:

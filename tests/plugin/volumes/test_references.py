@@ -1,4 +1,4 @@
-"""Who uses a volume: as counted for each mount id, on disk, and as the kernel knows it."""
+"""References to a volume: the counts by mount id, on disk, and the kernel's knowledge of use."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ ENDED = "the plugin ended while the volume was mounted; "
 
 
 async def in_use(directory: Path, *mount_ids: str) -> None:
-    """Have a plugin end while its volume `v` is mounted for *mount_ids*."""
+    """Run a plugin that ends while its volume is mounted for *mount_ids*."""
     async with plugin(directory, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         for mount_id in mount_ids:
@@ -32,7 +32,7 @@ async def in_use(directory: Path, *mount_ids: str) -> None:
 
 
 async def state(dockerd: Dockerd) -> tuple[bool, int, str]:
-    """Whether `v` is mounted, how many users are counted, and what is wrong."""
+    """Return whether the volume is mounted, the count of references, and the error."""
     status = (await dockerd.volume("vol"))["Status"]
     return status["mounted"], status["references"], status.get("error", "")
 
@@ -40,7 +40,7 @@ async def state(dockerd: Dockerd) -> tuple[bool, int, str]:
 # After a restart.
 
 
-async def test_a_restart_that_has_cost_a_mount_is_told_until_its_users_have_gone(
+async def test_status_reports_a_mount_lost_in_a_restart_until_the_last_unmount(
     tmp_path: Path,
 ) -> None:
     await in_use(tmp_path, "a", "a", "b")
@@ -62,7 +62,9 @@ async def test_a_restart_that_has_cost_a_mount_is_told_until_its_users_have_gone
         assert (await dockerd.do("Path", Name="vol"))["Mountpoint"] == ""
 
 
-async def test_an_id_from_before_a_restart_takes_nobody_s_mount_down(tmp_path: Path) -> None:
+async def test_an_unmount_of_an_id_from_before_a_restart_keeps_the_new_mount(
+    tmp_path: Path,
+) -> None:
     await in_use(tmp_path, "old")
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Mount", Name="vol", ID="new")
@@ -73,8 +75,8 @@ async def test_an_id_from_before_a_restart_takes_nobody_s_mount_down(tmp_path: P
         assert mounted(tmp_path) == []
 
 
-async def test_an_id_that_comes_again_after_a_restart_is_counted_once(tmp_path: Path) -> None:
-    """An engine that was killed mounts with the ids that it had, and gives each back once."""
+async def test_an_id_that_mounts_again_after_a_restart_has_one_reference(tmp_path: Path) -> None:
+    """An engine that was killed mounts with the same ids, and sends one Unmount for each."""
     await in_use(tmp_path, "same", "same", "other")
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Mount", Name="vol", ID="same")
@@ -88,15 +90,15 @@ async def test_an_id_that_comes_again_after_a_restart_is_counted_once(tmp_path: 
         assert await state(dockerd) == (False, 0, "")
 
 
-async def test_nobody_uses_a_volume_after_a_reboot(tmp_path: Path) -> None:
+async def test_a_reboot_drops_all_references(tmp_path: Path) -> None:
     await in_use(tmp_path, "a")
     with closing(sqlite3.connect(tmp_path / "data" / FILE_NAME)) as registry, registry:
-        registry.execute("UPDATE boot SET id = 'that of an earlier run of the machine'")
+        registry.execute("UPDATE boot SET id = 'that of an earlier boot'")
     async with plugin(tmp_path, SERVE) as dockerd:
         assert await state(dockerd) == (False, 0, "")
 
 
-# What cannot be written.
+# A registry that cannot be written.
 
 
 def _fail(*_: object) -> None:
@@ -104,7 +106,7 @@ def _fail(*_: object) -> None:
 
 
 @pytest.mark.logs("volume vol: cannot be mounted: the disk is full")
-async def test_a_mount_that_cannot_be_recorded_is_taken_down(
+async def test_a_mount_that_cannot_be_recorded_is_unmounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -131,7 +133,7 @@ async def test_a_mount_that_cannot_be_recorded_is_taken_down(
 
 
 @pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
-async def test_a_worker_that_dies_while_its_mount_is_recorded_is_lost(
+async def test_a_worker_s_death_while_the_registry_is_written_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -169,11 +171,11 @@ async def test_an_unmount_that_cannot_be_recorded_changes_nothing(
         assert mounted(tmp_path) == []
 
 
-# Remove: the counts may be wrong, the kernel is not.
+# Remove, which asks the kernel and not the counts.
 
 
-async def test_a_volume_that_is_counted_and_not_used_is_removed(tmp_path: Path) -> None:
-    """An engine that was killed never gives back what it had; it would be "in use" for ever."""
+async def test_a_volume_with_references_but_not_in_use_is_removed(tmp_path: Path) -> None:
+    """An engine that was killed sends no Unmount, so the references would last for ever."""
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
         for mount_id in ("a", "a", "b"):
@@ -185,7 +187,7 @@ async def test_a_volume_that_is_counted_and_not_used_is_removed(tmp_path: Path) 
         assert await state(dockerd) == (False, 0, "")
 
 
-async def test_a_count_that_was_wrong_is_so_no_more_when_the_removal_fails(tmp_path: Path) -> None:
+async def test_a_failed_removal_of_a_volume_not_in_use_drops_its_references(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         await dockerd.do("Mount", Name="vol", ID="a")
@@ -198,8 +200,8 @@ async def test_a_count_that_was_wrong_is_so_no_more_when_the_removal_fails(tmp_p
         await dockerd.do("Remove", Name="vol")
 
 
-async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
-    """Whether or not it is counted; and who uses it goes on doing so."""
+async def test_a_volume_in_use_is_not_removed(tmp_path: Path) -> None:
+    """With and without a reference; the open file keeps working."""
     file = tmp_path / "data" / "volumes" / "vol" / "file"
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
@@ -210,8 +212,8 @@ async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
             assert refused.status == 409
             assert refused.error.startswith("volume 'vol' cannot be removed: its files are in use")
             assert f"(references: {count})" in refused.error
-            told = "it was unmounted to be removed, but is in use" if count else ""
-            assert await state(dockerd) == (False, count, told)
+            error = "it was unmounted to be removed, but is in use" if count else ""
+            assert await state(dockerd) == (False, count, error)
             await in_thread(os.write, fd, b"x")
             await dockerd.do("Unmount", Name="vol", ID="a")
         assert file.read_bytes() == b"xx"
@@ -224,7 +226,7 @@ async def test_a_volume_that_is_used_is_not_removed(tmp_path: Path) -> None:
         assert not file.exists()
 
 
-async def test_a_volume_can_be_used_after_a_remove_that_was_refused(tmp_path: Path) -> None:
+async def test_a_volume_can_be_mounted_after_a_refused_remove(tmp_path: Path) -> None:
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
         target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])

@@ -1,4 +1,4 @@
-"""registry.py: durable, whole after any crash, and refused rather than misread."""
+"""registry.py, schema.py: durable, whole after any crash, and refused rather than misread."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def test_a_first_registry_is_empty(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     paris = timezone(timedelta(hours=1))
     records = [
         Record(
@@ -55,7 +55,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 @pytest.fixture
 def open_umask() -> Iterator[None]:
-    """A umask that takes no bit from what is made."""
+    """Set a umask that clears no bit."""
     former = os.umask(0)
     yield
     os.umask(former)
@@ -68,7 +68,7 @@ def modes(data_dir: Path) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_no_other_user_reads_the_registry_while_it_is_made(
+def test_a_new_registry_is_private_from_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, int]] = []
@@ -88,7 +88,7 @@ def test_no_other_user_reads_the_registry_while_it_is_made(
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_a_registry_that_other_users_could_read_is_made_private(tmp_path: Path) -> None:
+def test_a_readable_registry_is_made_private(tmp_path: Path) -> None:
     names(tmp_path)
     (tmp_path / "passfs.db").chmod(0o644)
 
@@ -103,7 +103,7 @@ def test_a_registry_that_other_users_could_read_is_made_private(tmp_path: Path) 
     assert during == {"passfs.lock": 0o600, "passfs.db": 0o600, "passfs.db-journal": 0o600}
 
 
-def test_a_name_is_there_once(tmp_path: Path) -> None:
+def test_a_name_is_unique(tmp_path: Path) -> None:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a", cache="never"))
         with pytest.raises(RegistryFailed, match=r"cannot write the registry .*passfs\.db: UNIQUE"):
@@ -112,7 +112,7 @@ def test_a_name_is_there_once(tmp_path: Path) -> None:
         assert opened.records[0].options == {"cache": "never"}
 
 
-def test_a_directory_is_of_one_volume(tmp_path: Path) -> None:
+def test_a_directory_is_unique(tmp_path: Path) -> None:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
         with pytest.raises(RegistryFailed, match=r"cannot write .*UNIQUE .*volumes\.directory"):
@@ -128,13 +128,13 @@ def test_one_plugin_at_a_time_uses_a_data_directory(tmp_path: Path) -> None:
 
 
 def test_commits_are_synced(tmp_path: Path) -> None:
-    """Not even a power cut takes back what has been answered: 3 is EXTRA."""
+    """A power cut undoes no answered change: 3 is EXTRA."""
     with Registry.open(tmp_path) as opened:
         assert opened._connection.execute("PRAGMA synchronous").fetchone() == (3,)
         assert opened._connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-# Who uses a volume, and what serves it.
+# References and mounts.
 
 
 A, B = VolumeName("a"), VolumeName("b")
@@ -143,14 +143,14 @@ A, B = VolumeName("a"), VolumeName("b")
 def in_use(
     data_dir: Path, boot_id: str = ""
 ) -> tuple[dict[VolumeName, dict[str, int]], list[MountRecord]]:
-    """The references and the mounts that the next plugin finds."""
+    """Return the references and the mounts that the next plugin finds."""
     with Registry.open(data_dir, boot_id) as opened:
         return {name: dict(count) for name, count in opened.references.items()}, [*opened.served]
 
 
 @pytest.fixture
 def two_in_use(tmp_path: Path) -> Path:
-    """A data directory with two mounted volumes, of which one has been mounted anew."""
+    """Return a data directory with two mounted volumes, one of them mounted twice in succession."""
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
         opened.add(record("b"))
@@ -160,22 +160,22 @@ def two_in_use(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_who_uses_a_volume_is_known_to_the_next_plugin(two_in_use: Path) -> None:
+def test_references_and_mounts_are_read_as_they_were_written(two_in_use: Path) -> None:
     assert in_use(two_in_use) == (
         {A: {"x": 2, "y": 1}, B: {"x": 1}},
         [MountRecord(B, 2, 41, '{"serving":true}'), MountRecord(A, 3, 42, "{}")],
     )
 
 
-def test_a_mount_is_known_until_its_last_user_has_gone(two_in_use: Path) -> None:
+def test_a_mount_is_recorded_until_the_last_unmount(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
         opened.use(A, {"y": 1}, [MountRecord(A, 3, 42, "{}")])
         opened.use(B, {})
     assert in_use(two_in_use) == ({A: {"y": 1}}, [MountRecord(A, 3, 42, "{}")])
 
 
-def test_a_volume_may_have_mounts_that_it_has_been_given_back(two_in_use: Path) -> None:
-    """Beside the one that counts, or alone: their workers serve whoever has files open."""
+def test_detached_mounts_of_a_volume_can_be_recorded(two_in_use: Path) -> None:
+    """Beside the present mount, or alone: their workers serve open files."""
     mounts = [MountRecord(A, 3, 42, "{}"), MountRecord(A, 5, 44, "{}")]
     with Registry.open(two_in_use) as opened:
         opened.use(B, {})
@@ -186,27 +186,27 @@ def test_a_volume_may_have_mounts_that_it_has_been_given_back(two_in_use: Path) 
     assert in_use(two_in_use) == ({}, mounts)
 
 
-def test_users_can_be_known_without_the_mount(two_in_use: Path) -> None:
+def test_references_can_be_recorded_without_a_mount(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
         opened.use(A, {"z": 1})
     assert in_use(two_in_use)[0][A] == {"z": 1}
     assert [served.number for served in in_use(two_in_use)[1]] == [2]
 
 
-def test_users_go_with_their_volume(two_in_use: Path) -> None:
+def test_a_removal_deletes_references_and_mounts(two_in_use: Path) -> None:
     with Registry.open(two_in_use) as opened:
         opened.remove(A)
     assert in_use(two_in_use) == ({B: {"x": 1}}, [MountRecord(B, 2, 41, '{"serving":true}')])
 
 
-def test_no_user_and_no_mount_outlives_the_machine_s_run(two_in_use: Path) -> None:
+def test_a_reboot_deletes_references_and_mounts(two_in_use: Path) -> None:
     assert in_use(two_in_use, "another") == ({}, [])
     assert in_use(two_in_use, "another") == ({}, [])
     assert in_use(two_in_use) == ({}, [])
     assert names(two_in_use) == ["a", "b"]
 
 
-def test_the_kernel_says_which_run_it_is(two_in_use: Path) -> None:
+def test_the_boot_id_is_the_kernel_s(two_in_use: Path) -> None:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert len(in_use(two_in_use, boot_id)[1]) == 2
 
@@ -216,24 +216,24 @@ def test_the_kernel_says_which_run_it_is(two_in_use: Path) -> None:
     [MountRecord(A, 2, 42, "{}"), MountRecord(VolumeName("none"), 4, 42, "{}")],
     ids=["a number of another", "of no volume"],
 )
-def test_users_and_mount_are_written_together_or_not_at_all(
+def test_references_and_mounts_are_written_in_one_transaction(
     two_in_use: Path, served: MountRecord
 ) -> None:
     before = in_use(two_in_use)
     with Registry.open(two_in_use) as opened:
         with pytest.raises(RegistryFailed, match=r"cannot write the registry .*constraint failed"):
             opened.use(A, {"z": 1}, [served])
-        opened.add(record("c"))  # the next change is whole again
+        opened.add(record("c"))  # the next transaction is not affected
     assert in_use(two_in_use) == before
     assert names(two_in_use) == ["a", "b", "c"]
 
 
-# What an older passfs has written.
+# A registry of an older passfs.
 
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """A data directory of format 1, with two volumes."""
+    """Return a data directory of format 1, with two volumes."""
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
@@ -257,14 +257,14 @@ def test_the_volumes_of_an_older_passfs_are_kept(older: Path) -> None:
     assert in_use(older) == ({A: {"x": 1}}, [MountRecord(A, 1, 40, "{}")])
 
 
-def test_an_older_passfs_refuses_what_this_one_has_written(older: Path) -> None:
+def test_the_header_shows_the_format_to_an_older_passfs(older: Path) -> None:
     names(older)
     header = (older / FILE_NAME).read_bytes()[: schema.HEADER_BYTES]
     assert schema.VERSION_AND_ID.unpack_from(header) == (3, schema.APPLICATION_ID)
 
 
-def test_a_change_of_format_that_was_cut_off_is_made_once_more(older: Path) -> None:
-    """As if killed when all is written, but the journal that takes it back is still there."""
+def test_an_interrupted_upgrade_is_repeated(older: Path) -> None:
+    """As if killed after the last write, but before the journal, which undoes it, is unlinked."""
     path, journal = older / FILE_NAME, older / f"{FILE_NAME}-journal"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -279,9 +279,7 @@ def test_a_change_of_format_that_was_cut_off_is_made_once_more(older: Path) -> N
     assert not journal.exists()
 
 
-def test_a_registry_that_cannot_be_changed_stops_the_start(
-    older: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_upgrade_stops_the_start(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def configure_as_on_a_full_disk(connection: sqlite3.Connection) -> None:
         configure(connection)
         connection.execute("PRAGMA max_page_count = 1")
@@ -352,7 +350,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_cannot_be_read_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
+def test_an_unreadable_registry_is_refused_and_unchanged(tmp_path: Path, damage: str) -> None:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
     path = tmp_path / FILE_NAME
@@ -368,8 +366,8 @@ def test_what_cannot_be_read_is_refused_and_left_alone(tmp_path: Path, damage: s
     assert {each.name for each in tmp_path.iterdir()} == {"passfs.db", "passfs.lock", "reserve"}
 
 
-def test_a_foreign_database_with_a_log_beside_it_is_not_touched(tmp_path: Path) -> None:
-    """SQLite would fold a -wal file into the database on opening it; we do not let it."""
+def test_a_foreign_database_with_a_wal_file_is_unchanged(tmp_path: Path) -> None:
+    """SQLite would merge a -wal file into the database when it opens it."""
     theirs, data_dir = tmp_path / "theirs", tmp_path / "data"
     theirs.mkdir()
     data_dir.mkdir()
@@ -389,7 +387,7 @@ def test_a_foreign_database_with_a_log_beside_it_is_not_touched(tmp_path: Path) 
 def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     with Registry.open(tmp_path) as opened:
         opened.add(record("a"))
-        opened._connection.execute("PRAGMA query_only = ON")  # as a disk that fails would
+        opened._connection.execute("PRAGMA query_only = ON")  # as a failing disk would
         with pytest.raises(RegistryFailed, match="cannot write the registry"):
             opened.add(record("b"))
         with pytest.raises(RegistryFailed, match="cannot write the registry"):
@@ -399,8 +397,8 @@ def test_a_failed_change_is_reported_and_changes_nothing(tmp_path: Path) -> None
     assert names(tmp_path) == ["a"]
 
 
-# Adds, mounts and removes volumes, and says of each change that it is about to be made and that it
-# is made. What is mounted has two users, who come and go together.
+# Adds, mounts and removes volumes, and reports each change before and after it. Each mounted volume
+# has two references, which are added and dropped together.
 WRITER = """
 import os, sys
 from pathlib import Path
@@ -429,8 +427,8 @@ with Registry.open(Path(sys.argv[1])) as registry:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_killed_writer_loses_nothing_that_it_has_answered(tmp_path: Path, seed: int) -> None:
-    """Old or new after each change, never broken: whatever instant the kill comes at."""
+def test_a_killed_writer_loses_no_change_that_it_reported(tmp_path: Path, seed: int) -> None:
+    """Whenever the kill comes, each change is made or not, and the registry is never broken."""
     chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
     said = tmp_path / "said"
     with said.open("wb") as stdout:
@@ -438,7 +436,7 @@ def test_a_killed_writer_loses_nothing_that_it_has_answered(tmp_path: Path, seed
         lines = chance.choice([0, 1, 2, 3, 10, 100, 300])
         while said.read_bytes().count(b"\n") <= lines:
             assert writer.poll() is None
-        for _ in range(chance.randrange(20_000)):  # some instants further
+        for _ in range(chance.randrange(20_000)):  # a random time
             pass
         writer.send_signal(signal.SIGKILL)
         writer.wait()

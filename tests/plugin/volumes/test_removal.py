@@ -1,4 +1,4 @@
-"""`docker volume rm` deletes what the plugin has made itself, and never anything else."""
+"""`docker volume rm` deletes the directory that the plugin has made, and no other files."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ from tests.support.tools.mounts import bound
 
 
 class Place(NamedTuple):
-    """The directory that the volume `v` serves, and one that has nothing to do with it."""
+    """The directory that the volume serves, and an unrelated one."""
 
     directory: Path
     files: Path
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
     @property
     def options(self) -> dict[str, str]:
-        """What the volume is made with."""
+        """The options of the volume."""
         is_own = self.files.is_relative_to(self.directory / "data")
         return {} if is_own else {"source": str(self.files)}
 
@@ -46,7 +46,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 @asynccontextmanager
 async def mounted_volume(place: Place) -> AsyncIterator[tuple[Dockerd, Path]]:
-    """A plugin with `v` mounted, which holds a file."""
+    """Run a plugin with the volume mounted and a file in it."""
     async with plugin(place.directory) as dockerd:
         await dockerd.do("Create", Name="vol", Opts=place.options)
         target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
@@ -87,7 +87,7 @@ async def _file_open_after_the_unmount(place: Place) -> AsyncIterator[Dockerd]:
 
 @asynccontextmanager
 async def _bound_elsewhere(place: Place) -> AsyncIterator[Dockerd]:
-    """As a container has it."""
+    """As for a container."""
     async with mounted_volume(place) as (dockerd, target):
         with bound(target, place.directory / "container"):
             yield dockerd
@@ -120,7 +120,7 @@ async def _symlinks(place: Place) -> AsyncIterator[Dockerd]:
 
 Situation = Callable[[Place], AbstractAsyncContextManager[Dockerd]]
 
-# Each situation, and which volumes can be removed in it.
+# Each situation, and the kinds of volumes that can be removed in it.
 SITUATIONS: dict[str, tuple[Situation, set[str]]] = {
     "restarted": (_restarted, {"own", "source"}),
     "still mounted": (_still_mounted, {"own", "source"}),
@@ -139,12 +139,12 @@ def marked(situation: str) -> object:
 
 
 @pytest.mark.parametrize("situation", [marked(one) for one in SITUATIONS])
-async def test_only_what_is_the_volume_s_own_and_unused_is_deleted(
+async def test_remove_deletes_only_files_of_an_unused_volume_without_source(
     place: Place, situation: str
 ) -> None:
-    arranged, removable = SITUATIONS[situation]
+    arrange, removable = SITUATIONS[situation]
     is_own = not place.options
-    async with arranged(place) as dockerd:
+    async with arrange(place) as dockerd:
         answer = await dockerd.call("Remove", Name="vol")
         is_removed = answer.status == 200
         assert is_removed == (("own" if is_own else "source") in removable), answer
@@ -162,8 +162,8 @@ async def test_only_what_is_the_volume_s_own_and_unused_is_deleted(
 
 @pytest.mark.logs("cannot remove .*/source/mounts/vol: Directory not empty")
 @pytest.mark.logs("cannot remove .*/source/mounts/other: Not a directory")
-async def test_a_source_above_the_mount_directory_stays_whole(tmp_path: Path) -> None:
-    """No volume is made of it; but the plugin may be told later to mount in there."""
+async def test_a_source_above_the_mount_directory_keeps_its_files(tmp_path: Path) -> None:
+    """Create refuses such a source; but the mount directory may be set to one inside it later."""
     source = tmp_path / "source"
     (source / "mounts" / "vol").mkdir(parents=True)
     (source / "mounts" / "vol" / "file").write_text("theirs")
@@ -183,7 +183,7 @@ async def test_a_source_above_the_mount_directory_stays_whole(tmp_path: Path) ->
     assert (source / "mounts" / "other").read_text() == "theirs"
 
 
-async def test_a_mount_inside_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+async def test_a_refusal_escapes_the_name_of_a_mount_inside(tmp_path: Path) -> None:
     own, other = tmp_path / "data" / "volumes" / "vol", tmp_path / "other"
     other.mkdir()
     async with plugin(tmp_path) as dockerd:
@@ -195,12 +195,12 @@ async def test_a_mount_inside_whose_name_is_no_text_is_told(tmp_path: Path) -> N
         await dockerd.do("Remove", Name="vol")
 
 
-# A Remove that does not come to its end.
+# A Remove that is interrupted.
 
 
 @pytest.mark.logs("volume vol: its removal was interrupted, and has been undone")
-async def test_a_removal_that_was_cut_off_gives_the_files_back(tmp_path: Path) -> None:
-    """As if the plugin had been killed when the files were away and the registry still had it."""
+async def test_an_interrupted_removal_is_undone(tmp_path: Path) -> None:
+    """As if killed after the files were moved away, while the registry still had the volume."""
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
     data = tmp_path / "data"
@@ -216,7 +216,7 @@ async def test_a_removal_that_was_cut_off_gives_the_files_back(tmp_path: Path) -
     assert list((data / "removed").iterdir()) == []
 
 
-async def test_a_removal_that_was_cut_off_after_the_registry_is_finished(tmp_path: Path) -> None:
+async def test_a_removal_interrupted_after_the_registry_is_finished(tmp_path: Path) -> None:
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
     data = tmp_path / "data"
@@ -229,7 +229,7 @@ async def test_a_removal_that_was_cut_off_after_the_registry_is_finished(tmp_pat
         await dockerd.do("Remove", Name="vol")
 
 
-async def test_files_that_are_away_when_the_registry_fails_come_back(
+async def test_files_are_restored_if_the_registry_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""source_check.py: after a start Get tells what is missing, and nobody waits for that."""
+"""source_check.py: after a start Get reports missing sources, and no request waits for that."""
 
 import os
 import threading
@@ -23,18 +23,18 @@ SERVE = command("serve")
 
 
 async def error_of(dockerd: Dockerd, name: str) -> str:
-    """What is wrong with a volume by now."""
+    """Return the error in the status of a volume."""
     return str((await dockerd.volume(name))["Status"].get("error", ""))
 
 
 async def until(dockerd: Dockerd, name: str, words: str) -> None:
-    """Wait until Get says *words* of a volume."""
+    """Wait until the error in the status of a volume has *words*."""
     while words not in await error_of(dockerd, name):
         await trio.lowlevel.checkpoint()
 
 
-async def made(directory: Path, sources: dict[str, Path]) -> None:
-    """Have volumes with *sources*, and a plugin that has ended."""
+async def create(directory: Path, sources: dict[str, Path]) -> None:
+    """Run a plugin that creates volumes with *sources*, and ends."""
     async with plugin(directory, SERVE) as dockerd:
         for name, source in sources.items():
             source.mkdir()
@@ -42,9 +42,9 @@ async def made(directory: Path, sources: dict[str, Path]) -> None:
 
 
 @pytest.mark.logs("volume gone: cannot be mounted: option 'source': '.*' does not exist")
-async def test_a_source_that_is_missing_after_a_restart_is_told(tmp_path: Path) -> None:
+async def test_status_reports_a_source_that_is_missing_after_a_restart(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    await made(tmp_path, {"gone": gone, "there": tmp_path / "there"})
+    await create(tmp_path, {"gone": gone, "there": tmp_path / "there"})
     gone.rmdir()
     async with plugin(tmp_path, SERVE) as dockerd:
         with trio.fail_after(10):
@@ -56,7 +56,7 @@ async def test_a_source_that_is_missing_after_a_restart_is_told(tmp_path: Path) 
         assert await error_of(dockerd, "gone") == ""
 
 
-async def test_a_directory_of_its_own_that_is_missing_after_a_restart_is_told(
+async def test_status_reports_a_volume_s_directory_that_is_missing_after_a_restart(
     tmp_path: Path,
 ) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
@@ -68,9 +68,9 @@ async def test_a_directory_of_its_own_that_is_missing_after_a_restart_is_told(
         await dockerd.do("Remove", Name="vol")
 
 
-async def test_what_a_restart_has_cost_and_what_is_missing_are_both_told(tmp_path: Path) -> None:
+async def test_status_reports_a_lost_mount_beside_a_missing_source(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    await made(tmp_path, {"vol": source})
+    await create(tmp_path, {"vol": source})
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Mount", Name="vol", ID="a")
     source.rmdir()
@@ -80,37 +80,37 @@ async def test_what_a_restart_has_cost_and_what_is_missing_are_both_told(tmp_pat
         assert "the plugin ended while the volume was mounted" in await error_of(dockerd, "vol")
 
 
-class Silence:
-    """Whatever is looked at does not answer before `end`."""
+class SilentSource:
+    """A check that blocks until `ended` is set."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
-        self.asked: list[str] = []
+        self.checked: list[str] = []
 
-    def look_at(self, source: str) -> None:
-        self.asked.append(source)
+    def check(self, source: str) -> None:
+        self.checked.append(source)
         self.ended.wait()
         raise InvalidOption("it has been away for too long")
 
 
 @pytest.fixture
-def silence() -> Iterator[Silence]:
-    silence = Silence()
-    yield silence
-    silence.ended.set()
+def silent() -> Iterator[SilentSource]:
+    silent = SilentSource()
+    yield silent
+    silent.ended.set()
 
 
-async def test_a_source_that_does_not_answer_after_a_restart_is_told_and_awaited_by_nobody(
+async def test_status_reports_a_source_that_does_not_answer_and_requests_do_not_wait(
     tmp_path: Path,
-    silence: Silence,
+    silent: SilentSource,
     mock_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sources = {f"v{number}": tmp_path / f"s{number}" for number in range(CONCURRENT_CHECKS + 3)}
-    await made(tmp_path, sources)
-    monkeypatch.setattr(Host, "check", lambda _, source, __: silence.look_at(source))
+    await create(tmp_path, sources)
+    monkeypatch.setattr(Host, "check", lambda _, source, __: silent.check(source))
     async with plugin(tmp_path, SERVE) as dockerd:
-        while len(silence.asked) < CONCURRENT_CHECKS:
+        while len(silent.checked) < CONCURRENT_CHECKS:
             await trio.lowlevel.checkpoint()
         assert await dockerd.names() == set(sources)
         mock_clock.jump(SOURCE_DEADLINE_S)
@@ -118,18 +118,18 @@ async def test_a_source_that_does_not_answer_after_a_restart_is_told_and_awaited
             await until(dockerd, name, "its source has not answered within 10 s")
         # Their threads hang, and no other check has started.
         paths = [str(source) for source in sources.values()]
-        assert sorted(silence.asked) == paths[:CONCURRENT_CHECKS]
+        assert sorted(silent.checked) == paths[:CONCURRENT_CHECKS]
 
         await dockerd.do("Create", Name="own")
         await dockerd.do("Mount", Name="own", ID="a")
         await dockerd.do("Remove", Name="v0")
-        silence.ended.set()
+        silent.ended.set()
         for name in list(sources)[1:]:
             await until(dockerd, name, "it has been away for too long")
 
 
-async def test_status_notes_that_disks_mounted_later_are_not_seen(tmp_path: Path) -> None:
-    """From Create on, from each look at the source, and no longer once its mount is shared."""
+async def test_status_notes_a_private_source_until_its_mount_is_shared(tmp_path: Path) -> None:
+    """Create, Mount and each start check the source."""
     source = tmp_path / "disk"
     source.mkdir()
 

@@ -1,4 +1,4 @@
-"""status.py: a volume is described whatever its worker has said."""
+"""status.py: a volume is described with any report of its worker."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from tests.support.tools.options import RELEASE
 from tests.support.tools.records import record
 
 
-class Serving:
-    """A keeper of one mount, which has made *report*."""
+class OneMount:
+    """A keeper of one mount with the worker's *report*."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -32,17 +32,17 @@ class Serving:
         return Path("/mnt") / directory
 
 
-def test_a_mount_of_an_older_passfs_with_what_is_refused_now_is_described() -> None:
-    """It serves on until the next Mount; dockerd forgets a volume whose Get fails."""
+def test_a_mount_of_an_older_passfs_with_options_refused_now_is_described() -> None:
+    """Its worker serves on until the next Mount; if Get failed, dockerd would forget the volume."""
     config = Requested(inode_file_handles=InodeFileHandles.MANDATORY)
     report = Report(serving=True, config=config, without_handles="there are none")
     volume = Volume(record("vol"))
     volume.apply(Event.MOUNT)
-    keeper = cast("Keeper", Serving(report))
+    keeper = cast("Keeper", OneMount(report))
     status = Status(keeper, Policy(RELEASE), HostFacts(data_dir=Path("/data")))
-    told = json.loads(status.describe(volume, "").encode())["Status"]
-    assert told["mounted"] is True
-    assert told["worker_pid_in_plugin"] == 7
-    assert told["data"] == "/data/volumes/vol"
-    assert told["options"]["inode_file_handles"] == "mandatory"
-    assert "there are none" in told["error"]
+    described = json.loads(status.describe(volume, "").encode())["Status"]
+    assert described["mounted"] is True
+    assert described["worker_pid_in_plugin"] == 7
+    assert described["data"] == "/data/volumes/vol"
+    assert described["options"]["inode_file_handles"] == "mandatory"
+    assert "there are none" in described["error"]

@@ -1,4 +1,4 @@
-"""storage.py: what is deleted, and above all what is not."""
+"""storage.py: the files that are deleted, and above all those that are not."""
 
 import fcntl
 import os
@@ -33,7 +33,7 @@ def trash(storage: Storage) -> Path:
 
 @pytest.fixture
 def precious(tmp_path: Path) -> Path:
-    """Files outside, which must be there at the end of every test."""
+    """Make files outside, which must exist at the end of every test."""
     directory = tmp_path / "precious"
     directory.mkdir()
     (directory / "file").write_text("precious")
@@ -46,12 +46,12 @@ def remove(storage: Storage) -> None:
 
 
 def discard(storage: Storage) -> None:
-    """All of a removal but for the deleting."""
+    """Do all steps of a removal except the deletion."""
     storage.set_aside(DATA)
     storage.discard(DATA)
 
 
-def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -> None:
+def test_a_new_directory_has_the_mode_of_docker_s_local_volumes(storage: Storage) -> None:
     umask = os.umask(0o077)
     try:
         storage.create(DATA)
@@ -71,11 +71,11 @@ def test_a_directory_is_made_as_docker_s_own_driver_makes_it(storage: Storage) -
         ({"mode": 0}, (0, 0, 0)),
     ],
 )
-def test_a_directory_gets_the_mode_and_owner_asked_for(
+def test_a_new_directory_has_the_requested_mode_and_owner(
     storage: Storage, given: dict[str, int], expected: tuple[int, int, int]
 ) -> None:
     storage.path(DATA).mkdir()
-    os.chown(storage.path(DATA), 5, 5)  # left by a crash, of a volume that wanted something else
+    os.chown(storage.path(DATA), 5, 5)  # left by a crash, of a volume with another owner
 
     storage.create(DATA, **given)
 
@@ -83,7 +83,7 @@ def test_a_directory_gets_the_mode_and_owner_asked_for(
     assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == expected
 
 
-def test_an_opened_directory_is_the_volume_s(storage: Storage) -> None:
+def test_open_opens_the_volume_s_directory(storage: Storage) -> None:
     storage.create(DATA)
     fd = storage.open(DATA)
     try:
@@ -92,13 +92,13 @@ def test_an_opened_directory_is_the_volume_s(storage: Storage) -> None:
         os.close(fd)
 
 
-def test_an_empty_directory_that_a_crash_has_left_is_taken(storage: Storage) -> None:
+def test_create_uses_an_empty_directory_left_by_a_crash(storage: Storage) -> None:
     storage.path(DATA).mkdir()
     storage.create(DATA)
     assert storage.path(DATA).stat().st_mode & 0o7777 == 0o755
 
 
-def test_somebody_s_files_are_never_a_new_volume(storage: Storage) -> None:
+def test_create_refuses_a_directory_with_files(storage: Storage) -> None:
     storage.path(DATA).mkdir()
     (storage.path(DATA) / "file").touch()
     with pytest.raises(StorageFailed, match="already exists and is not empty; move it away"):
@@ -106,20 +106,20 @@ def test_somebody_s_files_are_never_a_new_volume(storage: Storage) -> None:
     assert (storage.path(DATA) / "file").exists()
 
 
-def test_a_missing_directory_is_an_error_and_not_made_again(storage: Storage) -> None:
+def test_open_refuses_a_missing_directory_and_does_not_make_it(storage: Storage) -> None:
     with pytest.raises(StorageFailed, match=r"cannot use .*/volumes/data, .*: No such file"):
         storage.open(DATA)
     assert not storage.path(DATA).exists()
 
 
-def test_a_symlink_in_place_of_the_directory_is_an_error(storage: Storage, precious: Path) -> None:
+def test_a_symlink_in_place_of_the_directory_is_refused(storage: Storage, precious: Path) -> None:
     storage.path(DATA).symlink_to(precious)
     for use in (storage.open, storage.create):
         with pytest.raises(StorageFailed):
             use(DATA)
 
 
-def test_what_is_removed_is_out_of_the_way_at_once(storage: Storage, trash: Path) -> None:
+def test_set_aside_and_discard_move_the_directory_at_once(storage: Storage, trash: Path) -> None:
     fill(storage)
     storage.set_aside(DATA)
     assert not storage.path(DATA).exists()
@@ -134,7 +134,7 @@ def fill(storage: Storage, file: str = "file") -> None:
 
 
 def contents(data_dir: Path) -> list[list[str]]:
-    """What is in each directory that is no volume's any more, or may be none's soon."""
+    """List the files of each directory that is set aside or in the trash."""
     return [
         sorted(file.name for file in entry.iterdir())
         for place in ("removed", "trash")
@@ -142,21 +142,23 @@ def contents(data_dir: Path) -> list[list[str]]:
     ]
 
 
-def test_what_is_set_aside_can_be_restored(storage: Storage) -> None:
+def test_a_directory_set_aside_can_be_restored(storage: Storage) -> None:
     fill(storage)
     storage.set_aside(DATA)
     storage.restore(DATA)
     assert (storage.path(DATA) / "file").exists()
 
 
-def test_a_directory_that_is_gone_already_is_removed(storage: Storage) -> None:
+def test_a_missing_directory_can_be_removed(storage: Storage) -> None:
     storage.set_aside(DATA)
     storage.restore(DATA)
     storage.set_aside(DATA)
     storage.discard(DATA)
 
 
-def test_what_could_not_be_discarded_is_in_nobody_s_way(storage: Storage, trash: Path) -> None:
+def test_an_undiscarded_directory_does_not_block_the_next_of_its_name(
+    storage: Storage, trash: Path
+) -> None:
     fill(storage, "older")
     storage.set_aside(DATA)
     fill(storage)
@@ -165,10 +167,8 @@ def test_what_could_not_be_discarded_is_in_nobody_s_way(storage: Storage, trash:
 
 
 @pytest.mark.logs("volume data: its removal was interrupted, and has been undone")
-def test_a_volume_whose_removal_was_cut_off_gets_its_files_back(
-    storage: Storage, trash: Path
-) -> None:
-    """Whole, though an earlier volume of that name is still being deleted."""
+def test_settle_undoes_an_interrupted_removal(storage: Storage, trash: Path) -> None:
+    """With all files, although an earlier volume of that name is not yet deleted."""
     fill(storage, "older")
     discard(storage)
     fill(storage)
@@ -176,11 +176,11 @@ def test_a_volume_whose_removal_was_cut_off_gets_its_files_back(
     storage.settle([DATA])
     assert [path.name for path in storage.path(DATA).iterdir()] == ["file"]
     assert contents(trash.parent) == [["older"]]
-    storage.settle([DATA])  # once more changes nothing
+    storage.settle([DATA])  # a second call changes nothing
     assert (storage.path(DATA) / "file").exists()
 
 
-def test_a_volume_that_the_registry_has_forgotten_is_deleted(storage: Storage, trash: Path) -> None:
+def test_settle_discards_the_files_of_a_forgotten_volume(storage: Storage, trash: Path) -> None:
     fill(storage)
     storage.set_aside(DATA)
     storage.settle([record("other")])
@@ -191,10 +191,8 @@ def test_a_volume_that_the_registry_has_forgotten_is_deleted(storage: Storage, t
 
 
 @pytest.mark.logs("cannot move .*/removed/data, which a killed plugin left: File exists")
-def test_files_that_are_there_are_not_exchanged_for_those_set_aside(
-    storage: Storage, trash: Path
-) -> None:
-    """As after an administrator has put a copy in the place of what was gone."""
+def test_settle_keeps_the_present_files_of_a_volume(storage: Storage, trash: Path) -> None:
+    """As if an administrator had put a copy in the place of the missing directory."""
     fill(storage, "set aside")
     storage.set_aside(DATA)
     fill(storage, "copy")
@@ -205,7 +203,7 @@ def test_files_that_are_there_are_not_exchanged_for_those_set_aside(
 
 
 @pytest.mark.logs("volume a/../data: its removal was interrupted, and has been undone")
-def test_the_record_says_the_directory(storage: Storage) -> None:
+def test_the_record_names_the_directory(storage: Storage) -> None:
     volume = msgspec.structs.replace(DATA, name=VolumeName("a/../data"), directory=FileName("@a"))
     storage.create(DATA)
     storage.create(volume)
@@ -223,7 +221,7 @@ def test_the_record_says_the_directory(storage: Storage) -> None:
     assert [path.name for path in storage.path(DATA).parent.iterdir()] == ["data"]
 
 
-def test_the_longest_name_fits_into_every_place(storage: Storage, trash: Path) -> None:
+def test_the_longest_name_fits_in_every_step(storage: Storage, trash: Path) -> None:
     volume = record("x" * LONGEST_NAME)
     storage.create(volume)
     storage.set_aside(volume)
@@ -234,7 +232,7 @@ def test_the_longest_name_fits_into_every_place(storage: Storage, trash: Path) -
     assert contents(trash.parent) == []
 
 
-def test_two_volumes_never_share_a_directory_where_case_is_ignored(
+def test_create_refuses_a_directory_that_differs_in_case_only(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on ext4 with casefold, which keeps the case of the first name."""
@@ -269,7 +267,7 @@ def test_purge_deletes_files_of_every_kind(storage: Storage, trash: Path) -> Non
 
 
 def test_a_tree_of_any_depth_is_deleted(storage: Storage, trash: Path) -> None:
-    """Neither the recursion limit, nor PATH_MAX, nor the number of descriptors matters."""
+    """The recursion limit, PATH_MAX and the number of descriptors set no limit."""
     storage.create(DATA)
     fd = os.open(storage.path(DATA), os.O_RDONLY)
     for _ in range(3000):
@@ -282,7 +280,7 @@ def test_a_tree_of_any_depth_is_deleted(storage: Storage, trash: Path) -> None:
     assert list(trash.iterdir()) == []
 
 
-def test_what_symlinks_point_to_stays(storage: Storage, precious: Path) -> None:
+def test_purge_keeps_the_targets_of_symlinks(storage: Storage, precious: Path) -> None:
     storage.create(DATA)
     (storage.path(DATA) / "directory").symlink_to(precious)
     (storage.path(DATA) / "file").symlink_to(precious / "file")
@@ -290,7 +288,7 @@ def test_what_symlinks_point_to_stays(storage: Storage, precious: Path) -> None:
     assert (precious / "file").read_text() == "precious"
 
 
-def test_a_volume_with_a_mount_inside_is_not_discarded(storage: Storage, precious: Path) -> None:
+def test_set_aside_refuses_a_volume_with_a_mount_inside(storage: Storage, precious: Path) -> None:
     storage.create(DATA)
     with bound(precious, storage.path(DATA) / "a" / "mounted"):
         with pytest.raises(VolumeInUse, match=r"data/a/mounted is a mount point inside it"):
@@ -298,7 +296,9 @@ def test_a_volume_with_a_mount_inside_is_not_discarded(storage: Storage, preciou
         assert (storage.path(DATA) / "a" / "mounted" / "file").exists()
 
 
-def test_a_symlink_to_the_data_directory_hides_no_mount(tmp_path: Path, precious: Path) -> None:
+def test_set_aside_finds_a_mount_behind_a_symlinked_data_directory(
+    tmp_path: Path, precious: Path
+) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     storage = Storage(tmp_path / "link")
@@ -310,7 +310,7 @@ def test_a_symlink_to_the_data_directory_hides_no_mount(tmp_path: Path, precious
 
 
 @pytest.mark.parametrize("use", [Storage.create, Storage.open])
-def test_a_data_directory_that_is_gone_is_told_in_a_sentence(
+def test_a_missing_data_directory_is_refused_with_the_reason(
     storage: Storage, use: Callable[[Storage, Record], object]
 ) -> None:
     storage.path(DATA).parent.rmdir()
@@ -318,13 +318,13 @@ def test_a_data_directory_that_is_gone_is_told_in_a_sentence(
         use(storage, DATA)
 
 
-def test_a_full_disk_is_told_in_a_sentence(storage: Storage) -> None:
+def test_a_full_disk_is_refused_with_the_reason(storage: Storage) -> None:
     volumes = storage.path(DATA).parent
     with small(volumes), pytest.raises(StorageFailed, match=r"cannot use .*: No space left on"):
         storage.create(DATA)
 
 
-def test_what_cannot_be_moved_is_told_in_a_sentence(storage: Storage) -> None:
+def test_a_directory_that_cannot_be_moved_is_refused_with_the_reason(storage: Storage) -> None:
     storage.create(DATA)
     storage.set_aside(DATA)
     storage.create(DATA)
@@ -338,7 +338,7 @@ def test_what_cannot_be_moved_is_told_in_a_sentence(storage: Storage) -> None:
 
 @contextmanager
 def small(directory: Path) -> Iterator[None]:
-    """A file system that has room for nothing but its root."""
+    """Mount a file system without an inode beside its root."""
     syscalls.mount(b"none", os.fsencode(directory), b"tmpfs", 0, b"nr_inodes=1")
     try:
         yield
@@ -347,7 +347,7 @@ def small(directory: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_what_its_last_user_deletes_meanwhile_is_gone(
+def test_purge_ignores_files_that_another_process_deletes(
     storage: Storage, trash: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.create(DATA)
@@ -377,7 +377,7 @@ def test_what_its_last_user_deletes_meanwhile_is_gone(
 
 
 @pytest.mark.logs("cannot delete all of .*/trash/.*: .*busy")
-def test_a_mount_that_comes_after_the_discard_stops_the_purge(
+def test_purge_stops_at_a_mount_made_after_the_discard(
     storage: Storage, trash: Path, precious: Path
 ) -> None:
     storage.create(DATA)
@@ -392,7 +392,7 @@ def test_a_mount_that_comes_after_the_discard_stops_the_purge(
 
 
 @pytest.mark.logs("cannot delete all of .*/trash/mounted: ")
-def test_a_mount_in_the_trash_itself_is_not_entered(
+def test_purge_does_not_enter_a_mount_in_the_trash(
     storage: Storage, trash: Path, precious: Path
 ) -> None:
     with bound(precious, trash / "mounted"):
@@ -401,8 +401,10 @@ def test_a_mount_in_the_trash_itself_is_not_entered(
 
 
 @pytest.mark.logs("cannot delete all of .*/trash/[0-9a-f]+: Operation not permitted")
-def test_what_cannot_be_deleted_stays_and_the_rest_goes(storage: Storage, trash: Path) -> None:
-    """An immutable file, chattr(1), is refused to root as well."""
+def test_purge_leaves_a_file_that_cannot_be_deleted_and_deletes_the_others(
+    storage: Storage, trash: Path
+) -> None:
+    """Not even root can delete an immutable file, chattr(1)."""
     storage.create(DATA)
     (storage.path(DATA) / "stuck").mkdir()
     stuck = storage.path(DATA) / "stuck" / "file"
@@ -417,7 +419,7 @@ def test_what_cannot_be_deleted_stays_and_the_rest_goes(storage: Storage, trash:
 
 @contextmanager
 def immutable(path: Path) -> Iterator[None]:
-    """Make a file immutable, ioctl_iflags(2), wherever it has been moved to by the end."""
+    """Make a file immutable, ioctl_iflags(2), and undo that even if the file has been moved."""
     get, put, flag = 0x80086601, 0x40086602, 0x10
     fd = os.open(path, os.O_RDONLY)
     flags = bytearray(8)

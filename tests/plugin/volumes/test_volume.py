@@ -27,7 +27,7 @@ PLAIN = string.ascii_letters + string.digits
 
 
 @pytest.mark.parametrize("name", ["my-data_1.old", "7z", "Aa", "a.", "a--", "A" * 200])
-def test_a_name_is_accepted_as_docker_accepts_it_for_its_own_volumes(name: str) -> None:
+def test_names_by_docker_s_rule_for_local_volumes_are_accepted(name: str) -> None:
     assert volume_name(name) == name
 
 
@@ -50,7 +50,7 @@ def test_a_name_is_accepted_as_docker_accepts_it_for_its_own_volumes(name: str) 
         *("\ud800", "A" * 201, "x" * 1_000_000),
     ],
 )
-def test_other_names_are_refused_with_what_is_accepted(name: str) -> None:
+def test_other_names_are_refused_with_the_rule(name: str) -> None:
     with pytest.raises(BadRequest) as refusal:
         volume_name(name)
     assert str(refusal.value).startswith(f"volume name {quoted(name)} is not accepted; expected ")
@@ -62,7 +62,7 @@ def test_other_names_are_refused_with_what_is_accepted(name: str) -> None:
     str(refusal.value).encode()  # as the server sends it
 
 
-def test_a_single_letter_is_refused_because_docker_run_takes_it_for_a_drive() -> None:
+def test_the_refusal_of_a_single_letter_explains_docker_run() -> None:
     with pytest.raises(BadRequest, match=r"; `docker run -v v:/data` takes a single letter for a"):
         volume_name("v")
     with pytest.raises(BadRequest, match=r"'7' is not accepted; .* is a letter or a digit$"):
@@ -70,7 +70,7 @@ def test_a_single_letter_is_refused_because_docker_run_takes_it_for_a_drive() ->
 
 
 @given(name=st.text(st.characters() | st.sampled_from(PLAIN + "_.-"), max_size=250))
-def test_a_new_name_is_the_name_of_its_files_in_any_directory(name: str) -> None:
+def test_an_accepted_name_is_a_file_name(name: str) -> None:
     try:
         accepted = volume_name(name)
     except BadRequest:
@@ -82,13 +82,13 @@ def test_a_new_name_is_the_name_of_its_files_in_any_directory(name: str) -> None
 
 
 @pytest.mark.parametrize("text", ["", ".", "..", "a/b", "/", "a\0", "\u00e4" * 128])
-def test_the_name_of_a_file_is_one_component_of_a_path(text: str) -> None:
+def test_a_file_name_is_one_path_component(text: str) -> None:
     with pytest.raises(ValueError, match="is no name of a file"):
         file_name(text)
 
 
 @pytest.mark.parametrize(("state", "event"), [*product(State, Event)])
-def test_a_change_that_is_not_in_the_table_is_refused(
+def test_an_event_without_a_row_in_the_table_is_refused(
     volume: Volume, state: State, event: Event
 ) -> None:
     volume.state = state
@@ -107,7 +107,7 @@ def test_only_a_volume_that_is_not_mounted_can_be_removed() -> None:
 
 
 def test_one_id_can_be_mounted_several_times(volume: Volume) -> None:
-    """`docker cp` mounts a running container's volume once more, with the id that it has."""
+    """`docker cp` mounts a running container's volume once more, with the same id."""
     for left in (1, 2):
         volume.references = volume.references_with("a")
         assert volume.references == {"a": left}
@@ -122,7 +122,7 @@ def test_an_unknown_id_changes_nothing(volume: Volume) -> None:
 
 
 @given(changes=st.lists(st.tuples(st.booleans(), st.sampled_from("abc"))))
-def test_references_are_a_count_for_each_id(changes: list[tuple[bool, str]]) -> None:
+def test_references_are_counted_by_mount_id(changes: list[tuple[bool, str]]) -> None:
     volume = Volume(record("v"))
     expected: list[str] = []
     for add, mount_id in changes:
@@ -135,10 +135,10 @@ def test_references_are_a_count_for_each_id(changes: list[tuple[bool, str]]) -> 
                 expected.remove(mount_id)
         assert sorted(volume.references.elements()) == sorted(expected)
         assert volume.reference_count == len(expected)
-        assert all(volume.references.values())  # what the registry may write
+        assert all(volume.references.values())  # as the registry requires
 
 
-def test_what_was_counted_before_the_plugin_ended_is_lost_until_there_is_a_new_mount() -> None:
+def test_references_of_an_ended_plugin_last_until_the_next_mount() -> None:
     volume = Volume(record("v"), {"a": 2, "b": 1})
     assert volume.state is State.LEFT
     assert volume.reference_count == 3

@@ -1,6 +1,6 @@
-"""A fake dockerd: speaks to the plugin over its socket as the engine does, with its headers.
+"""A fake dockerd, which calls the plugin over its socket with the engine's headers.
 
-And the plugin to speak to, in this process, for the length of a block.
+`plugin` runs a plugin for it in this process.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ HEADERS = (
     ("User-Agent", "Go-http-client/1.1"),
     ("Accept", "application/vnd.docker.plugins.v1.2+json"),
 )
-# Far more than any answer takes; only a plugin that hangs comes near it.
+# No answer takes as long, unless the plugin hangs.
 ANSWER_DEADLINE_S = 40.0
 
 
 class Answer(NamedTuple):
-    """What came back for one request."""
+    """The answer to one request."""
 
     status: int
     headers: dict[str, str]
@@ -39,16 +39,16 @@ class Answer(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The body, which is always JSON."""
+        """Return the body, which is always JSON."""
         return json.loads(self.body)
 
     @property
     def error(self) -> str:
-        """The sentence of a refusal."""
+        """Return the message of a refusal."""
         assert self.status != 200, self
-        sentence = self.json["Err"]
-        assert isinstance(sentence, str)
-        return sentence
+        message = self.json["Err"]
+        assert isinstance(message, str)
+        return message
 
 
 class Connection:
@@ -68,21 +68,21 @@ class Connection:
     async def send(
         self, path: str, body: bytes = b"{}\n", method: str = "POST", headers: Any = HEADERS
     ) -> None:
-        """Send one request and do not wait."""
+        """Send one request, without waiting for its answer."""
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
         length = ("Content-Length", str(len(body)))
         request = h11.Request(method=method, target=path, headers=[*headers, length])
-        said = (
+        sent = (
             (self._http.send(request) or b"")
             + (self._http.send(h11.Data(data=body)) or b"")
             + (self._http.send(h11.EndOfMessage()) or b"")
         )
-        with contextlib.suppress(trio.BrokenResourceError):  # refused before it was all said
-            await self.stream.send_all(said)
+        with contextlib.suppress(trio.BrokenResourceError):  # refused before the end of the request
+            await self.stream.send_all(sent)
 
     async def answer(self) -> Answer:
-        """Wait for the answer to what has been sent."""
+        """Wait for the answer to the request sent last."""
         response: h11.Response | None = None
         body = b""
         with trio.fail_after(ANSWER_DEADLINE_S):
@@ -109,47 +109,47 @@ class Dockerd:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection, closed at the end."""
+        """Open a connection, and close it at the end."""
         async with await trio.open_unix_socket(str(self.socket)) as stream:
             yield Connection(stream)
 
     async def call(self, verb: str, **fields: object) -> Answer:
-        """Call *verb* of the volume driver on a connection of its own."""
+        """Call *verb* of the volume driver on a new connection."""
         async with self.connection() as connection:
             body = json.dumps(fields).encode() + b"\n"
             return await connection.request(f"/VolumeDriver.{verb}", body)
 
     async def do(self, verb: str, **fields: object) -> Any:
-        """Call *verb* and expect it to succeed; gives the reply."""
+        """Call *verb*, which must succeed; return the reply."""
         answer = await self.call(verb, **fields)
         assert answer.status == 200, answer
         assert not answer.json.get("Err")
         return answer.json
 
     async def volume(self, name: str) -> Any:
-        """What Get says of the volume *name*."""
+        """Return the volume *name* as Get describes it."""
         return (await self.do("Get", Name=name))["Volume"]
 
     async def references(self, name: str) -> int:
-        """How many users the plugin counts for the volume *name*."""
+        """Return the count of references to the volume *name*."""
         count = (await self.volume(name))["Status"]["references"]
         assert isinstance(count, int)
         return count
 
     async def names(self) -> set[str]:
-        """The volumes that List knows."""
+        """Return the names of the volumes in List."""
         return {volume["Name"] for volume in (await self.do("List"))["Volumes"]}
 
 
 def settings(directory: Path, **environment: str) -> Settings:
-    """Settings of a plugin that has all that is its own below *directory*."""
+    """Return the settings of a plugin with socket, data and mounts below *directory*."""
     own = {"SOCKET": "p.sock", "DATA_DIR": "data", "MOUNT_DIR": "mounts"}
     ours = {f"PASSFS_{name}": str(directory / place) for name, place in own.items()}
     return Settings.from_environment(ours | environment)
 
 
 def mounted(directory: Path) -> list[str]:
-    """The names of the mounts of passfs below *directory*, as often as they are there."""
+    """Return the names of the passfs mounts below *directory*, one for each mount."""
     above = os.fsencode(directory)
     return sorted(
         os.path.basename(os.fsdecode(entry.target))
@@ -162,7 +162,7 @@ def mounted(directory: Path) -> list[str]:
 async def plugin(
     directory: Path, worker: Sequence[str] = COMMAND, **environment: str
 ) -> AsyncIterator[Dockerd]:
-    """A plugin in this process, and its engine; what it kept is there for the next one."""
+    """Run a plugin in this process; yield its engine. The next plugin finds its data."""
     stop = trio.Event()
     async with (
         composed(settings(directory, **environment), worker) as (driver, listener),

@@ -1,8 +1,8 @@
-"""What the engine asks of the plugin when a user of Docker does something, and a user to do it.
+"""The engine's calls to the plugin for each action of a Docker user, and a fake user.
 
-The table was recorded from an engine (20.10); tests/engine/test_counts.py holds it against one. The
-calls for one container have one mount id, from start to stop and in what is copied meanwhile; each
-copy to or from a stopped container has an id of its own, and so has the filling of an empty volume.
+The table was recorded with an engine (20.10); tests/engine/test_counts.py compares it with a real
+one. All calls for a running container have one mount id, also those for copies meanwhile. A copy
+to or from a stopped container has an id of its own, and so has the filling of an empty volume.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from tests.support.fakes.dockerd import Answer, Dockerd
 
 CALLS: Mapping[str, tuple[str, ...]] = {
-    # The engine finds a driver by its socket, and asks what it is.
+    # The engine finds a driver by its socket, and asks for its kind and scope.
     "create the first volume": ("Activate", "Capabilities", "Get", "Create"),
     "create": ("Get", "Create"),
     "create again": ("Get",),
     "create a container": ("Get",),
-    # An empty volume is filled with what the image has at its place.
+    # The engine fills an empty volume with the image's files at the mount point.
     "create a container with content": ("Get", "Get", "Mount", "Get", "Unmount"),
     "start": ("Get", "Mount"),
     "copy in, running": ("Get", "Mount", "Get", "Unmount"),
@@ -28,7 +28,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "inspect": ("Get",),
     "list": ("List",),
     "remove": ("Get", "Get", "Remove"),
-    # Of the engine; a Get for each volume that it remembers.
+    # A restart of the engine, which sends a Get for each volume that it remembers.
     "restart": ("Activate", "Capabilities", "Get"),
     "remove after a restart": ("Get", "Get", "Get", "Remove"),
 }
@@ -38,17 +38,17 @@ WITH_ID = {"Mount", "Unmount"}
 
 
 class User:
-    """Someone who uses Docker, seen from the plugin."""
+    """A user of Docker, as the plugin sees the user's actions."""
 
     def __init__(self, dockerd: Dockerd) -> None:
         self._dockerd = dockerd
 
     async def act(self, action: str, name: str, mount_id: str = "", **options: str) -> None:
-        """Do *action*, a row of `CALLS`, with the volume *name*; nothing in it may be refused."""
+        """Do *action*, a row of `CALLS`, with the volume *name*; every call must succeed."""
         verbs = CALLS[action]
         for verb in verbs:
             answer = await self._ask(verb, name, mount_id, options)
-            # Whether there is such a volume the engine asks before it makes one.
+            # Before Create, the engine asks for the volume, which is unknown then.
             unknown = verb == "Get" and "Create" in verbs
             assert answer.status == (404 if unknown else 200), (action, verb, answer)
 

@@ -1,4 +1,4 @@
-"""A volume's record, as Create makes it."""
+"""The record of a volume, as Create makes it."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from plugin.volume import FileName, Record, VolumeName
 
 
 def record(name: str, **options: str) -> Record:
-    """Return the record of a new volume *name*, whose directory has that name, too."""
+    """Return the record of a new volume *name*, with a directory of the same name."""
     return Record(
         name=VolumeName(name),
         directory=FileName(name),
