@@ -37,8 +37,8 @@ BODY_LIMIT_BYTES = 1 << 20
 BODY_DEADLINE_S = 30.0
 # dockerd keeps idle connections for 30 s, and its request fails if we close one under it.
 KEEP_ALIVE_S = 75.0
-# At shutdown, for requests in flight. The engine kills a plugin after 10 s, and the mounts need
-# most of that.
+# At shutdown, for requests in flight. The engine kills a plugin after 10 s, most of which is for
+# the mounts.
 DRAIN_S = 1.5
 # Pieces of a body that hypercorn queues for us. If the queue is full, hypercorn waits, and it would
 # wait for ever once we have refused the body and stopped reading. No refused body comes near this.
@@ -225,10 +225,7 @@ async def _undo(driver: Driver, undo: Perform, call: Call) -> None:
 
 
 async def _watch_client(request: Request, disconnected: trio.Event) -> None:
-    """Set *disconnected* when the client hangs up.
-
-    hypercorn reports it as the next message of the request, so the body must have been read.
-    """
+    """Set *disconnected* when the client hangs up; hypercorn tells a reader of the body."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     disconnected.set()

@@ -3,11 +3,11 @@
 Create, Remove, Mount and Unmount hold the lock of their volume. Get, List and Path take no lock and
 answer from memory, because dockerd forgets a volume if its Get fails.
 
-Remove asks the kernel whether the volume is in use, not the count of references, because an engine
-that was killed sends no Unmount. Remove detaches the mount. The kernel ends the worker's session
-once no process has a file of the mount open and no container has a bind mount of it. If the session
-has not ended after `SESSION_END_S`, Remove is refused, the worker serves on, and the next Mount
-makes a second mount.
+Remove asks the kernel whether the volume is in use, and ignores the count of references, because an
+engine that was killed sends no Unmount. Remove detaches the mount. The kernel ends the worker's
+session once no process has a file of the mount open and no container has a bind mount of it. If the
+session has not ended after `SESSION_END_S`, Remove is refused, the worker serves on, and the next
+Mount makes a second mount.
 """
 
 import logging
@@ -59,7 +59,7 @@ from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock, VolumeLoc
 
 log = logging.getLogger(__name__)
 
-# Remove waits so long for the kernel to end the session of the volume's worker. That takes
+# Remove waits this long for the kernel to end the session of the volume's worker, which takes
 # milliseconds if no process uses the mount.
 SESSION_END_S = 2.0
 # Volumes that List describes between two checkpoints. A request that arrives during a List waits
@@ -379,9 +379,9 @@ class Driver:
     async def _purge(self) -> None:
         """Delete the files in the trash.
 
-        The next Remove tries again to delete what is left, and so does the next start.
+        The next Remove and the next start try again to delete the files that are left.
         """
         try:
             await threads.call(self._storage.purge, self._purging, lambda _: None)
         except OSError as error:
-            log.warning("cannot delete what was removed: %s", error)
+            log.warning("cannot delete the files of removed volumes: %s", error)

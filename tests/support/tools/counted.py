@@ -1,4 +1,4 @@
-"""A socket between an engine and the plugin that passes requests on and notes them in order."""
+"""A proxy between an engine and the plugin, which records the requests in order."""
 
 import contextlib
 import http.client
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# More than the plugin takes for any request.
+# Longer than the plugin takes for any request.
 ANSWER_S = 60
 
 
@@ -19,7 +19,7 @@ class Note(NamedTuple):
     """One request of the engine."""
 
     verb: str
-    """The last part of its path: `Get`, `Mount`."""
+    """The last part of the path, such as `Get` or `Mount`."""
     fields: dict[str, Any]
 
 
@@ -35,7 +35,7 @@ class _ToPlugin(http.client.HTTPConnection):
 
 
 class Counted(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Listens where the engine looks; `notes` is what has been asked for."""
+    """Listens on a socket that the engine finds; `notes` has the requests."""
 
     daemon_threads = True
 
@@ -45,7 +45,7 @@ class Counted(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(str(path), _Handler)
 
     def take(self) -> list[Note]:
-        """What has been asked for since this was asked last."""
+        """Return the requests since the last call."""
         notes, self.notes = self.notes, []
         return notes
 
@@ -60,19 +60,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.closing(_ToPlugin(self.server.plugin)) as plugin:
             plugin.request("POST", self.path, body)
             answer = plugin.getresponse()
-            said = answer.read()
+            content = answer.read()
         self.send_response(answer.status)
-        self.send_header("Content-Length", str(len(said)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-        """Say nothing; the library would print each request."""
+        """Print nothing; the library would print each request."""
 
 
 @contextlib.contextmanager
 def counted(path: Path, plugin: Path) -> Iterator[Counted]:
-    """Pass on what comes to *path*, which is gone at the end, to the socket *plugin*."""
+    """Listen on *path* and pass requests on to the socket *plugin*; remove *path* at the end."""
     with Counted(path, plugin) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
