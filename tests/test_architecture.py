@@ -62,15 +62,9 @@ DOORS = {
     "trio": {
         f"plugin/{name}.py"
         for name in (
-            *(
-                "app",
-                "api/server",
-                "volumes/driver",
-                "volumes/source_check",
-                "volumes/volume_locks",
-            ),
-            *("mounting/keeper", "mounting/detaching", "mounting/worker", "mounting/spawner"),
-            *("mounting/worker_output", "threads"),
+            *("app", "api/server", "volumes/driver", "volumes/source_check"),
+            *("volumes/volume_locks", "mounting/keeper", "mounting/detaching"),
+            *("mounting/worker", "mounting/spawner", "mounting/worker_output", "threads"),
         )
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},

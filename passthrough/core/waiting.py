@@ -77,7 +77,7 @@ class Waits:
     """All calls that wait, by the numbers that their callers know them by; none comes twice."""
 
     def __init__(self) -> None:
-        filecalls.let_interrupt(_SIGNAL)
+        filecalls.interrupt_calls_on(_SIGNAL)
         self._lock = threading.Lock()
         self._waits: dict[int, Wait] = {}
         self._early: dict[int, None] = {}

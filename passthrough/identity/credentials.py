@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 # EX_NOPERM, sysexits(3): no other end of the worker has this status.
 EXIT_IDENTITY_LOST: Final = 77
 _OWN_ID: Final = 0
-_ITSELF: Final = (_OWN_ID, _OWN_ID)
-_AS_ITSELF: Final = contextlib.nullcontext()
+_ROOT: Final = (_OWN_ID, _OWN_ID)
+_NO_SWITCH: Final = contextlib.nullcontext()
 
 
 def keep_capabilities() -> None:
@@ -56,18 +56,18 @@ def drop_groups() -> None:
         raise OSError(errno.EPERM, text) from None
 
 
-class Thread(threading.local):
+class ThreadState(threading.local):
     """The state of each thread, for powerless.py."""
 
     powerless: HostIds | None = None
     """The ids of a thread inside a `Powerless` guard, otherwise None."""
     groups: tuple[HostId, ...] = ()
     """The supplementary groups of a thread inside a `Powerless` guard."""
-    powers: privileges.EffectiveCapabilities | None = None
+    capabilities: privileges.EffectiveCapabilities | None = None
     """The capabilities of the thread outside of a `Powerless` guard."""
 
 
-thread: Final = Thread()
+thread_state: Final = ThreadState()
 
 
 def acting_as(ids: HostIds) -> AbstractContextManager[None]:
@@ -76,11 +76,11 @@ def acting_as(ids: HostIds) -> AbstractContextManager[None]:
     Outside of a guard every thread acts as root, so that the guard for root switches nothing. This
     saves four system calls, a quarter of a creation. A powerless thread acts as *ids* already.
     """
-    if thread.powerless is not None:
-        if thread.powerless != ids:
-            raise RuntimeError(f"acts as {thread.powerless}, and not as {ids}")
-        return _AS_ITSELF
-    return _AS_ITSELF if ids == _ITSELF else ActingAs(ids)
+    if thread_state.powerless is not None:
+        if thread_state.powerless != ids:
+            raise RuntimeError(f"acts as {thread_state.powerless}, and not as {ids}")
+        return _NO_SWITCH
+    return _NO_SWITCH if ids == _ROOT else ActingAs(ids)
 
 
 class ActingAs:
@@ -156,7 +156,7 @@ class Without:
 
     def __enter__(self) -> None:
         self._switch: syscalls.CapabilitySwitch | None = None
-        if thread.powerless is not None:
+        if thread_state.powerless is not None:
             return
         switch = _switches.made.get(self._capabilities)
         if switch is None:

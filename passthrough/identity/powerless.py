@@ -26,23 +26,23 @@ from passthrough.linux.errors import os_error
 log = logging.getLogger(__name__)
 
 _OWN_ID: Final = 0
-_AS_ITSELF: Final = contextlib.nullcontext()
+_NO_SWITCH: Final = contextlib.nullcontext()
 
 
 def ids() -> HostIds | None:
     """Return the ids of this thread inside of `Powerless`; None outside."""
-    return credentials.thread.powerless
+    return credentials.thread_state.powerless
 
 
 def groups() -> tuple[HostId, ...]:
     """Return the supplementary groups that this thread has inside of `Powerless`."""
-    return credentials.thread.groups
+    return credentials.thread_state.groups
 
 
 def as_itself() -> AbstractContextManager[None]:
     """Return a guard: inside it, this thread has the worker's ids and capabilities again."""
-    acting = credentials.thread.powerless
-    return _AS_ITSELF if acting is None else _AsItself(Powerless(acting, groups()))
+    acting = credentials.thread_state.powerless
+    return _NO_SWITCH if acting is None else _AsItself(Powerless(acting, groups()))
 
 
 class Powerless:
@@ -64,37 +64,37 @@ class Powerless:
         Raises:
             OSError: EPERM, one of *ids* is NO_ID; EIO, the kernel has not switched.
         """
-        thread = credentials.thread
-        if thread.powerless is not None:
-            raise RuntimeError(f"acts as {thread.powerless}, and not as {self._ids}")
+        state = credentials.thread_state
+        if state.powerless is not None:
+            raise RuntimeError(f"acts as {state.powerless}, and not as {self._ids}")
         if NO_ID in self._ids:
             raise os_error(errno.EPERM)
-        powers = thread.powers
-        if powers is None:
-            powers = thread.powers = privileges.EffectiveCapabilities()
+        capabilities = state.capabilities
+        if capabilities is None:
+            capabilities = state.capabilities = privileges.EffectiveCapabilities()
         try:
             if self._groups:
                 privileges.set_groups(self._groups)
             syscalls.setfsgid(self._ids.gid)
             syscalls.setfsuid(self._ids.uid)
-            powers.drop()
-            switched = _present() == self._ids
+            capabilities.drop()
+            switched = _present_ids() == self._ids
         except BaseException:
-            _become_itself(powers, self._groups)
+            _restore(capabilities, self._groups)
             raise
         if not switched:
-            _become_itself(powers, self._groups)
+            _restore(capabilities, self._groups)
             log.error("the kernel does not let this process act as %d:%d", *self._ids)
             raise os_error(errno.EIO)
-        thread.powerless, thread.groups = self._ids, self._groups
+        state.powerless, state.groups = self._ids, self._groups
 
     def __exit__(self, *_: object) -> None:
-        thread = credentials.thread
-        present, powers = _present(), thread.powers
-        if powers is None or present != self._ids:
+        state = credentials.thread_state
+        present, capabilities = _present_ids(), state.capabilities
+        if capabilities is None or present != self._ids:
             end_process(f"acted as {present} in place of {self._ids}")
-        _become_itself(powers, self._groups)
-        thread.powerless, thread.groups = None, ()
+        _restore(capabilities, self._groups)
+        state.powerless, state.groups = None, ()
 
 
 class _AsItself:
@@ -115,19 +115,19 @@ class _AsItself:
             end_process(f"cannot act as another user again: {error}")
 
 
-def _present() -> tuple[int, int]:
+def _present_ids() -> tuple[int, int]:
     return syscalls.setfsuid(NO_ID), syscalls.setfsgid(NO_ID)
 
 
-def _become_itself(powers: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:
+def _restore(capabilities: privileges.EffectiveCapabilities, groups: tuple[HostId, ...]) -> None:
     """Restore the worker's ids, groups and capabilities in this thread, or end the process."""
     try:
-        powers.restore()
+        capabilities.restore()
         syscalls.setfsuid(_OWN_ID)
         syscalls.setfsgid(_OWN_ID)
         if groups:
             privileges.set_groups(())
-        present = _present()
+        present = _present_ids()
     except BaseException as error:  # noqa: BLE001 - the process must end
         end_process(f"cannot restore its ids: {error}")
     if present != (_OWN_ID, _OWN_ID):

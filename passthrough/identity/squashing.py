@@ -108,7 +108,7 @@ class Squashing:
     def squashes(self, caller: Caller) -> bool:
         """Return whether *caller* is squashed, and so has no supplementary groups.
 
-        A caller with an id that the kernel cannot express is squashed as well.
+        A caller with an id that the kernel cannot express, which no user has, is squashed as well.
         """
         return self.squashes_all or _ROOT in caller or NO_ID in caller
 

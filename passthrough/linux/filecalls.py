@@ -152,7 +152,7 @@ def wait_for_flock(fd: int, operation: int) -> None:
     _checked(_libc.flock(fd, operation))
 
 
-def let_interrupt(number: int) -> None:
+def interrupt_calls_on(number: int) -> None:
     """Make signal *number* interrupt system calls with EINTR, without other effect, sigaction(2).
 
     A handler of the interpreter would wake the main thread.

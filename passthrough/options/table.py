@@ -131,7 +131,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
-        "compose inode numbers of the host's number and a number for the device,"
+        "compose inode numbers from the host's number and a number for the device,"
         " also on the source's device",
     ),
     "seal_size": Option(
