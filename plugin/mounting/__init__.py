@@ -4,7 +4,7 @@ The modules, from the top down:
 
     keeper         makes mounts, keeps them served, takes them down; the deadline of a Mount
     detaching      detaches mounts, with a deadline for each
-    mount          one mount with its worker, made by this plugin or taken over
+    mount          one mount with its worker, made by this plugin or adopted from an earlier one
     worker         one worker process, from its start to its end
     spawner        starts worker processes by way of the fork server
     worker_output  the output of workers, line by line into the log

@@ -18,7 +18,7 @@ from plugin import threads
 from plugin.errors import MountFailed
 from plugin.mounting import mountpoints
 from plugin.mounting.fd_store import FdStore
-from plugin.mounting.mount import Mount, TakenOver
+from plugin.mounting.mount import Adopted, Mount
 
 log = logging.getLogger(__name__)
 
@@ -134,17 +134,17 @@ async def detach_target(
     await threads.call(partial(mountpoints.detach, target, present), limiter, lambda _: None)
 
 
-async def clear_all(mount_dir: Path, left: TakenOver, store: FdStore) -> None:
-    """Clear *mount_dir* of everything but the whole mounts of *left*."""
-    kept = [mount.target for mount in left.whole.values()]
+async def clear_all(mount_dir: Path, adopted: Adopted, store: FdStore) -> None:
+    """Clear *mount_dir* of everything but the whole mounts of *adopted*."""
+    kept = [mount.target for mount in adopted.whole.values()]
     clear = partial(mountpoints.clear, mount_dir, kept)
     # The mount of a dead worker detaches at once, so only live workers need a deadline.
-    with trio.move_on_after(UNMOUNT_DEADLINE_S if left.detached else math.inf) as scope:
+    with trio.move_on_after(UNMOUNT_DEADLINE_S if adopted.detached else math.inf) as scope:
         await threads.call(clear, trio.CapacityLimiter(1), lambda _: None)
     if scope.cancelled_caught:
         log.warning("%s: workers that do not answer are ended", mount_dir)
-        for mount in left.detached:
+        for mount in adopted.detached:
             mount.worker.kill()
         # The stored descriptors of /dev/fuse would keep the connections alive.
-        await trio.to_thread.run_sync(store.remove, [mount.number for mount in left.detached])
+        await trio.to_thread.run_sync(store.remove, [mount.number for mount in adopted.detached])
         await trio.to_thread.run_sync(clear)

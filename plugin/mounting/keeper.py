@@ -8,7 +8,7 @@ A mount is taken down by detaching it (MNT_DETACH). Its mount point becomes free
 serves until the last user is gone, then ends by itself.
 
 If a service manager stores the descriptors of mounts (fd_store.py), they and their workers go on
-while the plugin restarts. The next keeper takes over whole mounts, and clears the others away.
+while the plugin restarts. The next keeper adopts whole mounts, and clears the others away.
 
 The keeper holds a duplicate of each mount's descriptor of /dev/fuse. While the duplicate is open,
 requests to a dead worker wait. Nothing replaces a dead worker, so the keeper closes its duplicate.
@@ -37,7 +37,7 @@ from plugin.errors import MountFailed
 from plugin.mounting import mountpoints
 from plugin.mounting.detaching import UNDO_DEADLINE_S, Detacher, clear_all, detach_target
 from plugin.mounting.fd_store import NOTHING_INHERITED, FdStore, Inherited
-from plugin.mounting.mount import Mount, TakenOver, take_over
+from plugin.mounting.mount import Adopted, Mount, adopt_mounts
 from plugin.mounting.spawner import COMMAND, PROC, StartWorker, spawning
 from plugin.mounting.worker import Worker
 from plugin.reserve import HiddenReserve, Reserve
@@ -113,11 +113,11 @@ class Keeper:
         return mountpoints.path_of(self._mount_dir, directory)
 
     def mount_records(self, name: VolumeName) -> list[MountRecord]:
-        """Return a record of each mount of *name* that the next plugin can take over."""
+        """Return a record of each mount of *name* that the next plugin can adopt."""
         return [mount.record(name) for mount in self._live_mounts(name) if mount.worker.stored]
 
     def watch(self, name: VolumeName, on_loss: Callable[[str], None]) -> bool:
-        """Return whether a mount of *name* was taken over; *on_loss* is as in a MountSpec.
+        """Return whether a mount of *name* was adopted; *on_loss* is as in a MountSpec.
 
         If its worker has ended by now, the result is False, and *on_loss* is not called.
         """
@@ -215,12 +215,12 @@ class Keeper:
         await self._detacher.detach_all(self._mount_dir, not_stored)
         self._mounts.clear()
 
-    def take_over(self, left: TakenOver) -> None:
-        """Supervise the mounts that an earlier plugin has left."""
-        for name, mount in left.whole.items():
+    def adopt(self, adopted: Adopted) -> None:
+        """Keep and supervise the mounts of an earlier plugin."""
+        for name, mount in adopted.whole.items():
             log.info("volume %s: served on by worker %d", name, mount.worker.pid)
             self._mounts[name] = mount
-        for mount in (*left.whole.values(), *left.detached):
+        for mount in (*adopted.whole.values(), *adopted.detached):
             self._live.setdefault(mount.worker.volume, []).append(mount)
             self._nursery.start_soon(self._supervise, mount, mount.worker.supervise)
 
@@ -279,9 +279,9 @@ class Keeper:
         except Exception:  # a boundary, as in the server: a bug costs one volume, not all of them
             if not worker.report.serving:
                 raise  # to the Mount request that waits for the start
-            log.exception("volume %s: bug in watching worker %d", worker.volume, worker.pid)
+            log.exception("volume %s: bug in supervising worker %d", worker.volume, worker.pid)
             worker.kill()
-            ended = "is not watched any more, because of a bug; see the plugin's log"
+            ended = "is not supervised any more, because of a bug; see the plugin's log"
         worker.stored = False
         if mount.detached:
             log.info("volume %s: worker %d %s", worker.volume, worker.pid, ended)
@@ -331,12 +331,12 @@ async def keeping(
         1 + max([*inherited.stored, *(record.number for record in mount_records)], default=0)
     )
     with mountpoints.locked(mount_dir) as directory:
-        left = take_over(directory, inherited, mount_records, used or {}, proc)
-        await clear_all(directory, left, inherited.store)
+        adopted = adopt_mounts(directory, inherited, mount_records, used or {}, proc)
+        await clear_all(directory, adopted, inherited.store)
         async with spawning(command, proc) as start, trio.open_nursery() as nursery:
             with HiddenReserve(directory, reserve) as room:
                 keeper = Keeper(directory, nursery, start, inherited.store, numbers, reserve=room)
-                keeper.take_over(left)
+                keeper.adopt(adopted)
                 try:
                     yield keeper
                 finally:

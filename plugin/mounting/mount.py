@@ -1,7 +1,7 @@
-"""One mount with its worker, made by this plugin or taken over from an earlier one.
+"""One mount with its worker, made by this plugin or adopted from an earlier one.
 
 While the plugin restarts, the service manager stores the descriptors of each mount (fd_store.py),
-and its worker goes on. The next plugin takes over a *whole* mount:
+and its worker goes on. The next plugin adopts a *whole* mount:
 
 - The registry lists the mount with a user.
 - All its descriptors have come back, and its worker lives.
@@ -77,7 +77,7 @@ class Mount:
         return not self.lost and not self.detached and found == [self._device]
 
     def record(self, name: VolumeName) -> MountRecord:
-        """Return the facts that the next plugin needs to take over this mount of volume *name*.
+        """Return the facts that the next plugin needs to adopt this mount of volume *name*.
 
         A detached mount has no device: a later mount at the same mount point may have the same one.
         """
@@ -102,7 +102,7 @@ class Mount:
             yield duplicates
 
 
-class TakenOver(NamedTuple):
+class Adopted(NamedTuple):
     """The mounts of an earlier plugin with live workers."""
 
     whole: dict[VolumeName, Mount]
@@ -111,13 +111,13 @@ class TakenOver(NamedTuple):
     """Mounts that are or will be unmounted; their workers serve their last users."""
 
 
-def take_over(
+def adopt_mounts(
     mount_dir: Path,
     inherited: Inherited,
     mount_records: Iterable[MountRecord],
     used: Mapping[VolumeName, FileName],
     proc: Path = PROC,
-) -> TakenOver:
+) -> Adopted:
     """Return the mounts of *inherited* with live workers; takes all of its descriptors.
 
     The caller supervises each mount. *mount_records* are of the earlier plugin. *used* has the
@@ -126,12 +126,12 @@ def take_over(
     """
     mounts = mountpoints.mounts_below(mount_dir)
     records = {record.number: record for record in mount_records}
-    taken, ended = TakenOver({}, []), list[int]()
+    adopted, ended = Adopted({}, []), list[int]()
     for number, descriptors in inherited.stored.items():
         record = records.get(number)
         name = VolumeName(UNKNOWN_VOLUME) if record is None else record.volume
         target = mountpoints.path_of(mount_dir, used.get(name, FileName(UNKNOWN_VOLUME)))
-        found = _adopt(target, number, record, descriptors, proc)
+        found = _adopt_mount(target, number, record, descriptors, proc)
         if found is None:
             ended.append(number)
         elif (
@@ -139,13 +139,13 @@ def take_over(
             and record.volume in used
             and _is_whole(mounts.get(found.target, []), record, descriptors)
         ):
-            taken.whole[record.volume] = found
+            adopted.whole[record.volume] = found
         else:
             found.detached = True
             found.close_fuse_fd()
-            taken.detached.append(found)
+            adopted.detached.append(found)
     inherited.store.remove(ended)
-    return taken
+    return adopted
 
 
 def _is_whole(
@@ -155,7 +155,7 @@ def _is_whole(
     return devices == [record.device] and descriptors.keys() == set(KINDS)
 
 
-def _adopt(
+def _adopt_mount(
     target: Path,
     number: int,
     record: MountRecord | None,

@@ -192,7 +192,7 @@ class Spawner:
             )
         self._fork_server = fork_server
         self._extend_deadlines()
-        self._nursery.start_soon(self._watch, fork_server, control)
+        self._nursery.start_soon(self._supervise, fork_server, control)
         return control
 
     def close(self) -> None:
@@ -282,7 +282,7 @@ class Spawner:
                     errno.ECONNRESET, os.strerror(errno.ECONNRESET)
                 ) from None
 
-    async def _watch(self, fork_server: trio.Process, control: trio.socket.SocketType) -> None:
+    async def _supervise(self, fork_server: trio.Process, control: trio.socket.SocketType) -> None:
         """Forward the fork server's log until it ends, and reap it."""
         assert fork_server.stderr is not None  # noqa: S101 - opened as a pipe
         try:

@@ -104,7 +104,7 @@ class Worker:
         return ended
 
     def adopt(self, process: Process, report: Report) -> None:
-        """Take over *process*, which an earlier plugin started and stored."""
+        """Adopt *process*, which an earlier plugin started and stored."""
         self._process = process
         self.report = report
         self.stored = True

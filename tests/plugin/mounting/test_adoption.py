@@ -1,4 +1,4 @@
-"""A restart of the service: workers and mounts go on, and the next plugin takes them over.
+"""A restart of the service: workers and mounts go on, and the next plugin adopts them.
 
 The service manager is a fake, tests/support/fakes/service_manager.py; everything else is real.
 """
@@ -150,7 +150,7 @@ class User:
 def test_users_of_a_mount_work_on_through_two_restarts(
     service: Service, end: signal.Signals
 ) -> None:
-    """The second plugin must store a mount that it has taken over itself."""
+    """The second plugin must store a mount that it has adopted itself."""
     with closing(User(target(service) / "file")) as user:
         before = status(service), device(service)
         for _ in "12":
@@ -467,7 +467,7 @@ def leave_mounts(count: int, directory: Path, manager: ServiceManager, worker: i
             registry.use(name, {"i": 1}, [MountRecord(name, number, entry.device, report)])
 
 
-def test_500_mounts_are_taken_over_within_3_s(tmp_path: Path, manager: ServiceManager) -> None:
+def test_500_mounts_are_adopted_within_3_s(tmp_path: Path, manager: ServiceManager) -> None:
     """The time counts until the first request is answered."""
     worker = subprocess.Popen(["sleep", "infinity"])
     service = Service(tmp_path, manager)

@@ -94,9 +94,9 @@ async def test_users_of_a_dead_worker_get_errors_over_io_uring_until_the_next_mo
         assert (source / "file").read_text() == "hello"
 
 
-@pytest.mark.logs("volume data: bug in watching worker [0-9]+")
-@pytest.mark.logs("volume data: worker [0-9]+ is not watched any more, because of a bug")
-async def test_a_bug_in_watching_a_worker_costs_one_volume(
+@pytest.mark.logs("volume data: bug in supervising worker [0-9]+")
+@pytest.mark.logs("volume data: worker [0-9]+ is not supervised any more, because of a bug")
+async def test_a_bug_in_supervising_a_worker_costs_one_volume(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(returncode: int) -> str:
@@ -107,7 +107,7 @@ async def test_a_bug_in_watching_a_worker_costs_one_volume(
         with monkeypatch.context() as patch:
             patch.setattr(worker_module, "_describe_end", fail)
             reason = await lose_worker(keeper, source)
-            assert reason.startswith("its worker is not watched any more")
+            assert reason.startswith("its worker is not supervised any more")
         assert keeper.worker_pid(NAME) == 0
         with pytest.raises(OSError, match="not connected"):
             await in_thread(os.listdir, keeper.target(DIRECTORY))
