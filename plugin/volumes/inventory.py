@@ -1,7 +1,7 @@
 """The volumes on disk: the record of each, and the directory of each that has no source.
 
-A volume has both or neither. A record without its directory could not be mounted; a directory
-without its record would keep a new volume from its name.
+A volume without a source has both or neither. A record without its directory could not be mounted;
+a directory without its record would block a new volume of the same name.
 
 All functions block. Callers run them in a thread, to the end, even if the client hangs up.
 """
