@@ -199,7 +199,7 @@ async def test_a_cancelled_start_leaves_no_worker(fds: tuple[int, int]) -> None:
 
 
 STOPPED = (
-    "^plugin.mounting.spawner: the fork server (has started no worker for 0.3 s, and is killed"
+    "^plugin.mounting.spawner: the fork server (has started no worker for 1 s, and is killed"
     "|ended with -9; the next mount begins another)$"
 )
 
@@ -209,7 +209,7 @@ async def test_a_stopped_fork_server_is_replaced(
     fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its successor starts all pending workers; earlier workers go on."""
-    monkeypatch.setattr(spawner, "START_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(spawner, "START_TIMEOUT_S", 1.0)
     started: list[ForkedProcess] = []
     async with spawning(command("sleep")) as start:
         earlier = await start("earlier", SessionKind.KERNEL, fds)
