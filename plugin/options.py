@@ -23,7 +23,7 @@ FOREIGN: Mapping[str, str] = {
     "mountpoint": _MEANS_SOURCE,
     "path": _MEANS_SOURCE,
     "src": _MEANS_SOURCE,
-    "type": f"it left out, and {SOURCE} for the directory of the host to serve",
+    "type": f"the option left out, and {SOURCE} for the directory of the host to serve",
     "o": f"{SOURCE} for a bind mount's directory, and each option by itself, such as readonly",
 }
 SOURCE_ACCEPTED = "the absolute path of an existing directory on the host, without '..'"
@@ -58,7 +58,7 @@ def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:
         *_, (written, text) = sources.items()
-        raise refused_source(text, "is given twice", "it once", written)
+        raise refused_source(text, "is given twice", "the option once", written)
     source = next(iter(sources.values()), None)
     if source is not None:
         _check_text(source)

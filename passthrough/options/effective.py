@@ -134,8 +134,8 @@ OBSTACLES: Final = (
     ),
     Obstacle(
         lambda options: options.atime is Atime.NOATIME,
-        "with atime=noatime access times stay, and the kernel opens the host's file so that they"
-        " move",
+        "with atime=noatime access times must stay, and the kernel opens the host's file so that"
+        " reads update them",
     ),
 )
 
@@ -159,8 +159,8 @@ LOCAL_LOCKS: Final = (
 )
 
 _WHY_DEV: Final = (
-    "the kernel sends again what a worker has not answered when it dies, but not what it has sent"
-    " over io_uring"
+    "if a worker dies, the kernel sends its unanswered requests again, but not those sent over"
+    " io_uring"
 )
 
 

@@ -81,7 +81,9 @@ def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str
     if name in OPTIONS:
         return name, text
     if name in MEANINGLESS:
-        raise OptionError(written, text, "it left out", f"{text!r} is refused: {MEANINGLESS[name]}")
+        raise OptionError(
+            written, text, "the option left out", f"{text!r} is refused: {MEANINGLESS[name]}"
+        )
     if name not in ALIASES:
         known = [*OPTIONS, *ALIASES, *others]
         accepted = suggestion(name, known)
@@ -101,8 +103,8 @@ def _refusals(requested: Requested, release: Release, *, has_source: bool) -> It
             yield _Refusal(name, " or ".join(text_of(name, v) for v in accepted), reason)
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and getattr(requested, name) is not None:
-            reason = "is for a directory that is made, and source is there already"
-            yield _Refusal(name, "it left out", reason)
+            reason = "is for a new directory, and the source exists already"
+            yield _Refusal(name, "the option left out", reason)
     if has_source and requested.no_readdir and not requested.readonly:
         # An engine that sees an empty volume copies the image's files into it (copy-up).
         reason = "hides the files of the source, so that an engine copies an image's over them"

@@ -55,7 +55,7 @@ class Policy(NamedTuple):
                     meaning = (
                         repr(defaults[option]) if option in defaults else "a directory of its own"
                     )
-                    accepted = f"it left out, which means {meaning}"
+                    accepted = f"the option left out, which means {meaning}"
                     reason = f"{text!r} is forbidden by the administrator of this plugin"
                     raise InvalidOption(str(OptionError(written, text, accepted, reason)))
         return resolved
@@ -93,10 +93,10 @@ def default_options(text: str) -> Mapping[str, str]:
     with _as_invalid_option():
         for name, _, value in _words(text):
             if canonical(name) == SOURCE:
-                raise OptionError(name, value, "it left out", "is each volume's own")
+                raise OptionError(name, value, "the option left out", "is each volume's own")
             option, meaning = parse_option(name, value)
             if option in found:
-                raise OptionError(name, value, "it once", f"{value!r} is a second value")
+                raise OptionError(name, value, "the option once", f"{value!r} is a second value")
             found[option] = text_of(option, meaning)
     options.parse(found, FIRST_KERNEL_SESSION)  # `Settings.policy` knows the release in use
     return found

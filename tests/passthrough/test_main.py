@@ -132,7 +132,7 @@ def test_a_mountpoint_may_be_named_through_a_symlink(
         (["attr_timeout"], "option 'attr_timeout': '' is not accepted; expected seconds,"),
         (["ro,rw"], "option 'rw': is given twice, here as ''; expected one of the two: ro"),
         (["cache=auto", "cache=never"], "option 'cache': 'never' is not accepted; expected one"),
-        (["mode=0700"], "option 'mode': '0700' is for a directory that is made, and source is"),
+        (["mode=0700"], "option 'mode': '0700' is for a new directory, and the source exists"),
         (["source=/"], "option 'source': is not known, given here as '/'; expected one of"),
     ],
 )

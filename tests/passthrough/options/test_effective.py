@@ -318,7 +318,11 @@ OFF = "no administrator has switched it on"
 @pytest.mark.parametrize(
     ("transport", "session", "description"),
     [
-        (Transport.AUTO, SessionKind.KERNEL, "dev: the kernel sends again what a worker has not"),
+        (
+            Transport.AUTO,
+            SessionKind.KERNEL,
+            "dev: if a worker dies, the kernel sends its unanswered",
+        ),
         (Transport.AUTO, SessionKind.LIBFUSE, "dev: pyfuse3 reads /dev/fuse itself"),
         (Transport.DEV, SessionKind.KERNEL, "dev: as asked for"),
         (Transport.IO_URING, SessionKind.KERNEL, "io_uring: as asked for"),

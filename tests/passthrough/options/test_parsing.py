@@ -141,7 +141,7 @@ REFUSED = [
     (
         "dax_file_size",
         "0",
-        f"'0' is refused: {MEANINGLESS['dax_file_size']}; expected it left out",
+        f"'0' is refused: {MEANINGLESS['dax_file_size']}; expected the option left out",
     ),
     *(
         (
@@ -267,8 +267,8 @@ def test_mode_and_owner_are_refused_beside_a_source(option: str, text: str) -> N
         parse({option.upper(): text}, has_source=True)
 
     assert str(refused.value) == (
-        f"option {option.upper()!r}: {text!r} is for a directory that is made, and source is there"
-        " already; expected it left out"
+        f"option {option.upper()!r}: {text!r} is for a new directory, and the source"
+        " exists already; expected the option left out"
     )
 
 

@@ -92,7 +92,7 @@ def test_a_forbidden_option_is_refused_in_every_spelling(
     ((written, text),) = options.items()
     assert refusal(policy("", forbidden), options) == (
         f"option {written!r}: {text!r} is forbidden by the administrator of this plugin;"
-        f" expected it left out, which means {usual}"
+        f" expected the option left out, which means {usual}"
     )
 
 
@@ -118,9 +118,9 @@ def test_a_forbidden_default_is_a_contradiction() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("source=/srv", "option 'source': is each volume's own; expected it left out"),
+        ("source=/srv", "option 'source': is each volume's own; expected the option left out"),
         ("cash=auto", "option 'cash': is not known, given here as 'auto'; expected cache, perhaps"),
-        ("ro,rw", "option 'rw': '' is a second value; expected it once"),
+        ("ro,rw", "option 'rw': '' is a second value; expected the option once"),
         ("passthrough=on,writeback", "option 'passthrough': 'on' cannot be had"),
     ],
 )

@@ -90,7 +90,7 @@ async def test_create_of_an_existing_name_with_other_options_names_the_differenc
             ["option 'posix_acl'", "session=libfuse", "DONT_MASK"],
         ),
         ("vol", {"mode": "999"}, ["option 'mode'", "'999'", "octal digits"]),
-        ("vol", {"source": "/srv", "uid": "5"}, ["option 'uid'", "source is there already"]),
+        ("vol", {"source": "/srv", "uid": "5"}, ["option 'uid'", "the source exists already"]),
         ("vol", {"source": "srv"}, ["option 'source'", "'srv'", "absolute path"]),
         ("vol", {"source": "/no/such"}, ["option 'source'", "'/no/such'", "does not exist"]),
         ("vol", {"source": "/"}, ["option 'source'", "'/'", "contains", "/mounts"]),
@@ -432,7 +432,7 @@ async def test_io_uring_is_refused_without_the_kernel_s_support_and_status_shows
 
         await dockerd.do("Create", Name="vol", Opts={"session": "kernel"})
         status = (await dockerd.volume("vol"))["Status"]
-        assert status["transport"].startswith("dev: the kernel sends again")
+        assert status["transport"].startswith("dev: if a worker dies, the kernel sends")
         assert status["options"]["transport"] == "dev"
         monkeypatch.setattr(kernel_features, "io_uring_obstacle", str)
         await dockerd.do("Create", Name="vol2", Opts=opts)
