@@ -39,7 +39,8 @@ def leave_machine() -> int:
     for mount in reversed(mountinfo.read()):
         # A checkout on a passfs volume stays within reach.
         if mount.fstype == FSTYPE and not mountinfo.is_below(bytes(REPOSITORY), mount.target):
-            syscalls.umount2(mount.target, syscalls.MNT_DETACH)
+            with contextlib.suppress(OSError):  # another mount covers it
+                syscalls.umount2(mount.target, syscalls.MNT_DETACH)
     return machine
 
 
