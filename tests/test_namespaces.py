@@ -12,10 +12,11 @@ from tests.support.tools.namespaces import entered, leave_machine
 from tests.support.tools.options import effective
 
 
-def passfs_mounts() -> list[str]:
-    """Return the names of the directories with a passfs mount."""
+def passfs_mounts(top: Path) -> list[str]:
+    """Return the names of the directories in *top* with a passfs mount."""
     mounts = [mount for mount in mountinfo.read() if mount.fstype == mountinfo.FSTYPE]
-    return sorted(Path(os.fsdecode(mount.target)).name for mount in mounts)
+    paths = [Path(os.fsdecode(mount.target)) for mount in mounts]
+    return sorted(path.name for path in paths if path.parent == top)
 
 
 def is_gone(fuse_fd: int) -> bool:
@@ -39,11 +40,11 @@ def test_mounts_of_the_machine_stay_out(tmp_path: Path) -> None:
             (machine / name).mkdir()
         fuse = [fuse_mount.mount(machine / "before", effective())]
         namespace = leave_machine()
-        seen = [passfs_mounts()]
+        seen = [passfs_mounts(machine)]
         with entered(namespace):
             fuse.append(fuse_mount.mount(machine / "meanwhile", effective()))
-            seen.append(passfs_mounts())
-        seen.append(passfs_mounts())
+            seen.append(passfs_mounts(machine))
+        seen.append(passfs_mounts(machine))
         with entered(namespace):
             for name in ("before", "meanwhile"):
                 fuse_mount.unmount(machine / name)
