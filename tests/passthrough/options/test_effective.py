@@ -382,3 +382,9 @@ def test_a_volume_that_looks_empty_to_an_engine_is_noted() -> None:
 
     assert str(note).startswith("no_readdir is true: an engine takes the volume for empty")
     assert decided(parse({"no_readdir": "", "ro": ""})).notes == ()
+
+
+def test_requested_options_are_no_effective_options() -> None:
+    """The call is an error to mypy; otherwise mypy would report the comment as unused."""
+    with pytest.raises(AttributeError):
+        described(Requested(), RELEASE)  # type: ignore[arg-type]
