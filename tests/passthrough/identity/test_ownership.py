@@ -240,7 +240,7 @@ def test_a_file_without_a_name_gets_no_sgid_of_its_directorys_group(
     assert entry.stat.st_mode & 0o7777 == 0o4750
 
 
-def test_a_file_whose_owner_changes_before_chmod_gets_no_suid_bit(
+def test_a_file_gets_no_suid_bit_if_its_owner_changes_before_chmod(
     mapping: PassthroughFs, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host compares the owner under the inode's lock."""

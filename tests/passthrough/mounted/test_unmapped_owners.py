@@ -432,7 +432,7 @@ def test_the_log_says_that_the_top_belongs_to_an_unmapped_owner(
         )
 
 
-def test_a_volume_whose_top_belongs_to_an_unmapped_owner_takes_nothing(served: Mounted) -> None:
+def test_a_volume_takes_nothing_if_its_top_belongs_to_an_unmapped_owner(served: Mounted) -> None:
     os.chown(served.source, 0, 0)
     before = state(served.source)
 
