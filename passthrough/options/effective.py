@@ -158,10 +158,7 @@ LOCAL_LOCKS: Final = (
     ),
 )
 
-_WHY_DEV: Final = (
-    "if a worker dies, the kernel sends its unanswered requests again, but not those sent over"
-    " io_uring"
-)
+_WHY_DEV: Final = "the default, because io_uring is slower on some machines"
 
 
 def resolve(requested: Requested, release: Release, handles_obstacle: str = "") -> Effective:

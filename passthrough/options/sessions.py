@@ -29,7 +29,7 @@ def automatic(release: Release) -> Automatic:
     text = ".".join(map(str, release))
     if release < FIRST_KERNEL_SESSION:
         return Automatic(SessionKind.LIBFUSE, f"Linux {text} is older than 6.9")
-    return Automatic(SessionKind.KERNEL, f"Linux {text} has FUSE passthrough and resends requests")
+    return Automatic(SessionKind.KERNEL, f"Linux {text} has FUSE passthrough")
 
 
 def kind_of(requested: SessionKind, release: Release) -> SessionKind:

@@ -41,13 +41,14 @@ class Offer(NamedTuple):
     flags: int
 
 
-class InUse(NamedTuple):
-    """The state of a feature, with the reason if it is not in use."""
+class FeatureState(NamedTuple):
+    """The state of a feature after INIT."""
 
     feature: str
     wanted: bool
     used: bool
     reason: str
+    """The reason of the row, or that the kernel does not offer the feature that is wanted."""
 
 
 class Agreed(NamedTuple):
@@ -56,7 +57,7 @@ class Agreed(NamedTuple):
     minor: int
     flags: Init
     max_readahead: int
-    features: tuple[InUse, ...]
+    features: tuple[FeatureState, ...]
 
 
 def _always(_: Effective) -> bool:
@@ -67,7 +68,8 @@ def _never(_: Effective) -> bool:
     return False
 
 
-# Without these, requests would have another layout than in wire.py. Linux 6.9 offers them all.
+# Linux 6.9 offers all of these. INIT_EXT and SETXATTR_EXT determine the layout of requests that
+# wire.py knows. MAX_PAGES and BIG_WRITES make requests of 1 MiB possible, channel.py.
 REQUIRED: Final = Init.INIT_EXT | Init.MAX_PAGES | Init.BIG_WRITES | Init.SETXATTR_EXT
 
 FEATURES: Final = (
@@ -145,8 +147,16 @@ FEATURES: Final = (
     ),
     # Up to 6.18 Linux offers it to virtiofs alone.
     Feature(Init.SUBMOUNTS, _always, "a device number of its own for each mount below the source"),
-    Feature(Init.HAS_EXPIRE_ONLY, _always, "names that are looked up again instead of dropped"),
-    Feature(Init.HAS_RESEND, _always, "requests that are sent again if a worker died with them"),
+    Feature(
+        Init.HAS_EXPIRE_ONLY,
+        _always,
+        "the flag EXPIRE_ONLY of INVAL_ENTRY, a notification that the session does not send",
+    ),
+    Feature(
+        Init.HAS_RESEND,
+        _always,
+        "the notification RESEND, which the session does not send",
+    ),
     Feature(
         Init.OVER_IO_URING,
         lambda config: config.transport is Transport.IO_URING,
@@ -193,6 +203,7 @@ def agree(offered: Offer, config: Effective) -> Agreed:
         if is_wanted and is_offered:
             flags |= flag
         why = "the kernel does not offer it" if is_wanted and not is_offered else reason
-        features.append(InUse(str(flag.name).lower(), is_wanted, is_wanted and is_offered, why))
+        used = is_wanted and is_offered
+        features.append(FeatureState(str(flag.name).lower(), is_wanted, used, why))
     minor = min(offered.minor, abi.MINOR)
     return Agreed(minor, flags, offered.max_readahead, tuple(features))

@@ -9,17 +9,18 @@ host blocks all of them, and not because they compute, it adds threads. A handle
 wait for a disk calls `about_to_block` first, which adds a thread at once. When the call has
 returned, the two threads do not alternate: the first that finds the other one idle leaves.
 
-So a system call that hangs delays its own caller, and all other callers for two intervals at most
-(10 ms). If other programs have the processors, the delay is up to six intervals (30 ms). Then a
-thread that waits for a processor looks much like one that waits for the host.
+So a system call that hangs delays its own caller, and all other callers until the second sample (10
+ms at most). If other programs have the processors, a thread that waits for a processor looks much
+like one that waits for the host. The delay then lasts until the fifth sample: 25 ms, or longer if
+the samples come late.
 
 Only a request wakes a thread inside read(2). So a surplus thread leaves after its next request. If
 no request comes, `Session.wake_readers` has the kernel send some that need no answer. When the
 session stops, its threads stay inside read(2), and do not serve the requests that they may still
-read. The kernel sends such a request again to a successor, or fails it with the connection.
+read. The kernel fails such a request when the connection ends.
 
-A few threads that leave are parked until the pool is idle. To recall a parked thread costs a
-fraction of a new one.
+A few threads that leave are parked until the pool is idle. Waking a parked thread costs a fraction
+of starting one.
 
 A thread's few objects are made once, and pass from a thread that leaves to one that starts. New
 objects would lie in memory among the inodes of a walk through a million files. Each would keep

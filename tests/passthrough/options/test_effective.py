@@ -225,8 +225,8 @@ def test_the_session_is_described_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("release", "session", "reason"),
     [
-        ((6, 9), SessionKind.KERNEL, "Linux 6.9 has FUSE passthrough and resends requests"),
-        ((7, 0), SessionKind.KERNEL, "Linux 7.0 has FUSE passthrough and resends requests"),
+        ((6, 9), SessionKind.KERNEL, "Linux 6.9 has FUSE passthrough"),
+        ((7, 0), SessionKind.KERNEL, "Linux 7.0 has FUSE passthrough"),
         ((6, 8), SessionKind.LIBFUSE, "Linux 6.8 is older than 6.9"),
         ((0, 0), SessionKind.LIBFUSE, "Linux 0.0 is older than 6.9"),
     ],
@@ -321,7 +321,7 @@ OFF = "no administrator has switched it on"
         (
             Transport.AUTO,
             SessionKind.KERNEL,
-            "dev: if a worker dies, the kernel sends its unanswered",
+            "dev: the default, because io_uring is slower",
         ),
         (Transport.AUTO, SessionKind.LIBFUSE, "dev: pyfuse3 reads /dev/fuse itself"),
         (Transport.DEV, SessionKind.KERNEL, "dev: as asked for"),
