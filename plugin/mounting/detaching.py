@@ -111,11 +111,16 @@ async def _detach(
             with scope:
                 await detach_target(mount.target, trio.CapacityLimiter(1), present)
             if scope.cancelled_caught:
-                log.warning("%s: its worker does not answer and is ended", mount.target)
+                log.warning("%s: its worker does not answer and is killed", mount.target)
                 mount.worker.kill()
                 mount.close_fuse_fd()  # the kernel waits as long as the connection exists
-                with trio.move_on_after(AFTER_KILL_S):
+                with trio.fail_after(AFTER_KILL_S):
                     await detach_target(mount.target, trio.CapacityLimiter(1))
+        except trio.TooSlowError as error:
+            raise MountFailed(
+                f"cannot unmount {mount.target}: umount2(2) still hangs {AFTER_KILL_S:g} s after"
+                " the worker was killed; try again"
+            ) from error
         except OSError as error:
             raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
         finally:
@@ -142,7 +147,7 @@ async def clear_all(mount_dir: Path, adopted: Adopted, store: FdStore) -> None:
     with trio.move_on_after(UNMOUNT_DEADLINE_S if adopted.detached else math.inf) as scope:
         await threads.call(clear, trio.CapacityLimiter(1), lambda _: None)
     if scope.cancelled_caught:
-        log.warning("%s: workers that do not answer are ended", mount_dir)
+        log.warning("%s: workers that do not answer are killed", mount_dir)
         for mount in adopted.detached:
             mount.worker.kill()
         # The stored descriptors of /dev/fuse would keep the connections alive.

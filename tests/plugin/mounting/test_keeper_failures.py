@@ -166,7 +166,7 @@ async def test_files_in_a_mount_point_are_never_removed(mounts: Path, source: Pa
         assert mounted(mounts) == ["data"]
 
 
-@pytest.mark.logs("mounts: workers that do not answer are ended")
+@pytest.mark.logs("mounts: workers that do not answer are killed")
 async def test_a_worker_that_hangs_does_not_delay_the_start(
     mounts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +194,32 @@ async def test_a_worker_that_hangs_does_not_delay_the_start(
     assert worker.wait() == -signal.SIGKILL
     for fd in (life[0], log[1], ended):
         os.close(fd)
+
+
+@pytest.mark.logs("mounts/data: its worker does not answer and is killed")
+async def test_an_unmount_that_hangs_after_the_kill_fails_and_can_be_repeated(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def wait_and_unmount(target: Path) -> None:
+        answers.wait()
+        unmount(target)
+
+    monkeypatch.setattr(mountpoints, "unmount", wait_and_unmount)
+    monkeypatch.setattr(detaching, "UNMOUNT_DEADLINE_S", 0.1)
+    monkeypatch.setattr(detaching, "AFTER_KILL_S", 0.1)
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(mount_spec(source))
+        try:
+            with pytest.raises(MountFailed, match=r"cannot unmount .*/mounts/data: umount2\(2\)"):
+                await keeper.unmount(NAME)
+            assert mounted(mounts) == ["data"]
+        finally:
+            answers.set()
+        await keeper.unmount(NAME)
+        assert mounted(mounts) == []
+        assert list(mounts.iterdir()) == []
 
 
 def test_two_volumes_never_share_a_mount_point_where_case_is_ignored(
