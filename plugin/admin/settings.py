@@ -64,13 +64,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return the administrator's decisions about options, for Linux *release*.
 
         Raises:
-            InvalidSetting: the session that `auto` stands for lacks a default option.
+            InvalidSetting: on *release* a default option is not accepted, or a ban forbids a
+                default.
         """
         policy = Policy(release, self.default_options, self.forbidden_options)
         try:
-            policy.contradiction()
+            ban = policy.contradiction()
         except InvalidOption as error:
             raise InvalidSetting(f"PASSFS_DEFAULT_OPTIONS is not accepted: {error}") from error
+        if ban is not None:
+            accepted = (
+                f"another default: set {ban.option} in PASSFS_DEFAULT_OPTIONS to a value that is"
+                " not forbidden"
+            )
+            raise _refused("PASSFS_FORBIDDEN_OPTIONS", str(ban), accepted)
         return policy
 
     @classmethod
@@ -151,9 +158,7 @@ def _check(settings: Settings) -> None:
         if not source.is_relative_to(settings.host_dir):
             accepted = f"directories in PASSFS_HOST_DIR={quoted(str(settings.host_dir))}"
             raise _refused("PASSFS_ALLOWED_SOURCES", str(source), accepted)
-    if ban := settings.policy(FIRST_KERNEL_SESSION).contradiction():
-        accepted = f"PASSFS_DEFAULT_OPTIONS with another {ban.option} beside it"
-        raise _refused("PASSFS_FORBIDDEN_OPTIONS", str(ban), accepted)
+    settings.policy(FIRST_KERNEL_SESSION)  # refuses defaults that are forbidden
 
 
 def _refused(name: str, value: str, accepted: str) -> InvalidSetting:

@@ -147,9 +147,17 @@ def test_a_refused_option_is_named_with_its_reason(name: str, value: str, senten
 def test_a_default_must_not_be_forbidden() -> None:
     """A volume without options is always accepted."""
     given = {"PASSFS_FORBIDDEN_OPTIONS": "rw"}
-    with pytest.raises(InvalidSetting, match="with another readonly beside it"):
+    with pytest.raises(InvalidSetting, match="set readonly in PASSFS_DEFAULT_OPTIONS"):
         Settings.from_environment(given)
     Settings.from_environment(given | {"PASSFS_DEFAULT_OPTIONS": "ro"})
+
+
+def test_the_policy_refuses_a_forbidden_default() -> None:
+    settings = Settings.from_environment({"PASSFS_DEFAULT_OPTIONS": "ro"})
+    contradictory = msgspec.structs.replace(settings, forbidden_options=(Ban("readonly", "true"),))
+
+    with pytest.raises(InvalidSetting, match="PASSFS_FORBIDDEN_OPTIONS='readonly=true'"):
+        contradictory.policy((6, 9))
 
 
 def test_allowed_sources_must_lie_in_the_host_directory() -> None:
