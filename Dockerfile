@@ -29,4 +29,4 @@ RUN apt-get update \
     # The directories of config.json and of the engine: sockets, volumes, the host's files and the data.
     && mkdir -p /run/docker/plugins /mnt/volumes /host /var/lib/passfs
 COPY --from=build /opt/passfs /opt/passfs
-ENTRYPOINT ["/opt/passfs/bin/passfs", "serve"]
+ENTRYPOINT ["/opt/passfs/bin/passfs", "serve", "--managed"]

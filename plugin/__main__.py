@@ -60,13 +60,23 @@ class Display:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    *,
+    managed: Annotated[
+        bool,
+        typer.Option(
+            "--managed",
+            help="Run as an engine's managed plugin: end after a restart of the engine, which then"
+            " starts the plugin again.",
+        ),
+    ] = False,
+) -> None:
     """Run the plugin in the foreground. Settings come from the environment (PASSFS_...)."""
     # Imported here, because the installer needs no server and the server no docker-py.
     from plugin.app import run  # noqa: PLC0415
 
     try:
-        run(Settings.from_environment(os.environ))
+        run(Settings.from_environment(os.environ), managed=managed)
     except CannotStart as error:
         typer.echo(f"passfs serve: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, InvalidSetting) else 1) from error

@@ -47,12 +47,12 @@ log = logging.getLogger(__name__)
 HOST_DEADLINE_S = 1.0
 
 
-def run(settings: Settings) -> None:
-    """Run the plugin until SIGTERM or SIGINT.
+def run(settings: Settings, *, managed: bool = False) -> None:
+    """Run the plugin until SIGTERM or SIGINT; if *managed*, also until its engine is restarted.
 
     At the end no mount, worker or socket is left, except those that a service manager keeps for the
-    next plugin. The variables that describe handed-over descriptors (sd_listen_fds(3)) are removed
-    from the environment of the process.
+    next plugin. The function removes the variables of sd_listen_fds(3) from the environment of the
+    process.
 
     Raises:
         CannotStart: says what is in the way.
@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_level)
     _raise_descriptor_limit()
     try:
-        trio.run(_run, settings, inherited(os.environ))
+        trio.run(partial(_run, settings, inherited(os.environ), managed=managed))
     except OSError as error:
         raise CannotStart(f"cannot start: {error}") from error
 
@@ -74,27 +74,31 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(settings: Settings, handed_over: Inherited = NOTHING_INHERITED) -> None:
+async def _run(
+    settings: Settings, passed: Inherited = NOTHING_INHERITED, *, managed: bool = False
+) -> None:
     async def signalled() -> None:
         number = await anext(signals)
         log.info("ending on %s", signal.Signals(number).name)
-        handed_over.store.notify("STOPPING=1")
+        passed.store.notify("STOPPING=1")
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with composed(settings, handed_over=handed_over) as (driver, listener):
-            handed_over.store.notify("READY=1")
-            detector = RestartDetector(settings.mount_dir, driver.is_idle)
-            await serve(driver, listener, signalled, detector.note_probe)
+        async with composed(settings, passed=passed) as (driver, listener):
+            passed.store.notify("READY=1")
+            on_probe = RestartDetector(driver.is_idle).note_probe if managed else lambda _: None
+            await serve(driver, listener, signalled, on_probe)
     log.info("ended")
 
 
 @asynccontextmanager
 async def composed(
-    settings: Settings, worker: Sequence[str] = COMMAND, handed_over: Inherited = NOTHING_INHERITED
+    settings: Settings,
+    fork_server: Sequence[str] = COMMAND,
+    passed: Inherited = NOTHING_INHERITED,
 ) -> AsyncIterator[tuple[Driver, socket.socket]]:
     """Build the driver and its listening socket from *settings*; take all of it down at the end.
 
-    *worker* is the command of the process that forks workers. *handed_over* comes from the service
+    *fork_server* is the command of the process that forks workers. *passed* comes from the service
     manager.
 
     Raises:
@@ -107,17 +111,18 @@ async def composed(
     with (
         # The lock comes first: the steps below clear away files and mounts of a live plugin.
         Registry.open(settings.data_dir) as registry,
-        listening(settings.socket, handed_over.listener) as listener,
+        listening(settings.socket, passed.listener) as listener,
     ):
         inventory = Inventory(registry, storage)
         inventory.settle()
         machine = await _machine(settings)
         storage.set_host_path(machine.data_dir)
         left = registry.served, inventory.used()
-        proc, room = machine.proc or PROC, registry.reserve
         async with (
             keeping(
-                settings.mount_dir, worker, handed_over, *left, proc=proc, reserve=room
+                *(settings.mount_dir, fork_server, passed, *left),
+                proc=machine.proc or PROC,
+                reserve=registry.reserve,
             ) as keeper,
             trio.open_nursery() as background,
         ):

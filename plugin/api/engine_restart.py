@@ -2,10 +2,10 @@
 
 The engine makes a directory, binds it to itself, and shares it with the plugin: containers reach
 the plugin's mounts through it. With live-restore, an engine that ends leaves the plugin running.
-But if no container runs, it unmounts that directory on its side (moby, plugin.Manager.Shutdown;
-seen with 20.10). The next engine makes the directory again only for a plugin that it starts.
-Without that, no container sees the plugin's mounts: a container gets the empty directory beneath,
-and writes its files there.
+But if no container runs, the ending engine unmounts that directory in its own mount namespace
+(moby, plugin.Manager.Shutdown; seen with 20.10). The next engine makes the directory again only for
+a plugin that it starts. If the next engine does not make the directory, no container sees the
+plugin's mounts: a container gets the empty directory beneath, and writes its files there.
 
 No event tells the plugin of the restart. But an engine probes the socket after it has started the
 plugin, and also if it finds the plugin running at its own start: it opens a connection and closes
@@ -16,12 +16,8 @@ container was running, and the engine has left the directory as it was.
 """
 
 import logging
-import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
-
-from passthrough.linux import mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +26,19 @@ LONGEST_PROBE_S = 10.0
 
 
 class RestartDetector:
-    """Counts the engine's probes, and ends the plugin at the first probe of another engine."""
+    """Counts the engine's probes; at each one after the first, ends a plugin without mounts.
 
-    def __init__(self, mount_dir: Path, is_idle: Callable[[], bool]) -> None:
-        """Watch for the engine that shares *mount_dir*; *is_idle* is true if no volume is mounted.
+    It is for a managed plugin only: no engine would start a service on the host again.
+    """
 
-        For a service on the host, *mount_dir* is no mount: then probes have no effect, because no
-        engine would start the plugin again.
-        """
-        target = os.fsencode(mount_dir.resolve())
-        self._is_managed = any(entry.target == target for entry in mountinfo.read())
+    def __init__(self, is_idle: Callable[[], bool]) -> None:
+        """*is_idle* returns true if no volume is mounted, and no Mount is in flight."""
         self._is_idle = is_idle
         self._probes = 0
 
     def note_probe(self, seconds: float) -> None:
         """Count a connection that was closed after *seconds* without a byte sent."""
-        if not self._is_managed or seconds > LONGEST_PROBE_S:
+        if seconds > LONGEST_PROBE_S:
             return
         self._probes += 1
         if self._probes > 1 and self._is_idle():

@@ -2,7 +2,7 @@
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from tests.support.tools.service import START_S, Service, started
 
 
 @pytest.fixture
-def propagated(tmp_path: Path) -> Iterator[Path]:
-    """Make a mount directory that is a mount, as the engine does for a managed plugin."""
+def mounted_mount_dir(tmp_path: Path) -> Iterator[None]:
+    """Mount a file system on the mount directory, as an administrator may do for a service."""
     directory = settings(tmp_path).mount_dir
     directory.mkdir()
-    subprocess.run(["mount", "--bind", directory, directory], check=True)
-    yield directory
+    subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+    yield
     subprocess.run(["umount", "--lazy", directory], check=True)
 
 
@@ -41,9 +41,8 @@ def probe(service: Service) -> None:
         pass
 
 
-@pytest.mark.usefixtures("propagated")
 def test_the_probe_of_a_second_engine_ends_the_plugin(tmp_path: Path) -> None:
-    with started(tmp_path) as service:
+    with started(tmp_path, managed=True) as service:
         assert service.process is not None
         probe(service)
         service.call("VolumeDriver.Create", Name="vol")
@@ -56,10 +55,9 @@ def test_the_probe_of_a_second_engine_ends_the_plugin(tmp_path: Path) -> None:
         assert [v["Name"] for v in service.call("VolumeDriver.List")["Volumes"]] == ["vol"]
 
 
-@pytest.mark.usefixtures("propagated")
 def test_probes_do_not_end_the_plugin_while_a_volume_is_mounted(tmp_path: Path) -> None:
     """A container uses the volume, so the engine has left the mounts as they were."""
-    with started(tmp_path) as service:
+    with started(tmp_path, managed=True) as service:
         service.call("VolumeDriver.Create", Name="vol")
         service.call("VolumeDriver.Mount", Name="vol", ID="i")
         for _ in range(3):
@@ -77,23 +75,29 @@ def test_probes_do_not_end_the_plugin_while_a_volume_is_mounted(tmp_path: Path) 
     ],
 )
 def test_the_second_short_connection_without_a_byte_ends_the_plugin(
-    propagated: Path, ended: list[int], probes: int, seconds: float, ends: bool
+    ended: list[int], probes: int, seconds: float, ends: bool
 ) -> None:
     """A long one is no probe: clients open connections in advance and may not need them."""
-    detector = RestartDetector(propagated, idle)
+    detector = RestartDetector(idle)
     for _ in range(probes):
         detector.note_probe(seconds)
 
     assert ended == [signal.SIGTERM] * ends
 
 
-@pytest.mark.parametrize("is_idle", [idle, lambda: False])
-def test_probes_never_end_a_service_on_the_host(
-    tmp_path: Path, ended: list[int], is_idle: Callable[[], bool]
-) -> None:
-    """Its mount directory is the host's own, and no engine would start it again."""
-    detector = RestartDetector(tmp_path, is_idle)
+def test_probes_do_not_end_the_plugin_during_a_mount(ended: list[int]) -> None:
+    detector = RestartDetector(lambda: False)
     for _ in range(3):
         detector.note_probe(0.0)
 
     assert ended == []
+
+
+@pytest.mark.usefixtures("mounted_mount_dir")
+def test_probes_never_end_a_service_on_the_host(tmp_path: Path) -> None:
+    """No engine would start it again."""
+    with started(tmp_path) as service:
+        for _ in range(3):
+            probe(service)
+        assert service.call("VolumeDriver.List")["Volumes"] == []
+        assert "the engine has been restarted" not in service.log.read_text()

@@ -17,11 +17,12 @@ from tests.support.fakes.service_manager import ServiceManager
 
 RUN = """
 import os
+import sys
 from plugin.errors import PluginError
 from plugin.app import run
 from plugin.admin.settings import Settings
 try:
-    run(Settings.from_environment(os.environ))
+    run(Settings.from_environment(os.environ), managed="--managed" in sys.argv)
 except PluginError as error:
     raise SystemExit(str(error))
 """
@@ -45,12 +46,15 @@ class Service:
         *,
         within: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        managed: bool = False,
     ) -> None:
         """Use *directory* for socket, data, mounts and log; *manager*, if any, starts the process.
 
-        *within* is a command that executes the plugin's command, which follows it.
+        *within* is a command that executes the plugin's command, which follows it. If *managed*,
+        the process runs as an engine's managed plugin does.
         """
         self._within = within
+        self._arguments = ["--managed"] if managed else []
         self._environment = environment or {}
         self.directory = directory
         self.manager = manager
@@ -73,7 +77,10 @@ class Service:
         start = subprocess.Popen if self.manager is None else self.manager.start
         with self.log.open("ab") as log:
             self.process = start(
-                [*self._within, sys.executable, "-c", RUN], env=environment, stdout=log, stderr=log
+                [*self._within, sys.executable, "-c", RUN, *self._arguments],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         while time.monotonic() < began + START_S:
             assert self.process.poll() is None, self.log.read_text()
@@ -134,9 +141,11 @@ class Service:
 
 
 @contextmanager
-def started(directory: Path, manager: ServiceManager | None = None) -> Iterator[Service]:
+def started(
+    directory: Path, manager: ServiceManager | None = None, *, managed: bool = False
+) -> Iterator[Service]:
     """Run a plugin process in *directory* during the block."""
-    service = Service(directory, manager)
+    service = Service(directory, manager, managed=managed)
     service.start()
     try:
         yield service

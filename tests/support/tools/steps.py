@@ -114,7 +114,7 @@ def run_forked() -> int:
         _add_crash_points(name, step, partial(_crash_point, script_fd, report_fd))
     sqlite3.connect = partial(sqlite3.connect, factory=Database)  # type: ignore[assignment]
     command = (sys.executable, "-I", "-S", "-c", FORK_SERVER, environment[PARENT_ADDRESS])
-    app.composed = partial(app.composed, worker=command)
+    app.composed = partial(app.composed, fork_server=command)
     app.run(Settings.from_environment(os.environ))
     return 0
 
