@@ -79,7 +79,7 @@ def _serve(source: Path, mountpoint: Path, options: Effective) -> int:
     source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = mountpoint.resolve()
     _check_apart(source_fd, target)
-    # Until the session has its own handler, SIGTERM unwinds as Ctrl-C does, and so unmounts.
+    # Until _serve_in_child sets its handler, SIGTERM raises KeyboardInterrupt: `finally` unmounts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fuse_fd = fuse_mount.mount(target, options)
     is_mounted = _watch(target)
@@ -110,7 +110,8 @@ def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> 
     if child == 0:
         status = 1
         try:
-            # A terminal signals the child too; the child ends with the pipe instead.
+            # Ctrl-C signals the child too. Until the session handles signals (shutdown.py), the
+            # child ignores them and ends with the pipe.
             _on_signal(signal.SIG_IGN)
             stop()
             status = _child(handover, serving, childs_end)
@@ -152,7 +153,7 @@ def _watch(target: Path) -> Callable[[], bool]:
 
 
 def _check_apart(source_fd: int, target: Path) -> None:
-    """Refuse a mount point inside its source: a walk into it would wait for itself for ever."""
+    """Refuse a mount point inside its source: a lookup there by the worker would wait for it."""
     target_fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISDIR(os.fstat(target_fd).st_mode):

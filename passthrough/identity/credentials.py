@@ -1,11 +1,15 @@
 """Switches a thread's file system ids to the caller's, so that new files belong to the caller.
 
-Only the creating operations switch: mkdir, mknod, symlink and create. The kernel has checked the
-caller's permissions before (default_permissions), with all of the caller's groups. setfsuid(2) and
-setfsgid(2) affect one thread. The thread keeps its capabilities (`keep_capabilities`). Without them
-the host would check again, with the primary group alone, and refuse a caller that may create only
-by a supplementary group.
+Operations that create switch: mkdir, mknod, symlink, create, tmpfile, and rename with a whiteout.
+The kernel has checked the caller's permissions before (default_permissions), with all of the
+caller's groups. setfsuid(2) and setfsgid(2) affect one thread. The thread keeps its capabilities
+(`keep_capabilities`). Without them the host would check again, with the primary group alone, and
+refuse a caller that may create only by a supplementary group.
 
+Suid and sgid bits need three more switches. With a map or squashing, chmod(2) of these bits acts as
+the caller without CAP_FOWNER, and the creation of a file with the sgid bit lacks CAP_FSETID
+(ownership.py). A call that must clear the bits lacks CAP_FSETID, and has another file system gid
+(`ClearingPrivileges`).
 If a switch cannot be undone, the process ends.
 """
 
@@ -86,10 +90,10 @@ def acting_as(ids: HostIds) -> AbstractContextManager[None]:
 class ActingAs:
     """A guard: inside it, files that this thread creates belong to *ids*.
 
-    The guard sets the group first, and restores in reverse order. The calls report no failure, but
-    return the id before them, so that the restoring calls show if each switch succeeded. If a
-    switch failed, the owner of the new file and the ids of the next request are unknown: the
-    process ends at once.
+    The guard sets the group first, and restores in reverse order. setfsuid(2) and setfsgid(2)
+    report no failure, but return the previous id. So the restoring calls return the switched ids,
+    if each switch succeeded. If a switch failed, the owner of the new file and the ids of the next
+    request are unknown: the process ends at once.
     """
 
     __slots__ = ("_gid", "_uid")
@@ -179,9 +183,9 @@ class ClearingPrivileges(Without):
 
     The kernel clears the bits for a thread without CAP_FSETID, capabilities(7). Do not nest it.
 
-    The kernel clears an sgid bit without group execution, which gives no right, only if the thread
-    is outside of the file's group, inode(7). With the file's *group* the thread is inside,
-    otherwise outside.
+    An sgid bit without group execution gives no right. The kernel clears this bit only if the
+    thread is outside of the file's group, inode(7). To keep the bit, pass the file's *group*; the
+    default clears it.
     """
 
     __slots__ = ("_group",)

@@ -105,8 +105,9 @@ class IdMap:
     def _squashed(self, number: HostId) -> ContainerId:
         """Return the id that the kernel gets for *number*, which is in no range.
 
-        Squashed callers may act as *number*. With `root` the only one is container root. With `all`
-        every caller is one, so that the number of the host does no harm.
+        If *number* is the anonymous id, squashed callers act as it. With squash=root this is only
+        container root, which becomes the owner. With squash=all it is every caller, so that the
+        host's number does no harm.
         """
         if self._squash is Squash.NONE or number != self._anonymous:
             return ContainerId(UNMAPPED)
@@ -156,7 +157,7 @@ class IdMaps:
         """Return whether no caller acts with the group *number*."""
         return self._gid.to_container(number) == UNMAPPED
 
-    def may_be_in(self, number: HostId) -> bool:
+    def may_have_group(self, number: HostId) -> bool:
         """Return whether an unsquashed caller may have the supplementary group *number*.
 
         With squash=root it cannot have root's group, and never an unmapped group.

@@ -50,7 +50,7 @@ _FOR_EXECUTION: Final = 0x20
 class Ownership:
     """The owners of one volume's files, in the volume and on the host."""
 
-    __slots__ = ("_maps", "_reported", "lacks_owners", "restricted")
+    __slots__ = ("_maps", "_reported", "may_lack_owners", "restricted")
 
     def __init__(self, config: Effective) -> None:
         self._maps = maps(config)
@@ -61,7 +61,7 @@ class Ownership:
         Each change of content then clears suid and sgid bits. The kernel requests this only for
         callers other than container root.
         """
-        self.lacks_owners = bool(config.map_uid)
+        self.may_lack_owners = bool(config.map_uid)
         """True if files may belong to unmapped users."""
 
     def acting_as(self, caller: Caller, mode: int = 0) -> AbstractContextManager[None]:
@@ -81,7 +81,7 @@ class Ownership:
         return credentials.acting_as(ids)
 
     def shown(self, attributes: os.stat_result) -> ContainerIds | None:
-        """Return the owner of a file in replies, or None for its owner on the host."""
+        """Return the owner that replies show; None if it is the host's owner, unmapped."""
         if self._maps is None:
             return None
         host = HostIds(HostId(attributes.st_uid), HostId(attributes.st_gid))
@@ -130,7 +130,7 @@ class Ownership:
         if self._lacks(attributes):
             raise os_error(errno.EPERM)
 
-    def why_unchanged(self, attributes: os.stat_result) -> str:
+    def why_no_change_allowed(self, attributes: os.stat_result) -> str:
         """Return why no caller may change the top directory, or an empty text if its owner may."""
         if not self._lacks(attributes):
             return ""
@@ -148,7 +148,7 @@ class Ownership:
         Raises:
             OSError: EPERM.
         """
-        if not self.lacks_owners:
+        if not self.may_lack_owners:
             return
         try:
             fd = syscalls.open_same_mount(directory, name)
@@ -184,7 +184,7 @@ class Ownership:
             raise os_error(errno.EPERM)
 
     def _lacks(self, attributes: os.stat_result) -> bool:
-        if self._maps is None or not self.lacks_owners:
+        if self._maps is None or not self.may_lack_owners:
             return False
         return self._maps.lacks_user(HostId(attributes.st_uid))
 

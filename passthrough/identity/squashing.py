@@ -73,7 +73,10 @@ AS_WORKER: Final = frozenset({"forget", "getattr", "statx", "statfs", "syncfs", 
 """The operations that need no right."""
 
 REFUSED: Final = frozenset({"unopened", "unopened_stream"})
-"""The operations on files that no caller has opened; options/effective.py turns no_open off."""
+"""The operations that serve READ and READDIR without an open before.
+
+options/effective.py turns no_open and no_opendir off.
+"""
 
 ALONE: Final = (False,)
 AS_MEMBER: Final = (True,)
@@ -124,7 +127,7 @@ class Squashing:
 
     def possible_groups(self, found: Iterable[int]) -> tuple[HostId, ...]:
         """Return the groups of *found* that an unsquashed caller may be a member of."""
-        return tuple({HostId(gid) for gid in found if self._maps.may_be_in(HostId(gid))})
+        return tuple({HostId(gid) for gid in found if self._maps.may_have_group(HostId(gid))})
 
     def new_group(self, gid: ContainerId | None) -> tuple[int, ...]:
         """Return the group of the host that chown(2) gives a file, or nothing if it gives none."""
@@ -154,8 +157,8 @@ def membership_tries(mode: int | None, *, directory: bool) -> tuple[bool, ...]:
 def needs_no_right(changes: Changes, handle: int | None) -> bool:
     """Return whether SETATTR needs no right, or only the right that *handle* was opened with.
 
-    A handle comes with ftruncate(2), and with the times of an open file that a thread of the kernel
-    writes back as user 0. A SETATTR without changes precedes a write.
+    The kernel sends *handle* for ftruncate(2), and when it writes back the times of an open file as
+    user 0. Before a write, the kernel sends a SETATTR without changes, to clear suid and sgid bits.
     """
     if changes.mode is not None or changes.uid is not None or changes.gid is not None:
         return False

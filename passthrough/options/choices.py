@@ -4,7 +4,17 @@ import enum
 
 
 class CachePolicy(enum.StrEnum):
-    """The policy of the kernel's cache; timeouts.py and cache_policy.py turn it into numbers."""
+    """The policy of the kernel's cache.
+
+    - timeouts.py: the timeouts that are not given.
+    - cache_policy.py: the flags of opens, which the handlers of both sessions send. `always` keeps
+      cached pages, `metadata` drops attributes.
+    - effective.py: conflicts of `never` with writeback, of `metadata` with passthrough, and of all
+      but `always` with no_open.
+    - session/negotiation.py: the kernel drops cached pages if a file's times change, but not with
+      `always`.
+    - plugin/admin/network.py: a warning if the source is on a network file system.
+    """
 
     NEVER = "never"
     METADATA = "metadata"

@@ -1,7 +1,7 @@
 """Effective options: the requested ones with every conflict decided, and with the reasons.
 
-`resolve` decides the conflicts, once on each side: in the plugin for Create and Status, and in the
-worker, which knows the source. All code below takes Effective options.
+The plugin calls `resolve` at Create and for Status. The worker calls `resolve` again, because it
+has the source. The mount, the session, the core and the identity take Effective options.
 """
 
 from collections.abc import Callable, Iterator
@@ -125,8 +125,8 @@ OBSTACLES: Final = (
     ),
     Obstacle(
         lambda options: options.cache is CachePolicy.METADATA and options.allow_direct_io,
-        "with cache=metadata the kernel knows a file's size until the next open: direct I/O would"
-        " use this size, and passthrough the host's",
+        "with cache=metadata direct I/O uses the size that the kernel has cached, and passthrough"
+        " the host's size: the two can differ",
     ),
     Obstacle(
         lambda options: options.no_open,
@@ -134,8 +134,8 @@ OBSTACLES: Final = (
     ),
     Obstacle(
         lambda options: options.atime is Atime.NOATIME,
-        "with atime=noatime access times must stay, and the kernel opens the host's file so that"
-        " reads update them",
+        "with atime=noatime access times must not change, but reads by passthrough would change"
+        " them on the host",
     ),
 )
 
@@ -205,7 +205,7 @@ def _resolve_passthrough(options: Effective) -> Effective:
         return options
     if options.passthrough is Passthrough.ON:
         raise OptionError("passthrough", "on", "auto or off", f"'on' cannot be had: {reason}")
-    # No note: the user did not give the option.
+    # No note: `auto` leaves the choice to passfs.
     return msgspec.structs.replace(options, passthrough=Passthrough.OFF)
 
 

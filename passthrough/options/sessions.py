@@ -42,7 +42,10 @@ class Lack(NamedTuple):
 
     reason: str
     without: object = None
-    """The accepted value beside the default: the one that asks for nothing. None: there is none."""
+    """A second accepted value, which does not ask for the feature.
+
+    None if only the default is accepted.
+    """
 
 
 LACKING: Final[Mapping[SessionKind, Mapping[str, Lack]]] = {

@@ -26,7 +26,8 @@ from passthrough.options.choices import (
 class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One value for each option; the defaults are those of a volume without options.
 
-    Timeouts are in seconds. None leaves a value to another option, or to the machine.
+    Timeouts are in seconds. If a value is None, `resolve` derives it from `cache` or the session.
+    For `mode`, `uid` and `gid`, None means no change.
     """
 
     cache: CachePolicy = CachePolicy.AUTO
@@ -131,8 +132,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
-        "compose inode numbers from the host's number and a number for the device,"
-        " also on the source's device",
+        "put a number for the device into each inode number,"
+        " also for files on the source's own device",
     ),
     "seal_size": Option(
         values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
@@ -196,14 +197,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
         values.boolean,
         _TRUE_FALSE,
         "clear suid and sgid bits in the worker, which saves a request before each write",
-        "where offered",
+        "true with session=kernel",
     ),
     "posix_acl": Option(values.boolean, _TRUE_FALSE, "apply POSIX ACLs, and inherit default ACLs"),
     "locks": Option(
         values.word(Locks),
         "host or local",
         "host locks the host's files, for all programs on the host; local locks within the volume",
-        "host where offered",
+        "host with session=kernel",
     ),
     "mode": Option(
         values.optional_mode,

@@ -1,4 +1,7 @@
-"""Timeouts: those that a volume gives, and those of its cache policy."""
+"""Timeouts: those that a volume gives, and those of its cache policy.
+
+`CachePolicy` (choices.py) lists the other effects of the option `cache`.
+"""
 
 from typing import Final, NamedTuple
 

@@ -41,7 +41,7 @@ class Range(NamedTuple):
     length: int
 
 
-# Each of these functions turns a text into a value, or raises ValueError.
+# The parsers, up to `optional_mode`, and `ranges` turn a text into a value, or raise ValueError.
 
 
 def boolean(text: str) -> bool:
@@ -121,10 +121,11 @@ def unquoted_mode(text: str) -> str:
 
 
 def perhaps_unquoted(mode: int) -> str:
-    """Return the mode that YAML may have converted to *mode*: 0777 for 511.
+    """Return the mode that the user may have meant by the digits of *mode*: 0777 for 511.
 
-    The text is empty if the owner can read, write and search a directory with *mode*, or cannot do
-    so with the mode that YAML would have converted.
+    YAML reads 0777 without quotes as an octal number, and passes on its decimal digits, 511. Return
+    an empty text if the owner of a directory has all rights with *mode*, or lacks one with the
+    other mode.
     """
     digits = f"{mode:o}"
     other = int(digits) if _DECIMAL_MODE.fullmatch(digits) else 0

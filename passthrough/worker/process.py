@@ -110,7 +110,7 @@ def serve(
     session = load(config.session)
     fs = filesystem_of(config, _confine(config, handover.source_fd))
 
-    if not config.readonly and (why := fs.ownership.why_unchanged(fs.inodes.root.stat())):
+    if not config.readonly and (why := fs.ownership.why_no_change_allowed(fs.inodes.root.stat())):
         log.warning("%s", why)
 
     def ready(without_passthrough: str) -> None:

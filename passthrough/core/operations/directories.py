@@ -30,7 +30,7 @@ class DirectoryOperations(EntryOperations):
     def opendir(self, number: int) -> int:
         """Open a directory stream; gives a handle number."""
         inode = self.inodes[number]
-        if self.ownership.lacks_owners:
+        if self.ownership.may_lack_owners:
             self.ownership.check_open(inode.stat(), os.O_RDONLY)
         fd = self._reopen(inode, stat.S_IFDIR, os.O_RDONLY | os.O_DIRECTORY)
         return self.directories.add(OpenDirectory(number, fd))

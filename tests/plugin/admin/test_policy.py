@@ -82,7 +82,7 @@ def test_a_refusal_names_no_default_that_is_unrelated() -> None:
         ("entry_timeout", {"entry-timeout": "1s"}, "'from cache'"),
         ("cache=always,cache=metadata", {"cache": "METADATA"}, "'auto'"),
         ("sandbox", {"sandbox": "none"}, "'namespace'"),
-        ("killpriv_v2", {"killpriv-v2": "false"}, "'where offered'"),
+        ("killpriv_v2", {"killpriv-v2": "false"}, "'true with session=kernel'"),
         ("source", {"Source": "/srv"}, "a directory of its own"),
     ],
 )
