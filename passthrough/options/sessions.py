@@ -50,12 +50,8 @@ class Lack(NamedTuple):
 
 LACKING: Final[Mapping[SessionKind, Mapping[str, Lack]]] = {
     SessionKind.LIBFUSE: {
-        "no_open": Lack(
-            "pyfuse3 gives reads and writes no inode number, only that of an open file"
-        ),
-        "no_opendir": Lack(
-            "pyfuse3 gives listings no inode number, only that of an open directory"
-        ),
+        "no_open": Lack("pyfuse3 passes reads and writes the fh of an open file, but no nodeid"),
+        "no_opendir": Lack("pyfuse3 passes listings the fh of an open directory, but no nodeid"),
         "killpriv_v2": Lack(
             "pyfuse3 does not negotiate HANDLE_KILLPRIV_V2, so that the kernel clears the bits"
             " itself",

@@ -126,14 +126,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "no_readdir": Option(
         values.boolean,
         _TRUE_FALSE,
-        "list every directory as empty; with a source it needs readonly",
+        "list every directory as empty; with a source it is refused without readonly",
     ),
     "xattr": Option(values.boolean, _TRUE_FALSE, "extended attributes; false speeds up writes"),
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
-        "put a number for the device into each inode number,"
-        " also for files on the source's own device",
+        "every inode number combines the host's number and a number for the mount;"
+        " if false, files on the source's own mount keep the host's",
     ),
     "seal_size": Option(
         values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"
@@ -181,7 +181,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "map_uid": Option(
         values.ranges,
         _RANGES,
-        "ranges of users in containers, and the users of the host that they act as",
+        "ranges of callers' ids (with userns-remap, as the host sees them), and the ids of the"
+        " host that they act as",
     ),
     "map_gid": Option(values.ranges, _RANGES, "the same for groups"),
     "squash": Option(
@@ -190,9 +191,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "anon_uid": Option(values.identifier, _ID, "the user of the host that squashed callers act as"),
     "anon_gid": Option(values.identifier, _ID, "the same for groups"),
     "no_open": Option(
-        values.boolean, _TRUE_FALSE, "let the kernel open files by itself; needs cache=always"
+        values.boolean,
+        _TRUE_FALSE,
+        "let the kernel open files without a request; every policy but cache=always turns it off",
     ),
-    "no_opendir": Option(values.boolean, _TRUE_FALSE, "let the kernel open directories by itself"),
+    "no_opendir": Option(
+        values.boolean, _TRUE_FALSE, "let the kernel open directories without a request"
+    ),
     "killpriv_v2": Option(
         values.boolean,
         _TRUE_FALSE,

@@ -287,7 +287,8 @@ _ROWS: Final = (
         "forbidden_options",
         _options(forbidden_options),
         "",
-        "Options that volumes may not give, or not with one value, such as suid,sandbox=none",
+        "Options forbidden to volumes, such as suid,sandbox=none: a name forbids all values but "
+        "the default, NAME=VALUE forbids one value",
         "none",
         flag=Flag("--forbid-options", "OPTIONS"),
     ),

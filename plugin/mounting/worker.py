@@ -1,4 +1,4 @@
-"""One worker process, from its start to its end: handover, log lines, return code.
+"""One worker process, from its start to its end: hand-over, log lines, return code.
 
 The process ends by itself when its file system has no user, or when the other end of its standard
 input closes. If the service manager stores that end (fd_store.py), the process goes on after the
@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, volume: VolumeName) -> None:
         self.volume = volume
         self.report = Report(serving=False)
-        """The report with which the worker answered the handover."""
+        """The report with which the worker answered the hand-over."""
         self.stored = False
         """True if the fd store has the worker's descriptors, so that it survives this plugin."""
         self.ended = trio.Event()

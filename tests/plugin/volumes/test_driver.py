@@ -432,7 +432,7 @@ async def test_io_uring_is_refused_without_the_kernel_s_support_and_status_shows
 
         await dockerd.do("Create", Name="vol", Opts={"session": "kernel"})
         status = (await dockerd.volume("vol"))["Status"]
-        assert status["transport"].startswith("dev: if a worker dies, the kernel sends")
+        assert status["transport"].startswith("dev: the default, because io_uring is slower")
         assert status["options"]["transport"] == "dev"
         monkeypatch.setattr(kernel_features, "io_uring_obstacle", str)
         await dockerd.do("Create", Name="vol2", Opts=opts)

@@ -37,7 +37,7 @@ class Keeper:
 
     @property
     def handover(self) -> Handover:
-        """Return the handover for a worker."""
+        """Return the hand-over for a worker."""
         return Handover(
             volume="demo", config=self.config, fuse_fd=self.fuse_fd, source_fd=self.source_fd
         )

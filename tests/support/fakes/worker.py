@@ -1,4 +1,4 @@
-"""A worker process that answers the handover and serves nothing, with its fork server.
+"""A worker process that answers the hand-over and serves nothing, with its fork server.
 
 Run as a program, this is the fork server. Its first argument is the manner in which workers behave.
 They end as real ones do: when the file system is unmounted, or when standard input closes.
@@ -98,7 +98,7 @@ def _wait(handover: Handover) -> None:
 
 
 def _sleep() -> int:
-    """Write that it sleeps, and wait until the plugin ends; without a handover."""
+    """Write that it sleeps, and wait until the plugin ends; without a hand-over."""
     os.write(1, b"asleep\n")
     os.read(0, 1)
     return 0
@@ -116,7 +116,7 @@ def _unwatched(pid: int, flags: int = 0) -> int:  # noqa: ARG001 - as os.pidfd_o
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-# Manners without a handover.
+# Manners without a hand-over.
 BARE: dict[str, Callable[[], int]] = {
     "sleep": _sleep,
     "bug": _bug,
