@@ -19,6 +19,8 @@ from tests.support.tools.columns import FEW_DESCRIPTORS, Ground
 from tests.support.tools.files import outcome
 from tests.support.tools.listing import entries_of, listing
 
+pytestmark = pytest.mark.full
+
 both_sessions = pytest.mark.columns("control", "kernel-auto", "libfuse-auto")
 with_few_descriptors = pytest.mark.columns(
     "control", "kernel-auto-few-descriptors", "libfuse-auto-few-descriptors"

@@ -24,6 +24,8 @@ from tests.support.tools.driver import unit
 from tests.support.tools.inside import PROBES, probe
 from tests.support.tools.mounts import MS_BIND, mounted_on, mounts_at
 
+pytestmark = pytest.mark.full
+
 INSIDE = "tests.support.tools.inside"
 CAP_SYS_PTRACE = 19  # capabilities(7)
 CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)

@@ -19,6 +19,8 @@ from tests.support.fakes.worker import command
 from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.mounts import bound
 
+pytestmark = pytest.mark.full
+
 SERVE = command("serve")
 ENDED = "the plugin ended while the volume was mounted; "
 

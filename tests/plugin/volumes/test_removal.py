@@ -138,6 +138,7 @@ def marked(situation: str) -> object:
     return pytest.param(situation, marks=[killed] if situation == "dead worker" else [])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("situation", [marked(one) for one in SITUATIONS])
 async def test_remove_deletes_only_files_of_an_unused_volume_without_source(
     place: Place, situation: str

@@ -266,6 +266,7 @@ def test_purge_deletes_files_of_every_kind(storage: Storage, trash: Path) -> Non
     assert list(trash.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_tree_of_any_depth_is_deleted(storage: Storage, trash: Path) -> None:
     """The recursion limit, PATH_MAX and the number of descriptors set no limit."""
     storage.create(DATA)
