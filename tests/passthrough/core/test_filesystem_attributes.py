@@ -9,7 +9,7 @@ import pytest
 
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
-from passthrough.identity.attributes import OMIT, Changes
+from passthrough.identity.attributes import Changes
 from passthrough.identity.idmap import Caller, ContainerId
 from passthrough.linux import syscalls
 from tests.support.tools.direct import CALLER, caller, fails, listing, number_of
@@ -25,39 +25,6 @@ def test_setattr_without_changes_changes_nothing(fs: PassthroughFs, source: Path
 
     assert after.stat == before == (source / "file").stat()
     assert after.stat.st_ctime_ns == before.st_ctime_ns
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (Changes(mode=0o4750), {"st_mode": stat.S_IFREG | 0o4750}),
-        (Changes(uid=ContainerId(7)), {"st_uid": 7, "st_gid": 2}),
-        (Changes(gid=ContainerId(8)), {"st_uid": 1, "st_gid": 8}),
-        (Changes(uid=ContainerId(7), gid=ContainerId(8)), {"st_uid": 7, "st_gid": 8}),
-        (Changes(size=3), {"st_size": 3}),
-        (Changes(size=10), {"st_size": 10}),
-        (Changes(atime=(5, 6)), {"st_atime_ns": 5_000_000_006, "st_mtime_ns": 2_000_000_000}),
-        (Changes(mtime=(5, 6)), {"st_mtime_ns": 5_000_000_006, "st_atime_ns": 1_000_000_000}),
-        (Changes(mtime=(-5, 0)), {"st_mtime_ns": -5_000_000_000}),
-        # Truncation moves the times, so these come after; a new owner takes the setuid bit away.
-        (Changes(size=1, mtime=(5, 6)), {"st_size": 1, "st_mtime_ns": 5_000_000_006}),
-        (Changes(mode=0o4755, uid=ContainerId(7)), {"st_uid": 7, "st_mode": stat.S_IFREG | 0o755}),
-    ],
-)
-def test_setattr_changes_what_it_is_told(
-    fs: PassthroughFs, source: Path, changes: Changes, expected: dict[str, int]
-) -> None:
-    (source / "file").write_bytes(b"content")
-    os.chown(source / "file", 1, 2)
-    os.utime(source / "file", (1, 2))
-    number = number_of(fs, b"file")
-
-    answer = fs.setattr(number, changes)
-
-    found = (source / "file").stat()
-    assert {field: getattr(found, field) for field in expected} == expected
-    assert answer.stat == found
-    assert OMIT == (0, syscalls.UTIME_OMIT)
 
 
 STEPS = ("chmod", "chown", "ftruncate", "utimensat")
@@ -132,44 +99,6 @@ def test_every_reply_has_the_timeouts_of_its_kind(
     assert {reply.timeout for reply in replies} == {expected[1]}
 
 
-def test_setattr_of_a_symlink_leaves_its_target_alone(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").touch()
-    (source / "link").symlink_to("file")
-    before = (source / "file").stat()
-    number = number_of(fs, b"link")
-
-    fs.setattr(number, Changes(uid=ContainerId(7), gid=ContainerId(8), atime=(5, 6), mtime=(5, 6)))
-    fails(errno.EOPNOTSUPP, lambda: fs.setattr(number, Changes(mode=0o600)))
-    fails(errno.EBADF, lambda: fs.setattr(number, Changes(size=0)))
-
-    link = (source / "link").lstat()
-    assert (link.st_uid, link.st_gid, link.st_mtime_ns) == (7, 8, 5_000_000_006)
-    assert (source / "file").stat() == before
-
-
-def test_truncation_through_a_handle_needs_no_permission_anew(
-    fs: PassthroughFs, source: Path
-) -> None:
-    """ftruncate(2) on what was opened, also when its name and permissions are gone."""
-    (source / "file").write_bytes(b"content")
-    number = number_of(fs, b"file")
-    handle = fs.open(number, os.O_RDWR)
-    (source / "file").unlink()
-
-    assert fs.setattr(number, Changes(size=3), handle).stat.st_size == 3
-    assert fs.read(handle, 0, 10) == b"con"
-    fs.release(handle)
-
-
-def test_truncation_through_a_handle_for_reading_fails(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").write_bytes(b"content")
-    number = number_of(fs, b"file")
-    handle = fs.open(number, os.O_RDONLY)
-
-    fails(errno.EINVAL, lambda: fs.setattr(number, Changes(size=3), handle))
-    fs.release(handle)
-
-
 def test_the_same_number_in_every_answer(fs: PassthroughFs, source: Path) -> None:
     """Also of a file on another device below the source: programs compare st_ino."""
     (source / "other").mkdir()
@@ -224,35 +153,6 @@ def test_root_may_search_any_directory(fs: PassthroughFs, source: Path) -> None:
     (source / "dir").mkdir(mode=0)
 
     assert fs.access(number_of(fs, b"dir"), os.X_OK, caller(0, 0))
-
-
-def test_statfs_is_the_hosts(fs: PassthroughFs, source: Path) -> None:
-    ours, hosts = fs.statfs(), os.statvfs(source)
-
-    assert (ours.f_blocks, ours.f_bsize, ours.f_files) == (
-        hosts.f_blocks,
-        hosts.f_bsize,
-        hosts.f_files,
-    )
-
-
-def test_extended_attributes(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").touch()
-    number = number_of(fs, b"file")
-
-    fs.setxattr(number, b"user.one", b"a\0b")
-    fs.setxattr(number, b"trusted.two", b"")
-
-    assert fs.getxattr(number, b"user.one") == b"a\0b"
-    assert sorted(fs.listxattr(number, caller(0, 0))) == [b"trusted.two", b"user.one"]
-    assert fs.listxattr(number, CALLER) == [b"user.one"], "xattr(7): trusted is for the privileged"
-    assert os.getxattr(source / "file", "user.one") == b"a\0b"
-    fs.removexattr(number, b"user.one")
-    assert fs.listxattr(number, caller(0, 0)) == [b"trusted.two"]
-    fails(errno.ENODATA, lambda: fs.getxattr(number, b"user.one"))
-    fails(errno.ENODATA, lambda: fs.removexattr(number, b"user.one"))
-    fails(errno.ENODATA, lambda: fs.setxattr(number, b"user.one", b"", os.XATTR_REPLACE))
-    fails(errno.EEXIST, lambda: fs.setxattr(number, b"trusted.two", b"", os.XATTR_CREATE))
 
 
 def test_extended_attributes_of_a_symlink_are_its_own(fs: PassthroughFs, source: Path) -> None:

@@ -94,19 +94,6 @@ def test_flags_for_the_callers_kernel_do_not_reach_the_host(
     fs.release(handle)
 
 
-def test_flags_for_the_file_do(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").write_bytes(b"content")
-    number = number_of(fs, b"file")
-
-    append = fs.open(number, os.O_WRONLY | os.O_APPEND)
-    fs.write(append, 0, b"!")
-    fs.release(append)
-    assert (source / "file").read_bytes() == b"content!"
-
-    fs.release(fs.open(number, os.O_WRONLY | os.O_TRUNC))
-    assert (source / "file").read_bytes() == b""
-
-
 def test_descriptors_are_not_inherited(fs: PassthroughFs, source: Path) -> None:
     (source / "file").touch()
     number = number_of(fs, b"file")
@@ -145,28 +132,6 @@ def has_noatime(fd: int) -> bool:
     return bool(int(flags, 8) & os.O_NOATIME)
 
 
-def test_read_and_write_are_positional(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").write_bytes(b"0123456789")
-    handle = fs.open(number_of(fs, b"file"), os.O_RDWR)
-
-    assert fs.read(handle, 8, 100) == b"89"
-    assert fs.read(handle, 10, 100) == b""
-    assert fs.write(handle, 2, b"xx") == 2
-    assert fs.read(handle, 0, 5) == b"01xx4"
-    fs.release(handle)
-
-
-def test_a_handle_does_only_what_it_was_opened_for(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").touch()
-    number = number_of(fs, b"file")
-    reading, writing = fs.open(number, os.O_RDONLY), fs.open(number, os.O_WRONLY)
-
-    fails(errno.EBADF, lambda: fs.write(reading, 0, b"x"))
-    fails(errno.EBADF, lambda: fs.read(writing, 0, 1))
-    fs.release(reading)
-    fs.release(writing)
-
-
 @pytest.mark.parametrize(("datasync", "call"), [(True, "fdatasync"), (False, "fsync")])
 def test_syncing_reaches_the_hosts_call(
     fs: PassthroughFs,
@@ -189,19 +154,6 @@ def test_syncing_reaches_the_hosts_call(
     assert asked == expected
     fs.release(file)
     fs.releasedir(directory)
-
-
-def test_flush_leaves_the_file_open(fs: PassthroughFs, source: Path) -> None:
-    """Each close(2) of a shared file flushes; only the last one releases."""
-    (source / "file").touch()
-    handle = fs.open(number_of(fs, b"file"), os.O_RDWR)
-
-    fs.flush(handle)
-    fs.flush(handle)
-
-    assert fs.write(handle, 0, b"x") == 1
-    fs.release(handle)
-    fails(errno.EBADF, lambda: fs.flush(handle))
 
 
 def test_flush_reports_what_the_host_reports_on_close(

@@ -12,7 +12,7 @@ from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Entry
 from passthrough.linux import syscalls
-from tests.support.tools.direct import CALLER, caller, fails, number_of
+from tests.support.tools.direct import CALLER, fails, number_of
 from tests.support.tools.options import effective
 
 
@@ -30,11 +30,6 @@ def test_lookup_tells_what_the_host_says_and_for_how_long(source: Path) -> None:
         assert (entry.entry_timeout, entry.attr_timeout) == (3 if name == "dir" else 1, 2)
         assert fs.getattr(entry.inode_number).timeout == 2
     fs.close()
-
-
-def test_lookup_of_a_missing_name_holds_nothing(fs: PassthroughFs) -> None:
-    fails(errno.ENOENT, lambda: fs.lookup(ROOT, b"missing"))
-    fails(errno.ENAMETOOLONG, lambda: fs.lookup(ROOT, b"x" * 256))
 
 
 def test_lookup_below_a_file_or_a_symlink_fails(fs: PassthroughFs, source: Path) -> None:
@@ -68,18 +63,6 @@ CREATING: dict[str, Callable[[PassthroughFs, bytes], Entry]] = {
 
 
 @pytest.mark.parametrize("operation", CREATING)
-def test_what_is_created_belongs_to_the_caller(
-    fs: PassthroughFs, source: Path, operation: str
-) -> None:
-    entry = CREATING[operation](fs, b"new")
-
-    found = (source / "new").lstat()
-    assert (found.st_uid, found.st_gid) == CALLER
-    assert entry.stat == found
-    assert entry.inode_number == found.st_ino
-
-
-@pytest.mark.parametrize("operation", CREATING)
 def test_creation_in_the_place_of_something_fails(
     fs: PassthroughFs, source: Path, operation: str
 ) -> None:
@@ -108,34 +91,6 @@ def test_exclusive_creation_in_the_place_of_something_is_eexist(
     )
 
 
-def test_create_opens_what_it_created(fs: PassthroughFs, source: Path) -> None:
-    """With a mode that forbids the caller to open it again, open(2)."""
-    entry, handle = fs.create(ROOT, b"new", 0o000, os.O_RDWR | os.O_TRUNC, CALLER)
-
-    assert fs.write(handle, 0, b"content") == 7
-    assert fs.read(handle, 3, 100) == b"tent"
-    fs.release(handle)
-    assert (source / "new").read_bytes() == b"content"
-    assert stat.S_IMODE(entry.stat.st_mode) == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "rdev"),
-    [
-        (stat.S_IFREG, 0),
-        (stat.S_IFIFO, 0),
-        (stat.S_IFSOCK, 0),
-        (stat.S_IFCHR, os.makedev(1, 3)),
-        (stat.S_IFBLK, os.makedev(259, 70_000)),
-    ],
-)
-def test_mknod_makes_every_kind(fs: PassthroughFs, source: Path, kind: int, rdev: int) -> None:
-    fs.mknod(ROOT, b"node", kind | 0o640, rdev, caller(0, 0))
-
-    found = (source / "node").lstat()
-    assert (stat.S_IFMT(found.st_mode), found.st_rdev) == (kind, rdev)
-
-
 @pytest.mark.parametrize("mode", [0o700, 0o1777, 0o2755])
 def test_the_mode_is_the_one_that_the_callers_umask_left(
     fs: PassthroughFs, source: Path, mode: int
@@ -152,71 +107,12 @@ def test_the_mode_is_the_one_that_the_callers_umask_left(
     assert stat.S_IMODE((source / "node").stat().st_mode) == mode & 0o777
 
 
-def test_symlink_and_readlink_keep_any_text(fs: PassthroughFs) -> None:
-    text = b"/\xff/../nowhere\n" + b"x" * 4000
-
-    number = fs.symlink(ROOT, b"link", text, CALLER).inode_number
-
-    assert fs.readlink(number) == text
-
-
-def test_readlink_of_anything_else_is_einval(fs: PassthroughFs, source: Path) -> None:
-    """readlink(2) says so of a file; for an empty name below it the host says ENOENT."""
-    (source / "file").touch()
-    with pytest.raises(OSError, match=r"\[Errno"):
-        fs.readlink(number_of(fs, b"file"))
-
-
-def test_link_to_a_symlink_is_a_second_name_of_the_symlink(fs: PassthroughFs, source: Path) -> None:
-    (source / "file").touch()
-    (source / "link").symlink_to("file")
-    number = number_of(fs, b"link")
-
-    entry = fs.link(number, ROOT, b"second")
-
-    assert entry.inode_number == number
-    assert os.readlink(source / "second") == "file"
-    assert (source / "file").stat().st_nlink == 1
-
-
-def test_link_to_a_directory_is_refused(fs: PassthroughFs, source: Path) -> None:
-    (source / "dir").mkdir()
-
-    fails(errno.EPERM, lambda: fs.link(number_of(fs, b"dir"), ROOT, b"second"))
-
-
-def test_unlink_and_rmdir_are_for_their_own_kind(fs: PassthroughFs, source: Path) -> None:
-    (source / "dir").mkdir()
-    (source / "full").mkdir()
-    (source / "full" / "file").touch()
-    (source / "link").symlink_to("dir")
-
-    fails(errno.EISDIR, lambda: fs.unlink(ROOT, b"dir"))
-    fails(errno.ENOTDIR, lambda: fs.rmdir(ROOT, b"link"))
-    fails(errno.ENOTEMPTY, lambda: fs.rmdir(ROOT, b"full"))
-    fails(errno.ENOENT, lambda: fs.unlink(ROOT, b"missing"))
-    fs.unlink(ROOT, b"link")
-    fs.rmdir(ROOT, b"dir")
-
-    assert os.listdir(source) == ["full"]
-
-
 @pytest.fixture
 def two_files(source: Path) -> tuple[Path, Path]:
     one, other = source / "one", source / "other"
     one.write_bytes(b"one")
     other.write_bytes(b"other")
     return one, other
-
-
-def test_rename_replaces(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
-    number = number_of(fs, b"one")
-
-    fs.rename(ROOT, b"one", ROOT, b"other", 0, CALLER)
-
-    assert two_files[1].read_bytes() == b"one"
-    assert not two_files[0].exists()
-    assert number_of(fs, b"other") == number
 
 
 def test_rename_into_another_directory(
@@ -239,12 +135,6 @@ def test_rename_noreplace(fs: PassthroughFs, two_files: tuple[Path, Path]) -> No
 
     assert two_files[1].read_bytes() == b"other"
     assert (two_files[0].parent / "new").read_bytes() == b"one"
-
-
-def test_rename_exchange(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
-    fs.rename(ROOT, b"one", ROOT, b"other", syscalls.RENAME_EXCHANGE, CALLER)
-
-    assert [path.read_bytes() for path in two_files] == [b"other", b"one"]
 
 
 def test_rename_whiteout(fs: PassthroughFs, two_files: tuple[Path, Path]) -> None:
