@@ -8,7 +8,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     core/       the request path: inodes, open files, one method for each operation
     identity/   credentials and ids: the ids that a request acts with, the owners that callers see
     options/    the options of a volume, as requested and as in force
-    linux/      one wrapper for each system call, and the features of the running kernel
+    linux/      wrappers of the system calls that `os` lacks, and the features of the running kernel
 
 The docstring of each room lists its modules in the same way.
 

@@ -10,6 +10,7 @@ Suid and sgid bits need three more switches. With a map or squashing, chmod(2) o
 the caller without CAP_FOWNER, and the creation of a file with the sgid bit lacks CAP_FSETID
 (ownership.py). A call that must clear the bits lacks CAP_FSETID, and has another file system gid
 (`ClearingPrivileges`).
+
 If a switch cannot be undone, the process ends.
 """
 

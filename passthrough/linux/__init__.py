@@ -10,5 +10,5 @@ The modules, from the top down:
     syscalls         the other system calls that `os` lacks
     filecalls        system calls on single files that `os` lacks
     fdpath           the path of the file behind a descriptor
-    errors           raises an OSError for an errno
+    errors           makes an OSError from an errno
 """

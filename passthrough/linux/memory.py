@@ -1,11 +1,12 @@
 """Returns unused memory of the interpreter and the C library to the kernel.
 
-Dictionaries never shrink, so the tables of inodes are copied when the kernel has forgotten most
+Dictionaries never shrink, so core/inodes.py copies its tables when the kernel has forgotten most
 inodes. Some megabytes stay, as many after a million files as after a hundred thousand: the
 interpreter's allocator returns memory by the megabyte, and keeps a megabyte for a single object.
 
-Measured with 1,024 descriptors and the `libfuse` session, on tmpfs: find(1) over 1,000,000 files
-took a worker from 35 MB (38 MB after a first walk over 20,000) to 410 MB, with 530 descriptors.
+Measured with a limit of 1,024 descriptors and the `libfuse` session, on tmpfs: find(1) over
+1,000,000 files took a worker from 35 MB (38 MB after a first walk over 20,000) to 410 MB. The
+worker then had 530 open descriptors.
 After the kernel's caches were dropped, the worker had 45 MB
 (tests/passthrough/mounted/test_many_files.py, PASSFS_MANY_FILES=1000000).
 """

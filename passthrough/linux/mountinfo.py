@@ -106,8 +106,8 @@ def contains(mounts: Sequence[MountEntry], outer_fd: int, inner_fd: int) -> bool
     """
     outer_path = os.fsencode(os.readlink(f"/proc/self/fd/{outer_fd}"))
     below = [mount for mount in mounts if is_below(mount.target, outer_path)]
-    areas = [place(mounts, outer_fd), *((mount.device, mount.root) for mount in below)]
-    device, inner = place(mounts, inner_fd)
+    areas = [position(mounts, outer_fd), *((mount.device, mount.root) for mount in below)]
+    device, inner = position(mounts, inner_fd)
     return any(device == dev and is_below(inner, root) for dev, root in areas)
 
 
@@ -116,7 +116,7 @@ def is_below(path: bytes, ancestor: bytes) -> bool:
     return path == ancestor or path.startswith(ancestor.rstrip(b"/") + b"/")
 
 
-def place(mounts: Sequence[MountEntry], fd: int) -> tuple[int, bytes]:
+def position(mounts: Sequence[MountEntry], fd: int) -> tuple[int, bytes]:
     """Return the device of the file behind *fd*, and its path from the file system's own root.
 
     Raises:

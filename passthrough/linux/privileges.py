@@ -1,8 +1,9 @@
 """Wrappers of the system calls that reduce the view and the rights of a process.
 
-The calls that operations need are in syscalls.py. The calls here affect the calling thread and the
-threads that it starts later, so the process makes them while it has one thread. An OSError has the
-call's man page as its file name, which the error message shows.
+syscalls.py has most calls that operations need. Most calls here affect the calling thread and the
+threads that it starts later, so the process makes them while it has one thread. The exceptions are
+`set_groups`, `EffectiveCapabilities` and `unshare(CLONE_FS)`, which also change one thread of
+several. An OSError has the call's man page as its file name, which the error message shows.
 """
 
 import ctypes
@@ -89,7 +90,10 @@ def _checked(result: int, call: str) -> int:
 
 
 def unshare(flags: int) -> None:
-    """Give the process namespaces of its own, CLONE_*, unshare(2)."""
+    """Give the calling thread namespaces of its own, CLONE_NEW*, unshare(2).
+
+    With CLONE_FS the thread gets a root directory, working directory and umask of its own.
+    """
     _checked(_libc.unshare(flags), "unshare(2)")
 
 

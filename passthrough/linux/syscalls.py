@@ -1,4 +1,4 @@
-"""Wrappers of the system calls that `os` lacks, named after their man pages.
+"""Wrappers of the system calls that `os` lacks.
 
 The calls on single open files are in filecalls.py. Every wrapper raises OSError with the kernel's
 errno. Calls that can block release the interpreter's lock (`_libc`). Calls that never block keep it
@@ -79,9 +79,9 @@ class _OpenHow(ctypes.Structure):
 
 # The arguments of `open_same_mount`.
 _OPENAT2_WORD: Final = ctypes.c_long(_SYS_OPENAT2)
-_BESIDE_HOW: Final = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_NO_XDEV)
-_BESIDE: Final = ctypes.byref(_BESIDE_HOW)
-_BESIDE_SIZE: Final = ctypes.c_size_t(ctypes.sizeof(_BESIDE_HOW))
+_SAME_MOUNT_HOW: Final = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_NO_XDEV)
+_SAME_MOUNT: Final = ctypes.byref(_SAME_MOUNT_HOW)
+_SAME_MOUNT_SIZE: Final = ctypes.c_size_t(ctypes.sizeof(_SAME_MOUNT_HOW))
 
 
 class _HandleAnswer(ctypes.Structure):
@@ -215,7 +215,7 @@ def open_same_mount(dir_fd: int, name: bytes) -> int:
     Raises:
         OSError: as the kernel reports it, without the name.
     """
-    fd: int = _libc.syscall(_OPENAT2_WORD, dir_fd, name, _BESIDE, _BESIDE_SIZE)
+    fd: int = _libc.syscall(_OPENAT2_WORD, dir_fd, name, _SAME_MOUNT, _SAME_MOUNT_SIZE)
     if fd >= 0:
         return fd
     number = ctypes.get_errno()

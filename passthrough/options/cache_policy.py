@@ -1,6 +1,7 @@
 """The timeouts and open flags that follow from a volume's cache policy.
 
 `CachePolicy` (choices.py) lists the other effects of the option `cache`.
+
 `never` does without FOPEN_DIRECT_IO, which would make shared memory maps fail with ENODEV: git,
 linkers and SQLite's WAL need them. Instead the kernel drops a file's pages at each open, and keeps
 no name or attribute.

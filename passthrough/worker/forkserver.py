@@ -1,4 +1,4 @@
-"""The fork server: a process with all modules loaded, which forks a worker in milliseconds.
+"""The fork server: has the modules of a worker loaded, and forks a worker in milliseconds.
 
 The keeper starts `python -I -m passthrough.worker.forkserver`, with one end of a SOCK_SEQPACKET
 socket as standard input. On a busy machine it takes the better part of a second to start an
@@ -15,13 +15,14 @@ when the worker has ended.
 The fork server ends when no process holds the other end of its standard input. It does not end its
 workers: each has its own pipe to the keeper.
 
-The fork server has one thread, and no open descriptors except those above; a child closes all that
+The fork server has one thread. Its open descriptors are the standard streams, a duplicate of
+standard input, and a life socket and a process descriptor for each worker. A child closes all that
 are not its own.
 
-The plugin cannot fork workers itself, because it has threads. The modules of a session are loaded
-when the first worker with that session is wanted. On a machine where a worker with an interpreter
-of its own took 400 ms to serve and 25 MB of memory, a forked worker takes 25 ms and 7 MB
-(benchmarks/volumes.py).
+The plugin cannot fork workers itself, because it has threads. The fork server loads the modules of
+the default session at its start, and those of another session before the first worker with it. On a
+machine where a worker with an interpreter of its own took 400 ms to serve and 25 MB of memory, a
+forked worker takes 25 ms and 7 MB (benchmarks/volumes.py).
 """
 
 import errno
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 _CONTROL: Final = 0
 _NAME: Final = b"passfs-forks"
 _LONGEST_PACKET: Final = 256
-# The life socket; standard input, output and error; the descriptors to serve. No worker needs more.
+# An upper limit. A worker gets six: life socket, three standard streams, /dev/fuse, source.
 _MOST_DESCRIPTORS: Final = 16
 
 

@@ -24,8 +24,8 @@ def mount(target: Path, config: Effective) -> int:
     """Mount at *target*, an existing directory; requests wait until a worker serves them.
 
     The kernel checks permissions itself (default_permissions), for every user (allow_other). With
-    squash=all the worker checks them, because the kernel does not know the user that all callers
-    become.
+    squash=all the host checks them for the anonymous user (identity/powerless.py), because the
+    kernel does not know the user that all callers become.
 
     Returns:
         The descriptor of /dev/fuse that belongs to the mount, owned by the caller. When its last

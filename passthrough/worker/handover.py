@@ -17,7 +17,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """The mount that a worker serves, with descriptors that it inherits and then owns."""
 
     volume: str
-    """The name of the volume's directory, for log texts."""
+    """The volume in log texts: the name of its directory, or without Docker the source's path."""
     config: Requested
     fuse_fd: int
     """The descriptor of /dev/fuse that the mount was made with."""
@@ -33,7 +33,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     config: Requested | None = None
     """The options that the worker serves with, until it ends; None if it does not serve.
 
-    The volume's own options may change meanwhile.
+    A Create of the same volume may change the volume's own options meanwhile.
     """
     without_handles: str = ""
     """The reason why the worker holds no file handles, although the options ask for them."""

@@ -1,9 +1,10 @@
 """The worker process: serves one volume until its keeper or its mount ends.
 
-The keeper starts `python -m passthrough.worker.process` with two inherited descriptors. The worker
-reads a Handover from standard input, writes one Report to standard output, and logs to standard
-error. It ends when the file system is unmounted everywhere, on SIGTERM, or when the keeper closes
-the other end of standard input. (A parent-death signal would not do: setfsuid(2) clears it.)
+The fork server forks this process with two descriptors of the keeper, and calls `main`. Tests run
+the module as a program. The worker reads a Handover from standard input, writes one Report to
+standard output, and logs to standard error. It ends when the file system is unmounted everywhere,
+on SIGTERM, or when the keeper closes the other end of standard input. (A parent-death signal would
+not do: setfsuid(2) clears it.)
 """
 
 import importlib
@@ -154,7 +155,9 @@ def _confine(config: Effective, source_fd: int) -> int:
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit of descriptors to the maximum: each inode that the kernel knows holds one.
+    """Raise the limit of descriptors to the maximum.
+
+    Each inode that the kernel knows holds one, unless a kernel file handle replaces it.
 
     The usual soft limit of 1,024 exists only for programs that use select(2). The hard limit binds
     only a process without CAP_SYS_RESOURCE.

@@ -2,16 +2,17 @@
 
 - Root directory: the source, in a mount namespace of the worker's own. Mounts below the source on
   the host, present or later, appear there too, and disappear with the host's (they are slaves of
-  the host's mounts). No mount of the worker reaches the host. Mounts of passfs are detached: a copy
-  of the worker's own mount would keep that alive after its unmount, and a walk into it would wait
-  for ever. A later mount of passfs is not entered (core/names.py), for which the table of mounts
-  stays open. In these mounts no symlink is followed, no device opened, no program executed.
+  the host's mounts). No mount of the worker reaches the host. The worker detaches its copies of
+  passfs mounts. A copy of its own mount would keep the mount alive after the unmount, and a lookup
+  in the copy would wait for this worker. The worker does not enter later mounts of passfs
+  (core/names.py); to recognise them, it keeps mountinfo open. In these mounts no symlink is
+  followed, no device opened, no program executed.
 - Working directory: /proc/self/fd, as a mount of its own with no parent. So `..` does not lead from
   it to the rest of /proc and the host's settings.
 - Network, IPC and UTS namespaces of its own; the network has no interface that is up.
 - The capabilities of `kept_capabilities`, for ever, and no new privileges. No memory dumps. No
-  system calls that seccomp.py refuses: they would extend CAP_SYS_ADMIN and user id 0 beyond their
-  purpose here.
+  system calls that seccomp.py refuses: with them CAP_SYS_ADMIN and user id 0 would permit more than
+  a worker needs.
 
 Only a worker that uses file handles (inode_file_handles) keeps CAP_DAC_READ_SEARCH and may call
 open_by_handle_at(2). The call ignores the root directory, so malicious code in the process could
@@ -96,7 +97,10 @@ class SandboxError(Exception):
 
 
 def kept_capabilities(*, by_handle: bool) -> int:
-    """Return the capabilities of a worker, bit 1 << CAP_* each; *by_handle* if it opens handles."""
+    """Return the capabilities of a worker, with the bit 1 << CAP_* for each capability.
+
+    With *by_handle* the worker opens files by kernel file handle.
+    """
     wanted = (name for name in KEPT if by_handle or name != _FOR_HANDLES)
     return sum(1 << KEPT[name][0] for name in wanted)
 
@@ -104,8 +108,8 @@ def kept_capabilities(*, by_handle: bool) -> int:
 def enter(source_fd: int, *, by_handle: bool, by_ring: bool) -> int:
     """Confine this process to the directory *source_fd*; takes the descriptor.
 
-    With *by_handle* the process may still open file handles; with *by_ring*, make rings of
-    io_uring(7).
+    With *by_handle* the process may still open files by kernel file handle; with *by_ring*, make
+    rings of io_uring(7).
 
     The process must have one thread, and no other open descriptor that leads to the host. After a
     failure it is partly confined and must end.
@@ -154,7 +158,7 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
     # Opened in this namespace, because /proc is out of reach in the next.
     proc_fd = os.open("/proc/self", _DIRECTORY)
     # The source lies in the worker's first namespace, so its mounts are copied there and attached
-    # in the next. The copy must be a slave, or the detaching below would reach the host.
+    # in the next. The copy must be a slave, or _detach_passfs_mounts would unmount on the host too.
     root_fd = privileges.clone_tree(source_fd, b"", recursive=True)
     privileges.change_tree(root_fd, _INERT, privileges.MS_SLAVE)
     os.close(source_fd)

@@ -3,9 +3,10 @@
 A worker keeps CAP_SYS_ADMIN for a few extended attributes, and that capability permits much more:
 malicious code in the process could mount its way out of the sandbox. User id 0 permits more still,
 without any capability: to signal other processes of root, and to change their limits. So the filter
-refuses each such system call with EPERM: mounts, namespaces, other programs, other processes, files
-by other ways than the root directory. It allows all other calls, because the interpreter and the C
-library choose theirs. The capabilities and the mount namespace of the process limit their effect.
+refuses each such system call with EPERM: mounts, namespaces, other programs, other processes,
+sockets, keys, settings of the kernel itself, and files by other ways than the root directory. It
+allows all other calls, because the interpreter and the C library choose theirs. The capabilities
+and the mount namespace of the process limit their effect.
 
 The filter compares the low 32 bits of an argument: the kernel takes an int for each argument in
 `CHECKED`. A filter cannot read memory behind a pointer, where clone3(2) has its flags. So clone3(2)
@@ -185,7 +186,10 @@ _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 4, 16, 8
 
 
 class _Instruction(NamedTuple):
-    """A filter instruction; a test jumps to one of two labels, or to the next line if empty."""
+    """A filter instruction; a test jumps to one of two labels.
+
+    An empty label stands for the next instruction.
+    """
 
     code: int
     value: int

@@ -67,7 +67,7 @@ def _candidates(own_path: Path, root: Path) -> list[Path]:
     fd = os.open(own_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         mounts = mountinfo.read()
-        device, inner = mountinfo.place(mounts, fd)
+        device, inner = mountinfo.position(mounts, fd)
     finally:
         os.close(fd)
     shown = [
