@@ -24,7 +24,7 @@ SLOW_S = 5.0
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Stop a run that could not mount, and give a run that can a mount namespace of its own."""
+    """Stop a run without root or /dev/fuse; otherwise move it to a mount namespace of its own."""
     if os.geteuid() != 0:
         pytest.exit("the tests mount file systems and act as several users: run them as root", 2)
     if not os.path.exists("/dev/fuse"):

@@ -4,8 +4,9 @@ The docstring of each package lists its rooms and modules from the top down, and
 each room lists the modules in it. A module imports only from lines below its own. The tables here
 hold the other rules.
 
-Each rule is a function that returns the violations of one module. Cython modules (.pyx, .pxd) have
-no syntax tree here: regular expressions find their imports.
+Each rule is a function that returns the violations of one module. The rules cover Cython modules
+(.pyx, .pxd), although there is none today. They have no syntax tree here: regular expressions find
+their imports.
 """
 
 import ast
@@ -23,11 +24,12 @@ PACKAGES = ("passthrough", "plugin", "benchmarks")
 SUFFIXES = (".py", ".pyx", ".pxd")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
-# The request path in Python and its handlers: modules of one kind, side by side.
+# The operations and the handlers: modules of one kind, side by side.
 UNORDERED = {Path("passthrough/core/operations"), Path("passthrough/session/handlers")}
 
-# The modules of `passthrough` that other packages import. `plugin` imports the contract with a
-# worker and the system calls around a mount; the benchmarks start the programs and read mounts.
+# The modules of `passthrough` that other packages import. `plugin` imports the options, the
+# id maps, the hand-over to a worker, and the system calls around a mount; the benchmarks start the
+# programs and read mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
@@ -366,14 +368,14 @@ def test_packages_know_little_of_each_other(module: Path) -> None:
 
 
 @each_source
-def test_a_foreign_library_has_one_door(module: Path) -> None:
+def test_only_listed_modules_import_a_foreign_library(module: Path) -> None:
     """A new library needs a row in DOORS."""
     assert foreign_imports(module) == set()
 
 
 @each_source
 def test_no_code_below_the_session_is_asynchronous(module: Path) -> None:
-    """No request comes between a system call and the identity or the count that belongs to it."""
+    """At an await, another request could run as the user that the thread acts as."""
     above = {"session", "worker", "__main__.py"}
 
     assert module.parts[0] != "passthrough" or module.parts[1] in above or waits(module) == set()

@@ -35,8 +35,8 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
 def utimensat(file: bytes | int, atime_ns: int, mtime_ns: int, flags: int = 0) -> None:
     """Set the times of a path or a descriptor, utimensat(2).
 
-    UTIME_NOW and UTIME_OMIT keep their meaning. As times they are about 1 s after 1970, which the
-    tests do not set.
+    UTIME_NOW and UTIME_OMIT are passed on as such. As times they would be about 1 s after 1970; no
+    test sets these times.
     """
     times = (ctypes.c_long * 4)(*_timespec(atime_ns), *_timespec(mtime_ns))
     if isinstance(file, int):

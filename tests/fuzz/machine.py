@@ -137,7 +137,7 @@ ON_DESCRIPTORS: dict[str, tuple[Strategy, ...]] = {
     "fsetxattr": (attribute, value, attribute_flags),
     "fgetxattr": (attribute,),
     "flags": (),
-    "seek_data": (offset,),
+    "seek_hole": (offset,),
     "ioctl": (),
     "relist": (),
     "end_listing": (),

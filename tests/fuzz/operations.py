@@ -268,7 +268,7 @@ class DescriptorOperations:
     def copy_range(self, source: int, target: int, size: int) -> int:
         return os.copy_file_range(self.descriptors[source], self.descriptors[target], size)
 
-    def seek_data(self, number: int, offset: int) -> object:
+    def seek_hole(self, number: int, offset: int) -> object:
         """Return the next hole at or after *offset*, and keep the position."""
         fd = self.descriptors[number]
         if self._is_directory(number):
@@ -296,7 +296,7 @@ class DescriptorOperations:
     def begin_listing(self, number: int, size: int, generation: int) -> None:
         """Read the first names, as many as fit *size* bytes; the host chooses which.
 
-        The files of `fill` up to *generation* exist now and last.
+        The files of `fill` up to *generation* exist now, and no operation removes them.
         """
         os.lseek(self.descriptors[number], 0, os.SEEK_SET)
         chunk = calls.getdents64(self.descriptors[number], size)

@@ -45,7 +45,8 @@ def test_a_mount_is_like_a_bare_directory(variant: str, tmp_path: Path) -> None:
         rounds = itertools.count()
         while time.monotonic() < Programs.until and sides.failure is None:
             hypothesis.seed(f"{variant} {SEED} {next(rounds)}")(Programs)
-            # hypothesis raises Flaky if it has seen the same program succeed before.
+            # hypothesis raises Flaky if the same program succeeded before; `sides.failure` keeps
+            # the error.
             with contextlib.suppress(TimeIsUpError, DifferenceError, MountLostError, Flaky):
                 run_state_machine_as_test(Programs, settings=settings)
         failure = sides.failure

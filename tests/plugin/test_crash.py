@@ -1,4 +1,6 @@
-"""The plugin is killed with SIGKILL at every step of each request, of its start and of its end.
+"""The plugin is killed by SIGKILL at every step of four verbs, of its start and of its end.
+
+The verbs are Create, Mount, Unmount and Remove; the others change nothing.
 
 Between two crash points (tests/support/tools/steps.py) nothing changes outside the plugin's memory.
 So a crash at each of them stands for a crash at any time. A commit is SQLite's code, and
@@ -26,11 +28,11 @@ pytestmark = pytest.mark.full
 DATA = "written by a user"
 
 # The steps of two concurrent tasks come in either order, so that one round may miss a crash point.
-# Several rounds do not.
+# Rounds are repeated until all have been hit, up to this number.
 ROUNDS = 5
 
 RECORD = {"commit", "answer"}
-OWN = {
+MAKE_DIRECTORY = {
     *("make a directory", "give a directory its owner", "give a directory its mode"),
     "sync a directory",
 }
@@ -64,7 +66,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "create": Case((), "Create", RECORD | OWN),
+    "create": Case((), "Create", RECORD | MAKE_DIRECTORY),
     "create-source": Case((), "Create", RECORD, own=False),
     "mount": Case(("Create",), "Mount j", RECORD | MOUNT, with_manager=STORE),
     "mount-more": Case(("Create", "Mount i"), "Mount j", RECORD, own=False),
@@ -119,7 +121,7 @@ class CrashTest:
         self.source.mkdir()
 
     def attempt(self, action: str) -> Any:
-        """Do *action* and return the reply, which is no refusal, or None if there is no reply."""
+        """Do *action*, which the plugin must not refuse; return its reply, or None without one."""
         if (event := EVENTS.get(action)) is not None:
             return event(self)
         verb, _, mount_id = action.partition(" ")

@@ -1,4 +1,7 @@
-"""The columns of the battery: a bare directory, and mounts by each session with several options.
+"""The battery: all tests of this directory, each on several columns.
+
+A column is a caller and a bare directory, or a caller and a mount by a session with some options
+(support/tools/columns.py). The fixture `ground` yields the directory or mount of a column.
 
 The bare directory is the oracle: a test that fails on `control` is a wrong test. Most tests run
 as root, as another user and as a member of a supplementary group, each the owner of *directory*.
@@ -6,7 +9,7 @@ as root, as another user and as a member of a supplementary group, each the owne
 Markers:
 
 - `privileged`: runs as root only, because the test needs a privilege or chooses its callers itself.
-- `large`: does not run with policies and callers that share their code with another column.
+- `large`: runs only on columns with `Column.large`.
 - `known_difference(reason)`: must fail on each mount.
 - `libfuse_lacks(feature, seen)`: must fail on each mount by libfuse. docs/sessions.md lists these.
 - `columns(*ids)`: runs on these columns only.
@@ -14,7 +17,7 @@ Markers:
   on each mount if none is named, and pass on all others. It must raise AssertionError, or the
   exception that `raises=` names. docs/faults.md lists the faults (support/tools/faults.py).
 
-A test with mounts of its own has the parameter *column* in place of *place*.
+A test that mounts by itself takes the id of a column as *column*, and no fixture `ground`.
 """
 
 import contextlib
@@ -28,7 +31,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tools.callers import ROOT, Caller
-from tests.support.tools.columns import BY_ID, PLACES, QUICK, Ground, Place
+from tests.support.tools.columns import BY_ID, COLUMNS, QUICK, Column, Ground
 from tests.support.tools.disks import DISKS
 from tests.support.tools.files import public_directory
 from tests.support.tools.mounted import mounted
@@ -41,29 +44,29 @@ ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback")
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of the battery."""
     config.addinivalue_line("markers", "privileged: runs as root only")
-    config.addinivalue_line("markers", "large: does not run for each policy and caller")
+    config.addinivalue_line("markers", "large: runs only on columns with Column.large")
     config.addinivalue_line("markers", "columns(*ids): runs on these columns only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on each place that its markers allow."""
-    if "place" not in metafunc.fixturenames:
+    """Run a test on each column that its markers allow."""
+    if "ground" not in metafunc.fixturenames:
         return
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
     named = metafunc.definition.get_closest_marker("columns")
-    places = [
-        place
-        for place in PLACES
-        if (place.caller is ROOT or "privileged" not in marks)
-        and (place.large or "large" not in marks)
+    columns = [
+        column
+        for column in COLUMNS
+        if (column.caller is ROOT or "privileged" not in marks)
+        and (column.large or "large" not in marks)
     ]
     if named is not None:
-        places = [BY_ID[column] for column in named.args]
+        columns = [BY_ID[column] for column in named.args]
     parameters = [
-        pytest.param(place, id=place.id, marks=[] if place == QUICK else pytest.mark.full)
-        for place in places
+        pytest.param(column, id=column.id, marks=[] if column == QUICK else pytest.mark.full)
+        for column in columns
     ]
-    metafunc.parametrize("place", parameters, indirect=True, scope="session")
+    metafunc.parametrize("ground", parameters, indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -72,11 +75,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         raises = fault.kwargs.get("raises", AssertionError)
         reason = ": ".join(fault.args[:2])
         item.add_marker(pytest.mark.xfail(strict=True, reason=reason, raises=raises))
-    place = item.callspec.params.get("place") if hasattr(item, "callspec") else None
-    if not isinstance(place, Place) or place.session is None:
+    column = item.callspec.params.get("ground") if hasattr(item, "callspec") else None
+    if not isinstance(column, Column) or column.session is None:
         return
     mark = item.get_closest_marker("known_difference")
-    if mark is None and place.session == "libfuse":
+    if mark is None and column.session == "libfuse":
         mark = item.get_closest_marker("libfuse_lacks")
     if mark is not None:
         item.add_marker(pytest.mark.xfail(strict=True, reason=", ".join(mark.args)))
@@ -88,26 +91,27 @@ def _faults(item: pytest.Item) -> list[pytest.Mark]:
     Raises: KeyError if a mark names an unknown column.
     """
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    place = parameters.get("place")
-    column = place.id if isinstance(place, Place) else str(parameters.get("column", "control"))
+    column = parameters.get("ground")
+    if not isinstance(column, Column):
+        column = BY_ID[str(parameters.get("column", "control"))]
     found = []
     for fault in item.iter_markers("fault"):
-        columns = [BY_ID[named].id for named in fault.args[2:]]
-        if BY_ID[column].session is not None and (column in columns or not columns):
+        columns = [BY_ID[named] for named in fault.args[2:]]
+        if column.session is not None and (column in columns or not columns):
             found.append(fault)
     return found
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run the test's function as the caller of its place, in a child process."""
-    ground = pyfuncitem.funcargs.get("place")
-    if not isinstance(ground, Ground) or ground.place.caller is ROOT:
+    """Run the test's function as the caller of its column, in a child process."""
+    ground = pyfuncitem.funcargs.get("ground")
+    if not isinstance(ground, Ground) or ground.column.caller is ROOT:
         return None
     # pytest's own hook also reads the names of the function's parameters from `_fixtureinfo`.
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    ground.place.caller.run(functools.partial(pyfuncitem.obj, **arguments))
+    ground.column.caller.run(functools.partial(pyfuncitem.obj, **arguments))
     return True
 
 
@@ -115,23 +119,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the stderr of the mount to a failure; count an expected failure of a fixture as one."""
+    """Add the stderr of the mount to a failure; a fixture may not fail as expected."""
     report = yield
     if call.when != "call" and call.excinfo is not None and hasattr(report, "wasxfail"):
         report.outcome = "failed"
         del report.wasxfail
-    ground = getattr(item, "funcargs", {}).get("place")
+    ground = getattr(item, "funcargs", {}).get("ground")
     if report.failed and isinstance(ground, Ground) and ground.mount is not None:
         report.sections.append((f"stderr of the mount, {call.when}", ground.mount.logged()))
     return report
 
 
 @pytest.fixture(scope="session")
-def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    """Yield the ground that tests of one place share: a mount, or a directory."""
+def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """Yield the ground that tests of one column share: a mount, or a directory."""
     if os.geteuid() != 0:
         pytest.fail("the battery mounts, and acts as several users: run it as root")
-    wanted: Place = request.param
+    wanted: Column = request.param
     with public_directory() as base, contextlib.ExitStack() as stack:
         source = base / "source"
         source.mkdir()
@@ -153,33 +157,33 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def caller(place: Ground) -> Caller:
+def caller(ground: Ground) -> Caller:
     """Return the caller that runs the test, to start a second process of the same user."""
-    return place.place.caller
+    return ground.column.caller
 
 
 @pytest.fixture
-def directory(place: Ground, request: pytest.FixtureRequest) -> Iterator[Path]:
+def directory(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Path]:
     """Yield a fresh directory of the caller's, made through the mount if there is one."""
-    name = str(next(place.numbers))
-    path = place.top / name
-    if place.mount is None:
-        yield _made(path, place.place.caller)
+    name = str(next(ground.numbers))
+    path = ground.top / name
+    if ground.mount is None:
+        yield _made(path, ground.column.caller)
         return
-    logged_before = place.mount.log.stat().st_size
-    with place.mount.limited(TEST_LIMIT_S):
-        yield _made(path, place.place.caller)
+    logged_before = ground.mount.log.stat().st_size
+    with ground.mount.limited(TEST_LIMIT_S):
+        yield _made(path, ground.column.caller)
         wrong = _faults(request.node)
         if request.node.get_closest_marker("large") is None and not wrong:
-            assert _tree(path) == _tree(place.beneath / name)
-    logged = place.mount.logged(logged_before)
+            assert _tree(path) == _tree(ground.beneath / name)
+    logged = ground.mount.logged(logged_before)
     assert not ALARMING.search(logged), logged
 
 
 @pytest.fixture
-def beneath(place: Ground, directory: Path) -> Path:
+def beneath(ground: Ground, directory: Path) -> Path:
     """Return the host's directory beneath *directory*; on a bare directory, the same one."""
-    return place.beneath / directory.name
+    return ground.beneath / directory.name
 
 
 def _made(path: Path, owner: Caller) -> Path:

@@ -41,9 +41,9 @@ LOCKS_BETWEEN_CHECKS = 250
 LOCKS_TIMES = 2
 
 
-def server(place: Ground) -> int:
+def server(ground: Ground) -> int:
     """Return the PID of the worker; on a bare directory, of this process."""
-    return os.getpid() if place.mount is None else place.mount.worker_pid
+    return os.getpid() if ground.mount is None else ground.mount.worker_pid
 
 
 def memory_of(pid: int) -> int:
@@ -53,20 +53,20 @@ def memory_of(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
 
 
-def processor_ns(place: Ground) -> int:
+def processor_ns(ground: Ground) -> int:
     """Return the processor time that this process and the worker have used."""
     used = time.process_time_ns()
-    if place.mount is None:
+    if ground.mount is None:
         return used
-    clock = ~place.mount.worker_pid << 3 | 2  # CPUCLOCK_SCHED, linux/posix-timers.h
+    clock = ~ground.mount.worker_pid << 3 | 2  # CPUCLOCK_SCHED, linux/posix-timers.h
     return used + time.clock_gettime_ns(clock)
 
 
-def cost_ns(place: Ground, call: Callable[[], object]) -> int:
+def cost_ns(ground: Ground, call: Callable[[], object]) -> int:
     """Return the processor time of *call*."""
-    before = processor_ns(place)
+    before = processor_ns(ground)
     call()
-    return processor_ns(place) - before
+    return processor_ns(ground) - before
 
 
 @both_sessions
@@ -74,7 +74,7 @@ def cost_ns(place: Ground, call: Callable[[], object]) -> int:
     "memory of open directories",
     "an open directory costs 224 KiB of the worker's memory, which counts for no container",
 )
-def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Path) -> None:
+def test_memory_of_open_directories(ground: Ground, directory: Path, beneath: Path) -> None:
     """A directory that is open and partly read costs a few KiB."""
     for number in range(NAMES):
         (beneath / f"file-{number}").touch()
@@ -83,10 +83,10 @@ def test_memory_of_open_directories(place: Ground, directory: Path, beneath: Pat
     try:
         for number in range(OPEN_DIRECTORIES + 1):
             if number == 1:  # the first one also pays for memory that all share
-                before = memory_of(server(place))
+                before = memory_of(server(ground))
             descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
             assert next(entries_of(descriptors[-1]))
-        each = (memory_of(server(place)) - before) // OPEN_DIRECTORIES
+        each = (memory_of(server(ground)) - before) // OPEN_DIRECTORIES
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -140,16 +140,16 @@ def test_other_users_can_list_while_one_has_many_files_open(
     "seekdir(3)",
     "telldir(3) and seekdir(3) in a large directory cost about ten times the bare directory's time",
 )
-def test_seeking_in_a_large_directory(place: Ground, directory: Path, beneath: Path) -> None:
+def test_seeking_in_a_large_directory(ground: Ground, directory: Path, beneath: Path) -> None:
     """Returning to a position in a directory costs little more than on the host: seekdir(3)."""
     for number in range(LARGE_DIRECTORY):
         (beneath / f"file-{number}").touch()
-    bare_ns, mount_ns = (cost_of_seeks(place, top) for top in (beneath, directory))
+    bare_ns, mount_ns = (cost_of_seeks(ground, top) for top in (beneath, directory))
 
     assert mount_ns <= SEEK_TIMES * bare_ns
 
 
-def cost_of_seeks(place: Ground, directory: Path) -> int:
+def cost_of_seeks(ground: Ground, directory: Path) -> int:
     """Return the processor time of SEEKS seeks to random positions in *directory*.
 
     Like seekdir(3) and readdir(3), a seek is one lseek(2) and one getdents64(2).
@@ -165,7 +165,7 @@ def cost_of_seeks(place: Ground, directory: Path) -> int:
                 os.lseek(descriptor, position, os.SEEK_SET)
                 assert getdents64(descriptor, buffer)
 
-        return cost_ns(place, seek)
+        return cost_ns(ground, seek)
 
 
 @pytest.mark.columns("control", "kernel-auto")
@@ -174,12 +174,12 @@ def cost_of_seeks(place: Ground, directory: Path) -> int:
     "12,000 separate lock ranges of one owner cost nine times the bare directory's time",
     "kernel-auto",
 )
-def test_many_lock_ranges(place: Ground, directory: Path, beneath: Path) -> None:
+def test_many_lock_ranges(ground: Ground, directory: Path, beneath: Path) -> None:
     """Separate ranges of one owner cost at most twice the host's time: fcntl_locking(2)."""
-    bare_ns = cost_ns(place, lambda: take_locks(beneath / "bare", lambda: True))
-    limit_ns = processor_ns(place) + LOCKS_TIMES * bare_ns
+    bare_ns = cost_ns(ground, lambda: take_locks(beneath / "bare", lambda: True))
+    limit_ns = processor_ns(ground) + LOCKS_TIMES * bare_ns
 
-    assert take_locks(directory / "mount", lambda: processor_ns(place) < limit_ns) == LOCKS
+    assert take_locks(directory / "mount", lambda: processor_ns(ground) < limit_ns) == LOCKS
 
 
 def take_locks(path: Path, goes_on: Callable[[], bool]) -> int:

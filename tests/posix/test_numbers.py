@@ -61,13 +61,13 @@ def after_forgetting(read: Callable[[], dict[str, int]], before: dict[str, int])
     "kernel-auto-overlay",
     "libfuse-auto-overlay",
 )
-def test_large_numbers_are_those_of_the_host(place: Ground) -> None:
+def test_large_numbers_are_those_of_the_host(ground: Ground) -> None:
     """A file on the source's own device has the host's number: stat(2)."""
-    right = numbers(place.beneath / LOWER)
+    right = numbers(ground.beneath / LOWER)
     assert len(right) == FILES
     assert min(right.values()) > LARGE
 
-    assert numbers(place.top / LOWER) == right
+    assert numbers(ground.top / LOWER) == right
 
 
 @large_numbers
@@ -76,9 +76,9 @@ def test_large_numbers_are_those_of_the_host(place: Ground) -> None:
     "if the source's numbers need more than 47 bits, d_ino is not st_ino",
     "kernel-auto-overlay",
 )
-def test_large_numbers_are_the_same_in_a_listing(place: Ground) -> None:
+def test_large_numbers_are_the_same_in_a_listing(ground: Ground) -> None:
     """A listing has the numbers that stat(2) gives: readdir(3)."""
-    assert listed(place.top / LISTED) == numbers(place.top / LISTED)
+    assert listed(ground.top / LISTED) == numbers(ground.top / LISTED)
 
 
 @large_numbers
@@ -88,30 +88,30 @@ def test_large_numbers_are_the_same_in_a_listing(place: Ground) -> None:
     "kernel-auto-overlay",
     "libfuse-auto-overlay",
 )
-def test_large_numbers_stay(place: Ground) -> None:
+def test_large_numbers_stay(ground: Ground) -> None:
     """A file keeps its number after the kernel has forgotten it."""
-    before = numbers(place.top / LOWER)
+    before = numbers(ground.top / LOWER)
 
-    assert after_forgetting(lambda: numbers(place.top / LOWER), before) == before
+    assert after_forgetting(lambda: numbers(ground.top / LOWER), before) == before
 
 
 @two_disks
-def test_equal_numbers_of_two_devices_differ_on_the_mount(place: Ground) -> None:
+def test_equal_numbers_of_two_devices_differ_on_the_mount(ground: Ground) -> None:
     """Device and number together identify one file, as tar(1) expects: stat(2)."""
-    first, second = (numbers(place.beneath / name / LOWER) for name in SUBMOUNTS)
+    first, second = (numbers(ground.beneath / name / LOWER) for name in SUBMOUNTS)
     assert first == second
     names = (*SUBMOUNTS, LARGE_SUBMOUNT)
-    files = [path for name in names for path in (place.top / name / LOWER).iterdir()]
+    files = [path for name in names for path in (ground.top / name / LOWER).iterdir()]
 
     identities = {(path.stat().st_dev, path.stat().st_ino) for path in files}
     assert len(identities) == len(files) == len(names) * FILES
 
 
 @two_disks
-def test_numbers_of_submounts_are_the_same_in_a_listing(place: Ground) -> None:
+def test_numbers_of_submounts_are_the_same_in_a_listing(ground: Ground) -> None:
     """A listing in a submount has the numbers that stat(2) gives: readdir(3)."""
     for name in SUBMOUNTS:
-        assert listed(place.top / name / LISTED) == numbers(place.top / name / LISTED)
+        assert listed(ground.top / name / LISTED) == numbers(ground.top / name / LISTED)
 
 
 @two_disks
@@ -120,9 +120,9 @@ def test_numbers_of_submounts_are_the_same_in_a_listing(place: Ground) -> None:
     "if the source's numbers need more than 47 bits, d_ino is not st_ino",
     "kernel-auto-submounts",
 )
-def test_large_numbers_of_a_submount_are_the_same_in_a_listing(place: Ground) -> None:
+def test_large_numbers_of_a_submount_are_the_same_in_a_listing(ground: Ground) -> None:
     """A listing in a submount has the numbers that stat(2) gives: readdir(3)."""
-    directory = place.top / LARGE_SUBMOUNT / LISTED
+    directory = ground.top / LARGE_SUBMOUNT / LISTED
 
     assert listed(directory) == numbers(directory)
 
@@ -143,7 +143,7 @@ def test_large_numbers_of_a_submount_are_the_same_in_a_listing(place: Ground) ->
         ),
     ],
 )
-def test_numbers_of_submounts_stay(place: Ground, names: tuple[str, ...]) -> None:
+def test_numbers_of_submounts_stay(ground: Ground, names: tuple[str, ...]) -> None:
     """A file keeps its number, even if after a FORGET another device is read first."""
     order = list(names)
 
@@ -152,7 +152,7 @@ def test_numbers_of_submounts_stay(place: Ground, names: tuple[str, ...]) -> Non
         return {
             f"{name}/{file}": number
             for name in order
-            for file, number in numbers(place.top / name / LOWER).items()
+            for file, number in numbers(ground.top / name / LOWER).items()
         }
 
     before = read()
@@ -165,6 +165,6 @@ def test_numbers_of_submounts_stay(place: Ground, names: tuple[str, ...]) -> Non
     "d_ino of a mount point below the source is that of the directory under the mount, not st_ino",
     "kernel-auto-submounts",
 )
-def test_a_mount_point_has_one_number(place: Ground) -> None:
+def test_a_mount_point_has_one_number(ground: Ground) -> None:
     """The volume has one st_dev, so d_ino of a mount point must be the mounted root's number."""
-    assert listed(place.top) == numbers(place.top)
+    assert listed(ground.top) == numbers(ground.top)

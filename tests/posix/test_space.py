@@ -66,9 +66,9 @@ def deleted(base: Path, column: str, load: str) -> Iterator[Callable[[], int]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(ext4(source))
         top = source
-        place = BY_ID[column]
-        if place.session is not None:
-            options = {"session": place.session, "inode_file_handles": place.handles}
+        wanted = BY_ID[column]
+        if wanted.session is not None:
+            options = {"session": wanted.session, "inode_file_handles": wanted.handles}
             served = stack.enter_context(mounted(base, options))
             stack.enter_context(served.limited(60.0))
             top = served.mountpoint

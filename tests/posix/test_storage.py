@@ -163,9 +163,9 @@ def test_file_flags(directory: Path, beneath: Path) -> None:
     (directory / "dir").mkdir()
     for name in ("file", "dir"):
         subprocess.run(["chattr", "+d", directory / name], check=True, timeout=60)
-        for place in (directory, beneath):
+        for top in (directory, beneath):
             shown = subprocess.run(
-                ["lsattr", "-d", place / name], check=True, capture_output=True, timeout=60
+                ["lsattr", "-d", top / name], check=True, capture_output=True, timeout=60
             )
             assert b"d" in shown.stdout.split()[0]
 
@@ -192,8 +192,8 @@ def test_the_time_of_birth(directory: Path, beneath: Path) -> None:
     (directory / "file").touch()
     os.utime(directory / "file", (1, 1))
     births = [
-        subprocess.run(["stat", "-c", "%.9W", place / "file"], check=True, capture_output=True)
-        for place in (directory, beneath)
+        subprocess.run(["stat", "-c", "%.9W", top / "file"], check=True, capture_output=True)
+        for top in (directory, beneath)
     ]
 
     assert births[0].stdout == births[1].stdout

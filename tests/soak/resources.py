@@ -19,7 +19,8 @@ from tests.support.tools.rings import rings
 LIMIT_S = 30.0
 POLL_S = 0.2
 ANSWER_BYTES = 4096
-# A surplus thread ends after its next request, thread_pool.py; so many requests reach all threads.
+# A surplus thread ends after its next request, thread_pool.py. This many requests reach all
+# threads.
 REQUESTS = 50
 
 # It runs in a mount namespace of its own, because fusectl may not be mounted.
@@ -39,7 +40,7 @@ class Resources(NamedTuple):
     threads: int
     """Threads without a ring of io_uring. Those with a ring stay, ring_pools.py."""
     processes: Mapping[int, str]
-    """PID -> state (Z is a zombie), of the worker's children and its parent's other ones."""
+    """PID -> state (Z is a zombie): the worker's children, and its parent's other children."""
     unanswered: int
     """Requests that the worker has not answered."""
 

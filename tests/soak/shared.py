@@ -65,7 +65,7 @@ ROWS: Mapping[str, _Row] = {
     # EPERM: for files that are neither regular nor directories, xattr(7).
     "set_xattr": _Row(2, _GONE | {errno.EPERM}),
     "claim": _Row(3, frozenset({errno.EEXIST})),
-    "enter": _Row(6, frozenset()),
+    "append_record": _Row(6, frozenset()),
     "count_by_lockf": _Row(4, frozenset()),
     "count_by_flock": _Row(4, frozenset()),
 }
@@ -197,9 +197,9 @@ class Racer:
             expect("links of a claimed file", os.fstat(fd).st_nlink, 1)
             os.unlink(path)
 
-    def enter(self) -> None:
+    def append_record(self) -> None:
         """Append a record with the number of the process and a checksum."""
-        entry = _RECORD.pack(self.number, self.done["enter"]) + _PADDING
+        entry = _RECORD.pack(self.number, self.done["append_record"]) + _PADDING
         entry += zlib.crc32(entry).to_bytes(4, "little")
         with opened(self.at(LEDGER), os.O_WRONLY | os.O_APPEND) as fd:
             expect("appended", os.write(fd, entry), len(entry))
@@ -252,5 +252,5 @@ def _check_ledger(path: str, done: list[Counter[str]]) -> None:
             number, place = _RECORD.unpack_from(entry)
             entered[number].append(place)
     for number, places in entered.items():
-        expect(f"records of process {number}", len(places), done[number]["enter"])
+        expect(f"records of process {number}", len(places), done[number]["append_record"])
         expect(f"order of records, {number}", places, list(range(len(places))))

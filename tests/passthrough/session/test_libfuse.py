@@ -21,7 +21,7 @@ from passthrough.session import libfuse
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.tools.direct import CALLER
 from tests.support.tools.options import effective
-from tests.support.tools.requests import CONTEXT, Recording, operations, request
+from tests.support.tools.pyfuse3_requests import CONTEXT, Recording, operations, request
 
 FIELDS = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
 

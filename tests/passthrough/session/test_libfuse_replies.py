@@ -20,7 +20,7 @@ from passthrough.identity.attributes import Attributes, Entry
 from passthrough.linux.syscalls import RENAME_WHITEOUT
 from passthrough.options.choices import CachePolicy
 from tests.support.tools.options import effective
-from tests.support.tools.requests import CONTEXT, Recording, operations, request
+from tests.support.tools.pyfuse3_requests import CONTEXT, Recording, operations, request
 
 
 @pytest.fixture

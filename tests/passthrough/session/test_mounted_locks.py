@@ -192,5 +192,5 @@ def test_the_last_thread_waits_for_no_lock(base: Path, transport: str, *, whole:
 
 def wait_for_first(waiters: Sequence[Call[str]]) -> None:
     """Wait until one of the processes has answered."""
-    ready, _, _ = select.select([waiter.answer for waiter in waiters], [], [], LIMIT_S)
+    ready, _, _ = select.select([waiter.answer_fd for waiter in waiters], [], [], LIMIT_S)
     assert ready

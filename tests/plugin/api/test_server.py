@@ -288,7 +288,7 @@ async def test_a_mount_is_undone_if_its_client_hangs_up(
     caplog.set_level(logging.INFO)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+    async with plugin(tmp_path, command("wait for FIFO", fifo)) as dockerd:
         await dockerd.do("Create", Name="vol")
         async with dockerd.connection() as connection:
             await connection.send("/VolumeDriver.Mount", b'{"Name": "vol", "ID": "a"}')
@@ -314,7 +314,7 @@ async def test_a_refused_undo_is_logged(
 
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+    async with plugin(tmp_path, command("wait for FIFO", fifo)) as dockerd:
         await dockerd.do("Create", Name="vol")
         with monkeypatch.context() as patch:
             patch.setattr(Keeper, "unmount", fail)

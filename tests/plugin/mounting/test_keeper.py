@@ -62,9 +62,7 @@ async def test_unmounting_an_unmounted_volume_succeeds(mounts: Path) -> None:
 
 
 @pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
-async def test_users_of_a_dead_worker_get_errors_instead_of_waiting(
-    mounts: Path, source: Path
-) -> None:
+async def test_calls_after_the_death_of_a_worker_fail(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         assert await lose_worker(keeper, source) == "its worker was killed by SIGKILL"
         assert keeper.worker_pid(NAME) == 0
@@ -75,7 +73,7 @@ async def test_users_of_a_dead_worker_get_errors_instead_of_waiting(
 
 @pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
 @pytest.mark.logs("volume data: its mount is not whole, making a new one")
-async def test_users_of_a_dead_worker_get_errors_over_io_uring_until_the_next_mount(
+async def test_calls_after_the_death_of_a_worker_over_io_uring_fail_until_the_next_mount(
     mounts: Path, source: Path
 ) -> None:
     over_rings = effective(session=SessionKind.KERNEL, transport=Transport.IO_URING)
@@ -251,7 +249,7 @@ async def test_the_end_kills_a_worker_that_ignores_it(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "END_GRACE_S", 0.1)
-    async with keeping(mounts, command("cling")) as keeper:
+    async with keeping(mounts, command("ignore SIGTERM")) as keeper:
         await keeper.mount(mount_spec(source))
     assert list(mounts.iterdir()) == []
     assert workers() == set()

@@ -42,7 +42,7 @@ async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source:
 async def test_a_worker_that_ends_at_once_is_a_failure_or_a_loss(
     mounts: Path, source: Path
 ) -> None:
-    async with keeping(mounts, command("leave")) as keeper:
+    async with keeping(mounts, command("report and end")) as keeper:
         send, receive = trio.open_memory_channel[str](1)
         try:
             await keeper.mount(mount_spec(source, on_loss=send.send_nowait))
@@ -57,7 +57,7 @@ async def test_a_worker_that_hangs_fails_the_mount_at_the_deadline(
     mounts: Path, source: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with keeping(mounts, command("hang")) as keeper:
+    async with keeping(mounts, command("report nothing")) as keeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refused_at_the_deadline, keeper, mount_spec(source))
             while "volume data: fake: thinking" not in caplog.messages:
@@ -109,7 +109,7 @@ async def test_a_source_that_cannot_be_opened_is_reported(mounts: Path, source: 
 async def test_a_cancelled_mount_leaves_nothing(mounts: Path, source: Path) -> None:
     fifo = mounts.parent / "fifo"
     os.mkfifo(fifo)
-    async with keeping(mounts, command("wait", fifo)) as keeper:
+    async with keeping(mounts, command("wait for FIFO", fifo)) as keeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.mount, mount_spec(source))
             writer = await in_thread(os.open, fifo, os.O_WRONLY)  # returns when the worker waits

@@ -104,7 +104,7 @@ async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
     monkeypatch.setattr(mountpoints, "unmount", unmount_and_wait)
     caplog.set_level(logging.WARNING)
     try:
-        async with keeping(mounts, command("cling")) as keeper:
+        async with keeping(mounts, command("ignore SIGTERM")) as keeper:
             await mount_all(keeper, tmp_path, [*hung, *healthy])
             ends |= {name: os.pidfd_open(keeper.worker_pid(VolumeName(name))) for name in hung}
             assert len(workers()) == HUNG + HEALTHY

@@ -134,7 +134,7 @@ async def test_many_workers_start_concurrently(fds: tuple[int, int]) -> None:
 
 
 async def test_a_failed_fork_is_an_error(fds: tuple[int, int]) -> None:
-    async with spawning(command("unforked")) as start:
+    async with spawning(command("no fork")) as start:
         with pytest.raises(OSError, match="Resource temporarily unavailable") as refusal:
             await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EAGAIN
@@ -142,7 +142,7 @@ async def test_a_failed_fork_is_an_error(fds: tuple[int, int]) -> None:
 
 async def test_a_worker_without_a_process_descriptor_is_killed(fds: tuple[int, int]) -> None:
     """The fork server could not reap such a worker."""
-    async with spawning(command("unwatched")) as start:
+    async with spawning(command("no pidfd")) as start:
         with pytest.raises(OSError, match="Too many open files") as refusal:
             await start("data", SessionKind.KERNEL, fds)
         assert refusal.value.errno == errno.EMFILE
@@ -155,7 +155,7 @@ async def test_a_fork_server_with_too_many_open_files_starts_no_worker_and_lives
     fds: tuple[int, int], room: int
 ) -> None:
     """If only some descriptors arrive, a worker would use the wrong ones."""
-    async with spawning(command("crowded", str(room))) as start:
+    async with spawning(command("few descriptors", str(room))) as start:
         (server,) = children()
         for _ in range(2):
             with pytest.raises(OSError, match="Connection reset"):
@@ -238,7 +238,7 @@ async def test_a_slow_fork_server_that_answers_is_not_replaced(
 ) -> None:
     """Each answer extends the deadline of all pending starts."""
     monkeypatch.setattr(spawner, "START_TIMEOUT_S", 1.0)
-    async with spawning(command("slow", "0.2")) as start, trio.open_nursery() as nursery:
+    async with spawning(command("slow start", "0.2")) as start, trio.open_nursery() as nursery:
         (server,) = children(os.getpid())
 
         async def begin(number: int) -> None:

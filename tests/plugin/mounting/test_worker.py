@@ -33,12 +33,15 @@ def handover() -> Iterator[Handover]:
     [
         ("refuse", "volume 'data' cannot be served: the kernel is too old"),
         pytest.param(
-            "die",
+            "end at once",
             "volume 'data' cannot be served: its worker ended with status 3 before it served;"
             " its last log lines: fake: out of luck",
             marks=pytest.mark.logs("volume data: fake: out of luck"),
         ),
-        ("babble", "volume 'data' cannot be served: its worker answered 'hello?', not a report: "),
+        (
+            "report garbage",
+            "volume 'data' cannot be served: its worker answered 'hello?', not a report: ",
+        ),
     ],
 )
 async def test_a_worker_that_does_not_serve_is_refused_with_the_reason(
@@ -87,7 +90,7 @@ async def test_log_lines_of_a_worker_keep_their_levels(
 ) -> None:
     """A line without a level, as in a traceback, has the level of the line before it."""
     caplog.set_level(logging.DEBUG)
-    async with spawning(command("talk")) as start, trio.open_nursery() as nursery:
+    async with spawning(command("log")) as start, trio.open_nursery() as nursery:
         await nursery.start(Worker(NAME).run, start, handover, SessionKind.KERNEL)
         while "volume data: c: three" not in caplog.messages:
             await trio.lowlevel.checkpoint()

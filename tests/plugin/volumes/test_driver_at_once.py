@@ -125,7 +125,7 @@ async def test_an_unmount_waits_for_mounts_of_its_own_id_only(tmp_path: Path) ->
     """Otherwise a Mount of the same id would count after the Unmount, and for ever."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    async with plugin(tmp_path, command("wait", fifo)) as dockerd:
+    async with plugin(tmp_path, command("wait for FIFO", fifo)) as dockerd:
         await dockerd.do("Create", Name="vol")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(dockerd.do, "Mount", Name="vol", ID="a"))

@@ -27,7 +27,10 @@ async def mounting(
     """Start a Mount; yield the engine, its connection, and a function that lets the Mount end."""
     fifo = directory / "fifo"
     os.mkfifo(fifo)
-    async with plugin(directory, command("wait", fifo)) as dockerd, dockerd.connection() as client:
+    async with (
+        plugin(directory, command("wait for FIFO", fifo)) as dockerd,
+        dockerd.connection() as client,
+    ):
         await dockerd.do("Create", Name="vol")
         await client.send(MOUNT, BODY)
         writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)  # the worker starts

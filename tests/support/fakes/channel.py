@@ -1,4 +1,4 @@
-"""A channel without a kernel, for tests inside of the Python session; it goes when that goes."""
+"""A channel without a kernel, for tests of `Session` without /dev/fuse."""
 
 import mmap
 from collections.abc import Iterable, Sequence
@@ -65,7 +65,7 @@ class FakeChannel:
 
 
 class InnerSession:
-    """The Python session over any *fs*; a ByteSession with access to its parts."""
+    """A `Session` over any *fs*; a ByteSession with access to its parts."""
 
     def __init__(self, fs: object) -> None:
         self.channel = FakeChannel()

@@ -1,4 +1,4 @@
-"""A ring of FUSE over io_uring without a kernel."""
+"""A ring of FUSE over io_uring without a kernel; it has one entry."""
 
 import ctypes
 from struct import Struct
@@ -11,7 +11,7 @@ ENTRY = Struct("=QQI")
 
 
 class FakeRing:
-    """One entry of a ring: requests are written to its memory, and answers read from it."""
+    """A ring with one entry: requests are written to its memory, and answers read from it."""
 
     def __init__(self, results: list[int] | None = None) -> None:
         self.commands: list[tuple[int, int, tuple[int, int, int]]] = []

@@ -1,7 +1,8 @@
-"""A worker process that answers the hand-over and serves nothing, with its fork server.
+"""A worker process without a session, with its fork server: it answers the hand-over by a manner.
 
 Run as a program, this is the fork server. Its first argument is the manner in which workers behave.
-They end as real ones do: when the file system is unmounted, or when standard input closes.
+Workers serve no request, even if they report that they serve. Unless the manner says otherwise,
+they end as real ones do: when the file system is unmounted, or when standard input closes.
 """
 
 import contextlib
@@ -54,26 +55,26 @@ def _refuse(_: Handover) -> int:
     return 1
 
 
-def _die(_: Handover) -> int:
+def _end_at_once(_: Handover) -> int:
     sys.stderr.write("ERROR fake: out of luck\n")
     return 3
 
 
-def _babble(_: Handover) -> None:
+def _report_garbage(_: Handover) -> None:
     os.write(sys.stdout.fileno(), b"hello?\n")
 
 
-def _hang(handover: Handover) -> None:
+def _report_nothing(handover: Handover) -> None:
     sys.stderr.write("INFO fake: thinking\n")
     sys.stderr.flush()
     _stay(handover)
 
 
-def _leave(_: Handover) -> None:
+def _report_and_end(_: Handover) -> None:
     _report(Report(serving=True))
 
 
-def _cling(_: Handover) -> None:
+def _ignore_sigterm(_: Handover) -> None:
     """Serve, and end only on SIGKILL."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _report(Report(serving=True))
@@ -81,13 +82,13 @@ def _cling(_: Handover) -> None:
         time.sleep(3600)
 
 
-def _talk(handover: Handover) -> None:
+def _log(handover: Handover) -> None:
     sys.stderr.write("DEBUG a: one\nWARNING b: two\n  a line more\nINFO c: three\n")
     sys.stderr.flush()
     _serve(handover)
 
 
-def _wait(handover: Handover) -> None:
+def _wait_for_fifo(handover: Handover) -> None:
     """Serve once the test has opened the FIFO and closed it.
 
     The test's open(2) for writing returns when this worker waits.
@@ -108,11 +109,11 @@ def _bug() -> int:
     return 1 // 0
 
 
-def _unforked() -> int:
+def _no_fork() -> int:
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _unwatched(pid: int, flags: int = 0) -> int:  # noqa: ARG001 - as os.pidfd_open
+def _no_pidfd(pid: int, flags: int = 0) -> int:  # noqa: ARG001 - as os.pidfd_open
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
@@ -120,23 +121,23 @@ def _unwatched(pid: int, flags: int = 0) -> int:  # noqa: ARG001 - as os.pidfd_o
 BARE: dict[str, Callable[[], int]] = {
     "sleep": _sleep,
     "bug": _bug,
-    "unforked": _unforked,
-    "unwatched": _sleep,
-    "crowded": _sleep,
-    "slow": _sleep,
+    "no fork": _no_fork,
+    "no pidfd": _sleep,
+    "few descriptors": _sleep,
+    "slow start": _sleep,
 }
 
 MANNERS: dict[str, Callable[[Handover], int | None]] = {
     "serve": _serve,
     "serve without handles": _serve_without_handles,
     "refuse": _refuse,
-    "die": _die,
-    "babble": _babble,
-    "hang": _hang,
-    "leave": _leave,
-    "cling": _cling,
-    "talk": _talk,
-    "wait": _wait,
+    "end at once": _end_at_once,
+    "report garbage": _report_garbage,
+    "report nothing": _report_nothing,
+    "report and end": _report_and_end,
+    "ignore SIGTERM": _ignore_sigterm,
+    "log": _log,
+    "wait for FIFO": _wait_for_fifo,
 }
 
 
@@ -148,13 +149,13 @@ def _work() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "unforked":
-        os.fork = BARE["unforked"]
-    if sys.argv[1] == "unwatched":
-        os.pidfd_open = _unwatched
-    if sys.argv[1] == "crowded":
+    if sys.argv[1] == "no fork":
+        os.fork = BARE["no fork"]
+    if sys.argv[1] == "no pidfd":
+        os.pidfd_open = _no_pidfd
+    if sys.argv[1] == "few descriptors":
         # The standard streams and the duplicate of the control socket take 4 descriptors.
         room = 4 + int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
-    slow_s = float(sys.argv[2]) if sys.argv[1] == "slow" else 0.0
+    slow_s = float(sys.argv[2]) if sys.argv[1] == "slow start" else 0.0
     forkserver.serve(_work, lambda _: time.sleep(slow_s))

@@ -61,7 +61,7 @@ class Call(Generic[T]):
         return result
 
     @property
-    def answer(self) -> int:
+    def answer_fd(self) -> int:
         """Return the descriptor that becomes readable when the function has returned."""
         return self._reader
 

@@ -1,4 +1,7 @@
-"""The columns of the battery in tests/posix: bare directories, and mounts by each session."""
+"""The columns of the battery in tests/posix: bare directories, and mounts by each session.
+
+The battery is all tests of tests/posix.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -12,14 +15,15 @@ FEW_DESCRIPTORS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One column of the battery: a session with a cache policy, or a bare directory; a caller.
+class Column:
+    """One column of the battery: a caller, and a bare directory or a mount with its options.
 
-    *handles* is the option inode_file_handles. *passthrough* and *transport* are the options of
-    these names; with passthrough=auto, `kernel` passes files through with every policy but
-    `metadata`. *disk* is the file system of the source (support/tools/disks.py). *descriptors* is
-    the limit of open descriptors of the mount's process. *more* has further options, and the name
-    that they have in the test's id.
+    *large* is False for a column that leaves out the tests with the mark `large`. *handles* is the
+    option inode_file_handles. *passthrough* and *transport* are the options of these names; with
+    passthrough=auto, `kernel` passes files through with every policy but `metadata`. *disk* is the
+    file system of the source (support/tools/disks.py). *descriptors* is the limit of open
+    descriptors of the mount's process. *more* has further options, and the name that they have in
+    the test's id.
     """
 
     session: str | None
@@ -50,59 +54,62 @@ class Place:
         return where if self.caller is ROOT else f"{where}-{self.caller.name}"
 
 
-PLACES = [
-    Place(None, "", ROOT),
-    Place(None, "", USER, large=False),
-    Place(None, "", MEMBER, large=False),
+COLUMNS = [
+    Column(None, "", ROOT),
+    Column(None, "", USER, large=False),
+    Column(None, "", MEMBER, large=False),
     *(
-        place
+        column
         for session in ("kernel", "libfuse")
-        for place in (
-            Place(session, "auto", ROOT),
-            Place(session, "auto", USER, large=False),
-            Place(session, "auto", MEMBER, large=False),
-            Place(session, "always", ROOT),
-            Place(session, "never", ROOT, large=False),
-            Place(session, "metadata", ROOT, large=False),
-            Place(session, "auto", ROOT, large=False, handles="mandatory"),
+        for column in (
+            Column(session, "auto", ROOT),
+            Column(session, "auto", USER, large=False),
+            Column(session, "auto", MEMBER, large=False),
+            Column(session, "always", ROOT),
+            Column(session, "never", ROOT, large=False),
+            Column(session, "metadata", ROOT, large=False),
+            Column(session, "auto", ROOT, large=False, handles="mandatory"),
         )
     ),
-    Place("kernel", "auto", ROOT, passthrough="off"),
-    Place("kernel", "always", ROOT, passthrough="off"),
-    Place("kernel", "never", ROOT, large=False, passthrough="off"),
-    Place("kernel", "auto", USER, large=False, passthrough="off"),
-    Place("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
+    Column("kernel", "auto", ROOT, passthrough="off"),
+    Column("kernel", "always", ROOT, passthrough="off"),
+    Column("kernel", "never", ROOT, large=False, passthrough="off"),
+    Column("kernel", "auto", USER, large=False, passthrough="off"),
+    Column("kernel", "auto", ROOT, passthrough="off", transport="io_uring"),
 ]
 
 # Columns that only tests with the mark `columns` run on.
 ON_DEMAND = [
     *(
-        Place(session, policy, ROOT, disk=disk)
+        Column(session, policy, ROOT, disk=disk)
         for disk in ("ext4", "overlay", "submounts")
         for session, policy in ((None, ""), ("kernel", "auto"), ("libfuse", "auto"))
     ),
-    Place("kernel", "auto", ROOT, passthrough="off", disk="ext4"),
-    Place("kernel", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
-    Place("libfuse", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
+    Column("kernel", "auto", ROOT, passthrough="off", disk="ext4"),
+    Column("kernel", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
+    Column("libfuse", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
     # Own mounts: on the shared ones, earlier tests may have left inodes held by file handle.
     *(
-        Place(session, policy, ROOT, more=("fresh", ()))
+        Column(session, policy, ROOT, more=("fresh", ()))
         for session in ("kernel", "libfuse")
         for policy in ("auto", "always")
     ),
-    Place("kernel", "auto", ROOT, more=("writeback", (("writeback", "true"),))),
-    Place("kernel", "auto", ROOT, more=("mapped", (("map_uid", "0:0:100000"),))),
+    Column("kernel", "auto", ROOT, more=("writeback", (("writeback", "true"),))),
+    Column("kernel", "auto", ROOT, more=("mapped", (("map_uid", "0:0:100000"),))),
 ]
-BY_ID = {place.id: place for place in (*PLACES, *ON_DEMAND)}
+BY_ID = {column.id: column for column in (*COLUMNS, *ON_DEMAND)}
 QUICK = BY_ID["kernel-auto"]
 """The column that `make quick` runs; the tests on all others have the mark `full`."""
 
 
 @dataclass(slots=True)
 class Ground:
-    """A place that exists: tests get new directories in *top*, which the host has in *beneath*."""
+    """The directory or mount of a column: tests get new directories in *top*.
 
-    place: Place
+    The host has them in *beneath*.
+    """
+
+    column: Column
     top: Path
     beneath: Path
     mount: Mounted | None = None

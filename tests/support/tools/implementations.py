@@ -1,7 +1,8 @@
 """The implementations of the session, each behind one interface of bytes.
 
 A test that sends requests and checks answers takes the fixture `kernel` or `connect`. It then runs
-once for each row of `IMPLEMENTATIONS`, and sees nothing but bytes.
+once for each row of `IMPLEMENTATIONS`, and sees nothing but bytes. Today there is one row: the
+session `kernel`.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 class ByteSession(Protocol):
     """A session over one source directory, before its INIT.
 
-    A file handle (fh) counts from 1, for files and for directories.
+    The fh counts from 1, for files and for directories.
     """
 
     def send(self, request: bytes) -> list[bytes]:

@@ -2,9 +2,9 @@
 
 A file system that hangs must fail one test and not the whole run. A process in a page fault on a
 mapped file holds the interpreter's lock, so it cannot watch itself. A second process, the guard,
-runs this file as a program. It aborts the FUSE connection in two cases. If a time limit passes,
-every waiting call fails. If the guard's standard input ends while the mount exists, the test run
-was killed.
+runs this file as a program. The guard aborts the FUSE connection if a time limit passes, or if the
+guard's standard input ends while the mount exists: the test run was killed. Every waiting call then
+fails.
 """
 
 import contextlib
