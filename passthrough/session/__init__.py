@@ -14,8 +14,8 @@ There are two sessions: `kernel` speaks the kernel's protocol itself, `libfuse` 
     channel        reads requests from /dev/fuse and writes replies
     request        one request in service
     polling        polls /dev/fuse before a thread sleeps
-    libfuse_run    the event loop under pyfuse3
-    libfuse        the session `libfuse`: pyfuse3's operations over PassthroughFs
+    libfuse_run    the session `libfuse`: its start, and the event loop under pyfuse3
+    libfuse        the handlers that pyfuse3 calls
     wire           the bytes of requests and replies
     negotiation    the flags of INIT
     shutdown       signals and the end of the keeper

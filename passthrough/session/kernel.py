@@ -1,4 +1,4 @@
-"""The `kernel` session: FUSE on /dev/fuse without libfuse, in a few threads.
+"""The `kernel` session: FUSE on /dev/fuse or io_uring without libfuse, in a pool of threads.
 
 The main thread answers INIT, starts the threads, and then samples them until the session ends.
 """
@@ -26,8 +26,8 @@ from passthrough.session.uring import Ring
 
 log = logging.getLogger(__name__)
 
-# Requests in flight may take this long when the session ends; after that they count as hung. The
-# plugin, which waits for the end of this process when it ends and in Remove, waits longer.
+# Requests in flight may take this long when the session ends; after that they count as hung. At its
+# own end and in Remove, the plugin waits longer than this for the worker.
 _DRAIN_LIMIT_S: Final = 1.0
 _DRAIN_INTERVAL_S: Final = 0.005
 _MS_PER_S: Final = 1000
@@ -87,7 +87,7 @@ def _negotiate(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
 def _without_passthrough(session: Session) -> str:
     """Return why the kernel passes no reads and writes through although the options allow it.
 
-    The text is empty if it does, or if the options do not allow it.
+    The text is empty if the kernel passes them through, or if the options do not allow it.
     """
     if not session.passes_through:
         return session.why_not(Init.PASSTHROUGH)

@@ -1,9 +1,9 @@
 """The `libfuse` session's event loop: pyfuse3's main loop over one poll(2) in place of trio.
 
 pyfuse3 is written for trio, but takes all that it needs of trio from one module attribute, which
-may be replaced: `pyfuse3.asyncio` puts asyncio there. This module puts `Scheduler` there. Handlers
-never wait, so one task serves every request, and waits only for the next one. A real scheduler has
-nothing to choose from then, and choosing took trio two thirds of the processor time of a request.
+may be replaced: `pyfuse3.asyncio` puts asyncio there. This module puts `Scheduler` there. No
+handler awaits anything, so one task serves every request, and awaits only the next one. trio spent
+two thirds of a request's processor time on scheduling this one task.
 
 So no task is ever suspended: `wait_readable` blocks the process until there is a request or a
 reason to end. At the end it raises the error that trio raises if the descriptor is being closed.

@@ -4,7 +4,8 @@ On an idle machine most of a round trip is the time to wake a processor, and a t
 need not be woken. On a busy machine polling takes time from the very caller that sends the next
 request. No counter tells the two cases apart beforehand. So under load the session tries both ways,
 for one trial each, and keeps the better one for a while. Polling is better if it increases the
-requests a second by a greater factor than the processor time of each request.
+requests a second by a factor of at least 1.15, and by no smaller factor than the processor time of
+each request.
 
 Between polls the thread calls sched_yield(2), because the caller may need this CPU. If another
 program computes, sched_yield(2) takes milliseconds, and every caller waits as long. Then polling
@@ -22,8 +23,7 @@ from typing import Final, NamedTuple
 
 # A thread polls for this long after its last request.
 _POLL_LIMIT_NS: Final = 75_000
-# If sched_yield(2) takes this much longer than the limit, another program computes: a caller under
-# load sends its request before.
+# If polling exceeds its limit by this much, another program has had the processor.
 _PREEMPTED_NS: Final = 500_000
 # The samples (thread_slots.SAMPLE_INTERVAL_S) in one trial, and the requests in it that are a load.
 _SAMPLES_PER_TRIAL: Final = 4

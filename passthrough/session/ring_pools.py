@@ -4,10 +4,11 @@ The kernel gives a request to the entry that became free last. So one thread of 
 all requests as long as it keeps up. It runs where the request was made, and no thread on another
 processor is woken. The second thread is there in case the host blocks the first.
 
-If neither is idle, the main thread samples them, as it does the pool of /dev/fuse. If the host
-blocks all threads of a processor, and they do not compute, it doubles their number. The process may
-compute for other processors meanwhile. So the main thread doubles the number also if no thread of a
-processor has finished a request for ten samples (50 ms).
+If no thread of a processor is idle, the main thread samples the pools, as it does the pool of
+/dev/fuse. If the host blocks all threads of a processor, and the process does not compute, the main
+thread doubles their number. If the host only slows them down, it adds one thread, up to eight. The
+process may compute for other processors meanwhile. So the main thread doubles the number also if no
+thread of a processor has taken a request for ten samples (50 ms).
 
 No thread leaves before the connection ends, because the kernel does not give an entry back.
 """
@@ -67,7 +68,7 @@ class _RingPool:
         self.held_up_samples = 0
         """The consecutive samples in which the host held all threads up."""
         self.stuck_samples = 0
-        """The consecutive samples in which no thread finished a request."""
+        """The consecutive samples in which no thread took a request."""
 
     def none_idle(self) -> bool:
         """Return whether no thread waits for a request."""
@@ -94,7 +95,7 @@ class RingPools:
         self._wake = wake
         self._lock = threading.Lock()
         self._pools = [_RingPool(processor) for processor in processors]
-        self._hurries = itertools.count()
+        self._provoked_requests = itertools.count()
         self._stopped = False
         self._shortage_logged = False
         self._idle_samples = 0
@@ -137,11 +138,11 @@ class RingPools:
             self._stopped = True
 
     def in_flight(self) -> int:
-        """Return how many requests are in service."""
+        """Return the number of requests in service."""
         return sum(not slot.idle for slot in self._slots())
 
     def size(self) -> int:
-        """Return how many threads there are."""
+        """Return the number of threads, idle ones included."""
         return sum(pool.size for pool in self._pools)
 
     def let_others_finish(self, request: Request) -> bool:
@@ -212,9 +213,9 @@ class RingPools:
             if pool.size >= _MAX_THREADS + self._session.waiting() or self._stopped:
                 return False
             pool.size += 1
-            urgent = pool.size > _FIRST_THREADS
+            requests_wait = pool.size > _FIRST_THREADS
         try:
-            _thread.start_new_thread(self._work, (pool, urgent, started))
+            _thread.start_new_thread(self._work, (pool, requests_wait, started))
         except RuntimeError as error:  # Python's error for EAGAIN here
             with self._lock:
                 pool.size -= 1
@@ -229,13 +230,15 @@ class RingPools:
             log.warning("cannot start more than %d threads: %s", self.size(), error)
 
     def _work(
-        self, pool: _RingPool, urgent: bool, started: Callable[[OSError | None], object]
+        self, pool: _RingPool, requests_wait: bool, started: Callable[[OSError | None], object]
     ) -> None:
         try:
             _pin_to(pool.processor)
             channel = self._open_channel(pool.processor)
-            if urgent:
-                channel.hurry(next(self._hurries), self._session.fs.inodes.latest(_INODES_TRIED))
+            if requests_wait:
+                number = next(self._provoked_requests)
+                # The kernel gives waiting requests to a new entry only after an answer.
+                channel.hurry(number, self._session.fs.inodes.latest(_INODES_TRIED))
         except OSError as error:
             with self._lock:
                 pool.size -= 1

@@ -16,7 +16,11 @@ KEEPER_ENDED: Final = "the keeper of this mount has ended; so does its worker"
 
 @contextlib.contextmanager
 def wakeup_pipe() -> Iterator[tuple[int, Callable[[], object]]]:
-    """Open a pipe that brings WAKE for each call of the function, and the number of each signal."""
+    """Yield the read end of a pipe, and a function that writes WAKE to the pipe.
+
+    Each SIGTERM or SIGINT writes its number. If the pipe is full, the function raises
+    BlockingIOError.
+    """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # Python's handlers do nothing: the interpreter writes the signal's number before they run.
     previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}

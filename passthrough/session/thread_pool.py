@@ -79,7 +79,7 @@ class ThreadPool:
         *,
         beside_rings: bool = False,
     ) -> None:
-        """Make a pool without threads; *wake* has the main thread sample again, and may be lost.
+        """Make a pool without threads; *wake* has the main thread sample again.
 
         With *beside_rings* /dev/fuse brings only forgets and interrupts. The handlers that are
         about to block run in other threads, and the requests that would wake a surplus thread come
@@ -131,11 +131,11 @@ class ThreadPool:
         self._end_parked()
 
     def in_flight(self) -> int:
-        """Return how many requests are in service."""
+        """Return the number of requests in service."""
         return sum(not slot.idle for slot in tuple(self._slots))
 
     def size(self) -> int:
-        """Return how many threads serve."""
+        """Return the number of threads, idle ones included."""
         return len(self._slots)
 
     def about_to_block(self) -> None:

@@ -12,7 +12,8 @@ from passthrough.session.request import Request
 # The main thread samples this often while there is work. Shorter intervals add a thread sooner, and
 # cost more processor time.
 SAMPLE_INTERVAL_S: Final = 0.005
-# On an overloaded machine every sample is unreliable. Believe this many in a row.
+# Act on this many consecutive unreliable samples, because on an overloaded machine all samples are
+# unreliable.
 UNRELIABLE_SAMPLES: Final = 4
 # If the host is slow but not stuck, callers gain little from more threads than this. A thread that
 # waits for a processor looks as slow, and another thread makes that worse. So add one only after
@@ -54,8 +55,11 @@ class ThreadSlot:
         self.sampled = 0
         """The value of `taken` at the last sample; only the main thread changes it."""
 
-    def waits_for_lock(self) -> bool:
-        """Return whether the thread may wait until a caller releases a lock."""
+    def serves_lock_wait(self) -> bool:
+        """Return whether the thread's present request, or the last one if it is idle, is SETLKW.
+
+        Such a thread may wait until a caller releases a lock.
+        """
         return self.request.opcode == Opcode.SETLKW
 
     def may_wait_for_others(self) -> bool:
@@ -85,7 +89,10 @@ class Sampler:
         self._sampled_at = self._computed = self._elapsed = 0.0
         self._preemptions = self._unreliable_left = 0
         self.busy = False
-        """True if this process computed for most of the interval, so the host did not delay it."""
+        """True if this process computed for more than 40 % of the interval (`_BUSY_SHARE`).
+
+        Then the host did not delay it.
+        """
         self.unreliable = False
         """True if the sample came late, or a thread was preempted (ru_nivcsw) within the last few
         intervals and may still wait for a processor."""
@@ -124,7 +131,7 @@ def count_new_requests(slots: Iterable[ThreadSlot]) -> int:
 
 
 def another_serves(slots: Iterable[ThreadSlot], request: Request) -> bool:
-    """Return whether a thread of *slots* can serve an unlock, other than the one at *request*.
+    """Return whether a thread other than that of *request* can serve an unlock.
 
     A thread calls this when its own request is visible in its slot. So if several threads call it
     at the same time, the last one sees the requests of all the others.
@@ -139,7 +146,7 @@ def wait_for_others(slots: Iterable[ThreadSlot], request: Request) -> None:
     others = [
         (slot, slot.request.unique)
         for slot in slots
-        if slot.request is not request and not slot.waits_for_lock()
+        if slot.request is not request and not slot.serves_lock_wait()
     ]
     deadline = time.monotonic() + _LONGEST_WAIT_S
     while time.monotonic() < deadline:

@@ -33,7 +33,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     config: Requested | None = None
     """The options that the worker serves with, until it ends; None if it does not serve.
 
-    A Create of the same volume may change the volume's own options meanwhile.
+    After a restart of the plugin, other defaults of the administrator may hold for later mounts of
+    the volume.
     """
     without_handles: str = ""
     """The reason why the worker holds no file handles, although the options ask for them."""
