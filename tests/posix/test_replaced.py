@@ -53,8 +53,8 @@ def replace_in_the_volume(directory: Path) -> None:
 @every_way_to_hold
 @pytest.mark.fault(
     "opening a file that has lost its name",
-    "open(2) fails with ESTALE, with `inode_file_handles=mandatory` also with ENOMEM, while another"
-    " process replaces the file by rename(2)",
+    "while another process replaces the file by rename(2), open(2) may fail with ESTALE, with"
+    " `inode_file_handles=mandatory` also with ENOMEM",
 )
 @pytest.mark.parametrize("replacer", ["host", "volume"])
 def test_opening_while_other_processes_replace_the_file(

@@ -20,7 +20,7 @@ from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.mounts import bound
 
 
-class Place(NamedTuple):
+class Directories(NamedTuple):
     """The directory that the volume serves, and an unrelated one."""
 
     directory: Path
@@ -35,50 +35,50 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(params=["own", "source"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def directories(request: pytest.FixtureRequest, tmp_path: Path) -> Directories:
     own, source = tmp_path / "data" / "volumes" / "vol", tmp_path / "source"
     source.mkdir()
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("precious")
-    return Place(tmp_path, own if request.param == "own" else source, precious)
+    return Directories(tmp_path, own if request.param == "own" else source, precious)
 
 
 @asynccontextmanager
-async def mounted_volume(place: Place) -> AsyncIterator[tuple[Dockerd, Path]]:
+async def mounted_volume(directories: Directories) -> AsyncIterator[tuple[Dockerd, Path]]:
     """Run a plugin with the volume mounted and a file in it."""
-    async with plugin(place.directory) as dockerd:
-        await dockerd.do("Create", Name="vol", Opts=place.options)
+    async with plugin(directories.directory) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts=directories.options)
         target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
         await in_thread((target / "kept").write_text, "kept")
         yield dockerd, target
 
 
 @asynccontextmanager
-async def _restarted(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place):
+async def _restarted(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories):
         pass
-    async with plugin(place.directory) as dockerd:
+    async with plugin(directories.directory) as dockerd:
         yield dockerd
 
 
 @asynccontextmanager
-async def _still_mounted(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place) as (dockerd, _):
+async def _still_mounted(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories) as (dockerd, _):
         yield dockerd
 
 
 @asynccontextmanager
-async def _file_open(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place) as (dockerd, target):
+async def _file_open(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories) as (dockerd, target):
         fd = await in_thread(os.open, target / "kept", os.O_RDWR)
         yield dockerd
         await in_thread(os.close, fd)
 
 
 @asynccontextmanager
-async def _file_open_after_the_unmount(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place) as (dockerd, target):
+async def _file_open_after_the_unmount(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories) as (dockerd, target):
         fd = await in_thread(os.open, target / "kept", os.O_RDWR)
         await dockerd.do("Unmount", Name="vol", ID="a")
         yield dockerd
@@ -86,16 +86,16 @@ async def _file_open_after_the_unmount(place: Place) -> AsyncIterator[Dockerd]:
 
 
 @asynccontextmanager
-async def _bound_elsewhere(place: Place) -> AsyncIterator[Dockerd]:
+async def _bound_elsewhere(directories: Directories) -> AsyncIterator[Dockerd]:
     """As for a container."""
-    async with mounted_volume(place) as (dockerd, target):
-        with bound(target, place.directory / "container"):
+    async with mounted_volume(directories) as (dockerd, target):
+        with bound(target, directories.directory / "container"):
             yield dockerd
 
 
 @asynccontextmanager
-async def _dead_worker(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place) as (dockerd, _):
+async def _dead_worker(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories) as (dockerd, _):
         os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], 9)
         with trio.fail_after(10):
             while (await dockerd.volume("vol"))["Status"]["mounted"]:
@@ -104,21 +104,21 @@ async def _dead_worker(place: Place) -> AsyncIterator[Dockerd]:
 
 
 @asynccontextmanager
-async def _mount_inside(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place) as (dockerd, _):
-        with bound(place.precious, place.files / "inside"):
+async def _mount_inside(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories) as (dockerd, _):
+        with bound(directories.precious, directories.files / "inside"):
             yield dockerd
 
 
 @asynccontextmanager
-async def _symlinks(place: Place) -> AsyncIterator[Dockerd]:
-    async with mounted_volume(place) as (dockerd, _):
-        (place.files / "directory").symlink_to(place.precious)
-        (place.files / "file").symlink_to(place.precious / "file")
+async def _symlinks(directories: Directories) -> AsyncIterator[Dockerd]:
+    async with mounted_volume(directories) as (dockerd, _):
+        (directories.files / "directory").symlink_to(directories.precious)
+        (directories.files / "file").symlink_to(directories.precious / "file")
         yield dockerd
 
 
-Situation = Callable[[Place], AbstractAsyncContextManager[Dockerd]]
+Situation = Callable[[Directories], AbstractAsyncContextManager[Dockerd]]
 
 # Each situation, and the kinds of volumes that can be removed in it.
 SITUATIONS: dict[str, tuple[Situation, set[str]]] = {
@@ -141,24 +141,24 @@ def marked(situation: str) -> object:
 @pytest.mark.full
 @pytest.mark.parametrize("situation", [marked(one) for one in SITUATIONS])
 async def test_remove_deletes_only_files_of_an_unused_volume_without_source(
-    place: Place, situation: str
+    directories: Directories, situation: str
 ) -> None:
     arrange, removable = SITUATIONS[situation]
-    is_own = not place.options
-    async with arrange(place) as dockerd:
+    is_own = not directories.options
+    async with arrange(directories) as dockerd:
         answer = await dockerd.call("Remove", Name="vol")
         is_removed = answer.status == 200
         assert is_removed == (("own" if is_own else "source") in removable), answer
         assert await dockerd.names() == (set() if is_removed else {"vol"})
-        assert (place.precious / "file").read_text() == "precious"
+        assert (directories.precious / "file").read_text() == "precious"
         if is_removed and is_own:
-            assert not place.files.exists()
+            assert not directories.files.exists()
         else:
-            assert (place.files / "kept").read_text() == "kept"
-    async with plugin(place.directory):  # which empties the trash
-        assert (place.precious / "file").read_text() == "precious"
-        assert (place.files / "kept").exists() == (not is_removed or not is_own)
-        assert mounted(place.directory) == []
+            assert (directories.files / "kept").read_text() == "kept"
+    async with plugin(directories.directory):  # which empties the trash
+        assert (directories.precious / "file").read_text() == "precious"
+        assert (directories.files / "kept").exists() == (not is_removed or not is_own)
+        assert mounted(directories.directory) == []
 
 
 @pytest.mark.logs("cannot remove .*/source/mounts/vol: Directory not empty")

@@ -41,12 +41,12 @@ STOP_S = 60
 class OwnEngine:
     """A dockerd; `own_engine` makes it."""
 
-    def __init__(self, directory: Path, place: "Place") -> None:
-        """Prepare an engine for the namespaces *place*; `start` starts it."""
+    def __init__(self, directory: Path, namespaces: "Namespaces") -> None:
+        """Prepare an engine in *namespaces*; `start` starts it."""
         self.directory = directory
-        self.network = place.pid
+        self.network = namespaces.pid
         """The id of a process in the network namespace of the engine."""
-        self._place = place
+        self._namespaces = namespaces
         self.log = directory / "log"
         self.live_restore = False
         """True if containers go on running when this dockerd ends."""
@@ -72,7 +72,12 @@ class OwnEngine:
         settings.write_text(json.dumps({"live-restore": live_restore}))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._place.command, "dockerd", *self._options(settings), *self._place.options],
+                [
+                    *self._namespaces.command,
+                    "dockerd",
+                    *self._options(settings),
+                    *self._namespaces.options,
+                ],
                 stdout=log,
                 stderr=log,
             )
@@ -158,7 +163,7 @@ def within(network: int) -> list[str]:
     return ["nsenter", f"--net=/proc/{network}/ns/net"]
 
 
-class Place(NamedTuple):
+class Namespaces(NamedTuple):
     """Namespaces for an engine, held by a process."""
 
     pid: int
@@ -181,15 +186,15 @@ def _holding(script: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def usual(_: Path) -> Iterator[Place]:
+def usual(_: Path) -> Iterator[Namespaces]:
     """Make a network namespace for an engine, with a loopback interface."""
     with _holding("ip link set lo up", "unshare", "--net") as held:
         _is_ready(held)
-        yield Place(held.pid, within(held.pid))
+        yield Namespaces(held.pid, within(held.pid))
 
 
 @contextlib.contextmanager
-def remapped(directory: Path) -> Iterator[Place]:
+def remapped(directory: Path) -> Iterator[Namespaces]:
     """Make a network for an engine with userns-remap, and its /etc/subuid and /etc/subgid."""
     (directory / "subuid").write_text(f"{REMAPPED_USER}:{REMAPPED[0]}:65536\n")
     (directory / "subgid").write_text(f"{REMAPPED_USER}:{REMAPPED[1]}:65536\n")
@@ -200,11 +205,11 @@ def remapped(directory: Path) -> Iterator[Place]:
     with _holding(script, *apart) as held:
         _is_ready(held)
         command = ["nsenter", f"--target={held.pid}", "--net", "--mount"]
-        yield Place(held.pid, command, [f"--userns-remap={REMAPPED_USER}"])
+        yield Namespaces(held.pid, command, [f"--userns-remap={REMAPPED_USER}"])
 
 
 @contextlib.contextmanager
-def rootless(directory: Path) -> Iterator[Place]:
+def rootless(directory: Path) -> Iterator[Namespaces]:
     """Make the user namespace, mounts and network of a rootless engine, as RootlessKit does."""
     fuse = directory / "fuse"  # of mode 0666, as udev makes it
     os.mknod(fuse, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
@@ -240,10 +245,10 @@ def rootless(directory: Path) -> Iterator[Place]:
         }
         words = [f"{name}={value}" for name, value in environment.items()]
         command = ["nsenter", f"--target={held.pid}", *inside, "env", *words]
-        yield Place(held.pid, command, ["--rootless"])
+        yield Namespaces(held.pid, command, ["--rootless"])
 
 
-Kind = Callable[[Path], contextlib.AbstractContextManager[Place]]
+Kind = Callable[[Path], contextlib.AbstractContextManager[Namespaces]]
 """Makes the namespaces for an engine with this directory."""
 
 
@@ -261,9 +266,9 @@ def own_engine(kind: Kind = usual) -> Iterator[OwnEngine]:
     directory = Path(f"/var/tmp/passfs-e{secrets.token_hex(4)}")
     directory.mkdir(mode=0o711)
     try:
-        with _private(directory), kind(directory) as place:
+        with _private(directory), kind(directory) as namespaces:
             before = children()
-            engine = OwnEngine(directory, place)
+            engine = OwnEngine(directory, namespaces)
             try:
                 engine.start()
                 engine.client.api.import_image_from_data(_image(), repository=TOOLS_IMAGE)
