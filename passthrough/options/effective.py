@@ -161,11 +161,11 @@ LOCAL_LOCKS: Final = (
 _WHY_DEV: Final = "the default, because io_uring is slower on some machines"
 
 
-def resolve(requested: Requested, release: Release, handles_obstacle: str = "") -> Effective:
+def resolve(requested: Requested, release: Release, file_handles_obstacle: str = "") -> Effective:
     """Decide the conflicts of *requested* on Linux *release*.
 
-    *handles_obstacle* is why no file of the source can be held by file handle; it is empty if the
-    files can, or if the source is unknown.
+    *file_handles_obstacle* is why no file of the source can be held by file handle; it is empty if
+    the files can, or if the source is unknown.
 
     Raises:
         OptionError: file handles, io_uring or passthrough are required and not available.
@@ -173,10 +173,10 @@ def resolve(requested: Requested, release: Release, handles_obstacle: str = "") 
     notes: list[Note] = []
     session = sessions.kind_of(requested.session, release)
     current = msgspec.structs.replace(requested, session=session)
-    require_file_handles(current, handles_obstacle)
-    if handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:
+    require_file_handles(current, file_handles_obstacle)
+    if file_handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:
         current = msgspec.structs.replace(current, inode_file_handles=InodeFileHandles.NEVER)
-        notes.append(Note("inode_file_handles", "never", handles_obstacle))
+        notes.append(Note("inode_file_handles", "never", file_handles_obstacle))
     for option, applies, reason in RULES:
         if getattr(current, option) and applies(current):
             off = False

@@ -67,7 +67,7 @@ def parse_option(written: str, text: str, others: tuple[str, ...] = ()) -> tuple
     Raises:
         OptionError: the option is unknown, or does not accept *text*.
     """
-    name, value = _resolve(written, text, others)
+    name, value = _unalias(written, text, others)
     try:
         return name, OPTIONS[name].parse(value)
     except ValueError:
@@ -75,7 +75,7 @@ def parse_option(written: str, text: str, others: tuple[str, ...] = ()) -> tuple
         raise OptionError(written, text, accepted) from None
 
 
-def _resolve(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str]:
+def _unalias(written: str, text: str, others: tuple[str, ...]) -> tuple[str, str]:
     """Return the option and the text that *written*, an option's name or an alias, stands for."""
     name = canonical(written)
     if name in OPTIONS:

@@ -3,8 +3,8 @@
 A channel knows headers and bytes, and nothing of what they mean. Any number of threads may use that
 of /dev/fuse at once, each with a request of its own.
 
-The descriptor of /dev/fuse is never cloned: a clone takes the requests that it holds with it when
-it is closed, and the kernel does not send them again to a successor.
+The descriptor of /dev/fuse is never cloned: when a clone is closed, the kernel fails the requests
+that the clone holds.
 """
 
 import errno
@@ -97,8 +97,8 @@ class Channel(Replies, Protocol):
 class DeviceChannel:
     """The descriptor of /dev/fuse that a mount was made with; borrowed.
 
-    It must not be a clone, FUSE_DEV_IOC_CLONE: what a clone has taken is lost with it, and not sent
-    again to a successor.
+    It must not be a clone, FUSE_DEV_IOC_CLONE: when a clone is closed, the kernel fails the
+    requests that the clone holds.
     """
 
     def __init__(self, fuse_fd: int) -> None:

@@ -13,12 +13,11 @@ Entries of one queue may come from different rings: each thread makes a ring of 
 one entry. A new entry is given no request that has waited before the entry came, because only an
 answer makes the kernel look. So a new thread has the kernel send it something to answer.
 
-FUSE_NOTIFY_RESEND looks at /dev/fuse alone (up to Linux 6.18; tried). So the kernel does not send
-again what the rings of a dead worker held, or what waits in their queues. New entries get new
-requests; the old requests end with the connection. As long as the keeper ends the connection when a
-worker dies, the transports do not differ in this. But transport=auto must not promise less later
-than today, so it takes /dev/fuse. Nor is io_uring faster where it was measured,
-docs/performance.md.
+If a worker dies, the keeper ends the connection, and the kernel fails all requests, with either
+transport. The session does not send FUSE_NOTIFY_RESEND, which has no effect on the requests in
+rings (up to Linux 6.18; tried).
+
+transport=auto takes /dev/fuse, because io_uring is slower on some machines, docs/performance.md.
 """
 
 import ctypes

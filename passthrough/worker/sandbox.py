@@ -59,7 +59,7 @@ KEPT: Final = {
     "CAP_MKNOD": (27, "device nodes; none can be opened through the worker's mounts"),
     "CAP_SETFCAP": (31, "security.capability attributes, which are file capabilities"),
 }
-_FOR_HANDLES: Final = "CAP_DAC_READ_SEARCH"
+_FOR_FILE_HANDLES: Final = "CAP_DAC_READ_SEARCH"
 # The capabilities that `enter` itself needs; it drops those that are not in KEPT.
 _NEEDED_TO_ENTER: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
 
@@ -96,20 +96,20 @@ class SandboxError(Exception):
         )
 
 
-def kept_capabilities(*, by_handle: bool) -> int:
+def kept_capabilities(*, by_file_handle: bool) -> int:
     """Return the capabilities of a worker, with the bit 1 << CAP_* for each capability.
 
-    With *by_handle* the worker opens files by kernel file handle.
+    With *by_file_handle* the worker opens files by kernel file handle.
     """
-    wanted = (name for name in KEPT if by_handle or name != _FOR_HANDLES)
+    wanted = (name for name in KEPT if by_file_handle or name != _FOR_FILE_HANDLES)
     return sum(1 << KEPT[name][0] for name in wanted)
 
 
-def enter(source_fd: int, *, by_handle: bool, by_ring: bool) -> int:
+def enter(source_fd: int, *, by_file_handle: bool, by_ring: bool) -> int:
     """Confine this process to the directory *source_fd*; takes the descriptor.
 
-    With *by_handle* the process may still open files by kernel file handle; with *by_ring*, make
-    rings of io_uring(7).
+    With *by_file_handle* the process may still open files by kernel file handle; with *by_ring*,
+    make rings of io_uring(7).
 
     The process must have one thread, and no other open descriptor that leads to the host. After a
     failure it is partly confined and must end.
@@ -127,7 +127,7 @@ def enter(source_fd: int, *, by_handle: bool, by_ring: bool) -> int:
         _disable_search(preload())
         links_fd, root_fd = _enter_namespaces(source_fd)
         fdpath.work_in(links_fd)
-        _give_up_privileges(by_handle=by_handle, by_ring=by_ring)
+        _give_up_privileges(by_file_handle=by_file_handle, by_ring=by_ring)
     except OSError as error:
         what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         raise SandboxError(f"{what}{error.strerror or error}") from error
@@ -192,11 +192,13 @@ def _detach_passfs_mounts() -> None:
         before = found
 
 
-def _give_up_privileges(*, by_handle: bool, by_ring: bool) -> None:
+def _give_up_privileges(*, by_file_handle: bool, by_ring: bool) -> None:
     privileges.forbid_new_privileges()
     privileges.forbid_dumps()
-    privileges.limit_capabilities(kept_capabilities(by_handle=by_handle))
-    rules = seccomp.program(os.uname().machine, os.getpid(), by_handle=by_handle, by_ring=by_ring)
+    privileges.limit_capabilities(kept_capabilities(by_file_handle=by_file_handle))
+    rules = seccomp.program(
+        os.uname().machine, os.getpid(), by_file_handle=by_file_handle, by_ring=by_ring
+    )
     privileges.filter_calls(rules)
 
 

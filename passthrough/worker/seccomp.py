@@ -112,7 +112,7 @@ REFUSED: Final[dict[str, Numbers]] = {
     "iopl": (172, None),
 }
 # Refused to workers without file handles, because the call ignores the root directory.
-BY_HANDLE: Final[dict[str, Numbers]] = {"open_by_handle_at": (304, 265)}
+BY_FILE_HANDLE: Final[dict[str, Numbers]] = {"open_by_handle_at": (304, 265)}
 # Refused to workers without io_uring, because no filter sees a ring's commands.
 BY_RING: Final[dict[str, Numbers]] = {
     "io_uring_setup": (425, 425),
@@ -197,16 +197,16 @@ class _Instruction(NamedTuple):
     if_false: str = ""
 
 
-def program(machine: str, own_pid: int, *, by_handle: bool, by_ring: bool) -> bytes:
+def program(machine: str, own_pid: int, *, by_file_handle: bool, by_ring: bool) -> bytes:
     """Return the filter for *own_pid* as an array of struct sock_filter; *machine* as in uname(2).
 
-    *by_handle* allows open_by_handle_at(2); *by_ring* allows io_uring(7).
+    *by_file_handle* allows open_by_handle_at(2); *by_ring* allows io_uring(7).
 
     Raises:
         KeyError: *machine* is not in `MACHINES`.
     """
     audit_arch, column = MACHINES[machine]
-    refused = REFUSED | ({} if by_handle else BY_HANDLE) | ({} if by_ring else BY_RING)
+    refused = REFUSED | ({} if by_file_handle else BY_FILE_HANDLE) | ({} if by_ring else BY_RING)
     parts: list[_Instruction | str] = [
         _Instruction(_LOAD, _ARCH_AT),
         _Instruction(_IF_EQUAL, audit_arch, if_false=_EPERM),

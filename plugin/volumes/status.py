@@ -137,7 +137,7 @@ def _applying(
     release: Release,
     requested: Requested,
     note: str,
-    handles_obstacle: str,
+    file_handles_obstacle: str,
     passthrough_obstacle: str,
 ) -> bytes:
     """Return the options in force for the volume's mount, or for its next one.
@@ -147,7 +147,7 @@ def _applying(
     Raises:
         OptionError: *requested* cannot be served.
     """
-    config = resolve(requested, release, handles_obstacle)
+    config = resolve(requested, release, file_handles_obstacle)
     applying = described(config, release, passthrough_obstacle)
     notes = cast("list[str]", applying["notes"])
     more = [*_maps_without_engine(config), *filter(None, [note])]

@@ -33,8 +33,8 @@ RELEASE = FIRST_KERNEL_SESSION
 parse = partial(parse_options, release=RELEASE)
 
 
-def decided(requested: Requested, handles_obstacle: str = "") -> Effective:
-    return resolve(requested, RELEASE, handles_obstacle)
+def decided(requested: Requested, file_handles_obstacle: str = "") -> Effective:
+    return resolve(requested, RELEASE, file_handles_obstacle)
 
 
 def requested_again(effective: Effective) -> Requested:

@@ -31,7 +31,7 @@ CAP_SYS_PTRACE = 19  # capabilities(7)
 CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
-KEPT = sandbox.kept_capabilities(by_handle=True)
+KEPT = sandbox.kept_capabilities(by_file_handle=True)
 # The engine gives these to every container and plugin by default.
 DOCKERS_OWN = (
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW"),
@@ -123,9 +123,10 @@ def test_a_source_without_file_handles_drops_the_capability(
 
     assert report.serving
     assert report.without_handles.startswith("the file system has no file handles")
-    assert kept == {f"{sandbox.kept_capabilities(by_handle=False):016x}"}
+    assert kept == {f"{sandbox.kept_capabilities(by_file_handle=False):016x}"}
     assert (
-        sandbox.kept_capabilities(by_handle=True) - sandbox.kept_capabilities(by_handle=False)
+        sandbox.kept_capabilities(by_file_handle=True)
+        - sandbox.kept_capabilities(by_file_handle=False)
         == 1 << 2
     )
     assert "inode_file_handles is never: the file system has no" in keeper.log.read_text()
@@ -136,7 +137,7 @@ def test_the_filter_alone_refuses_to_open_by_handle(*, held: bool, error: str) -
     """The test process has the capability, so only the filter can refuse."""
 
     def opening() -> str:
-        rules = seccomp.program(os.uname().machine, os.getpid(), by_handle=held, by_ring=False)
+        rules = seccomp.program(os.uname().machine, os.getpid(), by_file_handle=held, by_ring=False)
         privileges.filter_calls(rules)
         return str(PROBES["by_handle"](""))
 
@@ -398,7 +399,7 @@ def refusal(become: Callable[[], object]) -> str:
     def entering() -> str:
         become()
         try:
-            sandbox.enter(os.open("/", os.O_PATH), by_handle=True, by_ring=False)
+            sandbox.enter(os.open("/", os.O_PATH), by_file_handle=True, by_ring=False)
         except sandbox.SandboxError as error:
             return str(error)
         return ""

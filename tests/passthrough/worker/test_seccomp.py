@@ -9,7 +9,7 @@ import pytest
 
 from passthrough.worker import seccomp
 from passthrough.worker.seccomp import (
-    BY_HANDLE,
+    BY_FILE_HANDLE,
     BY_RING,
     CHECKED,
     MACHINES,
@@ -31,7 +31,7 @@ HEADERS = (
 )
 EVERYTHING: dict[str, Numbers] = {
     **REFUSED,
-    **BY_HANDLE,
+    **BY_FILE_HANDLE,
     **BY_RING,
     **MISSING,
     **{name: check.numbers for name, check in CHECKED.items()},
@@ -77,14 +77,14 @@ def answer(
     name: str,
     arguments: tuple[int, ...] = (),
     *,
-    by_handle: bool = False,
+    by_file_handle: bool = False,
     by_ring: bool = False,
 ) -> int:
     """Return what the filter of *machine* answers to a call."""
     audit_arch, column = MACHINES[machine]
     number = EVERYTHING[name][column]
     assert number is not None
-    rules = seccomp.program(machine, OWN, by_handle=by_handle, by_ring=by_ring)
+    rules = seccomp.program(machine, OWN, by_file_handle=by_file_handle, by_ring=by_ring)
     return verdict(rules, audit_arch, number, arguments)
 
 
@@ -109,18 +109,18 @@ def test_the_numbers_are_the_kernel_s(column: int) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_each_call_of_the_table_is_refused(machine: str) -> None:
-    for table in (REFUSED, BY_HANDLE, BY_RING):
+    for table in (REFUSED, BY_FILE_HANDLE, BY_RING):
         names = calls_of(machine, iter(table))
         assert {name: answer(machine, name) for name in names} == dict.fromkeys(names, EPERM)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_rings_and_handles_are_for_workers_that_need_them(machine: str) -> None:
-    assert answer(machine, "open_by_handle_at", by_handle=True) == ALLOW
+    assert answer(machine, "open_by_handle_at", by_file_handle=True) == ALLOW
     assert answer(machine, "open_by_handle_at", by_ring=True) == EPERM
     for name in BY_RING:
         assert answer(machine, name, by_ring=True) == ALLOW
-        assert answer(machine, name, by_handle=True) == EPERM
+        assert answer(machine, name, by_file_handle=True) == EPERM
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -135,7 +135,7 @@ def test_an_argument_decides_by_what_the_kernel_takes_of_it(
 def test_every_call_that_no_table_has_is_let_through(machine: str) -> None:
     audit_arch, column = MACHINES[machine]
     numbers = {row[column] for row in EVERYTHING.values()}
-    rules = seccomp.program(machine, OWN, by_handle=False, by_ring=False)
+    rules = seccomp.program(machine, OWN, by_file_handle=False, by_ring=False)
 
     assert {verdict(rules, audit_arch, one) for one in range(600) if one not in numbers} == {ALLOW}
 
@@ -144,7 +144,7 @@ def test_every_call_that_no_table_has_is_let_through(machine: str) -> None:
 def test_calls_of_another_abi_are_refused(machine: str) -> None:
     """The tables have neither 32-bit numbers nor, on x86_64, those of x32."""
     audit_arch = MACHINES[machine].audit_arch
-    rules = seccomp.program(machine, OWN, by_handle=True, by_ring=True)
+    rules = seccomp.program(machine, OWN, by_file_handle=True, by_ring=True)
     audit_arch_32 = audit_arch & ~0x8000_0000
 
     assert verdict(rules, audit_arch_32, 1) == EPERM
