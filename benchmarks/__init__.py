@@ -1,7 +1,8 @@
 """The costs of passfs, compared with the bare directory and with other FUSE file systems.
 
 Run it as `python -m benchmarks`. docs/performance.md explains the options and the results. The
-benchmarks are no test: nothing passes or fails, and a figure is valid only for its machine.
+benchmarks are no test: no figure passes or fails, and each is valid only for its machine. A line
+that cannot run fails.
 
 A subject is the bare directory or a file system over it. A line is one workload, and a row of the
 results. From the top down; a module imports only those below itself:

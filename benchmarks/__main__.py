@@ -52,7 +52,8 @@ Lines = Annotated[
 Rounds = Annotated[int, typer.Option(min=1, help="Samples of each line.")]
 Size = Annotated[float, typer.Option(min=0.001, help="Factor for all counts and sizes.")]
 Seconds = Annotated[
-    float, typer.Option(min=0, help="Repeat a line in a round for at least this long, in seconds.")
+    float,
+    typer.Option(min=0, help="Repeat each line but real work for at least this long, in seconds."),
 ]
 Busy = Annotated[bool, typer.Option("--busy", help="Load every processor during the run.")]
 Costs = Annotated[bool, typer.Option(help="Measure processor time of requests, memory and Mount.")]
@@ -85,7 +86,10 @@ def main(  # noqa: PLR0917 - options are given by name
     svg: Svg = None,
     page: Page = None,
 ) -> None:
-    """Compare passfs with the bare directory and with other FUSE file systems; needs root."""
+    """Compare passfs with the bare directory and with other FUSE file systems.
+
+    It needs root, except with --from.
+    """
     names = arguments.known_names() if subjects is None else subjects.split(",")
     if taken is not None:
         report = msgspec.json.decode(taken.read_bytes(), type=Report)

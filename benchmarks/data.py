@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Iterator
 
-from benchmarks.lines import Line, Place, cold, warm
+from benchmarks.lines import Line, Site, cold, warm
 
 _MIB = 1 << 20
 _PAGE = 4096
@@ -20,17 +20,17 @@ _APPENDS = 4096
 _PIECE = b"0123456789abcdef" * 16
 
 
-def _size(at: Place) -> int:
+def _size(at: Site) -> int:
     return at.scaled(_FILE_MIB) * _MIB
 
 
-def _no_large(at: Place) -> None:
+def _no_large(at: Site) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{at.source}/large")
     at.drop()
 
 
-def _large(at: Place) -> None:
+def _large(at: Site) -> None:
     """Make the large file in the source, unless it exists."""
     with contextlib.suppress(FileNotFoundError):
         if os.stat(f"{at.source}/large").st_size == _size(at):
@@ -40,7 +40,7 @@ def _large(at: Place) -> None:
 
 
 @contextlib.contextmanager
-def _opened(at: Place, flags: int, name: str = "large") -> Iterator[int]:
+def _opened(at: Site, flags: int, name: str = "large") -> Iterator[int]:
     fd = os.open(f"{at.mount}/{name}", flags, 0o644)
     try:
         yield fd
@@ -48,7 +48,7 @@ def _opened(at: Place, flags: int, name: str = "large") -> Iterator[int]:
         os.close(fd)
 
 
-def _write(at: Place) -> int:
+def _write(at: Site) -> int:
     block = bytes(_MIB)
     with _opened(at, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
         for _ in range(_size(at) // _MIB):
@@ -56,7 +56,7 @@ def _write(at: Place) -> int:
     return _size(at) // _MIB
 
 
-def _read(at: Place) -> int:
+def _read(at: Site) -> int:
     buffers = [bytearray(_MIB)]
     with _opened(at, os.O_RDONLY) as fd:
         while os.readv(fd, buffers):
@@ -64,13 +64,13 @@ def _read(at: Place) -> int:
     return _size(at) // _MIB
 
 
-def _offsets(at: Place) -> list[int]:
+def _offsets(at: Site) -> list[int]:
     """Return page-aligned offsets, the same ones in each run."""
     pages = random.Random(1)  # noqa: S311 - reproducible, not secret
     return [pages.randrange(_size(at) // _PAGE) * _PAGE for _ in range(at.scaled(_RANDOM))]
 
 
-def _random_read(at: Place) -> int:
+def _random_read(at: Site) -> int:
     buffers = [bytearray(_PAGE)]
     offsets = _offsets(at)
     with _opened(at, os.O_RDONLY) as fd:
@@ -79,7 +79,7 @@ def _random_read(at: Place) -> int:
     return len(offsets)
 
 
-def _random_write(at: Place) -> int:
+def _random_write(at: Site) -> int:
     buffers = [bytes(_PAGE)]
     offsets = _offsets(at)
     with _opened(at, os.O_WRONLY) as fd:
@@ -88,27 +88,27 @@ def _random_write(at: Place) -> int:
     return len(offsets)
 
 
-def _no_log(at: Place) -> None:
+def _no_log(at: Site) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{at.source}/log")
     at.drop()
 
 
-def _append(at: Place) -> int:
+def _append(at: Site) -> int:
     with _opened(at, os.O_CREAT | os.O_WRONLY | os.O_APPEND, "log") as fd:
         for _ in range(at.scaled(_APPENDS)):
             os.write(fd, _PIECE)
     return at.scaled(_APPENDS)
 
 
-def _map_read(at: Place) -> int:
+def _map_read(at: Site) -> int:
     with _opened(at, os.O_RDONLY) as fd, mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
         for offset in range(0, len(mapped), _PAGE):
             mapped[offset]
     return _size(at) // _MIB
 
 
-def _map_write(at: Place) -> int:
+def _map_write(at: Site) -> int:
     with _opened(at, os.O_RDWR) as fd, mmap.mmap(fd, 0) as mapped:
         for offset in range(0, len(mapped), _PAGE):
             mapped[offset] = 1

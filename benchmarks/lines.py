@@ -13,7 +13,7 @@ _SAME_FLAGS = 1 | 2 | 4 | 8 | 1024 | 2048
 _MS_REMOUNT = 32
 
 
-class Place(NamedTuple):
+class Site(NamedTuple):
     """The directories and processes of one subject."""
 
     source: str
@@ -45,28 +45,27 @@ class Line(NamedTuple):
     name: str
     group: str
     operation: str
-    prepare: Callable[[Place], object]
+    """The unit that `run` counts, such as file, MiB or run."""
+    prepare: Callable[[Site], object]
     """Called before each repetition, outside of the measured time."""
-    run: Callable[[Place], int]
+    run: Callable[[Site], int]
     """Runs the workload, and returns the number of operations."""
 
 
-def cold(prepare: Callable[[Place], object]) -> Callable[[Place], object]:
+def cold(prepare: Callable[[Site], object]) -> Callable[[Site], object]:
     """Return a preparation that drops the caches of the mount at its end."""
 
-    def prepare_and_drop(at: Place) -> None:
+    def prepare_and_drop(at: Site) -> None:
         prepare(at)
         at.drop()
 
     return prepare_and_drop
 
 
-def warm(
-    prepare: Callable[[Place], object], run: Callable[[Place], int]
-) -> Callable[[Place], object]:
+def warm(prepare: Callable[[Site], object], run: Callable[[Site], int]) -> Callable[[Site], object]:
     """Return a preparation that runs the workload once, unmeasured."""
 
-    def prepare_and_run(at: Place) -> None:
+    def prepare_and_run(at: Site) -> None:
         prepare(at)
         run(at)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import machine, rounds, volumes
-from benchmarks.lines import Place
+from benchmarks.lines import Site
 from benchmarks.plan import Plan
-from benchmarks.report import Figures, Line, Report, Sample, conclude
+from benchmarks.report import Figures, LineResults, Report, Sample, conclude
 from benchmarks.subjects import Directories, Subject, SubjectError, mounted, subjects
 
 # An upper limit, not a reservation. mergerfs creates no file if less than 4 GiB are free.
@@ -59,7 +59,7 @@ def measure(plan: Plan) -> Report:
         machine=machine.facts(),
         versions=_versions(compared),
         lines=[
-            Line(
+            LineResults(
                 name=line.name,
                 group=line.group,
                 operation=line.operation,
@@ -107,8 +107,8 @@ def _rounds(plan: Plan, report: Report, compared: list[Subject], at: Directories
             began = time.monotonic()
             with mounted(subject, at) as servers:
                 mount = at.mountpoint if subject.command else at.source
-                place = Place(str(at.source), str(mount), str(at.scratch), servers, plan.scaled)
-                for name, outcome in rounds.through(plan, place):
+                site = Site(str(at.source), str(mount), str(at.scratch), servers, plan.scaled)
+                for name, outcome in rounds.through(plan, site):
                     figures = lines[name].of[subject.name]
                     if isinstance(outcome, Sample):
                         figures.samples.append(outcome)

@@ -4,25 +4,25 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from benchmarks.lines import Line, Place, cold, warm
+from benchmarks.lines import Line, Site, cold, warm
 
 _FILES = 1000
 _CONTENT = b"0123456789abcdef" * 64
 _DIRECTORY = "files"
 
 
-def _names(at: Place, prefix: str = "f") -> Iterator[str]:
+def _names(at: Site, prefix: str = "f") -> Iterator[str]:
     """Return the paths of the files through the mount."""
     return (f"{at.mount}/{_DIRECTORY}/{prefix}{n:05}" for n in range(at.scaled(_FILES)))
 
 
-def _empty(at: Place) -> None:
+def _empty(at: Site) -> None:
     shutil.rmtree(f"{at.source}/{_DIRECTORY}", ignore_errors=True)
     os.mkdir(f"{at.source}/{_DIRECTORY}")
     at.drop()
 
 
-def _files(at: Place) -> None:
+def _files(at: Site) -> None:
     """Make the files in the source, unless they exist."""
     os.makedirs(f"{at.source}/{_DIRECTORY}", exist_ok=True)
     for n in range(at.scaled(_FILES)):
@@ -35,13 +35,13 @@ def _files(at: Place) -> None:
         os.close(fd)
 
 
-def _known_files(at: Place) -> None:
+def _known_files(at: Site) -> None:
     """Make the files through the mount, as a program does that removes its files later."""
     _empty(at)
     _create(at)
 
 
-def _create(at: Place) -> int:
+def _create(at: Site) -> int:
     for path in _names(at):
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         os.write(fd, _CONTENT)
@@ -49,13 +49,13 @@ def _create(at: Place) -> int:
     return at.scaled(_FILES)
 
 
-def _stat(at: Place) -> int:
+def _stat(at: Site) -> int:
     for path in _names(at):
         os.stat(path)
     return at.scaled(_FILES)
 
 
-def _read(at: Place) -> int:
+def _read(at: Site) -> int:
     for path in _names(at):
         fd = os.open(path, os.O_RDONLY)
         os.read(fd, 4096)
@@ -63,7 +63,7 @@ def _read(at: Place) -> int:
     return at.scaled(_FILES)
 
 
-def _scan(at: Place) -> int:
+def _scan(at: Site) -> int:
     count = 0
     with os.scandir(f"{at.mount}/{_DIRECTORY}") as entries:
         for entry in entries:
@@ -72,13 +72,13 @@ def _scan(at: Place) -> int:
     return count
 
 
-def _rename(at: Place) -> int:
+def _rename(at: Site) -> int:
     for old, new in zip(_names(at), _names(at, "g"), strict=True):
         os.rename(old, new)
     return at.scaled(_FILES)
 
 
-def _unlink(at: Place) -> int:
+def _unlink(at: Site) -> int:
     for path in _names(at):
         os.unlink(path)
     return at.scaled(_FILES)

@@ -10,7 +10,7 @@ from html import escape
 from typing import Final
 
 from benchmarks.plan import BARE
-from benchmarks.report import GROUPS, Line, Report
+from benchmarks.report import GROUPS, LineResults, Report
 from benchmarks.table import ratio
 
 # passfs and its peers differ by the shape of the mark too, for print and for the colour-blind.
@@ -86,7 +86,7 @@ def _rows(report: Report) -> Iterator[tuple[str, dict[str, Mark]]]:
             yield _MEAN, {name: (value, value, value) for name, value in mean.items()}
 
 
-def _marks(line: Line) -> Iterator[tuple[str, Mark]]:
+def _marks(line: LineResults) -> Iterator[tuple[str, Mark]]:
     """Yield the name and the mark of each subject but the bare directory."""
     bare = line.of[BARE].median_s
     for name, figures in line.of.items():
@@ -148,11 +148,12 @@ def _row(
     # passfs comes last, so that its marks lie on top.
     for subject in sorted(of, key=lambda subject: _style(report, subject)[1]):
         yield _mark(report, subject, scale(of[subject][0]), middle)
-    best = next((of[subject][0] for subject in report.plan.passfs if subject in of), None)
-    if best is not None:
-        colour = _style(report, next(s for s in report.plan.passfs if s in of))[0]
-        right = _WIDTH - 22
-        yield _text(right, middle + 4, ratio(best), colour=colour, anchor="end", weight=weight)
+    # The number at the right edge is the ratio of the first passfs.
+    first = next((subject for subject in report.plan.passfs if subject in of), None)
+    if first is not None:
+        colour, _own = _style(report, first)
+        right, text = _WIDTH - 22, ratio(of[first][0])
+        yield _text(right, middle + 4, text, colour=colour, anchor="end", weight=weight)
 
 
 def _mark(report: Report, name: str, x: float, y: float) -> str:

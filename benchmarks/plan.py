@@ -24,7 +24,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     size: float
     """Factor for all counts and sizes: 1 is 1,000 small files, 64 MiB, a tree of 3,000 files."""
     least_s: float
-    """Least duration of a line in a round: the line is repeated until then."""
+    """Least duration of a line in a round: the line is repeated until then. Real work runs once."""
     lines: tuple[str, ...]
     """Patterns, fnmatch(3): a line runs if its name matches one of them."""
     busy: bool

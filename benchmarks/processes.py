@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 # Each process has a clock of its processor time, clock_getcpuclockid(3): its number is made of
-# the PID and this constant. Unlike /proc it counts nanoseconds, and threads that have ended.
+# the PID and this constant. Unlike /proc/PID/stat it counts nanoseconds.
 _PROCESS_CLOCK = 2
 _SETTLED_S, _SETTLING_S = 0.004, 2.0
 _PARTS = 2

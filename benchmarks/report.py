@@ -36,7 +36,7 @@ class Figures(msgspec.Struct, kw_only=True):
     """The median over that of each other subject: below 1 is faster."""
 
 
-class Line(msgspec.Struct, kw_only=True):
+class LineResults(msgspec.Struct, kw_only=True):
     """One line, with the results of every subject."""
 
     name: str
@@ -75,7 +75,7 @@ class Report(msgspec.Struct, kw_only=True):
     plan: Plan
     machine: dict[str, str | int | float | list[float]]
     versions: dict[str, str]
-    lines: list[Line]
+    lines: list[LineResults]
     means: dict[str, dict[str, dict[str, float]]] = {}
     """Geometric means of the ratios: group, subject, the other subject."""
     costs: list[Cost] = []
@@ -134,7 +134,7 @@ def _summarize(figures: Figures) -> None:
     figures.cpu_s = median(sample.cpu_seconds for sample in figures.samples)
 
 
-def _mean(lines: Iterable[Line], name: str, other: str) -> float | None:
+def _mean(lines: Iterable[LineResults], name: str, other: str) -> float | None:
     """Return the mean of all ratios; none if one is missing, which would flatter a failure."""
     ratios = [line.of[name].ratio.get(other) for line in lines]
     present = [ratio for ratio in ratios if ratio is not None]

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from benchmarks import data, metadata, processes, subjects, work
-from benchmarks.lines import Line, Place
+from benchmarks.lines import Line, Site
 from benchmarks.plan import Plan
 from benchmarks.report import Sample
 
@@ -37,7 +37,7 @@ def chosen(plan: Plan) -> list[Line]:
     ]
 
 
-def through(plan: Plan, at: Place) -> Iterator[Outcome]:
+def through(plan: Plan, at: Site) -> Iterator[Outcome]:
     """Run the chosen lines in *at*; the others still run after one has failed."""
     wanted = chosen(plan)
     missing = [line.name for line in wanted]
@@ -101,7 +101,7 @@ def _child(action: Callable[[Callable[[Any], None]], object], pipe: int) -> None
         os._exit(0)
 
 
-def _run_lines(plan: Plan, wanted: Sequence[Line], at: Place, send: Callable[[Any], None]) -> None:
+def _run_lines(plan: Plan, wanted: Sequence[Line], at: Site, send: Callable[[Any], None]) -> None:
     for line in wanted:
         if line.group != "work":
             send(_attempt(line, at, plan.least_s))
@@ -112,7 +112,7 @@ def _run_lines(plan: Plan, wanted: Sequence[Line], at: Place, send: Callable[[An
                 send(outcome)
 
 
-def _attempt(line: Line, at: Place, least_s: float) -> dict[str, Any]:
+def _attempt(line: Line, at: Site, least_s: float) -> dict[str, Any]:
     try:
         seconds, cpu_seconds = _measure(line, at, least_s)
     except subprocess.CalledProcessError as error:
@@ -123,7 +123,7 @@ def _attempt(line: Line, at: Place, least_s: float) -> dict[str, Any]:
     return {"name": line.name, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
-def _measure(line: Line, at: Place, least_s: float) -> tuple[float, float]:
+def _measure(line: Line, at: Site, least_s: float) -> tuple[float, float]:
     """Return seconds and the servers' processor seconds for each operation."""
     spent = cpu = 0.0
     operations = 0

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from benchmarks.plan import BARE
-from benchmarks.report import GROUPS, Cost, Figures, Line, Report
+from benchmarks.report import GROUPS, Cost, Figures, LineResults, Report
 
 _SCALES = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs"))
 _NOTHING = "–"
@@ -87,7 +87,7 @@ def _group(report: Report, group: str) -> list[Table]:
     return [times, *_against(report, group, lines), *([processor] if serving else [])]
 
 
-def _against(report: Report, group: str, lines: list[Line]) -> list[Table]:
+def _against(report: Report, group: str, lines: list[LineResults]) -> list[Table]:
     """Return the time of each passfs over that of each other subject."""
     pairs = [
         (name, other)

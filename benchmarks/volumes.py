@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import processes
-from benchmarks.lines import Place
+from benchmarks.lines import Site
 from benchmarks.plan import Plan
 from benchmarks.report import Amount, Cost
 from benchmarks.rounds import in_child
@@ -29,8 +29,8 @@ _PLUGIN_START_S, _SETTLING_S, _POLL_S = 20.0, 5.0, 0.01
 _US, _MS, _MIB = 1e6, 1e3, 1 << 20
 _WITH_FORK_SERVER = "idle worker and its share of the fork server"
 
-_Work = Callable[[Place], Iterator[Callable[[], int]]]
-"""Prepares a place, and yields batches: functions that cause requests and return their number."""
+_Work = Callable[[Site], Iterator[Callable[[], int]]]
+"""Prepares a site, and yields batches: functions that cause requests and return their number."""
 
 
 # Processor time
@@ -59,8 +59,8 @@ def request_costs(plan: Plan, fuse: list[Subject], at: Directories) -> list[Cost
 
 def _cost(plan: Plan, subject: Subject, at: Directories, work: _Work) -> Amount:
     with mounted(subject, at) as servers:
-        place = Place(str(at.source), str(at.mountpoint), str(at.scratch), servers, plan.scaled)
-        result: Any = list(in_child(lambda send: send(_measure(place, work))))[-1]
+        site = Site(str(at.source), str(at.mountpoint), str(at.scratch), servers, plan.scaled)
+        result: Any = list(in_child(lambda send: send(_measure(site, work))))[-1]
     if isinstance(result, str):
         raise SubjectError(result)
     requests, cpu, user, system = result
@@ -72,7 +72,7 @@ def _cost(plan: Plan, subject: Subject, at: Directories, work: _Work) -> Amount:
     )
 
 
-def _measure(at: Place, work: _Work) -> list[float]:
+def _measure(at: Site, work: _Work) -> list[float]:
     """Return the number of requests, and the servers' processor seconds: all, user, system."""
     sums = [0.0] * 4
     for batch in work(at):
@@ -85,7 +85,7 @@ def _measure(at: Place, work: _Work) -> list[float]:
     return sums
 
 
-def _paths(at: Place, count: int) -> list[str]:
+def _paths(at: Site, count: int) -> list[str]:
     """Make *count* files in the source, and return their paths through the mount."""
     names = [f"{n // _KNOWN:03}/{n % _KNOWN:03}" for n in range(count)]
     for name in names:
@@ -95,7 +95,7 @@ def _paths(at: Place, count: int) -> list[str]:
     return [f"{at.mount}/requests/{name}" for name in names]
 
 
-def _look_up_new(at: Place) -> Iterator[Callable[[], int]]:
+def _look_up_new(at: Site) -> Iterator[Callable[[], int]]:
     """Look up the same names repeatedly, with the caches dropped before each batch.
 
     One batch stays below any limit of open files.
@@ -112,7 +112,7 @@ def _look_up_new(at: Place) -> Iterator[Callable[[], int]]:
         yield look_up
 
 
-def _look_up_known(at: Place) -> Iterator[Callable[[], int]]:
+def _look_up_known(at: Site) -> Iterator[Callable[[], int]]:
     directory = os.path.dirname(_paths(at, _KNOWN)[0])
     names = sorted(os.listdir(directory))
     # Paths relative to a descriptor spare the lookups of the directories above.
@@ -128,7 +128,7 @@ def _look_up_known(at: Place) -> Iterator[Callable[[], int]]:
         yield look_up
 
 
-def _get_attributes(at: Place) -> Iterator[Callable[[], int]]:
+def _get_attributes(at: Site) -> Iterator[Callable[[], int]]:
     fd = os.open(_paths(at, 1)[0], os.O_RDONLY)
     count = at.scaled(_REQUESTS)
 

@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 from contextlib import closing
 
-from benchmarks.lines import Line, Place
+from benchmarks.lines import Line, Site
 
 _FILES = 3000
 _PER_DIRECTORY = 25
@@ -38,7 +38,7 @@ _ENVIRONMENT = {
 }
 
 
-def _run(at: Place, *words: str) -> int:
+def _run(at: Site, *words: str) -> int:
     """Run a program in the mount.
 
     Raises:
@@ -56,7 +56,7 @@ def _run(at: Place, *words: str) -> int:
     return 1
 
 
-def _archive(at: Place) -> None:
+def _archive(at: Site) -> None:
     """Make the tree as an archive in scratch: the same bytes each time, file sizes like sources."""
     path = f"{at.scratch}/tree.tar"
     if os.path.exists(path):
@@ -73,44 +73,44 @@ def _archive(at: Place) -> None:
             archive.addfile(member, io.BytesIO(text))
 
 
-def _unprepared(_at: Place) -> None:
+def _unprepared(_at: Site) -> None:
     """Do nothing: the line before has left the files that are needed."""
 
 
-def _unpack(at: Place) -> int:
+def _unpack(at: Site) -> int:
     return _run(at, "tar", "-xf", f"{at.scratch}/tree.tar")
 
 
-def _walk(at: Place) -> int:
+def _walk(at: Site) -> int:
     return _run(at, "find", "tree", "-type", "f", "-size", "+0")
 
 
-def _grep(at: Place) -> int:
+def _grep(at: Site) -> int:
     return _run(at, "grep", "-r", "-l", "file 1$", "tree")
 
 
-def _add(at: Place) -> int:
+def _add(at: Site) -> int:
     _run(at, "git", "init", "-q", "tree")
     return _run(at, "git", "-C", "tree", "add", "-A")
 
 
-def _commit(at: Place) -> int:
+def _commit(at: Site) -> int:
     return _run(at, "git", "-C", "tree", "commit", "-q", "-m", "all")
 
 
-def _status(at: Place) -> int:
+def _status(at: Site) -> int:
     return _run(at, "git", "-C", "tree", "status", "--porcelain")
 
 
-def _copy(at: Place) -> int:
+def _copy(at: Site) -> int:
     return _run(at, "cp", "-a", "tree", "copy")
 
 
-def _remove(at: Place) -> int:
+def _remove(at: Site) -> int:
     return _run(at, "rm", "-rf", "tree", "copy")
 
 
-def _database(at: Place, mode: str) -> int:
+def _database(at: Site, mode: str) -> int:
     """Run transactions as a small service does: insert a row, update one, select one."""
     path = f"{at.mount}/{mode}.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
@@ -128,11 +128,11 @@ def _database(at: Place, mode: str) -> int:
     return 1
 
 
-def _rollback_journal(at: Place) -> int:
+def _rollback_journal(at: Site) -> int:
     return _database(at, "delete")
 
 
-def _write_ahead_log(at: Place) -> int:
+def _write_ahead_log(at: Site) -> int:
     return _database(at, "wal")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import markdown, picture, table
 from benchmarks.plan import Passfs, Peer, Plan
-from benchmarks.report import Amount, Cost, Figures, Line, Report, Sample, conclude
+from benchmarks.report import Amount, Cost, Figures, LineResults, Report, Sample, conclude
 
 
 def plan() -> Plan:
@@ -28,7 +28,7 @@ def figures(*seconds: float, failure: str = "") -> Figures:
     return Figures(samples=[Sample(s, s / 10) for s in seconds], failure=failure)
 
 
-def report(*lines: Line) -> Report:
+def report(*lines: LineResults) -> Report:
     made = Report(
         taken="2026-01-02T03:04:05+00:00",
         duration_s=1,
@@ -50,8 +50,8 @@ def report(*lines: Line) -> Report:
     return made
 
 
-def line(name: str, group: str, **of: Figures) -> Line:
-    return Line(name=name, group=group, operation="file", of=of)
+def line(name: str, group: str, **of: Figures) -> LineResults:
+    return LineResults(name=name, group=group, operation="file", of=of)
 
 
 @pytest.fixture
