@@ -1,4 +1,4 @@
-"""The Docker volume plugin: dockerd talks to it. It knows volumes, and reads no file in them.
+"""The Docker volume plugin: it answers dockerd's requests, and reads no file in a volume.
 
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
@@ -13,7 +13,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     protocol   the protocol's requests and replies
     options    `-o key=value`, and the refusals
     reserve    disk space that the plugin sets aside for a full disk
-    log        the two streams of log lines
+    log        the log lines on standard output and standard error
     threads    system calls that may never return, each in a thread
     errors     refusals, with the HTTP status of each
 

@@ -117,7 +117,7 @@ async def composed(
         inventory.settle()
         machine = await _machine(settings)
         storage.set_host_path(machine.data_dir)
-        left = registry.served, inventory.used()
+        left = registry.mount_records, inventory.mount_points_in_use()
         async with (
             keeping(
                 *(settings.mount_dir, fork_server, passed, *left),

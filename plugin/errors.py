@@ -1,7 +1,7 @@
 """The plugin's refusals, with the HTTP status of each; no I/O, no import from this package.
 
-Every message is for a user: lower case, no full stop, the user's value quoted. Only
-`plugin.api.server` turns refusals into replies.
+Every message of a PluginError is for a user: lower case, no full stop, the user's value quoted.
+Only `plugin.api.server` turns refusals into replies.
 """
 # ruff: noqa: N818 - the name of a refusal is its reason, as in `raise NoSuchVolume`
 
@@ -49,7 +49,7 @@ class RequestTimeout(PluginError):
 
 
 class RequestTooLarge(PluginError):
-    """The body of the request is longer than any sensible request."""
+    """The body of the request is longer than BODY_LIMIT_BYTES of `plugin.api.server`."""
 
     status = 413
 
@@ -76,7 +76,7 @@ class VolumeExists(PluginError):
 
 
 class VolumeInUse(PluginError):
-    """The volume is in use, and the request would end that."""
+    """The volume is in use, or its directory contains a mount point."""
 
     status = 409
 
@@ -88,7 +88,7 @@ class VolumeBusy(PluginError):
 
 
 class MountFailed(PluginError):
-    """A volume could not be mounted or unmounted; the steps made so far have been undone."""
+    """A Mount failed and is undone, or a volume could not be unmounted and stays mounted."""
 
 
 class StorageFailed(PluginError):

@@ -16,7 +16,7 @@ from passthrough.options.vocabulary import canonical
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
-# Options of Docker's local driver and of others for the directory to serve, and beside it.
+# Options of other drivers that name the directory to serve, or accompany that option.
 _MEANS_SOURCE = f"{SOURCE}, which names the directory of the host to serve"
 FOREIGN: Mapping[str, str] = {
     "device": _MEANS_SOURCE,
@@ -37,7 +37,7 @@ class VolumeOptions(NamedTuple):
     effective: Effective
 
     def described(self) -> dict[str, str]:
-        """Return every requested option as text; options with one meaning have one text."""
+        """Return every requested option as text; values with one meaning have one text."""
         source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
         return source | as_text(self.effective.requested)
 

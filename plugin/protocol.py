@@ -89,12 +89,16 @@ class MountRequest(VolumeRequest, frozen=True, kw_only=True):
         return f"{self.name} id={self.id[:12]}"
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """Base of the replies, and the reply of the verbs that return nothing."""
+class ReplyPart(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """Base of the replies and of their parts."""
 
     def encode(self) -> bytes:
-        """Return the reply as JSON."""
+        """Return the object as JSON."""
         return msgspec.json.encode(self)
+
+
+class Reply(ReplyPart, frozen=True, kw_only=True):
+    """Base of the replies, and the reply of the verbs that return nothing."""
 
     def pieces(self) -> Iterator[bytes]:
         """Return the reply as JSON in pieces; the server may answer others between two of them."""
@@ -107,7 +111,7 @@ class ActivateReply(Reply, frozen=True, kw_only=True):
     implements: tuple[str, ...] = ("VolumeDriver",)
 
 
-class Capability(Reply, frozen=True, kw_only=True):
+class Capability(ReplyPart, frozen=True, kw_only=True):
     """The scope of a volume: one machine, or a cluster."""
 
     scope: str = "local"
@@ -125,7 +129,7 @@ class MountpointReply(Reply, frozen=True, kw_only=True):
     mountpoint: str
 
 
-class VolumeInfo(Reply, frozen=True, kw_only=True, omit_defaults=True):
+class VolumeInfo(ReplyPart, frozen=True, kw_only=True, omit_defaults=True):
     """A volume as `docker volume inspect` shows it.
 
     *created_at* must have a time zone. Without one, dockerd fails to decode the whole reply, and
@@ -161,6 +165,6 @@ class ListReply(Reply, frozen=True, kw_only=True):
 
 
 class ErrorReply(Reply, frozen=True, kw_only=True):
-    """A refusal; its status is never 200, because podman then does not read it."""
+    """A refusal, or a bug; its status is never 200, because podman then ignores `Err`."""
 
     err: str

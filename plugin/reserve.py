@@ -1,9 +1,10 @@
 """Reserved disk space, which the plugin frees piece by piece when the file system is full.
 
-A full disk must not keep volumes from being mounted, unmounted or removed. These take some KiB: a
-journal, a database page, a mount point. A piece is a file, so it holds bytes and an inode. If a
-call fails for want of space, the reserve frees one piece and makes the call again. A later call
-makes the piece anew as soon as there is space. The pieces hold no data, so a crash costs nothing.
+A full disk must not keep volumes from being mounted, unmounted or removed. Each such request takes
+some KiB, for a journal, a database page or a mount point. A piece is a file, so it holds bytes and
+an inode. If a call fails for want of space, the reserve frees one piece and makes the call again. A
+later call makes the piece anew as soon as there is space. The pieces hold no data, so a crash costs
+nothing.
 
 On a file system without fallocate(2) there is no reserve. The reserve may not suffice on a file
 system that copies on write, or beside a program that takes each freed block at once.
@@ -153,8 +154,9 @@ class LastingReserve(Reserve):
 
 
 class HiddenReserve(Reserve):
-    """Pieces without names, for a directory in which names would be in the way; a context manager.
+    """Pieces without names, for the mount directory; a context manager.
 
+    Each name in the mount directory is that of a mount point.
     The kernel frees the pieces when the plugin ends. Another program may take the space before the
     next plugin starts.
     """

@@ -19,8 +19,8 @@ async def call(
 ) -> T:
     """Return the result of *function*, run in a thread that is abandoned on cancellation.
 
-    After a cancellation, *discard* gets the result, mostly in that thread. For example, it closes a
-    descriptor or undoes a mount.
+    If the caller is cancelled, *discard* gets the result. For example, it closes a descriptor or
+    undoes a mount. The thread calls *discard*, or the caller if the function had just returned.
     """
     lock = threading.Lock()
     results: list[T] = []

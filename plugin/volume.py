@@ -3,12 +3,13 @@
 Only the table `TRANSITIONS` changes the state. A missing row is a refusal.
 
 A reference is a Mount without its Unmount. References are counted per mount id: `docker cp` on a
-running container mounts and unmounts with the id of the container's own mount. Of several
-references of one id, the engine's next Unmount is for the last one.
+running container mounts and unmounts with the id of the container's own mount. If an id has several
+references, the engine's next Unmount is for the newest one.
 
-If the worker or the plugin ends, the references to its mount count as dead until their Unmounts.
-After the plugin has ended, the next Mount drops all references and counts anew. An engine that was
-killed mounts with the ids that it had, and sends one Unmount for each.
+If a mount loses its worker, its references count as dead until their Unmounts. If a plugin ends and
+the next plugin does not adopt a mount, its references are dead too, and the next Mount drops them
+all and counts anew. A killed engine starts its containers again with their old mount ids, and later
+sends one Unmount for each id.
 """
 
 import os
@@ -83,9 +84,9 @@ VOLUMES = "volumes"
 """The directory in the data directory that holds the directories of volumes without a source."""
 
 
-def directory_in(data_dir: Path, volume: Record) -> Path:
-    """Return the path of the directory of *volume*, where *data_dir* is that of the plugin."""
-    return data_dir / VOLUMES / volume.directory
+def directory_in(data_dir: Path, record: Record) -> Path:
+    """Return the path of the directory of *record* below *data_dir*."""
+    return data_dir / VOLUMES / record.directory
 
 
 class MountRecord(NamedTuple):
@@ -110,8 +111,8 @@ class State(StrEnum):
     """It has references, but its worker is dead or its mount is gone from the mount point. The next
     Mount mounts it again."""
     LEFT = "left by a plugin that has ended"
-    """It has references to the mount of that plugin, but is not mounted. Containers that used it
-    get errors until they are restarted."""
+    """The volume has references to the mount of an ended plugin, but is not mounted. Containers
+    with that mount get errors until they are restarted."""
     REMOVED = "removed"
 
 
@@ -138,18 +139,18 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 
 ENDED = (
-    "the plugin ended while the volume was mounted; containers that used it then get errors until"
-    " they are restarted"
+    "the plugin ended while the volume was mounted; restart the containers that used it, which get"
+    " ENOTCONN"
 )
 
 
-class Users(NamedTuple):
+class ReferenceCounts(NamedTuple):
     """The references of a volume, counted by mount id."""
 
     references: Counter[str]
     dead: Counter[str]
-    """The references to mounts that have lost their worker or plugin. They are among `references`,
-    or older than all of these."""
+    """The references to mounts that have lost their worker or plugin. Each is also in `references`,
+    unless a Mount after the end of a plugin dropped it there."""
 
 
 class Volume:
@@ -173,7 +174,7 @@ class Volume:
         self.references = Counter(references or {})
         """The count of references by mount id; written to the registry first."""
         self.dead = Counter(dead or {})
-        """As in `Users`."""
+        """As in `ReferenceCounts`."""
         self.state = State.LEFT if self.references else State.IDLE
         self.last_error = ENDED if self.references else ""
         """The error of the last Mount, or the reason why the mount is lost; empty without one."""
@@ -193,19 +194,19 @@ class Volume:
         return self.references.total()
 
     @property
-    def users(self) -> Users:
+    def counts(self) -> ReferenceCounts:
         """The references and the dead references."""
-        return Users(self.references, self.dead)
+        return ReferenceCounts(self.references, self.dead)
 
-    @users.setter
-    def users(self, users: Users) -> None:
-        self.references, self.dead = users
+    @counts.setter
+    def counts(self, counts: ReferenceCounts) -> None:
+        self.references, self.dead = counts
 
     def mark_dead(self) -> None:
         """Count all references as dead, because their mount has ended."""
         self.dead |= self.references
 
-    def is_used_by(self, mount_id: str) -> bool:
+    def has_reference(self, mount_id: str) -> bool:
         """Return whether *mount_id* has a reference or a dead reference."""
         return bool(self.references[mount_id] or self.dead[mount_id])
 
@@ -235,13 +236,13 @@ class Volume:
         """
         self.state = self.check(event)
 
-    def users_with(self, mount_id: str) -> Users:
-        """Return the users after one more Mount of *mount_id*."""
-        return Users(self.references_with(mount_id), self._dead_with(mount_id))
+    def counts_with(self, mount_id: str) -> ReferenceCounts:
+        """Return the counts after one more Mount of *mount_id*."""
+        return ReferenceCounts(self.references_with(mount_id), self._dead_with(mount_id))
 
-    def users_without(self, mount_id: str) -> Users:
-        """Return the users after an Unmount of *mount_id*."""
-        return Users(self.references_without(mount_id), self._dead_without(mount_id))
+    def counts_without(self, mount_id: str) -> ReferenceCounts:
+        """Return the counts after an Unmount of *mount_id*."""
+        return ReferenceCounts(self.references_without(mount_id), self._dead_without(mount_id))
 
     def references_with(self, mount_id: str) -> Counter[str]:
         """Return the references after one more Mount of *mount_id*.
@@ -268,7 +269,7 @@ class Volume:
     def _dead_without(self, mount_id: str) -> Counter[str]:
         """Return the dead references after an Unmount of *mount_id*.
 
-        Of several references of one id, the engine's Unmount is for the last one.
+        If the id has several references, the engine's Unmount is for the newest one.
         """
         if not self.references[mount_id]:
             return self.dead - Counter([mount_id])

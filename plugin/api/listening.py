@@ -23,8 +23,8 @@ PROBE_S = 1.0
 def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[socket.socket]:
     """Listen at *path*, and at the end remove the socket if it is still ours.
 
-    An *inherited* socket is only closed at the end: its path belongs to the service manager, which
-    goes on listening.
+    At the end an *inherited* socket is closed, but its path stays, because the service manager goes
+    on listening there.
 
     Raises:
         CannotStart: another process listens there, or *path* is no socket.

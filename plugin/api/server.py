@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from plugin.api.verbs import VERBS, Perform, Verb
 from plugin.errors import PluginError, RequestTimeout, RequestTooLarge, quoted
-from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as Call
+from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as VerbRequest
 from plugin.volumes.driver import Driver
 
 log = logging.getLogger(__name__)
@@ -37,11 +37,12 @@ BODY_LIMIT_BYTES = 1 << 20
 BODY_DEADLINE_S = 30.0
 # dockerd keeps idle connections for 30 s, and its request fails if we close one under it.
 KEEP_ALIVE_S = 75.0
-# At shutdown, for requests in flight. The engine kills a plugin after 10 s, most of which is for
-# the mounts.
+# At shutdown, for requests in flight. The engine kills a plugin after 10 s, and detaching the
+# mounts needs most of that time.
 DRAIN_S = 1.5
 # Pieces of a body that hypercorn queues for us. If the queue is full, hypercorn waits, and it would
-# wait for ever once we have refused the body and stopped reading. No refused body comes near this.
+# wait for ever once we have refused the body and stopped reading. hypercorn reads up to 64 KiB at
+# once, so the queue takes bodies of up to 256 MiB.
 BODY_QUEUE = 4096
 
 
@@ -56,7 +57,7 @@ async def serve(
     Call *on_probe* for each connection that a client has closed without sending a byte, with the
     seconds that it was open.
 
-    hypercorn's own function to serve an application does the same, without `Connection`.
+    hypercorn.trio.serve does the same, but cannot take a `Connection`.
     """
     config = HypercornConfig()
     config.keep_alive_timeout = KEEP_ALIVE_S
@@ -90,9 +91,9 @@ async def serve(
 class Connection(TCPServer):
     """hypercorn's side of one connection, which ends when its client hangs up.
 
-    hypercorn itself keeps a connection until its keep-alive time is over, although the client has
-    hung up. An exception in one connection ends all of them there, and a client that hangs up at
-    the wrong time can cause one.
+    hypercorn keeps a connection until its keep-alive time is over, even after the client has hung
+    up. In hypercorn, an exception in one connection ends all connections, and a client that hangs
+    up at the wrong time can cause an exception.
     """
 
     sent_nothing = False
@@ -189,7 +190,7 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> Reply:
+async def _perform(driver: Driver, verb: Verb, call: VerbRequest, request: Request) -> Reply:
     """Perform *verb*; if it has an undo and the client hangs up meanwhile, undo it.
 
     A verb is never cancelled when its client hangs up. It runs to its end, and so does its undo.
@@ -216,7 +217,7 @@ async def _perform(driver: Driver, verb: Verb, call: Call, request: Request) -> 
     return reply
 
 
-async def _undo(driver: Driver, undo: Perform, call: Call) -> None:
+async def _undo(driver: Driver, undo: Perform, call: VerbRequest) -> None:
     """Undo a verb after its client has hung up; log a refusal, because no client waits for it."""
     try:
         await undo(driver, call)

@@ -10,7 +10,7 @@ Perform = Callable[[Driver, Any], Awaitable[Reply]]
 
 
 class Verb(NamedTuple):
-    """The answer to one path of the protocol."""
+    """A verb of the protocol: the type of its request, and the method that performs it."""
 
     request: type[Request]
     perform: Perform
@@ -27,6 +27,6 @@ VERBS: Mapping[str, Verb] = {
     "/VolumeDriver.Path": Verb(VolumeRequest, Driver.path),
     "/VolumeDriver.Unmount": Verb(MountRequest, Driver.unmount),
     "/VolumeDriver.Get": Verb(VolumeRequest, Driver.get),
-    "/VolumeDriver.List": Verb(EmptyRequest, Driver.list),
+    "/VolumeDriver.List": Verb(EmptyRequest, Driver.list_volumes),
     "/VolumeDriver.Capabilities": Verb(EmptyRequest, Driver.capabilities),
 }

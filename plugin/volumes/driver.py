@@ -6,8 +6,8 @@ answer from memory, because dockerd forgets a volume if its Get fails.
 Remove asks the kernel whether the volume is in use, and ignores the count of references, because an
 engine that was killed sends no Unmount. Remove detaches the mount. The kernel ends the worker's
 session once no process has a file of the mount open and no container has a bind mount of it. If the
-session has not ended after `SESSION_END_S`, Remove is refused, the worker serves on, and the next
-Mount makes a second mount.
+session has not ended after `SESSION_END_S`, Remove is refused and the mount stays detached. The old
+worker serves on, and the next Mount makes a second mount.
 """
 
 import logging
@@ -49,7 +49,16 @@ from plugin.protocol import (
     VolumeInfo,
     VolumeRequest,
 )
-from plugin.volume import Event, FileName, Record, State, Users, Volume, VolumeName, volume_name
+from plugin.volume import (
+    Event,
+    FileName,
+    Record,
+    ReferenceCounts,
+    State,
+    Volume,
+    VolumeName,
+    volume_name,
+)
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
 from plugin.volumes.source_check import SourceCheck, check_sources
@@ -62,8 +71,8 @@ log = logging.getLogger(__name__)
 # Remove waits this long for the kernel to end the session of the volume's worker, which takes
 # milliseconds if no process uses the mount.
 SESSION_END_S = 2.0
-# Volumes that List describes between two checkpoints. A request that arrives during a List waits
-# for 8 descriptions in all (50 us).
+# Volumes that List describes between two checkpoints. Another request takes about four rounds of
+# the event loop, so it waits for 8 descriptions in all (50 us).
 VOLUMES_AT_ONCE = 2
 
 
@@ -96,7 +105,7 @@ class Driver:
             for record in registry.records
         }
         for volume in self._volumes.values():
-            if keeper.watch(volume.name, partial(self._note_worker_end, volume)):
+            if keeper.watch(volume.name, partial(self._on_worker_end, volume)):
                 volume.apply(Event.MOUNT)
                 volume.last_error = ""
             else:
@@ -106,7 +115,7 @@ class Driver:
         self._mounting: Counter[tuple[str, str]] = Counter()
         self._purging = trio.CapacityLimiter(1)
         self._status = Status(keeper, policy, machine)
-        # One List describes volumes at a time: other requests then wait for one List only.
+        # Only one List describes volumes at a time, so other requests wait for one List at most.
         self._listing = trio.Lock()
         nursery.start_soon(self._prepare_status)
         nursery.start_soon(self._purge)
@@ -149,7 +158,7 @@ class Driver:
         """Remove a volume, and its files if it has no source.
 
         Raises:
-            VolumeInUse: it is in use, and stays so.
+            VolumeInUse: it is in use; its mount is detached nevertheless.
             PluginError: the volume still exists.
         """
         async with self._locks.hold(request.name, "Remove") as lock:
@@ -170,7 +179,7 @@ class Driver:
         Raises:
             PluginError: the volume is not mounted, and no reference has been counted.
         """
-        with self._noted(request):
+        with self._in_flight(request):
             return await self._mount(request)
 
     async def _mount(self, request: MountRequest) -> Reply:
@@ -179,17 +188,17 @@ class Driver:
             try:
                 mount = await self._keeper.mount(self._mount_spec(volume, lock))
                 volume.last_error = volume.source_error = ""
-                users = volume.users_with(request.id)
-                await self._write_users(volume, users)
+                counts = volume.counts_with(request.id)
+                await self._write_counts(volume, counts)
             except PluginError as error:
                 log.warning("volume %s: cannot be mounted: %s", volume.name, error)
-                self._note_failure(volume, str(error))
+                self._set_error(volume, str(error))
                 if volume.state in {State.IDLE, State.LEFT}:
                     await self._keeper.unmount(volume.name)
                 raise
             volume.apply(Event.MOUNT)
-            volume.users = users
-            if mount.lost:  # the worker died while the users were recorded
+            volume.counts = counts
+            if mount.lost:  # the worker died while the counts were written
                 volume.apply(Event.LOSE)
                 volume.mark_dead()
         return MountpointReply(mountpoint=str(mount.target))
@@ -203,12 +212,12 @@ class Driver:
             RegistryFailed: the reference is still counted.
         """
         key = (request.name, request.id)
-        if not self._volume(request.name).is_used_by(request.id) and key not in self._mounting:
+        if not self._volume(request.name).has_reference(request.id) and key not in self._mounting:
             return Reply()  # without the lock: there is no reference to wait for
         async with self._locks.hold(request.name, "Unmount") as lock:
             volume = self._volume(request.name)
-            if volume.is_used_by(request.id):
-                await self._set_users(volume, volume.users_without(request.id), lock)
+            if volume.has_reference(request.id):
+                await self._set_counts(volume, volume.counts_without(request.id), lock)
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
@@ -219,7 +228,7 @@ class Driver:
         """Describe a volume, in any state."""
         return GetReply(volume=self._describe(self._volume(request.name)))
 
-    async def list(self, _: EmptyRequest) -> Reply:
+    async def list_volumes(self, _: EmptyRequest) -> Reply:
         """Describe all volumes, in any state."""
         described = []
         async with self._listing:
@@ -246,8 +255,8 @@ class Driver:
         return volume
 
     @contextmanager
-    def _noted(self, request: MountRequest) -> Iterator[None]:
-        """Note a Mount in flight, so that an Unmount with the same id waits for it."""
+    def _in_flight(self, request: MountRequest) -> Iterator[None]:
+        """Count a Mount in flight, so that an Unmount with the same id waits for the Mount."""
         key = (request.name, request.id)
         self._mounting[key] += 1
         try:
@@ -262,7 +271,7 @@ class Driver:
         """Make the lasting part of each description, so that the first List is not slower."""
         for volume in [*self._volumes.values()]:
             if volume.state is not State.REMOVED:
-                self._status.prepare(volume)
+                self._status.lasting(volume)
             await trio.lowlevel.checkpoint()
 
     def _mount_spec(self, volume: Volume, lock: VolumeLock) -> MountSpec:
@@ -283,44 +292,53 @@ class Driver:
             open_source=open_source,
             limiter=lock.limiter,
             deadline=lock.deadline,
-            on_loss=partial(self._note_worker_end, volume),
+            on_loss=partial(self._on_worker_end, volume),
             on_step=lock.note_step,
         )
 
-    def _note_worker_end(self, volume: Volume, reason: str) -> None:
-        """Note that the worker of *volume* has ended, so that all its references are dead."""
+    def _on_worker_end(self, volume: Volume, reason: str) -> None:
+        """Count the references of *volume* as dead, because its worker has ended."""
         volume.mark_dead()
-        self._note_failure(volume, reason)
+        self._set_error(volume, reason)
 
-    def _note_failure(self, volume: Volume, reason: str) -> None:
-        """Note what is wrong with *volume*; if its worker has ended, it has lost its mount."""
+    def _set_error(self, volume: Volume, reason: str) -> None:
+        """Set the error of *volume* for Status; if its worker has ended, its mount is lost."""
         volume.last_error, volume.source_error = reason, ""
         if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
             volume.apply(Event.LOSE)
 
-    async def _write_users(self, volume: Volume, users: Users) -> None:
-        """Write the users of *volume* and its mounts into the registry, for the next plugin."""
-        served = self._keeper.mount_records(volume.name)
-        use = partial(self._registry.use, volume.name, users.references, served, users.dead)
-        await trio.to_thread.run_sync(use)
+    async def _write_counts(self, volume: Volume, counts: ReferenceCounts) -> None:
+        """Write *counts* and the mounts of *volume* into the registry, for the next plugin."""
+        write = partial(
+            self._registry.write_references,
+            volume.name,
+            counts.references,
+            self._keeper.mount_records(volume.name),
+            counts.dead,
+        )
+        await trio.to_thread.run_sync(write)
 
-    async def _set_users(self, volume: Volume, users: Users, lock: VolumeLock) -> None:
-        """Let *volume* have *users* only, and unmount it if there are none."""
-        if users != volume.users:
-            await self._write_users(volume, users)
-            volume.users = users
-        # Also if the users are as before: an earlier unmount may have failed.
+    async def _set_counts(self, volume: Volume, counts: ReferenceCounts, lock: VolumeLock) -> None:
+        """Let *volume* have *counts*, and unmount it if there are no references."""
+        if counts != volume.counts:
+            await self._write_counts(volume, counts)
+            volume.counts = counts
+        # Also if the counts are as before: an earlier unmount may have failed.
         if volume.state is not State.IDLE and not volume.references:
             await self._keeper.unmount(volume.name, lock.deadline)
             volume.apply(Event.UNMOUNT)
             volume.last_error = ""
 
     async def _end_use(self, volume: Volume, lock: VolumeLock) -> None:
-        """Unmount *volume* and drop its references, unless a process uses its mount.
+        """Detach the mount of *volume*; then drop its references if no process uses the mount.
 
         An engine sends Remove only if none of its containers has the volume. References that are
         still counted may be of an engine that was killed before it sent Unmount, or of a second
         engine. The kernel can tell: it ends the worker's session once no process uses the mount.
+
+        Raises:
+            VolumeInUse: a process still uses the detached mount.
+            MountFailed: the mount could not be detached.
         """
         if volume.state is not State.IDLE:
             await self._keeper.unmount(volume.name, lock.deadline)
@@ -328,13 +346,13 @@ class Driver:
         deadline = min(trio.current_time() + SESSION_END_S, lock.deadline)
         if not await self._keeper.wait_until_unused(volume.name, deadline):
             if volume.state is not State.IDLE:
-                self._note_failure(volume, "it was unmounted to be removed, but is in use")
+                self._set_error(volume, "it was unmounted to be removed, but is in use")
             raise VolumeInUse(
                 f"volume {volume.name!r} cannot be removed: its files are in use, or its worker"
                 f" does not answer (references: {volume.reference_count}); stop the containers and"
                 " programs that use it first"
             )
-        await self._set_users(volume, Users(Counter(), Counter()), lock)
+        await self._set_counts(volume, ReferenceCounts(Counter(), Counter()), lock)
 
     def _source_check(self, volume: Volume) -> SourceCheck:
         """Return the check of the source of *volume*, or of its own directory."""

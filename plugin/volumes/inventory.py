@@ -1,7 +1,7 @@
 """The volumes on disk: the record of each, and the directory of each that has no source.
 
-A volume without a source has both or neither. A record without its directory could not be mounted;
-a directory without its record would block a new volume of the same name.
+A volume without a source has a record and a directory, or neither. A record without its directory
+could not be mounted; a directory without its record would block a new volume of the same name.
 
 All functions block. Callers run them in a thread, to the end, even if the client hangs up.
 """
@@ -36,7 +36,7 @@ class Inventory(NamedTuple):
         records = self.registry.records
         self.storage.settle(record for record in records if not has_source(record.options))
 
-    def used(self) -> dict[VolumeName, FileName]:
+    def mount_points_in_use(self) -> dict[VolumeName, FileName]:
         """Return the name of the mount point of each volume that has references."""
         records = self.registry.records
         return {
@@ -64,7 +64,8 @@ class Inventory(NamedTuple):
     def _owner(self, options: Effective) -> tuple[int, int]:
         """Return the host's user and group for a volume's own directory.
 
-        If the options give none, it is the containers' root, as mapped or squashed by the options.
+        If the options give no owner, the containers' root owns the directory, as the options map or
+        squash that root.
         """
         uid, gid = self.storage.owner
         with suppress(UnmappedError):

@@ -45,7 +45,7 @@ class Registry:
         reserve: LastingReserve,
     ) -> None:
         # The contents at the time of `open`; later changes do not show here.
-        self.records, self.references, self.served, self.dead = contents
+        self.records, self.references, self.mount_records, self.dead = contents
         self._path = path
         self._connection = connection
         self._owned = owned
@@ -102,7 +102,7 @@ class Registry:
         options = msgspec.json.encode(record.options).decode()
         values = (record.name, record.directory, options, record.created_at.isoformat())
         insert = "INSERT INTO volumes (name, directory, options, created_at) VALUES (?, ?, ?, ?)"
-        with self._reported():
+        with self._locked_and_reported():
             self._execute([(insert, values)])
 
     def remove(self, name: VolumeName) -> None:
@@ -113,17 +113,17 @@ class Registry:
         """
         self._change([("DELETE FROM volumes WHERE name = ?", (name,))])
 
-    def use(
+    def write_references(
         self,
         name: VolumeName,
         references: Mapping[str, int],
-        served: Iterable[MountRecord] = (),
+        mount_records: Iterable[MountRecord] = (),
         dead: Mapping[str, int] | None = None,
     ) -> None:
         """Write the references and mounts of the volume *name*, after a Mount or before an unmount.
 
-        The arguments replace all rows of the volume. Counts are above zero. *served* may include
-        detached mounts with open files.
+        The arguments replace all rows of the volume. Counts are above zero. *mount_records* may
+        include detached mounts with open files.
 
         Raises:
             RegistryFailed: nothing was written.
@@ -132,13 +132,13 @@ class Registry:
             [
                 *_replace_counts("refs", name, references),
                 *_replace_counts("dead", name, dead or {}),
-                *_replace_served(name, served),
+                *_replace_served(name, mount_records),
             ]
         )
 
     def _change(self, statements: Sequence[Statement]) -> None:
         """Execute all of *statements* or none; on a full disk, use the reserve."""
-        with self._reported():
+        with self._locked_and_reported():
             self.reserve.run(partial(self._execute, statements))
 
     def _execute(self, statements: Iterable[Statement]) -> None:
@@ -147,7 +147,8 @@ class Registry:
                 self._connection.execute(statement, values)
 
     @contextmanager
-    def _reported(self) -> Iterator[None]:
+    def _locked_and_reported(self) -> Iterator[None]:
+        """Hold the lock; raise RegistryFailed for an error."""
         with self._lock:
             try:
                 yield
@@ -167,15 +168,15 @@ def _replace_counts(table: str, name: VolumeName, counts: Mapping[str, int]) -> 
         yield insert, (name, mount_id, count)
 
 
-def _replace_served(name: VolumeName, served: Iterable[MountRecord]) -> Iterator[Statement]:
+def _replace_served(name: VolumeName, mount_records: Iterable[MountRecord]) -> Iterator[Statement]:
     yield "DELETE FROM served WHERE volume = ?", (name,)
-    for mount in served:
+    for mount in mount_records:
         insert = "INSERT INTO served (volume, number, device, report) VALUES (?, ?, ?, ?)"
         yield insert, mount
 
 
 def _make_private(path: Path) -> None:
-    """Deny other users the registry: options of volumes name directories of the host."""
+    """Let only root read the registry, because options of volumes name directories of the host."""
     try:
         if stat.S_IMODE(path.stat().st_mode) != schema.PRIVATE_MODE:
             path.chmod(schema.PRIVATE_MODE)

@@ -1,10 +1,10 @@
 """The registry's file: its tables, the upgrade of an older format, and the check of its contents.
 
     volumes   the arguments of each Create, and the name of the volume's directory
-    refs      for each volume and mount id, the Mounts without an Unmount
-    dead      the same for mounts that have lost their worker or plugin
-    served    for each mount, also a detached one, the facts that the next plugin needs to keep it;
-              written after a Mount and before an unmount
+    refs      the count of Mounts without an Unmount, for each volume and mount id
+    dead      the count of such Mounts whose mount has lost its worker or plugin
+    served    the facts about each mount, also a detached one, that the next plugin needs to keep
+              the mount; written after a Mount and before an unmount
     boot      the boot of the machine that `refs`, `dead` and `served` are of: no mount outlives it
 
 Each older format is upgraded when the registry is opened.
@@ -38,6 +38,9 @@ FORMAT_WITH_DIRECTORIES = 3
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 VERSION_AND_ID = struct.Struct(">60xi4xi")  # user_version, application_id
+
+RESTORE = "restore the file from a backup, or move it away to start without volumes"
+"""The remedy for a registry that is damaged or foreign."""
 
 # The statements that turn the format before into this one. A new registry takes all steps; an older
 # one takes those that it lacks.
@@ -93,8 +96,8 @@ class Contents(NamedTuple):
     """The volumes, by name."""
     references: Mapping[VolumeName, Counter[str]]
     """The count of references by mount id, for each volume that has any."""
-    served: Sequence[MountRecord]
-    """The mounts."""
+    mount_records: Sequence[MountRecord]
+    """The rows of the table `served`."""
     dead: Mapping[VolumeName, Counter[str]]
     """The count of dead references by mount id, for each volume that has any."""
 
@@ -157,18 +160,18 @@ def refuse_foreign(path: Path) -> None:
     if version > FORMAT:
         raise refusal(
             path,
-            f"it was written by a newer passfs (format {version}, this one knows {FORMAT});"
-            " install that version again or a later one",
+            f"it was written by a newer passfs (format {version}, this one knows {FORMAT})",
+            "install that passfs again, or a later one; or move the file away to start without"
+            " volumes",
         )
     if version not in STEPS:
         raise refusal(path, f"its format is {version}, but 1 to {FORMAT} was expected")
 
 
-def refusal(path: Path, reason: str) -> CannotStart:
-    """Return the refusal of the registry at *path*, with what to do."""
+def refusal(path: Path, reason: str, remedy: str = RESTORE) -> CannotStart:
+    """Return the refusal of the registry at *path* for *reason*, with the *remedy*."""
     return CannotStart(
-        f"cannot use the registry {path}: {reason}; it has been left as it is,"
-        " restore it from a backup or move it away to start without volumes"
+        f"cannot use the registry {path}: {reason}; it has been left as it is: {remedy}"
     )
 
 
@@ -190,7 +193,7 @@ def read(connection: sqlite3.Connection) -> tuple[Contents, str]:
         return Contents(records, {}, [], {}), ""
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
-        raise ValueError(f"a row of {orphan[0]} is of no volume")
+        raise ValueError(f"table {orphan[0]!r} has a row of a volume that table 'volumes' lacks")
     references = _counts(connection.execute("SELECT volume, id, count FROM refs"))
     dead: dict[VolumeName, Counter[str]] = {}
     if _format(connection) >= FORMAT_WITH_DIRECTORIES:
@@ -219,7 +222,7 @@ def _volumes(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
 def _record(name: str, directory: str, options: str, created_at: str) -> Record:
     created = datetime.fromisoformat(created_at)
     if created.tzinfo is None:
-        raise ValueError(f"the time {created_at!r}, which has no zone")
+        raise ValueError(f"created_at {created_at!r} has no time zone")
     return Record(
         name=VolumeName(name),
         directory=file_name(directory),

@@ -2,10 +2,10 @@
 
 No I/O: dockerd forgets a volume if its Get fails or does not return.
 
-List describes thousands of volumes, and other requests wait meanwhile. So a description has two
-parts, and each line of Status belongs to one of them:
+List describes thousands of volumes, and other requests wait for each piece of that work. So a
+description has two parts, and each line of Status belongs to one of them:
 
-    Status._lasting   depends only on the volume's record, its worker's report and the note on its
+    Status.lasting    depends only on the volume's record, its worker's report and the note on its
                       source: made when one of them changes, and kept as JSON
     Status._passing   all other lines: made for each request, and cheap
 
@@ -58,11 +58,14 @@ class Status:
         self._pid = "worker_pid_in_plugin" if machine.proc is None else "worker_pid"
         self._policy = policy
         self._known: dict[VolumeName, Lasting] = {}
-        self._applying = lru_cache(SHARED_TEXTS)(partial(_applying, policy.release))
+        self._options_members = lru_cache(SHARED_TEXTS)(partial(_options_members, policy.release))
 
     def describe(self, volume: Volume, in_flight: str) -> VolumeInfo:
-        """Return *volume* as `docker volume inspect` shows it; *in_flight* is a request for it."""
-        lasting = self.prepare(volume)
+        """Return *volume* as `docker volume inspect` shows it.
+
+        *in_flight* is the text of `VolumeLocks.in_flight`.
+        """
+        lasting = self.lasting(volume)
         passing = _members(self._passing(volume, in_flight, lasting.error))
         return VolumeInfo(
             name=volume.name,
@@ -71,7 +74,7 @@ class Status:
             status=msgspec.Raw(b"{%b,%b}" % (passing, lasting.status)),
         )
 
-    def prepare(self, volume: Volume) -> Lasting:
+    def lasting(self, volume: Volume) -> Lasting:
         """Return the lasting part of the description of *volume*; make it anew if needed."""
         report = self._keeper.report(volume.name)
         known = self._known.get(volume.name)
@@ -81,7 +84,7 @@ class Status:
             or (known.record is not volume.record or known.report is not report)
             or known.note != note
         ):
-            known = self._known[volume.name] = self._lasting(volume.record, report, note)
+            known = self._known[volume.name] = self._make_lasting(volume.record, report, note)
         return known
 
     def forget(self, name: VolumeName) -> None:
@@ -102,7 +105,7 @@ class Status:
             **{name: text for name, text in texts.items() if text},
         }
 
-    def _lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
+    def _make_lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
             resolved = self._policy.resolve(record.options)
         except InvalidOption as error:  # of another version of passfs, or under another policy
@@ -121,10 +124,10 @@ class Status:
             ("", "") if report is None else (report.without_handles, report.without_passthrough)
         )
         try:
-            applying, problem = self._applying(requested, note, *obstacles), ""
+            members, problem = self._options_members(requested, note, *obstacles), ""
         except OptionError as refused:  # of a mount of another version, which goes on
-            applying, problem = _members({"options": as_text(requested)}), str(refused)
-        return Lasting(record, report, note, b"%b,%b" % (_members(serves), applying), problem)
+            members, problem = _members({"options": as_text(requested)}), str(refused)
+        return Lasting(record, report, note, b"%b,%b" % (_members(serves), members), problem)
 
     def _data_path(self, record: Record) -> str:
         """Return the host's path of the volume's own directory, if the plugin knows that path."""
@@ -133,14 +136,14 @@ class Status:
         return str(directory_in(self._data_dir, record))
 
 
-def _applying(
+def _options_members(
     release: Release,
     requested: Requested,
     note: str,
     file_handles_obstacle: str,
     passthrough_obstacle: str,
 ) -> bytes:
-    """Return the options in force for the volume's mount, or for its next one.
+    """Return the members of Status on the options in force for the mount, or for the next one.
 
     *note* is on the source, and empty if there is none.
 
@@ -148,10 +151,10 @@ def _applying(
         OptionError: *requested* cannot be served.
     """
     config = resolve(requested, release, file_handles_obstacle)
-    applying = described(config, release, passthrough_obstacle)
-    notes = cast("list[str]", applying["notes"])
+    members = described(config, release, passthrough_obstacle)
+    notes = cast("list[str]", members["notes"])
     more = [*_maps_without_engine(config), *filter(None, [note])]
-    return _members(applying | {"notes": notes + more})
+    return _members(members | {"notes": notes + more})
 
 
 def _maps_without_engine(config: Effective) -> list[str]:

@@ -5,8 +5,6 @@
                                      has forgotten the volume
     <data dir>/trash/<token>         files to delete
 
-The name of a volume's directory is in its record.
-
 Files in the trash belong to no volume, also after the plugin was killed at any step. The deletion
 works in the trash only and cannot leave it. It does not descend: it moves each subdirectory up into
 the trash, and empties it there later. So a tree may have any depth, no path is followed, and a
@@ -15,9 +13,11 @@ mount stays, because rename(2) refuses to move a mount point (EBUSY or EXDEV).
 All functions block. Each opens the descriptors that it uses and keeps none, so that a thread that
 hangs in one can be left behind.
 
-A volume's directory has the volume's name, which the plugin checks at Create: dockerd checks no
-name of a plugin's volume, and cannot remove a volume called `a/../b`. Other verbs accept any name.
-If two names differ in case only and the file system ignores case, Create refuses the second one.
+A volume's record has the name of its directory. The directory of a new volume has the volume's
+name. In an upgraded registry it may have an encoded name (old_names.py). Create checks the name of
+a volume, because dockerd checks no name of a plugin's volume, and cannot remove a volume called
+`a/../b`. Other verbs accept any name. If two names differ in case only and the file system ignores
+case, Create refuses the second one.
 """
 
 import errno
@@ -46,7 +46,7 @@ VOLUME_MODE = 0o755
 # Attempts to delete one directory in the trash: a process that still has it open may create and
 # delete files in it. After the last attempt the directory waits for the next purge.
 PURGE_ATTEMPTS = 100
-# Errors that another attempt may not meet. On a full disk the trash cannot take a subdirectory
+# Errors that may be gone at the next attempt. On a full disk the trash cannot take a subdirectory
 # until other files in it have been deleted.
 RETRIED = (errno.ENOTEMPTY, errno.ENOENT, *FULL)
 
@@ -73,11 +73,11 @@ class Storage:
         """Set the path of the data directory on the host, for messages; None if it is unknown."""
         self._host_path = directory
 
-    def shown_path(self, volume: Record, inner: str = "") -> str:
-        """Return the path of the directory of *volume*, or of *inner* in it, for a message."""
+    def shown_path(self, record: Record, inner: str = "") -> str:
+        """Return the path of the directory of *record*, or of *inner* in it, for a message."""
         if self._host_path is None:
-            return f"{directory_in(Path(), volume) / inner} in the data directory"
-        return str(directory_in(self._host_path, volume) / inner)
+            return f"{directory_in(Path(), record) / inner} in the data directory"
+        return str(directory_in(self._host_path, record) / inner)
 
     def settle(self, records: Iterable[Record]) -> None:
         """Finish or undo the removals that a killed plugin left half done; before any other call.
@@ -101,13 +101,13 @@ class Storage:
                 where, why = self._removed / entry, error.strerror
                 log.warning("cannot move %s, which a killed plugin left: %s", where, why)
 
-    def path(self, volume: Record) -> Path:
-        """Return the path of the directory of *volume*, which need not exist."""
-        return directory_in(self._data_dir, volume)
+    def path(self, record: Record) -> Path:
+        """Return the path of the directory of *record*, which need not exist."""
+        return directory_in(self._data_dir, record)
 
     def create(
         self,
-        volume: Record,
+        record: Record,
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
@@ -120,39 +120,39 @@ class Storage:
             StorageFailed: the directory cannot be made, or has files already. These may be a user's
                 data.
         """
-        with self._reported(volume), _opened(self._volumes) as volumes:
+        with self._reported(record), _opened(self._volumes) as volumes:
             try:
-                os.mkdir(volume.directory, mode=PRIVATE_MODE, dir_fd=volumes)
+                os.mkdir(record.directory, mode=PRIVATE_MODE, dir_fd=volumes)
             except FileExistsError:
-                if volume.directory not in os.listdir(volumes):
+                if record.directory not in os.listdir(volumes):
                     raise StorageFailed(
-                        f"{self.shown_path(volume)} is the directory of another volume, because"
-                        f" its file system ignores case; choose a name that is not {volume.name!r}"
-                        " in other case"
+                        f"{self.shown_path(record)} is the directory of another volume, because"
+                        " its file system ignores case; choose a name that differs from that"
+                        " volume's name in more than upper and lower case"
                     ) from None
             try:
-                self._furnish(volumes, volume, mode, uid, gid)
+                self._furnish(volumes, record, mode, uid, gid)
             except OSError:
-                self.withdraw(volume)
+                self.withdraw(record)
                 raise
             os.fsync(volumes)
 
     def _furnish(
-        self, volumes: int, volume: Record, mode: int | None, uid: int | None, gid: int | None
+        self, volumes: int, record: Record, mode: int | None, uid: int | None, gid: int | None
     ) -> None:
         """Give the directory of a new volume its owner and its mode."""
-        with _opened_below(volumes, volume.directory) as directory:
+        with _opened_below(volumes, record.directory) as directory:
             if os.listdir(directory):
                 raise StorageFailed(
-                    f"{self.shown_path(volume)} already exists and is not empty; move it away to"
-                    f" create a new volume {volume.name!r}"
+                    f"{self.shown_path(record)} already exists and is not empty; move it away to"
+                    f" create a new volume {record.name!r}"
                 )
             os.fchown(directory, uid or 0, gid or 0)
             # After fchown(2), which clears the suid and sgid bits.
             os.fchmod(directory, VOLUME_MODE if mode is None else mode)
 
-    def open(self, volume: Record) -> int:
-        """Open the directory of *volume*; a missing directory is not made again.
+    def open(self, record: Record) -> int:
+        """Open the directory of *record*; a missing directory is not made again.
 
         Returns:
             An O_PATH descriptor that the caller owns.
@@ -160,16 +160,16 @@ class Storage:
         Raises:
             StorageFailed: the directory is missing or cannot be opened.
         """
-        with self._reported(volume), _opened(self._volumes) as volumes:
+        with self._reported(record), _opened(self._volumes) as volumes:
             return syscalls.openat2(
                 volumes,
-                os.fsencode(volume.directory),
+                os.fsencode(record.directory),
                 os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW,
                 syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
             )
 
-    def set_aside(self, volume: Record) -> None:
-        """Move the directory of *volume*, if it exists, to the removed ones; `restore` undoes it.
+    def set_aside(self, record: Record) -> None:
+        """Move the directory of *record*, if it exists, to the removed ones; `restore` undoes it.
 
         On return the move survives a power cut.
 
@@ -177,36 +177,36 @@ class Storage:
             VolumeInUse: something is mounted in it.
             StorageFailed: it cannot be moved.
         """
-        with self._reported(volume), suppress(FileNotFoundError):
-            self._refuse_mounts(volume)
+        with self._reported(record), suppress(FileNotFoundError):
+            self._refuse_mounts(record)
             try:
-                self._move(self._volumes, volume.directory, self._removed, volume.directory)
+                self._move(self._volumes, record.directory, self._removed, record.directory)
             except FileExistsError:  # of an older volume of this name that `discard` failed for
-                self.discard(volume)
-                self._move(self._volumes, volume.directory, self._removed, volume.directory)
+                self.discard(record)
+                self._move(self._volumes, record.directory, self._removed, record.directory)
 
-    def withdraw(self, volume: Record) -> None:
-        """Undo `create`: remove the directory of *volume*, if it is empty."""
+    def withdraw(self, record: Record) -> None:
+        """Undo `create`: remove the directory of *record*, if it is empty."""
         with suppress(OSError):
-            self.path(volume).rmdir()
+            self.path(record).rmdir()
 
-    def restore(self, volume: Record) -> None:
+    def restore(self, record: Record) -> None:
         """Undo `set_aside`.
 
         Raises:
             StorageFailed: the directory cannot be moved back.
         """
-        with self._reported(volume), suppress(FileNotFoundError):
-            self._move(self._removed, volume.directory, self._volumes, volume.directory)
+        with self._reported(record), suppress(FileNotFoundError):
+            self._move(self._removed, record.directory, self._volumes, record.directory)
 
-    def discard(self, volume: Record) -> None:
-        """Move the directory that was set aside for *volume*, now forgotten, into the trash.
+    def discard(self, record: Record) -> None:
+        """Move the directory that was set aside for *record*, now forgotten, into the trash.
 
         Raises:
             StorageFailed: the directory stays aside until the next start.
         """
-        with self._reported(volume), suppress(FileNotFoundError):
-            self._move(self._removed, volume.directory, self._trash, secrets.token_hex(8))
+        with self._reported(record), suppress(FileNotFoundError):
+            self._move(self._removed, record.directory, self._trash, secrets.token_hex(8))
 
     def purge(self) -> None:
         """Empty the trash; log files that cannot be deleted, and leave them there.
@@ -230,33 +230,33 @@ class Storage:
                         where, why = self._trash / entry, error.strerror
                         log.warning("cannot delete all of %s: %s", where, why)
 
-    def _refuse_mounts(self, volume: Record) -> None:
+    def _refuse_mounts(self, record: Record) -> None:
         # The path of the data directory may have symlinks; the paths in mountinfo have none.
-        path = os.fsencode(self._volumes.resolve() / volume.directory)
+        path = os.fsencode(self._volumes.resolve() / record.directory)
         for mount in mountinfo.read():
             if mountinfo.is_below(mount.target, path):
                 inner = os.fsdecode(os.path.relpath(mount.target, path))
                 raise VolumeInUse(
-                    f"volume {volume.name!r} cannot be removed: {self.shown_path(volume, inner)} is"
+                    f"volume {record.name!r} cannot be removed: {self.shown_path(record, inner)} is"
                     " a mount point inside it; unmount that first"
                 )
 
     def _move(self, old_dir: Path, old: str, new_dir: Path, new: str) -> None:
-        with _opened(old_dir) as source, _opened(new_dir) as target:
-            names = (source, os.fsencode(old), target, os.fsencode(new))
+        with _opened(old_dir) as old_fd, _opened(new_dir) as new_fd:
+            names = (old_fd, os.fsencode(old), new_fd, os.fsencode(new))
             move = partial(syscalls.renameat2, *names, syscalls.RENAME_NOREPLACE)
             self._reserve.run(move)  # *new_dir* may have to grow
-            os.fsync(target)
-            os.fsync(source)
+            os.fsync(new_fd)
+            os.fsync(old_fd)
 
     @contextmanager
-    def _reported(self, volume: Record) -> Iterator[None]:
+    def _reported(self, record: Record) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise StorageFailed(
-                f"cannot use {self.shown_path(volume)}, which holds the files of volume"
-                f" {volume.name!r}: {error.strerror}"
+                f"cannot use {self.shown_path(record)}, which holds the files of volume"
+                f" {record.name!r}: {error.strerror}"
             ) from error
 
 

@@ -18,7 +18,7 @@ SOURCE_DEADLINE_S = 10.0
 # Longer than a Mount in flight may take, so that an Unmount or Remove after it succeeds.
 RELEASE_DEADLINE_S = 24.0
 
-# From the arrival of the request on: the time includes the wait for the requests before it.
+# Seconds from `VolumeLocks.hold` on: they include the wait for earlier requests on the volume.
 DEADLINES_S = {
     "Create": SOURCE_DEADLINE_S,
     "Mount": MOUNT_DEADLINE_S,
@@ -50,7 +50,7 @@ class VolumeLock:
         return not self.mutex.locked() and not self.limiter.borrowed_tokens
 
     def note_step(self, step: str) -> None:
-        """Note the *step* that the request begins, for the status; it may take long."""
+        """Note the *step* that the request begins, for Status; the step may take long."""
         self.step = step
 
 
@@ -117,5 +117,5 @@ async def _acquire(lock: VolumeLock, name: str, verb: str, deadline: float) -> N
     except trio.TooSlowError as error:
         raise VolumeBusy(
             f"volume {quoted(name)}: {verb} has waited {DEADLINES_S[verb]:g} s for another request"
-            f" on the volume, {lock.verb}, which has not finished"
+            f" on the volume ({lock.verb}), which has not finished; try again"
         ) from error

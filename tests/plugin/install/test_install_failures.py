@@ -61,7 +61,7 @@ def test_an_upgrade_is_tried_on_a_copy_of_the_registry(
     path = install.data_dir / registry.FILE_NAME
     with registry.Registry.open(install.data_dir) as opened:
         opened.add(record("vol"))
-        opened.use(VolumeName("vol"), {"i": 1}, dead={"j": 1})
+        opened.write_references(VolumeName("vol"), {"i": 1}, dead={"j": 1})
     good = path.read_bytes()
     tried: list[list[Record]] = []
     enable = docker.enable_plugin

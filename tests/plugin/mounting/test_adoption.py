@@ -290,7 +290,7 @@ def test_a_stored_mount_without_a_record_is_cleared_away(
     with worker_of(service) as worker:
         service.end(signal.SIGKILL)
         with Registry.open(service.directory / "data") as registry:
-            registry.use(registry.records[0].name, {})
+            registry.write_references(registry.records[0].name, {})
         service.start()
         assert has_ended(worker)
     assert manager.wait_for_count(0)
@@ -387,7 +387,7 @@ def test_an_open_file_of_an_unmounted_volume_prevents_its_removal(
             service.call("VolumeDriver.Mount", Name="vol2", ID="j")
         service.end(end)
         with Registry.open(service.directory / "data") as registry:
-            devices = [row.device for row in registry.served if row.volume == "vol2"]
+            devices = [row.device for row in registry.mount_records if row.volume == "vol2"]
             # A detached mount has no device: a later mount may get the same number.
             assert [bool(device) for device in devices] == ([False, True] if anew else [True])
         service.start()
@@ -464,7 +464,9 @@ def leave_mounts(count: int, directory: Path, manager: ServiceManager, worker: i
             name = VolumeName(f"v{number}")
             (entry,) = mounts[directory / "mounts" / name]
             registry.add(record(name))
-            registry.use(name, {"i": 1}, [MountRecord(name, number, entry.device, report)])
+            registry.write_references(
+                name, {"i": 1}, [MountRecord(name, number, entry.device, report)]
+            )
 
 
 def test_500_mounts_are_adopted_within_3_s(tmp_path: Path, manager: ServiceManager) -> None:

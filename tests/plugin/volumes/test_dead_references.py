@@ -160,11 +160,11 @@ def test_a_reference_is_dead_exactly_if_its_mount_has_ended(steps: list[tuple[st
     held: dict[str, list[bool]] = {mount_id: [] for mount_id in IDS}  # True: dead
     for step, mount_id in steps:
         if step == "mount":
-            volume.users = volume.users_with(mount_id)
+            volume.counts = volume.counts_with(mount_id)
             volume.apply(Event.MOUNT)
             held[mount_id].append(False)
         elif step == "unmount":
-            volume.users = volume.users_without(mount_id)
+            volume.counts = volume.counts_without(mount_id)
             del held[mount_id][-1:]
         else:
             volume.mark_dead()

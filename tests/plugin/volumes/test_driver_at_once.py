@@ -113,7 +113,7 @@ async def test_requests_behind_a_hanging_source_are_answered_in_time(
         assert await dockerd.references("dead") == 0
     begun = answers.pop("Mounta")
     assert "opening source" in begun
-    behind = "for another request on the volume, Mount, which has not finished"
+    behind = "for another request on the volume (Mount), which has not finished; try again"
     assert answers == {
         "Mountb": f"volume 'dead': Mount has waited 18 s {behind}",
         "Mountc": f"volume 'dead': Mount has waited 18 s {behind}",

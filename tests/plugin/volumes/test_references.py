@@ -114,7 +114,7 @@ async def test_a_mount_that_cannot_be_recorded_is_unmounted(
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "use", _fail)
+            patch.setattr(Registry, "write_references", _fail)
             refused = await dockerd.call("Mount", Name="vol", ID="a")
         assert (refused.status, refused.error) == (500, "the disk is full")
         assert await state(dockerd) == (False, 0, "the disk is full")
@@ -122,13 +122,13 @@ async def test_a_mount_that_cannot_be_recorded_is_unmounted(
 
         await dockerd.do("Mount", Name="vol", ID="a")
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "use", _fail)
+            patch.setattr(Registry, "write_references", _fail)
             assert (await dockerd.call("Mount", Name="vol", ID="b")).status == 500
         assert await state(dockerd) == (True, 1, "the disk is full")
         assert mounted(tmp_path) == ["vol"]
     async with plugin(tmp_path, SERVE) as dockerd:
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "use", _fail)
+            patch.setattr(Registry, "write_references", _fail)
             assert (await dockerd.call("Mount", Name="vol", ID="b")).status == 500
         assert await state(dockerd) == (False, 1, "the disk is full")
         assert mounted(tmp_path) == []
@@ -146,8 +146,8 @@ async def test_a_worker_s_death_while_the_registry_is_written_is_noticed(
             died.wait()
             record(registry, *given)
 
-        record = Registry.use
-        monkeypatch.setattr(Registry, "use", record_when_it_is_dead)
+        record = Registry.write_references
+        monkeypatch.setattr(Registry, "write_references", record_when_it_is_dead)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(dockerd.do, "Mount", Name="vol", ID="a"))
             while not (pid := (await dockerd.volume("vol"))["Status"]["worker_pid"]):
@@ -166,7 +166,7 @@ async def test_an_unmount_that_cannot_be_recorded_changes_nothing(
         await dockerd.do("Create", Name="vol")
         await dockerd.do("Mount", Name="vol", ID="a")
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "use", _fail)
+            patch.setattr(Registry, "write_references", _fail)
             assert (await dockerd.call("Unmount", Name="vol", ID="a")).error == "the disk is full"
         assert await state(dockerd) == (True, 1, "")
         await dockerd.do("Unmount", Name="vol", ID="a")
