@@ -6,18 +6,18 @@ interpreter and load the modules, and every worker would have its own copy of th
 share the copy.
 
 Each packet on standard input asks for one worker. It holds the session that the worker runs, NUL,
-and a name for the process. The descriptors in the packet are the worker's *life socket*, also
+and a name for the process. The descriptors in the packet are the worker's *status socket*, also
 SOCK_SEQPACKET, and then the worker's own, which become its descriptors 0, 1, 2 and so on. The fork
-server sends two packets over the life socket. The first has the process id and a process descriptor
-(pidfd_open(2)), or a negative error number if there is no worker. The second has the wait status
-when the worker has ended.
+server sends two packets over the status socket. The first has the process id and a process
+descriptor (pidfd_open(2)), or a negative error number if there is no worker. The second has the
+wait status when the worker has ended.
 
 The fork server ends when no process holds the other end of its standard input. It does not end its
 workers: each has its own pipe to the keeper.
 
 The fork server has one thread. Its open descriptors are the standard streams, a duplicate of
-standard input, and a life socket and a process descriptor for each worker. A child closes all that
-are not its own.
+standard input, and a status socket and a process descriptor for each worker. A child closes all
+that are not its own.
 
 The plugin cannot fork workers itself, because it has threads. The fork server loads the modules of
 the default session at its start, and those of another session before the first worker with it. On a
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 _CONTROL: Final = 0
 _NAME: Final = b"passfs-forks"
 _LONGEST_PACKET: Final = 256
-# An upper limit. A worker gets six: life socket, three standard streams, /dev/fuse, source.
+# An upper limit. A worker gets six: status socket, three standard streams, /dev/fuse, source.
 _MOST_DESCRIPTORS: Final = 16
 
 
@@ -97,7 +97,7 @@ def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> No
                 return
             if not fds or flags & socket.MSG_CTRUNC:  # no room for the descriptors, or not for all
                 log.error("a worker is not started: too many open files")
-                for given in fds:  # the keeper sees that the life socket is closed
+                for given in fds:  # the keeper sees that the status socket is closed
                     os.close(given)
                 continue
             session, _, name = packet.partition(b"\0")
@@ -110,7 +110,7 @@ def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> No
 
 
 def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[int, _Child] | None:
-    """Fork one worker and report it over its life socket; return its process descriptor."""
+    """Fork one worker and report it over its status socket; return its process descriptor."""
     life = socket.socket(fileno=fds[0])
     try:
         pid = os.fork()
@@ -143,7 +143,7 @@ def _open_pidfd(pid: int) -> int:
 
 
 def _reap(pid_fd: int, child: _Child) -> None:
-    """Report over the life socket how a worker has ended."""
+    """Report over the status socket how a worker has ended."""
     os.close(pid_fd)
     _, status = os.waitpid(child.pid, 0)
     with child.life, suppress(OSError):

@@ -28,8 +28,9 @@ UNMOUNT_DEADLINE_S = 3.0
 UNMOUNT_MIN_S = 0.5
 # After a Mount that has failed: the mount has had no users.
 UNDO_DEADLINE_S = 1.0
-# At shutdown all mounts are detached in parallel. The engine kills a plugin after 10 s, of which
-# this is the first. As long as mounts are being detached, it may take up to SHUTDOWN_LIMIT_S.
+# At shutdown all mounts are detached in parallel. Of the 10 s that the engine gives the plugin, the
+# first second is for this. Each mount that is detached moves the deadline of the others, up to
+# SHUTDOWN_LIMIT_S.
 SHUTDOWN_DEADLINE_S = 1.0
 SHUTDOWN_LIMIT_S = 3.0
 # The minimum for a mount that gets its thread late. A worker that answers needs milliseconds.
@@ -48,10 +49,10 @@ class Detacher:
         self._threads = trio.CapacityLimiter(THREADS)
 
     async def detach(self, mount: Mount, deadline: float = math.inf) -> None:
-        """Detach *mount*; kill its worker if that takes until *deadline*, by trio's clock.
+        """Detach *mount*; if umount2(2) has not returned at *deadline*, kill the worker.
 
-        The time spent waiting for a free thread does not count, because it is no fault of the
-        worker.
+        The deadline is by trio's clock, and at most UNMOUNT_DEADLINE_S from now. After the wait for
+        a free thread, which is no fault of the worker, the worker has at least UNMOUNT_MIN_S.
 
         Raises:
             MountFailed: the mount is still there.

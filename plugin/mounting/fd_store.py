@@ -1,4 +1,4 @@
-"""The service manager, which is systemd: its listening socket, and the descriptors that it stores.
+"""The service manager, such as systemd: its listening socket, and the descriptors that it stores.
 
 When it starts the plugin, systemd may pass it a listening socket, sd_listen_fds(3). While no plugin
 runs, systemd stores descriptors for the next one, sd_notify(3): the *fd store*. For each mounted
@@ -19,7 +19,7 @@ no string over 128 KiB, execve(2).
 The plugin answers a Mount once systemd has read the descriptors (a barrier, sd_notify(3)) and the
 registry has the mount's number. If the plugin dies before that, the next one detaches the mount.
 If systemd is busy or its store is full, the mount is served nevertheless, and ends with the plugin.
-The plugin has no process of its own to store descriptors. Such a process could die too, would run
+The plugin starts no process that stores the descriptors. Such a process could die too, would run
 old code, and would not end with the service.
 """
 
@@ -130,7 +130,8 @@ def inherited(environment: MutableMapping[str, str]) -> Inherited:
     Call this once: the result owns all descriptors that were passed.
 
     Raises:
-        CannotStart: the socket is not one, or not of the right kind.
+        CannotStart: several sockets were passed, or the descriptor is no listening Unix stream
+            socket.
     """
     given = {name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS")}
     names = environment.pop("LISTEN_FDNAMES", "").split(":")

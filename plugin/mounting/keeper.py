@@ -1,8 +1,9 @@
 """The keeper: makes the mounts of volumes, keeps them served, and takes them down.
 
 A mount is made in steps: open the source, make the mount point, mount(2), start the worker, wait
-for its report. If a step fails, the earlier steps are undone. All steps of a Mount request share
-one deadline, `MountSpec.deadline`: MOUNT_DEADLINE_S from the request on.
+for its report. If a step fails, the earlier steps are undone. The steps that may hang share one
+deadline, `MountSpec.deadline`: MOUNT_DEADLINE_S from the request on. Storing the descriptors,
+writing the registry and the undo may take longer.
 
 A mount is taken down by detaching it (MNT_DETACH). Its mount point becomes free at once. Its worker
 serves until the last user is gone, then ends by itself.
@@ -50,7 +51,8 @@ log = logging.getLogger(__name__)
 # error says more than dockerd's "timeout". The undo of a failed mount takes more time after that.
 MOUNT_DEADLINE_S = 18.0
 
-# Threads for mount(2) and umount2(2). They end, unless a worker hangs while its mount is detached.
+# Threads for umount2(2), and to read the mount table. They end, unless a worker hangs while its
+# mount is detached.
 KERNEL_THREADS = 64
 
 
@@ -68,7 +70,8 @@ class MountSpec(NamedTuple):
     limiter: trio.CapacityLimiter
     """For the threads that call *open_source*."""
     deadline: float
-    """The end of the attempt, by trio's clock: `MOUNT_DEADLINE_S` after the request."""
+    """The deadline of the steps that may hang, by trio's clock: `MOUNT_DEADLINE_S` after the
+    request."""
     on_loss: Callable[[str], None]
     """Called with the reason if the worker ends while the volume is mounted."""
     on_step: Callable[[str], object] = lambda _: None
@@ -129,7 +132,7 @@ class Keeper:
     def worker_pid(self, name: VolumeName) -> int:
         """Return the process id of the worker that serves *name*, or 0."""
         present = self._mounts.get(name)
-        return 0 if present is None or present.lost else present.worker.pid
+        return 0 if present is None or present.loss else present.worker.pid
 
     def report(self, name: VolumeName) -> Report | None:
         """Return the report of the worker of *name*, or None if *name* is not mounted."""
@@ -139,7 +142,7 @@ class Keeper:
     async def mount(self, spec: MountSpec) -> Mount:
         """Mount a volume and return its mount; a present mount that is whole stays.
 
-        The mount belongs to the keeper. Its facts are live: `lost` is set when its worker dies.
+        The mount belongs to the keeper. Its facts are live: `loss` is set when its worker dies.
 
         Raises:
             MountFailed: says what failed or hung; nothing is left of the attempt.
@@ -159,7 +162,11 @@ class Keeper:
         return made
 
     async def _reuse(self, present: Mount, spec: MountSpec) -> None:
-        """Check that one more user may have *present*, and store it if that failed before."""
+        """Prepare *present* for one more reference.
+
+        If an earlier plugin opened the source, check it again. If the descriptors could not be
+        stored before, store them.
+        """
         if present.source_unchecked:
             # The allowed sources may have changed since an earlier plugin opened the source.
             with _step(spec, f"opening {spec.origin}"):
@@ -248,14 +255,14 @@ class Keeper:
                     await self._nursery.start(self._supervise, made, run)
                 self._live[name] = [*self._live_mounts(name), made]
                 await self._store_descriptors(made)
-                if made.lost:
-                    raise MountFailed(f"volume {name!r}: its worker {made.lost} at once")
+                if made.loss:
+                    raise MountFailed(f"volume {name!r}: its worker {made.loss} at once")
                 undo.pop_all()
                 return made
 
     async def _store_descriptors(self, mount: Mount) -> None:
         """Have the service manager store the descriptors of *mount*, if there is one."""
-        if not self._store.exists or mount.lost:
+        if not self._store.exists or mount.loss:
             return
         try:
             with mount.duplicated_descriptors() as descriptors:
@@ -286,7 +293,7 @@ class Keeper:
         if mount.detached:
             log.info("volume %s: worker %d %s", worker.volume, worker.pid, ended)
         else:
-            mount.lost = ended
+            mount.loss = ended
             mount.close_fuse_fd()
             log.warning(
                 "volume %s: worker %d %s; the volume fails until it is mounted again",
@@ -334,8 +341,8 @@ async def keeping(
         adopted = adopt_mounts(directory, inherited, mount_records, used or {}, proc)
         await clear_all(directory, adopted, inherited.store)
         async with spawning(command, proc) as start, trio.open_nursery() as nursery:
-            with HiddenReserve(directory, reserve) as room:
-                keeper = Keeper(directory, nursery, start, inherited.store, numbers, reserve=room)
+            with HiddenReserve(directory, reserve) as hidden:
+                keeper = Keeper(directory, nursery, start, inherited.store, numbers, reserve=hidden)
                 keeper.adopt(adopted)
                 try:
                     yield keeper
@@ -359,8 +366,8 @@ def _step(spec: MountSpec, step: str, worker: Worker | None = None) -> Iterator[
     except trio.TooSlowError as error:
         last_log = "" if worker is None else worker.last_log
         raise MountFailed(
-            f"volume {spec.name!r}: {step} has not finished, {MOUNT_DEADLINE_S:g} s after the"
-            f" request to mount it{last_log}"
+            f"volume {spec.name!r}: {step} has not finished within {MOUNT_DEADLINE_S:g} s of the"
+            f" Mount; check that the file system of its source answers{last_log}"
         ) from error
     except OSError as error:
         raise MountFailed(f"volume {spec.name!r}: {step} failed: {error.strerror}") from error

@@ -3,13 +3,12 @@
 While the plugin restarts, the service manager stores the descriptors of each mount (fd_store.py),
 and its worker goes on. The next plugin adopts a *whole* mount:
 
-- The registry lists the mount with a user.
+- The registry has the mount, and a reference to its volume.
 - All its descriptors have come back, and its worker lives.
 - It is the only mount at its mount point.
 
-Otherwise the mount point is cleared. A worker may live nevertheless, such as that of a mount that
-was unmounted while files were open. It serves its last users, and the plugin supervises it until it
-ends.
+Otherwise the mount point is cleared. If a mount was unmounted while files were open, its worker
+lives on. The worker serves the open files, and the plugin supervises it until it ends.
 """
 
 import logging
@@ -56,7 +55,7 @@ class Mount:
         """The mount's number in the fd store; never used again for another mount."""
         self.on_loss = on_loss
         """Called with the reason of a loss: how the worker ended."""
-        self.lost = ""
+        self.loss = ""
         """How the worker ended without being asked to, which makes the mount dead; else empty."""
         self.detached = False
         """True from the beginning of the unmount on: the worker is expected to end."""
@@ -74,7 +73,7 @@ class Mount:
     def is_whole(self) -> bool:
         """Return whether the worker lives, and this mount is the only one at its mount point."""
         found = [entry.device for entry in mountpoints.mounts_at(self.target)]
-        return not self.lost and not self.detached and found == [self._device]
+        return not self.loss and not self.detached and found == [self._device]
 
     def record(self, name: VolumeName) -> MountRecord:
         """Return the facts that the next plugin needs to adopt this mount of volume *name*.
@@ -121,8 +120,8 @@ def adopt_mounts(
     """Return the mounts of *inherited* with live workers; takes all of its descriptors.
 
     The caller supervises each mount. *mount_records* are of the earlier plugin. *used* has the
-    name of the mount point of each volume with users. Mounts of other volumes were unmounted, and
-    serve open files only. Process ids are those of the procfs *proc*.
+    name of the mount point of each volume with references. Mounts of other volumes were unmounted,
+    and serve open files only. Process ids are those of the procfs *proc*.
     """
     mounts = mountpoints.mounts_below(mount_dir)
     records = {record.number: record for record in mount_records}

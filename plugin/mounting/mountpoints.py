@@ -84,7 +84,7 @@ def attach(target: Path, options: Effective, reserve: Reserve) -> FuseConnection
 def detach(target: Path, present: Iterable[mountinfo.MountEntry] = ()) -> None:
     """Unmount all mounts at *target*; *present* are these mounts, if the caller has read the table.
 
-    Blocks while a live worker does not answer, if the kernel has pages left to write.
+    If the kernel has pages left to write, the call blocks until the worker answers or ends.
 
     Raises:
         OSError: a mount is of another type, or umount2(2) has failed.
@@ -139,7 +139,7 @@ def locked(mount_dir: Path) -> Iterator[Path]:
 def clear(mount_dir: Path, kept: Collection[Path] = ()) -> None:
     """Remove the mounts and mount points that an earlier plugin left in *mount_dir*, except *kept*.
 
-    Blocks while a live worker does not answer, if the kernel has pages left to write.
+    If the kernel has pages left to write, the call blocks until the worker answers or ends.
     """
     above = os.fsencode(mount_dir)
     skipped = set(kept)

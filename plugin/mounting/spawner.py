@@ -45,7 +45,7 @@ _STDIO_FDS: Final = 3
 
 
 class Process:
-    """A worker process, by its process descriptor.
+    """A worker process that the plugin reaches by a process descriptor and two pipes.
 
     The owner closes the streams, and calls `close` unless `wait` has returned.
     """
@@ -114,20 +114,20 @@ class ForkedProcess(Process):
 
     def __init__(
         self,
-        life_socket: trio.socket.SocketType,
+        status_socket: trio.socket.SocketType,
         stdin: trio.lowlevel.FdStream,
         stdout: trio.lowlevel.FdStream,
         stderr: trio.lowlevel.FdStream,
         *,
         proc: Path = PROC,
     ) -> None:
-        """Take the life socket and the plugin's ends of the standard streams."""
+        """Take the status socket and the plugin's ends of the standard streams."""
         super().__init__(-1, stdin, stderr)
         self._proc = proc
         self.stdout = stdout
         self.passed_fds: Sequence[int] = ()
         """The numbers in the worker of the descriptors that were passed to it."""
-        self._life_socket = life_socket
+        self._status_socket = status_socket
 
     async def wait_until_forked(self) -> None:
         """Wait until the process exists.
@@ -135,7 +135,7 @@ class ForkedProcess(Process):
         Raises:
             OSError: fork(2) failed, or the fork server has ended.
         """
-        packet, ancillary, _, _ = await self._life_socket.recvmsg(
+        packet, ancillary, _, _ = await self._status_socket.recvmsg(
             _PACKET_BYTES, socket.CMSG_SPACE(_PACKET_BYTES)
         )
         number = int(packet or b"%d" % -errno.ECONNRESET)
@@ -148,14 +148,14 @@ class ForkedProcess(Process):
         self.pid = number if self._proc == PROC else _pid_of(self._pid_fd, self._proc)
 
     async def _wait_for_returncode(self) -> int:
-        packet = await self._life_socket.recv(_PACKET_BYTES)
+        packet = await self._status_socket.recv(_PACKET_BYTES)
         if packet:
             return os.waitstatus_to_exitcode(int(packet))
         return await super()._wait_for_returncode()  # the fork server ended before the worker
 
     def close(self) -> None:
-        """Close the life socket and the process descriptor; the streams stay open."""
-        self._life_socket.close()
+        """Close the status socket and the process descriptor; the streams stay open."""
+        self._status_socket.close()
         super().close()
 
 
@@ -208,10 +208,10 @@ class Spawner:
 
     @contextmanager
     def _start_deadline(self) -> Iterator[None]:
-        """Replace the fork server if it starts no worker for START_TIMEOUT_S during this block.
+        """Kill the fork server if it starts no worker for START_TIMEOUT_S during this block.
 
         Raises:
-            TimeoutError: the fork server has been replaced.
+            TimeoutError: the fork server has been killed; the next start begins another.
         """
         with trio.CancelScope() as scope:
             self._pending.add(scope)
@@ -253,8 +253,8 @@ class Spawner:
 
     async def _start(self, volume: str, session: str, fds: Sequence[int]) -> ForkedProcess:
         with ExitStack() as worker_side, ExitStack() as undo:
-            life_socket, worker_ends, streams = _open_channels(worker_side, undo)
-            process = ForkedProcess(life_socket, *streams, proc=self._proc)
+            status_socket, worker_ends, streams = _open_channels(worker_side, undo)
+            process = ForkedProcess(status_socket, *streams, proc=self._proc)
             undo.callback(process.close)
             name = PROCESS_NAME.format(volume)
             with self._start_deadline():
@@ -316,17 +316,17 @@ def _pid_of(pid_fd: int, proc: Path) -> int:
 def _open_channels(
     worker_side: ExitStack, undo: ExitStack
 ) -> tuple[trio.socket.SocketType, list[int], list[trio.lowlevel.FdStream]]:
-    """Open a worker's life socket and standard streams.
+    """Open a worker's status socket and standard streams.
 
     *worker_side* closes the worker's ends, *undo* the plugin's.
 
     Returns:
-        The plugin's life socket, the worker's four ends, and the plugin's three stream ends.
+        The plugin's status socket, the worker's four ends, and the plugin's three stream ends.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker_side.callback(theirs.close)
-    life_socket = trio.socket.from_stdlib_socket(ours)
-    undo.callback(life_socket.close)
+    status_socket = trio.socket.from_stdlib_socket(ours)
+    undo.callback(status_socket.close)
     worker_ends, streams = [theirs.fileno()], []
     for worker_reads in (True, False, False):
         read_end, write_end = os.pipe()
@@ -336,7 +336,7 @@ def _open_channels(
         undo.callback(stream.close)
         worker_ends.append(worker_end)
         streams.append(stream)
-    return life_socket, worker_ends, streams
+    return status_socket, worker_ends, streams
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ KILL_GRACE_S = 1.0
 # the pipe could keep it open for longer.
 DRAIN_S = 1.0
 
-# The number of a worker's last log lines that the refusal of a mount quotes.
+# The refusal of a mount quotes this many of the worker's last log lines.
 LAST_LINES = 5
 
 
@@ -46,7 +46,8 @@ class Worker:
         self.stored = False
         """True if the fd store has the worker's descriptors, so that it survives this plugin."""
         self.ended = trio.Event()
-        """Set at the end of supervision; for a worker that served, its mount is unused by then."""
+        """Set when the plugin stops watching the process, which has ended; if it is stored, it may
+        also go on after the plugin."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 

@@ -198,7 +198,7 @@ class Driver:
                 raise
             volume.apply(Event.MOUNT)
             volume.counts = counts
-            if mount.lost:  # the worker died while the counts were written
+            if mount.loss:  # the worker died while the counts were written
                 volume.apply(Event.LOSE)
                 volume.mark_dead()
         return MountpointReply(mountpoint=str(mount.target))
@@ -309,14 +309,9 @@ class Driver:
 
     async def _write_counts(self, volume: Volume, counts: ReferenceCounts) -> None:
         """Write *counts* and the mounts of *volume* into the registry, for the next plugin."""
-        write = partial(
-            self._registry.write_references,
-            volume.name,
-            counts.references,
-            self._keeper.mount_records(volume.name),
-            counts.dead,
-        )
-        await trio.to_thread.run_sync(write)
+        mounts = self._keeper.mount_records(volume.name)
+        values = (volume.name, counts.references, mounts, counts.dead)
+        await trio.to_thread.run_sync(self._registry.write_references, *values)
 
     async def _set_counts(self, volume: Volume, counts: ReferenceCounts, lock: VolumeLock) -> None:
         """Let *volume* have *counts*, and unmount it if there are no references."""
@@ -335,10 +330,6 @@ class Driver:
         An engine sends Remove only if none of its containers has the volume. References that are
         still counted may be of an engine that was killed before it sent Unmount, or of a second
         engine. The kernel can tell: it ends the worker's session once no process uses the mount.
-
-        Raises:
-            VolumeInUse: a process still uses the detached mount.
-            MountFailed: the mount could not be detached.
         """
         if volume.state is not State.IDLE:
             await self._keeper.unmount(volume.name, lock.deadline)

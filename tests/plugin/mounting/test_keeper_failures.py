@@ -71,8 +71,8 @@ async def refused_at_the_deadline(keeper: Keeper, spec: MountSpec) -> None:
     with pytest.raises(MountFailed) as refusal:
         await keeper.mount(spec)
     assert str(refusal.value) == (
-        "volume 'data': starting its worker has not finished, 18 s after the request to mount it;"
-        " its last log lines: fake: thinking"
+        "volume 'data': starting its worker has not finished within 18 s of the Mount;"
+        " check that the file system of its source answers; its last log lines: fake: thinking"
     )
 
 

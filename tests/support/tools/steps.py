@@ -173,7 +173,7 @@ class Parent:
             )
 
     def fork(self, fds: Sequence[int]) -> tuple[socket.socket, int]:
-        """Fork a process with *fds* as 0, 1, 2 and so on; return its life socket and a pidfd."""
+        """Fork a process with *fds* as 0, 1, 2 and so on; return its status socket and a pidfd."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(START_S)
         with theirs:
@@ -207,7 +207,7 @@ class CrashingPlugin(Service):
         self._report = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for fd in (*self._script, *self._report):
             self._pipes.callback(os.close, fd)
-        self._life_socket: socket.socket | None = None
+        self._status_socket: socket.socket | None = None
         self._pid_fd = -1
         self.crashes: list[str] = []
         """The names of the crash points at which the plugin has died."""
@@ -234,7 +234,7 @@ class CrashingPlugin(Service):
             os.write(write_end, json.dumps(environment).encode())
             os.close(write_end)
             fds = [read_end, log.fileno(), log.fileno()]
-            self._life_socket, self._pid_fd = self._parent.fork(
+            self._status_socket, self._pid_fd = self._parent.fork(
                 [*fds, *stored.values(), self._script[0], self._report[1]]
             )
 
@@ -282,17 +282,17 @@ class CrashingPlugin(Service):
 
     def is_dead(self, within_s: float = 0.0) -> bool:
         """Return whether the process has ended, waiting at most *within_s*, or was not started."""
-        if self._life_socket is None:
+        if self._status_socket is None:
             return True
-        return bool(select.select([self._life_socket], [], [], within_s)[0])
+        return bool(select.select([self._status_socket], [], [], within_s)[0])
 
     def reap(self) -> None:
         """Wait for the end of the process, if there is one."""
-        if self._life_socket is not None:
-            with self._life_socket as life_socket:
-                assert life_socket.recv(64)
+        if self._status_socket is not None:
+            with self._status_socket as status_socket:
+                assert status_socket.recv(64)
             os.close(self._pid_fd)
-            self._life_socket, self._pid_fd = None, -1
+            self._status_socket, self._pid_fd = None, -1
 
     def send(self, number: signal.Signals) -> None:
         """Send signal *number* to the process."""
