@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from docker.models.containers import Container
 
-from tests.support.tools.calls import CALLS
-from tests.support.tools.counted import Counted, Note, counted
+from tests.support.tools.counted import Counted, EngineRequest, counted
 from tests.support.tools.driver import TOOLS_IMAGE, Service
+from tests.support.tools.engine_calls import CALLS
 from tests.support.tools.files import archive
 from tests.support.tools.own_engine import OwnEngine
 
@@ -19,7 +19,7 @@ NAME = "passfs-counted-test"
 
 @pytest.fixture
 def noted(engine: OwnEngine) -> Iterator[Counted]:
-    """Provide `passfs serve` behind a proxy that notes the engine's requests."""
+    """Provide `passfs serve` behind a proxy that records the engine's requests."""
     # The restart makes the engine forget ended services, each of which it would try for 15 s.
     engine.restart()
     directory = Path(tempfile.mkdtemp(prefix="passfs-counted-", dir="/var/tmp"))
@@ -36,10 +36,12 @@ def noted(engine: OwnEngine) -> Iterator[Counted]:
 def test_the_fake_engine_sends_the_same_requests(engine: OwnEngine, noted: Counted) -> None:
     asked = dict(_actions(engine, noted))
 
-    assert {action: tuple(note.verb for note in notes) for action, notes in asked.items()} == CALLS
+    assert {
+        action: tuple(request.verb for request in requests) for action, requests in asked.items()
+    } == CALLS
     ids = {
-        action: {note.fields["ID"] for note in notes if "ID" in note.fields}
-        for action, notes in asked.items()
+        action: {request.fields["ID"] for request in requests if "ID" in request.fields}
+        for action, requests in asked.items()
     }
     running = [ids.pop(action) for action in ("start", "copy in, running", "copy out, running")]
     assert running == [ids["stop"]] * 3
@@ -48,7 +50,7 @@ def test_the_fake_engine_sends_the_same_requests(engine: OwnEngine, noted: Count
     assert len(set.union(*others)) == 5
 
 
-def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[Note]]]:
+def _actions(engine: OwnEngine, noted: Counted) -> Iterator[tuple[str, list[EngineRequest]]]:
     """Run each action of a user, and yield its name with the requests that it caused."""
     client = engine.client
     first = client.volumes.create("first", driver=NAME)

@@ -16,8 +16,8 @@ from plugin.install.installation import TREE
 from plugin.install.plugin_settings import environment, mount_sources
 from plugin.install.source_tree import read_manifest
 from tests.support.tools.driver import TOOLS_IMAGE, Driver, execute
+from tests.support.tools.image_registry import registry
 from tests.support.tools.own_engine import OwnEngine
-from tests.support.tools.registry import registry
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.fakes import worker
 from tests.support.fakes.dockerd import mounted, plugin
-from tests.support.tools.calls import CALLS, User
+from tests.support.tools.engine_calls import CALLS, User
 
 SERVE = worker.command("serve")
 

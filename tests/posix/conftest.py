@@ -146,7 +146,7 @@ def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
         options = {
             "session": wanted.session,
             "cache": wanted.policy,
-            "inode_file_handles": wanted.handles,
+            "inode_file_handles": wanted.file_handles,
             "passthrough": wanted.passthrough,
             "transport": wanted.transport,
             **dict(wanted.more[1]),

@@ -68,7 +68,7 @@ def deleted(base: Path, column: str, load: str) -> Iterator[Callable[[], int]]:
         top = source
         wanted = BY_ID[column]
         if wanted.session is not None:
-            options = {"session": wanted.session, "inode_file_handles": wanted.handles}
+            options = {"session": wanted.session, "inode_file_handles": wanted.file_handles}
             served = stack.enter_context(mounted(base, options))
             stack.enter_context(served.limited(60.0))
             top = served.mountpoint

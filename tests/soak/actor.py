@@ -64,7 +64,7 @@ class Actor(Model):
     def write(self) -> None:
         with self.any_open(os.O_RDWR) as (fd, file):
             offset, data = self.offset(file), self.data()
-            self.note("write", offset, len(data))
+            self.remember("write", offset, len(data))
             expect("written", os.pwrite(fd, data, offset), len(data))
             file.put(offset, data)
             size = os.fstat(fd).st_size
@@ -75,14 +75,14 @@ class Actor(Model):
         file, data = self.files[path], self.data()
         if len(file.content) > LONGEST:
             return
-        self.note("append", path, len(data))
+        self.remember("append", path, len(data))
         with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
             expect("appended", os.write(fd, data), len(data))
         file.put(len(file.content), data)
 
     def overwrite(self) -> None:
         path, data = self.path(), self.data()
-        self.note("overwrite", path, len(data))
+        self.remember("overwrite", path, len(data))
         with opened(path, os.O_WRONLY | os.O_TRUNC) as fd:
             expect("written", os.write(fd, data), len(data))
         self.files[path].content[:] = data
@@ -91,13 +91,13 @@ class Actor(Model):
         with self.any_open(os.O_RDONLY) as (fd, file):
             offset = self.rng.randint(0, len(file.content))
             size = self.rng.randint(1, LONGEST)
-            self.note("read", offset, size)
+            self.remember("read", offset, size)
             right = bytes(file.content[offset : offset + size])
             expect(f"read at {offset}", os.pread(fd, size, offset), right)
 
     def truncate(self) -> None:
         path, size = self.path(), self.rng.randint(0, self.rng.choice((10, 5_000, 100_000)))
-        self.note("truncate", path, size)
+        self.remember("truncate", path, size)
         os.truncate(path, size)
         self.files[path].resize(size)
         self.check(path, os.stat(path), self.files[path])
@@ -106,7 +106,7 @@ class Actor(Model):
         """Check a shared mapping, store into it, and read the stored bytes."""
         with self.any_open(os.O_RDWR) as (fd, file):
             size = len(file.content)
-            self.note("mapped", size)
+            self.remember("mapped", size)
             if not size:
                 return
             offset = self.rng.randrange(size)
@@ -124,7 +124,7 @@ class Actor(Model):
         source, target = self.files[one], self.files[two]
         if source is target:
             return
-        self.note("copy", one, two)
+        self.remember("copy", one, two)
         with opened(one, os.O_RDONLY) as reader, opened(two, os.O_WRONLY | os.O_TRUNC) as writer:
             left = len(source.content)
             while left:
@@ -140,14 +140,14 @@ class Actor(Model):
                 return
             offset = self.rng.randrange(len(file.content))
             size = self.rng.randint(1, len(file.content) - offset)
-            self.note("punch", offset, size)
+            self.remember("punch", offset, size)
             calls.fallocate(fd, PUNCH_HOLE, offset, size)
             file.put(offset, bytes(size))
 
     def tmpfile(self) -> None:
         """Make a file without a name, and link it."""
         path, data = self.free("t"), self.data()
-        self.note("tmpfile", path)
+        self.remember("tmpfile", path)
         with opened(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_RDWR, 0o640) as fd:
             file = File(0o640, self.caller.uid, self.caller.gid)
             self.check("a file without a name", os.fstat(fd), file)
@@ -163,16 +163,16 @@ class Actor(Model):
         """Keep a file open, even if its names are removed later."""
         if len(self.held) >= MOST_HELD:
             fd, file = self.held.pop(self.rng.randrange(MOST_HELD))
-            self.note("close held", fd, sorted(file.names))
+            self.remember("close held", fd, sorted(file.names))
             expect("content of a held file", os.pread(fd, 2 * LONGEST, 0), bytes(file.content))
             os.close(fd)
         path = self.path()
-        self.note("hold", path)
+        self.remember("hold", path)
         self.held.append((os.open(path, os.O_RDWR), self.files[path]))
 
     def sync(self) -> None:
         with self.any_open(os.O_RDWR) as (fd, _):
-            self.note("sync")
+            self.remember("sync")
             self.rng.choice((os.fsync, os.fdatasync))(fd)
         with opened(self.directory() or ".", os.O_DIRECTORY) as fd:
             os.fsync(fd)
@@ -180,7 +180,7 @@ class Actor(Model):
     def locks(self) -> None:
         """Lock for the process, lockf(3), and for one open file against another, flock(2)."""
         path = self.path()
-        self.note("locks", path)
+        self.remember("locks", path)
         with opened(path, os.O_RDWR) as one, opened(path, os.O_RDWR) as two:
             start = self.rng.randrange(1_000)
             _retry_locked(lambda: fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, start))
@@ -196,7 +196,7 @@ class Actor(Model):
         close(2) does not wait until the worker has released the lock.
         """
         path = self.path()
-        self.note("open locks", path)
+        self.remember("open locks", path)
         lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0)
         with opened(path, os.O_RDWR) as one:
             with opened(path, os.O_RDWR) as two:

@@ -122,7 +122,7 @@ class Model:
             self.create()
         return self.rng.choice(list(self.files))
 
-    def note(self, *words: object) -> None:
+    def remember(self, *words: object) -> None:
         """Remember the next step, for the report of an error."""
         self.steps.append(" ".join(map(str, words)))
 
@@ -144,11 +144,11 @@ class Model:
         """Yield a descriptor and its file, perhaps a held file without a name."""
         if self.held and self.rng.random() < 0.3:
             fd, file = self.rng.choice(self.held)
-            self.note("  held", fd, sorted(file.names))
+            self.remember("  held", fd, sorted(file.names))
             yield fd, file
         else:
             path = self.path()
-            self.note("  of", path)
+            self.remember("  of", path)
             with opened(path, flags) as fd:
                 yield fd, self.files[path]
 
@@ -161,7 +161,7 @@ class Model:
 
     def create(self) -> None:
         path, mode = self.free("f"), self.rng.choice(MODES)
-        self.note("create", path, oct(mode))
+        self.remember("create", path, oct(mode))
         with opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode) as fd:
             file = File(mode, self.caller.uid, self.caller.gid, names={path})
             self.check(path, os.fstat(fd), file)
@@ -172,13 +172,13 @@ class Model:
 
     def unlink(self) -> None:
         path = self.path()
-        self.note("unlink", path)
+        self.remember("unlink", path)
         os.unlink(path)
         self.files.pop(path).names.discard(path)
 
     def link(self) -> None:
         path, other = self.path(), self.free("h")
-        self.note("link", path, other)
+        self.remember("link", path, other)
         os.link(path, other)
         self.files[other] = self.files[path]
         self.files[other].names.add(other)
@@ -186,7 +186,7 @@ class Model:
     def rename(self) -> None:
         path = self.path()
         other = self.path() if self.rng.random() < 0.4 else self.free("r")
-        self.note("rename", path, other)
+        self.remember("rename", path, other)
         os.rename(path, other)
         file, replaced = self.files[path], self.files.get(other)
         if file is replaced:  # two names of one file: nothing happens, rename(2)
@@ -199,7 +199,7 @@ class Model:
 
     def exchange(self) -> None:
         path, other = self.path(), self.path()
-        self.note("exchange", path, other)
+        self.remember("exchange", path, other)
         calls.renameat2(os.fsencode(path), os.fsencode(other), calls.RENAME_EXCHANGE)
         one, two = self.files[path], self.files[other]
         if one is not two:
@@ -209,7 +209,7 @@ class Model:
 
     def symlink(self) -> None:
         path, target = self.free("s"), self.free("anything")
-        self.note("symlink", target, path)
+        self.remember("symlink", target, path)
         os.symlink(target, path)
         expect(f"target of {path}", os.readlink(path), target)
         self.links[path] = target
@@ -223,7 +223,7 @@ class Model:
             self.rmdir()
             return
         path = self.free("d")
-        self.note("mkdir", path)
+        self.remember("mkdir", path)
         os.mkdir(path, 0o750)
         status = os.lstat(path)
         expect(
@@ -235,7 +235,7 @@ class Model:
         path = self.directory()
         if not path:
             return
-        self.note("rmdir", path)
+        self.remember("rmdir", path)
         if self.below(path):
             self.refused(errno.ENOTEMPTY, lambda: os.rmdir(path))
         else:
@@ -248,7 +248,7 @@ class Model:
             return
         self._count += 1
         other = os.path.join(target, f"m{self._count}")
-        self.note("move", path, other)
+        self.remember("move", path, other)
         os.rename(path, other)
         self.directories = {_moved(n, path, other): m for n, m in self.directories.items()}
         self.links = {_moved(n, path, other): t for n, t in self.links.items()}
@@ -258,13 +258,13 @@ class Model:
 
     def listing(self) -> None:
         path = self.directory()
-        self.note("list", path)
+        self.remember("list", path)
         expect(f"names in {path!r}", set(os.listdir(path or ".")), self.below(path))
 
     def burst(self) -> None:
         """Make many files and remove them, so that the worker must forget them again."""
         path = self.free("b")
-        self.note("burst", path)
+        self.remember("burst", path)
         os.mkdir(path, 0o700)
         names = {f"{number}" for number in range(BURST)}
         for name in names:
@@ -289,7 +289,7 @@ class Model:
 
     def refusals(self) -> None:
         path = self.path()
-        self.note("refusals", path)
+        self.remember("refusals", path)
         exclusive = os.O_CREAT | os.O_EXCL | os.O_WRONLY
         self.refused(errno.EEXIST, lambda: os.open(path, exclusive))
         self.refused(errno.EEXIST, lambda: os.mkdir(path))
@@ -305,7 +305,7 @@ class Model:
 
     def chmod(self) -> None:
         path, mode = self.path(), self.rng.choice(MODES)
-        self.note("chmod", path, oct(mode))
+        self.remember("chmod", path, oct(mode))
         os.chmod(path, mode)
         self.files[path].mode = mode
 
@@ -319,24 +319,24 @@ class Model:
         else:
             uid, file.gid = self.rng.choice(IDS), self.rng.choice(IDS)
             file.uid = uid
-        self.note("chown", path, uid, file.gid)
+        self.remember("chown", path, uid, file.gid)
         os.chown(path, uid, file.gid)
 
     def utime(self) -> None:
         path, time_ns = self.path(), FAR_PAST_NS + self.rng.randrange(10**9)
-        self.note("utime", path, time_ns)
+        self.remember("utime", path, time_ns)
         os.utime(path, ns=(time_ns, time_ns))
         expect(f"time of {path}", os.stat(path).st_mtime_ns, time_ns)
 
     def status(self) -> None:
         path = self.path()
-        self.note("stat", path)
+        self.remember("stat", path)
         self.check(path, os.lstat(path), self.files[path])
 
     def set_xattr(self) -> None:
         path, name = self.path(), f"user.{self.rng.randrange(MOST_XATTRS)}"
         file, value = self.files[path], self.rng.randbytes(self.rng.randint(0, 200))
-        self.note("set", path, name)
+        self.remember("set", path, name)
         os.setxattr(path, name, value)
         file.xattrs[name] = value
         self.xattrs_are(path, file)
@@ -347,7 +347,7 @@ class Model:
         if not file.xattrs:
             return
         name = self.rng.choice(list(file.xattrs))
-        self.note("remove", path, name)
+        self.remember("remove", path, name)
         os.removexattr(path, name)
         del file.xattrs[name]
         self.xattrs_are(path, file)

@@ -18,10 +18,10 @@ FEW_DESCRIPTORS = 256
 class Column:
     """One column of the battery: a caller, and a bare directory or a mount with its options.
 
-    *large* is False for a column that leaves out the tests with the mark `large`. *handles* is the
-    option inode_file_handles. *passthrough* and *transport* are the options of these names; with
-    passthrough=auto, `kernel` passes files through with every policy but `metadata`. *disk* is the
-    file system of the source (support/tools/disks.py). *descriptors* is the limit of open
+    *large* is False for a column that leaves out the tests with the mark `large`. *file_handles* is
+    the option inode_file_handles. *passthrough* and *transport* are the options of these names;
+    with passthrough=auto, `kernel` passes files through with every policy but `metadata`. *disk* is
+    the file system of the source (support/tools/disks.py). *descriptors* is the limit of open
     descriptors of the mount's process. *more* has further options, and the name that they have in
     the test's id.
     """
@@ -30,7 +30,7 @@ class Column:
     policy: str
     caller: Caller
     large: bool = True
-    handles: str = "prefer"
+    file_handles: str = "prefer"
     passthrough: str = "auto"
     transport: str = "auto"
     disk: str = ""
@@ -41,8 +41,8 @@ class Column:
     def id(self) -> str:
         """Return the name of the column in the test's id."""
         where = "control" if self.session is None else f"{self.session}-{self.policy}"
-        if self.handles != "prefer":
-            where += f"-handles-{self.handles}"
+        if self.file_handles != "prefer":
+            where += f"-handles-{self.file_handles}"
         if self.passthrough != "auto":
             where += f"-passthrough-{self.passthrough}"
         if self.transport != "auto":
@@ -68,7 +68,7 @@ COLUMNS = [
             Column(session, "always", ROOT),
             Column(session, "never", ROOT, large=False),
             Column(session, "metadata", ROOT, large=False),
-            Column(session, "auto", ROOT, large=False, handles="mandatory"),
+            Column(session, "auto", ROOT, large=False, file_handles="mandatory"),
         )
     ),
     Column("kernel", "auto", ROOT, passthrough="off"),

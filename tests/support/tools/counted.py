@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 ANSWER_S = 60
 
 
-class Note(NamedTuple):
+class EngineRequest(NamedTuple):
     """One request of the engine."""
 
     verb: str
@@ -35,19 +35,19 @@ class _ToPlugin(http.client.HTTPConnection):
 
 
 class Counted(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Listens on a socket that the engine finds; `notes` has the requests."""
+    """Listens on a socket that the engine finds; `requests` has the requests received."""
 
     daemon_threads = True
 
     def __init__(self, path: Path, plugin: Path) -> None:
         self.plugin = plugin
-        self.notes: list[Note] = []
+        self.requests: list[EngineRequest] = []
         super().__init__(str(path), _Handler)
 
-    def take(self) -> list[Note]:
+    def take(self) -> list[EngineRequest]:
         """Return the requests since the last call."""
-        notes, self.notes = self.notes, []
-        return notes
+        requests, self.requests = self.requests, []
+        return requests
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -56,7 +56,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        self.server.notes.append(Note(self.path.rpartition(".")[2], json.loads(body or b"{}")))
+        self.server.requests.append(
+            EngineRequest(self.path.rpartition(".")[2], json.loads(body or b"{}"))
+        )
         with contextlib.closing(_ToPlugin(self.server.plugin)) as plugin:
             plugin.request("POST", self.path, body)
             answer = plugin.getresponse()
