@@ -1,7 +1,7 @@
 """Facts about the plugin's host: its process ids, and its path of the plugin's data directory.
 
 In a container, such as that of a managed plugin, the plugin sees other ids and paths than the host.
-A fact is used only if it is proved.
+The plugin uses a fact only if stat(2) or /proc confirms it.
 
 All functions block: a path may lead through a dead network file system.
 """
@@ -17,7 +17,7 @@ PROC_FSTYPE = "proc"
 
 
 class HostFacts(NamedTuple):
-    """The facts that are proved; all others are None."""
+    """The facts that are confirmed; all others are None."""
 
     proc: Path | None = None
     """The path at which the plugin sees the host's /proc."""
@@ -82,7 +82,7 @@ def _candidates(own_path: Path, root: Path) -> list[Path]:
 def _is_same(path: Path, own: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), own)
-    except OSError:  # another file system is mounted above
+    except OSError:  # another file system is mounted over the directory
         return False
 
 

@@ -126,7 +126,7 @@ def check(source: str, options: Effective, fd: int, mounts: Sequence[mountinfo.M
     limit = next((limit for limit in LIMITS if limit.is_exceeded(options)), None)
     if limit is not None and (found := next(_found(source, options, fd, mounts), "")):
         value = as_text(options)[limit.option]
-        reason = f"{value!r} is wrong for {found}: other machines may change it unseen"
+        reason = f"{value!r} is wrong for {found}: this machine does not notice changes by others"
         raise OptionError(limit.option, value, limit.accepted, reason)
 
 

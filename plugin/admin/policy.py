@@ -1,8 +1,8 @@
 """The administrator's default options and forbidden options for all volumes; no I/O.
 
-Both compare meanings and not spellings: `-` for `_`, an alias, or another word for the same value
-makes no difference. The registry keeps the options that a user gave, so a changed policy applies to
-existing volumes at their next Mount.
+Both kinds of options compare meanings and not spellings: `-` for `_`, an alias, or another word for
+the same value makes no difference. The registry keeps the options that a user gave, so a changed
+policy applies to existing volumes at their next Mount.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from plugin.options import SOURCE, VolumeOptions
 
 
 class Ban(NamedTuple):
-    """An option that volumes may not give, or not with one value."""
+    """A forbidden option, or one forbidden value of an option."""
 
     option: str
     value: str | None = None
@@ -55,7 +55,7 @@ class Policy(NamedTuple):
                     meaning = (
                         repr(defaults[option]) if option in defaults else "a directory of its own"
                     )
-                    accepted = f"the option left out, which means {meaning}"
+                    accepted = f"the option left out; the default is {meaning}"
                     reason = f"{text!r} is forbidden by the administrator of this plugin"
                     raise InvalidOption(str(OptionError(written, text, accepted, reason)))
         return resolved
@@ -117,7 +117,7 @@ def _ban(name: str, sign: str, value: str) -> Ban:
     if not sign and option in {*OPTIONS, SOURCE}:
         return Ban(option)
     if option == SOURCE:
-        accepted = "it without a value, which forbids all directories of the host"
+        accepted = "source without a value, which forbids all directories of the host"
         raise OptionError(name, value, accepted)
     option, meaning = parse_option(name, value, (SOURCE,))
     return Ban(option, text_of(option, meaning))
@@ -145,5 +145,5 @@ def _as_invalid_option() -> Iterator[None]:
 
 
 def _words(text: str) -> Iterator[tuple[str, str, str]]:
-    """Split `a=b,c` as mount(8) does: give each name with its `=` and its value, if any."""
+    """Split `a=b,c` as mount(8) does, into triples: name, `=` or empty, value or empty."""
     return (word.partition("=") for word in map(str.strip, text.split(",")) if word)

@@ -125,13 +125,14 @@ class Setting(NamedTuple):
     parse: Callable[[str, str], object]
     """Variable and text to value; raises InvalidSetting."""
     default: str
-    """Text; empty if *if_empty* says how the plugin understands it."""
+    """The default text. If it is empty, *if_empty* describes its meaning in the documents."""
     meaning: str
     if_empty: str = ""
     may_be_empty: bool = True
-    """True if empty text means the default: `docker plugin set NAME=` can only empty a variable."""
+    """If true, an empty text means the default: `docker plugin set NAME=` can empty a variable, but
+    not unset it."""
     in_plugin: bool = True
-    """False if only the service has the setting."""
+    """False if the managed plugin does not have the setting."""
     fixed: str = ""
     """The value in the managed plugin if it belongs to a mount in config.json, and cannot be set
     there."""

@@ -5,10 +5,10 @@ functions block, for ever if the source is on a dead network file system. Caller
 in a thread that they can abandon.
 
 The path that the kernel reports for the opened descriptor decides whether a source is allowed, so
-no symlink leads around an allowed directory. Allowed directories are opened without following
-symlinks: otherwise a user with write access above one could make it allow every source. A refusal
-has the reason only if the walk fails inside an allowed directory. All other refusals have the same
-sentence, after the same checks.
+no symlink leads around an allowed directory. The plugin opens allowed directories without following
+symlinks. Otherwise a user with write access above an allowed directory could make it allow every
+source. If the kernel's path walk fails inside an allowed directory, the refusal has the reason. All
+other refusals have the same sentence, after the same checks.
 """
 
 import errno
@@ -35,9 +35,9 @@ REASONS = {
 }
 
 # The links in /proc (fd, cwd, root) lead out of the tree that the plugin sees.
-RESOLVE = syscalls.RESOLVE_NO_MAGICLINKS
+RESOLVE_FLAGS = syscalls.RESOLVE_NO_MAGICLINKS
 # O_DIRECTORY is required: with O_PATH, only O_DIRECTORY triggers an automount at the last name.
-DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Host(NamedTuple):
@@ -54,10 +54,12 @@ class Host(NamedTuple):
     allowed: tuple[Path, ...] = ()
     """The allowed directories, by the names that users know; empty allows all of *directory*."""
 
-    def open(self, source: str, options: Effective, note: Callable[[str], object] = str) -> int:
+    def open(
+        self, source: str, options: Effective, on_note: Callable[[str], object] | None = None
+    ) -> int:
         """Open the directory *source*, as users name it, for a volume with the options *options*.
 
-        Calls *note* with the note about the source for Status; the note may be empty.
+        Calls *on_note* with the note about the source for Status; the note may be empty.
 
         Returns:
             An O_PATH descriptor that the caller owns.
@@ -68,13 +70,15 @@ class Host(NamedTuple):
         path = os.fsencode(self._below_root(source))
         with _opened(self.root) as root:
             try:
-                fd = self._open_below(root, path, DIRECTORY)
+                fd = self._open_below(root, path, DIRECTORY_FLAGS)
             except OSError as error:
                 if not self._fails_inside_allowed(source, error):
                     self._check_allowed(source, None)
                 raise self._refusal(root, path, source, error) from error
         try:
-            note(self._check_directory(source, options, fd))
+            note = self._check_directory(source, options, fd)
+            if on_note is not None:
+                on_note(note)
         except BaseException:
             os.close(fd)
             raise
@@ -113,7 +117,7 @@ class Host(NamedTuple):
             )
         return "/".join(names[len(above) :]) or "."
 
-    def _open_below(self, root: int, path: bytes, flags: int, resolve: int = RESOLVE) -> int:
+    def _open_below(self, root: int, path: bytes, flags: int, resolve: int = RESOLVE_FLAGS) -> int:
         """Open *path* below *root*; symlinks lead to the same directory as on the host, or fail.
 
         If the plugin sees all of the host's tree, the kernel resolves symlinks against the root of
@@ -129,7 +133,7 @@ class Host(NamedTuple):
         if error.errno == errno.EXDEV:
             return refused_source(
                 source,
-                f"leads out of {self.directory} through a symbolic link, as all absolute ones do",
+                f"leads out of {self.directory} through a symbolic link; every absolute link does",
                 f"a path in {self.directory} that does not",
             )
         if error.errno == errno.ENOTDIR and self._is_symlink(root, path):
@@ -177,8 +181,8 @@ class Host(NamedTuple):
             try:
                 with self._opened_allowed(directory) as allowed:
                     path = os.path.relpath("/".join(_names(source)), str(directory)[1:] or ".")
-                    resolve = RESOLVE | syscalls.RESOLVE_BENEATH
-                    os.close(syscalls.openat2(allowed, os.fsencode(path), DIRECTORY, resolve))
+                    resolve = RESOLVE_FLAGS | syscalls.RESOLVE_BENEATH
+                    os.close(syscalls.openat2(allowed, os.fsencode(path), DIRECTORY_FLAGS, resolve))
             except OSError as found:
                 if found.errno == error.errno != errno.EXDEV:
                     return True
@@ -225,7 +229,7 @@ class Host(NamedTuple):
         """
         name = os.fsencode("/".join(directory.parts[len(self.directory.parts) :]) or ".")
         with _opened(self.root) as root:
-            resolve = RESOLVE | syscalls.RESOLVE_NO_SYMLINKS
+            resolve = RESOLVE_FLAGS | syscalls.RESOLVE_NO_SYMLINKS
             allowed = self._open_below(root, name, os.O_PATH | os.O_DIRECTORY, resolve)
         try:
             yield allowed
@@ -256,8 +260,8 @@ class Host(NamedTuple):
         """Return the note for a source on a private mount."""
         until = "the volume is mounted again" if self._sees_as_the_host() else "passfs starts again"
         return (
-            "disks that the host mounts on or below the source later are not seen until"
-            f" {until}, because its mount is private; before passfs starts, run"
+            "the source's mount is private on the host, so the volume does not show disks that the"
+            f" host mounts on or below the source later, until {until}; before passfs starts, run"
             " mount --make-rshared on the host"
         )
 

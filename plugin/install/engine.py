@@ -18,7 +18,7 @@ from plugin.install.installation import InstallationError
 Client: TypeAlias = docker.APIClient
 
 FAILURES = (DockerException, OSError)
-"""The errors of a request: those of docker-py, and those of requests, which are OSErrors."""
+"""The errors of docker-py, and of the library `requests`, whose errors are OSErrors."""
 
 _TIMEOUT = 180  # seconds; the engine itself gives a plugin 120 for Create and Mount
 
@@ -68,7 +68,7 @@ def info(client: Client) -> Mapping[str, Any]:
     return answer
 
 
-def users(client: Client, name: str) -> list[str]:
+def containers_with_volumes(client: Client, name: str) -> list[str]:
     """Return the names of the running containers that have a volume of the plugin *name*."""
     drivers = {name, name if ":" in name.rpartition("/")[2] else f"{name}:latest"}
     with request("list its containers"):

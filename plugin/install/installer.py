@@ -1,9 +1,9 @@
 """`passfs install` and `passfs uninstall`: the steps, in an order that never loses volumes.
 
-Without an image registry an upgrade is a removal and a creation. The installer therefore builds and
-exports the new plugin first. If an older plugin is installed, the installer then tries the new one
-under another name on a copy of the registry, and only then removes the old one. No step deletes
-records or data of volumes: they lie in the data directory.
+An install from a source tree upgrades a plugin by removing the old one and creating a new one. The
+installer therefore builds and exports the new plugin first. If an older plugin is installed, the
+installer then tries the new one under another name on a copy of the registry, and only then removes
+the old one. No step deletes records or data of volumes: they lie in the data directory.
 """
 
 import json
@@ -38,8 +38,8 @@ def install(client: Client, wanted: Installation, progress: Progress) -> None:
     if former is not None:
         data_dirs.append(mount_sources(former)["data.source"])
     bundle = kept_settings.choose_bundle(wanted.ca_bundle, data_dirs)
-    sources = digest(wanted.tree)
-    if former is not None and _is_built_from(client, former, sources, wanted.tree):
+    tree_digest = digest(wanted.tree)
+    if former is not None and _is_built_from(client, former, tree_digest, wanted.tree):
         kept_settings.keep_bundle(settings["data.source"], bundle)
         _reconfigure(client, former, wanted, settings, progress)
         kept_settings.remove(file)
@@ -51,7 +51,7 @@ def install(client: Client, wanted: Installation, progress: Progress) -> None:
         client, wanted.tree, kept_settings.existing_bundle(bundle, progress), progress
     )
     kept_settings.keep_bundle(settings["data.source"], bundle)
-    stamp = f"{sources}:{image.base_ids(client, wanted.tree)}"
+    stamp = f"{tree_digest}:{image.base_ids(client, wanted.tree)}"
     with tempfile.TemporaryDirectory(prefix="passfs-plugin-", dir=image.SCRATCH) as scratch:
         directory = Path(scratch)
         progress.step("Exporting its root file system")
@@ -112,19 +112,20 @@ def _choose_settings(
     return settings, file
 
 
-def _is_built_from(client: Client, plugin: Mapping[str, Any], sources: str, tree: Path) -> bool:
-    """Return whether a build of *tree*, with the digest *sources*, would make *plugin*."""
+def _is_built_from(client: Client, plugin: Mapping[str, Any], tree_digest: str, tree: Path) -> bool:
+    """Return whether a build of *tree*, which has *tree_digest*, would make *plugin*."""
     digest_of_plugin, _, bases = environment(plugin).get(BUILD, "").partition(":")
     # A base image that the engine no longer has is no reason to build.
-    return digest_of_plugin == sources and image.base_ids(client, tree) in {bases, ""}
+    return digest_of_plugin == tree_digest and image.base_ids(client, tree) in {bases, ""}
 
 
 def _refuse_while_in_use(client: Client, wanted: Installation) -> None:
-    users = engine.users(client, wanted.name)
-    if users and not wanted.force:
+    containers = engine.containers_with_volumes(client, wanted.name)
+    if containers and not wanted.force:
         raise InstallationError(
             f"volumes of {wanted.name} are mounted in running containers, which would lose them: "
-            f"{', '.join(users)}. Stop these containers first, or use --force and restart them."
+            f"{', '.join(containers)}. Stop these containers first, or use --force and restart "
+            "them."
         )
 
 
@@ -135,7 +136,7 @@ def _reconfigure(
     settings: Mapping[str, str],
     progress: Progress,
 ) -> None:
-    """Give the installed plugin *settings* and enable it: its build is the wanted one."""
+    """Give the installed plugin, whose build is current, *settings*, and enable it."""
     present = mount_sources(former) | environment(former)
     if settings.items() <= present.items():
         if former["Enabled"]:

@@ -8,6 +8,7 @@ the default data directory, because a later install has to find it before it kno
 """
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,11 +56,13 @@ def kept(file: Path, settings: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InstallationError as error:
-        text = ", ".join(f"{name}={value}" for name, value in settings.items())
+        text = " ".join(shlex.quote(f"{name}={value}") for name, value in settings.items())
         advice = (
-            "are kept: run `passfs install` again" if is_kept else f"were {text}: give them again"
+            "The settings are kept: run `passfs install` again."
+            if is_kept
+            else f"The settings are lost: give them again, by options of `passfs install`: {text}"
         )
-        raise InstallationError(f"{error} The settings {advice}.") from error
+        raise InstallationError(f"{error} {advice}") from error
     remove(file)
 
 

@@ -22,8 +22,8 @@ def choose_settings(
 ) -> dict[str, str]:
     """Return the plugin's settings, as `docker plugin set` names them.
 
-    Each setting comes from the first that has it: *wanted*; *kept*, of an install that was cut
-    off, or else *former*; *suggested*, for this engine; the default.
+    Each setting comes from the first of these that has it: *wanted*; *kept* (of an install that was
+    cut off), or *former* if nothing is kept; *suggested* (for this engine); the default.
 
     Raises:
         InstallationError: a directory is not absolute, or the plugin would refuse the settings.

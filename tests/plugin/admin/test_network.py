@@ -88,8 +88,8 @@ def test_a_long_cache_is_refused_on_a_network_file_system(
     assert refusal(source, **options) == ""
     fake_statfs(monkeypatch, NFS)
     assert refusal(source, **options) == (
-        f"option {wrong} is wrong for '/srv', which lies on NFS: other machines may"
-        f" change it unseen; expected {accepted}"
+        f"option {wrong} is wrong for '/srv', which lies on NFS: this machine"
+        f" does not notice changes by others; expected {accepted}"
     )
 
 

@@ -92,7 +92,7 @@ def test_a_forbidden_option_is_refused_in_every_spelling(
     ((written, text),) = options.items()
     assert refusal(policy("", forbidden), options) == (
         f"option {written!r}: {text!r} is forbidden by the administrator of this plugin;"
-        f" expected the option left out, which means {usual}"
+        f" expected the option left out; the default is {usual}"
     )
 
 
@@ -135,7 +135,7 @@ def test_impossible_defaults_are_refused(text: str, sentence: str) -> None:
     [
         ("cach", "option 'cach': is not known"),
         ("cache=sometimes", "option 'cache': 'sometimes' is not accepted; expected never, "),
-        ("source=/srv", "option 'source': '/srv' is not accepted; expected it without a value"),
+        ("source=/srv", "option 'source': '/srv' is not accepted; expected source without a value"),
     ],
 )
 def test_an_invalid_ban_is_refused(text: str, sentence: str) -> None:

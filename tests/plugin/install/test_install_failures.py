@@ -161,7 +161,9 @@ def test_an_install_does_not_need_the_default_data_directory(
     install(host_dir="/usr")
     install.change_sources()
     docker.broken_once = {"create passfs": "the disk is full"}
-    with pytest.raises(InstallationError, match=r"settings were .*PASSFS_HOST_DIR=/usr.* again"):
+    with pytest.raises(
+        InstallationError, match=r"settings are lost: .* again, .*PASSFS_HOST_DIR=/usr"
+    ):
         install()
     install(host_dir="/usr")
     assert docker.plugins["passfs"]["Enabled"]
