@@ -11,8 +11,9 @@ So each operation that changes a file checks the owner again, by the descriptor 
 fails with EPERM. With an invalid group the kernel would refuse the owner as well, so that for an
 unmapped group of a mapped user it gets 4294967294, a valid id.
 
-For chmod(2) with suid or sgid bits, and for the sgid bit of a new file, the thread acts as the
-caller's counterpart, without CAP_FOWNER and CAP_FSETID. The host then compares the owner under the
+For chmod(2) with suid or sgid bits, the thread acts as the caller's counterpart, without CAP_FOWNER
+and CAP_FSETID. It keeps CAP_FSETID if a directory's group is in the map (`_granting`). For the sgid
+bit of a new file, the thread lacks CAP_FSETID alone. The host then compares the owner under the
 inode's lock, so that no chown(2) comes between check and change.
 """
 
