@@ -5,9 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.support.fakes.hung import HungSource, is_opening
 from tests.support.tools.mounts import mounted_on
 from tests.support.tools.service import Service, started
+
+pytestmark = pytest.mark.full
 
 LIMIT_S = 0.1
 VOLUMES = 500

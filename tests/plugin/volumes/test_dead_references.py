@@ -17,6 +17,8 @@ from tests.support.fakes.worker import command
 from tests.support.tools.records import record
 from tests.support.tools.service import started
 
+pytestmark = pytest.mark.full
+
 SERVE = command("serve")
 KILLED = "volume vol: worker [0-9]+ was killed by SIGKILL"
 NOT_WHOLE = "volume vol: its mount is not whole, making a new one"

@@ -22,6 +22,8 @@ from plugin.volumes.volume_locks import DEADLINES_S, SOURCE_DEADLINE_S
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin
 from tests.support.fakes.worker import command
 
+pytestmark = pytest.mark.full
+
 SERVE = command("serve")
 # Below the shortest timeout that an administrator may be expected to set (30 s).
 ENGINE_PATIENCE_S = 25.0

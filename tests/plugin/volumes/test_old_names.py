@@ -17,6 +17,8 @@ from tests.support.fakes.worker import command
 from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.service import started
 
+pytestmark = pytest.mark.full
+
 SERVE = command("serve")
 
 # Names that an older passfs accepted, and the directories that it made for them.
