@@ -13,9 +13,9 @@ from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, parse_option
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
 from passthrough.options.table import OPTIONS, OptionError, text_of
 from passthrough.options.vocabulary import ALIASES, canonical
-from plugin import options
+from plugin import volume_options
 from plugin.errors import InvalidOption
-from plugin.options import SOURCE, VolumeOptions
+from plugin.volume_options import SOURCE, VolumeOptions
 
 
 class Ban(NamedTuple):
@@ -23,7 +23,7 @@ class Ban(NamedTuple):
 
     option: str
     value: str | None = None
-    """In the form of `VolumeOptions.described`; None forbids all values but the default."""
+    """In the form of `VolumeOptions.requested_as_text`; None forbids all values but the default."""
 
     def __str__(self) -> str:
         return self.option if self.value is None else f"{self.option}={self.value}"
@@ -38,7 +38,7 @@ class Policy(NamedTuple):
     """Option -> text, for volumes that do not give it; from `default_options`."""
     forbidden: tuple[Ban, ...] = ()
 
-    def resolve(self, given: Mapping[str, str]) -> VolumeOptions:
+    def parse(self, given: Mapping[str, str]) -> VolumeOptions:
         """Return the options of a volume for which a user has *given* options.
 
         Raises:
@@ -47,7 +47,7 @@ class Policy(NamedTuple):
         resolved = self._with_defaults(given)
         if not self.forbidden:  # the usual case; each Get comes here
             return resolved
-        has, defaults = resolved.described(), self._described_defaults()
+        has, defaults = resolved.requested_as_text(), self._defaults_as_text()
         for written, text in given.items():
             option = _option_of(written)
             for ban in self.forbidden:
@@ -62,25 +62,25 @@ class Policy(NamedTuple):
 
     def contradiction(self) -> Ban | None:
         """Return a ban that forbids a default, or None."""
-        defaults = self._described_defaults()
+        defaults = self._defaults_as_text()
         return next((ban for ban in self.forbidden if _forbids(ban, defaults, defaults)), None)
 
     def _with_defaults(self, given: Mapping[str, str]) -> VolumeOptions:
         without_default = {_option_of(written) for written in given}
-        if options.has_source(given):
+        if volume_options.has_source(given):
             without_default |= set(FOR_A_NEW_DIRECTORY)  # refused together with a source
         used = {name: text for name, text in self.defaults.items() if name not in without_default}
         try:
-            return options.parse(used | dict(given), self.release)
+            return volume_options.parse(used | dict(given), self.release)
         except InvalidOption as error:
             # If the given options are wrong by themselves, the refusal does not name the defaults.
-            options.parse(given, self.release)
+            volume_options.parse(given, self.release)
             text = ", ".join(f"{name}={text}" for name, text in used.items())
             raise InvalidOption(f"{error} (defaults of this plugin: {text})") from error
 
-    def _described_defaults(self) -> dict[str, str]:
+    def _defaults_as_text(self) -> dict[str, str]:
         """Return the options of a volume that gives none."""
-        return options.parse(self.defaults, self.release).described()
+        return volume_options.parse(self.defaults, self.release).requested_as_text()
 
 
 def default_options(text: str) -> Mapping[str, str]:
@@ -98,7 +98,7 @@ def default_options(text: str) -> Mapping[str, str]:
             if option in found:
                 raise OptionError(name, value, "the option once", f"{value!r} is a second value")
             found[option] = text_of(option, meaning)
-    options.parse(found, FIRST_KERNEL_SESSION)  # `Settings.policy` knows the release in use
+    volume_options.parse(found, FIRST_KERNEL_SESSION)  # `Settings.policy` knows the release in use
     return found
 
 

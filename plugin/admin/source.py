@@ -26,7 +26,7 @@ from passthrough.options.effective import Effective, require_file_handles
 from passthrough.options.table import OptionError
 from plugin.admin import network
 from plugin.errors import InvalidOption
-from plugin.options import refused_source
+from plugin.volume_options import refused_source
 
 REASONS = {
     errno.ENOENT: "does not exist",

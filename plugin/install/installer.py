@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plugin.install import daemon, engine, image, kept_settings
+from plugin.install import engine, engine_facts, image, kept_files
 from plugin.install.directories import check_unused, copy_registry, prepare_directories
 from plugin.install.engine import Client
 from plugin.install.installation import Installation, InstallationError, Progress, check_name
@@ -37,20 +37,20 @@ def install(client: Client, wanted: Installation, progress: Progress) -> None:
     data_dirs = [settings["data.source"]]
     if former is not None:
         data_dirs.append(mount_sources(former)["data.source"])
-    bundle = kept_settings.choose_bundle(wanted.ca_bundle, data_dirs)
+    bundle = kept_files.choose_bundle(wanted.ca_bundle, data_dirs)
     tree_digest = digest(wanted.tree)
     if former is not None and _is_built_from(client, former, tree_digest, wanted.tree):
-        kept_settings.keep_bundle(settings["data.source"], bundle)
+        kept_files.keep_bundle(settings["data.source"], bundle)
         _reconfigure(client, former, wanted, settings, progress)
-        kept_settings.remove(file)
+        kept_files.remove(file)
         return
     _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
     image.check_scratch_space()
     progress.step(f"Building the image {image.IMAGE}")
     image_id = image.build(
-        client, wanted.tree, kept_settings.existing_bundle(bundle, progress), progress
+        client, wanted.tree, kept_files.existing_bundle(bundle, progress), progress
     )
-    kept_settings.keep_bundle(settings["data.source"], bundle)
+    kept_files.keep_bundle(settings["data.source"], bundle)
     stamp = f"{tree_digest}:{image.base_ids(client, wanted.tree)}"
     with tempfile.TemporaryDirectory(prefix="passfs-plugin-", dir=image.SCRATCH) as scratch:
         directory = Path(scratch)
@@ -62,7 +62,7 @@ def install(client: Client, wanted: Installation, progress: Progress) -> None:
             progress.step("Trying the new plugin on a copy of the registry")
             _try_upgrade(client, wanted.name, directory, settings)
             _refuse_while_in_use(client, wanted)  # a container may have started meanwhile
-        with kept_settings.kept(file, settings):
+        with kept_files.kept(file, settings):
             if former is not None:
                 progress.step(f"Removing the old plugin {wanted.name} (volumes and data stay)")
                 engine.remove(client, wanted.name)
@@ -101,13 +101,13 @@ def _choose_settings(
 ) -> tuple[dict[str, str], Path]:
     """Return the plugin's settings, and the file that keeps them while the plugin is replaced."""
     info = engine.info(client)
-    daemon.check(info, os.geteuid())
-    suggested = daemon.suggested(info)
+    engine_facts.check(info, os.geteuid())
+    suggested = engine_facts.suggested(info)
     defaults = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
-    file = kept_settings.settings_file((defaults | suggested)["data.source"], wanted.name)
-    settings = choose_settings(manifest, former, wanted, suggested, kept_settings.read(file))
+    file = kept_files.settings_file((defaults | suggested)["data.source"], wanted.name)
+    settings = choose_settings(manifest, former, wanted, suggested, kept_files.read(file))
     prepare_directories(settings)
-    daemon.check_data_dir(info, os.geteuid(), settings["data.source"])
+    engine_facts.check_data_dir(info, os.geteuid(), settings["data.source"])
     check_unused(settings["data.source"], former)
     return settings, file
 

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from passthrough.linux import kernel_features
-from plugin import options, threads
+from plugin import threads, volume_options
 from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
 from plugin.admin.source import Host
@@ -35,7 +35,6 @@ from plugin.errors import (
     escaped,
 )
 from plugin.mounting.keeper import Keeper, MountSpec
-from plugin.options import VolumeOptions
 from plugin.protocol import (
     ActivateReply,
     CapabilitiesReply,
@@ -59,6 +58,7 @@ from plugin.volume import (
     VolumeName,
     volume_name,
 )
+from plugin.volume_options import VolumeOptions
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
 from plugin.volumes.source_check import SourceCheck, check_sources
@@ -132,14 +132,14 @@ class Driver:
         Raises:
             PluginError: no volume has been created.
         """
-        wanted = self._policy.resolve(request.options)
+        wanted = self._policy.parse(request.options)
         async with self._locks.hold(request.name, "Create") as lock:
             existing = self._volumes.get(VolumeName(request.name))
             if existing is not None:
                 self._refuse_difference(existing, wanted)
                 return Reply()
             name = volume_name(request.name)
-            options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
+            volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
             source_note = await self._check_source(wanted, lock)
             record = Record(
                 name=name,
@@ -276,7 +276,7 @@ class Driver:
 
     def _mount_spec(self, volume: Volume, lock: VolumeLock) -> MountSpec:
         """Return the spec of a mount of *volume*, for the request that holds *lock*."""
-        resolved = self._policy.resolve(volume.record.options)
+        resolved = self._policy.parse(volume.record.options)
         if resolved.source is None:
             origin = escaped(self._storage.shown_path(volume.record))
             open_source = partial(self._storage.open, volume.record)
@@ -349,7 +349,7 @@ class Driver:
         """Return the check of the source of *volume*, or of its own directory."""
 
         def check() -> None:
-            resolved = self._policy.resolve(volume.record.options)
+            resolved = self._policy.parse(volume.record.options)
             if resolved.source is None:
                 os.close(self._storage.open(volume.record))
             else:
@@ -363,12 +363,12 @@ class Driver:
 
     def _refuse_difference(self, existing: Volume, wanted: VolumeOptions) -> None:
         try:
-            have = self._policy.resolve(existing.record.options)
+            have = self._policy.parse(existing.record.options)
         except InvalidOption as error:
             raise VolumeExists(
                 f"volume {existing.name!r} exists with options that are not accepted: {error}"
             ) from error
-        if difference := options.difference(have, wanted):
+        if difference := volume_options.difference(have, wanted):
             raise VolumeExists(f"volume {existing.name!r} exists with other options: {difference}")
 
     async def _check_source(self, wanted: VolumeOptions, lock: VolumeLock) -> str:
@@ -381,7 +381,7 @@ class Driver:
             with trio.fail_at(lock.deadline):
                 return await threads.call(check, lock.limiter, lambda _: None)
         except trio.TooSlowError as error:
-            raise options.refused_source(
+            raise volume_options.refused_source(
                 source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
             ) from error
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from passthrough.identity.idmap import ContainerId, ContainerIds, IdMaps, UnmappedError
 from passthrough.options.effective import Effective
 from plugin.errors import PluginError, StorageFailed
-from plugin.options import has_source
 from plugin.volume import FileName, Record, VolumeName
+from plugin.volume_options import has_source
 from plugin.volumes.registry import Registry
 from plugin.volumes.storage import Storage
 

@@ -107,7 +107,7 @@ class Status:
 
     def _make_lasting(self, record: Record, report: Report | None, note: str) -> Lasting:
         try:
-            resolved = self._policy.resolve(record.options)
+            resolved = self._policy.parse(record.options)
         except InvalidOption as error:  # of another version of passfs, or under another policy
             given = _members({"options": dict(record.options)})
             return Lasting(record, report, note, given, str(error))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from plugin.install import daemon
+from plugin.install import engine_facts
 from plugin.install.installation import TREE, Installation
 from plugin.install.plugin_settings import choose_settings
 from plugin.install.source_tree import read_manifest
@@ -36,9 +36,11 @@ def installed(kind: Kind, tree: Path, owner: int) -> Iterator[tuple[OwnEngine, D
     os.chown(directory / "data", owner, owner)
     with own_engine(kind) as engine:
         info = engine.client.api.info()
-        daemon.check(info, owner, str(engine.directory / "fuse" if owner else daemon.FUSE))
+        engine_facts.check(
+            info, owner, str(engine.directory / "fuse" if owner else engine_facts.FUSE)
+        )
         settings = choose_settings(
-            read_manifest(TREE), None, Installation(), daemon.suggested(info), {}
+            read_manifest(TREE), None, Installation(), engine_facts.suggested(info), {}
         )
         with created(engine.client, directory, tree, settings=settings) as driver:
             yield engine, driver

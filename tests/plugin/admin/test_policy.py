@@ -23,7 +23,7 @@ def policy(defaults: str = "", forbidden: str = "") -> Policy:
 
 def refusal(decided: Policy, options: dict[str, str]) -> str:
     with pytest.raises(InvalidOption) as refused:
-        decided.resolve(options)
+        decided.parse(options)
     return str(refused.value)
 
 
@@ -39,21 +39,21 @@ def refusal(decided: Policy, options: dict[str, str]) -> str:
 def test_a_default_applies_to_options_that_are_not_given(
     options: dict[str, str], cache: CachePolicy, *, readonly: bool
 ) -> None:
-    config = policy("cache=never,ro").resolve(options).effective
+    config = policy("cache=never,ro").parse(options).effective
     assert (config.cache, config.readonly) == (cache, readonly)
 
 
 def test_defaults_for_new_directories_do_not_apply_to_sources() -> None:
     decided = policy("mode=0770,uid=5,ro")
-    assert decided.resolve({}).effective.mode == 0o770
-    with_source = decided.resolve({"source": "/srv"}).effective
+    assert decided.parse({}).effective.mode == 0o770
+    with_source = decided.parse({"source": "/srv"}).effective
     assert (with_source.mode, with_source.uid, with_source.readonly) == (None, None, True)
 
 
 def test_options_can_be_compatible_because_of_a_default() -> None:
     decided = policy("allow_direct_io=false")
     asked = {"cache": "metadata", "passthrough": "on"}
-    assert decided.resolve(asked).effective.passthrough is Passthrough.ON
+    assert decided.parse(asked).effective.passthrough is Passthrough.ON
     assert "cannot be had" in refusal(Policy(RELEASE), asked)
 
 
@@ -100,13 +100,13 @@ def test_a_forbidden_option_is_refused_in_every_spelling(
 def test_a_default_can_be_enforced(options: dict[str, str]) -> None:
     for forbidden in ("rw", "readonly", "readonly=false"):
         assert "forbidden by the administrator" in refusal(policy("ro", forbidden), options)
-        assert policy("ro", forbidden).resolve({"readonly": "yes"}).effective.readonly
+        assert policy("ro", forbidden).parse({"readonly": "yes"}).effective.readonly
 
 
 def test_a_forbidden_option_with_its_default_value_is_accepted() -> None:
     decided = policy("cache=never", "suid,dev=true,cache")
-    understood = decided.resolve({"nosuid": "", "nodev": "", "cache": "never"})
-    assert understood == decided.resolve({})
+    understood = decided.parse({"nosuid": "", "nodev": "", "cache": "never"})
+    assert understood == decided.parse({})
 
 
 def test_a_forbidden_default_is_a_contradiction() -> None:
@@ -157,9 +157,9 @@ def test_no_accepted_volume_has_a_forbidden_option(
     options: dict[str, str], forbidden: list[str]
 ) -> None:
     decided = policy("ro", ",".join(forbidden))
-    usual = decided.resolve({}).described()
+    usual = decided.parse({}).requested_as_text()
     with contextlib.suppress(InvalidOption):
-        has = decided.resolve(options).described()
+        has = decided.parse(options).requested_as_text()
         for ban in decided.forbidden:
             value = has.get(ban.option)
             assert value == usual.get(ban.option) if ban.value is None else value != ban.value

@@ -25,7 +25,7 @@ def owner_of(directory: Path, options: Mapping[str, str], owner: tuple[int, int]
     """Return the user and the group of the directory of a new volume."""
     storage = Storage(directory, owner)
     storage.prepare()
-    config = Policy(RELEASE).resolve(options).effective
+    config = Policy(RELEASE).parse(options).effective
     volume = record("volume", **options)
     with Registry.open(directory) as registry:
         Inventory(registry, storage).add(volume, config)

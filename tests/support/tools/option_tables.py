@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from passthrough.options.table import OPTIONS, Requested, as_text
-from plugin.options import SOURCE, SOURCE_ACCEPTED
+from plugin.volume_options import SOURCE, SOURCE_ACCEPTED
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 README = REPOSITORY / "README.md"

@@ -36,7 +36,7 @@ class VolumeOptions(NamedTuple):
     """The host's directory as the user wrote it; None for a directory of the volume's own."""
     effective: Effective
 
-    def described(self) -> dict[str, str]:
+    def requested_as_text(self) -> dict[str, str]:
         """Return every requested option as text; values with one meaning have one text."""
         source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
         return source | as_text(self.effective.requested)
@@ -91,7 +91,7 @@ def refused_source(
 
 def difference(have: VolumeOptions, wanted: VolumeOptions) -> str:
     """Return the differences between *have* and *wanted* for a sentence; empty without any."""
-    old, new = have.described(), wanted.described()
+    old, new = have.requested_as_text(), wanted.requested_as_text()
     return ", ".join(
         f"{name} is {_value(old, name)} and {_value(new, name)} was asked for"
         for name in sorted(old.keys() | new.keys())
@@ -111,8 +111,8 @@ def _refuse_foreign(given: Mapping[str, str]) -> None:
             raise OptionError(written, text, accepted, reason)
 
 
-def _value(described: Mapping[str, str], name: str) -> str:
-    return repr(described[name]) if name in described else "nothing"
+def _value(texts: Mapping[str, str], name: str) -> str:
+    return repr(texts[name]) if name in texts else "nothing"
 
 
 def _check_text(source: str) -> None:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from passthrough.options.choices import CachePolicy
-from plugin import options
+from plugin import volume_options
 from plugin.errors import InvalidOption
 from tests.support.tools.options import RELEASE
 
 
 def test_without_options_a_volume_has_a_directory_of_its_own() -> None:
-    parsed = options.parse({}, RELEASE)
+    parsed = volume_options.parse({}, RELEASE)
     assert parsed.source is None
     assert parsed.effective.cache is CachePolicy.AUTO
 
@@ -20,11 +20,11 @@ def test_without_options_a_volume_has_a_directory_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["source", "Source", " source"])
 def test_source_may_be_spelled_like_every_option(name: str) -> None:
     given = {name: "/srv/app", "cache": "never"}
-    parsed = options.parse(given, RELEASE)
+    parsed = volume_options.parse(given, RELEASE)
     assert parsed.source == "/srv/app"
     assert parsed.effective.cache is CachePolicy.NEVER
-    assert options.has_source(given)
-    assert not options.has_source({"cache": "never"})
+    assert volume_options.has_source(given)
+    assert not volume_options.has_source({"cache": "never"})
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_source_may_be_spelled_like_every_option(name: str) -> None:
 )
 def test_a_source_must_be_an_absolute_path(value: str) -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({"source": value}, RELEASE)
+        volume_options.parse({"source": value}, RELEASE)
     assert str(refusal.value) == (
         f"option 'source': {value!r} is not accepted; expected the absolute path of an existing"
         " directory on the host, without '..'"
@@ -41,12 +41,12 @@ def test_a_source_must_be_an_absolute_path(value: str) -> None:
 
 def test_source_given_twice_is_refused() -> None:
     with pytest.raises(InvalidOption, match=r"option 'SOURCE': '/b' is given twice"):
-        options.parse({"source": "/a", "SOURCE": "/b"}, RELEASE)
+        volume_options.parse({"source": "/a", "SOURCE": "/b"}, RELEASE)
 
 
 def test_a_bad_value_is_refused_with_what_is_accepted() -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({"cache": "sometimes"}, RELEASE)
+        volume_options.parse({"cache": "sometimes"}, RELEASE)
     for part in ("option 'cache'", "'sometimes'", "never, metadata, auto or always"):
         assert part in str(refusal.value)
 
@@ -56,13 +56,13 @@ def test_a_bad_value_is_refused_with_what_is_accepted() -> None:
 )
 def test_an_unknown_option_is_refused_with_the_nearest_known(name: str, near: str) -> None:
     with pytest.raises(InvalidOption, match=f"option '{name}'.*{near}"):
-        options.parse({name: "x"}, RELEASE)
+        volume_options.parse({name: "x"}, RELEASE)
 
 
 @pytest.mark.parametrize("name", ["device", "Device", "type", "o", "src", "path", "mountpoint"])
 def test_the_refusal_of_other_drivers_options_names_source(name: str) -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({name: "/srv/app", "o": "bind"}, RELEASE)
+        volume_options.parse({name: "/srv/app", "o": "bind"}, RELEASE)
     assert str(refusal.value).startswith(
         f"option '{name}': {'bind' if name == 'o' else '/srv/app'!r} is for another driver"
     )
@@ -71,7 +71,7 @@ def test_the_refusal_of_other_drivers_options_names_source(name: str) -> None:
 
 def test_the_refusal_of_size_does_not_name_seal_size() -> None:
     with pytest.raises(InvalidOption) as refusal:
-        options.parse({"size": "10G"}, RELEASE)
+        volume_options.parse({"size": "10G"}, RELEASE)
     assert "limit its directory on the host" in str(refusal.value)
     assert "seal_size" not in str(refusal.value)
 
@@ -79,7 +79,7 @@ def test_the_refusal_of_size_does_not_name_seal_size() -> None:
 @pytest.mark.parametrize("name", ["sizes", "sync", "quota", "addr"])
 def test_the_refusal_of_a_dissimilar_name_lists_all_names(name: str) -> None:
     with pytest.raises(InvalidOption, match="expected one of allow_direct_io, anon_gid, "):
-        options.parse({name: "1"}, RELEASE)
+        volume_options.parse({name: "1"}, RELEASE)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,18 @@ def test_the_refusal_of_a_dissimilar_name_lists_all_names(name: str) -> None:
     ],
 )
 def test_options_with_one_meaning_do_not_differ(one: dict[str, str], other: dict[str, str]) -> None:
-    assert options.difference(options.parse(one, RELEASE), options.parse(other, RELEASE)) == ""
+    assert (
+        volume_options.difference(
+            volume_options.parse(one, RELEASE), volume_options.parse(other, RELEASE)
+        )
+        == ""
+    )
 
 
 def test_a_difference_is_named_with_both_values() -> None:
-    have = options.parse({"cache": "never", "source": "/srv"}, RELEASE)
-    wanted = options.parse({"cache": "always"}, RELEASE)
-    assert options.difference(have, wanted) == (
+    have = volume_options.parse({"cache": "never", "source": "/srv"}, RELEASE)
+    wanted = volume_options.parse({"cache": "always"}, RELEASE)
+    assert volume_options.difference(have, wanted) == (
         "cache is 'never' and 'always' was asked for, source is '/srv' and nothing was asked for"
     )
 
@@ -107,5 +112,8 @@ def test_a_difference_is_named_with_both_values() -> None:
 def test_any_options_are_parsed_or_refused(given: dict[str, str]) -> None:
     with contextlib.suppress(InvalidOption):
         assert (
-            options.difference(options.parse(given, RELEASE), options.parse(given, RELEASE)) == ""
+            volume_options.difference(
+                volume_options.parse(given, RELEASE), volume_options.parse(given, RELEASE)
+            )
+            == ""
         )

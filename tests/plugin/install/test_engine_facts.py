@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plugin.install import daemon
+from plugin.install import engine_facts
 from plugin.install.installation import InstallationError
 from tests.support.fakes.engine import FakeEngine, Install
 
@@ -58,7 +58,7 @@ def test_an_upgrade_gives_an_older_plugin_an_owner(docker: FakeEngine, install: 
 def test_without_userns_remap_the_directory_s_name_means_nothing(docker: FakeEngine) -> None:
     docker.info_answer = REMAPPED | {"SecurityOptions": None}
 
-    assert daemon.remapped_root(docker.info_answer) == ""
+    assert engine_facts.remapped_root(docker.info_answer) == ""
 
 
 class Rootless:
@@ -133,8 +133,8 @@ def test_a_rootless_engine_on_another_machine_is_refused(
 @pytest.mark.parametrize(
     ("info", "user", "fuse", "message"),
     [
-        ({}, 1000, daemon.FUSE, "run `passfs install` as root"),
-        ({"OSType": "windows"}, 0, daemon.FUSE, "this engine runs windows containers"),
+        ({}, 1000, engine_facts.FUSE, "run `passfs install` as root"),
+        ({"OSType": "windows"}, 0, engine_facts.FUSE, "this engine runs windows containers"),
         ({}, 0, "/no/fuse", "there is no /no/fuse; load the kernel's module: `modprobe fuse`"),
         (
             {"SecurityOptions": ["name=rootless"], "DockerRootDir": "/"},
@@ -146,4 +146,4 @@ def test_an_engine_that_cannot_run_the_plugin_is_refused(
     docker: FakeEngine, info: dict[str, Any], user: int, fuse: str, message: str
 ) -> None:
     with pytest.raises(InstallationError, match=message):
-        daemon.check(docker.info_answer | info, user, fuse)
+        engine_facts.check(docker.info_answer | info, user, fuse)
