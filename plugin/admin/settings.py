@@ -71,7 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         try:
             ban = policy.contradiction()
         except InvalidOption as error:
-            raise InvalidSetting(f"PASSFS_DEFAULT_OPTIONS is not accepted: {error}") from error
+            text = quoted(",".join(f"{name}={value}" for name, value in policy.defaults.items()))
+            raise InvalidSetting(
+                f"PASSFS_DEFAULT_OPTIONS={text} is not accepted: {error}"
+            ) from error
         if ban is not None:
             accepted = (
                 f"another default: set {ban.option} in PASSFS_DEFAULT_OPTIONS to a value that is"

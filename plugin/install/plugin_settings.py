@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from passthrough.linux import kernel_features
 from plugin.admin.settings import SETTINGS, Setting, Settings
 from plugin.errors import InvalidSetting
 from plugin.install.installation import Installation, InstallationError
@@ -36,7 +37,7 @@ def choose_settings(
     for field, text in wanted.settings.items():
         settings |= _as_engine_names(SETTINGS[field], text)
     try:
-        Settings.from_environment(settings)
+        Settings.from_environment(settings).policy(kernel_features.linux_release())
     except InvalidSetting as error:
         raise InstallationError(str(error)) from error
     return settings

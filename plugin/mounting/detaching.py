@@ -115,13 +115,12 @@ async def _detach(
                 log.warning("%s: its worker does not answer and is killed", mount.target)
                 mount.worker.kill()
                 mount.close_fuse_fd()  # the kernel waits as long as the connection exists
-                with trio.fail_after(AFTER_KILL_S):
+                with trio.move_on_after(AFTER_KILL_S) as after_kill:
                     await detach_target(mount.target, trio.CapacityLimiter(1))
-        except trio.TooSlowError as error:
-            raise MountFailed(
-                f"cannot unmount {mount.target}: umount2(2) still hangs {AFTER_KILL_S:g} s after"
-                " the worker was killed; try again"
-            ) from error
+                if after_kill.cancelled_caught:
+                    # The mount counts as gone: no worker serves it, and the next Mount or Remove
+                    # clears the mount point.
+                    log.warning("%s: umount2(2) still hangs after the kill", mount.target)
         except OSError as error:
             raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
         finally:

@@ -175,5 +175,8 @@ def test_default_options_that_the_automatic_session_lacks_are_refused_at_the_sta
     settings = Settings.from_environment({"PASSFS_DEFAULT_OPTIONS": "no_open"})
 
     settings.policy((6, 9))
-    with pytest.raises(InvalidSetting, match=r"^PASSFS_DEFAULT_OPTIONS .*cannot be had with"):
+    with pytest.raises(
+        InvalidSetting,
+        match=r"^PASSFS_DEFAULT_OPTIONS='no_open=true' is not accepted: .* cannot be had with",
+    ):
         settings.policy((6, 8))

@@ -161,6 +161,7 @@ def test_the_image_has_the_entrypoint_and_the_directories(manifest: Manifest) ->
     directories = shlex.split(re.findall(r"mkdir -p (.*)", dockerfile)[-1])
 
     assert msgspec.json.decode(dockerfile.partition("ENTRYPOINT ")[2]) == manifest.entrypoint
+    assert manifest.entrypoint[1:] == ["serve", "--managed"]
     assert {*directories} == {
         "/run/docker/plugins",
         manifest.propagated_mount,
