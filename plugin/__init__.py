@@ -20,7 +20,7 @@ The rooms from the top down. A module imports from its own room and from the roo
 The docstring of each room lists its modules in the same way.
 
 At its start the plugin finds the mounts of an earlier plugin, and removals that were interrupted.
-Before the first request, the keeper takes the mounts over or clears them away, and the inventory
+Before the first request, the keeper adopts the mounts or clears them away, and the inventory
 finishes or undoes the removals.
 
 Three rules shape all rooms. The plugin writes a change to disk before it answers the request. Get,

@@ -5,7 +5,7 @@
     registry   the records; its lock keeps a second plugin away from the parts below
     listener   the socket; connections wait in its queue until the server accepts them
     inventory  finishes or undoes the removals that an earlier plugin left half done
-    keeper     takes over the mounts of an earlier plugin, or clears them away
+    keeper     adopts the mounts of an earlier plugin, or clears them away
     driver     the nine verbs
     server     HTTP
 

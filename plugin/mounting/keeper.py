@@ -324,8 +324,8 @@ async def keeping(
 
     At the start, whole mounts of an earlier plugin go on; others are cleared away. *inherited* has
     the descriptors of these mounts, *mount_records* their facts. *used* has the name of the mount
-    point of each volume with users. At the end, the mounts that the service manager stores go on.
-    Others are detached and their workers ended, even if they have users.
+    point of each volume with references. At the end, the mounts that the service manager stores go
+    on. Others are detached and their workers ended, even if they have users.
 
     *command* runs the fork server. *proc* is the procfs for process ids. *reserve* has room for
     mount points on a full disk, if it is on the same file system.

@@ -46,8 +46,8 @@ class Worker:
         self.stored = False
         """True if the fd store has the worker's descriptors, so that it survives this plugin."""
         self.ended = trio.Event()
-        """Set when the plugin stops watching the process, which has ended; if it is stored, it may
-        also go on after the plugin."""
+        """Set when the plugin stops watching the process: it has ended, or it is stored and goes on
+        after the plugin."""
         self._process: Process | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
