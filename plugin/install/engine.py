@@ -18,7 +18,7 @@ from plugin.install.installation import InstallationError
 Client: TypeAlias = docker.APIClient
 
 FAILURES = (DockerException, OSError)
-"""The errors of docker-py, and of the library `requests`, whose errors are OSErrors."""
+"""The errors of docker-py, and those of the library `requests`, which are OSErrors."""
 
 _TIMEOUT = 180  # seconds; the engine itself gives a plugin 120 for Create and Mount
 

@@ -136,7 +136,7 @@ def _reconfigure(
     settings: Mapping[str, str],
     progress: Progress,
 ) -> None:
-    """Give the installed plugin, whose build is current, *settings*, and enable it."""
+    """Give *settings* to the installed plugin, which has the current build, and enable it."""
     present = mount_sources(former) | environment(former)
     if settings.items() <= present.items():
         if former["Enabled"]:
