@@ -28,7 +28,7 @@ from plugin import log as logs, threads
 from plugin.admin import host
 from plugin.admin.host import HostFacts
 from plugin.admin.settings import Settings
-from plugin.admin.source import Host
+from plugin.admin.source import HostView
 from plugin.api.engine_restart import RestartDetector
 from plugin.api.listening import listening
 from plugin.api.server import serve
@@ -140,8 +140,8 @@ async def composed(
             background.cancel_scope.cancel()
 
 
-def _host(settings: Settings) -> Host:
-    return Host(
+def _host(settings: Settings) -> HostView:
+    return HostView(
         root=settings.host_root,
         directory=settings.host_dir,
         mount_dir=settings.mount_dir,

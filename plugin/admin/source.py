@@ -40,7 +40,7 @@ RESOLVE_FLAGS = syscalls.RESOLVE_NO_MAGICLINKS
 DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-class Host(NamedTuple):
+class HostView(NamedTuple):
     """The plugin's view of its host, and the directories that sources may lie in."""
 
     root: Path

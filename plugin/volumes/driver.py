@@ -25,7 +25,7 @@ from passthrough.linux import kernel_features
 from plugin import threads, volume_options
 from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
-from plugin.admin.source import Host
+from plugin.admin.source import HostView
 from plugin.errors import (
     InvalidOption,
     NoSuchVolume,
@@ -84,7 +84,7 @@ class Driver:
         registry: Registry,
         storage: Storage,
         keeper: Keeper,
-        host: Host,
+        host: HostView,
         *,
         machine: HostFacts,
         policy: Policy,

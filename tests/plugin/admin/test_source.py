@@ -8,7 +8,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.worker.fuse_mount import mount, unmount
-from plugin.admin.source import Host
+from plugin.admin.source import HostView
 from plugin.errors import InvalidOption
 from tests.support.tools.mounts import MS_BIND, MS_PRIVATE, MS_SHARED, mounted_on
 from tests.support.tools.options import effective
@@ -17,25 +17,25 @@ EXPECTED = "; expected the absolute path of an existing directory on the host, w
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
+def host(tmp_path: Path) -> HostView:
     return seen_at(tmp_path, Path("/"), Path("/"))
 
 
-def seen_at(tmp_path: Path, root: Path, directory: Path) -> Host:
+def seen_at(tmp_path: Path, root: Path, directory: Path) -> HostView:
     for own in ("mounts", "data"):
         (tmp_path / own).mkdir()
-    return Host(root, directory, tmp_path / "mounts", tmp_path / "data")
+    return HostView(root, directory, tmp_path / "mounts", tmp_path / "data")
 
 
 @pytest.fixture
-def seen_elsewhere(tmp_path: Path) -> Host:
+def seen_elsewhere(tmp_path: Path) -> HostView:
     """Return the view of a managed plugin, which sees the host's /srv at another path."""
     (tmp_path / "host" / "app").mkdir(parents=True)
     return seen_at(tmp_path, tmp_path / "host", Path("/srv"))
 
 
 @pytest.fixture
-def own_mount(host: Host) -> Iterator[Path]:
+def own_mount(host: HostView) -> Iterator[Path]:
     """Make a mount of passfs without a worker; to open its root sends no request."""
     target = host.mount_dir / "vol"
     target.mkdir()
@@ -55,7 +55,7 @@ def bound(tmp_path: Path) -> Iterator[Path]:
     syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
 
 
-def opened(host: Host, source: str | Path) -> os.stat_result:
+def opened(host: HostView, source: str | Path) -> os.stat_result:
     fd = host.open(str(source), effective())
     try:
         assert not os.get_inheritable(fd)
@@ -64,7 +64,7 @@ def opened(host: Host, source: str | Path) -> os.stat_result:
         os.close(fd)
 
 
-def refusal(host: Host, source: str | Path) -> str:
+def refusal(host: HostView, source: str | Path) -> str:
     with pytest.raises(InvalidOption) as refused:
         host.open(str(source), effective())
     start = f"option 'source': {str(source)!r} "
@@ -73,14 +73,16 @@ def refusal(host: Host, source: str | Path) -> str:
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "/{}", "{}/.", "//{}//"])
-def test_a_directory_is_opened_by_each_spelling(host: Host, tmp_path: Path, spelling: str) -> None:
+def test_a_directory_is_opened_by_each_spelling(
+    host: HostView, tmp_path: Path, spelling: str
+) -> None:
     directory = tmp_path / "app"
     directory.mkdir()
     found = opened(host, spelling.format(directory))
     assert os.path.samestat(found, directory.stat())
 
 
-def test_symlinks_are_followed_except_for_the_last_name(host: Host, tmp_path: Path) -> None:
+def test_symlinks_are_followed_except_for_the_last_name(host: HostView, tmp_path: Path) -> None:
     (tmp_path / "real" / "app").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     found = opened(host, tmp_path / "link" / "app")
@@ -88,7 +90,7 @@ def test_symlinks_are_followed_except_for_the_last_name(host: Host, tmp_path: Pa
     assert refusal(host, tmp_path / "link") == f"is a symbolic link{EXPECTED}"
 
 
-def test_a_source_that_is_no_directory_is_refused(host: Host, tmp_path: Path) -> None:
+def test_a_source_that_is_no_directory_is_refused(host: HostView, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     assert refusal(host, tmp_path / "missing") == f"does not exist{EXPECTED}"
@@ -98,7 +100,7 @@ def test_a_source_that_is_no_directory_is_refused(host: Host, tmp_path: Path) ->
     assert refusal(host, tmp_path / ("x" * 300)).startswith("cannot be opened: File name too long")
 
 
-def test_a_source_is_found_below_the_host_root(seen_elsewhere: Host) -> None:
+def test_a_source_is_found_below_the_host_root(seen_elsewhere: HostView) -> None:
     found = opened(seen_elsewhere, "/srv/app")
     assert os.path.samestat(found, (seen_elsewhere.root / "app").stat())
     assert os.path.samestat(opened(seen_elsewhere, "/srv"), seen_elsewhere.root.stat())
@@ -106,7 +108,7 @@ def test_a_source_is_found_below_the_host_root(seen_elsewhere: Host) -> None:
 
 @pytest.mark.parametrize("source", ["/", "/etc", "/srvx", "/sr"])
 def test_a_source_outside_of_the_host_directory_is_refused(
-    seen_elsewhere: Host, source: str
+    seen_elsewhere: HostView, source: str
 ) -> None:
     assert refusal(seen_elsewhere, source) == (
         "does not lie in /srv, which is all that the plugin sees of the host;"
@@ -130,7 +132,9 @@ def test_a_symlink_is_resolved_in_the_tree_of_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["/srv/app", "/app", "../app", "app/../../srv/app"])
-def test_a_symlink_out_of_the_host_directory_is_refused(seen_elsewhere: Host, link: str) -> None:
+def test_a_symlink_out_of_the_host_directory_is_refused(
+    seen_elsewhere: HostView, link: str
+) -> None:
     """The symlink must not lead to a directory of the same name in /srv."""
     root = seen_elsewhere.root
     for place in ("app/sub", "srv/app/sub"):
@@ -143,7 +147,7 @@ def test_a_symlink_out_of_the_host_directory_is_refused(seen_elsewhere: Host, li
     assert refusal(seen_elsewhere, "/srv/link") == f"is a symbolic link{EXPECTED}"
 
 
-def test_a_symlink_inside_the_host_directory_is_followed(seen_elsewhere: Host) -> None:
+def test_a_symlink_inside_the_host_directory_is_followed(seen_elsewhere: HostView) -> None:
     root = seen_elsewhere.root
     (root / "app" / "sub").mkdir()
     (root / "app" / "link").symlink_to("../app")
@@ -151,15 +155,15 @@ def test_a_symlink_inside_the_host_directory_is_followed(seen_elsewhere: Host) -
     assert os.path.samestat(found, (root / "app" / "sub").stat())
 
 
-def test_links_of_proc_are_not_followed(host: Host) -> None:
+def test_links_of_proc_are_not_followed(host: HostView) -> None:
     assert refusal(host, "/proc/self/root/etc").startswith("leads through too many symbolic")
 
 
-def test_a_source_in_a_volume_of_passfs_is_refused(host: Host, own_mount: Path) -> None:
+def test_a_source_in_a_volume_of_passfs_is_refused(host: HostView, own_mount: Path) -> None:
     assert refusal(host, own_mount) == f"lies in a volume of passfs itself{EXPECTED}"
 
 
-def test_a_source_in_the_mount_directory_is_refused(host: Host) -> None:
+def test_a_source_in_the_mount_directory_is_refused(host: HostView) -> None:
     """The plugin makes and removes directories in its mount directory."""
     (host.mount_dir / "beside").mkdir()
     assert refusal(host, host.mount_dir / "beside") == (
@@ -168,7 +172,7 @@ def test_a_source_in_the_mount_directory_is_refused(host: Host) -> None:
 
 
 @pytest.mark.parametrize("above", ["", "..", "../.."])
-def test_a_source_that_contains_the_mount_directory_is_refused(host: Host, above: str) -> None:
+def test_a_source_that_contains_the_mount_directory_is_refused(host: HostView, above: str) -> None:
     """A volume that contains its own mount point would wait for itself."""
     source = os.path.normpath(host.mount_dir / above)
     assert refusal(host, source) == (
@@ -176,13 +180,13 @@ def test_a_source_that_contains_the_mount_directory_is_refused(host: Host, above
     )
 
 
-def test_a_bind_mount_does_not_hide_the_mount_directory(host: Host, bound: Path) -> None:
+def test_a_bind_mount_does_not_hide_the_mount_directory(host: HostView, bound: Path) -> None:
     assert refusal(host, bound).startswith("contains ")
     assert refusal(host, bound / "mounts").startswith("contains ")
 
 
 def test_a_bind_mount_below_the_source_does_not_hide_the_mount_directory(
-    host: Host, tmp_path: Path
+    host: HostView, tmp_path: Path
 ) -> None:
     source = tmp_path / "app"
     (source / "deep").mkdir(parents=True)
@@ -195,7 +199,9 @@ def test_a_bind_mount_below_the_source_does_not_hide_the_mount_directory(
 
 
 @pytest.mark.parametrize("inside", ["", "volumes/other", "trash"])
-def test_a_source_in_the_data_directory_is_refused(host: Host, bound: Path, inside: str) -> None:
+def test_a_source_in_the_data_directory_is_refused(
+    host: HostView, bound: Path, inside: str
+) -> None:
     """The managed plugin sees its data directory twice: in the host's tree and as a mount."""
     (host.data_dir / inside).mkdir(parents=True, exist_ok=True)
     for source in (host.data_dir / inside, bound / "data" / inside):
@@ -234,7 +240,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "disk"
 
 
-def noted(host: Host, source: Path | str) -> str:
+def noted(host: HostView, source: Path | str) -> str:
     notes: list[str] = []
     os.close(host.open(str(source), effective(), notes.append))
     assert [host.check(str(source), effective())] == notes
@@ -246,7 +252,7 @@ def noted(host: Host, source: Path | str) -> str:
     [(True, "the volume is mounted again"), (False, "passfs starts again")],
 )
 def test_a_private_mount_is_noted_because_later_disks_are_not_seen(
-    host: Host, disk: Path, *, seen_at_root: bool, until: str
+    host: HostView, disk: Path, *, seen_at_root: bool, until: str
 ) -> None:
     if not seen_at_root:
         host = host._replace(root=disk, directory=Path("/srv"))
@@ -258,7 +264,9 @@ def test_a_private_mount_is_noted_because_later_disks_are_not_seen(
         assert seen or f"mounts on or below the source later, until {until};" in note
 
 
-def test_a_source_that_contains_the_data_directory_is_refused(host: Host, tmp_path: Path) -> None:
+def test_a_source_that_contains_the_data_directory_is_refused(
+    host: HostView, tmp_path: Path
+) -> None:
     (tmp_path / "above" / "data").mkdir(parents=True)
     beside = host._replace(data_dir=tmp_path / "above" / "data")
     assert refusal(beside, tmp_path / "above") == (
@@ -267,7 +275,9 @@ def test_a_source_that_contains_the_data_directory_is_refused(host: Host, tmp_pa
     )
 
 
-def test_a_source_beside_the_plugin_s_directories_is_accepted(host: Host, tmp_path: Path) -> None:
+def test_a_source_beside_the_plugin_s_directories_is_accepted(
+    host: HostView, tmp_path: Path
+) -> None:
     for beside in ("mounts-of-others", "data-of-others"):
         (tmp_path / beside).mkdir()
         opened(host, tmp_path / beside)
@@ -279,7 +289,7 @@ NOT_ALLOWED = "lies in none of the directories that the administrator of this pl
 
 
 @pytest.fixture
-def narrow(host: Host, tmp_path: Path) -> Host:
+def narrow(host: HostView, tmp_path: Path) -> HostView:
     """Allow sources in `allowed/one` and in `allowed/two`; only the first exists."""
     (tmp_path / "allowed" / "one" / "app").mkdir(parents=True)
     (tmp_path / "other" / "app").mkdir(parents=True)
@@ -288,14 +298,14 @@ def narrow(host: Host, tmp_path: Path) -> Host:
     )
 
 
-def test_a_source_in_an_allowed_directory_is_opened(narrow: Host, tmp_path: Path) -> None:
+def test_a_source_in_an_allowed_directory_is_opened(narrow: HostView, tmp_path: Path) -> None:
     for source in (tmp_path / "allowed" / "one", tmp_path / "allowed" / "one" / "app"):
         assert os.path.samestat(opened(narrow, source), source.stat())
 
 
 @pytest.mark.parametrize("source", ["other", "other/app", "allowed", "allowed/one-more"])
 def test_a_source_outside_of_the_allowed_directories_is_refused(
-    narrow: Host, tmp_path: Path, source: str
+    narrow: HostView, tmp_path: Path, source: str
 ) -> None:
     (tmp_path / "allowed" / "one-more").mkdir()
     missing, there = narrow.allowed
@@ -314,7 +324,7 @@ def test_a_source_outside_of_the_allowed_directories_is_refused(
     ],
 )
 def test_existing_and_missing_sources_outside_get_the_same_refusal(
-    narrow: Host, tmp_path: Path, source: str
+    narrow: HostView, tmp_path: Path, source: str
 ) -> None:
     """A user with access to a part of the host learns nothing of files elsewhere."""
     (tmp_path / "other" / "file").touch()
@@ -331,7 +341,7 @@ def test_existing_and_missing_sources_outside_get_the_same_refusal(
     assert refusal(narrow, tmp_path / source) == expected
 
 
-def test_a_refusal_in_an_allowed_directory_has_the_reason(narrow: Host, tmp_path: Path) -> None:
+def test_a_refusal_in_an_allowed_directory_has_the_reason(narrow: HostView, tmp_path: Path) -> None:
     one = tmp_path / "allowed" / "one"
     (one / "file").touch()
     (one / "link").symlink_to("app")
@@ -345,14 +355,16 @@ def test_a_refusal_in_an_allowed_directory_has_the_reason(narrow: Host, tmp_path
 
 
 def test_a_source_outside_of_the_host_directory_counts_as_not_allowed(
-    seen_elsewhere: Host,
+    seen_elsewhere: HostView,
 ) -> None:
     narrow = seen_elsewhere._replace(allowed=(Path("/srv/app"),))
     for source in ("/etc", "/srv/none", "/srv"):
         assert refusal(narrow, source) == f"{NOT_ALLOWED}; expected a directory in /srv/app"
 
 
-def test_a_symlink_does_not_lead_out_of_an_allowed_directory(narrow: Host, tmp_path: Path) -> None:
+def test_a_symlink_does_not_lead_out_of_an_allowed_directory(
+    narrow: HostView, tmp_path: Path
+) -> None:
     for name, to in (("absolute", tmp_path / "other"), ("relative", Path("../../other"))):
         link = tmp_path / "allowed" / "one" / name
         link.symlink_to(to)
@@ -360,14 +372,14 @@ def test_a_symlink_does_not_lead_out_of_an_allowed_directory(narrow: Host, tmp_p
         assert refusal(narrow, link / "app").startswith(NOT_ALLOWED)
 
 
-def test_a_symlink_may_lead_into_an_allowed_directory(narrow: Host, tmp_path: Path) -> None:
+def test_a_symlink_may_lead_into_an_allowed_directory(narrow: HostView, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "allowed" / "one")
     found = opened(narrow, tmp_path / "link" / "app")
     assert os.path.samestat(found, (tmp_path / "allowed" / "one" / "app").stat())
 
 
 def test_an_allowed_directory_that_became_a_symlink_allows_nothing(
-    narrow: Host, tmp_path: Path
+    narrow: HostView, tmp_path: Path
 ) -> None:
     """A user with write access above it, as in a volume, could choose the allowed directory."""
     (tmp_path / "allowed" / "two").symlink_to(tmp_path / "other")
@@ -379,7 +391,7 @@ def test_an_allowed_directory_that_became_a_symlink_allows_nothing(
 
 
 def test_a_bind_mount_of_an_allowed_directory_is_not_allowed(
-    narrow: Host, tmp_path: Path, bound: Path
+    narrow: HostView, tmp_path: Path, bound: Path
 ) -> None:
     """A bind mount may be read-only: the settings allow a path and not the files."""
     assert refusal(narrow, bound / "allowed" / "one" / "app").startswith(NOT_ALLOWED)
@@ -388,20 +400,20 @@ def test_a_bind_mount_of_an_allowed_directory_is_not_allowed(
     assert refusal(through, tmp_path / "allowed" / "one").startswith(NOT_ALLOWED)
 
 
-def test_allowed_directories_are_named_as_on_the_host(seen_elsewhere: Host) -> None:
+def test_allowed_directories_are_named_as_on_the_host(seen_elsewhere: HostView) -> None:
     (seen_elsewhere.root / "other").mkdir()
     narrow = seen_elsewhere._replace(allowed=(Path("/srv/app"),))
     assert opened(narrow, "/srv/app").st_ino
     assert refusal(narrow, "/srv/other") == f"{NOT_ALLOWED}; expected a directory in /srv/app"
 
 
-def test_all_of_the_host_may_be_allowed(host: Host, tmp_path: Path) -> None:
+def test_all_of_the_host_may_be_allowed(host: HostView, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     assert opened(host._replace(allowed=(Path("/"),)), tmp_path / "app").st_ino
 
 
 def test_an_allowed_directory_that_hangs_delays_no_source_elsewhere(
-    narrow: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    narrow: HostView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plugin does not open a directory that lies on a dead network file system."""
     really_open = syscalls.openat2

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from passthrough.options.effective import Effective
-from plugin.admin.source import Host
+from plugin.admin.source import HostView
 from plugin.mounting.detaching import UNMOUNT_DEADLINE_S, UNMOUNT_MIN_S
 from plugin.mounting.keeper import MOUNT_DEADLINE_S
 from plugin.mounting.spawner import COMMAND
@@ -39,16 +39,20 @@ class DeadServer:
         self.opening = threading.Semaphore(0)
 
     def open(
-        self, host: Host, source: str, options: Effective, note: Callable[[str], object]
+        self,
+        host: HostView,
+        source: str,
+        options: Effective,
+        on_note: Callable[[str], object] | None,
     ) -> int:
         if self.is_dead and source == self.directory:
             self.opening.release()
             self.released.wait()
             raise OSError(errno.ESTALE, "it has been away for too long")
-        return really_open(host, source, options, note)
+        return really_open(host, source, options, on_note)
 
 
-really_open = Host.open
+really_open = HostView.open
 
 
 @pytest.fixture
@@ -56,11 +60,14 @@ def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadServer
     server = DeadServer(source)
 
     def open_source(
-        host: Host, text: str, options: Effective, note: Callable[[str], object] = str
+        host: HostView,
+        text: str,
+        options: Effective,
+        on_note: Callable[[str], object] | None = None,
     ) -> int:
-        return server.open(host, text, options, note)
+        return server.open(host, text, options, on_note)
 
-    monkeypatch.setattr(Host, "open", open_source)
+    monkeypatch.setattr(HostView, "open", open_source)
     yield server
     server.released.set()
 

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from passthrough.linux import syscalls
-from plugin.admin.source import Host
+from plugin.admin.source import HostView
 from plugin.errors import InvalidOption
 from plugin.volumes.source_check import CONCURRENT_CHECKS
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S
@@ -108,7 +108,7 @@ async def test_status_reports_a_source_that_does_not_answer_and_requests_do_not_
 ) -> None:
     sources = {f"v{number}": tmp_path / f"s{number}" for number in range(CONCURRENT_CHECKS + 3)}
     await create(tmp_path, sources)
-    monkeypatch.setattr(Host, "check", lambda _, source, __: silent.check(source))
+    monkeypatch.setattr(HostView, "check", lambda _, source, __: silent.check(source))
     async with plugin(tmp_path, SERVE) as dockerd:
         while len(silent.checked) < CONCURRENT_CHECKS:
             await trio.lowlevel.checkpoint()
@@ -135,7 +135,7 @@ async def test_status_notes_a_private_source_until_its_mount_is_shared(tmp_path:
 
     async def private(dockerd: Dockerd) -> list[str]:
         notes = (await dockerd.volume("vol"))["Status"]["notes"]
-        return [note for note in notes if "because its mount is private" in note]
+        return [note for note in notes if "mount is private on the host" in note]
 
     with mounted_on(source, "tmpfs"):
         syscalls.mount(b"none", os.fsencode(source), b"none", MS_PRIVATE, b"")
