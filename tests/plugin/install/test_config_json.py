@@ -6,7 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from plugin.__main__ import app
 from plugin.admin.settings import SETTINGS, Settings
 from plugin.install.installation import TREE
 from plugin.install.source_tree import CONTEXT
@@ -154,6 +156,19 @@ def test_the_socket_is_where_the_plugin_listens(manifest: Manifest) -> None:
         Path(SETTINGS["socket"].default) == Path("/run/docker/plugins") / manifest.interface.socket
     )
     assert len(f"{ENGINE_SOCKET_DIR}/{manifest.interface.socket}") <= SOCKET_PATH_LIMIT
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_the_entrypoint_says_that_the_plugin_is_managed(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, *, managed: bool
+) -> None:
+    """Without `--managed`, the plugin would not end after a restart of its engine."""
+    given: list[bool] = []
+    monkeypatch.setattr("plugin.app.run", lambda _, *, managed: given.append(managed))
+    arguments = manifest.entrypoint[1:] if managed else ["serve"]
+
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert given == [managed]
 
 
 def test_the_image_has_the_entrypoint_and_the_directories(manifest: Manifest) -> None:
