@@ -1,6 +1,7 @@
 """The Python session from inside: it goes when the Python path goes.
 
-The tests of the session as bytes are in test_requests.py, test_request_numbers.py, test_session.py.
+The tests of the session as bytes are in test_refusals.py, test_request_numbers.py,
+test_requests.py and test_session.py.
 """
 
 import errno
