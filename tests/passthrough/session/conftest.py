@@ -1,5 +1,6 @@
 """Fixtures of the tests of both sessions."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,14 @@ def connect(request: pytest.FixtureRequest, source: Path) -> Iterator[Connect]:
 
 @pytest.fixture
 def kernel(connect: Connect) -> Iterator[Kernel]:
-    """A kernel connected to a session; at the end the session must know no inode but the root."""
+    """A kernel connected to a session, which at the end must hold no more than after INIT.
+
+    The test closes its files and directories, and the fixture forgets all lookups. Then the
+    session must know none of the nodeids that it granted, and the process must have no more
+    descriptors open than after INIT.
+    """
     kernel = connect()
+    before = len(os.listdir("/proc/self/fd"))
     yield kernel
     kernel.forget_all()
+    assert len(os.listdir("/proc/self/fd")) <= before
