@@ -152,7 +152,7 @@ def _host(settings: Settings) -> HostView:
 
 async def _machine(settings: Settings) -> HostFacts:
     """Return the facts about the host, or none of them if a file system does not answer in time."""
-    look = partial(host.facts, settings.data_dir, settings.host_root, settings.host_dir)
+    read_facts = partial(host.facts, settings.data_dir, settings.host_root, settings.host_dir)
     with trio.move_on_after(HOST_DEADLINE_S):
-        return await threads.call(look, trio.CapacityLimiter(1), lambda _: None)
+        return await threads.call(read_facts, trio.CapacityLimiter(1), lambda _: None)
     return HostFacts()

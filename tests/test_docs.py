@@ -13,7 +13,10 @@ from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from tests.support.tools import faults, lacks, option_tables
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(path for name in ("docs", "tests") for path in (ROOT / name).rglob("*.md")),
+]
 COMMAND = "run `python -m tests.support.tools.option_tables`"
 
 

@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = ("passthrough", "plugin", "benchmarks", "tests")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs")
+TESTS = ("tests/README.md", "tests/support/README.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", *TESTS)
 
 # The request path that the compiled core replaces, with the tests of its insides. Nothing is added.
 LEFT_OUT: tuple[str, ...] = (

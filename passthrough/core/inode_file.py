@@ -32,7 +32,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from passthrough.core.freshness import NEVER
-from passthrough.core.mount_devices import Mount, Place
+from passthrough.core.mount_devices import Place, SourceMount
 from passthrough.identity import powerless
 from passthrough.linux import syscalls
 from passthrough.options.choices import InodeFileHandles
@@ -269,7 +269,7 @@ class Holding:
         }[mode]
         """How many inodes may be held by a descriptor."""
 
-    def handle(self, fd: int, mount: Mount) -> bytes:
+    def handle(self, fd: int, mount: SourceMount) -> bytes:
         """The handle of the file behind *fd* on *mount*; empty if it can have none.
 
         Raises:

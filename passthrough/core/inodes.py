@@ -36,7 +36,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from passthrough.core.inode_file import ByDescriptor, ByHandle, Holding, Inode
-from passthrough.core.mount_devices import Mount, Place, Places
+from passthrough.core.mount_devices import Place, Places, SourceMount
 from passthrough.linux import memory, syscalls
 from passthrough.options.choices import InodeFileHandles
 
@@ -318,7 +318,7 @@ class InodeTable:
         place.mount.users += 1
         return inode
 
-    def _remove(self, inode: Inode) -> Mount | None:
+    def _remove(self, inode: Inode) -> SourceMount | None:
         """Take *inode* out; gives its mount if it was the last one there, to be closed then."""
         del self._by_number[inode.number]
         identity = inode.place.base | inode.host_number

@@ -34,7 +34,7 @@ class Place:
 
     __slots__ = ("base", "device", "index", "mount")
 
-    def __init__(self, mount: "Mount", device: int, index: int) -> None:
+    def __init__(self, mount: "SourceMount", device: int, index: int) -> None:
         self.mount = mount
         self.device = device
         self.index = index
@@ -47,7 +47,7 @@ class Place:
         return self.base | host_number if self.index else host_number
 
 
-class Mount:
+class SourceMount:
     """A mount that inodes lie on, of which *users* counts them; owns *fd*.
 
     A mount that is used cannot be unmounted otherwise than lazily, and so its id is not given to
@@ -81,14 +81,14 @@ class Places:
         self._lock = lock
         self._handles = handles
         self._told = False
-        self._mounts: dict[int, Mount] = {}
+        self._mounts: dict[int, SourceMount] = {}
         # Never emptied: what is forgotten and found again shall have its number again. The kernel
         # gives the ids of mounts that are gone to new ones, so there are not many.
         self._indexes: dict[tuple[int, int], int] = {}
         device = os.fstat(source_fd).st_dev
         self.source = self.on(self.enter(source_fd, directory=True), device)
 
-    def enter(self, fd: int, *, directory: bool) -> Mount:
+    def enter(self, fd: int, *, directory: bool) -> SourceMount:
         """The mount of *fd*, a file that was found across a mount point, for one more user.
 
         Not under the lock.
@@ -102,7 +102,7 @@ class Places:
             if mount is not None:
                 mount.users += 1
                 return mount
-        made = Mount(number, self._opened(fd) if self._handles and directory else -1)
+        made = SourceMount(number, self._opened(fd) if self._handles and directory else -1)
         with self._lock:
             mount = self._mounts.setdefault(number, made)
             if mount is made:
@@ -111,7 +111,7 @@ class Places:
         made.close()  # another thread was faster
         return mount
 
-    def on(self, mount: Mount, device: int) -> Place:
+    def on(self, mount: SourceMount, device: int) -> Place:
         """The place of *device* on a mount; under the lock."""
         place = mount.places.get(device)
         if place is None:
@@ -119,7 +119,7 @@ class Places:
             place = mount.places[device] = Place(mount, device, index)
         return place
 
-    def leave(self, mount: Mount) -> bool:
+    def leave(self, mount: SourceMount) -> bool:
         """One user less; whether *mount* is to be closed, after the lock; under the lock."""
         mount.users -= 1
         if mount.users:
