@@ -17,6 +17,12 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted(path for name in ("docs", "tests") for path in (ROOT / name).rglob("*.md")),
 ]
+WORDS_OF_THE_CODE = {
+    word
+    for package in ("plugin", "passthrough", "benchmarks", "tests")
+    for path in (ROOT / package).rglob("*.py")
+    for word in re.findall(r"\w+", path.read_text())
+}
 COMMAND = "run `python -m tests.support.tools.option_tables`"
 
 
@@ -104,3 +110,11 @@ def anchors(document: Path) -> set[str]:
     """Return the anchors that GitHub makes of the headings of *document*."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_of_the_code_in_documents_exist(document: Path) -> None:
+    """It checks `Class.member` and `_name`: no program and no kernel names things in this way."""
+    spans = re.findall(r"`([A-Z]\w+\.[a-z_]\w+|_[A-Z][A-Z_]+|_[a-z_]+)`", document.read_text())
+
+    assert {span for span in spans if span.split(".")[-1] not in WORDS_OF_THE_CODE} == set()

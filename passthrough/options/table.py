@@ -132,8 +132,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "use_host_ino": Option(
         values.boolean,
         _TRUE_FALSE,
-        "every inode number combines the host's number and a number for the mount;"
-        " if false, files on the source's own mount keep the host's",
+        "combine the host's inode number with a number for the mount for all files;"
+        " if false, only for files outside the source's own mount",
     ),
     "seal_size": Option(
         values.boolean, _TRUE_FALSE, "refuse to change any file's size, with EPERM"

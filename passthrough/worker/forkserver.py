@@ -55,7 +55,7 @@ _MOST_DESCRIPTORS: Final = 16
 
 class _Child(NamedTuple):
     pid: int
-    life: socket.socket
+    status_socket: socket.socket
 
 
 def main() -> int:
@@ -111,22 +111,22 @@ def serve(work: Callable[[], int], prepare: Callable[[str], object] = str) -> No
 
 def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[int, _Child] | None:
     """Fork one worker and report it over its status socket; return its process descriptor."""
-    life = socket.socket(fileno=fds[0])
+    status_socket = socket.socket(fileno=fds[0])
     try:
         pid = os.fork()
         if pid == 0:
             _run_child(name, fds[1:], work)
         pid_fd = _open_pidfd(pid)
     except OSError as error:
-        with life, suppress(OSError):
-            life.send(b"%d" % -(error.errno or errno.EAGAIN))
+        with status_socket, suppress(OSError):
+            status_socket.send(b"%d" % -(error.errno or errno.EAGAIN))
         return None
     finally:
         for fd in fds[1:]:
             os.close(fd)
     with suppress(OSError):  # the keeper may have ended
-        socket.send_fds(life, [b"%d" % pid], [pid_fd])
-    return pid_fd, _Child(pid, life)
+        socket.send_fds(status_socket, [b"%d" % pid], [pid_fd])
+    return pid_fd, _Child(pid, status_socket)
 
 
 def _open_pidfd(pid: int) -> int:
@@ -146,8 +146,8 @@ def _reap(pid_fd: int, child: _Child) -> None:
     """Report over the status socket how a worker has ended."""
     os.close(pid_fd)
     _, status = os.waitpid(child.pid, 0)
-    with child.life, suppress(OSError):
-        child.life.send(b"%d" % status)
+    with child.status_socket, suppress(OSError):
+        child.status_socket.send(b"%d" % status)
 
 
 def _run_child(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> NoReturn:
