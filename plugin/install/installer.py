@@ -112,9 +112,16 @@ def _choose_settings(
     return settings, file
 
 
+def build_stamp(plugin: Mapping[str, Any]) -> str:
+    """Return what identifies the build of an inspected plugin; empty if no install made it."""
+    # From Config: `docker plugin upgrade` replaces Config, but not the environment in Settings.
+    entries = plugin["Config"]["Env"] or ()
+    return next((str(entry["Value"]) for entry in entries if entry["Name"] == BUILD), "")
+
+
 def _is_built_from(client: Client, plugin: Mapping[str, Any], tree_digest: str, tree: Path) -> bool:
     """Return whether a build of *tree*, which has *tree_digest*, would make *plugin*."""
-    digest_of_plugin, _, bases = environment(plugin).get(BUILD, "").partition(":")
+    digest_of_plugin, _, bases = build_stamp(plugin).partition(":")
     # A base image that the engine no longer has is no reason to build.
     return digest_of_plugin == tree_digest and image.base_ids(client, tree) in {bases, ""}
 

@@ -13,6 +13,7 @@ import docker.errors
 import pytest
 
 from plugin.install.installation import TREE
+from plugin.install.installer import BUILD, build_stamp
 from plugin.install.plugin_settings import environment, mount_sources
 from plugin.install.source_tree import read_manifest
 from tests.support.tools.driver import TOOLS_IMAGE, Driver, execute
@@ -164,6 +165,7 @@ def test_an_upgrade_from_a_registry_keeps_everything(
 
         inspected = engine.client.api.inspect_plugin(driver.name)
         assert inspected["Config"]["Description"] == "newer"
+        assert build_stamp(inspected) == "newer"
         assert environment(inspected)["PASSFS_LOG_LEVEL"] == "debug"
         assert mount_sources(inspected)["data.source"] == "/var/lib/passfs"
         settings = ("PASSFS_LOG_LEVEL=info", f"data.source={driver.data_dir}")
@@ -178,7 +180,11 @@ def _pushed(engine: OwnEngine, tree: Path, name: str) -> None:
     """Push another build of the plugin to the registry, and remove it from the engine."""
     config, file = tree / "config.json", tree / "rootfs" / "newer"
     text = config.read_text()
-    config.write_text(json.dumps(json.loads(text) | {"description": "newer"}))
+    manifest = json.loads(text)
+    manifest["description"] = "newer"
+    manifest["env"] = [entry for entry in manifest["env"] if entry["name"] != BUILD]
+    manifest["env"].append({"name": BUILD, "description": "Id of the build", "value": "newer"})
+    config.write_text(json.dumps(manifest))
     file.touch()
     try:
         engine.client.api.create_plugin(name, str(tree))

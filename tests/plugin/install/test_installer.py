@@ -77,6 +77,18 @@ def test_a_second_install_changes_nothing(docker: FakeEngine, install: Install) 
     assert "nothing to do" in transcript.lines[-1]
 
 
+def test_a_plugin_that_docker_has_upgraded_is_replaced(
+    docker: FakeEngine, install: Install
+) -> None:
+    """`docker plugin upgrade` replaces Config, and keeps the environment in Settings."""
+    install()
+    config = docker.plugins["passfs"]["Config"]
+    config["Env"] = [entry for entry in config["Env"] if entry["Name"] != installer.BUILD]
+    install()
+
+    assert "create passfs" in docker.calls
+
+
 def test_a_disabled_plugin_is_enabled_again(docker: FakeEngine, install: Install) -> None:
     install()
     docker.plugins["passfs"]["Enabled"] = False
