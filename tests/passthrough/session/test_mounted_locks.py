@@ -147,6 +147,7 @@ def test_the_immutable_flag_is_refused(base: Path) -> None:
     assert refused.value.errno == errno.EPERM
 
 
+@pytest.mark.slow
 def test_a_closed_files_lock_does_not_block_the_next_caller(base: Path) -> None:
     """The kernel does not wait for the answer to RELEASE, and another thread may serve SETLK."""
     rounds = 2_000
