@@ -9,6 +9,7 @@ So no task is ever suspended: `wait_readable` blocks the process until there is 
 reason to end. At the end it raises the error that trio raises if the descriptor is being closed.
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -32,7 +33,10 @@ def run(
     """
     with shutdown.wakeup_pipe() as (wakeup_fd, _):
         scheduler = Scheduler(fuse_fd, wakeup_fd, keeper_fd)
-        libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
+        # read(2) on /dev/fuse reports the end of the connection by ECONNABORTED in place of ENODEV
+        # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
+        with contextlib.suppress(ConnectionAbortedError):
+            libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
 
 
 class _EndedError(Exception):

@@ -1,14 +1,17 @@
 """The stand-in for trio under pyfuse3; test_process.py and tests/posix serve mounts with it."""
 
+import errno
 import logging
+import os
 import socket
 from collections.abc import Generator, Iterator
 
 import pyfuse3.asyncio
 import pytest
 
+from passthrough.core.filesystem import PassthroughFs
 from passthrough.session import libfuse, shutdown
-from passthrough.session.libfuse_run import Scheduler
+from passthrough.session.libfuse_run import Scheduler, run
 
 
 def test_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:
@@ -41,6 +44,17 @@ def test_a_wait_of_pyfuse3_for_anything_but_requests_raises() -> None:
 
     with pytest.raises(RuntimeError, match="pyfuse3 waits for something other than its next"):
         libfuse._finish(main())
+
+
+def test_an_end_of_the_connection_during_a_read_is_no_failure(
+    fs: PassthroughFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(*_: object) -> None:
+        raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+
+    monkeypatch.setattr(libfuse, "serve", serve)
+    with open("/dev/fuse", "rb", buffering=0) as fuse:
+        run(fs, fuse.fileno(), lambda _: None, None)
 
 
 class Ends:
