@@ -13,7 +13,7 @@ class CachePolicy(enum.StrEnum):
       but `always` with no_open.
     - session/negotiation.py: the kernel drops cached pages if a file's times change, but not with
       `always`.
-    - plugin/admin/network.py: a warning if the source is on a network file system.
+    - plugin/admin/network.py: a refusal if the source is on a network file system.
     """
 
     NEVER = "never"
