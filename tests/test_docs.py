@@ -73,12 +73,12 @@ def test_options_that_a_session_lacks_are_documented_with_the_reason() -> None:
 
 def test_the_documented_limits_of_libfuse_are_the_marks_of_the_battery() -> None:
     """The command `python -m tests.support.tools.lacks` updates the table."""
-    assert lacks.documented() == lacks.table() != ""
+    assert lacks.TABLE.present() == lacks.table() != ""
 
 
 def test_the_documented_faults_are_the_marks_of_the_battery() -> None:
     """The command `python -m tests.support.tools.faults` updates the table."""
-    assert faults.documented() == faults.table()
+    assert faults.TABLE.present() == faults.table()
 
 
 def test_each_feature_with_a_known_fault_has_a_test_that_shows_one() -> None:

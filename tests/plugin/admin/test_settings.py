@@ -10,6 +10,7 @@ from plugin.admin.policy import Ban
 from plugin.admin.settings import SETTINGS, Settings
 from plugin.errors import InvalidSetting
 from tests.support.tools import settings
+from tests.support.tools.generated import Section
 
 DEFAULTS = Settings.from_environment({})
 
@@ -38,11 +39,9 @@ def test_each_field_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("section", [settings.ENVIRONMENT, settings.TABLE], ids=["config", "docs"])
-def test_the_written_files_have_each_setting(section: settings.Section) -> None:
+def test_the_written_files_have_each_setting(section: Section) -> None:
     text = settings.environment() if section is settings.ENVIRONMENT else settings.table()
-    assert settings.present(section) == text, (
-        f"run `{settings.COMMAND}` to update {section[0].name}"
-    )
+    assert section.present() == text, f"run `{settings.COMMAND}` to update {section.file.name}"
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 `python -m tests.support.tools.faults` writes the table into docs/faults.md.
 """
 
-import ast
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-DOCUMENT = REPOSITORY / "docs" / "faults.md"
-MARK = "pytest.mark.fault"
-BEGIN, END = "| feature | known fault | sessions |\n|---|---|---|\n", " -->\n"
+from tests.support.tools.generated import REPOSITORY, Section, marks
+
+MARK = "fault"
+TABLE = Section(
+    REPOSITORY / "docs" / "faults.md",
+    "| feature | known fault | sessions |\n|---|---|---|\n",
+    " -->\n",
+)
 
 FEATURES = (
     "opening a file that has lost its name",
@@ -44,11 +46,8 @@ class Fault(NamedTuple):
 
 def faults() -> Iterator[Fault]:
     """Yield each mark in the battery, in the order of files and lines."""
-    for path in sorted((REPOSITORY / "tests" / "posix").glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == MARK:
-                feature, seen, *columns = (ast.literal_eval(argument) for argument in node.args)
-                yield Fault(feature, seen, tuple(columns), str(path.relative_to(REPOSITORY)))
+    for path, (feature, seen, *columns) in marks(MARK):
+        yield Fault(feature, seen, tuple(columns), str(path.relative_to(REPOSITORY)))
 
 
 def table() -> str:
@@ -68,11 +67,5 @@ def table() -> str:
     return "\n".join([*lines, f"<!-- shown by: {', '.join(files)}"])
 
 
-def documented() -> str:
-    """Return the rows in docs/faults.md."""
-    return DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
-
-
 if __name__ == "__main__":
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    DOCUMENT.write_text(before + BEGIN + table() + END + rest.split(END, 1)[1])
+    TABLE.write(table())

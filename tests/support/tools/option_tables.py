@@ -12,8 +12,8 @@ from pathlib import Path
 
 from passthrough.options.table import OPTIONS, Requested, as_text
 from plugin.volume_options import SOURCE, SOURCE_ACCEPTED
+from tests.support.tools.generated import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 README = REPOSITORY / "README.md"
 DETAILS = REPOSITORY / "docs" / "options.md"
 ROW = re.compile(r"^\| `(?P<name>\w+)` \|.*$", re.MULTILINE)

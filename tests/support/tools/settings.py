@@ -7,37 +7,21 @@ docs/install.md.
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from plugin.admin.settings import SETTINGS, Setting
+from tests.support.tools.generated import REPOSITORY, Section
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 COMMAND = "python -m tests.support.tools.settings"
 MANIFEST = REPOSITORY / "config.json"
 DOCUMENT = REPOSITORY / "docs" / "install.md"
 
-Section = tuple[Path, str, str]
-"""A file, and the texts before and after the generated part."""
-ENVIRONMENT: Section = (MANIFEST, '  "env": [\n', "\n  ],\n")
-TABLE: Section = (
+ENVIRONMENT = Section(MANIFEST, '  "env": [\n', "\n  ],\n")
+TABLE = Section(
     DOCUMENT,
     "| Setting | `passfs install` | Managed plugin | Service | Meaning |\n|---|---|---|---|---|\n",
     "\n\n",
 )
-
-
-def present(section: Section) -> str:
-    """Return the generated part of the file."""
-    file, begin, end = section
-    return file.read_text().split(begin)[1].split(end)[0]
-
-
-def write(section: Section, text: str) -> None:
-    """Replace the generated part of the file."""
-    file, begin, end = section
-    before, rest = file.read_text().split(begin)
-    file.write_text(before + begin + text + end + rest.split(end, 1)[1])
 
 
 def environment() -> str:
@@ -85,5 +69,5 @@ def _cells(setting: Setting) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    write(ENVIRONMENT, environment())
-    write(TABLE, table())
+    ENVIRONMENT.write(environment())
+    TABLE.write(table())
