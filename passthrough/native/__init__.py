@@ -1,0 +1,21 @@
+"""The request path, compiled: bytes of requests in, bytes of replies out, no Python object between.
+
+The modules, from the top down:
+
+    face         the core for Python: sessions, handlers of rare requests, tests
+    loop         finds the function of an opcode, and turns its result into a reply
+    device       /dev/fuse: reads requests, writes replies
+    entries      names in directories: lookup, create, link, unlink, rename
+    files        open files: open, read, write, flush, fsync, release
+    directories  directory streams: opendir, readdir, readdirplus
+    attributes   attributes of inodes: getattr, setattr, statfs, access
+    xattrs       extended attributes, and the flags of files
+    ranges       fallocate, lseek, copy_file_range
+    locks        fcntl(2) and flock(2) locks on the host's files
+    identity     acts as the caller, maps ids
+    inodes       inodes by nodeid and by identity: grant, forget, descriptors
+    tables       flat memory that another process can map: inodes, open files, hash
+    state        the structures of a volume and of a thread
+    libc         system calls and constants
+    abi          the kernel's FUSE protocol, linux/fuse.h
+"""
