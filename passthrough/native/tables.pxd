@@ -6,8 +6,6 @@ Lookup counts change in two functions, `grant` and `forget`.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-DEF_VERSION = 1
-
 
 cdef enum:
     ROOT_INDEX = 1
