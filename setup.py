@@ -1,0 +1,114 @@
+"""Compiles the request path: one extension for each .pyx. pyproject.toml has the rest.
+
+The variable PASSFS_BUILD chooses a row of KINDS; without it the build is a release.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+NATIVE = "passthrough/native"
+PROBES = "tests/passthrough/native"
+GENERATED = "build/native"
+
+UNCHECKED = {
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+}
+SANITIZERS = "-fsanitize=address,undefined"
+FRAMES = ["-g3", "-fno-omit-frame-pointer"]
+
+
+class Kind(NamedTuple):
+    """A kind of build: directives of Cython, flags of the compiler and the linker, macros."""
+
+    directives: dict[str, Any]
+    compile: list[str]
+    link: list[str]
+    macros: dict[str, str]
+
+
+KINDS = {
+    "release": Kind(UNCHECKED, ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1"}),
+    # Checks of indices and assertions.
+    "debug": Kind({"boundscheck": True, "wraparound": False}, ["-Og", *FRAMES], [], {}),
+    # AddressSanitizer and UndefinedBehaviorSanitizer. Python needs LD_PRELOAD with libasan.so.
+    # Python's own flags have -fwrapv, which would hide a signed overflow.
+    "sanitize": Kind(
+        {"boundscheck": True, "wraparound": False},
+        ["-O1", *FRAMES, "-fno-wrapv", SANITIZERS, "-fno-sanitize-recover=undefined"],
+        [SANITIZERS],
+        {},
+    ),
+    # Line tracing, for coverage. It holds the interpreter's lock at each line.
+    "trace": Kind(
+        {"boundscheck": True, "wraparound": False, "linetrace": True},
+        ["-Og", *FRAMES],
+        [],
+        {"CYTHON_TRACE": "1", "CYTHON_TRACE_NOGIL": "1"},
+    ),
+}
+
+
+def chosen() -> str:
+    """Return the kind that PASSFS_BUILD names."""
+    name = os.environ.get("PASSFS_BUILD") or "release"
+    if name not in KINDS:
+        raise SystemExit(f"PASSFS_BUILD={name!r}: use one of {', '.join(KINDS)}")
+    return name
+
+
+def extensions(paths: Iterable[str], kind: str, *, force: bool = False) -> list[Extension]:
+    """Translate the .pyx of *paths* to C, as far as they have changed; return their extensions."""
+    from Cython.Build import cythonize  # noqa: PLC0415  # not before a kind is chosen
+
+    rules = KINDS[kind]
+    modules = [
+        Extension(
+            path.removesuffix(".pyx").replace("/", "."),
+            [path],
+            extra_compile_args=[*rules.compile, "-Wall", "-Wno-unused-function"],
+            extra_link_args=rules.link,
+            define_macros=list(rules.macros.items()),
+        )
+        for path in paths
+    ]
+    translated: list[Extension] = cythonize(
+        modules,
+        build_dir=directory(kind),
+        compiler_directives={"language_level": 3, **rules.directives},
+        include_path=["."],
+        force=force,
+    )
+    return translated
+
+
+def sources(*directories: str) -> list[str]:
+    """Return the paths of the modules in *directories*, relative to this file's directory."""
+    return [
+        str(path.relative_to(ROOT))
+        for directory in directories
+        for path in sorted((ROOT / directory).glob("*.pyx"))
+    ]
+
+
+def directory(kind: str) -> str:
+    """Return the directory of all that a build of *kind* makes: C, objects, libraries."""
+    return f"{GENERATED}/{kind}"
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    setup(
+        ext_modules=extensions(sources(NATIVE), chosen()),
+        options={
+            "build": {"build_base": directory(chosen())},
+            "build_ext": {"parallel": len(os.sched_getaffinity(0))},
+        },
+    )
