@@ -14,7 +14,7 @@ RUN if [ -f ca-bundle.crt ]; then export PIP_CERT=/src/ca-bundle.crt; fi \
     && python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > requirements.txt \
     && /opt/passfs/bin/pip install --no-cache-dir --disable-pip-version-check --progress-bar off -r requirements.txt
-COPY LICENSE README.md ./
+COPY LICENSE README.md setup.py ./
 COPY passthrough passthrough
 COPY plugin plugin
 RUN if [ -f ca-bundle.crt ]; then export PIP_CERT=/src/ca-bundle.crt; fi \

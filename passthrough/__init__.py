@@ -5,6 +5,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     __main__    serves a directory from the command line, in the foreground
     worker/     one process for one mount: its start, its sandbox, its report
     session/    FUSE: the kernel's protocol spoken directly, or through pyfuse3
+    native/     the request path, compiled
     core/       the request path: inodes, open files, one method for each operation
     identity/   credentials and ids: the ids that a request acts with, the owners that callers see
     options/    the options of a volume, as requested and as in force

@@ -10,7 +10,10 @@ from typing import IO, Any
 
 from plugin.install.installation import InstallationError
 
-CONTEXT = ("Dockerfile", "LICENSE", "README.md", "passthrough", "plugin", "pyproject.toml")
+CONTEXT = (
+    *("Dockerfile", "LICENSE", "README.md"),
+    *("passthrough", "plugin", "pyproject.toml", "setup.py"),
+)
 """The files of the image build; .dockerignore lists the same for `docker build`."""
 
 BUNDLE = "ca-bundle.crt"
@@ -77,4 +80,5 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     # Owners differ from checkout to checkout and would defeat the engine's build cache.
     member.uid = member.gid = 0
     member.uname = member.gname = ""
-    return None if "__pycache__" in member.name else member
+    compiled = "__pycache__" in member.name or member.name.endswith((".c", ".so"))
+    return None if compiled else member

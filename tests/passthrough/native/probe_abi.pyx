@@ -141,14 +141,30 @@ def structures(bytes pattern):
         "fuse_sx_time": (sizeof(fuse_sx_time), any.sx_time),
         "fuse_statx": (sizeof(fuse_statx), any.statx),
         "fuse_statx_out": (sizeof(fuse_statx_out), any.statx_out),
-        "fuse_notify_poll_wakeup_out": (sizeof(fuse_notify_poll_wakeup_out), any.notify_poll_wakeup_out),
-        "fuse_notify_inval_inode_out": (sizeof(fuse_notify_inval_inode_out), any.notify_inval_inode_out),
-        "fuse_notify_inval_entry_out": (sizeof(fuse_notify_inval_entry_out), any.notify_inval_entry_out),
-        "fuse_notify_delete_out": (sizeof(fuse_notify_delete_out), any.notify_delete_out),
-        "fuse_notify_store_out": (sizeof(fuse_notify_store_out), any.notify_store_out),
-        "fuse_notify_retrieve_out": (sizeof(fuse_notify_retrieve_out), any.notify_retrieve_out),
-        "fuse_notify_retrieve_in": (sizeof(fuse_notify_retrieve_in), any.notify_retrieve_in),
-        "fuse_notify_prune_out": (sizeof(fuse_notify_prune_out), any.notify_prune_out),
+        "fuse_notify_poll_wakeup_out": (
+            sizeof(fuse_notify_poll_wakeup_out), any.notify_poll_wakeup_out
+        ),
+        "fuse_notify_inval_inode_out": (
+            sizeof(fuse_notify_inval_inode_out), any.notify_inval_inode_out
+        ),
+        "fuse_notify_inval_entry_out": (
+            sizeof(fuse_notify_inval_entry_out), any.notify_inval_entry_out
+        ),
+        "fuse_notify_delete_out": (
+            sizeof(fuse_notify_delete_out), any.notify_delete_out
+        ),
+        "fuse_notify_store_out": (
+            sizeof(fuse_notify_store_out), any.notify_store_out
+        ),
+        "fuse_notify_retrieve_out": (
+            sizeof(fuse_notify_retrieve_out), any.notify_retrieve_out
+        ),
+        "fuse_notify_retrieve_in": (
+            sizeof(fuse_notify_retrieve_in), any.notify_retrieve_in
+        ),
+        "fuse_notify_prune_out": (
+            sizeof(fuse_notify_prune_out), any.notify_prune_out
+        ),
         "fuse_backing_map": (sizeof(fuse_backing_map), any.backing_map),
     }
 
