@@ -1,0 +1,175 @@
+"""Free slots, and the hash from place and st_ino to inodes; all under the tables' mutex.
+
+The hash has open addressing: an entry lies at its hash's position or behind it, with no gap
+between. It has an inode's hash in the upper half, so that most comparisons touch no inode.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from passthrough.native.tables cimport (
+    BLOCK,
+    FILES,
+    NONE,
+    REPLACED,
+    RELEASE,
+    Header,
+    Inode,
+    OpenFile,
+    Tables,
+    pthread_mutex_t,
+    store64,
+)
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+
+cdef enum:
+    FIRST_HASH = 1 << 9  # entries: a page
+
+
+# Free slots
+
+
+cdef inline void free_inode(Tables *t, uint32_t index) noexcept nogil:
+    """Take a slot back, if it was live; its next use is of the next generation."""
+    cdef Inode *inode = &t.inodes[index]
+    if <uint32_t>inode.nodeid != NONE:
+        store64(&inode.nodeid, ((inode.nodeid >> 32) + 1) << 32, RELEASE)
+    inode.next_free = t.header.free_inode
+    t.header.free_inode = index
+
+
+cdef inline uint32_t take_inode(Tables *t) noexcept nogil:
+    """Return a free slot that is in no list any more, or NONE."""
+    cdef Header *h = t.header
+    cdef uint32_t index = h.free_inode
+    cdef uint32_t start
+    if index == NONE and t.hole_count:
+        t.hole_count -= 1
+        start = t.holes[t.hole_count] * BLOCK
+        for index in range(start + BLOCK - 1, start - 1, -1):
+            free_inode(t, index)
+        index = h.free_inode
+    if index != NONE:
+        h.free_inode = t.inodes[index].next_free
+        return index
+    if h.inode_end >= h.limits.inodes:
+        return NONE
+    h.inode_end += 1
+    return h.inode_end - 1
+
+
+cdef inline void free_open(Tables *t, int table, OpenFile *file, uint32_t index) noexcept nogil:
+    """Take a slot back, if it was live."""
+    if <uint32_t>file.fh != NONE:
+        store64(&file.fh, ((file.fh >> 32) + 1) << 32, RELEASE)
+    file.nodeid = t.header.free_open[table]
+    t.header.free_open[table] = index
+
+
+cdef inline uint32_t take_open(Tables *t, int table) noexcept nogil:
+    """Return a free slot that is in no list any more, or NONE."""
+    cdef Header *h = t.header
+    cdef uint32_t index = h.free_open[table]
+    if index != NONE:
+        h.free_open[table] = <uint32_t>t.opens[table][index].nodeid
+        return index
+    if h.open_end[table] >= h.limits.opens[table]:
+        return NONE
+    h.open_end[table] += 1
+    return h.open_end[table] - 1
+
+
+# The hash
+
+
+cdef inline uint32_t hash_of(uint32_t place, uint64_t ino) noexcept nogil:
+    """Mix all bits; the upper ones of a product are the good ones."""
+    cdef uint64_t mixed = (ino ^ (<uint64_t>place << 40)) * 0x9E3779B97F4A7C15ULL
+    mixed ^= mixed >> 32
+    return <uint32_t>((mixed * 0xD6E8FEB86659FD93ULL) >> 32)
+
+
+cdef inline void insert(Tables *t, uint32_t hashed, uint32_t index) noexcept nogil:
+    """Add an entry; there must be room."""
+    cdef uint64_t mask = t.header.hash_mask
+    cdef uint64_t at = hashed & mask
+    while t.hash[at]:
+        at = (at + 1) & mask
+    t.hash[at] = (<uint64_t>hashed << 32) | index
+    t.header.hash_used += 1
+
+
+cdef inline void take_out(Tables *t, uint32_t hashed, uint32_t index) noexcept nogil:
+    """Remove an entry; those behind it move up, so that none has a gap before it."""
+    cdef uint64_t mask = t.header.hash_mask
+    cdef uint64_t at = hashed & mask
+    cdef uint64_t entry = (<uint64_t>hashed << 32) | index
+    cdef uint64_t behind
+    while t.hash[at] != entry:
+        if not t.hash[at]:
+            return
+        at = (at + 1) & mask
+    behind = at
+    while True:
+        behind = (behind + 1) & mask
+        entry = t.hash[behind]
+        if not entry:
+            break
+        # It may move if its own position does not lie between the gap and it.
+        if ((behind - (entry >> 32)) & mask) >= ((behind - at) & mask):
+            t.hash[at] = entry
+            at = behind
+    t.hash[at] = 0
+    t.header.hash_used -= 1
+
+
+cdef inline uint32_t current(
+    Tables *t, uint32_t hashed, uint32_t place, uint64_t ino
+) noexcept nogil:
+    """Return the index of the inode that has the number in this place now, or NONE."""
+    cdef uint64_t mask = t.header.hash_mask
+    cdef uint64_t at = hashed & mask
+    cdef const Inode *inode
+    while t.hash[at]:
+        if t.hash[at] >> 32 == hashed:
+            inode = &t.inodes[<uint32_t>t.hash[at]]
+            if inode.ino == ino and inode.place == place and not inode.flags & REPLACED:
+                return <uint32_t>t.hash[at]
+        at = (at + 1) & mask
+    return NONE
+
+
+cdef inline bint is_shown(Tables *t, uint32_t hashed, uint64_t number) noexcept nogil:
+    """Return whether a live inode shows this number; only one of the same hash can."""
+    cdef uint64_t mask = t.header.hash_mask
+    cdef uint64_t at = hashed & mask
+    while t.hash[at]:
+        if t.hash[at] >> 32 == hashed and t.inodes[<uint32_t>t.hash[at]].shown_ino == number:
+            return True
+        at = (at + 1) & mask
+    return False
+
+
+cdef inline uint64_t hash_entries(Tables *t, uint64_t least) noexcept nogil:
+    """Return how many entries the hash needs for the inodes, and for half as many more."""
+    cdef uint64_t entries = least
+    while entries < t.header.offsets.hash_entries and entries < <uint64_t>t.header.inodes * 2:
+        entries *= 2
+    return min(entries, t.header.offsets.hash_entries)
+
+
+cdef inline void fill_hash(Tables *t, uint64_t entries) noexcept nogil:
+    """Fill the hash anew from the slots."""
+    cdef Header *h = t.header
+    cdef uint32_t index
+    h.hash_mask = entries - 1
+    h.hash_used = 0
+    memset(t.hash, 0, entries * sizeof(uint64_t))
+    for index in range(1, h.inode_end):
+        if <uint32_t>t.inodes[index].nodeid == index:
+            insert(t, hash_of(t.inodes[index].place, t.inodes[index].ino), index)

@@ -1,0 +1,401 @@
+"""Tables in flat memory: how slots are laid out, found, given out and taken back.
+
+**At every instant valid.** A process may be killed between any two instructions here, and its
+successor maps the same memory. So one store publishes a slot, or takes it back: that of its
+`nodeid` or `fh`, after all other fields are there. What has a single truth elsewhere is derived,
+and `recover` makes it anew: hash, free lists, counters, `opens` of inodes, users of mounts. What
+is lost at most: descriptors and backing ids that the dead process had opened and not yet put into
+a slot, or had taken out and not yet closed. The successor finds the former in /proc/self/fd.
+
+**Locks.** One mutex for the work on the tables, in the private memory of each process: nobody holds
+it after a death, because the successor begins with one of its own. It guards everything but
+`inode_of`, `open_get` and what these lead to, which the kernel keeps alive while a request in hand
+names it. Memory is only given back (`trim`) where no slot lives.
+
+**Numbers.** An inode is found by place and st_ino. One that is held by a descriptor keeps the host
+from giving the number to another file. For one that is held by file handle, the handles decide: a
+file that got a reused number is an inode of its own, and the former is REPLACED, found by nodeid
+alone. Users see the host's number with that of the place above bit 47; what does not fit (0, 1,
+numbers of 48 bits and more, places from 256 on, a number that another live inode shows) is counted,
+with bit 55.
+"""
+
+from libc.errno cimport EAGAIN, EBADF, EINVAL, ENFILE, ENOENT, ESTALE
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from passthrough.native.slots cimport (
+    current,
+    fill_hash,
+    free_inode,
+    free_open,
+    hash_entries,
+    hash_of,
+    insert,
+    is_shown,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    take_inode,
+    take_open,
+    take_out,
+)
+
+cdef enum:
+    PLACE_LIMIT = 1 << 8  # so many have numbers of their own above those of the host
+
+
+# Inodes
+
+
+cdef int grant(Tables *t, const Found *found, Granted *out) noexcept nogil:
+    """Count one lookup of a file; see KNOWN and what follows it for the result."""
+    cdef uint32_t place, hashed, index
+    cdef int result
+    pthread_mutex_lock(&t.mutex)
+    place = _place_of(t, found)
+    if place == NO_PLACE:
+        pthread_mutex_unlock(&t.mutex)
+        return -ENFILE
+    hashed = hash_of(place, found.ino)
+    index = current(t, hashed, place, found.ino)
+    result = _choice(t, found, index)
+    if result == TAKEN or result == NEW_BY_HANDLE:
+        index = _add(t, found, place, hashed, index, result == NEW_BY_HANDLE)
+        if index == NONE:
+            result = -ENFILE
+    elif result == KNOWN and index != ROOT_INDEX:
+        t.inodes[index].lookups += 1
+    if result >= 0 and result != NEEDS_HANDLE:
+        out.nodeid = t.inodes[index].nodeid
+        out.shown_ino = t.inodes[index].shown_ino
+    pthread_mutex_unlock(&t.mutex)
+    return result
+
+
+cdef int _choice(Tables *t, const Found *found, uint32_t index) noexcept nogil:
+    """Decide how `grant` goes on; `index` has the inode that has the number now."""
+    cdef bint by_handle = index != NONE and t.inodes[index].flags & BY_HANDLE
+    cdef bint has_handle
+    if found.expected and (
+        index == NONE or by_handle or t.inodes[index].nodeid != found.expected
+    ):
+        return -ESTALE
+    if index != NONE and not by_handle:
+        return KNOWN
+    if found.handle == NULL:
+        if found.fd < 0:
+            return -ENOENT
+        if by_handle or t.header.descriptors >= t.header.limits.budget:
+            return NEEDS_HANDLE
+        return TAKEN
+    has_handle = 0 < found.handle.handle_bytes <= t.header.limits.handle_bytes
+    if by_handle and has_handle and _is_handle_of(t, index, found.handle):
+        return KNOWN
+    if found.fd < 0:
+        return -ENOENT
+    return NEW_BY_HANDLE if has_handle else TAKEN
+
+
+cdef bint _is_handle_of(Tables *t, uint32_t index, const FileHandle *handle) noexcept nogil:
+    if handle.handle_bytes > t.header.limits.handle_bytes:
+        return False
+    return memcmp(handle_of(t, &t.inodes[index]), handle, 8 + handle.handle_bytes) == 0
+
+
+cdef uint32_t _add(
+    Tables *t, const Found *found, uint32_t place, uint32_t hashed, uint32_t former, bint by_handle
+) noexcept nogil:
+    """Make an inode of one lookup, and return its index, or NONE."""
+    cdef Header *h = t.header
+    cdef uint32_t index
+    cdef uint64_t generation
+    cdef Inode *inode
+    if not _has_room(t):
+        return NONE
+    index = take_inode(t)
+    if index == NONE:
+        return NONE
+    if former != NONE:
+        t.inodes[former].flags |= REPLACED
+    inode = &t.inodes[index]
+    generation = inode.nodeid >> 32 if inode.nodeid else h.epoch
+    inode.ino = found.ino
+    inode.lookups = 1
+    inode.shown_ino = _shown(t, place, hashed, found.ino)
+    inode.fd = -1 if by_handle else found.fd
+    inode.place = place
+    inode.opens = 0
+    inode.backing_id = 0
+    inode.type = found.type
+    inode.flags = BY_HANDLE if by_handle else 0
+    inode.notes = 0
+    if by_handle:
+        memcpy(<void *>handle_of(t, inode), found.handle, 8 + found.handle.handle_bytes)
+    insert(t, hashed, index)
+    h.inodes += 1
+    h.most = max(h.most, h.inodes)
+    h.descriptors += not by_handle
+    t.mounts[t.places[place].mount].users += 1
+    store64(&inode.nodeid, (generation << 32) | index, RELEASE)
+    return index
+
+
+cdef bint _has_room(Tables *t) noexcept nogil:
+    """Return whether the hash takes one more entry; it grows when it is full to three quarters."""
+    cdef Header *h = t.header
+    cdef uint64_t entries = h.hash_mask + 1
+    if (<uint64_t>h.hash_used + 1) * 4 <= entries * 3:
+        return True
+    if t.trimming or entries >= h.offsets.hash_entries:
+        return h.hash_used + 1 < entries
+    fill_hash(t, entries * 2)
+    return True
+
+
+cdef uint64_t _shown(Tables *t, uint32_t place, uint32_t hashed, uint64_t ino) noexcept nogil:
+    cdef uint64_t first = <uint64_t>place + t.header.limits.first_place
+    cdef uint64_t number
+    if first < PLACE_LIMIT and ino >> HOST_BITS == 0:
+        number = (first << HOST_BITS) | ino
+        if number > ROOT_INDEX and not is_shown(t, hashed, number):
+            return number
+    t.header.counted += 1
+    return (<uint64_t>1 << COUNTED_BIT) | t.header.counted
+
+
+cdef void forget(Tables *t, uint64_t nodeid, uint64_t count, Gone *gone) noexcept nogil:
+    """Give lookups back; an inode that has neither lookups nor opens any more is gone."""
+    cdef Inode *inode
+    gone.gone = False
+    gone.fd = gone.mount_fd = -1
+    if nodeid == ROOT_INDEX:
+        return
+    pthread_mutex_lock(&t.mutex)
+    inode = inode_of(t, nodeid)
+    if inode != NULL:
+        inode.lookups -= min(count, inode.lookups)
+        _leave(t, inode, gone)
+    pthread_mutex_unlock(&t.mutex)
+
+
+cdef void _leave(Tables *t, Inode *inode, Gone *gone) noexcept nogil:
+    """Remove the inode, if the kernel neither knows it nor has it open."""
+    cdef uint32_t index = <uint32_t>inode.nodeid
+    if inode.lookups or inode.opens:
+        return
+    take_out(t, hash_of(inode.place, inode.ino), index)
+    gone.gone = True
+    gone.fd = inode.fd
+    t.header.inodes -= 1
+    t.header.descriptors -= not inode.flags & BY_HANDLE
+    gone.mount_fd = _leave_mount(t, t.places[inode.place].mount)
+    free_inode(t, index)
+
+
+cdef int find(Tables *t, uint32_t place, uint64_t ino, Granted *out) noexcept nogil:
+    """Find the inode that has a number: KNOWN, NEEDS_HANDLE if the handle decides, -ENOENT."""
+    cdef uint32_t index
+    cdef int result = -ENOENT
+    pthread_mutex_lock(&t.mutex)
+    index = current(t, hash_of(place, ino), place, ino)
+    if index != NONE:
+        out.nodeid = t.inodes[index].nodeid
+        out.shown_ino = t.inodes[index].shown_ino
+        result = NEEDS_HANDLE if t.inodes[index].flags & BY_HANDLE else KNOWN
+    pthread_mutex_unlock(&t.mutex)
+    return result
+
+
+cdef bint pin(Tables *t, const Found *found) noexcept nogil:
+    """Have a file that was removed keep its number until it is forgotten, if it is BY_HANDLE.
+
+    Return whether the descriptor was taken.
+    """
+    cdef uint32_t place, index
+    cdef Inode *inode
+    cdef bint taken = False
+    pthread_mutex_lock(&t.mutex)
+    place = _place_of(t, found)
+    index = current(t, hash_of(place, found.ino), place, found.ino)
+    inode = &t.inodes[index]
+    if index != NONE and inode.flags & BY_HANDLE and inode.fd < 0 and found.handle != NULL:
+        if _is_handle_of(t, index, found.handle):
+            store32(&inode.fd, found.fd, RELEASE)
+            taken = True
+    pthread_mutex_unlock(&t.mutex)
+    return taken
+
+
+# Open files
+
+
+cdef int open_add(
+    Tables *t, int table, uint64_t nodeid, const OpenFile *made, int32_t backing_id,
+    uint64_t *fh, int32_t *in_force
+) noexcept nogil:
+    """Add an open file with the descriptors, flags and kind of `made`, which it then owns.
+
+    The first open of an inode decides on its backing id, for all until the last one is released:
+    the kernel refuses a second id, and a mix. `in_force` is what was decided. -EAGAIN: this is the
+    first open, and `backing_id` is UNDECIDED. -ESTALE, -ENFILE.
+    """
+    cdef Inode *inode
+    cdef OpenFile *file
+    cdef uint32_t index
+    cdef int result = 0
+    pthread_mutex_lock(&t.mutex)
+    inode = inode_of(t, nodeid)
+    if inode == NULL:
+        result = -ESTALE
+    elif not inode.opens and backing_id == UNDECIDED:
+        result = -EAGAIN
+    else:
+        index = take_open(t, table)
+        if index == NONE:
+            result = -ENFILE
+        else:
+            file = &t.opens[table][index]
+            file.nodeid = nodeid
+            file.fd = made.fd
+            file.twin = made.twin
+            file.flags = made.flags
+            file.kind = made.kind
+            if not inode.opens:
+                store32(&inode.backing_id, backing_id, RELEASE)
+            inode.opens += 1
+            t.header.opens[table] += 1
+            fh[0] = (file.fh >> 32 << 32) | index
+            in_force[0] = inode.backing_id
+            store64(&file.fh, fh[0], RELEASE)
+    pthread_mutex_unlock(&t.mutex)
+    return result
+
+
+cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept nogil:
+    """Take an open file out; the caller closes what `out` has. -EBADF: there is none."""
+    cdef OpenFile *file
+    cdef Inode *inode
+    out.backing_id = 0
+    out.gone.gone = False
+    out.gone.fd = out.gone.mount_fd = -1
+    pthread_mutex_lock(&t.mutex)
+    file = open_get(t, table, fh)
+    if file == NULL:
+        pthread_mutex_unlock(&t.mutex)
+        return -EBADF
+    out.fd = file.fd
+    out.twin = load32(&file.twin, ACQUIRE)
+    out.nodeid = file.nodeid
+    free_open(t, table, file, <uint32_t>fh)
+    t.header.opens[table] -= 1
+    inode = inode_of(t, out.nodeid)
+    if inode != NULL:
+        inode.opens -= 1
+        if not inode.opens:
+            out.backing_id = inode.backing_id
+            store32(&inode.backing_id, 0, RELEASE)
+        _leave(t, inode, &out.gone)
+    pthread_mutex_unlock(&t.mutex)
+    return 0
+
+
+# Mounts and places; few, so a search goes through all
+
+
+cdef uint32_t _mount_of(Tables *t, uint64_t mount_id) noexcept nogil:
+    cdef uint32_t index
+    for index in range(t.header.mounts):
+        if t.mounts[index].id == mount_id:
+            return index
+    return t.header.mounts
+
+
+cdef int enter_mount(Tables *t, uint64_t mount_id) noexcept nogil:
+    """Return the index of a mount that has users, for one more; or -ENOENT: `add_mount` adds it.
+
+    A mount that is used can be unmounted only lazily, so its id is not given to another.
+    """
+    cdef uint32_t index
+    cdef int result = -ENOENT
+    pthread_mutex_lock(&t.mutex)
+    index = _mount_of(t, mount_id)
+    if index < t.header.mounts and t.mounts[index].users:
+        t.mounts[index].users += 1
+        result = <int>index
+    pthread_mutex_unlock(&t.mutex)
+    return result
+
+
+cdef int add_mount(Tables *t, uint64_t mount_id, int fd, bint *taken) noexcept nogil:
+    """Return the index of a mount for one more user, or -ENFILE.
+
+    `taken` becomes whether the table has taken `fd`, which may be -1: another thread may be faster.
+    """
+    cdef uint32_t index
+    cdef int result
+    taken[0] = False
+    pthread_mutex_lock(&t.mutex)
+    index = _mount_of(t, mount_id)
+    if index >= t.header.limits.places:
+        result = -ENFILE
+    else:
+        result = <int>index
+        if index == t.header.mounts:
+            t.mounts[index] = Mount(id=mount_id, users=0, fd=-1)
+            store32(<int32_t *>&t.header.mounts, <int32_t>(index + 1), RELEASE)
+        if not t.mounts[index].users:
+            store32(&t.mounts[index].fd, fd, RELEASE)
+            taken[0] = True
+        t.mounts[index].users += 1
+    pthread_mutex_unlock(&t.mutex)
+    return result
+
+
+cdef int leave_mount(Tables *t, uint32_t mount) noexcept nogil:
+    """Count one user less; return the descriptor to close if it was the last one, or -1."""
+    cdef int fd
+    pthread_mutex_lock(&t.mutex)
+    fd = _leave_mount(t, mount)
+    pthread_mutex_unlock(&t.mutex)
+    return fd
+
+
+cdef int _leave_mount(Tables *t, uint32_t mount) noexcept nogil:
+    cdef Mount *m = &t.mounts[mount]
+    cdef int fd = m.fd
+    m.users -= 1
+    if m.users:
+        return -1
+    store32(&m.fd, -1, RELEASE)
+    return fd
+
+
+cdef uint32_t place_on(Tables *t, uint32_t mount, uint64_t device) noexcept nogil:
+    """Return the place of a device on a mount, the same one whenever it is asked; or NO_PLACE."""
+    cdef uint32_t place
+    pthread_mutex_lock(&t.mutex)
+    place = _place_on(t, mount, device)
+    pthread_mutex_unlock(&t.mutex)
+    return place
+
+
+cdef uint32_t _place_of(Tables *t, const Found *found) noexcept nogil:
+    """Return the place of a file whose directory is in `found.place`."""
+    if found.place >= t.header.places:
+        return NO_PLACE
+    if t.places[found.place].device == found.device:
+        return found.place
+    return _place_on(t, t.places[found.place].mount, found.device)
+
+
+cdef uint32_t _place_on(Tables *t, uint32_t mount, uint64_t device) noexcept nogil:
+    cdef uint32_t index
+    for index in range(t.header.places):
+        if t.places[index].device == device and t.places[index].mount == mount:
+            return index
+    index = t.header.places
+    if index >= t.header.limits.places or mount >= t.header.mounts:
+        return NO_PLACE
+    t.places[index] = Place(device=device, mount=mount, spare=0)
+    store32(<int32_t *>&t.header.places, <int32_t>(index + 1), RELEASE)
+    return index
