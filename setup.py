@@ -73,7 +73,12 @@ def extensions(paths: Iterable[str], kind: str, *, force: bool = False) -> list[
         Extension(
             path.removesuffix(".pyx").replace("/", "."),
             [path],
-            extra_compile_args=[*rules.compile, "-Wall", "-Wno-unused-function"],
+            extra_compile_args=[
+                *rules.compile,
+                "-Wall",
+                "-Wno-unused-function",
+                "-Wno-unused-variable",
+            ],
             extra_link_args=rules.link,
             define_macros=list(rules.macros.items()),
         )

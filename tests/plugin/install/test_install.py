@@ -32,13 +32,16 @@ def test_a_setting_builds_no_image(docker: FakeEngine, install: Install) -> None
     assert install.transcript.steps == ["Configuring passfs", "Enabling passfs"]
 
 
-def test_times_owners_and_the_umask_cause_no_build(docker: FakeEngine, install: Install) -> None:
+def test_times_owners_the_umask_and_compiled_files_cause_no_build(
+    docker: FakeEngine, install: Install
+) -> None:
     install()
     for path in [install.tree, *install.tree.rglob("*")]:
         os.utime(path, (1, 1))
         os.chown(path, 1000, 1000)
         path.chmod(path.stat().st_mode & ~0o077)
-    (install.tree / "plugin" / "__pycache__" / "another.pyc").touch()
+    for name in ("plugin/__pycache__/another.pyc", "passthrough/module.c", "passthrough/module.so"):
+        (install.tree / name).touch()
     install()
 
     assert docker.context == {}
