@@ -22,6 +22,7 @@ UNCHECKED = {
     "cdivision": True,
 }
 SANITIZERS = "-fsanitize=address,undefined"
+THREADS = "-fsanitize=thread"
 FRAMES = ["-g3", "-fno-omit-frame-pointer"]
 
 
@@ -46,6 +47,8 @@ KINDS = {
         [SANITIZERS],
         {},
     ),
+    # ThreadSanitizer. Python needs LD_PRELOAD with libtsan.so.
+    "threads": Kind(UNCHECKED, ["-O1", *FRAMES, THREADS], [THREADS], {}),
     # Line tracing, for coverage. It holds the interpreter's lock at each line.
     "trace": Kind(
         {"boundscheck": True, "wraparound": False, "linetrace": True},

@@ -5,8 +5,7 @@ each room lists the modules in it. A module imports only from lines below its ow
 hold the other rules.
 
 Each rule is a function that returns the violations of one module. The rules cover Cython modules
-(.pyx, .pxd), although there is none today. They have no syntax tree here: regular expressions find
-their imports.
+(.pyx, .pxd). They have no syntax tree here: regular expressions find their imports.
 """
 
 import ast

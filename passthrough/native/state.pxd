@@ -94,4 +94,6 @@ cdef struct Thread:
     uint64_t requests  # served, for samples
 
 
-ctypedef int (*Handler)(Thread *t, const fuse_in_header *h, const char *arg, uint32_t length) noexcept nogil
+ctypedef int (*Handler)(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t length
+) noexcept nogil
