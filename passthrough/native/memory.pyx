@@ -54,7 +54,7 @@ cdef enum:
     # A table that once held more than this shrinks when it is down to one part in so many.
     LARGE = 10000
     SHRINK = 8
-    TRIMMED_HASH = 1 << 16  # entries that are left at least: room to grow while memory goes back
+    TRIMMED_HASH = 1 << 14  # entries that are left at least: room to grow while memory goes back
 
 
 # Layout
@@ -249,7 +249,7 @@ cdef void recover(Tables *t) noexcept nogil:
     cdef int table
     pthread_mutex_init(&t.mutex, NULL)
     t.hole_count = 0
-    t.trimming = False
+    t.trimming = t.hash_fixed = False
     for index in range(h.mounts):
         t.mounts[index].users = 0
     for index in range(1, h.inode_end):
@@ -294,7 +294,7 @@ cdef void _recover_inodes(Tables *t) noexcept nogil:
 cdef void rebuild_hash(Tables *t) noexcept nogil:
     """Fill the hash anew from the slots."""
     pthread_mutex_lock(&t.mutex)
-    fill_hash(t, hash_entries(t, FIRST_HASH))
+    fill_hash(t, hash_entries(t, TRIMMED_HASH if t.hash_fixed else FIRST_HASH))
     pthread_mutex_unlock(&t.mutex)
 
 
@@ -325,12 +325,15 @@ cdef void trim(Tables *t) noexcept nogil:
     kept = hash_entries(t, TRIMMED_HASH)
     if kept < entries:
         fill_hash(t, kept)
+        t.hash_fixed = True
     pthread_mutex_unlock(&t.mutex)
 
-    # While `trimming` is set, no slot of a hole is taken, and the hash does not grow.
-    _give_back(t, holes, count)
     if kept < entries:
         libc.madvise(<void *>(t.hash + kept), (entries - kept) * 8, libc.MADV_REMOVE)
+        pthread_mutex_lock(&t.mutex)
+        t.hash_fixed = False
+        pthread_mutex_unlock(&t.mutex)
+    _give_back(t, holes, count)  # nothing takes a slot of a hole as long as hole_count is 0
 
     pthread_mutex_lock(&t.mutex)
     while count and h.inode_end == (holes[count - 1] + 1) * BLOCK:

@@ -3,8 +3,8 @@
 A process that maps the memory can go on where another was killed, between any two instructions.
 tables.pyx says how. Lookup counts change in two functions, `grant` and `forget`.
 
-memory.pxd makes and maps tables. The caller of a function here owns what the function hands back: descriptors and backing ids to
-close. No function makes a system call with the mutex held.
+memory.pxd makes and maps tables. The caller of a function here owns what the function hands back:
+descriptors and backing ids to close. No function makes a system call with the mutex held.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -171,6 +171,7 @@ cdef struct Tables:
     uint32_t handle_size
     int32_t fd
     bint trimming
+    bint hash_fixed  # its size, while memory behind it is given back
     pthread_mutex_t mutex
 
 

@@ -146,7 +146,7 @@ cdef bint _has_room(Tables *t) noexcept nogil:
     cdef uint64_t entries = h.hash_mask + 1
     if (<uint64_t>h.hash_used + 1) * 4 <= entries * 3:
         return True
-    if t.trimming or entries >= h.offsets.hash_entries:
+    if t.hash_fixed or entries >= h.offsets.hash_entries:
         return h.hash_used + 1 < entries
     fill_hash(t, entries * 2)
     return True
