@@ -14,8 +14,11 @@ The modules, from the top down:
     locks        fcntl(2) and flock(2) locks on the host's files
     identity     acts as the caller, maps ids
     inodes       inodes by nodeid and by identity: grant, forget, descriptors
-    tables       flat memory that another process can map: inodes, open files, hash
+    memory       the memory of the tables: made, mapped, recovered, given back
+    tables       inodes and open files: found, given out, taken back
+    slots        free slots of the tables, and their hash
     state        the structures of a volume and of a thread
+    layout       the tables' flat memory, which another process can map
     libc         system calls and constants
     abi          the kernel's FUSE protocol, linux/fuse.h
 """

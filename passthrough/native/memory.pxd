@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from passthrough.native.tables cimport Found, Limits, Tables
+from passthrough.native.layout cimport Found, Limits, Tables
 
 
 cdef Tables *create(

@@ -1,6 +1,6 @@
 """Memory of the tables: made, mapped, recovered after a death, and given back."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 
@@ -15,8 +15,7 @@ from passthrough.native.slots cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from passthrough.native.tables cimport (
-    ACQUIRE,
+from passthrough.native.layout cimport (
     BLOCK,
     BY_HANDLE,
     DIRECTORIES,
@@ -288,7 +287,7 @@ cdef void _recover_inodes(Tables *t) noexcept nogil:
     for index in range(h.mounts):
         if not t.mounts[index].users:
             t.mounts[index].fd = -1  # for the sweep to close
-    h.most = h.inodes
+    h.most = h.inode_end  # even holes have memory now, for `trim` to give back
 
 
 cdef void rebuild_hash(Tables *t) noexcept nogil:

@@ -7,7 +7,7 @@ between. It has an inode's hash in the upper half, so that most comparisons touc
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from passthrough.native.tables cimport (
+from passthrough.native.layout cimport (
     BLOCK,
     FILES,
     NONE,

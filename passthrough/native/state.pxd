@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthrough.native.abi cimport fuse_in_header
-from passthrough.native.tables cimport Tables
+from passthrough.native.layout cimport Tables
 
 
 # A handler returns the length of the body that it has written to `Thread.out`, or -errno, or:

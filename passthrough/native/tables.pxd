@@ -1,209 +1,61 @@
-"""Inodes and open files in flat memory: one MAP_SHARED mapping of a memfd, no pointers inside.
+"""Inodes, open files, mounts and places: found, given out and taken back.
 
-A process that maps the memory can go on where another was killed, between any two instructions.
-tables.pyx says how. Lookup counts change in two functions, `grant` and `forget`.
-
-memory.pxd makes and maps tables. The caller of a function here owns what the function hands back:
-descriptors and backing ids to close. No function makes a system call with the mutex held.
+Lookup counts change in two functions, `grant` and `forget`. The caller of a function here owns what
+the function hands back: descriptors and backing ids to close. No function makes a system call.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-
-cdef extern from * nogil:
-    int ACQUIRE "__ATOMIC_ACQUIRE"
-    int RELEASE "__ATOMIC_RELEASE"
-    int RELAXED "__ATOMIC_RELAXED"
-    uint64_t load64 "__atomic_load_n"(const uint64_t *place, int order)
-    int32_t load32 "__atomic_load_n"(const int32_t *place, int order)
-    void store64 "__atomic_store_n"(uint64_t *place, uint64_t value, int order)
-    void store32 "__atomic_store_n"(int32_t *place, int32_t value, int order)
-    bint exchange32 "__atomic_compare_exchange_n"(
-        int32_t *place, int32_t *expected, int32_t value, bint weak, int success, int failure
-    )
-
-
-cdef enum:
-    ROOT_INDEX = 1
-    NONE = 0  # an index that names no slot
-    NO_PLACE = 0x7FFFFFFF
-    SOURCE_PLACE = 0  # of the source's own mount and device
-    MAX_HANDLE = 128  # MAX_HANDLE_SZ, linux/exportfs.h
-    BLOCK = 64  # inodes in a page
-    HOST_BITS = 47  # of a number shown; above them the number of the place
-    COUNTED_BIT = 55
-
-
-# Inode.flags
-cdef enum:
-    BY_HANDLE = 1  # held by file handle; a descriptor beside it is a pin
-    REPLACED = 2  # another file has got the number: only nodeids find the inode
-
-
-# Which table of open files; each counts its fh from 1.
-cdef enum:
-    FILES = 0
-    DIRECTORIES = 1
-    OPEN_TABLES = 2
-
-
-# Results of `grant` beside -errno: -ENFILE the table is full, -ENOENT and -ESTALE see `Found`.
-cdef enum:
-    KNOWN = 0  # counted; the caller keeps its descriptor
-    TAKEN = 1  # counted; the descriptor belongs to the table
-    NEW_BY_HANDLE = 2  # counted; the caller keeps its descriptor
-    NEEDS_HANDLE = 3  # not counted: repeat with the file's handle, or an empty one if it has none
-
-
-cdef enum:
-    UNDECIDED = -1  # a backing id for `open_add`, which then answers -EAGAIN to a first open
-
-
-# struct file_handle of open_by_handle_at(2), with room for the longest.
-cdef struct FileHandle:
-    uint32_t handle_bytes
-    int32_t handle_type
-    uint8_t f_handle[MAX_HANDLE]
-
-
-# 64 bytes. Live while nodeid's lower half is the slot's index; a free slot has only the upper half,
-# which is the generation of its next use (0: Header.epoch). Lives while lookups or opens are above
-# 0; the root, of nodeid 1, for ever.
-cdef struct Inode:
-    uint64_t nodeid  # generation << 32 | index
-    uint64_t ino  # st_ino on the host
-    uint64_t lookups
-    uint64_t shown_ino  # st_ino that users see
-    int32_t fd  # O_PATH descriptor, or -1: held by file handle
-    uint32_t place  # index of a Place
-    uint32_t opens  # open files and directories on this inode
-    int32_t backing_id  # FUSE passthrough, 0: none; constant while opens are above 0
-    uint32_t next_free  # the free list
-    uint16_t type  # st_mode & S_IFMT
-    uint16_t flags  # changed under the mutex
-    uint32_t notes  # of other modules, changed by atomic operations; 0 at first
-    uint32_t spare
-
-
-# 32 bytes, live while fh's lower half is the slot's index, as nodeids are.
-cdef struct OpenFile:
-    uint64_t fh  # generation << 32 | index, from 1
-    uint64_t nodeid  # of a free slot: the next one in the free list
-    int32_t fd
-    int32_t twin  # a second descriptor, with the other choice of O_DIRECT; or -1
-    uint32_t flags  # open(2) flags that requests follow
-    uint32_t kind  # for the caller: regular, direct, directory
-
-
-# A mount that inodes lie on, by its id for ever: what is left and entered again gets its number
-# again. An inode or a thread that crosses into the mount is a user.
-cdef struct Mount:
-    uint64_t id
-    uint32_t users
-    int32_t fd  # a directory for open_by_handle_at(2), -1: no file handles
-
-
-# One device on one mount: here a st_ino means one file.
-cdef struct Place:
-    uint64_t device
-    uint32_t mount  # index of a Mount
-    uint32_t spare
-
-
-cdef struct Limits:
-    uint32_t inodes
-    uint32_t opens[OPEN_TABLES]
-    uint32_t places
-    uint32_t handle_bytes  # a file with a longer handle is held by descriptor
-    uint32_t first_place  # 1: each number shown has the number of its place (use_host_ino=true)
-    uint64_t budget  # inodes held by descriptor; beyond it by file handle
-
-
-cdef struct Offsets:
-    uint64_t inodes
-    uint64_t handles
-    uint64_t opens[OPEN_TABLES]
-    uint64_t places
-    uint64_t mounts
-    uint64_t hash
-    uint64_t hash_entries  # most that fit, a power of 2
-    uint64_t size
-
-
-# The first page. What stands below "derived" is only an index of the rest.
-cdef struct Header:
-    uint64_t magic
-    uint32_t version
-    uint32_t header_size
-    Limits limits
-    Offsets offsets
-    uint64_t counted  # numbers shown that the host did not give
-    uint64_t epoch  # generation of slots that have not been used since they were given back
-    uint32_t inode_end  # slots from here on are unused
-    uint32_t open_end[OPEN_TABLES]
-    uint32_t places
-    uint32_t mounts
-    # derived
-    uint32_t inodes  # live ones, the root among them
-    uint32_t descriptors  # live inodes held by descriptor, without the root
-    uint32_t most  # live ones since the last `trim`
-    uint32_t opens[OPEN_TABLES]
-    uint32_t free_inode
-    uint32_t free_open[OPEN_TABLES]
-    uint32_t hash_used
-    uint64_t hash_mask
-
-
-# In private memory; the mutex is, too: a successor's is its own.
-cdef struct Tables:
-    Header *header
-    Inode *inodes
-    char *handles
-    OpenFile *opens[OPEN_TABLES]
-    Place *places
-    Mount *mounts
-    uint64_t *hash  # hash << 32 | index; 0: empty
-    uint32_t *holes  # blocks whose memory was given back, to be used when the free list is empty
-    uint32_t hole_count
-    uint32_t handle_size
-    int32_t fd
-    bint trimming
-    bint hash_fixed  # its size, while memory behind it is given back
-    pthread_mutex_t mutex
-
-
-# A file as statx(2) has found it.
-cdef struct Found:
-    uint64_t ino
-    uint64_t device
-    uint32_t place  # of its directory, or from `place_on`
-    uint16_t type
-    int32_t fd  # O_PATH; -1: count the lookup only if the file is known, else -ENOENT
-    const FileHandle *handle  # NULL: not asked for
-    uint64_t expected  # nodeid that `find` gave before statx(2), else -ESTALE; 0: any
-
-
-cdef struct Granted:
-    uint64_t nodeid
-    uint64_t shown_ino
-
-
-# What a removed inode leaves for the caller to close.
-cdef struct Gone:
-    int32_t fd  # or -1
-    int32_t mount_fd  # or -1
-    bint gone
-
-
-cdef struct Released:
-    int32_t fd
-    int32_t twin  # or -1
-    int32_t backing_id  # or 0; not 0: the last one on its inode
-    uint64_t nodeid
-    Gone gone
+from passthrough.native.layout cimport (
+    ACQUIRE,
+    BLOCK,
+    BY_HANDLE,
+    COUNTED_BIT,
+    DIRECTORIES,
+    FILES,
+    HOST_BITS,
+    KNOWN,
+    MAX_HANDLE,
+    NEEDS_HANDLE,
+    NEW_BY_HANDLE,
+    NONE,
+    NO_PLACE,
+    OPEN_TABLES,
+    RELAXED,
+    RELEASE,
+    REPLACED,
+    ROOT_INDEX,
+    SOURCE_PLACE,
+    TAKEN,
+    UNDECIDED,
+    FileHandle,
+    Found,
+    Gone,
+    Granted,
+    Header,
+    Inode,
+    Limits,
+    Mount,
+    Offsets,
+    OpenFile,
+    Place,
+    Released,
+    Tables,
+    descriptor,
+    handle_of,
+    inode_of,
+    load32,
+    load64,
+    mount_descriptor,
+    next_inode,
+    next_open,
+    open_get,
+    set_twin,
+    shown_beside,
+    some_by_handle,
+    store32,
+    store64,
+)
 
 
 cdef int grant(Tables *t, const Found *found, Granted *out) noexcept nogil
@@ -223,87 +75,9 @@ cdef int leave_mount(Tables *t, uint32_t mount) noexcept nogil
 cdef uint32_t place_on(Tables *t, uint32_t mount, uint64_t device) noexcept nogil
 
 
-cdef inline Inode *inode_of(Tables *t, uint64_t nodeid) noexcept nogil:
-    """Return the inode called `nodeid`, or NULL (ESTALE). Takes no lock.
-
-    The kernel forgets no inode that a request in hand names.
-    """
-    cdef uint32_t index = <uint32_t>nodeid
-    if index == NONE or index >= t.header.limits.inodes:
-        return NULL
-    if load64(&t.inodes[index].nodeid, ACQUIRE) != nodeid:
-        return NULL
-    return &t.inodes[index]
-
-
-cdef inline int descriptor(const Inode *inode) noexcept nogil:
-    """Return the descriptor by which the inode is held or pinned; -1: open its file handle."""
-    return load32(&inode.fd, ACQUIRE)
-
-
-cdef inline const FileHandle *handle_of(Tables *t, const Inode *inode) noexcept nogil:
-    """Return the file handle of an inode that is BY_HANDLE; only `handle_bytes` of it are there."""
-    return <const FileHandle *>(t.handles + (inode - t.inodes) * t.handle_size)
-
-
-cdef inline int mount_descriptor(Tables *t, const Inode *inode) noexcept nogil:
-    """Return the directory by which file handles of the inode's mount are opened, or -1."""
-    return load32(&t.mounts[t.places[inode.place].mount].fd, ACQUIRE)
-
-
-cdef inline OpenFile *open_get(Tables *t, int table, uint64_t fh) noexcept nogil:
-    """Return the open file called `fh`, or NULL (EBADF). Takes no lock, as `inode_of`."""
-    cdef uint32_t index = <uint32_t>fh
-    if index == NONE or index >= t.header.limits.opens[table]:
-        return NULL
-    if load64(&t.opens[table][index].fh, ACQUIRE) != fh:
-        return NULL
-    return &t.opens[table][index]
-
-
 cdef inline int grant_handle(
     Tables *t, Found *found, const FileHandle *handle, Granted *out
 ) noexcept nogil:
     """Grant what `grant` has answered NEEDS_HANDLE to."""
     found.handle = handle
     return grant(t, found, out)
-
-
-cdef inline bint set_twin(OpenFile *file, int fd) noexcept nogil:
-    """Give the file its second descriptor; false if another thread was faster."""
-    cdef int32_t none = -1
-    return exchange32(&file.twin, &none, fd, False, RELEASE, RELAXED)
-
-
-cdef inline uint64_t shown_beside(const Inode *inode, uint64_t ino) noexcept nogil:
-    """Return the number that users see of a file in the inode's place, for `..` in a listing."""
-    if inode.nodeid != ROOT_INDEX and inode.shown_ino >> COUNTED_BIT & 1:
-        return ino
-    return inode.shown_ino - inode.ino + ino
-
-
-cdef inline bint some_by_handle(Tables *t) noexcept nogil:
-    """Return whether a removal must pin the file, because it may be held by handle."""
-    return t.header.descriptors + 1 != t.header.inodes
-
-
-cdef inline uint32_t next_inode(Tables *t, uint32_t index) noexcept nogil:
-    """Return the first live index after `index`, or NONE; for counters, and to find some file."""
-    cdef uint32_t end = t.header.inode_end
-    index += 1
-    while index < end:
-        if <uint32_t>load64(&t.inodes[index].nodeid, ACQUIRE) == index:
-            return index
-        index += 1
-    return NONE
-
-
-cdef inline uint32_t next_open(Tables *t, int table, uint32_t index) noexcept nogil:
-    """Return the first live index of an open file after `index`, or NONE."""
-    cdef uint32_t end = t.header.open_end[table]
-    index += 1
-    while index < end:
-        if <uint32_t>load64(&t.opens[table][index].fh, ACQUIRE) == index:
-            return index
-        index += 1
-    return NONE

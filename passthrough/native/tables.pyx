@@ -20,7 +20,7 @@ numbers of 48 bits and more, places from 256 on, a number that another live inod
 with bit 55.
 """
 
-from libc.errno cimport EAGAIN, EBADF, EINVAL, ENFILE, ENOENT, ESTALE
+from libc.errno cimport EAGAIN, EBADF, ENFILE, ENOENT, ESTALE
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -29,7 +29,6 @@ from passthrough.native.slots cimport (
     fill_hash,
     free_inode,
     free_open,
-    hash_entries,
     hash_of,
     insert,
     is_shown,

@@ -193,7 +193,9 @@ cdef void *_run(void *argument) noexcept nogil:
     return NULL
 
 
-cdef int _stress(Tables *t, int count, uint64_t steps, uint64_t files, uint64_t seed) noexcept nogil:
+cdef int _stress(
+    Tables *t, int count, uint64_t steps, uint64_t files, uint64_t seed
+) noexcept nogil:
     cdef Task *tasks = <Task *>calloc(<size_t>count, sizeof(Task))
     cdef pthread_t *threads = <pthread_t *>calloc(<size_t>count, sizeof(pthread_t))
     cdef uint64_t balance = 0

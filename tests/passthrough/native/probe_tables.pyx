@@ -5,8 +5,8 @@ from libc.string cimport memcpy, memset
 
 from passthrough.native.memory cimport attach, create, detach, rebuild_hash, recover, trim
 from passthrough.native.tables cimport (
-    BY_HANDLE, DIRECTORIES, FILES, KNOWN, MAX_HANDLE, NEEDS_HANDLE, NEW_BY_HANDLE, NONE, NO_PLACE,
-    REPLACED, ROOT_INDEX, TAKEN, UNDECIDED, FileHandle, Found, Gone, Granted, Inode, Limits,
+    BY_HANDLE, DIRECTORIES, FILES, KNOWN, MAX_HANDLE, NEEDS_HANDLE, NEW_BY_HANDLE, NO_PLACE,
+    REPLACED, TAKEN, FileHandle, Found, Gone, Granted, Inode, Limits,
     OpenFile, Released, Tables, add_mount, descriptor, enter_mount, find, forget, grant,
     grant_handle, handle_of, inode_of, leave_mount, mount_descriptor, next_inode, next_open,
     open_add, open_get, open_release, pin, place_on, set_twin, shown_beside, some_by_handle,
@@ -54,14 +54,14 @@ cdef class Probe:
     def fd(self):
         return self.t.fd
 
-    def grant(self, ino, fd, *, device=1, place=0, handle=None, expected=0, type=0o100000):
+    def grant(self, ino, fd, *, device=1, place=0, handle=None, expected=0, mode=0o100000):
         cdef Found found
         cdef Granted out
         cdef FileHandle buffer
         cdef int result
         memset(&found, 0, sizeof(found))
         found.ino, found.device, found.place, found.fd = ino, device, place, fd
-        found.type, found.expected = type, expected
+        found.type, found.expected = mode, expected
         if handle is None:
             result = grant(self.t, &found, &out)
         else:
@@ -69,7 +69,9 @@ cdef class Probe:
             result = grant_handle(self.t, &found, &buffer, &out)
         if result < 0:
             raise OSError(-result, "grant")
-        return (RESULTS[result], out.nodeid, out.shown_ino) if result != NEEDS_HANDLE else RESULTS[result]
+        if result == NEEDS_HANDLE:
+            return RESULTS[result]
+        return RESULTS[result], out.nodeid, out.shown_ino
 
     def forget(self, nodeid, count=1):
         cdef Gone gone
@@ -117,12 +119,12 @@ cdef class Probe:
         gone = (out.gone.fd, out.gone.mount_fd) if out.gone.gone else None
         return out.fd, out.twin, out.backing_id, gone
 
-    def enter_mount(self, id):
-        return enter_mount(self.t, id)
+    def enter_mount(self, mount_id):
+        return enter_mount(self.t, mount_id)
 
-    def add_mount(self, id, fd):
+    def add_mount(self, mount_id, fd):
         cdef bint taken = False
-        cdef int result = add_mount(self.t, id, fd, &taken)
+        cdef int result = add_mount(self.t, mount_id, fd, &taken)
         return result, taken
 
     def leave_mount(self, mount):
@@ -134,6 +136,7 @@ cdef class Probe:
 
     def inode(self, nodeid):
         cdef Inode *inode = inode_of(self.t, nodeid)
+        cdef const FileHandle *handle
         if inode == NULL:
             return None
         fields = dict(inode[0])
@@ -142,7 +145,8 @@ cdef class Probe:
         fields["replaced"] = bool(inode.flags & REPLACED)
         fields["mount_fd"] = mount_descriptor(self.t, inode)
         if inode.flags & BY_HANDLE:
-            fields["handle"] = handle_of(self.t, inode).f_handle[:handle_of(self.t, inode).handle_bytes]
+            handle = handle_of(self.t, inode)
+            fields["handle"] = handle.f_handle[:handle.handle_bytes]
         return fields
 
     def shown_beside(self, nodeid, ino):

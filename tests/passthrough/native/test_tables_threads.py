@@ -16,6 +16,6 @@ def test_threads_lose_no_descriptor_and_no_inode(budget: int) -> None:
 
 def test_the_tables_are_measured() -> None:
     probe = Probe()
-    assert all(0 < nanoseconds for nanoseconds in measure(probe.fd, 10_000))
+    assert all(nanoseconds > 0 for nanoseconds in measure(probe.fd, 10_000))
     probe.recover()
     assert probe.live() == [1]

@@ -39,7 +39,9 @@ def check(probe: Probe) -> None:
         vacant = probe.free_opens(table)
         assert sorted(vacant + opened) == list(range(1, header["open_end"][table]))
         for index in opened:
-            opens[(probe.opened(probe.fh_at(index, table), table) or ())[4]] += 1
+            opened_file = probe.opened(probe.fh_at(index, table), table)
+            assert opened_file is not None
+            opens[opened_file[4]] += 1
     users: Counter[int] = Counter()
     for inode in inodes:
         assert inode["lookups"] or inode["opens"]
