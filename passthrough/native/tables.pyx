@@ -1,23 +1,23 @@
-"""Tables in flat memory: how slots are laid out, found, given out and taken back.
+"""Inodes, open files, mounts and places: found, given out and taken back.
 
-**At every instant valid.** A process may be killed between any two instructions here, and its
-successor maps the same memory. So one store publishes a slot, or takes it back: that of its
-`nodeid` or `fh`, after all other fields are there. What has a single truth elsewhere is derived,
-and `recover` makes it anew: hash, free lists, counters, `opens` of inodes, users of mounts. What
-is lost at most: descriptors and backing ids that the dead process had opened and not yet put into
-a slot, or had taken out and not yet closed. The successor finds the former in /proc/self/fd.
+**Valid at every instant.** A process may be killed between any two instructions here, and its
+successor maps the same memory. So one store publishes a slot or takes it back: the store of `nodeid`
+or `fh`, after all other fields are there. All else is derived, and `recover` makes it anew: hash,
+free lists, counters, `opens` of inodes, users of mounts. A death can lose descriptors and backing
+ids that were not yet in a slot, or were taken out and not yet closed. The successor finds such
+descriptors in /proc/self/fd; a backing id is lost until the connection ends. A request that the
+dead process had in hand may have been counted or not: the owner of the requests must tell.
 
-**Locks.** One mutex for the work on the tables, in the private memory of each process: nobody holds
-it after a death, because the successor begins with one of its own. It guards everything but
-`inode_of`, `open_get` and what these lead to, which the kernel keeps alive while a request in hand
-names it. Memory is only given back (`trim`) where no slot lives.
+**Locks.** One mutex guards the tables. It lies in the private memory of each process: a successor
+begins with a mutex of its own, so no mutex is left locked by a death. Without it work `inode_of`,
+`open_get` and the reads of what they return, because the kernel forgets nothing that a request in
+hand names. `trim` gives back only memory in which no slot lives.
 
-**Numbers.** An inode is found by place and st_ino. One that is held by a descriptor keeps the host
-from giving the number to another file. For one that is held by file handle, the handles decide: a
-file that got a reused number is an inode of its own, and the former is REPLACED, found by nodeid
-alone. Users see the host's number with that of the place above bit 47; what does not fit (0, 1,
-numbers of 48 bits and more, places from 256 on, a number that another live inode shows) is counted,
-with bit 55.
+**Numbers.** An inode is found by place and st_ino. A descriptor keeps the host from giving the
+number to another file. If an inode is held by file handle, the handles decide: a file with a reused
+number is an inode of its own, and the former inode is REPLACED: only its nodeid finds it. Users see
+the host's number, with the number of the place above bit 47. The table counts, with bit 55, if a
+number does not fit: 0, 1, 48 bits and more, places from 256 on, a number that a live inode shows.
 """
 
 from libc.errno cimport EAGAIN, EBADF, ENFILE, ENOENT, ESTALE
