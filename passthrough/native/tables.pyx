@@ -1,12 +1,12 @@
 """Inodes, open files, mounts and places: found, given out and taken back.
 
 **Valid at every instant.** A process may be killed between any two instructions here, and its
-successor maps the same memory. So one store publishes a slot or takes it back: the store of `nodeid`
-or `fh`, after all other fields are there. All else is derived, and `recover` makes it anew: hash,
-free lists, counters, `opens` of inodes, users of mounts. A death can lose descriptors and backing
-ids that were not yet in a slot, or were taken out and not yet closed. The successor finds such
-descriptors in /proc/self/fd; a backing id is lost until the connection ends. A request that the
-dead process had in hand may have been counted or not: the owner of the requests must tell.
+successor maps the same memory. So one store publishes a slot or takes it back: the store of its
+`nodeid` or `fh`, after all other fields are there. All else is derived, and `recover` makes it
+anew: hash, free lists, counters, `opens` of inodes, users of mounts. A death can lose descriptors
+and backing ids that were not yet in a slot, or were taken out and not yet closed. The successor
+finds such descriptors in /proc/self/fd; a backing id is lost until the connection ends. Only the
+owner of a request can tell whether the dead process had counted what that request asked for.
 
 **Locks.** One mutex guards the tables. It lies in the private memory of each process: a successor
 begins with a mutex of its own, so no mutex is left locked by a death. Without it work `inode_of`,
