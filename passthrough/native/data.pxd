@@ -1,0 +1,10 @@
+"""Data of open files: read and written."""
+
+from libc.stdint cimport uint32_t
+
+from passthrough.native.abi cimport fuse_in_header
+from passthrough.native.state cimport Thread
+
+
+cdef int do_read(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
+cdef int do_write(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

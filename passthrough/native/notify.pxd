@@ -1,0 +1,9 @@
+"""What the kernel is told unasked, through /dev/fuse."""
+
+from libc.stdint cimport uint64_t
+
+from passthrough.native.state cimport Volume
+
+
+cdef int attributes_changed(Volume *v, uint64_t nodeid) noexcept nogil
+cdef int data_changed(Volume *v, uint64_t nodeid) noexcept nogil

@@ -1,0 +1,14 @@
+"""Which flags of a caller's open(2) reach the host, and the opening of what is there."""
+
+from libc.stdint cimport uint32_t
+
+from passthrough.native.layout cimport Inode
+from passthrough.native.state cimport Options, Thread
+
+
+cdef int existing_flags(const Options *o, int flags) noexcept nogil
+cdef int created_flags(const Options *o, int flags) noexcept nogil
+cdef int unnamed_flags(const Options *o, int flags) noexcept nogil
+cdef int request_flags(const Options *o, int flags) noexcept nogil
+cdef bint opening_changes(int flags) noexcept nogil
+cdef int reopen(Thread *t, const Inode *inode, uint32_t type, int flags) noexcept nogil

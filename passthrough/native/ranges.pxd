@@ -1,0 +1,19 @@
+"""Parts of open files: allocated, found, copied; and the flags of files by ioctl(2)."""
+
+from libc.stdint cimport uint32_t
+
+from passthrough.native.abi cimport fuse_in_header
+from passthrough.native.state cimport Thread
+
+
+cdef int do_fallocate(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
+) noexcept nogil
+cdef int do_lseek(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
+cdef int do_copy_file_range(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
+) noexcept nogil
+cdef int do_copy_file_range_64(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
+) noexcept nogil
+cdef int do_ioctl(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
