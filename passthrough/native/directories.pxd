@@ -6,7 +6,7 @@ from passthrough.native.abi cimport fuse_in_header
 from passthrough.native.state cimport Thread
 
 
-cdef void release_unopened_stream(Thread *t, uint64_t nodeid) noexcept nogil
+cdef void release_unopened_stream(Thread *t, uint32_t index) noexcept nogil  # Gone.notes
 
 cdef int do_opendir(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
 cdef int do_readdir(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

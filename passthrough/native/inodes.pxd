@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from passthrough.native.layout cimport Granted, Inode
+from passthrough.native.layout cimport Gone, Granted, Inode
 from passthrough.native.libc cimport struct_stat
 from passthrough.native.state cimport Thread, Volume
 
@@ -43,6 +43,7 @@ cdef int find_name(
 cdef int find_dot(Thread *t, const Inode *directory, bint parent, Entry *entry) noexcept nogil
 cdef int grant_fd(Thread *t, int fd, uint32_t place, Entry *entry) noexcept nogil
 cdef void forget_lookups(Thread *t, uint64_t nodeid, uint64_t count) noexcept nogil
+cdef void close_gone(Thread *t, uint64_t nodeid, const Gone *gone) noexcept nogil
 cdef int check_reachable(Thread *t, uint64_t nodeid) noexcept nogil
 
 cdef void begin_removal(Thread *t, int dir_fd, const char *name, Removal *removal) noexcept nogil

@@ -17,7 +17,10 @@ cdef extern from * nogil:
     uint64_t load64 "__atomic_load_n"(const uint64_t *place, int order)
     int32_t load32 "__atomic_load_n"(const int32_t *place, int order)
     void store64 "__atomic_store_n"(uint64_t *place, uint64_t value, int order)
+    uint16_t load16 "__atomic_load_n"(const uint16_t *place, int order)
     void store32 "__atomic_store_n"(int32_t *place, int32_t value, int order)
+    void store16 "__atomic_store_n"(uint16_t *place, uint16_t value, int order)
+    uint32_t exchange_notes "__atomic_exchange_n"(uint32_t *place, uint32_t value, int order)
     bint exchange32 "__atomic_compare_exchange_n"(
         int32_t *place, int32_t *expected, int32_t value, bint weak, int success, int failure
     )
@@ -38,6 +41,7 @@ cdef enum:
 cdef enum:
     BY_HANDLE = 1  # held by file handle; a descriptor beside it is a pin
     REPLACED = 2  # another file has got the number: only nodeids find the inode
+    PRIVILEGED = 4  # given suid or sgid bits while open
 
 
 # Which table of open files; each counts its fh from 1.
@@ -80,9 +84,11 @@ cdef struct Inode:
     int32_t backing_id  # FUSE passthrough, 0: none; constant while opens are above 0
     uint32_t next_free  # the free list
     uint16_t type  # st_mode & S_IFMT
-    uint16_t flags  # changed under the mutex
-    uint32_t notes  # of other modules, changed by atomic operations; 0 at first
-    uint32_t spare
+    uint16_t flags  # changed under the mutex; `flags_of` needs none
+    # Index of the open file or stream that serves callers without an OPEN (no_open, no_opendir);
+    # 0: none. Changed by atomic operations.
+    uint32_t notes
+    uint32_t born  # Header.created, with this inode
 
 
 # 32 bytes, live while fh's lower half is the slot's index, as nodeids are.
@@ -139,6 +145,7 @@ cdef struct Header:
     Offsets offsets
     uint64_t counted  # numbers shown that the host did not give
     uint64_t epoch  # generation of slots that have not been used since they were given back
+    uint32_t created  # inodes so far, modulo 2**32; read without the mutex
     uint32_t inode_end  # slots from here on are unused
     uint32_t open_end[OPEN_TABLES]
     uint32_t places
@@ -146,6 +153,7 @@ cdef struct Header:
     # derived
     uint32_t inodes  # live ones, the root among them
     uint32_t descriptors  # live inodes held by descriptor, without the root
+    uint32_t by_handle  # live inodes held by file handle; read without the mutex
     uint32_t most  # live ones since the last `trim`
     uint32_t opens[OPEN_TABLES]
     uint32_t free_inode
@@ -180,7 +188,10 @@ cdef struct Found:
     uint16_t type
     int32_t fd  # O_PATH; -1: count the lookup only if the file is known, else -ENOENT
     const FileHandle *handle  # NULL: not asked for
-    uint64_t expected  # nodeid that `find` gave before statx(2), else -ESTALE; 0: any
+    # With `dated`, count the lookup only if a descriptor has held the inode since `created` gave
+    # `since`, else -ESTALE: the number that statx(2) gave afterwards is then of this file.
+    uint32_t since
+    bint dated
 
 
 cdef struct Granted:
@@ -193,6 +204,8 @@ cdef struct Gone:
     int32_t fd  # or -1
     int32_t mount_fd  # or -1
     bint gone
+    # Not 0: the kernel has forgotten the inode, which stays for this open file. It was its `notes`.
+    uint32_t notes
 
 
 cdef struct Released:
@@ -221,6 +234,20 @@ cdef inline int descriptor(const Inode *inode) noexcept nogil:
     return load32(&inode.fd, ACQUIRE)
 
 
+cdef inline uint16_t flags_of(const Inode *inode) noexcept nogil:
+    return load16(&inode.flags, ACQUIRE)
+
+
+cdef inline uint32_t created(Tables *t) noexcept nogil:
+    """Return how many inodes there have been, for `Found.since`; ask before statx(2)."""
+    return <uint32_t>load32(<int32_t *>&t.header.created, ACQUIRE)
+
+
+cdef inline uint32_t mount_of(Tables *t, const Inode *inode) noexcept nogil:
+    """Return the index of the mount that the inode lies on; the source's is 0."""
+    return t.places[inode.place].mount
+
+
 cdef inline const FileHandle *handle_of(Tables *t, const Inode *inode) noexcept nogil:
     """Return the file handle of an inode that is BY_HANDLE; only `handle_bytes` of it are there."""
     return <const FileHandle *>(t.handles + (inode - t.inodes) * t.handle_size)
@@ -228,7 +255,7 @@ cdef inline const FileHandle *handle_of(Tables *t, const Inode *inode) noexcept 
 
 cdef inline int mount_descriptor(Tables *t, const Inode *inode) noexcept nogil:
     """Return the directory by which file handles of the inode's mount are opened, or -1."""
-    return load32(&t.mounts[t.places[inode.place].mount].fd, ACQUIRE)
+    return load32(&t.mounts[mount_of(t, inode)].fd, ACQUIRE)
 
 
 cdef inline OpenFile *open_get(Tables *t, int table, uint64_t fh) noexcept nogil:
@@ -256,7 +283,7 @@ cdef inline uint64_t shown_beside(const Inode *inode, uint64_t ino) noexcept nog
 
 cdef inline bint some_by_handle(Tables *t) noexcept nogil:
     """Return whether a removal must pin the file, because it may be held by handle."""
-    return t.header.descriptors + 1 != t.header.inodes
+    return load32(<int32_t *>&t.header.by_handle, ACQUIRE) != 0
 
 
 cdef inline uint32_t next_inode(Tables *t, uint32_t index) noexcept nogil:

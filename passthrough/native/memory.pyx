@@ -25,6 +25,7 @@ from passthrough.native.layout cimport (
     NO_PLACE,
     NONE,
     OPEN_TABLES,
+    PRIVILEGED,
     RELEASE,
     ROOT_INDEX,
     SOURCE_PLACE,
@@ -272,16 +273,19 @@ cdef void _recover_inodes(Tables *t) noexcept nogil:
     cdef Header *h = t.header
     cdef Inode *inode
     cdef uint32_t index
-    h.inodes = h.descriptors = 0
+    h.inodes = h.descriptors = h.by_handle = 0
     h.free_inode = NONE
     for index in range(h.inode_end - 1, 0, -1):
         inode = &t.inodes[index]
         if <uint32_t>inode.nodeid == index and (inode.lookups or inode.opens):
             h.inodes += 1
             h.descriptors += index != ROOT_INDEX and not inode.flags & BY_HANDLE
+            h.by_handle += inode.flags & BY_HANDLE != 0
             t.mounts[t.places[inode.place].mount].users += 1
             if not inode.opens:
                 inode.backing_id = 0
+                inode.notes = 0
+                inode.flags &= ~PRIVILEGED
         else:
             free_inode(t, index)
     for index in range(h.mounts):

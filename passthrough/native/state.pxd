@@ -135,7 +135,8 @@ cdef struct Thread:
     bint powerless  # acts as a user without capabilities
     bint squashed  # the caller is one that squashing takes
     bint reduced  # a guard has taken capabilities away, or added CAP_FSETID
-    uint32_t hits  # of 32 lookups that began with statx(2), in inodes.pyx
+    uint32_t hits  # a bit for each of 32 lookups that began with statx(2): 1, it was enough
+    uint32_t lookups  # of names, for every 16th
     uint64_t served  # requests, for samples; one writer
     void *of_crew  # crew.pyx
 

@@ -4,7 +4,7 @@ Lookup counts change in two functions, `grant` and `forget`. The caller of a fun
 the function hands back: descriptors and backing ids to close. No function makes a system call.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from passthrough.native.layout cimport (
     ACQUIRE,
@@ -21,6 +21,7 @@ from passthrough.native.layout cimport (
     NONE,
     NO_PLACE,
     OPEN_TABLES,
+    PRIVILEGED,
     RELAXED,
     RELEASE,
     REPLACED,
@@ -41,18 +42,23 @@ from passthrough.native.layout cimport (
     Place,
     Released,
     Tables,
+    created,
     descriptor,
+    exchange_notes,
+    flags_of,
     handle_of,
     inode_of,
     load32,
     load64,
     mount_descriptor,
+    mount_of,
     next_inode,
     next_open,
     open_get,
     set_twin,
     shown_beside,
     some_by_handle,
+    store16,
     store32,
     store64,
 )
@@ -68,6 +74,7 @@ cdef int open_add(
     uint64_t *fh, int32_t *in_force
 ) noexcept nogil
 cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept nogil
+cdef void set_privileged(Tables *t, uint64_t nodeid) noexcept nogil
 
 cdef int enter_mount(Tables *t, uint64_t mount_id) noexcept nogil
 cdef int add_mount(Tables *t, uint64_t mount_id, int fd, bint *taken) noexcept nogil

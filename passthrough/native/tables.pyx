@@ -21,7 +21,7 @@ number does not fit: 0, 1, 48 bits and more, places from 256 on, a number that a
 """
 
 from libc.errno cimport EAGAIN, EBADF, ENFILE, ENOENT, ESTALE
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from passthrough.native.slots cimport (
@@ -75,8 +75,8 @@ cdef int _choice(Tables *t, const Found *found, uint32_t index) noexcept nogil:
     """Decide how `grant` goes on; `index` has the inode that has the number now."""
     cdef bint by_handle = index != NONE and t.inodes[index].flags & BY_HANDLE
     cdef bint has_handle
-    if found.expected and (
-        index == NONE or by_handle or t.inodes[index].nodeid != found.expected
+    if found.dated and (
+        index == NONE or by_handle or <int32_t>(t.inodes[index].born - found.since) > 0
     ):
         return -ESTALE
     if index != NONE and not by_handle:
@@ -115,7 +115,7 @@ cdef uint32_t _add(
     if index == NONE:
         return NONE
     if former != NONE:
-        t.inodes[former].flags |= REPLACED
+        _set_flags(&t.inodes[former], t.inodes[former].flags | REPLACED)
     inode = &t.inodes[index]
     generation = inode.nodeid >> 32 if inode.nodeid else h.epoch
     inode.ino = found.ino
@@ -126,17 +126,29 @@ cdef uint32_t _add(
     inode.opens = 0
     inode.backing_id = 0
     inode.type = found.type
-    inode.flags = BY_HANDLE if by_handle else 0
+    _set_flags(inode, BY_HANDLE if by_handle else 0)
     inode.notes = 0
+    inode.born = h.created + 1
+    store32(<int32_t *>&h.created, <int32_t>inode.born, RELEASE)
     if by_handle:
         memcpy(<void *>handle_of(t, inode), found.handle, 8 + found.handle.handle_bytes)
     insert(t, hashed, index)
     h.inodes += 1
     h.most = max(h.most, h.inodes)
     h.descriptors += not by_handle
+    _count_handles(t, by_handle)
     t.mounts[t.places[place].mount].users += 1
     store64(&inode.nodeid, (generation << 32) | index, RELEASE)
     return index
+
+
+cdef void _set_flags(Inode *inode, int flags) noexcept nogil:
+    store16(&inode.flags, <uint16_t>flags, RELEASE)
+
+
+cdef void _count_handles(Tables *t, int change) noexcept nogil:
+    cdef int32_t *count = <int32_t *>&t.header.by_handle
+    store32(count, count[0] + change, RELEASE)
 
 
 cdef bint _has_room(Tables *t) noexcept nogil:
@@ -163,18 +175,27 @@ cdef uint64_t _shown(Tables *t, uint32_t place, uint32_t hashed, uint64_t ino) n
 
 
 cdef void forget(Tables *t, uint64_t nodeid, uint64_t count, Gone *gone) noexcept nogil:
-    """Give lookups back; an inode that has neither lookups nor opens any more is gone."""
+    """Give lookups back; an inode that has neither lookups nor opens any more is gone.
+
+    `gone.notes`: the inode stays for this open file, which the caller of `forget` releases.
+    """
     cdef Inode *inode
-    gone.gone = False
-    gone.fd = gone.mount_fd = -1
+    gone[0] = _nothing_gone()
     if nodeid == ROOT_INDEX:
         return
     pthread_mutex_lock(&t.mutex)
     inode = inode_of(t, nodeid)
     if inode != NULL:
         inode.lookups -= min(count, inode.lookups)
+        if not inode.lookups:
+            # Under the mutex: once another thread has granted the inode anew, requests may come.
+            gone.notes = exchange_notes(&inode.notes, 0, ACQUIRE)
         _leave(t, inode, gone)
     pthread_mutex_unlock(&t.mutex)
+
+
+cdef Gone _nothing_gone() noexcept nogil:
+    return Gone(fd=-1, mount_fd=-1, gone=False, notes=0)
 
 
 cdef void _leave(Tables *t, Inode *inode, Gone *gone) noexcept nogil:
@@ -187,6 +208,7 @@ cdef void _leave(Tables *t, Inode *inode, Gone *gone) noexcept nogil:
     gone.fd = inode.fd
     t.header.inodes -= 1
     t.header.descriptors -= not inode.flags & BY_HANDLE
+    _count_handles(t, -1 if inode.flags & BY_HANDLE else 0)
     gone.mount_fd = _leave_mount(t, t.places[inode.place].mount)
     free_inode(t, index)
 
@@ -275,8 +297,7 @@ cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept
     cdef OpenFile *file
     cdef Inode *inode
     out.backing_id = 0
-    out.gone.gone = False
-    out.gone.fd = out.gone.mount_fd = -1
+    out.gone = _nothing_gone()
     pthread_mutex_lock(&t.mutex)
     file = open_get(t, table, fh)
     if file == NULL:
@@ -293,9 +314,20 @@ cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept
         if not inode.opens:
             out.backing_id = inode.backing_id
             store32(&inode.backing_id, 0, RELEASE)
+            _set_flags(inode, inode.flags & ~PRIVILEGED)
         _leave(t, inode, &out.gone)
     pthread_mutex_unlock(&t.mutex)
     return 0
+
+
+cdef void set_privileged(Tables *t, uint64_t nodeid) noexcept nogil:
+    """Note that an open inode has been given suid or sgid bits, until its last open is released."""
+    cdef Inode *inode
+    pthread_mutex_lock(&t.mutex)
+    inode = inode_of(t, nodeid)
+    if inode != NULL and inode.opens:
+        _set_flags(inode, inode.flags | PRIVILEGED)
+    pthread_mutex_unlock(&t.mutex)
 
 
 # Mounts and places; few, so a search goes through all

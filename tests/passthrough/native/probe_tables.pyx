@@ -6,10 +6,10 @@ from libc.string cimport memcpy, memset
 from passthrough.native.memory cimport attach, create, detach, rebuild_hash, recover, trim
 from passthrough.native.tables cimport (
     BY_HANDLE, DIRECTORIES, FILES, KNOWN, MAX_HANDLE, NEEDS_HANDLE, NEW_BY_HANDLE, NO_PLACE,
-    REPLACED, TAKEN, FileHandle, Found, Gone, Granted, Inode, Limits,
-    OpenFile, Released, Tables, add_mount, descriptor, enter_mount, find, forget, grant,
+    PRIVILEGED, REPLACED, TAKEN, FileHandle, Found, Gone, Granted, Inode, Limits,
+    OpenFile, Released, Tables, add_mount, created, descriptor, enter_mount, find, forget, grant,
     grant_handle, handle_of, inode_of, leave_mount, mount_descriptor, next_inode, next_open,
-    open_add, open_get, open_release, pin, place_on, set_twin, shown_beside, some_by_handle,
+    open_add, open_get, open_release, pin, place_on, set_privileged, set_twin, shown_beside, some_by_handle,
 )
 
 SIZES = (sizeof(Inode), sizeof(OpenFile))
@@ -54,14 +54,15 @@ cdef class Probe:
     def fd(self):
         return self.t.fd
 
-    def grant(self, ino, fd, *, device=1, place=0, handle=None, expected=0, mode=0o100000):
+    def grant(self, ino, fd, *, device=1, place=0, handle=None, since=None, mode=0o100000):
         cdef Found found
         cdef Granted out
         cdef FileHandle buffer
         cdef int result
         memset(&found, 0, sizeof(found))
         found.ino, found.device, found.place, found.fd = ino, device, place, fd
-        found.type, found.expected = mode, expected
+        found.type, found.dated = mode, since is not None
+        found.since = since or 0
         if handle is None:
             result = grant(self.t, &found, &out)
         else:
@@ -77,6 +78,24 @@ cdef class Probe:
         cdef Gone gone
         forget(self.t, nodeid, count, &gone)
         return (gone.fd, gone.mount_fd) if gone.gone else None
+
+    def forget_leaving(self, nodeid, count=1):
+        """Return what the inode was noted with, if it stays for an open file."""
+        cdef Gone gone
+        forget(self.t, nodeid, count, &gone)
+        return gone.gone, gone.notes
+
+    def note(self, nodeid, notes):
+        inode_of(self.t, nodeid).notes = notes
+
+    def created(self):
+        return created(self.t)
+
+    def set_created(self, number):
+        self.t.header.created = number
+
+    def set_privileged(self, nodeid):
+        set_privileged(self.t, nodeid)
 
     def find(self, ino, place=0):
         cdef Granted out
@@ -143,6 +162,7 @@ cdef class Probe:
         fields["descriptor"] = descriptor(inode)
         fields["by_handle"] = bool(inode.flags & BY_HANDLE)
         fields["replaced"] = bool(inode.flags & REPLACED)
+        fields["privileged"] = bool(inode.flags & PRIVILEGED)
         fields["mount_fd"] = mount_descriptor(self.t, inode)
         if inode.flags & BY_HANDLE:
             handle = handle_of(self.t, inode)

@@ -134,17 +134,41 @@ def test_an_inode_held_by_descriptor_is_not_pinned() -> None:
 # statx first
 
 
-def test_a_lookup_without_a_descriptor_counts_only_what_is_still_there() -> None:
+def test_a_lookup_without_a_descriptor_counts_only_what_was_there_before() -> None:
     probe = Probe(budget=1)
     assert fails(lambda: probe.grant(70, -1)) == errno.ENOENT
+    before = probe.created()
+    assert fails(lambda: probe.grant(70, -1, since=before)) == errno.ESTALE
     _, nodeid, _ = named(probe.grant(70, 10))
-    assert probe.grant(70, -1, expected=nodeid) == ("known", nodeid, 70)
+    assert fails(lambda: probe.grant(70, -1, since=before)) == errno.ESTALE
+    assert probe.grant(70, -1, since=probe.created()) == ("known", nodeid, 70)
+    assert (probe.inode(nodeid) or {})["lookups"] == 2
+    before = probe.created()
     probe.forget(nodeid, 2)
     _, later, _ = named(probe.grant(70, 11))
-    assert fails(lambda: probe.grant(70, -1, expected=nodeid)) == errno.ESTALE
+    assert fails(lambda: probe.grant(70, -1, since=before)) == errno.ESTALE
     assert (probe.inode(later) or {})["lookups"] == 1
-    _, by_handle, _ = named(probe.grant(71, 11, handle=b"x"))
-    assert fails(lambda: probe.grant(71, -1, expected=by_handle)) == errno.ESTALE
+    check(probe)
+
+
+def test_a_lookup_without_a_descriptor_does_not_believe_in_handles() -> None:
+    probe = Probe(budget=0)
+    named(probe.grant(70, 10, handle=b"x"))
+    assert fails(lambda: probe.grant(70, -1, since=probe.created())) == errno.ESTALE
+    assert fails(lambda: probe.grant(70, -1)) == errno.ENOENT
+
+
+def test_the_count_of_inodes_may_begin_anew() -> None:
+    probe = Probe()
+    probe.set_created(2**32 - 2)
+    nodeids = [named(probe.grant(ino, 10))[1] for ino in range(70, 74)]
+    assert [(probe.inode(nodeid) or {})["born"] for nodeid in nodeids] == [2**32 - 1, 0, 1, 2]
+    assert probe.created() == 2
+    for since, known in (2**32 - 2, 0), (2**32 - 1, 1), (0, 2), (1, 3), (2, 4):
+        for ino in range(70, 70 + known):
+            assert named(probe.grant(ino, -1, since=since))[0] == "known"
+        for ino in range(70 + known, 74):
+            assert fails(lambda: probe.grant(ino, -1, since=since)) == errno.ESTALE  # noqa: B023
 
 
 # Numbers shown
@@ -251,6 +275,43 @@ def test_the_first_twin_serves() -> None:
     assert probe.twin(fh, 30)
     assert not probe.twin(fh, 31)
     assert probe.release(fh)[:2] == (20, 30)
+
+
+def test_privileges_are_noted_until_the_last_release() -> None:
+    probe = Probe(budget=0)
+    _, nodeid, _ = named(probe.grant(70, 10, handle=b"one"))
+
+    def noted() -> bool:
+        inode = probe.inode(nodeid) or {}
+        assert inode["by_handle"]
+        return bool(inode["privileged"])
+
+    probe.set_privileged(nodeid)
+    assert not noted()
+    handles = [probe.open(nodeid, fd)[0] for fd in (20, 21)]
+    probe.set_privileged(nodeid)
+    probe.set_privileged(nodeid + 1)
+    assert noted()
+    probe.recover()
+    assert noted()
+    probe.release(handles[0])
+    assert noted()
+    probe.release(handles[1])
+    assert not noted()
+
+
+def test_the_last_forget_tells_of_an_open_file_that_the_inode_stays_for() -> None:
+    probe = Probe()
+    _, nodeid, _ = named(probe.grant(70, 10))
+    probe.grant(70, 11)
+    fh, _ = probe.open(nodeid, 20)
+    probe.note(nodeid, fh)
+    assert probe.forget_leaving(nodeid) == (False, 0)
+    assert probe.forget_leaving(nodeid) == (False, fh)
+    assert (probe.inode(nodeid) or {})["notes"] == 0
+    assert probe.forget_leaving(nodeid) == (False, 0)
+    assert probe.release(fh) == (20, -1, 0, (10, -1))
+    assert probe.forget_leaving(nodeid) == (False, 0)
 
 
 def test_full_tables_say_so() -> None:

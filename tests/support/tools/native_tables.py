@@ -32,6 +32,8 @@ def check(probe: Probe) -> None:
     assert sorted(probe.hash()) == live
     assert header["hash_used"] == header["inodes"] == len(live)
     assert header["descriptors"] == sum(not inode["by_handle"] for inode in inodes) - 1
+    assert header["by_handle"] == sum(inode["by_handle"] for inode in inodes)
+    assert probe.some_by_handle() == (header["by_handle"] > 0)
     opens: Counter[int] = Counter()
     for table in (FILES, DIRECTORIES):
         opened = probe.live_opens(table)
