@@ -1,4 +1,4 @@
-"""Parts of open files: allocated, found, copied; and the flags of files by ioctl(2)."""
+"""Parts of open files: allocated, found, copied."""
 
 from libc.stdint cimport uint32_t
 
@@ -16,4 +16,3 @@ cdef int do_copy_file_range(
 cdef int do_copy_file_range_64(
     Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
 ) noexcept nogil
-cdef int do_ioctl(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

@@ -1,0 +1,295 @@
+"""Names in directories: looked up, forgotten, given and taken away.
+
+A name is one component, so that no name leads out of its directory. `.` and `..` of LOOKUP come
+only from open_by_handle_at(2) on the mount; find_dot knows where they lead.
+
+The kernel has checked the caller's permissions before it sends a request (default_permissions). A
+handler adds the caller's identity to the one system call that creates. The handler then looks the
+new name up, because another process may have replaced the file by then. That lookup is the one that
+the reply gives to the kernel.
+
+unlink(2) and rmdir(2) act on names: both check first that the file has no unmapped owner
+(`check_named`). If the file is held by handle, the removal leaves a descriptor of it until FORGET.
+Otherwise the next new file could get its st_ino while the kernel still knows the removed file.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from passthrough.native.abi cimport (
+    fuse_batch_forget_in, fuse_entry_out, fuse_forget_in, fuse_forget_one, fuse_in_header,
+    fuse_link_in, fuse_mkdir_in, fuse_mknod_in,
+)
+from passthrough.native.attributes cimport fill_absent, fill_entry
+from passthrough.native.identity cimport (
+    check_named, check_node, enter_caller, leave_caller, set_umask,
+)
+from passthrough.native.inodes cimport (
+    Entry, Loan, Removal, begin_removal, borrow, borrow_node, changing, check_name, end_removal,
+    find_dot, find_name, forget_lookups, give_back, is_hidden,
+)
+from passthrough.native.layout cimport Inode, inode_of
+from passthrough.native.libc cimport (
+    AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, EINVAL, EIO, ENOENT, ESTALE, PATH_MAX, S_ISGID,
+    errno, fstat, linkat, mkdirat, mknodat, readlinkat, ssize_t, struct_stat, symlinkat, unlinkat,
+)
+from passthrough.native.state cimport NO_ANSWER, PATH_ROOM, Thread, only_text, path_of
+
+cdef enum:
+    PERMISSIONS = 0o7777
+    LARGEST_MODE = 0x7FFFFFFF
+
+
+# Found and forgotten
+
+
+cdef int do_lookup(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Find a name; the kernel may remember, too, that there is none."""
+    cdef const char *name = only_text(arg, n, 0)
+    cdef Entry entry
+    cdef int error
+    if name == NULL:
+        return -EIO
+    error = _find(t, h.nodeid, name, &entry)
+    if not error:
+        return _reply_entry(t, &entry)
+    if error != -ENOENT or not (
+        t.volume.options.negative.seconds or t.volume.options.negative.nanoseconds
+    ):
+        return error
+    fill_absent(t, <fuse_entry_out *>t.out)
+    return sizeof(fuse_entry_out)
+
+
+cdef int _find(Thread *t, uint64_t parent, const char *name, Entry *entry) noexcept nogil:
+    cdef Inode *directory = inode_of(t.volume.tables, parent)
+    cdef Loan loan
+    cdef int error
+    if directory == NULL:
+        return -ESTALE
+    if name[0] == b'.' and (name[1] == 0 or (name[1] == b'.' and name[2] == 0)):
+        return find_dot(t, directory, name[1] != 0, entry)
+    error = check_name(name)
+    if error:
+        return error
+    if is_hidden(t.volume, directory):
+        return -ENOENT
+    error = borrow(t, directory, &loan)
+    if error:
+        return error
+    error = find_name(t, directory, loan.fd, name, entry)
+    give_back(t, &loan)
+    return error
+
+
+cdef inline int _reply_entry(Thread *t, const Entry *entry) noexcept nogil:
+    fill_entry(t, entry, <fuse_entry_out *>t.out)
+    return sizeof(fuse_entry_out)
+
+
+cdef int do_forget(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Give lookups of one inode back."""
+    forget_lookups(t, h.nodeid, (<const fuse_forget_in *>arg).nlookup)
+    return NO_ANSWER
+
+
+cdef int do_batch_forget(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
+) noexcept nogil:
+    """Give lookups of many inodes back, of none if the request is shorter than its count says."""
+    cdef uint64_t count = (<const fuse_batch_forget_in *>arg).count
+    cdef const fuse_forget_one *rows = <const fuse_forget_one *>(
+        arg + sizeof(fuse_batch_forget_in)
+    )
+    cdef uint64_t at
+    if count * sizeof(fuse_forget_one) > n - sizeof(fuse_batch_forget_in):
+        return -EIO
+    for at in range(count):
+        forget_lookups(t, rows[at].nodeid, rows[at].nlookup)
+    return NO_ANSWER
+
+
+cdef int do_readlink(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
+) noexcept nogil:
+    """Return the text of a symlink; the kernel takes one byte less than PATH_MAX."""
+    cdef Inode *inode = NULL
+    cdef Loan loan
+    cdef ssize_t length
+    cdef int error = borrow_node(t, h.nodeid, &inode, &loan)
+    if error:
+        return error
+    length = readlinkat(loan.fd, b"", t.out, PATH_MAX - 1)
+    if length < 0:
+        length = -errno
+    give_back(t, &loan)
+    return <int>length
+
+
+# Given
+
+
+cdef int do_mknod(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Create a file, fifo, socket or device node, with the mode as the caller's umask left it."""
+    cdef const fuse_mknod_in *fixed = <const fuse_mknod_in *>arg
+    cdef const char *name = only_text(arg, n, sizeof(fuse_mknod_in))
+    cdef uint32_t mode = fixed.mode
+    cdef Inode *directory = NULL
+    cdef Loan loan
+    cdef int error
+    _apply_umask(t, fixed.umask)
+    error = _named(name)
+    if not error:
+        error = check_node(t.volume, mode)
+    if not error:
+        error = changing(t, h.nodeid, &directory, &loan)
+    if error:
+        return error
+    error = _without_sgid(t, loan.fd, &mode)
+    if not error:
+        error = enter_caller(t, mode)
+    if not error:
+        # The system call itself would cut the mode to 16 bits.
+        if mode > LARGEST_MODE:
+            error = -EINVAL
+        elif mknodat(loan.fd, name, mode, fixed.rdev):
+            error = -errno
+        leave_caller(t)
+    return _created(t, directory, &loan, name, error)
+
+
+cdef int _without_sgid(Thread *t, int dir_fd, uint32_t *mode) noexcept nogil:
+    """Take S_ISGID from the mode of a new file as the host would for a caller in one group alone.
+
+    A powerless thread that acts as a member of the directory's group would keep the bit.
+    """
+    cdef struct_stat st
+    if not mode[0] & S_ISGID or not t.powerless or not t.group_count:
+        return 0
+    if fstat(dir_fd, &st):
+        return -errno
+    if st.st_mode & S_ISGID:
+        mode[0] &= ~<uint32_t>S_ISGID
+    return 0
+
+
+cdef int do_mkdir(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Create a directory, with the mode as the caller's umask left it."""
+    cdef const fuse_mkdir_in *fixed = <const fuse_mkdir_in *>arg
+    cdef const char *name = only_text(arg, n, sizeof(fuse_mkdir_in))
+    cdef Inode *directory = NULL
+    cdef Loan loan
+    cdef int error
+    _apply_umask(t, fixed.umask)
+    error = _named(name)
+    if not error:
+        error = changing(t, h.nodeid, &directory, &loan)
+    if error:
+        return error
+    error = enter_caller(t, 0)
+    if not error:
+        if mkdirat(loan.fd, name, fixed.mode & PERMISSIONS):
+            error = -errno
+        leave_caller(t)
+    return _created(t, directory, &loan, name, error)
+
+
+cdef int do_symlink(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
+) noexcept nogil:
+    """Create a symlink to a target, which is stored as it is."""
+    cdef const char *name = NULL
+    cdef const char *target = NULL
+    cdef Inode *directory = NULL
+    cdef Loan loan
+    cdef int error = two_texts(arg, n, 0, &name, &target)
+    if not error:
+        error = check_name(name)
+    if not error:
+        error = changing(t, h.nodeid, &directory, &loan)
+    if error:
+        return error
+    error = enter_caller(t, 0)
+    if not error:
+        if symlinkat(target, loan.fd, name):
+            error = -errno
+        leave_caller(t)
+    return _created(t, directory, &loan, name, error)
+
+
+cdef int do_link(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Give an inode, also a symlink, one more name."""
+    cdef const char *name = only_text(arg, n, sizeof(fuse_link_in))
+    cdef Inode *linked = NULL
+    cdef Inode *directory = NULL
+    cdef Loan of_linked, loan
+    cdef char path[PATH_ROOM]
+    cdef int error = _named(name)
+    if not error:
+        error = changing(t, (<const fuse_link_in *>arg).oldnodeid, &linked, &of_linked)
+    if error:
+        return error
+    error = changing(t, h.nodeid, &directory, &loan)
+    if error:
+        give_back(t, &of_linked)
+        return error
+    path_of(t.volume, of_linked.fd, path)
+    # The call follows the link in /proc, and no further.
+    if linkat(AT_FDCWD, path, loan.fd, name, AT_SYMLINK_FOLLOW):
+        error = -errno
+    give_back(t, &of_linked)
+    return _created(t, directory, &loan, name, error)
+
+
+cdef int _created(
+    Thread *t, const Inode *directory, Loan *loan, const char *name, int error
+) noexcept nogil:
+    """Look a new name up unless its creation has failed; give the directory back; reply."""
+    cdef Entry entry
+    if not error:
+        error = find_name(t, directory, loan.fd, name, &entry)
+    give_back(t, loan)
+    return error if error else _reply_entry(t, &entry)
+
+
+cdef inline void _apply_umask(Thread *t, uint32_t mask) noexcept nogil:
+    """Have the host apply the caller's umask to what this thread creates next.
+
+    Without ACLs, the kernel has applied it. With ACLs, a default ACL takes the umask's place.
+    """
+    if t.volume.options.posix_acl:
+        set_umask(t, mask)
+
+
+cdef inline int _named(const char *name) noexcept nogil:
+    return -EIO if name == NULL else check_name(name)
+
+
+# Taken away
+
+
+cdef int do_unlink(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Take a name away, unlink(2)."""
+    return _remove(t, h.nodeid, only_text(arg, n, 0), 0)
+
+
+cdef int do_rmdir(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Remove an empty directory, rmdir(2)."""
+    return _remove(t, h.nodeid, only_text(arg, n, 0), AT_REMOVEDIR)
+
+
+cdef int _remove(Thread *t, uint64_t parent, const char *name, int flags) noexcept nogil:
+    cdef Inode *directory = NULL
+    cdef Loan loan
+    cdef Removal removal
+    cdef int error = _named(name)
+    if not error:
+        error = changing(t, parent, &directory, &loan)
+    if error:
+        return error
+    begin_removal(t, loan.fd, name, &removal)
+    error = check_named(t, loan.fd, name)
+    if not error and unlinkat(loan.fd, name, flags):
+        error = -errno
+    end_removal(t, directory, &removal, not error)
+    give_back(t, &loan)
+    return error
