@@ -7,3 +7,4 @@ from passthrough.native.state cimport Volume
 
 cdef int attributes_changed(Volume *v, uint64_t nodeid) noexcept nogil
 cdef int data_changed(Volume *v, uint64_t nodeid) noexcept nogil
+cdef int provoke_request(Volume *v, uint64_t nodeid) noexcept nogil

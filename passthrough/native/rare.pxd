@@ -1,8 +1,14 @@
 """What the request path leaves to Python: calls that take the interpreter's lock, all rare."""
 
+from libc.stdint cimport uint32_t
+
+from passthrough.native.abi cimport fuse_in_header
 from passthrough.native.state cimport Thread, Volume
 
 
 cdef void report(Volume *v, int what, long number, const char *name) noexcept nogil
 cdef int open_across(Thread *t, int dir_fd, const char *name) noexcept nogil
 cdef void end_process(Volume *v, const char *why) noexcept nogil
+cdef int serve_in_python(
+    Thread *t, const fuse_in_header *h, const char *arg, uint32_t length
+) noexcept nogil

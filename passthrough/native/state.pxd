@@ -32,7 +32,8 @@ cdef enum Report:
     REPORT_UNTAKEN_ANSWER = 6  # number: errno
     REPORT_NO_THREAD = 7  # number: errno
     REPORT_NO_HEADER = 8  # number: bytes of the request
-    REPORT_KINDS = 9
+    REPORT_MALFORMED = 9  # number: the opcode of a request without an answer
+    REPORT_KINDS = 10
 
 
 cdef struct Ids:

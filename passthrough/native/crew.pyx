@@ -1,0 +1,241 @@
+"""The pool of threads that read /dev/fuse; each serves one request after the other.
+
+While the host answers at once, one thread is fastest: it finds the next request waiting and sleeps
+less, and two readers cost half as much processor time again. The pool has more threads only because
+the host may block one.
+
+The main thread samples the pool every 5 ms while there is work. If no thread is idle because the
+host blocks all of them, and not because they compute, it adds threads.
+
+So a system call that hangs delays its own caller, and all other callers until the second sample (10
+ms at most). If other programs have the processors, a thread that waits for a processor looks much
+like one that waits for the host. The delay then lasts until the fifth sample: 25 ms, or longer if
+the samples come late.
+
+Only a request wakes a thread inside read(2). So a surplus thread leaves after its next request. If
+no request comes, the pool has the kernel send some that need no answer. When the session stops,
+its threads stay inside read(2), and do not serve the requests that they may still read. The kernel
+fails such a request when the connection ends.
+
+service.pyx has what a thread does, watch.pyx what the main thread does.
+"""
+
+from libc.stdint cimport int32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from passthrough.native.device cimport (
+    REQUEST_ROOM, free_buffers, give_pages_back, make_buffers, use_buffers,
+)
+from passthrough.native.layout cimport ACQUIRE, RELEASE, load32, store32
+from passthrough.native.libc cimport (
+    EAGAIN, ENOMEM, MFD_CLOEXEC, close, errno, ftruncate, memfd_create, write,
+)
+from passthrough.native.locks cimport waiting
+from passthrough.native.rare cimport report
+from passthrough.native.slots cimport (
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from passthrough.native.state cimport REPORT_NO_THREAD, Thread, Volume
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    ctypedef struct pthread_attr_t:
+        pass
+    enum:
+        PTHREAD_CREATE_DETACHED
+    int pthread_attr_init(pthread_attr_t *attributes)
+    int pthread_attr_destroy(pthread_attr_t *attributes)
+    int pthread_attr_setstacksize(pthread_attr_t *attributes, size_t size)
+    int pthread_attr_setdetachstate(pthread_attr_t *attributes, int state)
+    int pthread_create(
+        pthread_t *thread, const pthread_attr_t *attributes, Run run, void *argument
+    )
+    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
+    int pthread_cond_signal(pthread_cond_t *condition)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    enum:
+        EFD_CLOEXEC, EFD_NONBLOCK
+    int eventfd(unsigned int value, int flags)
+
+cdef enum:
+    STACK_SIZE = 1 << 20  # bytes; Python runs on it, too (rare.pyx)
+    KEPT_SLOTS = 8  # the memory of others is given back when their threads leave
+
+
+cdef Crew *make_crew(Volume *v, int *error) noexcept nogil:
+    """Make a pool without threads. If NULL is returned, `error` has the errno."""
+    cdef Crew *c = <Crew *>calloc(1, sizeof(Crew))
+    if c == NULL:
+        error[0] = ENOMEM
+        return NULL
+    c.volume = v
+    c.wake_fd = c.memory_fd = -1
+    pthread_mutex_init(&c.mutex, NULL)
+    c.memory_fd = memfd_create(b"passfs-requests", MFD_CLOEXEC)
+    if c.memory_fd >= 0 and ftruncate(c.memory_fd, <long>MAX_SLOTS * REQUEST_ROOM) == 0:
+        c.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if c.wake_fd < 0:
+        error[0] = errno
+        free_crew(c)
+        return NULL
+    c.target = 1
+    return c
+
+
+cdef bint free_crew(Crew *c) noexcept nogil:
+    """Free the pool, unless a thread is left in it: then nothing of the volume may be freed."""
+    cdef int index
+    pthread_mutex_lock(&c.mutex)
+    for index in range(c.top):
+        if load32(&c.slots[index].state, ACQUIRE) != FREE:
+            pthread_mutex_unlock(&c.mutex)
+            return False
+    pthread_mutex_unlock(&c.mutex)
+    for index in range(c.top):
+        free_buffers(&c.slots[index].buffers)
+        free(c.slots[index])
+    if c.memory_fd >= 0:
+        close(c.memory_fd)
+    if c.wake_fd >= 0:
+        close(c.wake_fd)
+    free(c)
+    return True
+
+
+cdef void stop_crew(Crew *c) noexcept nogil:
+    """Serve no further request."""
+    pthread_mutex_lock(&c.mutex)
+    store32(&c.stopped, 1, RELEASE)
+    c.target = 0
+    dismiss_parked(c)
+    pthread_mutex_unlock(&c.mutex)
+
+
+cdef int in_flight(Crew *c) noexcept nogil:
+    """Return the number of requests in service."""
+    cdef int index, count = 0
+    for index in range(load32(&c.top, ACQUIRE)):
+        count += load32(&c.slots[index].state, ACQUIRE) == SERVING
+    return count
+
+
+cdef void wake(Crew *c) noexcept nogil:
+    cdef uint64_t one = 1
+    if write(c.wake_fd, &one, sizeof(one)) < 0:
+        pass  # EAGAIN: the main thread is awake
+
+
+cdef bint another_reads(Crew *c, const Slot *slot) noexcept nogil:
+    cdef int index
+    for index in range(c.top):
+        if c.slots[index] != slot and load32(&c.slots[index].state, ACQUIRE) == READING:
+            return True
+    return False
+
+
+cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
+    """Recall a parked thread or start a new one; return whether there is one.
+
+    Unless the thread stays, the next thread that finds another one idle leaves.
+    """
+    cdef Slot *slot
+    cdef int result = 0
+    pthread_mutex_lock(&c.mutex)
+    slot = NULL
+    if not c.stopped and c.size < MAX_THREADS + <int>waiting(c.volume):
+        slot = _parked(c)
+        if slot != NULL:
+            store32(&slot.state, RECALLED, RELEASE)
+            c.parked -= 1
+            pthread_cond_signal(&slot.wake_up)
+        else:
+            slot = _free_slot(c, &result)
+            if slot != NULL:
+                result = _start(slot)
+            if result < 0:
+                slot = NULL
+        if slot != NULL:
+            c.size += 1
+            if stays:
+                c.target = c.size
+    pthread_mutex_unlock(&c.mutex)
+    if result < 0:
+        report(c.volume, REPORT_NO_THREAD, -result, NULL)
+    return slot != NULL
+
+
+cdef Slot *_parked(Crew *c) noexcept nogil:
+    cdef int index
+    for index in range(c.top):
+        if c.parked and c.slots[index].state == PARKED:
+            return c.slots[index]
+    return NULL
+
+
+cdef Slot *_free_slot(Crew *c, int *error) noexcept nogil:
+    """Return a slot without a thread, or NULL and -errno."""
+    cdef Slot *slot
+    cdef int index
+    for index in range(c.top):
+        if c.slots[index].state == FREE:
+            return c.slots[index]
+    if c.top == MAX_SLOTS:
+        error[0] = -EAGAIN
+        return NULL
+    slot = <Slot *>calloc(1, sizeof(Slot))
+    if slot == NULL:
+        error[0] = -ENOMEM
+        return NULL
+    error[0] = make_buffers(&slot.buffers, c.memory_fd, c.top)
+    if error[0] < 0:
+        free(slot)
+        return NULL
+    pthread_cond_init(&slot.wake_up, NULL)
+    slot.crew = c
+    c.slots[c.top] = slot
+    store32(&c.top, c.top + 1, RELEASE)
+    return slot
+
+
+cdef int _start(Slot *slot) noexcept nogil:
+    """Start the thread of a slot; 0 or -errno."""
+    cdef pthread_attr_t attributes
+    cdef pthread_t thread
+    cdef int error
+    memset(&slot.thread, 0, sizeof(Thread))
+    slot.thread.volume = slot.crew.volume
+    slot.thread.of_crew = slot
+    slot.sampled = 0
+    use_buffers(&slot.thread, &slot.buffers)
+    store32(&slot.state, READING, RELEASE)
+    pthread_attr_init(&attributes)
+    pthread_attr_setstacksize(&attributes, STACK_SIZE)
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED)
+    error = pthread_create(&thread, &attributes, slot.crew.run, slot)
+    pthread_attr_destroy(&attributes)
+    if error:
+        store32(&slot.state, FREE, RELEASE)
+    return -error
+
+
+cdef void leave(Crew *c, Slot *slot) noexcept nogil:
+    """Have a slot without a thread; under the mutex."""
+    cdef int index
+    c.size -= 1
+    for index in range(min(c.top, <int32_t>KEPT_SLOTS)):
+        if c.slots[index] == slot:
+            break
+    else:
+        give_pages_back(&slot.buffers)
+    store32(&slot.state, FREE, RELEASE)
+
+
+cdef void dismiss_parked(Crew *c) noexcept nogil:
+    cdef int index
+    for index in range(c.top):
+        if c.slots[index].state == PARKED:
+            store32(&c.slots[index].state, DISMISSED, RELEASE)
+            c.parked -= 1
+            pthread_cond_signal(&c.slots[index].wake_up)

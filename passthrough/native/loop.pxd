@@ -1,0 +1,14 @@
+"""From the bytes of a request to the bytes of its reply."""
+
+from libc.stdint cimport uint32_t
+
+from passthrough.native.abi cimport fuse_in_header
+from passthrough.native.state cimport Thread
+
+
+cdef enum:
+    OUT_HEADER = 16  # sizeof(fuse_out_header), right before Thread.out
+
+
+cdef uint32_t serve(Thread *t, uint32_t received) noexcept nogil
+cdef bint has_answer(const fuse_in_header *h) noexcept nogil

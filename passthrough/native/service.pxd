@@ -1,0 +1,6 @@
+"""What a thread of the pool does."""
+
+from passthrough.native.crew cimport Crew
+
+
+cdef int start_service(Crew *c) noexcept nogil

@@ -1,0 +1,193 @@
+"""A thread in service: reads a request, has it served, writes the reply, and begins again.
+
+The functions that handlers call before they block are here, too. A handler that is about to wait
+for a disk calls `about_to_block` first, which adds a thread at once. When the call has returned,
+the two threads do not alternate: the first that finds the other one idle leaves.
+
+A few threads that leave are parked until the pool is idle. Waking a parked thread costs a fraction
+of starting one.
+
+The threads are no threads of Python: they take the interpreter's lock only in rare.pyx.
+"""
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from passthrough.native.abi cimport FUSE_SETLK, FUSE_SETLKW
+from passthrough.native.crew cimport (
+    DISMISSED, MAX_THREADS, PARKED, READING, SERVING, Crew, Slot, add_thread, another_reads, leave,
+    pthread_cond_wait, wake,
+)
+from passthrough.native.device cimport receive, send
+from passthrough.native.identity cimport identity_thread
+from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, load32, store32
+from passthrough.native.libc cimport EAGAIN, timespec
+from passthrough.native.locks cimport waiting
+from passthrough.native.loop cimport serve
+from passthrough.native.slots cimport pthread_mutex_lock, pthread_mutex_unlock
+from passthrough.native.state cimport Thread
+
+cdef extern from "<time.h>" nogil:
+    int nanosleep(const timespec *time, timespec *left)
+
+cdef enum:
+    MAX_PARKED = 8  # callers that sync at the same time come back at the same time
+    WAIT_NS = 1000000
+    LONGEST_WAITS = 20
+
+
+cdef int start_service(Crew *c) noexcept nogil:
+    """Start the first thread: 0, or -errno (EAGAIN: there is no thread to be had)."""
+    c.run = _run
+    c.volume.crew = c
+    c.volume.block_hook = _about_to_block
+    c.volume.wait_hook = _may_wait
+    c.volume.finish_hook = _let_others_finish
+    return 0 if add_thread(c, True) else -EAGAIN
+
+
+cdef void *_run(void *argument) noexcept nogil:
+    cdef Slot *slot = <Slot *>argument
+    cdef Crew *c = slot.crew
+    cdef int result = identity_thread(&slot.thread)
+    if result == 0:
+        result = _work(c, slot)
+    pthread_mutex_lock(&c.mutex)
+    if result <= 0 and not c.stopped:
+        c.error = -result
+        store32(&c.ended, 1, RELEASE)
+        wake(c)
+    leave(c, slot)
+    pthread_mutex_unlock(&c.mutex)
+    return NULL
+
+
+cdef int _work(Crew *c, Slot *slot) noexcept nogil:
+    """Serve requests; return 1 if the thread leaves, 0 at the end, -errno if it is broken."""
+    cdef Thread *t = &slot.thread
+    cdef int received
+    cdef uint32_t length
+    while True:
+        received = receive(t, &slot.buffers)
+        if received <= 0:
+            return received
+        store32(&slot.state, SERVING, RELEASE)
+        if load32(&c.idle, RELAXED):
+            _resume_sampling(c)
+        if load32(&c.stopped, RELAXED):
+            return 1
+        length = serve(t, <uint32_t>received)
+        if length:
+            send(t, length)
+        if load32(&c.size, RELAXED) > load32(&c.target, RELAXED) and _park_or_end(c, slot):
+            return 1
+        store32(&slot.state, READING, RELEASE)
+
+
+cdef void _resume_sampling(Crew *c) noexcept nogil:
+    pthread_mutex_lock(&c.mutex)
+    if c.idle:
+        store32(&c.idle, 0, RELEASE)
+        wake(c)
+    pthread_mutex_unlock(&c.mutex)
+
+
+cdef bint _park_or_end(Crew *c, Slot *slot) noexcept nogil:
+    """Park a thread that is surplus; return whether it is to end."""
+    cdef bint ends = False
+    pthread_mutex_lock(&c.mutex)
+    if c.stopped:
+        ends = True
+    elif c.size - <int>waiting(c.volume) > c.target and another_reads(c, slot):
+        if c.parked >= MAX_PARKED:
+            ends = True
+        else:
+            c.size -= 1
+            c.parked += 1
+            store32(&slot.state, PARKED, RELEASE)
+            while slot.state == PARKED:
+                pthread_cond_wait(&slot.wake_up, &c.mutex)
+            ends = slot.state == DISMISSED
+            c.size += ends  # `leave` takes it off again
+    pthread_mutex_unlock(&c.mutex)
+    return ends
+
+
+cdef void _about_to_block(Thread *t) noexcept nogil:
+    """Add a thread if none reads; the calling thread has its own credentials."""
+    cdef Slot *slot = <Slot *>t.of_crew
+    if not another_reads(slot.crew, slot):
+        add_thread(slot.crew, False)
+
+
+cdef bint _may_wait(Thread *t) noexcept nogil:
+    """Return whether another thread serves while this one waits; try to add one.
+
+    If no thread can be added, the last one must not wait for a lock: it has to serve the unlock.
+    """
+    cdef Slot *slot = <Slot *>t.of_crew
+    if _another_serves(slot.crew, slot):
+        return True
+    add_thread(slot.crew, False)
+    return _another_serves(slot.crew, slot)
+
+
+cdef bint _another_serves(Crew *c, const Slot *slot) noexcept nogil:
+    """Return whether a thread other than this one can serve an unlock.
+
+    The caller's own request is visible in its slot. So if several threads ask at the same time, the
+    last one sees the requests of all the others.
+    """
+    cdef const Slot *other
+    cdef uint32_t opcode
+    cdef bint found = False
+    cdef int index
+    pthread_mutex_lock(&c.mutex)
+    for index in range(c.top):
+        other = c.slots[index]
+        if other == slot:
+            continue
+        if load32(&other.state, ACQUIRE) == READING:
+            found = True
+        elif load32(&other.state, ACQUIRE) == SERVING:
+            # It may wait for a lock, or for pages that are being read (locks.pyx).
+            opcode = other.thread.request.opcode
+            found = found or not (opcode == FUSE_SETLK or opcode == FUSE_SETLKW)
+    pthread_mutex_unlock(&c.mutex)
+    return found
+
+
+cdef bint _let_others_finish(Thread *t) noexcept nogil:
+    """Wait until other threads have served what they took before this request, or 20 ms.
+
+    False: there are no others, so that all earlier requests are served.
+    """
+    cdef Slot *slot = <Slot *>t.of_crew
+    cdef Crew *c = slot.crew
+    cdef uint64_t served[MAX_THREADS]
+    cdef int index, tries
+    cdef int top = min(load32(&c.top, ACQUIRE), <int32_t>MAX_THREADS)
+    cdef bint left
+    if load32(&c.size, ACQUIRE) == 1:
+        return False
+    _about_to_block(t)
+    _sleep()  # a thread that has just taken a request may not have marked its slot yet
+    for index in range(top):
+        served[index] = c.slots[index].thread.served
+    for tries in range(LONGEST_WAITS):
+        left = False
+        for index in range(top):
+            if c.slots[index] == slot or load32(&c.slots[index].state, ACQUIRE) != SERVING:
+                continue
+            if c.slots[index].thread.request.opcode != FUSE_SETLKW:
+                left = left or c.slots[index].thread.served == served[index]
+        if not left:
+            break
+        _sleep()
+    return True
+
+
+cdef void _sleep() noexcept nogil:
+    cdef timespec time
+    time.tv_sec = 0
+    time.tv_nsec = WAIT_NS
+    nanosleep(&time, NULL)

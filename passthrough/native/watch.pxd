@@ -1,0 +1,14 @@
+"""What the main thread does while a volume is served."""
+
+from passthrough.native.crew cimport Crew
+
+
+# Results of `watch`.
+cdef enum:
+    SIGNALLED = 1
+    KEEPER_ENDED = 2
+    CONNECTION_ENDED = 3
+    INTERRUPTED = 4
+
+
+cdef int watch(Crew *c, int wakeup_fd, int keeper_fd) noexcept nogil
