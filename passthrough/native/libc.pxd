@@ -33,7 +33,7 @@ cdef extern from "<time.h>" nogil:
         int64_t tv_sec
         long tv_nsec
     enum:
-        CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
+        CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID
     int clock_gettime(int clock, timespec *now)
 
 

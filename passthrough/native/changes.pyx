@@ -1,0 +1,233 @@
+"""Changes of mode, owner, size and times, in this order, because each may undo one before it.
+
+A failure leaves the changes before it done. The change time is the host's to set.
+
+**Sgid bits.** An sgid bit without group execution gives no right, so the owner and the members of
+the file's group keep it where suid bits go. Threads lack CAP_FSETID, and without it the host takes
+an sgid bit away by itself, if the thread is not in the file's group. In calls that must leave the
+bit to the code here, the thread has the capability (`enter_keeping`).
+"""
+
+from passthrough.native.abi cimport FATTR_GID, FATTR_MODE, FATTR_SIZE, FATTR_UID
+from passthrough.native.attributes cimport may_access, reply_stat
+from passthrough.native.files cimport open_for_writing
+from passthrough.native.identity cimport (
+    enter_content, enter_mode, keeps_sgid, leave_content, leave_mode,
+)
+from passthrough.native.idmap cimport new_owner
+from passthrough.native.inodes cimport Loan, changing, give_back
+from passthrough.native.layout cimport FILES, Inode, OpenFile, open_get
+from passthrough.native.libc cimport (
+    AT_FDCWD, EBADF, EINTR, EPERM, O_WRONLY, S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISVTX, S_IXGRP,
+    UTIME_OMIT, W_OK, close, errno, fchmodat, fchownat, fstat, ftruncate, off_t, struct_stat,
+    utimensat,
+)
+from passthrough.native.opening cimport reopen
+from passthrough.native.powerless cimport (
+    FSETID_BIT, end_as, enter_itself, leave_itself, set_effective,
+)
+from passthrough.native.state cimport PATH_ROOM, SQUASH_ALL, Ids, path_of
+
+
+cdef bint changes_times(const Change *change) noexcept nogil:
+    return change.times[0].tv_nsec != UTIME_OMIT or change.times[1].tv_nsec != UTIME_OMIT
+
+
+cdef int apply_change(Thread *t, void *data) noexcept nogil:
+    """Make the changes, and write the reply; return its length, or -errno."""
+    cdef const Change *change = <const Change *>data
+    cdef struct_stat st
+    cdef Inode *inode = NULL
+    cdef Loan loan
+    cdef int result
+    if change.valid & FATTR_SIZE and t.volume.options.seal_size:
+        return -EPERM
+    result = changing(t, change.nodeid, &inode, &loan)
+    if result < 0:
+        return result
+    result = _apply_to(t, change, inode, loan.fd)
+    if result == 0 and fstat(loan.fd, &st) < 0:
+        result = -errno
+    give_back(t, &loan)
+    return result if result < 0 else reply_stat(t, inode, &st)
+
+
+cdef int _apply_to(Thread *t, const Change *change, const Inode *inode, int fd) noexcept nogil:
+    cdef char path[PATH_ROOM]
+    cdef bint clears = change.clears and not change.valid & FATTR_SIZE
+    cdef int result = 0
+    path_of(t.volume, fd, path)
+    if change.valid & FATTR_MODE:
+        result = _change_mode(t, change, fd, path)
+    if result == 0 and (clears or change.valid & OWNER):
+        result = _change_owner(t, change, fd, path)
+    if result == 0 and clears:
+        result = _drop_sgid(t, change, fd, path)
+    if result == 0 and change.valid & FATTR_SIZE:
+        result = _truncate(t, change, inode, fd)
+    if result == 0 and changes_times(change):
+        if utimensat(AT_FDCWD, path, change.times, 0) < 0:
+            result = -errno
+    return result
+
+
+cdef int _change_mode(
+    Thread *t, const Change *change, int fd, const char *path
+) noexcept nogil:
+    """Change the mode; in a restricted volume the host checks who gives suid and sgid bits."""
+    cdef uint32_t mode = change.mode
+    cdef struct_stat st
+    cdef int result
+    if not t.powerless and not mode & PRIVILEGES:
+        return -errno if fchmodat(AT_FDCWD, path, mode, 0) < 0 else 0
+    if fstat(fd, &st) < 0:
+        return -errno
+    if t.powerless and st.st_mode & S_IFMT == S_IFDIR and t.volume.options.squash == SQUASH_ALL:
+        mode |= st.st_mode & S_ISVTX  # stays, because it is not shown
+    elif t.powerless and _only_takes_power(mode, st.st_mode & PERMISSIONS):
+        result = may_take_power(t, change.nodeid, fd, change.valid & FATTR_SIZE != 0)
+        if result:
+            return result if result < 0 else _chmod_as_itself(t, path, mode)
+    result = enter_mode(t, &st, mode, not change.checked)
+    if result < 0:
+        return result
+    if fchmodat(AT_FDCWD, path, mode, 0) < 0:
+        result = -errno
+    leave_mode(t)
+    return result
+
+
+cdef inline bint _only_takes_power(uint32_t mode, uint32_t present) noexcept nogil:
+    """Return whether a mode differs from the present one in missing suid or sgid bits alone."""
+    return mode != present and not mode & ~present and not present & ~mode & ~<uint32_t>PRIVILEGES
+
+
+cdef int _chmod_as_itself(Thread *t, const char *path, uint32_t mode) noexcept nogil:
+    """Take suid or sgid bits away as the worker.
+
+    Without FUSE_HANDLE_KILLPRIV_V2, the kernel does so before a caller changes the content, which
+    takes a right to write and not to chmod(2).
+    """
+    cdef bint entered = enter_itself(t)
+    cdef int result = enter_keeping(t)
+    if result == 0:
+        if fchmodat(AT_FDCWD, path, mode, 0) < 0:
+            result = -errno
+        leave_keeping(t)
+    leave_itself(t, entered)
+    return result
+
+
+cdef int _change_owner(
+    Thread *t, const Change *change, int fd, const char *path
+) noexcept nogil:
+    """Change the owner; chown(2) takes suid bits away, and sgid bits with group execution.
+
+    An sgid bit without group execution stays, also if no id changes.
+    """
+    cdef const uint32_t *uid = &change.uid if change.valid & FATTR_UID else NULL
+    cdef const uint32_t *gid = &change.gid if change.valid & FATTR_GID else NULL
+    cdef struct_stat st
+    cdef bint keeping
+    cdef Ids new
+    cdef int result = new_owner(t.volume, uid, gid, &new)
+    if result < 0:
+        return result
+    if fstat(fd, &st) < 0:
+        return -errno
+    keeping = st.st_mode & S_ISGID and not st.st_mode & S_IXGRP
+    if keeping:
+        result = enter_keeping(t)
+        if result < 0:
+            return result
+    if fchownat(AT_FDCWD, path, new.uid, new.gid, 0) < 0:
+        result = -errno
+    if keeping:
+        leave_keeping(t)
+    return result
+
+
+cdef int _drop_sgid(Thread *t, const Change *change, int fd, const char *path) noexcept nogil:
+    """Take away what chown(2) leaves, unless the caller may keep it."""
+    cdef struct_stat st
+    if fstat(fd, &st) < 0:
+        return -errno
+    if not st.st_mode & S_ISGID or keeps_sgid(t, &st, change.checked):
+        return 0
+    if fchmodat(AT_FDCWD, path, st.st_mode & PERMISSIONS & ~<uint32_t>S_ISGID, 0) < 0:
+        return -errno
+    return 0
+
+
+cdef int _truncate(Thread *t, const Change *change, const Inode *inode, int fd) noexcept nogil:
+    """Change the size, and with it suid and sgid bits as the volume and the request say."""
+    cdef struct_stat st
+    cdef int result
+    if fstat(fd, &st) < 0:
+        return -errno
+    result = enter_content(t, &st, change.clears, change.checked)
+    if result < 0:
+        return result
+    result = _set_size(t, change, inode)
+    leave_content(t, &st, change.clears, change.nodeid)
+    return result
+
+
+cdef int _set_size(Thread *t, const Change *change, const Inode *inode) noexcept nogil:
+    cdef OpenFile *file
+    cdef int result, fd
+    if change.fh:
+        file = open_get(t.volume.tables, FILES, change.fh)
+        return -EBADF if file == NULL else _resize(file.fd, change.size)
+    fd = reopen(t, inode, S_IFREG, O_WRONLY)
+    if fd < 0:
+        return fd
+    result = _resize(fd, change.size)
+    if close(fd) < 0:  # may report what the host could not store
+        result = -errno
+    return result
+
+
+cdef int _resize(int fd, uint64_t size) noexcept nogil:
+    while ftruncate(fd, <off_t>size) < 0:
+        if errno != EINTR:
+            return -errno
+    return 0
+
+
+cdef int may_take_power(Thread *t, uint64_t nodeid, int fd, bint truncates) noexcept nogil:
+    """Return whether bits or capabilities may go from a file as before a change of content.
+
+    That is a change through an open file, or one by path, for which the caller needs the right.
+    The result may be -errno.
+    """
+    if open_for_writing(t, nodeid):
+        return 1
+    return may_access(t.volume, fd, W_OK) if truncates else 0
+
+
+# CAP_FSETID
+
+
+cdef int enter_keeping(Thread *t) noexcept nogil:
+    """Give the thread CAP_FSETID, unless it is powerless, so that the host leaves sgid bits.
+
+    Return 0 or -errno. Not inside of another guard but `enter_itself`.
+    """
+    cdef int result
+    if t.powerless:
+        return 0
+    result = set_effective(t, FSETID_BIT, 0)
+    t.reduced = result == 0
+    return result
+
+
+cdef void leave_keeping(Thread *t) noexcept nogil:
+    """Take CAP_FSETID away again, or end the process."""
+    cdef int result
+    if t.powerless:
+        return
+    result = set_effective(t, 0, 0)
+    if result < 0:
+        end_as(t, b"cannot restore its capabilities: errno %ld", -result, 0)
+    t.reduced = False
