@@ -1,25 +1,34 @@
-"""Acts as the caller, and maps ids; each enter_X is followed by its leave_X if it returned 0."""
+"""Acts as the caller, and checks owners; each enter_X is followed by its leave_X if it returned 0.
+
+Guards are not nested, but for those of powerless.pyx around one of these. The functions on ids are
+those of idmap.pyx.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from passthrough.native.idmap cimport (
+    NO_FILES_ID,
+    NO_ID,
+    UNMAPPED,
+    lacks_group,
+    lacks_user,
+    may_have_group,
+    new_owner,
+    shown_ids,
+    to_host,
+)
 from passthrough.native.libc cimport struct_stat
 from passthrough.native.state cimport Ids, Thread, Volume
 
 
 cdef int identity_thread(Thread *t) noexcept nogil
-cdef int to_host(Volume *v, uint32_t uid, uint32_t gid, Ids *out) noexcept nogil
-cdef int new_owner(Volume *v, const uint32_t *uid, const uint32_t *gid, Ids *out) noexcept nogil
-cdef void shown_ids(const Volume *v, uint32_t uid, uint32_t gid, Ids *out) noexcept nogil
-cdef bint lacks_user(const Volume *v, uint32_t uid) noexcept nogil
-cdef bint lacks_group(const Volume *v, uint32_t gid) noexcept nogil
-cdef bint may_have_group(const Volume *v, uint32_t gid) noexcept nogil
 
 cdef int check_change(const Volume *v, const struct_stat *st) noexcept nogil
 cdef int check_open(const Volume *v, const struct_stat *st, int flags) noexcept nogil
 cdef int check_named(Thread *t, int dir_fd, const char *name) noexcept nogil
 cdef int check_node(const Volume *v, uint32_t mode) noexcept nogil
 cdef bint allows(Thread *t, const struct_stat *st, uint32_t mask) noexcept nogil
-cdef bint keeps_sgid(Thread *t, const struct_stat *st, bint checked) noexcept nogil
+cdef int keeps_sgid(Thread *t, const struct_stat *st, bint checked) noexcept nogil  # 1, 0, -errno
 
 cdef int enter_caller(Thread *t, uint32_t mode) noexcept nogil
 cdef void leave_caller(Thread *t) noexcept nogil
@@ -31,4 +40,13 @@ cdef int enter_clearing(Thread *t, uint32_t gid) noexcept nogil
 cdef void leave_clearing(Thread *t) noexcept nogil
 cdef int enter_mode(Thread *t, const struct_stat *st, uint32_t mode, bint known) noexcept nogil
 cdef void leave_mode(Thread *t) noexcept nogil
+# Around a call by which the worker itself may keep sgid bits: chown(2), an ACL that is set without
+# FUSE_SETXATTR_ACL_KILL_SGID, FS_IOC_FSSETXATTR (XFS). `st` says if there is one; NULL: it may be.
+cdef int enter_keeping(Thread *t, const struct_stat *st) noexcept nogil
+cdef void leave_keeping(Thread *t) noexcept nogil
 cdef void set_umask(Thread *t, uint32_t mask) noexcept nogil
+
+
+cdef inline bint is_itself(const Thread *t) noexcept nogil:
+    """Return whether the thread is outside of all guards, as between two requests."""
+    return not (t.powerless or t.reduced or t.fs.uid or t.fs.gid)

@@ -1,0 +1,409 @@
+"""Switches a thread's file system ids to the caller's, and checks the owners of files.
+
+**Creation.** Operations that create act as the caller: mkdir, mknod, symlink, create, tmpfile, and
+rename with a whiteout. The kernel has checked the caller's permissions before
+(default_permissions), with all of the caller's groups. setfsuid(2) and setfsgid(2) change one
+thread. The thread keeps its capabilities (SECBIT_NO_SETUID_FIXUP). Without them the host would
+check again, with the primary group alone, and refuse a caller that may create only by a
+supplementary group.
+
+**Suid and sgid bits.** The kernel clears the bits of a file whose content changes, unless the
+thread has CAP_FSETID, capabilities(7). So a thread has no CAP_FSETID outside of guards, and raises
+it only where bits stay. An sgid bit without group execution gives no right. The kernel clears this
+bit only if the thread is outside of the file's group, inode(7). So a thread that must clear it, too,
+takes a group that no file has.
+
+**Owners.** With a map or squashing, a caller has no more rights to the host's files than its
+counterpart on the host. It may not change a file with an unmapped owner, make a device node, or set
+suid and sgid bits for an owner other than itself. For an unmapped owner the kernel gets an id that
+equals no caller's, so that the kernel refuses writes, removals and most changes. But the kernel
+lets root chown(2), and may cache an older owner. So each operation that changes a file checks the
+owner again, by the descriptor that it acts on.
+
+For chmod(2) with suid or sgid bits, the thread acts as the caller's counterpart, without
+CAP_FOWNER and CAP_FSETID. The host then compares the owner under the inode's lock, so that no
+chown(2) comes between check and change.
+
+If a switch cannot be undone, the process ends.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from passthrough.native.idmap cimport acts_as, squashes
+from passthrough.native.libc cimport (
+    _LINUX_CAPABILITY_VERSION_3,
+    CLONE_FS,
+    EACCES,
+    EINTR,
+    EIO,
+    EPERM,
+    O_ACCMODE,
+    O_CLOEXEC,
+    O_NOFOLLOW,
+    O_PATH,
+    O_RDONLY,
+    O_TRUNC,
+    PR_GET_SECUREBITS,
+    PR_SET_SECUREBITS,
+    RESOLVE_NO_XDEV,
+    S_IFBLK,
+    S_IFCHR,
+    S_IFDIR,
+    S_IFMT,
+    S_ISGID,
+    S_ISUID,
+    W_OK,
+    X_OK,
+    cap_header,
+    capget,
+    close,
+    errno,
+    fstat,
+    open_how,
+    openat2,
+    prctl,
+    setfsgid,
+    setfsuid,
+    umask,
+    unshare,
+)
+from passthrough.native.notify cimport attributes_changed
+from passthrough.native.powerless cimport FOWNER_BIT, FSETID_BIT, end_as, set_effective
+
+cdef enum:
+    OWN_ID = 0
+    PRIVILEGES = 0o6000  # S_ISUID | S_ISGID
+    KEEP_CAPABILITIES = 1 << 2  # SECBIT_NO_SETUID_FIXUP, linux/securebits.h
+    FOR_EXECUTION = 0x20  # what the kernel adds to open(2) for execve(2), __FMODE_EXEC
+    EXECUTABLE = 0o111
+
+
+cdef int identity_thread(Thread *t) noexcept nogil:
+    """Prepare the calling thread, once, before its first request; return 0 or -errno.
+
+    The thread gets an umask of its own, keeps its capabilities through changes of ids, and has no
+    CAP_FSETID outside of guards.
+    """
+    cdef cap_header header
+    cdef int bits
+    if unshare(CLONE_FS) < 0:
+        return -errno
+    t.umask = umask(0)
+    umask(t.umask)
+    bits = prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
+    if bits < 0:
+        return -errno
+    if not bits & KEEP_CAPABILITIES:
+        # Otherwise a change back to uid 0 would also raise CAP_FSETID.
+        if prctl(PR_SET_SECUREBITS, <unsigned long>(bits | KEEP_CAPABILITIES), 0, 0, 0) < 0:
+            return -errno
+    header.version = _LINUX_CAPABILITY_VERSION_3
+    header.pid = 0
+    if capget(&header, t.capabilities) < 0:
+        return -errno
+    t.capabilities[0].effective &= ~<uint32_t>FSETID_BIT
+    t.fs.uid = setfsuid(NO_ID)
+    t.fs.gid = setfsgid(NO_ID)
+    if t.fs.uid != OWN_ID or t.fs.gid != OWN_ID:
+        return -EPERM
+    t.acting.uid = t.acting.gid = NO_ID
+    t.group_count = 0
+    t.powerless = t.squashed = t.reduced = False
+    return set_effective(t, 0, 0)
+
+
+cdef void set_umask(Thread *t, uint32_t mask) noexcept nogil:
+    """Have the host apply the caller's umask to what this thread creates next.
+
+    Without ACLs, of which a default one takes the umask's place, the kernel has applied it.
+    """
+    if t.volume.options.posix_acl and mask != t.umask:
+        umask(mask)
+        t.umask = mask
+
+
+# Checks of owners
+
+
+cdef bint _lacks_owner(const Volume *v, const struct_stat *st) noexcept nogil:
+    return v.options.may_lack_owners and lacks_user(v, st.st_uid)
+
+
+cdef int check_change(const Volume *v, const struct_stat *st) noexcept nogil:
+    """Refuse a change of a file with an unmapped owner: -EPERM."""
+    return -EPERM if _lacks_owner(v, st) else 0
+
+
+cdef int check_open(const Volume *v, const struct_stat *st, int flags) noexcept nogil:
+    """Refuse to open a file with an unmapped owner, except as its mode lets others read it.
+
+    -EACCES.
+    """
+    cdef uint32_t wanted = 0o1 if flags & FOR_EXECUTION else 0o4
+    if not _lacks_owner(v, st):
+        return 0
+    if (flags & O_ACCMODE) != O_RDONLY or flags & O_TRUNC or not st.st_mode & wanted:
+        return -EACCES
+    return 0
+
+
+cdef int check_named(Thread *t, int dir_fd, const char *name) noexcept nogil:
+    """Refuse to move or remove a name if its file has an unmapped owner: -EPERM.
+
+    rename(2) and unlink(2) act on names. No caller can move such a file to the name after the
+    check, because the check refuses that move as well.
+    """
+    cdef open_how how
+    cdef struct_stat st
+    cdef int fd, result
+    if not t.volume.options.may_lack_owners:
+        return 0
+    memset(&how, 0, sizeof(how))
+    how.flags = <uint64_t>(O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    how.resolve = RESOLVE_NO_XDEV
+    fd = openat2(dir_fd, name, &how)
+    while fd < 0 and errno == EINTR:
+        fd = openat2(dir_fd, name, &how)
+    if fd < 0:  # the caller's system call reports it; a mount point: EBUSY
+        return 0
+    result = -errno if fstat(fd, &st) < 0 else check_change(t.volume, &st)
+    close(fd)
+    return result
+
+
+cdef int check_node(const Volume *v, uint32_t mode) noexcept nogil:
+    """Refuse device nodes, the whiteouts of overlayfs included, with a map or squashing: -EPERM."""
+    cdef uint32_t kind = mode & S_IFMT
+    return -EPERM if v.options.restricted and (kind == S_IFCHR or kind == S_IFBLK) else 0
+
+
+cdef bint allows(Thread *t, const struct_stat *st, uint32_t mask) noexcept nogil:
+    """Return whether a file lets the caller do what access(2) asks for, by its primary group."""
+    cdef uint32_t mode = st.st_mode
+    cdef Ids shown
+    shown_ids(t.volume, st.st_uid, st.st_gid, &shown)
+    if shown.uid == UNMAPPED:
+        return not mask & W_OK and mask & ~mode & 0o7 == 0
+    if t.request.uid == 0:
+        return not mask & X_OK or (mode & S_IFMT) == S_IFDIR or mode & EXECUTABLE != 0
+    if t.request.uid == shown.uid:
+        mode >>= 6
+    elif t.request.gid == shown.gid:
+        mode >>= 3
+    return mask & ~mode & 0o7 == 0
+
+
+cdef int keeps_sgid(Thread *t, const struct_stat *st, bint checked) noexcept nogil:
+    """Return whether the caller's change leaves an sgid bit without group execution: 1, 0.
+
+    If the kernel has `checked` the caller, it keeps the bit. The caller's supplementary groups are
+    not known here. A squashed caller is in one group, whatever the kernel knows. -EPERM: it has no
+    counterpart on the host.
+    """
+    cdef Ids ids
+    cdef int result
+    if squashes(t, t.request.uid, t.request.gid):
+        result = acts_as(t, &ids)
+        return result if result < 0 else ids.gid == st.st_gid
+    if checked:
+        return True
+    shown_ids(t.volume, st.st_uid, st.st_gid, &ids)
+    return t.request.uid == ids.uid or t.request.gid == ids.gid
+
+
+# Switches, and their undoing. A powerless thread acts as the caller, and lacks all capabilities.
+
+
+cdef int _change_capabilities(Thread *t, uint32_t added, uint32_t removed) noexcept nogil:
+    """Change the thread's capabilities until `_restore_capabilities`; return 0 or -errno."""
+    cdef int result
+    added &= t.capabilities[0].permitted  # a worker without CAP_FSETID clears bits, as the host does
+    removed &= t.capabilities[0].effective
+    if t.powerless or not (added or removed):
+        return 0
+    if t.reduced:
+        return -EIO
+    result = set_effective(t, added, removed)
+    t.reduced = result == 0
+    return result
+
+
+cdef void _restore_capabilities(Thread *t) noexcept nogil:
+    cdef int result
+    if not t.reduced or t.powerless:
+        return
+    result = set_effective(t, 0, 0)
+    if result < 0:
+        end_as(t, "cannot restore its capabilities: errno %ld", -result, 0)
+    t.reduced = False
+
+
+cdef int _change_ids(Thread *t, const Ids *ids) noexcept nogil:
+    """Switch to the caller's ids, the group first, until `_restore_ids`; return 0 or -errno.
+
+    If these are the thread's own ids, nothing is switched: this saves four system calls. A
+    powerless thread has them already.
+    """
+    if t.powerless:
+        return 0 if t.acting.uid == ids.uid and t.acting.gid == ids.gid else -EIO
+    if t.fs.uid != OWN_ID or t.fs.gid != OWN_ID:
+        return -EIO
+    if ids.uid == NO_ID or ids.gid == NO_ID:
+        return -EPERM
+    if ids.uid != OWN_ID or ids.gid != OWN_ID:
+        setfsgid(ids.gid)
+        setfsuid(ids.uid)
+        t.fs = ids[0]
+    return 0
+
+
+cdef void _restore_ids(Thread *t) noexcept nogil:
+    """Restore the thread's own ids, in reverse order.
+
+    setfsuid(2) and setfsgid(2) report no failure, but return the previous id. So here they return
+    the switched ids, if each switch succeeded. If a switch failed, the owner of the new file and
+    the ids of the next request are unknown: the process ends.
+    """
+    cdef uint32_t uid, gid
+    if t.powerless or (t.fs.uid == OWN_ID and t.fs.gid == OWN_ID):
+        return
+    uid = setfsuid(OWN_ID)
+    gid = setfsgid(OWN_ID)
+    if uid != t.fs.uid or gid != t.fs.gid:
+        end_as(t, "acted as %ld:%ld in place of its caller", uid, gid)
+    t.fs.uid = t.fs.gid = OWN_ID
+
+
+cdef int _change_both(
+    Thread *t, const Ids *ids, uint32_t added, uint32_t removed
+) noexcept nogil:
+    """Change capabilities and ids, or nothing; return 0 or -errno."""
+    cdef int result = _change_capabilities(t, added, removed)
+    if result < 0:
+        return result
+    result = _change_ids(t, ids)
+    if result < 0:
+        _restore_capabilities(t)
+    return result
+
+
+# Guards
+
+
+cdef int enter_caller(Thread *t, uint32_t mode) noexcept nogil:
+    """Act as the request's caller, to whom files belong that the thread creates with a mode.
+
+    With a map or squashing, the host drops the sgid bit of the mode if the file gets its group from
+    its directory, and the group is not that of the caller. -EPERM: the caller has no counterpart.
+    """
+    cdef Ids ids
+    cdef int result = to_host(t.volume, t.request.uid, t.request.gid, &ids)
+    cdef bint raises = mode & S_ISGID and not t.volume.options.restricted
+    if result < 0:
+        return result
+    return _change_both(t, &ids, FSETID_BIT if raises else 0, 0)
+
+
+cdef void leave_caller(Thread *t) noexcept nogil:
+    """Act as the worker again."""
+    _restore_ids(t)
+    _restore_capabilities(t)
+
+
+cdef int enter_clearing(Thread *t, uint32_t gid) noexcept nogil:
+    """Have each file that the thread writes to lose its suid and sgid bits.
+
+    A file of the group `gid` keeps an sgid bit without group execution; none is in NO_FILES_ID.
+    """
+    if t.powerless or gid == OWN_ID:
+        return 0
+    if t.fs.uid != OWN_ID or t.fs.gid != OWN_ID:
+        return -EIO
+    setfsgid(gid)
+    t.fs.gid = gid
+    return 0
+
+
+cdef void leave_clearing(Thread *t) noexcept nogil:
+    """Have the thread's own group again."""
+    cdef uint32_t present
+    if t.powerless or t.fs.gid == OWN_ID:
+        return
+    setfsgid(OWN_ID)
+    present = setfsgid(NO_ID)
+    if present != OWN_ID:
+        end_as(t, "has the group %ld, and cannot restore its own", present, 0)
+    t.fs.gid = OWN_ID
+
+
+cdef int enter_content(Thread *t, const struct_stat *st, bint clears, bint checked) noexcept nogil:
+    """Prepare a change of a file's content: `clears` says if suid and sgid bits go with it.
+
+    With a map or squashing they always do. `checked` as for `keeps_sgid`.
+    """
+    cdef int keeps
+    if not st.st_mode & PRIVILEGES:
+        return 0
+    if not clears and not t.volume.options.restricted:
+        return _change_capabilities(t, FSETID_BIT, 0)
+    keeps = keeps_sgid(t, st, checked)
+    if keeps < 0:
+        return keeps
+    return enter_clearing(t, st.st_gid if keeps else NO_FILES_ID)
+
+
+cdef void leave_content(
+    Thread *t, const struct_stat *st, bint clears, uint64_t nodeid
+) noexcept nogil:
+    """End `enter_content`; the kernel hears of bits that may be gone."""
+    if not st.st_mode & PRIVILEGES:
+        return
+    if not clears and not t.volume.options.restricted:
+        _restore_capabilities(t)
+        return
+    leave_clearing(t)
+    attributes_changed(t.volume, nodeid)
+
+
+cdef int enter_keeping(Thread *t, const struct_stat *st) noexcept nogil:
+    """Let the thread keep suid and sgid bits, of a file or of any (NULL)."""
+    if st != NULL and not st.st_mode & PRIVILEGES:
+        return 0
+    return _change_capabilities(t, FSETID_BIT, 0)
+
+
+cdef void leave_keeping(Thread *t) noexcept nogil:
+    """Let the thread keep no bits again."""
+    _restore_capabilities(t)
+
+
+cdef int enter_mode(Thread *t, const struct_stat *st, uint32_t mode, bint known) noexcept nogil:
+    """Prepare chmod(2) of a file to a mode. -EPERM: the caller may not set its suid or sgid bits.
+
+    The sgid bit of a directory gives a program no rights. A directory may keep the bit, and may get
+    it if the map has the directory's group: the kernel has checked that the caller is a member. The
+    host knows only the caller's primary group. `known` says if the request names the caller.
+    """
+    cdef uint32_t gained = mode & PRIVILEGES
+    cdef bint directory = (st.st_mode & S_IFMT) == S_IFDIR
+    cdef bint grants
+    cdef Ids ids
+    cdef int result
+    if not gained:
+        return 0
+    if not t.volume.options.restricted or (directory and not gained & ~st.st_mode):
+        return _change_capabilities(t, FSETID_BIT, 0)
+    if not known:
+        return -EPERM
+    result = to_host(t.volume, t.request.uid, t.request.gid, &ids)
+    if result < 0:
+        return result
+    grants = directory and not lacks_group(t.volume, st.st_gid)
+    return _change_both(t, &ids, FSETID_BIT if grants else 0, FOWNER_BIT)
+
+
+cdef void leave_mode(Thread *t) noexcept nogil:
+    """Act as the worker again."""
+    _restore_ids(t)
+    _restore_capabilities(t)
