@@ -1,7 +1,7 @@
-"""Acts as the caller, and checks owners; each enter_X is followed by its leave_X if it returned 0.
+"""Acts as the caller; each enter_X is followed by its leave_X if it returned 0.
 
-Guards are not nested, but for those of powerless.pyx around one of these. The functions on ids are
-those of idmap.pyx.
+Guards are not nested, but for those of powerless.pyx around one of these. Functions on ids
+are those of idmap.pyx, checks those of owners.pyx.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -18,17 +18,18 @@ from passthrough.native.idmap cimport (
     to_host,
 )
 from passthrough.native.libc cimport struct_stat
+from passthrough.native.owners cimport (
+    allows,
+    check_change,
+    check_named,
+    check_node,
+    check_open,
+    keeps_sgid,
+)
 from passthrough.native.state cimport Ids, Thread, Volume
 
 
 cdef int identity_thread(Thread *t) noexcept nogil
-
-cdef int check_change(const Volume *v, const struct_stat *st) noexcept nogil
-cdef int check_open(const Volume *v, const struct_stat *st, int flags) noexcept nogil
-cdef int check_named(Thread *t, int dir_fd, const char *name) noexcept nogil
-cdef int check_node(const Volume *v, uint32_t mode) noexcept nogil
-cdef bint allows(Thread *t, const struct_stat *st, uint32_t mask) noexcept nogil
-cdef int keeps_sgid(Thread *t, const struct_stat *st, bint checked) noexcept nogil  # 1, 0, -errno
 
 cdef int enter_caller(Thread *t, uint32_t mode) noexcept nogil
 cdef void leave_caller(Thread *t) noexcept nogil

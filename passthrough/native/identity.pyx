@@ -1,4 +1,4 @@
-"""Switches a thread's file system ids to the caller's, and checks the owners of files.
+"""Switches a thread's file system ids to the caller's, and its right to keep suid and sgid bits.
 
 **Creation.** Operations that create act as the caller: mkdir, mknod, symlink, create, tmpfile, and
 rename with a whiteout. The kernel has checked the caller's permissions before
@@ -10,17 +10,11 @@ supplementary group.
 **Suid and sgid bits.** The kernel clears the bits of a file whose content changes, unless the
 thread has CAP_FSETID, capabilities(7). So a thread has no CAP_FSETID outside of guards, and raises
 it only where bits stay. An sgid bit without group execution gives no right. The kernel clears this
-bit only if the thread is outside of the file's group, inode(7). So a thread that must clear it, too,
-takes a group that no file has.
+bit only if the thread is outside of the file's group, inode(7). So a thread that must clear it,
+too, takes a group that no file has.
 
-**Owners.** With a map or squashing, a caller has no more rights to the host's files than its
-counterpart on the host. It may not change a file with an unmapped owner, make a device node, or set
-suid and sgid bits for an owner other than itself. For an unmapped owner the kernel gets an id that
-equals no caller's, so that the kernel refuses writes, removals and most changes. But the kernel
-lets root chown(2), and may cache an older owner. So each operation that changes a file checks the
-owner again, by the descriptor that it acts on.
-
-For chmod(2) with suid or sgid bits, the thread acts as the caller's counterpart, without
+**chmod(2).** With a map or squashing, a caller may set suid and sgid bits only for an owner that is
+itself. For chmod(2) with these bits, the thread acts as the caller's counterpart, without
 CAP_FOWNER and CAP_FSETID. The host then compares the owner under the inode's lock, so that no
 chown(2) comes between check and change.
 
@@ -28,40 +22,20 @@ If a switch cannot be undone, the process ends.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
 
-from passthrough.native.idmap cimport acts_as, squashes
 from passthrough.native.libc cimport (
     _LINUX_CAPABILITY_VERSION_3,
     CLONE_FS,
-    EACCES,
-    EINTR,
     EIO,
     EPERM,
-    O_ACCMODE,
-    O_CLOEXEC,
-    O_NOFOLLOW,
-    O_PATH,
-    O_RDONLY,
-    O_TRUNC,
     PR_GET_SECUREBITS,
     PR_SET_SECUREBITS,
-    RESOLVE_NO_XDEV,
-    S_IFBLK,
-    S_IFCHR,
     S_IFDIR,
     S_IFMT,
     S_ISGID,
-    S_ISUID,
-    W_OK,
-    X_OK,
     cap_header,
     capget,
-    close,
     errno,
-    fstat,
-    open_how,
-    openat2,
     prctl,
     setfsgid,
     setfsuid,
@@ -75,8 +49,6 @@ cdef enum:
     OWN_ID = 0
     PRIVILEGES = 0o6000  # S_ISUID | S_ISGID
     KEEP_CAPABILITIES = 1 << 2  # SECBIT_NO_SETUID_FIXUP, linux/securebits.h
-    FOR_EXECUTION = 0x20  # what the kernel adds to open(2) for execve(2), __FMODE_EXEC
-    EXECUTABLE = 0o111
 
 
 cdef int identity_thread(Thread *t) noexcept nogil:
@@ -91,12 +63,12 @@ cdef int identity_thread(Thread *t) noexcept nogil:
         return -errno
     t.umask = umask(0)
     umask(t.umask)
-    bits = prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
+    bits = prctl(PR_GET_SECUREBITS)
     if bits < 0:
         return -errno
     if not bits & KEEP_CAPABILITIES:
         # Otherwise a change back to uid 0 would also raise CAP_FSETID.
-        if prctl(PR_SET_SECUREBITS, <unsigned long>(bits | KEEP_CAPABILITIES), 0, 0, 0) < 0:
+        if prctl(PR_SET_SECUREBITS, <unsigned long>(bits | KEEP_CAPABILITIES)) < 0:
             return -errno
     header.version = _LINUX_CAPABILITY_VERSION_3
     header.pid = 0
@@ -123,102 +95,13 @@ cdef void set_umask(Thread *t, uint32_t mask) noexcept nogil:
         t.umask = mask
 
 
-# Checks of owners
-
-
-cdef bint _lacks_owner(const Volume *v, const struct_stat *st) noexcept nogil:
-    return v.options.may_lack_owners and lacks_user(v, st.st_uid)
-
-
-cdef int check_change(const Volume *v, const struct_stat *st) noexcept nogil:
-    """Refuse a change of a file with an unmapped owner: -EPERM."""
-    return -EPERM if _lacks_owner(v, st) else 0
-
-
-cdef int check_open(const Volume *v, const struct_stat *st, int flags) noexcept nogil:
-    """Refuse to open a file with an unmapped owner, except as its mode lets others read it.
-
-    -EACCES.
-    """
-    cdef uint32_t wanted = 0o1 if flags & FOR_EXECUTION else 0o4
-    if not _lacks_owner(v, st):
-        return 0
-    if (flags & O_ACCMODE) != O_RDONLY or flags & O_TRUNC or not st.st_mode & wanted:
-        return -EACCES
-    return 0
-
-
-cdef int check_named(Thread *t, int dir_fd, const char *name) noexcept nogil:
-    """Refuse to move or remove a name if its file has an unmapped owner: -EPERM.
-
-    rename(2) and unlink(2) act on names. No caller can move such a file to the name after the
-    check, because the check refuses that move as well.
-    """
-    cdef open_how how
-    cdef struct_stat st
-    cdef int fd, result
-    if not t.volume.options.may_lack_owners:
-        return 0
-    memset(&how, 0, sizeof(how))
-    how.flags = <uint64_t>(O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    how.resolve = RESOLVE_NO_XDEV
-    fd = openat2(dir_fd, name, &how)
-    while fd < 0 and errno == EINTR:
-        fd = openat2(dir_fd, name, &how)
-    if fd < 0:  # the caller's system call reports it; a mount point: EBUSY
-        return 0
-    result = -errno if fstat(fd, &st) < 0 else check_change(t.volume, &st)
-    close(fd)
-    return result
-
-
-cdef int check_node(const Volume *v, uint32_t mode) noexcept nogil:
-    """Refuse device nodes, the whiteouts of overlayfs included, with a map or squashing: -EPERM."""
-    cdef uint32_t kind = mode & S_IFMT
-    return -EPERM if v.options.restricted and (kind == S_IFCHR or kind == S_IFBLK) else 0
-
-
-cdef bint allows(Thread *t, const struct_stat *st, uint32_t mask) noexcept nogil:
-    """Return whether a file lets the caller do what access(2) asks for, by its primary group."""
-    cdef uint32_t mode = st.st_mode
-    cdef Ids shown
-    shown_ids(t.volume, st.st_uid, st.st_gid, &shown)
-    if shown.uid == UNMAPPED:
-        return not mask & W_OK and mask & ~mode & 0o7 == 0
-    if t.request.uid == 0:
-        return not mask & X_OK or (mode & S_IFMT) == S_IFDIR or mode & EXECUTABLE != 0
-    if t.request.uid == shown.uid:
-        mode >>= 6
-    elif t.request.gid == shown.gid:
-        mode >>= 3
-    return mask & ~mode & 0o7 == 0
-
-
-cdef int keeps_sgid(Thread *t, const struct_stat *st, bint checked) noexcept nogil:
-    """Return whether the caller's change leaves an sgid bit without group execution: 1, 0.
-
-    If the kernel has `checked` the caller, it keeps the bit. The caller's supplementary groups are
-    not known here. A squashed caller is in one group, whatever the kernel knows. -EPERM: it has no
-    counterpart on the host.
-    """
-    cdef Ids ids
-    cdef int result
-    if squashes(t, t.request.uid, t.request.gid):
-        result = acts_as(t, &ids)
-        return result if result < 0 else ids.gid == st.st_gid
-    if checked:
-        return True
-    shown_ids(t.volume, st.st_uid, st.st_gid, &ids)
-    return t.request.uid == ids.uid or t.request.gid == ids.gid
-
-
 # Switches, and their undoing. A powerless thread acts as the caller, and lacks all capabilities.
 
 
 cdef int _change_capabilities(Thread *t, uint32_t added, uint32_t removed) noexcept nogil:
     """Change the thread's capabilities until `_restore_capabilities`; return 0 or -errno."""
     cdef int result
-    added &= t.capabilities[0].permitted  # a worker without CAP_FSETID clears bits, as the host does
+    added &= t.capabilities[0].permitted  # without CAP_FSETID there, bits go with each change
     removed &= t.capabilities[0].effective
     if t.powerless or not (added or removed):
         return 0

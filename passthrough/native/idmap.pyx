@@ -69,7 +69,7 @@ cdef int _unmapped(Volume *v, int what, uint32_t number) noexcept nogil:
 
 
 cdef int to_host(Volume *v, uint32_t uid, uint32_t gid, Ids *out) noexcept nogil:
-    """Find the ids of the host that a caller acts as. -EPERM, and a line in the log: one has none."""
+    """Find the ids of the host that a caller acts as. -EPERM and a line in the log: it has none."""
     if not v.options.restricted:
         out.uid = uid
         out.gid = gid

@@ -7,8 +7,9 @@ runs as the worker. It does what needs no right, and calls `as_caller` for the r
     result = as_caller(t, change, &data, nodeids, 1, more, new_group(v, &gid, more), tries)
 
 `nodeids` are the inodes that the operation acts on: a squashed caller must be able to reach them,
-and their groups may give other callers a right. `more` has further such groups, of the host. `tries`
-is TRY_EITHER, or what `mode_tries` says. Inside of `as_caller` another call is the plain operation.
+and their groups may give other callers a right. `more` has further such groups, of the host.
+`tries` is TRY_EITHER, or what `mode_tries` says. Inside of `as_caller` another call is the plain
+operation.
 
 Inside, `t.powerless` is true, `t.acting` has the ids and `t.squashed` says if the caller is
 squashed. enter_itself ... leave_itself is for what the worker does by its own right.
