@@ -30,6 +30,3 @@ cdef struct Change:
 cdef bint changes_times(const Change *change) noexcept nogil
 cdef int apply_change(Thread *t, void *data) noexcept nogil
 cdef int may_take_power(Thread *t, uint64_t nodeid, int fd, bint truncates) noexcept nogil
-
-cdef int enter_keeping(Thread *t) noexcept nogil
-cdef void leave_keeping(Thread *t) noexcept nogil

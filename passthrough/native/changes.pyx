@@ -12,20 +12,18 @@ from passthrough.native.abi cimport FATTR_GID, FATTR_MODE, FATTR_SIZE, FATTR_UID
 from passthrough.native.attributes cimport may_access, reply_stat
 from passthrough.native.files cimport open_for_writing
 from passthrough.native.identity cimport (
-    enter_content, enter_mode, keeps_sgid, leave_content, leave_mode,
+    enter_content, enter_keeping, enter_mode, keeps_sgid, leave_content, leave_keeping, leave_mode,
 )
 from passthrough.native.idmap cimport new_owner
 from passthrough.native.inodes cimport Loan, changing, give_back
 from passthrough.native.layout cimport FILES, Inode, OpenFile, open_get
 from passthrough.native.libc cimport (
-    AT_FDCWD, EBADF, EINTR, EPERM, O_WRONLY, S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISVTX, S_IXGRP,
+    AT_FDCWD, EBADF, EINTR, EPERM, O_WRONLY, S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISVTX,
     UTIME_OMIT, W_OK, close, errno, fchmodat, fchownat, fstat, ftruncate, off_t, struct_stat,
     utimensat,
 )
 from passthrough.native.opening cimport reopen
-from passthrough.native.powerless cimport (
-    FSETID_BIT, end_as, enter_itself, leave_itself, set_effective,
-)
+from passthrough.native.powerless cimport enter_itself, leave_itself
 from passthrough.native.state cimport PATH_ROOM, SQUASH_ALL, Ids, path_of
 
 
@@ -87,7 +85,7 @@ cdef int _change_mode(
     elif t.powerless and _only_takes_power(mode, st.st_mode & PERMISSIONS):
         result = may_take_power(t, change.nodeid, fd, change.valid & FATTR_SIZE != 0)
         if result:
-            return result if result < 0 else _chmod_as_itself(t, path, mode)
+            return result if result < 0 else _chmod_as_itself(t, path, &st, mode)
     result = enter_mode(t, &st, mode, not change.checked)
     if result < 0:
         return result
@@ -102,14 +100,16 @@ cdef inline bint _only_takes_power(uint32_t mode, uint32_t present) noexcept nog
     return mode != present and not mode & ~present and not present & ~mode & ~<uint32_t>PRIVILEGES
 
 
-cdef int _chmod_as_itself(Thread *t, const char *path, uint32_t mode) noexcept nogil:
+cdef int _chmod_as_itself(
+    Thread *t, const char *path, const struct_stat *st, uint32_t mode
+) noexcept nogil:
     """Take suid or sgid bits away as the worker.
 
     Without FUSE_HANDLE_KILLPRIV_V2, the kernel does so before a caller changes the content, which
     takes a right to write and not to chmod(2).
     """
     cdef bint entered = enter_itself(t)
-    cdef int result = enter_keeping(t)
+    cdef int result = enter_keeping(t, st)
     if result == 0:
         if fchmodat(AT_FDCWD, path, mode, 0) < 0:
             result = -errno
@@ -128,32 +128,32 @@ cdef int _change_owner(
     cdef const uint32_t *uid = &change.uid if change.valid & FATTR_UID else NULL
     cdef const uint32_t *gid = &change.gid if change.valid & FATTR_GID else NULL
     cdef struct_stat st
-    cdef bint keeping
     cdef Ids new
     cdef int result = new_owner(t.volume, uid, gid, &new)
     if result < 0:
         return result
     if fstat(fd, &st) < 0:
         return -errno
-    keeping = st.st_mode & S_ISGID and not st.st_mode & S_IXGRP
-    if keeping:
-        result = enter_keeping(t)
-        if result < 0:
-            return result
+    result = enter_keeping(t, &st)
+    if result < 0:
+        return result
     if fchownat(AT_FDCWD, path, new.uid, new.gid, 0) < 0:
         result = -errno
-    if keeping:
-        leave_keeping(t)
+    leave_keeping(t)
     return result
 
 
 cdef int _drop_sgid(Thread *t, const Change *change, int fd, const char *path) noexcept nogil:
     """Take away what chown(2) leaves, unless the caller may keep it."""
     cdef struct_stat st
+    cdef int keeps
     if fstat(fd, &st) < 0:
         return -errno
-    if not st.st_mode & S_ISGID or keeps_sgid(t, &st, change.checked):
+    if not st.st_mode & S_ISGID:
         return 0
+    keeps = keeps_sgid(t, &st, change.checked)
+    if keeps:
+        return min(keeps, 0)
     if fchmodat(AT_FDCWD, path, st.st_mode & PERMISSIONS & ~<uint32_t>S_ISGID, 0) < 0:
         return -errno
     return 0
@@ -204,30 +204,3 @@ cdef int may_take_power(Thread *t, uint64_t nodeid, int fd, bint truncates) noex
     if open_for_writing(t, nodeid):
         return 1
     return may_access(t.volume, fd, W_OK) if truncates else 0
-
-
-# CAP_FSETID
-
-
-cdef int enter_keeping(Thread *t) noexcept nogil:
-    """Give the thread CAP_FSETID, unless it is powerless, so that the host leaves sgid bits.
-
-    Return 0 or -errno. Not inside of another guard but `enter_itself`.
-    """
-    cdef int result
-    if t.powerless:
-        return 0
-    result = set_effective(t, FSETID_BIT, 0)
-    t.reduced = result == 0
-    return result
-
-
-cdef void leave_keeping(Thread *t) noexcept nogil:
-    """Take CAP_FSETID away again, or end the process."""
-    cdef int result
-    if t.powerless:
-        return
-    result = set_effective(t, 0, 0)
-    if result < 0:
-        end_as(t, b"cannot restore its capabilities: errno %ld", -result, 0)
-    t.reduced = False

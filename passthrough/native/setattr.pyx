@@ -41,10 +41,10 @@ from passthrough.native.idmap cimport NO_ID, new_group, shown_ids
 from passthrough.native.inodes cimport stat_inode
 from passthrough.native.layout cimport Inode, inode_of
 from passthrough.native.libc cimport (
-    CLOCK_REALTIME, EACCES, EINVAL, EPERM, ESTALE, S_IFDIR, S_ISGID, UTIME_NOW, UTIME_OMIT,
+    CLOCK_REALTIME, EACCES, EINVAL, EPERM, ESTALE, S_IFDIR, UTIME_NOW, UTIME_OMIT,
     clock_gettime, struct_stat, timespec,
 )
-from passthrough.native.squash cimport TRY_ALONE, TRY_AS_MEMBER, TRY_EITHER, as_caller
+from passthrough.native.squash cimport TRY_AS_MEMBER, TRY_EITHER, as_caller, mode_tries
 from passthrough.native.state cimport SQUASH_NONE, Ids, uses
 
 cdef enum:
@@ -78,7 +78,9 @@ cdef int do_setattr(Thread *t, const fuse_in_header *h, const char *arg, uint32_
 cdef int _read(Thread *t, const fuse_setattr_in *s, Change *change) noexcept nogil:
     """Take the request apart; -EINVAL: a number that means something else to the host."""
     cdef int result
-    if (s.valid & FATTR_UID and s.uid == <uint32_t>NO_ID) or (s.valid & FATTR_GID and s.gid == <uint32_t>NO_ID):
+    if s.valid & FATTR_UID and s.uid == NO_ID:
+        return -EINVAL
+    if s.valid & FATTR_GID and s.gid == NO_ID:
         return -EINVAL
     change.nodeid = t.request.nodeid
     change.fh = s.fh if s.valid & FATTR_FH else 0
@@ -166,7 +168,9 @@ cdef int _change_squashed(Thread *t, Change *change) noexcept nogil:
     change.clears = change.clears or clears_alone
     if change.valid & FATTR_GID:
         count = new_group(t.volume, &change.gid, more)
-    tries = _tries(change, inode.type == S_IFDIR)
+    tries = mode_tries(
+        change.valid & FATTR_MODE != 0, change.mode, inode.type == S_IFDIR
+    )
     if tries == TRY_AS_MEMBER:
         result = stat_inode(t, inode, &st)
         if result < 0:
@@ -183,17 +187,6 @@ cdef int _change_squashed(Thread *t, Change *change) noexcept nogil:
     change.clears = False
     change.checked = True
     return as_caller(t, apply_change, change, &nodeid, 1, NULL, 0, TRY_EITHER)
-
-
-cdef int _tries(const Change *change, bint directory) noexcept nogil:
-    """Return if the caller counts as a member of groups that it may not be in.
-
-    As a member, a caller could give a file the sgid bit. On a directory the bit gives a program no
-    rights, and the kernel has checked the groups.
-    """
-    if not change.valid & FATTR_MODE or not change.mode & S_ISGID:
-        return TRY_EITHER
-    return TRY_AS_MEMBER if directory else TRY_ALONE
 
 
 cdef bint _needs_no_right(const Change *change) noexcept nogil:

@@ -20,8 +20,10 @@ from libc.string cimport memchr, memmove, strcmp, strncmp
 from passthrough.native.abi cimport (
     FUSE_SETXATTR_ACL_KILL_SGID, fuse_getxattr_in, fuse_getxattr_out, fuse_setxattr_in,
 )
-from passthrough.native.changes cimport enter_keeping, leave_keeping, may_take_power
-from passthrough.native.identity cimport enter_clearing, leave_clearing
+from passthrough.native.changes cimport may_take_power
+from passthrough.native.identity cimport (
+    enter_clearing, enter_keeping, leave_clearing, leave_keeping,
+)
 from passthrough.native.idmap cimport NO_FILES_ID
 from passthrough.native.inodes cimport Loan, borrow_node, changing, give_back
 from passthrough.native.layout cimport Inode
@@ -216,7 +218,7 @@ cdef int _set(
     if clears:
         result = enter_clearing(t, NO_FILES_ID)
     elif keeps:
-        result = enter_keeping(t)
+        result = enter_keeping(t, NULL)
     if result < 0:
         return result
     if t.volume.options.restricted and not _is_user(name):
