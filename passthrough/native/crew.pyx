@@ -74,7 +74,7 @@ cdef Crew *make_crew(Volume *v, int *error) noexcept nogil:
     c.wake_fd = c.memory_fd = -1
     pthread_mutex_init(&c.mutex, NULL)
     c.memory_fd = memfd_create(b"passfs-requests", MFD_CLOEXEC)
-    if c.memory_fd >= 0 and ftruncate(c.memory_fd, <long>MAX_SLOTS * REQUEST_ROOM) == 0:
+    if c.memory_fd >= 0 and ftruncate(c.memory_fd, <long>(MAX_SLOTS + 1) * REQUEST_ROOM) == 0:
         c.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if c.wake_fd < 0:
         error[0] = errno

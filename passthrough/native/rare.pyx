@@ -48,8 +48,8 @@ cdef int _open_across(Volume *v, int dir_fd, const char *name) noexcept:
         return (<object>v.python).open_across(dir_fd, <bytes>name)
     except OSError as error:
         return -(error.errno or EIO)
-    except Exception:
-        (<object>v.python).mistake("open_across")
+    except Exception as error:
+        (<object>v.python).mistake("open_across", error)
         return -EIO
 
 
@@ -71,8 +71,8 @@ cdef int _serve(Thread *t, const fuse_in_header *h, const char *arg, uint32_t le
         return <int>len(body)
     except OSError as error:
         return -(error.errno or EIO)
-    except Exception:
-        (<object>t.volume.python).mistake("serve")
+    except Exception as error:
+        (<object>t.volume.python).mistake("serve", error)
         return -EIO
 
 

@@ -175,6 +175,11 @@ def _why(error: OSError) -> str:
     return _WHY.get(error.errno or 0, str(error))
 
 
+def explain(number: int) -> str:
+    """Return why files do not pass through, by the errno *number*."""
+    return _why(OSError(number, os.strerror(number)))
+
+
 def _try_direct(fd: int) -> None:
     """See whether the file behind *fd*, which nobody uses yet, can be open with O_DIRECT.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from passthrough.core.filesystem import PassthroughFs
+from passthrough.core.squashed import filesystem_of
 from passthrough.linux import kernel_features
 from passthrough.options.choices import Passthrough, Transport
 from passthrough.session import shutdown
@@ -32,6 +33,8 @@ _DRAIN_LIMIT_S: Final = 1.0
 _DRAIN_INTERVAL_S: Final = 0.005
 _MS_PER_S: Final = 1000
 _PIPE_READ_SIZE: Final = 4096
+
+prepare: Final = filesystem_of
 
 
 def run(

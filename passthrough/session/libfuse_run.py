@@ -16,9 +16,12 @@ from functools import partial
 from typing import Final, Self
 
 from passthrough.core.filesystem import PassthroughFs
+from passthrough.core.squashed import filesystem_of
 from passthrough.session import libfuse, shutdown
 
 log = logging.getLogger(__name__)
+
+prepare: Final = filesystem_of
 
 
 def run(

@@ -17,9 +17,8 @@ from typing import Final, Protocol, cast
 
 import msgspec
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.core.squashed import filesystem_of
 from passthrough.identity import credentials
+from passthrough.identity.ownership import Ownership
 from passthrough.linux import filehandles, kernel_features, memory
 from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Squash, Transport
 from passthrough.options.effective import Effective, require_io_uring, resolve
@@ -37,12 +36,22 @@ _STDOUT: Final = 1
 _LONGEST_HANDOVER: Final = 64 * 1024
 
 
+class Served(Protocol):
+    """A volume that a session serves."""
+
+    def close(self) -> object:
+        """Close all descriptors."""
+
+
 class Runner(Protocol):
     """A module that runs a session."""
 
+    def prepare(self, config: Effective, source_fd: int) -> Served:
+        """Return a volume on *source_fd*, which it owns, for `run`."""
+
     def run(
         self,
-        fs: PassthroughFs,
+        fs: Served,
         fuse_fd: int,
         serving: Callable[[str], object],
         keeper_fd: int | None,
@@ -57,11 +66,19 @@ _RUNNERS: Final[Mapping[SessionKind, str]] = {
     SessionKind.KERNEL: "passthrough.session.kernel",
     SessionKind.LIBFUSE: "passthrough.session.libfuse_run",
 }
+_COMPILED: Final = "passthrough.session.native"
 
 
-def load(session: SessionKind) -> Runner:
-    """Import the module that runs *session*, and no other session."""
-    return cast("Runner", importlib.import_module(_RUNNERS[session]))
+def load(session: SessionKind, transport: Transport = Transport.DEV) -> Runner:
+    """Import the module that runs *session*, and no other session.
+
+    PASSFS_CORE=compiled chooses the compiled core for `kernel` on /dev/fuse.
+    """
+    name = _RUNNERS[session]
+    compiled = os.environ.get("PASSFS_CORE") == "compiled"
+    if compiled and session is SessionKind.KERNEL and transport is not Transport.IO_URING:
+        name = _COMPILED
+    return cast("Runner", importlib.import_module(name))
 
 
 def main() -> int:
@@ -108,11 +125,12 @@ def serve(
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
     # No module can be imported once the process has entered the sandbox.
-    session = load(config.session)
-    fs = filesystem_of(config, _confine(config, handover.source_fd))
-
-    if not config.readonly and (why := fs.ownership.why_no_change_allowed(fs.inodes.root.stat())):
+    session = load(config.session, config.transport)
+    source_fd = _confine(config, handover.source_fd)
+    top = os.fstat(source_fd)
+    if not config.readonly and (why := Ownership(config).why_no_change_allowed(top)):
         log.warning("%s", why)
+    fs = session.prepare(config, source_fd)
 
     def ready(without_passthrough: str) -> None:
         serving(

@@ -1,14 +1,14 @@
 """The implementations of the session, each behind one interface of bytes.
 
 A test that sends requests and checks answers takes the fixture `kernel` or `connect`. It then runs
-once for each row of `IMPLEMENTATIONS`, and sees nothing but bytes. Today there is one row: the
-session `kernel`.
+once for each row of `IMPLEMENTATIONS`, and sees nothing but bytes.
 """
 
 import contextlib
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from passthrough.core.squashed import filesystem_of
 from passthrough.options.effective import Effective
 from passthrough.session.channel import MAX_WRITE, DeviceChannel
 from passthrough.session.handlers.table import HANDLERS
+from passthrough.session.native import Served
 from passthrough.session.session import Session
 
 # Larger than any request or answer. A unix(7) socket counts its bookkeeping as well.
@@ -72,4 +73,38 @@ class PythonSession:
         self._device.close()
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Path, Effective], ByteSession]] = {"python": PythonSession}
+class CoreSession:
+    """The compiled core, with a socket in place of /dev/fuse for notifications.
+
+    A thread of its own serves, because serving takes capabilities from a thread.
+    """
+
+    def __init__(self, source: Path, options: Effective) -> None:
+        self._kernel, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._kernel, self._device):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_SIZE)
+        self._thread = ThreadPoolExecutor(1)
+        self._served = Served(options, os.open(source, os.O_PATH | os.O_DIRECTORY))
+        self._served.core.use_device(self._device.fileno())
+
+    def send(self, request: bytes) -> list[bytes]:
+        """As of every ByteSession."""
+        reply = self._thread.submit(self._served.core.answer, request).result()
+        messages = []
+        with contextlib.suppress(BlockingIOError):
+            while message := self._kernel.recv(_BUFFER_SIZE, socket.MSG_DONTWAIT):
+                messages.append(message)
+        return messages if reply is None else [*messages, reply]
+
+    def close(self) -> None:
+        """As of every ByteSession."""
+        self._thread.shutdown()
+        self._served.close()
+        self._kernel.close()
+        self._device.close()
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Path, Effective], ByteSession]] = {
+    "python": PythonSession,
+    "core": CoreSession,
+}
