@@ -2,10 +2,11 @@
 
 from libc.stdint cimport int32_t, uint64_t
 
+from passthrough.native.libc cimport struct_stat
 from passthrough.native.state cimport Thread, Volume
 
 
-cdef int32_t open_backing(Thread *t, int fd) noexcept nogil
+cdef int32_t open_backing(Thread *t, int fd, const struct_stat *st) noexcept nogil
 cdef void close_backing(Volume *v, int32_t backing_id) noexcept nogil
 cdef int try_backing(Thread *t) noexcept nogil
 cdef void note_privileges(Thread *t, uint64_t nodeid) noexcept nogil

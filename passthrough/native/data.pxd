@@ -6,5 +6,9 @@ from passthrough.native.abi cimport fuse_in_header
 from passthrough.native.state cimport Thread
 
 
+cdef enum:
+    MAX_DATA = 1 << 20  # bytes of a READ or WRITE, as INIT allows; Linux's FUSE_MAX_MAX_PAGES
+
+
 cdef int do_read(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
 cdef int do_write(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

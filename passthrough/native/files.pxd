@@ -1,19 +1,28 @@
-"""Open files: opened, created, closed, brought to stable storage."""
+"""Open files: added and found, brought to stable storage, closed."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from passthrough.native.abi cimport fuse_in_header
+from passthrough.native.abi cimport fuse_in_header, fuse_open_out
 from passthrough.native.layout cimport OpenFile
+from passthrough.native.libc cimport struct_stat
+from passthrough.native.opens cimport do_create, do_open, do_tmpfile
 from passthrough.native.state cimport Thread
 
 
+# OpenFile.kind
+cdef enum:
+    DIRECT = 1  # the descriptor has O_DIRECT
+    WRITABLE = 2  # the descriptor is open for writing
+
+
+cdef int add_file(
+    Thread *t, uint64_t nodeid, int fd, int flags, const struct_stat *st, fuse_open_out *out
+) noexcept nogil
 cdef int file_of(Thread *t, uint64_t fh, uint64_t nodeid, OpenFile **file) noexcept nogil
 cdef void release_unopened(Thread *t, uint32_t index) noexcept nogil  # Gone.notes
 cdef bint open_for_writing(Thread *t, uint64_t nodeid) noexcept nogil
+cdef void close_files(Thread *t) noexcept nogil
 
-cdef int do_open(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
-cdef int do_create(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
-cdef int do_tmpfile(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
 cdef int do_flush(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
 cdef int do_fsync(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
 cdef int do_release(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

@@ -186,7 +186,7 @@ cdef extern from "<sys/uio.h>" nogil:
         void *iov_base
         size_t iov_len
     enum:
-        RWF_APPEND, RWF_NOWAIT
+        RWF_APPEND, RWF_DSYNC, RWF_NOWAIT, RWF_SYNC
     ssize_t readv(int fd, const iovec *parts, int count)
     ssize_t writev(int fd, const iovec *parts, int count)
     ssize_t preadv(int fd, const iovec *parts, int count, off_t offset)

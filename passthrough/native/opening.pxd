@@ -6,9 +6,15 @@ from passthrough.native.layout cimport Inode
 from passthrough.native.state cimport Options, Thread
 
 
+cdef enum:
+    FOR_EXECUTION = 0x20  # __FMODE_EXEC of linux/fs.h, which the kernel adds for execve(2)
+
+
 cdef int existing_flags(const Options *o, int flags) noexcept nogil
 cdef int created_flags(const Options *o, int flags) noexcept nogil
 cdef int unnamed_flags(const Options *o, int flags) noexcept nogil
 cdef int request_flags(const Options *o, int flags) noexcept nogil
 cdef bint opening_changes(int flags) noexcept nogil
+cdef int open_path(const char *path, int flags) noexcept nogil
 cdef int reopen(Thread *t, const Inode *inode, uint32_t type, int flags) noexcept nogil
+cdef int reopen_lent(Thread *t, int lent, int flags) noexcept nogil

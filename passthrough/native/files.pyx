@@ -1,0 +1,263 @@
+"""Open files: added and found, brought to stable storage, closed.
+
+**Flags of the reply.** The kernel opens a host's file that passes through with the caller's flags,
+and for good. A caller that asks for O_DIRECT is served by the worker, because dd(1) takes the flag
+off again. FOPEN_NOFLUSH spares the FLUSH of a file that is opened to be read: nothing was written
+through it, and where no process locks ranges, closing it drops no locks.
+
+**no_open.** OPEN fails with ENOSYS, and requests come with fh 0. The kernel has checked if the
+caller may write, so the worker opens each such file once, for all that the host allows. Its index
+stands in Inode.notes until the kernel forgets the inode. A volume that squashes ids refuses fh 0:
+a caller that has opened nothing has not been checked.
+"""
+
+from libc.stdint cimport int32_t
+
+from passthrough.native.abi cimport (
+    FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FUSE_FSYNC_FDATASYNC,
+    FUSE_RELEASE_FLOCK_UNLOCK, fuse_flush_in, fuse_fsync_in, fuse_release_in,
+)
+from passthrough.native.backing cimport close_backing, may_have_lost_privileges, open_backing
+from passthrough.native.identity cimport check_change
+from passthrough.native.inodes cimport close_gone, stat_inode
+from passthrough.native.layout cimport (
+    ACQUIRE, FILES, RELAXED, RELEASE, UNDECIDED, Inode, Released, exchange32, inode_of, load32,
+    load64, next_open, open_get,
+)
+from passthrough.native.libc cimport (
+    EACCES, EAGAIN, EBADF, EINTR, ENOSYS, EPERM, EROFS, ESTALE, ETXTBSY, F_DUPFD_CLOEXEC,
+    O_ACCMODE, O_DIRECT, O_RDONLY, O_RDWR, S_IFREG, close, errno, fcntl, fdatasync, fsync,
+)
+from passthrough.native.locks cimport file_released, owner_closed
+from passthrough.native.notify cimport attributes_changed
+from passthrough.native.opening cimport reopen, request_flags
+from passthrough.native.powerless cimport enter_itself, leave_itself
+from passthrough.native.state cimport Options, about_to_block
+from passthrough.native.tables cimport open_add, open_release
+
+
+# Added
+
+
+cdef int add_file(
+    Thread *t, uint64_t nodeid, int fd, int flags, const struct_stat *st, fuse_open_out *out
+) noexcept nogil:
+    """Add a file, opened with a caller's flags, to the table, and write what OPEN answers.
+
+    Take the descriptor. `st` are the file's present attributes; NULL: they are not known.
+    """
+    cdef const Options *o = &t.volume.options
+    cdef OpenFile made
+    cdef int32_t in_force = 0
+    cdef int result
+    made.fd = fd
+    made.twin = -1
+    made.flags = <uint32_t>request_flags(o, flags)
+    made.kind = (DIRECT if made.flags & <uint32_t>O_DIRECT else 0) | (
+        WRITABLE if flags & O_ACCMODE != O_RDONLY else 0
+    )
+    result = open_add(
+        t.volume.tables, FILES, nodeid, &made, UNDECIDED if o.passthrough else 0, &out.fh, &in_force
+    )
+    if result == -EAGAIN:
+        result = _add_first(t, nodeid, &made, st, &out.fh, &in_force)
+    if result < 0:
+        close(fd)
+        return result
+    if in_force:
+        out.open_flags = FOPEN_PASSTHROUGH | (FOPEN_DIRECT_IO if flags & O_DIRECT else 0)
+    else:
+        out.open_flags = FOPEN_KEEP_CACHE if o.keep_pages else 0
+    if flags & O_ACCMODE == O_RDONLY and not load32(&t.volume.locks_used, ACQUIRE):
+        out.open_flags |= FOPEN_NOFLUSH
+    out.backing_id = in_force
+    return 0
+
+
+cdef int _add_first(
+    Thread *t, uint64_t nodeid, const OpenFile *made, const struct_stat *st,
+    uint64_t *fh, int32_t *in_force
+) noexcept nogil:
+    """Add the first open file of an inode, with a backing id if it may have one; or -errno.
+
+    Another thread may be faster by now. Then its id is in force, and this one is closed.
+    """
+    cdef bint entered = enter_itself(t)
+    cdef int32_t backing_id = open_backing(t, made.fd, st)
+    cdef int result = open_add(t.volume.tables, FILES, nodeid, made, backing_id, fh, in_force)
+    if backing_id and (result < 0 or in_force[0] != backing_id):
+        close_backing(t.volume, backing_id)
+    leave_itself(t, entered)
+    return result
+
+
+cdef bint open_for_writing(Thread *t, uint64_t nodeid) noexcept nogil:
+    """Return whether a caller has the inode open to write to it."""
+    cdef const Inode *inode = inode_of(t.volume.tables, nodeid)
+    cdef const OpenFile *file
+    cdef uint64_t fh
+    cdef uint32_t index
+    if inode == NULL or not load32(<const int32_t *>&inode.opens, RELAXED):
+        return False
+    index = next_open(t.volume.tables, FILES, 0)
+    while index:
+        file = &t.volume.tables.opens[FILES][index]
+        fh = load64(&file.fh, ACQUIRE)
+        if file.nodeid == nodeid and file.kind & WRITABLE and load64(&file.fh, ACQUIRE) == fh:
+            return True
+        index = next_open(t.volume.tables, FILES, index)
+    return False
+
+
+# Found
+
+
+cdef int file_of(Thread *t, uint64_t fh, uint64_t nodeid, OpenFile **file) noexcept nogil:
+    """Find an open file; fh 0 is that of an inode that was never opened. EBADF: there is none."""
+    if not fh:
+        return _unopened(t, nodeid, file)
+    file[0] = open_get(t.volume.tables, FILES, fh)
+    return 0 if file[0] != NULL else -EBADF
+
+
+cdef int _unopened(Thread *t, uint64_t nodeid, OpenFile **file) noexcept nogil:
+    """Find the file that the worker has opened for callers that open nothing, or open it."""
+    cdef Inode *inode = inode_of(t.volume.tables, nodeid)
+    cdef OpenFile made
+    cdef uint64_t fh = 0
+    cdef int32_t in_force = 0
+    cdef int32_t noted = 0
+    cdef int result
+    if t.volume.options.squash:
+        return -EBADF
+    if inode == NULL:
+        return -ESTALE
+    noted = load32(<const int32_t *>&inode.notes, ACQUIRE)
+    if not noted:
+        result = _open_unopened(t, inode, &made)
+        if result < 0:
+            return result
+        result = open_add(t.volume.tables, FILES, nodeid, &made, 0, &fh, &in_force)
+        if result < 0:
+            close(made.fd)
+            return result
+        if exchange32(
+            <int32_t *>&inode.notes, &noted, <int32_t>fh, False, RELEASE, ACQUIRE
+        ):
+            noted = <int32_t>fh
+        else:  # another thread was faster
+            _close_file(t, fh)
+    file[0] = &t.volume.tables.opens[FILES][<uint32_t>noted]
+    return 0
+
+
+cdef int _open_unopened(Thread *t, const Inode *inode, OpenFile *made) noexcept nogil:
+    """Open an inode to be read and written, or at least to be read; return 0 or -errno."""
+    cdef struct_stat st
+    cdef int fd = 0
+    made.twin = -1
+    made.flags = 0
+    made.kind = WRITABLE
+    if t.volume.options.may_lack_owners:
+        fd = stat_inode(t, inode, &st)
+        if fd == 0:
+            fd = check_change(t.volume, &st)
+    if fd == 0:
+        fd = reopen(t, inode, S_IFREG, O_RDWR)
+    if fd == -EROFS or fd == -ETXTBSY or fd == -EACCES or fd == -EPERM:
+        made.kind = 0
+        fd = reopen(t, inode, S_IFREG, O_RDONLY)
+    made.fd = fd
+    return fd if fd < 0 else 0
+
+
+cdef void release_unopened(Thread *t, uint32_t index) noexcept nogil:
+    """Close what `file_of` has opened of an inode that the kernel has just forgotten.
+
+    The table has cleared the inode's notes under its mutex. So a request that comes after a new
+    lookup opens the file anew, and none can have this one in hand.
+    """
+    _close_file(t, load64(&t.volume.tables.opens[FILES][index].fh, ACQUIRE))
+
+
+# Closed
+
+
+cdef int do_flush(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Let the host's file system report what it does on close(2): a caller closes a descriptor.
+
+    The owner's locks on the file end with that, whatever is reported.
+    """
+    cdef const fuse_flush_in *asked = <const fuse_flush_in *>arg
+    cdef OpenFile *file
+    cdef int copy
+    cdef int result = 0
+    if not asked.fh:
+        return -ENOSYS  # a file that was never opened has nothing to report
+    if may_have_lost_privileges(t, h.nodeid):
+        attributes_changed(t.volume, h.nodeid)
+    file = open_get(t.volume.tables, FILES, asked.fh)
+    if file == NULL:
+        return -EBADF
+    copy = fcntl(file.fd, F_DUPFD_CLOEXEC, 0)
+    if copy < 0 or close(copy) < 0:
+        result = -errno
+    owner_closed(t, file.nodeid, asked.lock_owner)
+    return result
+
+
+cdef int do_fsync(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Bring a file to stable storage, fsync(2) or fdatasync(2)."""
+    cdef const fuse_fsync_in *asked = <const fuse_fsync_in *>arg
+    cdef OpenFile *file = NULL
+    cdef int result = file_of(t, asked.fh, h.nodeid, &file)
+    if result < 0:
+        return result
+    about_to_block(t)
+    while True:
+        result = fdatasync(file.fd) if asked.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(file.fd)
+        if result == 0:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
+cdef int do_release(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
+    """Close an open file: the last descriptor of a caller is closed.
+
+    An flock(2) on it would end with the host's descriptor, unless the kernel has made this file the
+    one that all callers read and write through.
+    """
+    cdef const fuse_release_in *asked = <const fuse_release_in *>arg
+    cdef const OpenFile *file = open_get(t.volume.tables, FILES, asked.fh)
+    if file == NULL:
+        return -EBADF
+    file_released(t, file, asked.release_flags & FUSE_RELEASE_FLOCK_UNLOCK != 0)
+    return _close_file(t, asked.fh)
+
+
+cdef int _close_file(Thread *t, uint64_t fh) noexcept nogil:
+    """Take an open file out of the table, and close it; return 0 or -errno.
+
+    The error is that of the host's file system; the descriptors are gone all the same.
+    """
+    cdef Released released
+    cdef int result = open_release(t.volume.tables, FILES, fh, &released)
+    if result < 0:
+        return result
+    if released.twin >= 0 and close(released.twin) < 0:
+        result = -errno
+    if close(released.fd) < 0:
+        result = -errno
+    if released.backing_id:
+        close_backing(t.volume, released.backing_id)
+    close_gone(t, released.nodeid, &released.gone)
+    return result
+
+
+cdef void close_files(Thread *t) noexcept nogil:
+    """Close every open file, at the end of a session."""
+    cdef uint32_t index = next_open(t.volume.tables, FILES, 0)
+    while index:
+        _close_file(t, t.volume.tables.opens[FILES][index].fh)
+        index = next_open(t.volume.tables, FILES, index)
