@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from passthrough.native.abi cimport fuse_in_header, fuse_out_header
 from passthrough.native.configure cimport configure, limits_of, set_links
 from passthrough.native.crew cimport MAX_SLOTS, Crew, free_crew, in_flight, make_crew, stop_crew
 from passthrough.native.device cimport (
@@ -133,6 +134,37 @@ cdef class Core:
         with nogil:
             length = serve(self._own, length)
         return (self._own.out - OUT_HEADER)[:length] if length else None
+
+    def call(
+        self, uint32_t opcode, uint64_t nodeid, uint32_t uid, uint32_t gid, uint32_t pid,
+        const unsigned char[::1] body not None,
+    ):
+        """Serve a request of the opcode with this body; return the reply's body.
+
+        Raises:
+            OSError: the errno of the reply.
+        """
+        cdef fuse_in_header *h = <fuse_in_header *>(self._buffers.request + REQUEST_AT)
+        cdef const fuse_out_header *out
+        cdef Py_ssize_t size = body.shape[0]
+        cdef uint32_t length
+        self._prepare()
+        if size > REQUEST_ROOM - REQUEST_AT - <Py_ssize_t>sizeof(fuse_in_header):
+            raise ValueError("the request is longer than any")
+        memset(h, 0, sizeof(fuse_in_header))
+        h.len = <uint32_t>(sizeof(fuse_in_header) + size)
+        h.opcode, h.nodeid, h.uid, h.gid, h.pid = opcode, nodeid, uid, gid, pid
+        h.unique = 2
+        if size:
+            memcpy(h + 1, &body[0], size)
+        with nogil:
+            length = serve(self._own, h.len)
+        if not length:
+            return b""
+        out = <const fuse_out_header *>(self._own.out - OUT_HEADER)
+        if out.error:
+            raise OSError(-out.error, os.strerror(-out.error))
+        return self._own.out[:length - OUT_HEADER]
 
     def serve_one(self):
         """Serve one request of the device; return false if there will be no more."""
