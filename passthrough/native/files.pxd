@@ -21,7 +21,6 @@ cdef int add_file(
 cdef int file_of(Thread *t, uint64_t fh, uint64_t nodeid, OpenFile **file) noexcept nogil
 cdef void release_unopened(Thread *t, uint32_t index) noexcept nogil  # Gone.notes
 cdef bint open_for_writing(Thread *t, uint64_t nodeid) noexcept nogil
-cdef void close_files(Thread *t) noexcept nogil
 
 cdef int do_flush(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil
 cdef int do_fsync(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

@@ -253,11 +253,3 @@ cdef int _close_file(Thread *t, uint64_t fh) noexcept nogil:
         close_backing(t.volume, released.backing_id)
     close_gone(t, released.nodeid, &released.gone)
     return result
-
-
-cdef void close_files(Thread *t) noexcept nogil:
-    """Close every open file, at the end of a session."""
-    cdef uint32_t index = next_open(t.volume.tables, FILES, 0)
-    while index:
-        _close_file(t, t.volume.tables.opens[FILES][index].fh)
-        index = next_open(t.volume.tables, FILES, index)

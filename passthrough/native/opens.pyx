@@ -176,7 +176,7 @@ cdef int do_create(Thread *t, const fuse_in_header *h, const char *arg, uint32_t
     cdef const fuse_create_in *asked = <const fuse_create_in *>arg
     cdef const char *name = only_text(arg, n, sizeof(fuse_create_in))
     cdef int result
-    _apply_umask(t, asked.umask)
+    set_umask(t, asked.umask)
     if name == NULL:
         return -EIO
     result = check_name(name)
@@ -195,17 +195,10 @@ cdef int do_tmpfile(Thread *t, const fuse_in_header *h, const char *arg, uint32_
     cdef const fuse_create_in *asked = <const fuse_create_in *>arg
     if only_text(arg, n, sizeof(fuse_create_in)) == NULL:
         return -EIO
-    _apply_umask(t, asked.umask)
+    set_umask(t, asked.umask)
     return _create(t, h, asked, NULL)
 
 
-cdef inline void _apply_umask(Thread *t, uint32_t mask) noexcept nogil:
-    """Have the host apply the caller's umask to what this thread creates next.
-
-    Without ACLs, the kernel has applied it. With ACLs, a default ACL takes the umask's place.
-    """
-    if t.volume.options.posix_acl:
-        set_umask(t, mask)
 
 
 cdef int _create(
