@@ -13,9 +13,9 @@ from libc.string cimport memcpy, memset
 
 from passthrough.native.abi cimport fuse_in_header, fuse_out_header
 from passthrough.native.configure cimport configure, limits_of, set_links
-from passthrough.native.crew cimport MAX_SLOTS, Crew, free_crew, in_flight, make_crew, stop_crew
+from passthrough.native.crew cimport MAX_SLOTS, free_crew, in_flight, make_crew, stop_crew
 from passthrough.native.device cimport (
-    REQUEST_AT, REQUEST_ROOM, Buffers, free_buffers, make_buffers, receive, send, use_buffers,
+    REQUEST_AT, REQUEST_ROOM, free_buffers, make_buffers, receive, send, use_buffers,
 )
 from passthrough.native.backing cimport try_backing
 from passthrough.native.identity cimport identity_thread
@@ -38,13 +38,6 @@ KEEPER_ENDED = _KEEPER_ENDED
 
 cdef class Core:
     """One volume. `python` has the methods that rare.pyx calls; the core borrows it."""
-
-    cdef Volume *_volume
-    cdef Crew *_crew
-    cdef Thread *_own
-    cdef Buffers _buffers
-    cdef object _python
-    cdef bint _ready
 
     def __cinit__(self):
         cdef int error = 0
