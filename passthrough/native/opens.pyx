@@ -199,8 +199,6 @@ cdef int do_tmpfile(Thread *t, const fuse_in_header *h, const char *arg, uint32_
     return _create(t, h, asked, NULL)
 
 
-
-
 cdef int _create(
     Thread *t, const fuse_in_header *h, const fuse_create_in *asked, const char *name
 ) noexcept nogil:
