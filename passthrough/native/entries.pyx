@@ -32,6 +32,7 @@ from passthrough.native.libc cimport (
     AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, EINVAL, EIO, ENOENT, ESTALE, PATH_MAX, S_ISGID,
     errno, fstat, linkat, mkdirat, mknodat, readlinkat, ssize_t, struct_stat, symlinkat, unlinkat,
 )
+from passthrough.native.squash cimport without_sgid
 from passthrough.native.state cimport NO_ANSWER, PATH_ROOM, Thread, only_text, path_of
 
 cdef enum:
@@ -135,6 +136,7 @@ cdef int do_mknod(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
     cdef uint32_t mode = fixed.mode
     cdef Inode *directory = NULL
     cdef Loan loan
+    cdef struct_stat st
     cdef int error
     _apply_umask(t, fixed.umask)
     error = _named(name)
@@ -144,7 +146,11 @@ cdef int do_mknod(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
         error = changing(t, h.nodeid, &directory, &loan)
     if error:
         return error
-    error = _without_sgid(t, loan.fd, &mode)
+    if mode & S_ISGID and t.powerless:
+        if fstat(loan.fd, &st):
+            error = -errno
+        else:
+            mode = without_sgid(t, &st, mode)
     if not error:
         error = enter_caller(t, mode)
     if not error:
@@ -155,21 +161,6 @@ cdef int do_mknod(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
             error = -errno
         leave_caller(t)
     return _created(t, directory, &loan, name, error)
-
-
-cdef int _without_sgid(Thread *t, int dir_fd, uint32_t *mode) noexcept nogil:
-    """Take S_ISGID from the mode of a new file as the host would for a caller in one group alone.
-
-    A powerless thread that acts as a member of the directory's group would keep the bit.
-    """
-    cdef struct_stat st
-    if not mode[0] & S_ISGID or not t.powerless or not t.group_count:
-        return 0
-    if fstat(dir_fd, &st):
-        return -errno
-    if st.st_mode & S_ISGID:
-        mode[0] &= ~<uint32_t>S_ISGID
-    return 0
 
 
 cdef int do_mkdir(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
