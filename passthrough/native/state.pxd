@@ -154,8 +154,8 @@ cdef inline void about_to_block(Thread *t) noexcept nogil:
 
 
 cdef inline bint may_wait(Thread *t) noexcept nogil:
-    """Return whether another thread serves while this one waits for another request."""
-    return t.volume.wait_hook != NULL and t.volume.wait_hook(t)
+    """Return whether another thread serves while this one waits; without a pool the caller is."""
+    return t.volume.wait_hook == NULL or t.volume.wait_hook(t)
 
 
 cdef inline bint let_others_finish(Thread *t) noexcept nogil:
