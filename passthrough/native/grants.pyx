@@ -16,9 +16,9 @@ from passthrough.native.libc cimport (
     O_RDONLY, S_IFDIR, S_IFMT, STATX_MNT_ID, close, errno, file_handle, fstat, name_to_handle_at,
     open_by_handle_at, openat, statx, struct_stat, struct_statx,
 )
+from passthrough.native.powerless cimport enter_itself, leave_itself
 from passthrough.native.rare cimport report
 from passthrough.native.recent cimport keep_recent, leave_recent
-from passthrough.native.squash cimport enter_itself, leave_itself
 from passthrough.native.state cimport PATH_ROOM, REPORT_NO_HANDLES, Thread, path_of
 from passthrough.native.tables cimport (
     ACQUIRE, MAX_HANDLE, NEEDS_HANDLE, NEW_BY_HANDLE, NO_PLACE, TAKEN, FileHandle, Found, Tables,

@@ -20,10 +20,10 @@ from passthrough.native.libc cimport (
     EINTR, EROFS, ESTALE, O_CLOEXEC, O_PATH, S_IFDIR, close, errno, file_handle, fstat,
     open_by_handle_at, struct_stat,
 )
+from passthrough.native.powerless cimport enter_itself, leave_itself
 from passthrough.native.recent cimport (
     drop_recent, find_recent, keep_recent, leave_recent, recent_close, recent_open,
 )
-from passthrough.native.squash cimport enter_itself, leave_itself
 from passthrough.native.state cimport Thread, Volume
 from passthrough.native.tables cimport (
     OPEN_TABLES, Gone, Inode, Tables, descriptor, forget, handle_of, inode_of, mount_descriptor,

@@ -36,9 +36,6 @@ from passthrough.native.tables cimport (
 cdef extern from * nogil:
     int ones "__builtin_popcount"(unsigned int bits)
 
-cdef enum:
-    UNDECIDED = 1  # of `_find_known`, beside 0 and -errno
-
 
 cdef int check_name(const char *name) noexcept nogil:
     """Refuse what would lead out of its directory, or name the directory itself: -EINVAL."""
@@ -109,14 +106,15 @@ cdef int _find_known(
         STATX_BASIC_STATS | STATX_MNT_ID, &found,
     ) < 0:
         return -ENOENT if errno == ENOENT else UNDECIDED
-    result = _grant_known(t, directory, &found, since, entry)
+    result = grant_known(t, directory, &found, since, entry)
     t.hits = t.hits << 1 | (result == 0)
     return result
 
 
-cdef int _grant_known(
+cdef int grant_known(
     Thread *t, const Inode *directory, const struct_statx *found, uint32_t since, Entry *entry
 ) noexcept nogil:
+    """Count one lookup of a file that statx(2) has found, if a descriptor held it at `since`."""
     cdef Tables *tables = t.volume.tables
     cdef uint32_t needed = STATX_BASIC_STATS | STATX_MNT_ID
     cdef Found file
