@@ -53,7 +53,7 @@ def test_lookup_finds_a_name_and_counts_once(kernel: Kernel, source: Path) -> No
 
     found = entry(kernel.ask(Opcode.LOOKUP, text(b"file")).body)
 
-    assert found["nodeid"] == (source / "file").stat().st_ino
+    assert found["ino"] == (source / "file").stat().st_ino
     assert kernel.knows(found["nodeid"])
     kernel.forget_all()
 
