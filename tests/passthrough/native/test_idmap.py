@@ -75,9 +75,7 @@ def test_the_group_is_invalid_beside_an_unmapped_user_and_valid_beside_a_mapped_
     assert both.lacks(uid, gid) == (expected[0] == UNMAPPED, gid == 19)
 
 
-@pytest.mark.parametrize(
-    ("squash", "expected"), [(NONE, UNMAPPED), (ROOT, 0), (ALL, ANONYMOUS)]
-)
+@pytest.mark.parametrize(("squash", "expected"), [(NONE, UNMAPPED), (ROOT, 0), (ALL, ANONYMOUS)])
 def test_the_anonymous_id_is_mapped_if_a_caller_acts_as_it(squash: int, expected: int) -> None:
     assert probe(squash).shown(ANONYMOUS, ANONYMOUS) == (expected, expected)
     assert probe(squash).shown(ANONYMOUS + 1, 0) == (UNMAPPED, UNMAPPED)
