@@ -1,21 +1,17 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 NOWHERE: Final[int]
 
 # nodeid, number shown, whether it is the root of another mount, struct stat
 Entry: TypeAlias = tuple[int, int, bool, bytes]
 
-class _Python(Protocol):
-    def report(self, kind: int, number: int, name: bytes) -> None: ...
-    def open_across(self, directory_fd: int, name: bytes) -> int: ...
-
 class Probe:
     def __init__(
         self,
         source: bytes,
-        python: _Python,
+        python: object,
         *,
         budget: int = ...,
         handles: bool = ...,

@@ -8,19 +8,19 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from passthrough.native.inodes cimport (
-    Entry, Loan, Removal, begin_removal, borrow, borrow_node, changing, check_name,
+    Entry, Loan, Removal, begin_removal, borrow_node, changing, check_name,
     check_reachable, end_removal, find_dot, find_name, forget_lookups, give_back, grant_fd,
     inodes_close, inodes_open, is_hidden, pin_fd, stat_inode,
 )
 from passthrough.native.libc cimport (
-    AT_EMPTY_PATH, AT_STATX_DONT_SYNC, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, STATX_MNT_ID, close,
+    AT_EMPTY_PATH, AT_STATX_DONT_SYNC, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, STATX_MNT_ID,
     fstat, statx, struct_stat, struct_statx,
 )
 from passthrough.native.memory cimport create, detach
 from passthrough.native.names cimport grant_known
 from passthrough.native.state cimport Thread, Volume
 from passthrough.native.tables cimport (
-    BY_HANDLE, DIRECTORIES, FILES, MAX_HANDLE, NO_PLACE, Found, Inode, Limits, OpenFile, Tables,
+    BY_HANDLE, DIRECTORIES, FILES, MAX_HANDLE, NO_PLACE, Found, Inode, Limits, OpenFile,
     created, descriptor, inode_of, next_inode, open_add,
 )
 
