@@ -20,7 +20,9 @@ from passthrough.native.device cimport (
 from passthrough.native.backing cimport try_backing
 from passthrough.native.identity cimport identity_thread
 from passthrough.native.inodes cimport inodes_close, inodes_open
-from passthrough.native.layout cimport DIRECTORIES, FILES, Found, Limits
+from passthrough.native.layout cimport (
+    DIRECTORIES, FILES, Found, Limits, OpenFile, open_get,
+)
 from passthrough.native.libc cimport S_IFMT, close, fstat, struct_stat
 from passthrough.native.listing cimport streams_close, streams_open
 from passthrough.native.locks cimport locks_close, locks_open, waiting
@@ -130,26 +132,29 @@ cdef class Core:
 
     def call(
         self, uint32_t opcode, uint64_t nodeid, uint32_t uid, uint32_t gid, uint32_t pid,
-        const unsigned char[::1] body not None,
+        bytes body not None, bytes more not None=b"",
     ):
-        """Serve a request of the opcode with this body; return the reply's body.
+        """Serve a request of the opcode; return the reply's body.
+
+        The request's body is `body`, and `more` behind it.
 
         Raises:
             OSError: the errno of the reply.
         """
         cdef fuse_in_header *h = <fuse_in_header *>(self._buffers.request + REQUEST_AT)
         cdef const fuse_out_header *out
-        cdef Py_ssize_t size = body.shape[0]
+        cdef Py_ssize_t size = len(body)
+        cdef Py_ssize_t size_more = len(more)
         cdef uint32_t length
         self._prepare()
-        if size > REQUEST_ROOM - REQUEST_AT - <Py_ssize_t>sizeof(fuse_in_header):
+        if size + size_more > REQUEST_ROOM - REQUEST_AT - <Py_ssize_t>sizeof(fuse_in_header):
             raise ValueError("the request is longer than any")
         memset(h, 0, sizeof(fuse_in_header))
-        h.len = <uint32_t>(sizeof(fuse_in_header) + size)
+        h.len = <uint32_t>(sizeof(fuse_in_header) + size + size_more)
         h.opcode, h.nodeid, h.uid, h.gid, h.pid = opcode, nodeid, uid, gid, pid
         h.unique = 2
-        if size:
-            memcpy(h + 1, &body[0], size)
+        memcpy(h + 1, <const char *>body, size)
+        memcpy(<char *>(h + 1) + size, <const char *>more, size_more)
         with nogil:
             length = serve(self._own, h.len)
         if not length:
@@ -158,6 +163,11 @@ cdef class Core:
         if out.error:
             raise OSError(-out.error, os.strerror(-out.error))
         return self._own.out[:length - OUT_HEADER]
+
+    def flags_of(self, uint64_t fh):
+        """Return the open(2) flags that requests to an open file follow, as it was opened."""
+        cdef const OpenFile *file = open_get(self._volume.tables, FILES, fh)
+        return file.flags if file != NULL else 0
 
     def serve_one(self):
         """Serve one request of the device; return false if there will be no more."""
