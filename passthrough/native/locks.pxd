@@ -4,7 +4,15 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from passthrough.native.abi cimport fuse_in_header
 from passthrough.native.layout cimport OpenFile
+from passthrough.native.lock_table cimport LockTable
 from passthrough.native.state cimport Thread, Volume
+from passthrough.native.waits cimport Waits
+
+
+# Behind Volume.locks.
+cdef struct Locks:
+    LockTable table
+    Waits waits
 
 
 cdef int locks_open(Volume *v) noexcept nogil

@@ -62,12 +62,6 @@ cdef enum:
     TRIES = 3  # more than one: a thread with a request may not have had a processor since
 
 
-# Behind Volume.locks.
-cdef struct Locks:
-    LockTable table
-    Waits waits
-
-
 cdef int locks_open(Volume *v) noexcept nogil:
     """Begin without locks; -ENOMEM."""
     cdef Locks *locks = <Locks *>calloc(1, sizeof(Locks))
@@ -98,6 +92,8 @@ cdef void locks_close(Volume *v) noexcept nogil:
 cdef uint32_t waiting(const Volume *v) noexcept nogil:
     """Return how many threads wait for a lock."""
     cdef const Locks *locks = <const Locks *>v.locks
+    if locks == NULL:
+        return 0
     return <uint32_t>load32(<const int32_t *>&locks.waits.count, ACQUIRE)
 
 
