@@ -1,0 +1,158 @@
+"""Open files, where bytes of requests cannot show it: ids of passthrough, and threads at once."""
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from passthrough.options.choices import SessionKind
+from passthrough.session.abi import DEV_IOC_BACKING_CLOSE
+from passthrough.session.native import Served
+from passthrough.worker import fuse_mount
+from tests.passthrough.native.probe_files import Probe
+from tests.support.tools.options import effective
+
+CONTENT = b"content of the file"
+ROOT_ALONE = (1, 0)
+
+
+class Silent:
+    """A core's Python that has nothing to do."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(CONTENT)
+    return source
+
+
+@pytest.fixture
+def probe(source: Path) -> Iterator[Probe]:
+    """A volume that must hold nothing at the end but its root."""
+    probe = Probe(os.fsencode(source), Silent())
+    yield probe
+    assert probe.close() == ROOT_ALONE
+
+
+@pytest.fixture
+def device(tmp_path: Path, source: Path) -> Iterator[int]:
+    """A descriptor of /dev/fuse that has agreed on passthrough."""
+    options = effective(session=SessionKind.KERNEL)
+    (tmp_path / "mount").mkdir()
+    fd = fuse_mount.mount(tmp_path / "mount", options)
+    served = Served(options, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    served.core.use_device(fd)
+    at_once([served.core.serve_one])
+    yield fd
+    served.close()
+    fuse_mount.unmount(tmp_path / "mount", abort=True)
+    os.close(fd)
+
+
+def at_once(calls: Sequence[Callable[[], object]]) -> list[object]:
+    """Return the results of *calls*, each made by a thread of its own."""
+    results: list[object] = [None] * len(calls)
+
+    def call(index: int) -> None:
+        results[index] = calls[index]()
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def opened(source: Path) -> int:
+    return os.open(source / "file", os.O_RDONLY)
+
+
+def test_first_opens_at_once_agree_on_an_id_and_leave_none(source: Path, device: int) -> None:
+    """Each thread makes an id, without a lock over the ioctl(2); the slower one closes its own."""
+    probe = Probe(os.fsencode(source), Silent(), device)
+    nodeid = probe.find(b"file")
+    rounds, times, threads = 6, 300, 2
+    opening = [lambda: probe.open_often(nodeid, times, threads)] * threads
+
+    for _ in range(rounds):  # in some, the two threads share a processor
+        assert at_once(opening) == [times] * threads
+
+    probe.forget(nodeid)
+    assert probe.close() == ROOT_ALONE
+    for number in range(1, rounds * times * threads + 2):
+        with pytest.raises(FileNotFoundError):
+            fcntl.ioctl(device, DEV_IOC_BACKING_CLOSE, struct.pack("=I", number))
+
+
+def test_files_without_open_are_read_while_others_forget_them(probe: Probe) -> None:
+    """A thread that closes such a file never closes the one of a later lookup."""
+    before = len(os.listdir("/proc/self/fd"))
+    times = 5_000
+
+    assert at_once([lambda: probe.read_often(b"file", CONTENT, times)] * 4) == [times] * 4
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_bits_that_come_while_a_file_passes_through_are_noted_until_it_is_closed(
+    source: Path, probe: Probe
+) -> None:
+    nodeid = probe.find(b"file")
+    probe.note_privileges(nodeid)  # it is not open
+    first = probe.add(nodeid, opened(source), backing_id=7)
+    assert probe.passes(nodeid)
+    assert not probe.may_have_lost_privileges(nodeid)
+
+    probe.note_privileges(nodeid)
+    second = probe.add(nodeid, opened(source), backing_id=7)
+    probe.release(first)
+    assert probe.may_have_lost_privileges(nodeid)
+    probe.release(second)
+    assert not probe.may_have_lost_privileges(nodeid)
+    third = probe.add(nodeid, opened(source), backing_id=8)
+    assert not probe.may_have_lost_privileges(nodeid)
+    probe.release(third)
+    assert not probe.passes(nodeid)
+    probe.forget(nodeid)
+
+
+def test_bits_of_a_file_that_the_worker_serves_are_not_noted(source: Path, probe: Probe) -> None:
+    nodeid = probe.find(b"file")
+    handle = probe.add(nodeid, opened(source))
+    probe.note_privileges(nodeid)
+
+    assert not probe.passes(nodeid)
+    assert not probe.may_have_lost_privileges(nodeid)
+    probe.release(handle)
+    probe.forget(nodeid)
+
+
+def test_one_open_for_writing_among_others_counts(source: Path, probe: Probe) -> None:
+    (source / "other").touch()
+    nodeid, other = probe.find(b"file"), probe.find(b"other")
+    assert not probe.open_for_writing(nodeid)
+    reading = [probe.add(nodeid, opened(source)) for _ in range(3)]
+    writing = probe.add(nodeid, opened(source), writable=True)
+    elsewhere = probe.add(other, opened(source))
+
+    assert probe.open_for_writing(nodeid)
+    assert not probe.open_for_writing(other)
+    assert not probe.open_for_writing(other + (1 << 32))
+    probe.release(writing)
+    assert not probe.open_for_writing(nodeid)
+
+    for handle in (*reading, elsewhere):
+        probe.release(handle)
+    with pytest.raises(OSError, match="Bad file descriptor") as bad:
+        probe.release(writing)
+    assert bad.value.errno == errno.EBADF
+    probe.forget(nodeid)
+    probe.forget(other)
