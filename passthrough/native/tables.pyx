@@ -293,14 +293,19 @@ cdef int open_add(
 
 
 cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept nogil:
-    """Take an open file out; the caller closes what `out` has. -EBADF: there is none."""
+    """Take an open file out; the caller closes what `out` has.
+
+    -EBADF: there is none, or the inode's `notes` have it. The kernel knows no such fh.
+    """
     cdef OpenFile *file
-    cdef Inode *inode
+    cdef Inode *inode = NULL
     out.backing_id = 0
     out.gone = _nothing_gone()
     pthread_mutex_lock(&t.mutex)
     file = open_get(t, table, fh)
-    if file == NULL:
+    if file != NULL:
+        inode = inode_of(t, file.nodeid)
+    if file == NULL or (inode != NULL and inode.notes == <uint32_t>fh):
         pthread_mutex_unlock(&t.mutex)
         return -EBADF
     out.fd = file.fd
@@ -308,7 +313,6 @@ cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept
     out.nodeid = file.nodeid
     free_open(t, table, file, <uint32_t>fh)
     t.header.opens[table] -= 1
-    inode = inode_of(t, out.nodeid)
     if inode != NULL:
         inode.opens -= 1
         if not inode.opens:
