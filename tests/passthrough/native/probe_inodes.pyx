@@ -18,10 +18,10 @@ from passthrough.native.libc cimport (
 )
 from passthrough.native.memory cimport create, detach
 from passthrough.native.names cimport grant_known
-from passthrough.native.state cimport Thread, Volume
+from passthrough.native.state cimport IdRange, Thread, Volume
 from passthrough.native.tables cimport (
     BY_HANDLE, DIRECTORIES, FILES, MAX_HANDLE, NO_PLACE, Found, Inode, Limits, OpenFile,
-    created, descriptor, inode_of, next_inode, open_add,
+    created, descriptor, inode_of, next_inode, open_add, place_on,
 )
 
 NOWHERE = NO_PLACE
@@ -44,7 +44,7 @@ cdef class Probe:
 
     def __init__(
         self, bytes source, python, *, uint64_t budget=1 << 60, handles=True, hides=False,
-        statx_first=False, lacks_owners=False,
+        statx_first=False, lacks_owners=False, uint32_t places=512,
     ):
         cdef Limits limits
         cdef Found root
@@ -57,9 +57,12 @@ cdef class Probe:
         self.v.options.hide_submounts = hides
         self.v.options.statx_first = statx_first
         self.v.options.may_lack_owners = lacks_owners
+        if lacks_owners:
+            self.v.users.count = 1
+            self.v.users.ranges[0] = IdRange(inside=0, outside=100_000, count=1000)
         memset(&limits, 0, sizeof(limits))
         memset(&root, 0, sizeof(root))
-        limits.inodes, limits.places, limits.handle_bytes = 1 << 20, 512, MAX_HANDLE
+        limits.inodes, limits.places, limits.handle_bytes = 1 << 20, places, MAX_HANDLE
         limits.opens[FILES] = limits.opens[DIRECTORIES] = 1 << 16
         limits.budget = budget
         st = os.stat(source)
@@ -227,6 +230,12 @@ cdef class Probe:
         found = dict(inode[0])
         found["by_handle"] = bool(inode.flags & BY_HANDLE)
         return found
+
+    def fill_places(self):
+        """Have no room for one more device."""
+        cdef uint64_t device = 0
+        while place_on(self.v.tables, 0, device) != NO_PLACE:
+            device += 1
 
     def mounts(self):
         return [dict(self.v.tables.mounts[at]) for at in range(self.v.tables.header.mounts)]

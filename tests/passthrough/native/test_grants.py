@@ -228,6 +228,22 @@ def test_a_descriptor_that_is_not_counted_is_closed(serve: Serve, source: Path) 
         assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("places", [1, 3], ids=["mount", "device"])
+def test_a_mount_without_room_in_the_table_is_left_again(
+    serve: Serve, source: Path, bound: list[Path], places: int
+) -> None:
+    (source / "b").mkdir()
+    mount(b"tmpfs", source / "b", bound)
+    for budget in (0, BY_DESCRIPTOR):
+        probe = serve(budget=budget, places=places)
+        probe.fill_places()
+        before = open_descriptors()
+        fails(errno.ENFILE, lambda: probe.find(ROOT, b"b"))  # noqa: B023
+        assert open_descriptors() == before
+        assert all(found["users"] == (found["fd"] >= 0) for found in probe.mounts()[1:])
+    syscalls.umount2(os.fsencode(bound.pop()), 0)
+
+
 def test_lookups_fail_and_leak_nothing_where_descriptors_run_out(
     serve: Serve, source: Path, bound: list[Path]
 ) -> None:

@@ -172,13 +172,19 @@ def test_an_inode_that_is_unknown_is_stale(serve: Serve) -> None:
 
 
 def test_a_file_of_an_unmapped_owner_is_not_to_be_changed(serve: Serve, source: Path) -> None:
-    """Without a range, no owner is mapped."""
-    (source / "file").touch()
+    """The first id of the container is 100,000 on the host."""
+    for name, owner in (("root's", 0), ("theirs", 100_000)):
+        (source / name).touch()
+        os.chown(source / name, owner, 0)
     for budget in (0, BY_DESCRIPTOR):
-        probe = serve(lacks_owners=False, budget=budget)
-        nodeid = number_of(probe, b"file")
-        assert probe.changing(nodeid)
-        assert probe.changing(ROOT)
+        probe, lenient = serve(budget=budget, lacks_owners=True), serve(budget=budget)
+        unmapped, mapped = number_of(probe, b"root's"), number_of(probe, b"theirs")
+        before = open_descriptors()
+        fails(errno.EPERM, lambda: probe.changing(unmapped))  # noqa: B023
+        fails(errno.EPERM, lambda: probe.changing(ROOT))  # noqa: B023
+        assert probe.changing(mapped)
+        assert open_descriptors() == before
+        assert lenient.changing(number_of(lenient, b"root's"))
 
 
 def test_threads_lend_the_same_directories(by_handle: Probe, source: Path) -> None:

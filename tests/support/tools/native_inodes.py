@@ -41,6 +41,7 @@ class Serve(Protocol):
         hides: bool = False,
         statx_first: bool = False,
         lacks_owners: bool = False,
+        places: int = 512,
     ) -> Probe: ...
 
 
