@@ -157,27 +157,28 @@ cdef int _release(Thread *t, uint64_t fh) noexcept nogil:
 cdef int do_fsyncdir(
     Thread *t, const fuse_in_header *h, const char *arg, uint32_t n
 ) noexcept nogil:
-    """Bring a directory to stable storage, fsync(2), fdatasync(2)."""
+    """Bring a directory to stable storage, fsync(2), fdatasync(2).
+
+    This keeps listings of the stream waiting, as the kernel's lock of the directory does.
+    """
     cdef const fuse_fsync_in *sync = <const fuse_fsync_in *>arg
-    cdef uint64_t fh = sync.fh
-    cdef OpenFile *file
-    cdef int error = 0
-    cdef int fd
+    cdef Listing listing
+    cdef int error
     about_to_block(t)
-    if not fh:
-        error = _unopened(t, h.nodeid, &fh)
-        if error:
-            return error
-    file = open_get(t.volume.tables, DIRECTORIES, fh)
-    if file == NULL:
-        return -EBADF
-    fd = file.fd
+    error = _begin(t, h.nodeid, sync.fh, &listing)
+    if error:
+        return error
     while True:
-        if (fdatasync(fd) if sync.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(fd)) == 0:
-            return 0
-        error = errno
-        if error != EINTR:
-            return -error
+        if sync.fsync_flags & FUSE_FSYNC_FDATASYNC:
+            error = fdatasync(listing.stream.fd)
+        else:
+            error = fsync(listing.stream.fd)
+        if error:
+            error = -errno
+        if error != -EINTR:
+            break
+    unlock_stream(listing.stream)
+    return error
 
 
 # Streams that the kernel has not opened
@@ -235,14 +236,8 @@ cdef int do_readdirplus(
 cdef int _list(
     Thread *t, const fuse_in_header *h, const fuse_read_in *read, bint plus
 ) noexcept nogil:
-    cdef uint64_t fh = read.fh
     cdef Listing listing
-    cdef int result = 0
-    if not fh:
-        result = _unopened(t, h.nodeid, &fh)
-        if result:
-            return result
-    result = _begin(t, fh, &listing)
+    cdef int result = _begin(t, h.nodeid, read.fh, &listing)
     if result:
         return result
     listing.room = min(read.size, <uint32_t>MAX_REPLY, t.out_size)
@@ -253,11 +248,19 @@ cdef int _list(
     return result
 
 
-cdef int _begin(Thread *t, uint64_t fh, Listing *listing) noexcept nogil:
-    """Lock the stream of an open directory; 0 or -errno."""
+cdef int _begin(Thread *t, uint64_t nodeid, uint64_t fh, Listing *listing) noexcept nogil:
+    """Lock the stream of an open directory; 0 or -errno.
+
+    Without an `fh`, it is the stream of the callers that have opened nothing.
+    """
     cdef Volume *v = t.volume
     cdef Stream *s
     cdef OpenFile *file
+    cdef int error
+    if not fh:
+        error = _unopened(t, nodeid, &fh)
+        if error:
+            return error
     if open_get(v.tables, DIRECTORIES, fh) == NULL:
         return -EBADF
     s = stream_at(v, fh)
