@@ -1,136 +1,47 @@
-"""Random requests to two sessions at once: the same operation, with the numbers of each.
+"""Random requests to two sessions at once: the same operation, with the numbers of each."""
 
-A `World` is what a kernel knows after the answers so far: inodes, open files, open directories,
-each with the nodeid or fh that either session gave. A `Step` makes the bytes of one request for
-each session.
-"""
-
-import fcntl
-import os
-import random
 import stat
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from passthrough.linux import filecalls
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import text
+from tests.support.tools.random_files import OfFiles
+from tests.support.tools.random_parts import MODES, UNKNOWN
+from tests.support.tools.random_world import ROOT, Ids, Node, Step, World
 
-SIDES: Final = (0, 1)
-Numbers = tuple[int, int]
-Ids = tuple[int, int]
-
-# A nodeid and an fh that no session has given, with a slot's index in the lower half.
-UNKNOWN: Final = (1 << 44) | 7
-MISSING: Final = (b"absent", b"gone")
-COMMON: Final = (b"file", b"dir", b"a", b"b", b"c", b"link", b"suid", b"sgid", b"team", b"sticky")
-BELOW: Final = (b"inner", b"below", b"a", b"b")
-ODD: Final = (
-    *(b"", b".", b"..", b"a/b", b"/", b"x" * 255, b"y" * 256, b"\xff\xfe name", b"fifo"),
-    *(b"device", b"socket", b"mount", b"private", b"dangling"),
+TIMES: Final = (
+    *((10, 11), (-2, 12), (0, 0), (1 << 31, 999_999_999)),
+    *((5, 1_000_000_000), (5, 1 << 31)),  # more nanoseconds than a second has
 )
-MODES: Final = (
-    *(0o600, 0o644, 0o666, 0o755, 0o777, 0o000, 0o1777, 0o2755, 0o2644, 0o4755, 0o6755, 0o2770),
-    *(0o100644, 0o40755, 0o106711),
-)
-TIMES: Final = ((10, 11), (-2, 12), (0, 0), (1 << 31, 999_999_999), (5, 1_000_000_000), (5, 1 << 31))
 SIZES: Final = (0, 1, 2, 7, 4096, 10_000, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
-OPEN_FLAGS: Final = (
-    *(os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR, os.O_RDWR | os.O_TRUNC),
-    *(os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_SYNC, os.O_RDWR | os.O_DIRECT),
-    *(os.O_RDONLY | 0x20, os.O_RDONLY | os.O_NOATIME, os.O_RDONLY | os.O_TRUNC, 3),
-    *(os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY, os.O_RDWR | os.O_EXCL | os.O_CREAT),
-)
+_NONE: Final = 0xFFFF_FFFF
+# An access ACL with a named user, and capabilities of a file.
 ACL: Final = struct.pack(
     "<IHHIHHIHHIHHIHHI",
-    *(2, 1, 6, 0xFFFF_FFFF, 2, 4, 41_001, 4, 4, 0xFFFF_FFFF, 16, 4, 0xFFFF_FFFF, 32, 0, 0xFFFF_FFFF),
+    *(2, 1, 6, _NONE, 2, 4, 41_001, 4, 4, _NONE, 16, 4, _NONE, 32, 0, _NONE),
 )
 CAPABILITY: Final = struct.pack("<IIIII", 0x0200_0000, 1, 0, 0, 0)
 XATTRS: Final = (
-    *(b"user.a", b"user.b", b"user.", b"user.none", b"trusted.t", b"security.capability"),
-    *(b"security.x", b"system.posix_acl_access", b"system.posix_acl_default", b"system.nfs4_acl"),
+    *(b"user.a", b"user.b", b"user.c", b"user.", b"user.none", b"trusted.t"),
+    *(b"security.capability", b"security.x", b"system.nfs4_acl"),
+    *(b"system.posix_acl_access", b"system.posix_acl_default"),
     *(b"", b"nothing", b"user." + b"n" * 260, b"usera"),
 )
 VALUES: Final = (b"", b"v", b"value", b"w" * 300, ACL, CAPABILITY, ACL[:-1], b"\0\0")
 
 
-@dataclass(eq=False)
-class Node:
-    """An inode that the kernel knows."""
-
-    nodeids: Numbers
-    inos: Numbers
-    label: str
-    lookups: list[int] = field(default_factory=lambda: [0, 0])
-    kind: int = 0
-
-
-@dataclass(eq=False)
-class Open:
-    """An open file or directory."""
-
-    node: Node
-    fhs: Numbers
-    flags: int
-    forgotten: bool = False
-
-
-Build = Callable[[int], bytes]
-
-
-class Step(NamedTuple):
-    """One request: `nodeids` and `build` say what each session gets of it."""
-
-    opcode: Opcode
-    nodeids: Numbers
-    build: Build
-    caller: Ids
-    label: str
-    extensions: bytes = b""
-    released: Open | None = None
-    opened: tuple[Node | None, int] = (None, 0)
-    malformed: bool = False
-
-
-ROOT: Final = (abi.ROOT_ID, abi.ROOT_ID)
-
-
-class World:
-    """What the kernel knows; both sessions must agree on it."""
-
-    def __init__(self) -> None:
-        self.root = Node(ROOT, (0, 0), "root", kind=stat.S_IFDIR)
-        self.nodes: list[Node] = []
-        self.files: list[Open] = []
-        self.directories: list[Open] = []
-        self.by_nodeid: tuple[dict[int, Node], dict[int, Node]] = ({1: self.root}, {1: self.root})
-
-    def is_open(self, node: Node) -> bool:
-        """Return whether the kernel has *node* open."""
-        return any(opened.node is node for opened in (*self.files, *self.directories))
-
-    def forget(self, node: Node) -> None:
-        """Drop an inode without lookups."""
-        self.nodes.remove(node)
-        for side in SIDES:
-            del self.by_nodeid[side][node.nodeids[side]]
-
-
-class Generator:
-    """Random steps in a world, by *seed*."""
+class Generator(OfFiles):
+    """Random requests in a world, by *seed*; one method for each opcode."""
 
     def __init__(
         self, world: World, seed: int, callers: Sequence[Ids], *, unopened: bool = False
     ) -> None:
         """With *unopened*, some requests have no fh, as with no_open and no_opendir."""
-        self.random = random.Random(seed)
-        self._world = world
-        self._callers = callers
-        self._unopened = unopened
+        super().__init__(world, seed, callers, unopened=unopened)
         self._makers = [
             (weight, opcode, getattr(self, f"_{opcode.name.lower()}"))
             for opcode, weight in WEIGHTS.items()
@@ -151,87 +62,16 @@ class Generator:
 
     def _malformed(self, step: Step) -> Step:
         """Cut bytes off the end of a request, or add some."""
-        cut, more = self.random.randrange(12), self.random.choice((b"", b"\0", b"x", b"y\0", b"12345"))
+        cut = self.random.randrange(12)
+        more = self.random.choice((b"", b"\0", b"x", b"y\0", b"12345"))
         build = step.build
 
         def changed(side: int) -> bytes:
             body = build(side)
             return body[: len(body) - cut] + more
 
-        return step._replace(build=changed, label=f"{step.label} cut {cut} more {more!r}", malformed=True)
-
-    def _make(self, opcode: Opcode, node: Node | None, build: Build | bytes, **more: object) -> Step:
-        if isinstance(build, bytes):
-            fixed = build
-
-            def build(_: int) -> bytes:
-                return fixed
-
-        caller = self.random.choice(self._callers)
-        nodeids = (UNKNOWN, UNKNOWN) if node is None else node.nodeids
-        body = build(0)
-        shown = body if len(body) < 150 else body[:150]
-        label = f"{opcode.name} {node.label if node else 'unknown'} {caller} {shown.hex()}"
-        return Step(opcode, nodeids, build, caller, label, **more)  # type: ignore[arg-type]
-
-    def caller(self) -> Ids:
-        """Return one of the callers."""
-        return self.random.choice(self._callers)
-
-    # Parts of requests
-
-    def _chance(self, share: float) -> bool:
-        return self.random.random() < share
-
-    def _node(self, *kinds: int) -> Node | None:
-        if self._chance(0.01):
-            return None
-        fitting = [node for node in self._world.nodes if not kinds or node.kind in kinds]
-        if not fitting or self._chance(0.1):
-            return self._world.root if self._chance(0.6) or not self._world.nodes else (
-                self.random.choice(self._world.nodes)
-            )
-        return self.random.choice(fitting)
-
-    def _directory(self) -> Node | None:
-        return self._world.root if self._chance(0.5) else self._node(stat.S_IFDIR)
-
-    def _regular(self) -> Node | None:
-        return self._node(stat.S_IFREG)
-
-    def _name(self, node: Node | None = None) -> bytes:
-        draw = self.random.random()
-        if draw < 0.08:
-            return self.random.choice(ODD)
-        if draw < 0.2:
-            return self.random.choice(MISSING)
-        return self.random.choice(COMMON if node is self._world.root else BELOW)
-
-    def _file(self) -> tuple[Node | None, Numbers, int]:
-        """Return an inode, an fh and open flags, which belong together most of the time."""
-        return self._of(self._world.files, self._regular)
-
-    def _stream(self) -> tuple[Node | None, Numbers, int]:
-        return self._of(self._world.directories, self._directory)
-
-    def _of(
-        self, table: list[Open], other: Callable[[], Node | None]
-    ) -> tuple[Node | None, Numbers, int]:
-        usable = [opened for opened in table if not opened.forgotten]
-        if self._unopened and self._chance(0.5):
-            return other(), (0, 0), 0
-        if not usable or self._chance(0.03):
-            return other(), (UNKNOWN, UNKNOWN), 0
-        opened = self.random.choice(usable)
-        return opened.node, opened.fhs, opened.flags
-
-    def _offset(self) -> int:
-        return self.random.choice((0, 0, 1, 5, 4096, 8192, 100_000, (1 << 63) - 1, (1 << 64) - 1))
-
-    def _length(self) -> int:
-        return self.random.choice((0, 1, 5, 4096, 4096, 10_000))
-
-    # One method for each opcode
+        label = f"{step.label} cut {cut} more {more!r}"
+        return step._replace(build=changed, label=label, malformed=True)
 
     def _lookup(self, opcode: Opcode) -> Step:
         node = self._directory()
@@ -320,186 +160,37 @@ class Generator:
         news = new.nodeids if new else (UNKNOWN, UNKNOWN)
         names = text(self._name(node), self._name(new))
         flags = self.random.choice((0, 1, 1, 2, 2, 3, 4, 5, 8, 1 << 31))
-        return self._make(opcode, node, lambda side: wire.RENAME2_IN.pack(news[side], flags) + names)
-
-    def _opening(self, opcode: Opcode, node: Node | None) -> Step:
-        flags = self.random.choice(OPEN_FLAGS)
-        # The kernel sends the flag with O_TRUNC alone.
-        more = self.random.choice((0, abi.OPEN_KILL_SUIDGID)) if flags & os.O_TRUNC else 0
-        body = wire.OPEN_IN.pack(flags, more)
-        return self._make(opcode, node, body, opened=(node, flags))
-
-    def _open(self, opcode: Opcode) -> Step:
-        return self._opening(opcode, self._regular())
-
-    def _opendir(self, opcode: Opcode) -> Step:
-        return self._opening(opcode, self._directory())
-
-    def _create(self, opcode: Opcode) -> Step:
-        node, flags = self._directory(), self.random.choice(OPEN_FLAGS)
-        fields = (flags, self.random.choice(MODES), self.random.choice((0, 0o22)), 0)
-        body = wire.CREATE_IN.pack(*fields) + text(self._name(node))
-        return self._make(opcode, node, body, opened=(None, flags))
-
-    def _tmpfile(self, opcode: Opcode) -> Step:
-        node, flags = self._directory(), self.random.choice(OPEN_FLAGS)
-        fields = (flags, self.random.choice(MODES), self.random.choice((0, 0o22)), 0)
-        return self._make(opcode, node, wire.CREATE_IN.pack(*fields) + text(b"/"), opened=(None, flags))
-
-    def _read(self, opcode: Opcode) -> Step:
-        node, fhs, flags = self._file()
-        if self._chance(0.1):
-            flags ^= self.random.choice((os.O_DIRECT, os.O_APPEND, os.O_SYNC))
-        size = self.random.choice((0, 1, 100, 4096, 100_000, 1 << 20, (1 << 20) + 1))
-        rest = (self._offset(), size, 0, 0, flags)
-        return self._make(opcode, node, lambda side: wire.READ_IN.pack(fhs[side], *rest))
-
-    def _write(self, opcode: Opcode) -> Step:
-        node, fhs, flags = self._file()
-        if self._chance(0.1):
-            flags ^= self.random.choice((os.O_DIRECT, os.O_APPEND, os.O_SYNC))
-        size, more = self._length(), self.random.choice((0, 0, abi.WRITE_KILL_SUIDGID))
-        data = bytes([self.random.randrange(256)]) * size
-        rest = (min(self._offset(), 1 << 62), size + (self._chance(0.02)), more, 0, flags)
-        return self._make(opcode, node, lambda side: wire.WRITE_IN.pack(fhs[side], *rest) + data)
-
-    def _flush(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._file()
-        owner = self.random.choice((1, 2))
-        return self._make(opcode, node, lambda side: wire.FLUSH_IN.pack(fhs[side], owner))
-
-    def _fsync(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._file()
-        flags = self.random.choice((0, 1))
-        return self._make(opcode, node, lambda side: wire.FSYNC_IN.pack(fhs[side], flags))
-
-    def _fsyncdir(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._stream()
-        return self._make(opcode, node, lambda side: wire.FSYNC_IN.pack(fhs[side], 0))
-
-    def _release(self, opcode: Opcode) -> Step:
-        return self._released(opcode, self._world.files)
-
-    def _releasedir(self, opcode: Opcode) -> Step:
-        return self._released(opcode, self._world.directories)
-
-    def _released(self, opcode: Opcode, table: list[Open]) -> Step:
-        if not table or self._chance(0.03):
-            body = wire.RELEASE_IN.pack(UNKNOWN, 0, 0, 0)
-            return self._make(opcode, self._regular(), body)
-        return self.release(opcode, self.random.choice(table))
-
-    def release(self, opcode: Opcode, opened: Open) -> Step:
-        """Return the request that closes *opened*."""
-        more = self.random.choice((0, abi.RELEASE_FLOCK_UNLOCK))
         return self._make(
-            opcode,
-            opened.node,
-            lambda side: wire.RELEASE_IN.pack(opened.fhs[side], opened.flags, more, 1),
-            released=opened,
+            opcode, node, lambda side: wire.RENAME2_IN.pack(news[side], flags) + names
         )
-
-    def _getlk(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._file()
-        kind = self.random.choice((fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK, 7))
-        start = self.random.choice((0, 0, 5, 100, 1 << 63))
-        end = self.random.choice((start, start + 10, (1 << 63) - 1, (1 << 64) - 1, 3))
-        rest = (self.random.choice((1, 2)), start, end, kind, 5)
-        return self._make(opcode, node, lambda side: wire.LK_IN.pack(fhs[side], *rest, 0))
-
-    def _setlk(self, opcode: Opcode) -> Step:
-        step = self._getlk(opcode)
-        if self._chance(0.6):
-            return step
-        build = step.build
-        flock = wire.LK_IN.size - 8
-
-        def changed(side: int) -> bytes:
-            body = build(side)
-            return body[:flock] + struct.pack("=II", abi.LK_FLOCK, 0)
-
-        return step._replace(build=changed, label=f"{step.label} flock")
-
-    def _setlkw(self, opcode: Opcode) -> Step:
-        """Unlock: all else could wait for ever, with one thread."""
-        node, fhs, _ = self._file()
-        more = self.random.choice((0, abi.LK_FLOCK))
-        rest = (1, 0, (1 << 63) - 1, fcntl.F_UNLCK, 5, more)
-        return self._make(opcode, node, lambda side: wire.LK_IN.pack(fhs[side], *rest))
-
-    def _interrupt(self, opcode: Opcode) -> Step:
-        return self._make(opcode, self._world.root, wire.INTERRUPT_IN.pack(UNKNOWN))
-
-    def _fallocate(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._file()
-        mode = self.random.choice(
-            (0, 0, 1, filecalls.FALLOC_FL_PUNCH_HOLE | 1, filecalls.FALLOC_FL_ZERO_RANGE, 8, 32, 4, 512)
-        )
-        offset = self.random.choice((0, 4096, 5, 1 << 63))
-        rest = (offset, self.random.choice((0, 1, 4096, 8192)), mode)
-        return self._make(opcode, node, lambda side: wire.FALLOCATE_IN.pack(fhs[side], *rest))
-
-    def _lseek(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._file()
-        whence = self.random.choice((os.SEEK_DATA, os.SEEK_HOLE, os.SEEK_SET, os.SEEK_END, 9))
-        rest = (self._offset(), whence)
-        return self._make(opcode, node, lambda side: wire.LSEEK_IN.pack(fhs[side], *rest))
-
-    def _copy_file_range(self, opcode: Opcode) -> Step:
-        node, fhs, _ = self._file()
-        to, to_fhs, _ = self._file()
-        tos = to.nodeids if to else (UNKNOWN, UNKNOWN)
-        offsets = self.random.choice((0, 1, 4096)), self.random.choice((0, 1, 50_000, 1 << 62))
-        rest = self.random.choice((0, 1, 4096, 1 << 40)), self.random.choice((0, 0, 0, 0, 1))
-        return self._make(
-            opcode,
-            node,
-            lambda side: wire.COPY_FILE_RANGE_IN.pack(
-                fhs[side], offsets[0], tos[side], to_fhs[side], offsets[1], *rest
-            ),
-        )
-
-    _copy_file_range_64 = _copy_file_range
-
-    def _ioctl(self, opcode: Opcode) -> Step:
-        directory = self._chance(0.3)
-        node, fhs, _ = self._stream() if directory else self._file()
-        flag = abi.IOCTL_DIR if directory else 0
-        command, data, room = self.random.choice(
-            (
-                (filecalls.FS_IOC_GETFLAGS, b"", 4),
-                (filecalls.FS_IOC_GETFLAGS, b"", 8),
-                (filecalls.FS_IOC_SETFLAGS, struct.pack("=I", 0x40 | 0x80000), 0),
-                (filecalls.FS_IOC_SETFLAGS, struct.pack("=I", 0x80000), 0),
-                (filecalls.FS_IOC_SETFLAGS, b"12", 0),
-                (filecalls.FS_IOC_FSGETXATTR, b"", 28),
-                (filecalls.FS_IOC_FSSETXATTR, bytes(28), 0),
-                (0x5401, b"", 60),
-            )
-        )
-        rest = (flag, command, 0, len(data), room)
-        return self._make(opcode, node, lambda side: wire.IOCTL_IN.pack(fhs[side], *rest) + data)
 
     def _getxattr(self, opcode: Opcode) -> Step:
-        room = self.random.choice((0, 1, 5, 40, 65_536, 1 << 20))
-        return self._make(opcode, self._node(), wire.GETXATTR_IN.pack(room) + text(self._xattr()))
+        room = self.random.choice((0, 5, 40, 400, 65_536, 1 << 20))
+        body = wire.GETXATTR_IN.pack(room) + text(self._xattr())
+        return self._make(opcode, self._with_xattrs(), body)
 
     def _listxattr(self, opcode: Opcode) -> Step:
         room = self.random.choice((0, 1, 7, 40, 65_536, 1 << 20))
-        return self._make(opcode, self._node(), wire.GETXATTR_IN.pack(room))
+        return self._make(opcode, self._with_xattrs(), wire.GETXATTR_IN.pack(room))
 
     def _setxattr(self, opcode: Opcode) -> Step:
         name, value = self._xattr(), self.random.choice(VALUES)
-        flags, more = self.random.choice((0, 0, 0, 1, 2, 3, 8, 1 << 31)), self.random.choice((0, 1))
+        flags = self.random.choice((0, 0, 0, 0, 0, 0, 1, 2, 3, 8, 1 << 31))
+        more = self.random.choice((0, 1))
         size = len(value) + (self._chance(0.02))
         body = wire.SETXATTR_IN.pack(size, flags, more) + text(name) + value
-        return self._make(opcode, self._node(), body, malformed=size != len(value))
+        return self._make(opcode, self._with_xattrs(), body, malformed=size != len(value))
 
     def _removexattr(self, opcode: Opcode) -> Step:
-        return self._make(opcode, self._node(), text(self._xattr()))
+        return self._make(opcode, self._with_xattrs(), text(self._xattr()))
 
     def _xattr(self) -> bytes:
-        return self.random.choice(XATTRS)
+        return self.random.choice(XATTRS[:2] if self._chance(0.6) else XATTRS)
+
+    def _with_xattrs(self) -> Node | None:
+        """Return an inode that has attributes from the begin, if one is known."""
+        fitting = [node for node in self._world.nodes if node.kind in {stat.S_IFREG, stat.S_IFDIR}]
+        return self.random.choice(fitting[:4]) if fitting and self._chance(0.7) else self._node()
 
     def _forget(self, opcode: Opcode) -> Step:
         node = self._forgettable()
@@ -518,13 +209,12 @@ class Generator:
         if node is None:
             return self._make(opcode, None, wire.BATCH_FORGET_IN.pack(1) + more)
         nodeids, counts = node.nodeids, self._taken(node, 1)
-        return self._make(
-            opcode,
-            None,
-            lambda side: wire.BATCH_FORGET_IN.pack(2)
-            + wire.FORGET_ONE.pack(nodeids[side], counts[side])
-            + more,
-        )
+
+        def build(side: int) -> bytes:
+            row = wire.FORGET_ONE.pack(nodeids[side], counts[side])
+            return wire.BATCH_FORGET_IN.pack(2) + row + more
+
+        return self._make(opcode, None, build)
 
     def _taken(self, node: Node, count: int | None) -> list[int]:
         """Take lookups from *node*; return how many of each session.
@@ -587,7 +277,7 @@ WEIGHTS: Final[Mapping[Opcode, int]] = {
     Opcode.LISTXATTR: 2,
     Opcode.SETXATTR: 4,
     Opcode.REMOVEXATTR: 2,
-    Opcode.FORGET: 5,
+    Opcode.FORGET: 3,
     Opcode.BATCH_FORGET: 1,
 }
 NEVER_MALFORMED: Final = {
