@@ -1,8 +1,10 @@
 """Open files, where bytes of requests cannot show it: ids of passthrough, and threads at once."""
 
+import contextlib
 import errno
 import fcntl
 import os
+import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -42,16 +44,24 @@ def probe(source: Path) -> Iterator[Probe]:
 
 
 @pytest.fixture
-def device(tmp_path: Path, source: Path) -> Iterator[int]:
-    """A descriptor of /dev/fuse that has agreed on passthrough."""
-    options = effective(session=SessionKind.KERNEL)
+def served(source: Path) -> Iterator[Served]:
+    """A volume that no device has yet."""
+    served = Served(
+        effective(session=SessionKind.KERNEL), os.open(source, os.O_PATH | os.O_DIRECTORY)
+    )
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def device(tmp_path: Path, served: Served) -> Iterator[int]:
+    """A descriptor of /dev/fuse that has agreed on passthrough with *served*."""
     (tmp_path / "mount").mkdir()
-    fd = fuse_mount.mount(tmp_path / "mount", options)
-    served = Served(options, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    fd = fuse_mount.mount(tmp_path / "mount", served.config)
     served.core.use_device(fd)
     at_once([served.core.serve_one])
     yield fd
-    served.close()
+    served.core.use_device(-1)
     fuse_mount.unmount(tmp_path / "mount", abort=True)
     os.close(fd)
 
@@ -71,6 +81,16 @@ def at_once(calls: Sequence[Callable[[], object]]) -> list[object]:
     return results
 
 
+def backing_ids(device: int, most: int) -> list[int]:
+    """Return the ids up to *most* that the kernel has, and take them from it."""
+    found = []
+    for number in range(1, most + 1):
+        with contextlib.suppress(FileNotFoundError):
+            fcntl.ioctl(device, DEV_IOC_BACKING_CLOSE, struct.pack("=I", number))
+            found.append(number)
+    return found
+
+
 def opened(source: Path) -> int:
     return os.open(source / "file", os.O_RDONLY)
 
@@ -87,9 +107,25 @@ def test_first_opens_at_once_agree_on_an_id_and_leave_none(source: Path, device:
 
     probe.forget(nodeid)
     assert probe.close() == ROOT_ALONE
-    for number in range(1, rounds * times * threads + 2):
-        with pytest.raises(FileNotFoundError):
-            fcntl.ioctl(device, DEV_IOC_BACKING_CLOSE, struct.pack("=I", number))
+    assert backing_ids(device, rounds * times * threads + 1) == []
+
+
+def test_trying_whether_files_can_pass_through_leaves_no_id(served: Served, device: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    assert at_once([served.core.try_passthrough]) == [0]
+
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert backing_ids(device, 5) == []
+
+
+def test_why_no_file_can_pass_through(served: Served) -> None:
+    assert at_once([served.core.try_passthrough]) == [errno.ENODEV]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        served.core.use_device(ours.fileno())
+        assert at_once([served.core.try_passthrough]) == [errno.ENOTTY]
+        served.core.use_device(-1)
 
 
 def test_files_without_open_are_read_while_others_forget_them(probe: Probe) -> None:
