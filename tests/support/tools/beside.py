@@ -7,7 +7,6 @@ within the test, and blocks on the disk, are not compared either.
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -209,13 +208,14 @@ class Beside:
                 self.world.by_nodeid[side][nodeids[side]] = node
         self._same("a known inode", *(found and found.label for found in (node, known[1] or node)))
         assert node is not None
-        node.kind = stat.S_IFMT(fields[0]["mode"])
         if node is not self.world.root:
             node.lookups = [count + 1 for count in node.lookups]
         return node
 
     def _attributes(self, fields: list[Fields], node: Node | None) -> None:
         """Compare attributes; the numbers of *node* must be those of before."""
+        if node is not None:
+            node.mode = fields[0]["mode"]
         if node is self.world.root and node.inos == (0, 0) and "nodeid" not in fields[0]:
             node.inos = (fields[0]["ino"], fields[1]["ino"])
         # An entry of the root has its nodeid for a st_ino in the session in Python.

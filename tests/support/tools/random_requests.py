@@ -100,11 +100,16 @@ class Generator(OfFiles):
             valid |= self.random.choice((abi.FATTR_FH, abi.FATTR_FH, 0))
         owners = (0, 41_001, 41_002, 41_003, 1_000_500, 0xFFFF_FFFF)
         (atime, atime_ns), (mtime, mtime_ns) = self.random.choices(TIMES, (5, 5, 5, 5, 1, 1), k=2)
-        if self._chance(0.2):
+        mode, draw = self.random.choice(MODES), self.random.random()
+        if draw < 0.1:  # as libfuse has utimensat(2) without a time
+            valid = abi.FATTR_ATIME | abi.FATTR_MTIME
             mtime, mtime_ns = atime, atime_ns = int(time.time()), 7
+        elif draw < 0.25 and node is not None:  # as Linux takes suid and sgid bits away
+            valid = abi.FATTR_MODE | (valid & (abi.FATTR_SIZE | abi.FATTR_FH))
+            mode = node.mode & ~self.random.choice((0o6000, 0o6000, 0o4000, 0o2000))
         rest = (
             *(self.random.choices(SIZES, (5, 5, 5, 5, 5, 5, 1, 1, 1))[0], 9, atime, mtime, 3),
-            *(atime_ns, mtime_ns, 4, self.random.choice(MODES)),
+            *(atime_ns, mtime_ns, 4, mode),
             *(self.random.choice(owners), self.random.choice(owners)),
         )
         return self._make(opcode, node, lambda side: wire.SETATTR_IN.pack(valid, fhs[side], *rest))

@@ -21,7 +21,13 @@ class Node:
     inos: Numbers
     label: str
     lookups: list[int] = field(default_factory=lambda: [0, 0])
-    kind: int = 0
+    mode: int = 0
+    """st_mode, as the last answer has it."""
+
+    @property
+    def kind(self) -> int:
+        """The type of the file, S_IF*."""
+        return stat.S_IFMT(self.mode)
 
 
 @dataclass(eq=False)
@@ -58,7 +64,7 @@ class World:
     """What the kernel knows; both sessions must agree on it."""
 
     def __init__(self) -> None:
-        self.root = Node(ROOT, (0, 0), "root", kind=stat.S_IFDIR)
+        self.root = Node(ROOT, (0, 0), "root", mode=stat.S_IFDIR)
         self.nodes: list[Node] = []
         self.files: list[Open] = []
         self.directories: list[Open] = []
