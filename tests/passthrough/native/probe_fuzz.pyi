@@ -1,0 +1,3 @@
+from passthrough.native.face import Core
+
+def fuzz(core: Core, count: int, seed: int) -> tuple[int, bytes, dict[int, int], float, int]: ...

@@ -1,0 +1,75 @@
+"""Requests at random, many of them damaged, as fast as the core answers; see probe_fuzz.pyx.
+
+PASSFS_FUZZ_REQUESTS is the number of requests for each volume: 100,000. PASSFS_FUZZ_SEED changes
+the requests. A failure shows both of them.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passthrough.linux import syscalls
+from tests.support.tools.native_builds import NATIVE, Build
+from tests.support.tools.native_fuzz import OPTIONS, ROOT
+
+REQUESTS = os.environ.get("PASSFS_FUZZ_REQUESTS", "100000")
+SANITIZED_REQUESTS = 1_000_000
+SEED = os.environ.get("PASSFS_FUZZ_SEED", "1")
+# A limit to what requests can take, and to how many files there are.
+MEMORY = "size=8m,nr_inodes=3000,mode=0777"
+BUILD_LIMIT_S = 1200.0
+
+
+@pytest.fixture(params=OPTIONS)
+def volume(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The name of options, and a small file system in memory as the source; nothing else changes.
+
+    The mapped volume's root owns the source.
+    """
+    yield from mounted(request.param, tmp_path)
+
+
+def mounted(name: str, above: Path) -> Iterator[tuple[str, Path]]:
+    source = above / "source"
+    source.mkdir()
+    owner = ROOT if name == "mapped" else 0
+    data = f"{MEMORY},uid={owner},gid={owner}".encode()
+    syscalls.mount(b"none", os.fsencode(source), b"tmpfs", syscalls.MS_NODEV, data)
+    (above / "a").write_text("outside")
+    try:
+        yield name, source
+    finally:
+        syscalls.umount2(os.fsencode(source), syscalls.MNT_DETACH)
+    assert {path.name for path in above.iterdir()} == {"source", "a"}
+    assert (above / "a").read_text() == "outside"
+
+
+def program(name: str, source: Path, requests: object) -> tuple[str, ...]:
+    return ("-m", "tests.support.tools.native_fuzz", name, str(source), str(requests), SEED)
+
+
+def test_each_reply_is_well_formed_and_nothing_is_left(volume: tuple[str, Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, *program(*volume, REQUESTS)], check=False, capture_output=True, text=True
+    )
+    print(done.stdout)  # noqa: T201 - shown by -rP
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.timeout(BUILD_LIMIT_S)
+def test_requests_make_no_wrong_access(tmp_path: Path) -> None:
+    build = Build(tmp_path / "build", "sanitize", *NATIVE, "fuzz", "requests")
+    for name in OPTIONS:
+        above = tmp_path / name
+        above.mkdir()
+        for volume in mounted(name, above):
+            done = build.run(*program(*volume, SANITIZED_REQUESTS // len(OPTIONS)))
+
+            assert (done.returncode, done.stderr) == (0, ""), name
