@@ -5,7 +5,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from passthrough.native.abi cimport fuse_in_header, fuse_open_out
 from passthrough.native.layout cimport OpenFile
 from passthrough.native.libc cimport struct_stat
-from passthrough.native.opens cimport do_create, do_open, do_tmpfile
 from passthrough.native.state cimport Thread
 
 

@@ -22,12 +22,11 @@ from passthrough.native.entries cimport (
     do_batch_forget, do_forget, do_link, do_lookup, do_mkdir, do_mknod, do_readlink, do_rmdir,
     do_symlink, do_unlink,
 )
-from passthrough.native.files cimport (
-    do_create, do_flush, do_fsync, do_open, do_release, do_tmpfile,
-)
+from passthrough.native.files cimport do_flush, do_fsync, do_release
 from passthrough.native.flags cimport do_ioctl
 from passthrough.native.libc cimport EIO, ENOSYS, EROFS
 from passthrough.native.locks cimport do_getlk, do_interrupt, do_setlk, do_setlkw
+from passthrough.native.opens cimport do_create, do_open, do_tmpfile
 from passthrough.native.ranges cimport (
     do_copy_file_range, do_copy_file_range_64, do_fallocate, do_lseek,
 )
