@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from passthrough.native.abi cimport fuse_in_header
-from passthrough.native.state cimport Thread
+from passthrough.native.state cimport Handler, Thread
 
 
 cdef enum:
@@ -12,3 +12,4 @@ cdef enum:
 
 cdef uint32_t serve(Thread *t, uint32_t received) noexcept nogil
 cdef bint has_answer(const fuse_in_header *h) noexcept nogil
+cdef Handler replace(int opcode, Handler handler) noexcept

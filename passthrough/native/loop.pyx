@@ -209,6 +209,13 @@ cdef void _others() noexcept:
     _row(abi.FUSE_NOTIFY_REPLY, do_notify_reply, 0, SILENT)
 
 
+cdef Handler replace(int opcode, Handler handler) noexcept:
+    """Serve an opcode by another function, in a test; return the one before."""
+    cdef Handler before = rows[opcode].handler
+    rows[opcode].handler = handler
+    return before
+
+
 def opcodes():
     """Return the opcodes that are served."""
     return [opcode for opcode in range(abi.FUSE_OPCODES) if rows[opcode].handler != NULL]

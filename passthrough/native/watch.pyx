@@ -18,6 +18,7 @@ from passthrough.native.libc cimport (
     CLOCK_MONOTONIC, EINTR, POLLERR, POLLHUP, POLLIN, S_IFREG, clock_gettime, errno, poll, pollfd,
     read, timespec,
 )
+from passthrough.native.memory cimport trim
 from passthrough.native.notify cimport provoke_request
 from passthrough.native.slots cimport pthread_mutex_lock, pthread_mutex_unlock
 from passthrough.native.state cimport Volume
@@ -178,6 +179,7 @@ cdef void _become_idle(Crew *c) noexcept nogil:
     store32(&c.idle, 1, RELEASE)
     pthread_mutex_unlock(&c.mutex)
     memset(&c.samples, 0, sizeof(c.samples))
+    trim(c.volume.tables)
     if in_flight(c):  # a thread that took a request before this saw no reason to wake
         store32(&c.idle, 0, RELEASE)
 

@@ -17,13 +17,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.linux import privileges, syscalls
+from passthrough.linux import fdpath, privileges, syscalls
 from passthrough.worker import fuse_mount, process
+from tests.passthrough.native.probe_inside import answer
 from tests.support.tools.callers import ROOT
 
-PREFIX = b"user.inside."
+PREFIX = "user.inside."
 PROBE_LIMIT_S = 10.0
 HIGHEST = 256  # above every descriptor of a worker in a test
 PR_GET_DUMPABLE = 3
@@ -38,7 +39,7 @@ def probe(mountpoint: Path, name: str, argument: str = "") -> object:
     A request that a worker has read survives even the death of its caller. So if the worker does
     not answer within PROBE_LIMIT_S, the mount is aborted and the call fails.
     """
-    attribute = f"{PREFIX.decode()}{name}:{argument}"
+    attribute = f"{PREFIX}{name}:{argument}"
     abort = functools.partial(fuse_mount.unmount, mountpoint, abort=True)
     watchdog = threading.Timer(PROBE_LIMIT_S, abort)
     watchdog.start()
@@ -161,7 +162,7 @@ def _new_thread(_: str) -> str:
 
 
 def _fail(_: str) -> object:
-    return 1 / 0
+    return fdpath.of(cast("int", "no number"))
 
 
 def _undecodable(_: str) -> object:
@@ -198,16 +199,11 @@ PROBES: dict[str, Callable[[str], object]] = {
 }
 
 
-def _answering(original: Callable[..., bytes]) -> Callable[..., bytes]:
-    def getxattr(fs: PassthroughFs, number: int, name: bytes) -> bytes:
-        if not name.startswith(PREFIX):
-            return original(fs, number, name)
-        probe, _, argument = os.fsdecode(name.removeprefix(PREFIX)).partition(":")
-        return json.dumps(PROBES[probe](argument)).encode()
-
-    return getxattr
+def _answer(name: bytes) -> bytes:
+    probe, _, argument = os.fsdecode(name).partition(":")
+    return json.dumps(PROBES[probe](argument)).encode()
 
 
 if __name__ == "__main__":
-    setattr(PassthroughFs, "getxattr", _answering(PassthroughFs.getxattr))  # noqa: B010 - a method
+    answer(_answer)
     sys.exit(process.main())

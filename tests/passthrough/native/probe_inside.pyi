@@ -1,0 +1,3 @@
+from collections.abc import Callable
+
+def answer(function: Callable[[bytes], bytes]) -> None: ...
