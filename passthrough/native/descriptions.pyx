@@ -143,20 +143,19 @@ cdef int use_owned(
         if before != NULL:
             before.users += 1
         pthread_mutex_unlock(&t.mutex)
-        result = _make(t, target, owner, lock, before, out)
+        result = _make(t, target, owner, lock, before)
         if before != NULL:
             leave(t, before)
-        if result != 0:
-            covered[0] = False
-            return min(result, 0)
+        if result < 0:
+            return result
 
 
 cdef int _make(
-    LockTable *t, const Target *target, uint64_t owner, const Lock *lock, Owned *before, Owned **out
+    LockTable *t, const Target *target, uint64_t owner, const Lock *lock, Owned *before
 ) noexcept nogil:
     """Make a description for the owner in the place of `before`, which the caller uses.
 
-    Return 1 if it was made, and is used; 0 if another thread was faster.
+    Return 0 also if another thread was faster.
     """
     cdef Owned *made
     cdef uint32_t changes = 0
@@ -178,14 +177,13 @@ cdef int _make(
     made.owner = owner
     result = _take_over(t, made, before, &changes) if before != NULL else 0
     if result == 0:
-        result = _put_in(t, target, made, before, changes)
+        result = _put_in(t, made, before, changes)
     if result <= 0:
         leave(t, made)
     elif before != NULL:
         clear_locks(before.fd)
         leave(t, before)
-    out[0] = made
-    return result
+    return min(result, 0)
 
 
 cdef int _take_over(LockTable *t, Owned *made, Owned *before, uint32_t *changes) noexcept nogil:
@@ -209,22 +207,14 @@ cdef int _take_over(LockTable *t, Owned *made, Owned *before, uint32_t *changes)
     return result
 
 
-cdef int _put_in(
-    LockTable *t, const Target *target, Owned *made, Owned *before, uint32_t changes
-) noexcept nogil:
-    """Put the new description in for its owner, and use it; 0 if another thread was faster."""
+cdef int _put_in(LockTable *t, Owned *made, Owned *before, uint32_t changes) noexcept nogil:
+    """Put the new description in for its owner; return 1, or 0 if another thread was faster."""
     cdef int result = 0
     pthread_mutex_lock(&t.mutex)
     if find_owned(t, made.nodeid, made.owner) == before and (
         before == NULL or before.changes == changes
     ):
-        # Without memory the owner has a description more, without another lock.
-        result = -ENOLCK
-        if add_use(made, target.fh):
-            if put_in(t, made, before):
-                result = 1
-            else:
-                drop_use(made)
+        result = 1 if put_in(t, made, before) else -ENOLCK
     pthread_mutex_unlock(&t.mutex)
     return result
 

@@ -30,7 +30,7 @@ from passthrough.native.host_locks cimport (
     conflict, drop_lock, take_lock, wait_lock, whole_lock,
 )
 from passthrough.native.layout cimport (
-    ACQUIRE, FILES, RELEASE, OpenFile, load32, open_get, store32,
+    ACQUIRE, FILES, RELAXED, RELEASE, OpenFile, load32, open_get, store32,
 )
 from passthrough.native.libc cimport (
     EAGAIN,
@@ -99,7 +99,7 @@ cdef uint32_t waiting(const Volume *v) noexcept nogil:
 
 cdef void owner_closed(Thread *t, uint64_t nodeid, uint64_t owner) noexcept nogil:
     """Drop all that an owner holds of a file of which it has closed a descriptor."""
-    if t.volume.locks_used:
+    if load32(&t.volume.locks_used, ACQUIRE):
         drop_owner(_table(t), nodeid, owner)
 
 
@@ -113,7 +113,7 @@ cdef void file_released(Thread *t, const OpenFile *file, bint unlock) noexcept n
     if unlock:
         _aim(t, file, &target)
         whole_lock(_table(t), &target, LOCK_UN, NULL)
-    if t.volume.locks_used:
+    if load32(&t.volume.locks_used, ACQUIRE):
         drop_opened(_table(t), file.nodeid, file.fh)
 
 
@@ -219,7 +219,7 @@ cdef int _set(Thread *t, const fuse_lk_in *asked) noexcept nogil:
         return result
     if lock.kind == <uint32_t>F_UNLCK:
         return drop_lock(_table(t), target.nodeid, asked.owner, &lock)
-    if not t.volume.locks_used:
+    if not load32(&t.volume.locks_used, RELAXED):
         store32(&t.volume.locks_used, 1, RELEASE)
     return take_lock(_table(t), &target, asked.owner, &lock, NULL)
 

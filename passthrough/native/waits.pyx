@@ -13,10 +13,11 @@ numbers of the last 256 requests that did not wait when their INTERRUPT came are
 them never wait. No number comes twice.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memmove, memset
 
+from passthrough.native.layout cimport RELEASE, store32
 from passthrough.native.libc cimport (
     CLOCK_MONOTONIC,
     EINTR,
@@ -112,7 +113,7 @@ cdef int enter_wait(Waits *waits, uint64_t number, Wait **out) noexcept nogil:
         wait.interrupted = False
         pthread_mutex_unlock(&wait.mutex)
         waits.numbers[waits.count] = number
-        waits.count += 1
+        _set_count(waits, waits.count + 1)
         out[0] = wait
     pthread_mutex_unlock(&waits.mutex)
     return result
@@ -124,7 +125,7 @@ cdef void leave_wait(Waits *waits, Wait *wait) noexcept nogil:
     pthread_mutex_lock(&waits.mutex)
     while waits.waits[at] != wait:
         at += 1
-    waits.count -= 1
+    _set_count(waits, waits.count - 1)
     waits.numbers[at] = waits.numbers[waits.count]
     waits.waits[at] = waits.waits[waits.count]
     waits.waits[waits.count] = wait
@@ -132,6 +133,11 @@ cdef void leave_wait(Waits *waits, Wait *wait) noexcept nogil:
     wait.number = 0
     pthread_mutex_unlock(&wait.mutex)
     pthread_mutex_unlock(&waits.mutex)
+
+
+cdef inline void _set_count(Waits *waits, uint32_t count) noexcept nogil:
+    """Set the count, which is also read without the mutex."""
+    store32(<int32_t *>&waits.count, <int32_t>count, RELEASE)
 
 
 cdef bint _has_spare(Waits *waits) noexcept nogil:
