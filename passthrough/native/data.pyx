@@ -14,7 +14,8 @@ that are about to use it.
 **Suid and sgid bits.** Threads lack CAP_FSETID, so each write to a file with such bits would clear
 them on the host. Some writes must not: those of root, and pages that the kernel writes back. So
 each write looks at the mode first, in 0.3 us. The bits that a file had at an earlier write say
-nothing, because any process of the host may have set them since.
+nothing, because any process of the host may have set them since. If a server may have to be asked,
+statx(2) asks for the mode alone: for times, NFS would first send all written data to the server.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -26,12 +27,13 @@ from passthrough.native.files cimport DIRECT, file_of
 from passthrough.native.identity cimport enter_content, leave_content
 from passthrough.native.layout cimport ACQUIRE, OpenFile, load32, set_twin
 from passthrough.native.libc cimport (
-    EINTR, EINVAL, EIO, EPERM, F_GETFL, O_ACCMODE, O_APPEND, O_CLOEXEC, O_DIRECT, O_DSYNC,
-    O_NOATIME, O_SYNC, RWF_APPEND, RWF_DSYNC, RWF_SYNC, S_ISGID, S_ISUID, close, errno, fcntl,
-    fstat, iovec, off_t, pread, pwrite, pwritev2, ssize_t, struct_stat,
+    AT_EMPTY_PATH, EINTR, EINVAL, EIO, EPERM, F_GETFL, O_ACCMODE, O_APPEND, O_CLOEXEC, O_DIRECT,
+    O_DSYNC, O_NOATIME, O_SYNC, RWF_APPEND, RWF_DSYNC, RWF_SYNC, S_ISGID, S_ISUID, STATX_MODE,
+    close, errno, fcntl, fstat, iovec, off_t, pread, pwrite, pwritev2, ssize_t, statx,
+    struct_stat, struct_statx,
 )
 from passthrough.native.opening cimport open_path, request_flags
-from passthrough.native.state cimport PATH_ROOM, path_of
+from passthrough.native.state cimport PATH_ROOM, Options, path_of
 
 
 # One write of a caller.
@@ -100,9 +102,10 @@ cdef ssize_t _write_checked(
     """Write a piece where the options allow it, with the bits that the file is to have after it."""
     cdef struct_stat st
     cdef ssize_t written
-    cdef int fd, result
-    if fstat(file.fd, &st) < 0:
-        return -errno
+    cdef int fd
+    cdef int result = _look(t, file.fd, &st)
+    if result < 0:
+        return result
     if t.volume.options.seal_size and (
         piece.flags & O_APPEND or not _lies_within(piece, st.st_size)
     ):
@@ -120,6 +123,19 @@ cdef ssize_t _write_checked(
     written = _write_piece(t, file, fd, piece)
     leave_content(t, &st, clears, file.nodeid)
     return written
+
+
+cdef int _look(Thread *t, int fd, struct_stat *st) noexcept nogil:
+    """Get the attributes of a file; of one without suid and sgid bits the mode may be enough."""
+    cdef const Options *o = &t.volume.options
+    cdef struct_statx found
+    if not o.seal_size and not o.statx_first:
+        if statx(fd, b"", AT_EMPTY_PATH, STATX_MODE, &found) < 0:
+            return -errno
+        st.st_mode = found.stx_mode
+        if not found.stx_mode & (S_ISUID | S_ISGID):
+            return 0
+    return -errno if fstat(fd, st) < 0 else 0
 
 
 cdef bint _lies_within(const Piece *piece, int64_t size) noexcept nogil:

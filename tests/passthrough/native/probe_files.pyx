@@ -8,9 +8,10 @@ from libc.string cimport memcmp, memcpy, memset
 
 from passthrough.native.abi cimport (
     fuse_in_header, fuse_open_in, fuse_open_out, fuse_read_in, fuse_release_in,
+    fuse_write_in,
 )
 from passthrough.native.backing cimport may_have_lost_privileges, note_privileges, passes
-from passthrough.native.data cimport do_read
+from passthrough.native.data cimport do_read, do_write
 from passthrough.native.files cimport WRITABLE, do_release, open_for_writing
 from passthrough.native.identity cimport identity_thread
 from passthrough.native.inodes cimport (
@@ -157,6 +158,22 @@ cdef class Probe:
             result = _open_often(&t, nodeid, times, &self.barrier)
         free(out)
         return result
+
+    def write(self, uint64_t fh, bytes data, uint32_t flags):
+        """Write at offset 0 in the calling thread, which loses capabilities for good."""
+        cdef Thread t
+        cdef fuse_in_header h
+        cdef bytes request
+        cdef fuse_write_in asked
+        cdef char out[16]
+        make(&t, self.v, out)
+        check(identity_thread(&t))
+        memset(&h, 0, sizeof(h))
+        memset(&asked, 0, sizeof(asked))
+        t.request = &h
+        asked.fh, asked.size, asked.write_flags = fh, <uint32_t>len(data), flags
+        request = (<char *>&asked)[:sizeof(asked)] + data
+        check(do_write(&t, &h, request, <uint32_t>len(request)))
 
     def read_often(self, bytes name, bytes content, int times):
         """Look a file up, read it without having opened it, and forget it.

@@ -5,15 +5,17 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from passthrough.options.choices import SessionKind
-from passthrough.session.abi import DEV_IOC_BACKING_CLOSE
+from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, WRITE_KILL_SUIDGID
 from passthrough.session.native import Served
 from passthrough.worker import fuse_mount
 from tests.passthrough.native.probe_files import Probe
@@ -136,6 +138,27 @@ def test_files_without_open_are_read_while_others_forget_them(probe: Probe) -> N
     assert at_once([lambda: probe.read_often(b"file", CONTENT, times)] * 4) == [times] * 4
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_write_asks_a_server_for_the_mode_alone_unless_there_are_bits(
+    source: Path, probe: Probe
+) -> None:
+    file = source / "file"
+    nodeid = probe.find(b"file")
+    handle = probe.add(nodeid, os.open(file, os.O_RDWR), writable=True)
+    for flags, before, after in (
+        (0, 0o755, 0o755),
+        (0, 0o6755, 0o6755),
+        (WRITE_KILL_SUIDGID, 0o6755, 0o755),
+        (WRITE_KILL_SUIDGID, 0o644, 0o644),
+    ):
+        file.chmod(before)
+        at_once([partial(probe.write, handle, b"new", flags)])
+        assert stat.S_IMODE(file.stat().st_mode) == after
+
+    assert file.read_bytes() == b"new" + CONTENT[3:]
+    probe.release(handle)
+    probe.forget(nodeid)
 
 
 def test_bits_that_come_while_a_file_passes_through_are_noted_until_it_is_closed(
