@@ -28,6 +28,16 @@ class Core:
         body: bytes,
         more: bytes = b"",
     ) -> bytes: ...
+    def ask(
+        self,
+        opcode: int,
+        nodeid: int,
+        uid: int,
+        gid: int,
+        pid: int,
+        body: bytes,
+        more: bytes = b"",
+    ) -> bytes | int: ...
     def flags_of(self, fh: int) -> int: ...
     def serve_one(self) -> bool: ...
     def start(self) -> None: ...

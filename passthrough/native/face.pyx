@@ -134,13 +134,21 @@ cdef class Core:
         self, uint32_t opcode, uint64_t nodeid, uint32_t uid, uint32_t gid, uint32_t pid,
         bytes body not None, bytes more not None=b"",
     ):
-        """Serve a request of the opcode; return the reply's body.
-
-        The request's body is `body`, and `more` behind it.
+        """Serve a request of the opcode, whose body is `body` and then `more`; return the reply's.
 
         Raises:
             OSError: the errno of the reply.
         """
+        reply = self.ask(opcode, nodeid, uid, gid, pid, body, more)
+        if isinstance(reply, int):
+            raise OSError(reply, os.strerror(reply))
+        return reply
+
+    def ask(
+        self, uint32_t opcode, uint64_t nodeid, uint32_t uid, uint32_t gid, uint32_t pid,
+        bytes body not None, bytes more not None=b"",
+    ):
+        """Serve a request as `call`, but return the errno of a reply that has one."""
         cdef fuse_in_header *h = <fuse_in_header *>(self._buffers.request + REQUEST_AT)
         cdef const fuse_out_header *out
         cdef Py_ssize_t size = len(body)
@@ -160,9 +168,7 @@ cdef class Core:
         if not length:
             return b""
         out = <const fuse_out_header *>(self._own.out - OUT_HEADER)
-        if out.error:
-            raise OSError(-out.error, os.strerror(-out.error))
-        return self._own.out[:length - OUT_HEADER]
+        return -out.error if out.error else self._own.out[:length - OUT_HEADER]
 
     def flags_of(self, uint64_t fh):
         """Return the open(2) flags that requests to an open file follow, as it was opened."""
