@@ -13,7 +13,11 @@ The modules, from the top down:
     ranges       fallocate, lseek, copy_file_range
     locks        fcntl(2) and flock(2) locks on the host's files
     identity     acts as the caller, maps ids
-    inodes       inodes by nodeid and by identity: grant, forget, descriptors
+    names        names in directories: found and counted, and what their removal leaves
+    inodes       inodes in use: borrowed, changed, forgotten
+    grants       files as lookups find them: counted, held, each on its mount
+    recent       directories that are held by file handle and were used last, kept open
+    reach        paths from the source downwards, for `..` and for squashed callers
     memory       the memory of the tables: made, mapped, recovered, given back
     tables       inodes and open files: found, given out, taken back
     slots        free slots of the tables, and their hash

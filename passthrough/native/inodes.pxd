@@ -1,4 +1,4 @@
-"""Inodes in use: borrowed, changed, forgotten. What finds and counts them can be had here, too."""
+"""Inodes in use: borrowed, changed, forgotten. Functions of names and grants can be had here."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,13 +1,13 @@
 """Inodes in use: borrowed, changed, forgotten.
 
 An O_PATH descriptor is quick to use, and keeps the host from giving the file's st_ino to another
-file; but RLIMIT_NOFILE limits their number, and the kernel may know millions of inodes. A file
-handle, name_to_handle_at(2), costs nothing while it is not used, but has to be opened for each use.
-A file that another process deletes is then gone: opening says ESTALE. Handlers borrow a descriptor
-in either case. recent.pyx keeps directories open for a while.
+file. But RLIMIT_NOFILE limits their number, and the kernel may know millions of inodes. A file
+handle, name_to_handle_at(2), costs nothing while it is not used, and has to be opened for each use.
+If another process deletes the file, opening says ESTALE. Handlers borrow a descriptor in either
+case. recent.pyx keeps directories open for a while.
 
-With inode_file_handles=prefer, descriptors are kept for as many inodes as half of RLIMIT_NOFILE;
-the other half is for open files and for a few dozen descriptors of the worker's own. Inodes that
+With inode_file_handles=prefer, descriptors are kept for as many inodes as half of RLIMIT_NOFILE.
+The other half is for open files and for a few dozen descriptors of the worker's own. Inodes that
 come after are held by handle.
 """
 
@@ -176,15 +176,19 @@ cdef int stat_inode(Thread *t, const Inode *inode, struct_stat *st) noexcept nog
 
 cdef void forget_lookups(Thread *t, uint64_t nodeid, uint64_t count) noexcept nogil:
     """Give lookups back, and close what the kernel does not know any more."""
-    cdef Tables *tables = t.volume.tables
+    cdef Inode *inode
     cdef Gone gone
-    forget(tables, nodeid, count, &gone)
-    if gone.notes:  # for which the inode has stayed
-        if inode_of(tables, nodeid).type == S_IFDIR:
-            release_unopened_stream(t, gone.notes)
-        else:
-            release_unopened(t, gone.notes)
+    forget(t.volume.tables, nodeid, count, &gone)
     close_gone(t, nodeid, &gone)
+    if not gone.notes:
+        return
+    inode = inode_of(t.volume.tables, nodeid)  # which stays for that open file
+    if inode == NULL:
+        return
+    if inode.type == S_IFDIR:
+        release_unopened_stream(t, gone.notes)
+    else:
+        release_unopened(t, gone.notes)
 
 
 cdef void close_gone(Thread *t, uint64_t nodeid, const Gone *gone) noexcept nogil:

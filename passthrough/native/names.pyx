@@ -4,10 +4,10 @@ A file lies on the mount of its directory, unless the lookup crosses a mount poi
 RESOLVE_NO_XDEV finds the file and reports that in one call. So no mount can come unnoticed.
 
 **statx(2) first.** Of a file that the table knows, a descriptor is opened only to be closed again.
-If most files are known, one statx(2) in place of openat2(2), fstat(2) and close(2) is enough, as
-long as the table has held a descriptor of the file since before that call: the host cannot have
-given the number to another file then. Each thread tries it while half of its last 32 tries were
-enough, and otherwise with every 16th name.
+One statx(2) in place of openat2(2), fstat(2) and close(2) is enough, if the table has held a
+descriptor of the file since before that call. The host cannot have given the number to another file
+then. A try that is not enough costs one system call more. So each thread tries while half of its
+last 32 tries were enough, and otherwise with every 16th name.
 
 **Removals.** An inode that is held by handle would lose its number to the next file that is
 created, before FORGET comes. So a removal through the volume leaves a descriptor in the inode, a

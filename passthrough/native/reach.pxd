@@ -1,4 +1,4 @@
-"""What can be reached by name from the source downwards."""
+"""Paths from the source downwards: to the parent of a directory, and to any file."""
 
 from passthrough.native.state cimport Volume
 

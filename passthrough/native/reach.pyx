@@ -1,4 +1,4 @@
-"""What can be reached by name from the source downwards: the parent of a directory, and any file.
+"""Paths from the source downwards: to the parent of a directory, and to any file.
 
 To ask the host for `..` would lead out of the source if another process has moved the directory
 out. So the path that the kernel shows of a descriptor, proc_pid_fd(5), is looked up from the source
@@ -50,11 +50,11 @@ cdef int open_parent(const Volume *v, int root_fd, int fd) noexcept nogil:
 
 
 cdef int check_beneath(const Volume *v, int root_fd, int fd) noexcept nogil:
-    """Refuse what the calling thread could not reach by name from `root_fd` downwards.
+    """Refuse a file that the calling thread could not reach by name from `root_fd` downwards.
 
     The kernel remembers names that other callers have looked up, and names their files in requests
-    of callers that could not look them up. A file whose name is gone is reachable if its directory
-    is; a file with several names is, if it is by the one that it was first found by.
+    of callers that could not look them up. A file that has lost its name is reachable if its
+    directory is. A file with several names is, by the name that it was first found by.
 
     -EACCES: a directory above it may not be searched. -ESTALE: it is being moved.
     """
