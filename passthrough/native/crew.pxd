@@ -25,8 +25,7 @@ cdef enum:
     READING = 1  # or about to
     SERVING = 2
     PARKED = 3
-    RECALLED = 4  # out of PARKED, to read again
-    DISMISSED = 5  # out of PARKED, to end
+    DISMISSED = 4  # out of PARKED, to end
 
 
 cdef struct Crew

@@ -147,7 +147,7 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
     if not c.stopped and c.size < MAX_THREADS + <int>waiting(c.volume):
         slot = _parked(c)
         if slot != NULL:
-            store32(&slot.state, RECALLED, RELEASE)
+            store32(&slot.state, READING, RELEASE)
             c.parked -= 1
             pthread_cond_signal(&slot.wake_up)
         else:
