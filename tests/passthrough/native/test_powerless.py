@@ -205,6 +205,11 @@ UNDOING = {
         "lambda: volume.as_powerless((5, 6), (), list)))"
     ),
     "groups": "volume.as_powerless((41001, 41002), (7,), list)",
+    # The thread may have its former user for as long as that is its saved one.
+    "own uid": (
+        "os.setresuid(7, 7, 0); set_ids(0, 0); give_up(ALL & ~(1 << 7)); volume.prepare();"
+        "volume.as_powerless((7, 41002), (), lambda: os.setresuid(7, 7, 7))"
+    ),
 }
 
 
