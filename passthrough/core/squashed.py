@@ -235,17 +235,17 @@ class SquashedFs(PassthroughFs):
                 return changes._replace(mode=mode | present & stat.S_ISVTX)
             takes = mode != present and not mode & ~present and not present & ~mode & ~PRIVILEGES
             if takes and self._writes(number, fd, truncates=changes.size is not None):
+                if changes.size is not None:
+                    self._check_sealed()
+                self._changing(number)  # before the first change
                 with powerless.as_itself():
                     os.chmod(fdpath.of(fd), mode)
                 return changes._replace(mode=None)
         return changes
 
     def _touches(self, changes: Changes) -> bool:
-        """Return whether *changes* may be those of utimensat(2) without a time, by pyfuse3.
-
-        The right to write is enough for such a request. pyfuse3 fills the time of the moment in,
-        and does not say so.
-        """
+        """Return whether *changes* may be those of utimensat(2) without a time, by pyfuse3."""
+        # The right to write is enough for it. pyfuse3 fills the time of the moment in.
         seconds, _ = changes.atime
         alone = changes == NO_CHANGES._replace(atime=changes.atime, mtime=changes.atime)
         recent = abs(time.time() - seconds) < _RECENT_S
