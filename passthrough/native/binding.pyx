@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy, memset
 
-import pyfuse3  # noqa: F401 - the classes below are its
+import pyfuse3  # noqa: F401
 
 from passthrough.native.abi cimport (
     FATTR_ATIME, FATTR_FH, FATTR_GID, FATTR_MODE, FATTR_MTIME, FATTR_SIZE, FATTR_UID, fuse_attr,

@@ -1,25 +1,26 @@
 """The `libfuse` session: pyfuse3, wherever libfuse 3 runs.
 
-An adapter and nothing more: a handler turns a request into one call on PassthroughFs, and its
-result into pyfuse3's types. It runs that call inline, so operations follow one another; no await
-stands between a system call and the lookup count or the identity that belongs to it.
+An adapter and nothing more: a handler turns a request of pyfuse3 into the bytes that the kernel
+would send, and the core's reply into pyfuse3's types. It calls the core inline, so requests follow
+one another; no await stands between a system call and the lookup count or the identity that belongs
+to it.
 
-`_answered` is the error boundary: an OSError becomes the reply's errno, a number that no system
-call takes EINVAL, anything else is a bug, EIO and a traceback. pyfuse3 would end the mount on any.
+`_answered` is the error boundary: a number that has no room in a request becomes EINVAL, and
+anything else that is not an errno of the core is a bug, EIO and a traceback. pyfuse3 would end the
+mount on any.
 
 What pyfuse3 3.5 cannot deliver: fallocate, lseek, copy_file_range, locks, ioctl, statx, O_TMPFILE,
 and the flags of single reads and writes. The kernel emulates or refuses those, and keeps locks
 among the users of the one mount.
 """
 
-import contextlib
 import errno
 import functools
 import logging
-import os
-import stat
+import struct
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from itertools import chain
+from typing import Any, Final, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -36,26 +37,30 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.core.listing import Record
-from passthrough.core.names import DOTS
-from passthrough.identity.attributes import OMIT, Attributes, Changes, Entry
-from passthrough.identity.idmap import Caller, ContainerId, ContainerIds
-from passthrough.linux.errors import os_error
-from passthrough.linux.syscalls import RENAME_WHITEOUT
+from passthrough.native import binding
+from passthrough.native.face import Core
+from passthrough.session import abi, wire
+from passthrough.session.abi import Init, Opcode
+from passthrough.session.native import Served
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
-_NS_PER_S: Final = 1_000_000_000
+# The features that the requests of this module are made by. pyfuse3 and libfuse negotiate others,
+# which are none of the core's concern, and never HANDLE_KILLPRIV_V2.
+_FEATURES: Final = Init.ATOMIC_O_TRUNC | Init.SETXATTR_EXT | Init.DO_READDIRPLUS
+# XATTR_SIZE_MAX and XATTR_LIST_MAX, linux/limits.h.
+_LONGEST_XATTR: Final = 1 << 16
+_NO_UMASK: Final = 0  # the kernel has applied it
+
+_GETATTR: Final = wire.GETATTR_IN.pack(0, 0)
+_OPENDIR: Final = wire.OPEN_IN.pack(0, 0)
+_XATTR_ROOM: Final = wire.GETXATTR_IN.pack(_LONGEST_XATTR)
 
 
-def serve(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[], object], scheduler: object
-) -> None:
-    """Serve *fs* on *fuse_fd*, whose mount is made, until it is unmounted or *scheduler* ends it.
+def serve(served: Served, fuse_fd: int, serving: Callable[[], object], scheduler: object) -> None:
+    """Serve on *fuse_fd*, whose mount is made, until it is unmounted or *scheduler* ends it.
 
     *scheduler* is what pyfuse3 takes for the module trio (libfuse_run.py). A request that was taken
     is answered before an end: handlers never wait.
@@ -65,9 +70,9 @@ def serve(
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
-    fs.tell_lost_privileges(_forget_attributes)
-    operations = LibfuseOperations(fs, serving)
-    operations.enable_writeback_cache = fs.config.writeback
+    core = served.core
+    operations = LibfuseOperations(core, serving)
+    operations.enable_writeback_cache = served.config.writeback
     # Where pyfuse3 looks for its scheduler; pyfuse3.asyncio replaces it there as well.
     pyfuse3.trio = scheduler  # type: ignore[attr-defined]
     try:
@@ -75,9 +80,12 @@ def serve(
         pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
     except RuntimeError as error:
         raise OSError(errno.EBADF, f"libfuse does not take descriptor {fuse_fd}: {error}") from None
+    core.agree(int(_FEATURES), abi.MINOR, passthrough=False)
+    core.use_device(fuse_fd)
     try:
         _finish(pyfuse3.main(max_tasks=1))
     finally:
+        core.use_device(-1)
         pyfuse3.close(unmount=False)
 
 
@@ -91,21 +99,16 @@ def _finish(task: Coroutine[Any, Any, None]) -> None:
     raise RuntimeError("pyfuse3 waits for something other than its next request")
 
 
-def _answered(
-    operation: "Callable[Concatenate[LibfuseOperations, P], R]",
-) -> "Callable[Concatenate[LibfuseOperations, P], Coroutine[Any, Any, R]]":
+def _answered(operation: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]]:
     """Make a handler of a plain method: a coroutine that fails with an errno and nothing else."""
 
     @functools.wraps(operation)
-    async def handler(self: "LibfuseOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def handler(self: "LibfuseOperations", /, *args: object) -> R:
         try:
-            if self._fs.squashes and isinstance(args[-1], RequestContext):
-                with self._fs.asked_by(_caller(args[-1])):
-                    return operation(self, *args, **kwargs)
-            return operation(self, *args, **kwargs)
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
-        except OverflowError:
+            return operation(self, *args)
+        except FUSEError:
+            raise
+        except (OverflowError, struct.error):
             raise FUSEError(errno.EINVAL) from None
         except Exception:
             log.exception("%s failed by a mistake of this program", operation.__name__)
@@ -115,15 +118,16 @@ def _answered(
 
 
 class LibfuseOperations(pyfuse3.Operations):
-    """pyfuse3's handlers, in its order; each a call on PassthroughFs."""
+    """pyfuse3's handlers, in its order; each a call of the core."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, fs: PassthroughFs, serving: Callable[[], object]) -> None:
+    def __init__(self, core: Core, serving: Callable[[], object]) -> None:
         super().__init__()
-        self._fs = fs
+        self._request = core.ask
+        self._flags_of = core.flags_of
         self._serving = serving
 
     def init(self) -> None:
@@ -131,25 +135,22 @@ class LibfuseOperations(pyfuse3.Operations):
         self._serving()
 
     @_answered
-    def lookup(self, parent: InodeT, name: FileNameT, _ctx: RequestContext) -> EntryAttributes:
-        try:
-            return _entry(self._fs.lookup(parent, name))
-        except FileNotFoundError:
-            if not self._fs.cache.absent:
-                raise
-            return _absent(self._fs.cache.absent)
+    def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        return binding.entry(self._ask(Opcode.LOOKUP, parent, ctx, name + b"\0"))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """FORGET has no reply, and pyfuse3 catches nothing around it."""
-        for number, count in inode_list:
-            try:
-                self._fs.forget(number, count)
-            except Exception:
-                log.exception("forget of inode %d failed", number)
+        count = len(inode_list)
+        try:
+            body = wire.BATCH_FORGET_IN.pack(count)
+            pairs = struct.pack(f"={2 * count}Q", *chain.from_iterable(inode_list))
+            self._ask_open(Opcode.BATCH_FORGET, body, pairs)
+        except Exception:
+            log.exception("forget of %d inodes failed", count)
 
     @_answered
-    def getattr(self, inode: InodeT, _ctx: RequestContext) -> EntryAttributes:
-        return _attributes(self._fs.getattr(inode))
+    def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return binding.attributes(self._ask(Opcode.GETATTR, inode, ctx, _GETATTR))
 
     @_answered
     def setattr(
@@ -160,49 +161,41 @@ class LibfuseOperations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        changes = Changes(
-            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
-            uid=ContainerId(attr.st_uid) if fields.update_uid else None,
-            gid=ContainerId(attr.st_gid) if fields.update_gid else None,
-            size=attr.st_size if fields.update_size else None,
-            atime=divmod(attr.st_atime_ns, _NS_PER_S) if fields.update_atime else OMIT,
-            mtime=divmod(attr.st_mtime_ns, _NS_PER_S) if fields.update_mtime else OMIT,
-        )
-        # As in the other session without HANDLE_KILLPRIV_V2.
-        writes = changes == Changes() and self._fs.open_for_writing(inode)
-        clear = writes or (changes.size is not None and ctx.uid != 0)
-        found = self._fs.setattr(inode, changes, fh, clear_privileges=clear, caller=_caller(ctx))
-        return _attributes(found)
+        changes = binding.changes(attr, fields, fh)
+        return binding.attributes(self._ask(Opcode.SETATTR, inode, ctx, changes))
 
     @_answered
-    def readlink(self, inode: InodeT, _ctx: RequestContext) -> FileNameT:
-        return FileNameT(self._fs.readlink(inode))
+    def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(self._ask(Opcode.READLINK, inode, ctx, b""))
 
     @_answered
     def mknod(
         self, parent: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return _entry(self._fs.mknod(parent, name, mode, rdev, _caller(ctx)))
+        body = wire.MKNOD_IN.pack(mode, rdev, _NO_UMASK)
+        return binding.entry(self._ask(Opcode.MKNOD, parent, ctx, body, name + b"\0"))
 
     @_answered
     def mkdir(
         self, parent: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        return _entry(self._fs.mkdir(parent, name, stat.S_IMODE(mode), _caller(ctx)))
+        body = wire.MKDIR_IN.pack(mode, _NO_UMASK)
+        return binding.entry(self._ask(Opcode.MKDIR, parent, ctx, body, name + b"\0"))
 
     @_answered
-    def unlink(self, parent: InodeT, name: FileNameT, _ctx: RequestContext) -> None:
-        self._fs.unlink(parent, name)
+    def unlink(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._ask(Opcode.UNLINK, parent, ctx, name + b"\0")
 
     @_answered
-    def rmdir(self, parent: InodeT, name: FileNameT, _ctx: RequestContext) -> None:
-        self._fs.rmdir(parent, name)
+    def rmdir(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._ask(Opcode.RMDIR, parent, ctx, name + b"\0")
 
     @_answered
     def symlink(
         self, parent: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        return _entry(self._fs.symlink(parent, name, target, _caller(ctx)))
+        body = b"%b\0%b\0" % (name, target)
+        return binding.entry(self._ask(Opcode.SYMLINK, parent, ctx, body))
 
     @_answered
     def rename(  # noqa: PLR0917 - pyfuse3 calls it so
@@ -214,186 +207,130 @@ class LibfuseOperations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        try:
-            self._fs.rename(parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
-        except OSError:
-            if flags & RENAME_WHITEOUT:
-                # ext4 enters the whiteout first and takes it out again when the rename is refused:
-                # the times of the directories change, and the kernel forgets them on success only.
-                for parent in (parent_old, parent_new):
-                    pyfuse3.invalidate_inode(parent, attr_only=True)
-            raise
+        body = wire.RENAME2_IN.pack(parent_new, flags)
+        self._ask(Opcode.RENAME2, parent_old, ctx, body, b"%b\0%b\0" % (name_old, name_new))
 
     @_answered
     def link(
-        self, inode: InodeT, new_parent: InodeT, new_name: FileNameT, _ctx: RequestContext
+        self, inode: InodeT, new_parent: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        return _entry(self._fs.link(inode, new_parent, new_name))
+        body = wire.LINK_IN.pack(inode)
+        return binding.entry(self._ask(Opcode.LINK, new_parent, ctx, body, new_name + b"\0"))
 
     @_answered
     def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        # libfuse has ATOMIC_O_TRUNC negotiated, and its binding no way to say which opens shall
-        # clear the bits. For root they stay, as with CAP_FSETID.
-        clear = bool(flags & os.O_TRUNC) and ctx.uid != 0
-        if self._fs.cache.refresh_on_open:
-            # Of attributes alone: this takes no lock of the kernel that the open may hold.
-            pyfuse3.invalidate_inode(inode, attr_only=True)
-        handle = self._fs.open(inode, flags, clear_privileges=clear, caller=_caller(ctx))
-        return self._opened(handle)
+        return _opened(self._ask(Opcode.OPEN, inode, ctx, wire.OPEN_IN.pack(flags, 0)))
 
     @_answered
     def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return self._fs.read(fh, off, size)
+        body = wire.READ_IN.pack(fh, off, size, 0, 0, self._flags_of(fh))
+        return self._ask_open(Opcode.READ, body)
 
     @_answered
     def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return self._fs.write(fh, off, buf)
+        body = wire.WRITE_IN.pack(fh, off, len(buf), 0, 0, self._flags_of(fh))
+        (written,) = wire.WRITE_OUT.unpack(self._ask_open(Opcode.WRITE, body, buf))
+        return int(written)
 
     @_answered
     def flush(self, fh: FileHandleT) -> None:
-        self._fs.flush(fh)
+        self._ask_open(Opcode.FLUSH, wire.FLUSH_IN.pack(fh, 0))
 
     @_answered
     def release(self, fh: FileHandleT) -> None:
-        self._fs.release(fh)
+        self._ask_open(Opcode.RELEASE, wire.RELEASE_IN.pack(fh, 0, 0, 0))
 
     @_answered
     def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        self._fs.fsync(fh, datasync=datasync)
+        self._ask_open(Opcode.FSYNC, _fsync(fh, datasync))
 
     @_answered
-    def opendir(self, inode: InodeT, _ctx: RequestContext) -> FileHandleT:
-        return FileHandleT(self._fs.opendir(inode))
+    def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        fh, _, _ = wire.OPEN_OUT.unpack(self._ask(Opcode.OPENDIR, inode, ctx, _OPENDIR))
+        return FileHandleT(fh)
 
     @_answered
     def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        delivered = False
-        try:
-            for record, entry in self._fs.readdirplus(fh, start_id):
-                attributes = _dot(record) if entry is None else _entry(entry)
-                name = FileNameT(record.name)
-                if not pyfuse3.readdir_reply(token, name, attributes, record.end):
-                    if entry is not None:
-                        self._fs.forget(entry.inode_number, 1)
-                    return
-                delivered = True
-        except OSError:
-            # The kernel counts what was delivered only if the reply is a good one. It will ask
-            # again from here, and an error that lasts is then the first thing to happen.
-            if not delivered:
-                raise
+        body = wire.READ_IN.pack(fh, start_id, binding.room(token), 0, 0, 0)
+        binding.deliver(token, self._ask_open(Opcode.READDIRPLUS, body))
 
     @_answered
     def releasedir(self, fh: FileHandleT) -> None:
-        self._fs.releasedir(fh)
+        self._ask_open(Opcode.RELEASEDIR, wire.RELEASE_IN.pack(fh, 0, 0, 0))
 
     @_answered
     def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        self._fs.fsyncdir(fh, datasync=datasync)
+        self._ask_open(Opcode.FSYNCDIR, _fsync(fh, datasync))
 
     @_answered
-    def statfs(self, _ctx: RequestContext) -> StatvfsData:
-        return _statvfs(self._fs.statfs())
+    def statfs(self, ctx: RequestContext) -> StatvfsData:
+        return _statvfs(self._ask(Opcode.STATFS, InodeT(abi.ROOT_ID), ctx, b""))
 
     @_answered
-    def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, _ctx: RequestContext) -> None:
-        self._fs.setxattr(inode, name, value)
+    def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        body = b"%b%b\0" % (wire.SETXATTR_IN.pack(len(value), 0, 0), name)
+        self._ask(Opcode.SETXATTR, inode, ctx, body, value)
 
     @_answered
-    def getxattr(self, inode: InodeT, name: XAttrNameT, _ctx: RequestContext) -> bytes:
-        return self._fs.getxattr(inode, name)
+    def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        return self._ask(Opcode.GETXATTR, inode, ctx, _XATTR_ROOM, name + b"\0")
 
     @_answered
     def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        return [XAttrNameT(name) for name in self._fs.listxattr(inode, _caller(ctx))]
+        names = self._ask(Opcode.LISTXATTR, inode, ctx, _XATTR_ROOM)
+        return [XAttrNameT(name) for name in names.split(b"\0")[:-1]]
 
     @_answered
-    def removexattr(self, inode: InodeT, name: XAttrNameT, _ctx: RequestContext) -> None:
-        self._fs.removexattr(inode, name)
+    def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        self._ask(Opcode.REMOVEXATTR, inode, ctx, name + b"\0")
 
     @_answered
     def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        return self._fs.access(inode, mode, _caller(ctx))
+        self._ask(Opcode.ACCESS, inode, ctx, wire.ACCESS_IN.pack(mode))
+        return True
 
     @_answered
     def create(
         self, parent: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        entry, handle = self._fs.create(parent, name, stat.S_IMODE(mode), flags, _caller(ctx))
-        return self._opened(handle), _entry(entry)
+        body = wire.CREATE_IN.pack(flags, mode, _NO_UMASK, 0)
+        reply = self._ask(Opcode.CREATE, parent, ctx, body, name + b"\0")
+        return _opened(reply[wire.ENTRY_OUT.size :]), binding.entry(reply)
 
-    def _opened(self, handle: int) -> FileInfo:
-        return FileInfo(fh=FileHandleT(handle), keep_cache=self._fs.cache.keep_pages)
+    def _ask(
+        self, opcode: int, nodeid: InodeT, ctx: RequestContext, body: bytes, more: bytes = b""
+    ) -> bytes:
+        """Request something of an inode for the caller *ctx*; return the body of the reply."""
+        reply = self._request(opcode, nodeid, ctx.uid, ctx.gid, ctx.pid, body, more)
+        if isinstance(reply, int):
+            raise FUSEError(reply)
+        return reply
 
-
-def _forget_attributes(number: int) -> None:
-    with contextlib.suppress(OSError):  # an inode unknown to the kernel, or the end
-        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)
-
-
-def _caller(ctx: RequestContext) -> Caller:
-    return Caller(ContainerId(ctx.uid), ContainerId(ctx.gid))
-
-
-def _entry(entry: Entry) -> EntryAttributes:
-    filled = _filled(entry.stat, entry.owner)
-    # pyfuse3 has one field for both: the number that names the inode is the st_ino that users see.
-    filled.st_ino = InodeT(entry.inode_number)
-    filled.entry_timeout = entry.entry_timeout
-    filled.attr_timeout = entry.attr_timeout
-    return filled
+    def _ask_open(self, opcode: int, body: bytes, more: bytes = b"") -> bytes:
+        """Request something of what is open; pyfuse3 names neither its inode nor the caller."""
+        reply = self._request(opcode, 0, 0, 0, 0, body, more)
+        if isinstance(reply, int):
+            raise FUSEError(reply)
+        return reply
 
 
-def _absent(timeout: float) -> EntryAttributes:
-    """That there is no such name, to be known for *timeout* seconds: an entry without inode."""
-    filled = EntryAttributes()
-    filled.st_ino = InodeT(0)
-    filled.entry_timeout = timeout
-    filled.attr_timeout = 0
-    return filled
+def _fsync(fh: FileHandleT, datasync: bool) -> bytes:
+    return wire.FSYNC_IN.pack(fh, abi.FSYNC_FDATASYNC if datasync else 0)
 
 
-def _attributes(attributes: Attributes) -> EntryAttributes:
-    filled = _filled(attributes.stat, attributes.owner)
-    filled.st_ino = InodeT(attributes.number)
-    filled.attr_timeout = attributes.timeout
-    return filled
+def _opened(reply: bytes) -> FileInfo:
+    fh, flags, _ = wire.OPEN_OUT.unpack(reply)
+    return FileInfo(
+        fh=FileHandleT(fh),
+        direct_io=bool(flags & abi.FOPEN_DIRECT_IO),
+        keep_cache=bool(flags & abi.FOPEN_KEEP_CACHE),
+    )
 
 
-def _dot(record: Record) -> EntryAttributes:
-    """`.` or `..`: the kernel takes number and type from it, and counts no lookup.
-
-    Of other names it would: one that may not be looked up (squash) fails the listing.
-    """
-    if record.name not in DOTS:
-        raise os_error(errno.EACCES)
-    filled = EntryAttributes()
-    filled.st_ino = InodeT(record.number)
-    filled.st_mode = ModeT(stat.S_IFDIR)
-    filled.entry_timeout = filled.attr_timeout = 0
-    return filled
-
-
-def _filled(attributes: os.stat_result, owner: ContainerIds | None) -> EntryAttributes:
-    filled = EntryAttributes()
-    filled.st_mode = ModeT(attributes.st_mode)
-    filled.st_nlink = attributes.st_nlink
-    filled.st_uid, filled.st_gid = owner or (attributes.st_uid, attributes.st_gid)
-    filled.st_rdev = attributes.st_rdev
-    filled.st_size = attributes.st_size
-    filled.st_blksize = attributes.st_blksize
-    filled.st_blocks = attributes.st_blocks
-    filled.st_atime_ns = attributes.st_atime_ns
-    filled.st_mtime_ns = attributes.st_mtime_ns
-    filled.st_ctime_ns = attributes.st_ctime_ns
-    return filled
-
-
-def _statvfs(host: os.statvfs_result) -> StatvfsData:
+def _statvfs(reply: bytes) -> StatvfsData:
     data = StatvfsData()
-    for field in (
-        *("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail"),
-        *("f_files", "f_ffree", "f_favail", "f_namemax"),
-    ):
-        setattr(data, field, getattr(host, field))
+    fields = wire.STATFS_OUT.unpack(reply)
+    data.f_blocks, data.f_bfree, data.f_bavail, data.f_files, data.f_ffree = fields[:5]
+    data.f_bsize, data.f_namemax, data.f_frsize = fields[5:]
+    data.f_favail = data.f_ffree  # for which FUSE has no field
     return data

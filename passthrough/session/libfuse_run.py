@@ -15,21 +15,20 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Self
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.core.squashed import filesystem_of
 from passthrough.session import libfuse, shutdown
+from passthrough.session.native import Served
 
 log = logging.getLogger(__name__)
 
-prepare: Final = filesystem_of
+prepare: Final = Served
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
+    served: Served, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
-    """Serve *fs* on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
+    """Serve on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
 
-    The arguments are those of kernel.run.
+    The arguments are those of native.run.
 
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
@@ -39,7 +38,7 @@ def run(
         # read(2) on /dev/fuse reports the end of the connection by ECONNABORTED in place of ENODEV
         # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
         with contextlib.suppress(ConnectionAbortedError):
-            libfuse.serve(fs, fuse_fd, partial(serving, ""), scheduler)
+            libfuse.serve(served, fuse_fd, partial(serving, ""), scheduler)
 
 
 class _EndedError(Exception):
