@@ -8,6 +8,8 @@ The modules, from the top down:
     entries      names in directories: lookup, create, link, unlink, rename
     files        open files: open, read, write, flush, fsync, release
     directories  directory streams: opendir, readdir, readdirplus
+    listing      entries of an open directory, from any offset that was given as one
+    offsets      offsets of directory streams that each stand for one place
     attributes   attributes of inodes: getattr, setattr, statfs, access
     xattrs       extended attributes, and the flags of files
     ranges       fallocate, lseek, copy_file_range

@@ -141,10 +141,10 @@ cdef int _release(Thread *t, uint64_t fh) noexcept nogil:
     s = stream_at(t.volume, fh)
     if s != NULL:
         lock_stream(t, s)
-        if s.fh == fh:
-            stream_reset(s, 0, -1, False)
     error = open_release(t.volume.tables, DIRECTORIES, fh, &out)
     if s != NULL:
+        if not error and s.fh == fh:
+            stream_reset(s, 0, -1, False)
         unlock_stream(s)
     if error:
         return error

@@ -74,6 +74,22 @@ def test_threads_that_list_and_close_one_stream_meet_no_other_file(
     assert (core.directories, core.inodes) == (0, 1)
 
 
+def test_a_stream_of_callers_without_an_open_cannot_be_released(source: Path, serve: Serve) -> None:
+    """The kernel knows no such fh. It would name another stream soon."""
+    (source / "file").touch()
+    core = serve(effective(session=SessionKind.KERNEL))
+
+    def listing() -> bytes:
+        return ask(core, Opcode.READDIR, READ.pack(0, 0, 4096, 0, 0, 0))
+
+    first = alone(listing)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        alone(lambda: ask(core, Opcode.RELEASEDIR, wire.RELEASE_IN.pack(1, 0, 0, 0)))
+
+    assert core.directories == 1
+    assert alone(listing) == first
+
+
 def test_a_stream_without_its_squashed_opener_has_names_alone(source: Path, serve: Serve) -> None:
     """Another process may have taken over, which must not look names up with more rights."""
     (source / "file").touch()
