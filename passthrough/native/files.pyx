@@ -132,6 +132,8 @@ cdef int _unopened(Thread *t, uint64_t nodeid, OpenFile **file) noexcept nogil:
         return -EBADF
     if inode == NULL:
         return -ESTALE
+    if inode.type != S_IFREG:
+        return -EBADF  # its notes are of a stream, if it is a directory
     noted = load32(<const int32_t *>&inode.notes, ACQUIRE)
     if not noted:
         result = _open_unopened(t, inode, &made)
