@@ -6,7 +6,9 @@ The modules, from the top down:
     loop         finds the function of an opcode, and turns its result into a reply
     device       /dev/fuse: reads requests, writes replies
     entries      names in directories: lookup, create, link, unlink, rename
-    files        open files: open, read, write, flush, fsync, release
+    opens        OPEN, CREATE, TMPFILE: a regular file is opened for a caller
+    data         data of open files: read and written
+    files        open files: added and found, brought to stable storage, closed
     directories  directory streams: opendir, readdir, readdirplus
     listing      entries of an open directory, from any offset that was given as one
     offsets      offsets of directory streams that each stand for one place
@@ -14,6 +16,8 @@ The modules, from the top down:
     xattrs       extended attributes, and the flags of files
     ranges       fallocate, lseek, copy_file_range
     locks        fcntl(2) and flock(2) locks on the host's files
+    backing      FUSE passthrough: ids of the host's files for the kernel
+    opening      flags of open(2) that reach the host, and the opening of what is there
     identity     acts as the caller, maps ids
     names        names in directories: found and counted, and what their removal leaves
     inodes       inodes in use: borrowed, changed, forgotten
