@@ -24,8 +24,8 @@ from tests.support.tools.random_requests import ACL, CAPABILITY, Generator
 from tests.support.tools.random_world import Ids
 
 STEPS = 400
-# BESIDE_SEEDS=100:200 runs others.
-SEEDS = range(*map(int, os.environ.get("BESIDE_SEEDS", "0:2").split(":")))
+# PASSFS_BESIDE_SEEDS=100:200 runs others.
+SEEDS = range(*map(int, os.environ.get("PASSFS_BESIDE_SEEDS", "0:2").split(":")))
 USER, OTHER = 41_001, 41_003
 GROUP = 41_002
 CALLERS: list[Ids] = [(0, 0), (USER, GROUP), (USER, GROUP), (OTHER, GROUP), (OTHER, 7)]
