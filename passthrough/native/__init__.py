@@ -26,6 +26,7 @@ The modules, from the top down:
     reach        paths from the source downwards, for `..` and for squashed callers
     memory       the memory of the tables: made, mapped, recovered, given back
     tables       inodes and open files: found, given out, taken back
+    places       mounts and places: where inodes lie
     slots        free slots of the tables, and their hash
     state        the structures of a volume and of a thread
     layout       the tables' flat memory, which another process can map

@@ -62,6 +62,7 @@ from passthrough.native.layout cimport (
     store32,
     store64,
 )
+from passthrough.native.places cimport add_mount, enter_mount, leave_mount, place_on
 
 
 cdef int grant(Tables *t, const Found *found, Granted *out) noexcept nogil
@@ -75,11 +76,6 @@ cdef int open_add(
 ) noexcept nogil
 cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept nogil
 cdef void set_privileged(Tables *t, uint64_t nodeid) noexcept nogil
-
-cdef int enter_mount(Tables *t, uint64_t mount_id) noexcept nogil
-cdef int add_mount(Tables *t, uint64_t mount_id, int fd, bint *taken) noexcept nogil
-cdef int leave_mount(Tables *t, uint32_t mount) noexcept nogil
-cdef uint32_t place_on(Tables *t, uint32_t mount, uint64_t device) noexcept nogil
 
 
 cdef inline int grant_handle(

@@ -24,6 +24,7 @@ from libc.errno cimport EAGAIN, EBADF, ENFILE, ENOENT, ESTALE
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from passthrough.native.places cimport drop_mount, place_of
 from passthrough.native.slots cimport (
     current,
     fill_hash,
@@ -51,7 +52,7 @@ cdef int grant(Tables *t, const Found *found, Granted *out) noexcept nogil:
     cdef uint32_t place, hashed, index
     cdef int result
     pthread_mutex_lock(&t.mutex)
-    place = _place_of(t, found)
+    place = place_of(t, found)
     if place == NO_PLACE:
         pthread_mutex_unlock(&t.mutex)
         return -ENFILE
@@ -142,6 +143,14 @@ cdef uint32_t _add(
     return index
 
 
+cdef inline uint32_t _noted(const Inode *inode) noexcept nogil:
+    return <uint32_t>load32(<const int32_t *>&inode.notes, ACQUIRE)
+
+
+cdef inline void _set_opens(Inode *inode, uint32_t opens) noexcept nogil:
+    store32(<int32_t *>&inode.opens, <int32_t>opens, RELEASE)  # read without the mutex, too
+
+
 cdef void _set_flags(Inode *inode, int flags) noexcept nogil:
     store16(&inode.flags, <uint16_t>flags, RELEASE)
 
@@ -209,7 +218,7 @@ cdef void _leave(Tables *t, Inode *inode, Gone *gone) noexcept nogil:
     t.header.inodes -= 1
     t.header.descriptors -= not inode.flags & BY_HANDLE
     _count_handles(t, -1 if inode.flags & BY_HANDLE else 0)
-    gone.mount_fd = _leave_mount(t, t.places[inode.place].mount)
+    gone.mount_fd = drop_mount(t, t.places[inode.place].mount)
     free_inode(t, index)
 
 
@@ -236,7 +245,7 @@ cdef bint pin(Tables *t, const Found *found) noexcept nogil:
     cdef Inode *inode
     cdef bint taken = False
     pthread_mutex_lock(&t.mutex)
-    place = _place_of(t, found)
+    place = place_of(t, found)
     index = current(t, hash_of(place, found.ino), place, found.ino)
     inode = &t.inodes[index]
     if index != NONE and inode.flags & BY_HANDLE and inode.fd < 0 and found.handle != NULL:
@@ -283,7 +292,7 @@ cdef int open_add(
             file.kind = made.kind
             if not inode.opens:
                 store32(&inode.backing_id, backing_id, RELEASE)
-            inode.opens += 1
+            _set_opens(inode, inode.opens + 1)
             t.header.opens[table] += 1
             fh[0] = (file.fh >> 32 << 32) | index
             in_force[0] = inode.backing_id
@@ -305,7 +314,7 @@ cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept
     file = open_get(t, table, fh)
     if file != NULL:
         inode = inode_of(t, file.nodeid)
-    if file == NULL or (inode != NULL and inode.notes == <uint32_t>fh):
+    if file == NULL or (inode != NULL and _noted(inode) == <uint32_t>fh):
         pthread_mutex_unlock(&t.mutex)
         return -EBADF
     out.fd = file.fd
@@ -314,7 +323,7 @@ cdef int open_release(Tables *t, int table, uint64_t fh, Released *out) noexcept
     free_open(t, table, file, <uint32_t>fh)
     t.header.opens[table] -= 1
     if inode != NULL:
-        inode.opens -= 1
+        _set_opens(inode, inode.opens - 1)
         if not inode.opens:
             out.backing_id = inode.backing_id
             store32(&inode.backing_id, 0, RELEASE)
@@ -332,105 +341,3 @@ cdef void set_privileged(Tables *t, uint64_t nodeid) noexcept nogil:
     if inode != NULL and inode.opens:
         _set_flags(inode, inode.flags | PRIVILEGED)
     pthread_mutex_unlock(&t.mutex)
-
-
-# Mounts and places; few, so a search goes through all
-
-
-cdef uint32_t _mount_of(Tables *t, uint64_t mount_id) noexcept nogil:
-    cdef uint32_t index
-    for index in range(t.header.mounts):
-        if t.mounts[index].id == mount_id:
-            return index
-    return t.header.mounts
-
-
-cdef int enter_mount(Tables *t, uint64_t mount_id) noexcept nogil:
-    """Return the index of a mount that has users, for one more; or -ENOENT: `add_mount` adds it.
-
-    A mount that is used can be unmounted only lazily, so its id is not given to another.
-    """
-    cdef uint32_t index
-    cdef int result = -ENOENT
-    pthread_mutex_lock(&t.mutex)
-    index = _mount_of(t, mount_id)
-    if index < t.header.mounts and t.mounts[index].users:
-        t.mounts[index].users += 1
-        result = <int>index
-    pthread_mutex_unlock(&t.mutex)
-    return result
-
-
-cdef int add_mount(Tables *t, uint64_t mount_id, int fd, bint *taken) noexcept nogil:
-    """Return the index of a mount for one more user, or -ENFILE.
-
-    `taken` becomes whether the table has taken `fd`, which may be -1: another thread may be faster.
-    """
-    cdef uint32_t index
-    cdef int result
-    taken[0] = False
-    pthread_mutex_lock(&t.mutex)
-    index = _mount_of(t, mount_id)
-    if index >= t.header.limits.places:
-        result = -ENFILE
-    else:
-        result = <int>index
-        if index == t.header.mounts:
-            t.mounts[index] = Mount(id=mount_id, users=0, fd=-1)
-            store32(<int32_t *>&t.header.mounts, <int32_t>(index + 1), RELEASE)
-        if not t.mounts[index].users:
-            store32(&t.mounts[index].fd, fd, RELEASE)
-            taken[0] = True
-        t.mounts[index].users += 1
-    pthread_mutex_unlock(&t.mutex)
-    return result
-
-
-cdef int leave_mount(Tables *t, uint32_t mount) noexcept nogil:
-    """Count one user less; return the descriptor to close if it was the last one, or -1."""
-    cdef int fd
-    pthread_mutex_lock(&t.mutex)
-    fd = _leave_mount(t, mount)
-    pthread_mutex_unlock(&t.mutex)
-    return fd
-
-
-cdef int _leave_mount(Tables *t, uint32_t mount) noexcept nogil:
-    cdef Mount *m = &t.mounts[mount]
-    cdef int fd = m.fd
-    m.users -= 1
-    if m.users:
-        return -1
-    store32(&m.fd, -1, RELEASE)
-    return fd
-
-
-cdef uint32_t place_on(Tables *t, uint32_t mount, uint64_t device) noexcept nogil:
-    """Return the place of a device on a mount, the same one whenever it is asked; or NO_PLACE."""
-    cdef uint32_t place
-    pthread_mutex_lock(&t.mutex)
-    place = _place_on(t, mount, device)
-    pthread_mutex_unlock(&t.mutex)
-    return place
-
-
-cdef uint32_t _place_of(Tables *t, const Found *found) noexcept nogil:
-    """Return the place of a file whose directory is in `found.place`."""
-    if found.place >= t.header.places:
-        return NO_PLACE
-    if t.places[found.place].device == found.device:
-        return found.place
-    return _place_on(t, t.places[found.place].mount, found.device)
-
-
-cdef uint32_t _place_on(Tables *t, uint32_t mount, uint64_t device) noexcept nogil:
-    cdef uint32_t index
-    for index in range(t.header.places):
-        if t.places[index].device == device and t.places[index].mount == mount:
-            return index
-    index = t.header.places
-    if index >= t.header.limits.places or mount >= t.header.mounts:
-        return NO_PLACE
-    t.places[index] = Place(device=device, mount=mount, spare=0)
-    store32(<int32_t *>&t.header.places, <int32_t>(index + 1), RELEASE)
-    return index

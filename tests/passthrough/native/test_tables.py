@@ -1,5 +1,4 @@
 import errno
-import os
 from collections.abc import Callable
 
 import pytest
@@ -346,78 +345,3 @@ def test_a_mount_is_given_up_with_its_last_user() -> None:
     assert probe.add_mount(88, -1) == (1, True)
     assert probe.place_on(1, 5) == place
     assert named(probe.grant(70, 10, place=place, device=5))[2] == shown
-
-
-# Memory
-
-
-def test_a_successor_finds_everything() -> None:
-    probe = Probe(budget=50)
-    nodeids = [named(probe.grant(100 + number, number, handle=None))[1] for number in range(50)]
-    by_handle = named(probe.grant(99, 1, handle=b"handle"))[1]
-    fh, _ = probe.open(nodeids[3], 60, backing=4)
-    probe.forget(nodeids[3])
-    probe.forget(nodeids[4])
-    probe.add_mount(88, 40)
-    probe.spoil_hash()
-    successor = Probe(os.dup(probe.fd))
-    check(successor)
-    assert successor.mounts()[1]["fd"] == -1
-    assert successor.opened(fh) == (60, -1, 2, 5, nodeids[3])
-    assert (successor.inode(nodeids[3]) or {})["backing_id"] == 4
-    assert (successor.inode(by_handle) or {})["handle"] == b"handle"
-    assert successor.release(fh) == (60, -1, 4, (3, -1))
-    assert named(successor.grant(104, 4))[1] not in nodeids
-    check(successor)
-
-
-def test_memory_of_another_version_is_refused() -> None:
-    probe = Probe()
-    probe.write_header(8, b"\x63\x00\x00\x00")
-    assert fails(lambda: Probe(probe.fd)) == errno.EPROTO
-    fd = os.memfd_create("empty")
-    assert fails(lambda: Probe(fd)) == errno.EPROTO
-    os.ftruncate(fd, 1 << 16)
-    assert fails(lambda: Probe(fd)) == errno.EPROTO
-    os.close(fd)
-
-
-def test_the_memory_keeps_its_size() -> None:
-    probe = Probe()
-    assert fails(lambda: os.ftruncate(probe.fd, 0)) == errno.EPERM
-    assert fails(lambda: os.ftruncate(probe.fd, 1 << 40)) == errno.EPERM
-
-
-def test_memory_comes_back_when_most_is_forgotten() -> None:
-    probe = Probe(budget=20_000, handle_bytes=24)
-    before = os.fstat(probe.fd).st_blocks * 512
-    nodeids = [
-        named(probe.grant(100 + number, number, handle=None if number < 20_000 else b"h" * 12))[1]
-        for number in range(40_000)
-    ]
-    most = os.fstat(probe.fd).st_blocks * 512
-    assert most < 40_000 * 100
-    kept = {nodeids[number] for number in (0, 5_000, 39_000)}
-    for nodeid in nodeids:
-        if nodeid not in kept:
-            probe.forget(nodeid)
-    probe.trim()
-    assert os.fstat(probe.fd).st_blocks * 512 < before + most // 10
-    check(probe)
-    again = [named(probe.grant(100 + number, number)) for number in range(20_000)]
-    assert not {name[1] for name in again if name[0] == "taken"} & set(nodeids)
-    assert all(probe.inode(nodeid) for nodeid in kept)
-    check(probe)
-    probe.recover()
-    check(probe)
-
-
-def test_a_recovery_leaves_memory_to_be_trimmed() -> None:
-    probe = Probe(budget=1 << 40)
-    nodeids = [named(probe.grant(100 + number, number))[1] for number in range(20_000)]
-    for nodeid in nodeids:
-        probe.forget(nodeid)
-    probe.recover()
-    probe.trim()
-    assert os.fstat(probe.fd).st_blocks * 512 < 300_000
-    check(probe)

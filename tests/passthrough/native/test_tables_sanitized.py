@@ -20,7 +20,7 @@ for budget in (1 << 40, 5000, 0):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LIBRARIES)
 def test_threads_find_no_race_and_no_wrong_access(kind: str, tmp_path: Path) -> None:
-    build = Build(tmp_path, kind, "memory", "tables", "stress")
+    build = Build(tmp_path, kind, "memory", "places", "tables", "stress")
 
     done = build.run("-c", PROGRAM)
 
