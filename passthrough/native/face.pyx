@@ -15,7 +15,8 @@ from passthrough.native.abi cimport fuse_in_header, fuse_out_header
 from passthrough.native.configure cimport configure, limits_of, set_links
 from passthrough.native.crew cimport MAX_SLOTS, free_crew, in_flight, make_crew, stop_crew
 from passthrough.native.device cimport (
-    REQUEST_AT, REQUEST_ROOM, free_buffers, make_buffers, receive, send, use_buffers,
+    REQUEST_AT, REQUEST_ROOM, free_buffers, give_pages_back, make_buffers, receive, send,
+    use_buffers,
 )
 from passthrough.native.backing cimport try_backing
 from passthrough.native.identity cimport identity_thread
@@ -27,7 +28,7 @@ from passthrough.native.libc cimport S_IFMT, close, fstat, struct_stat
 from passthrough.native.listing cimport streams_close, streams_open
 from passthrough.native.locks cimport locks_close, locks_open, waiting
 from passthrough.native.loop cimport OUT_HEADER, serve
-from passthrough.native.memory cimport create, detach
+from passthrough.native.memory cimport create, detach, trim
 from passthrough.native.service cimport start_service
 from passthrough.native.state cimport Thread, Volume
 from passthrough.native.watch cimport INTERRUPTED, KEEPER_ENDED as _KEEPER_ENDED, watch
@@ -174,6 +175,11 @@ cdef class Core:
         """Return the open(2) flags that requests to an open file follow, as it was opened."""
         cdef const OpenFile *file = open_get(self._volume.tables, FILES, fh)
         return file.flags if file != NULL else 0
+
+    def rest(self):
+        """Give back memory that a quiet volume does not need."""
+        trim(self._volume.tables)
+        give_pages_back(&self._buffers)
 
     def serve_one(self):
         """Serve one request of the device; return false if there will be no more."""
