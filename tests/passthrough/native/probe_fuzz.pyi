@@ -1,3 +1,5 @@
 from passthrough.native.face import Core
 
-def fuzz(core: Core, count: int, seed: int) -> tuple[int, bytes, dict[int, int], float, int]: ...
+def fuzz(
+    core: Core, count: int, seed: int, threads: int = 0
+) -> tuple[int, bytes, dict[int, int], float, int]: ...

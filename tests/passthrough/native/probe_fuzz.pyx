@@ -10,7 +10,9 @@ from libc.string cimport memcpy, memset
 
 from passthrough.native cimport abi
 from passthrough.native.abi cimport fuse_in_header, fuse_out_header
+from passthrough.native.device cimport Buffers, free_buffers, make_buffers, use_buffers
 from passthrough.native.face cimport Core
+from passthrough.native.identity cimport identity_thread
 from passthrough.native.layout cimport DIRECTORIES, FILES, Tables, next_inode
 from passthrough.native.libc cimport (
     CLOCK_MONOTONIC, EIO, ENOSYS, S_IFDIR, S_IFMT, clock_gettime, timespec,
@@ -19,10 +21,17 @@ from passthrough.native.loop cimport OUT_HEADER, serve
 from passthrough.native.state cimport Thread
 from tests.passthrough.native.probe_requests cimport (
     CREATED, DIRENTS, ENTRY, FORGOTTEN, HEADER, MAX_OPEN, NODES, NO_LIMIT, OPCODES, OPENED,
-    OPENED_DIR, PLUS, RELEASED, RELEASED_DIR, ROOM, SILENT, WRITTEN, Fuzz, Node, Row, make, row_of,
+    OPENED_DIR, PLUS, RELEASED, RELEASED_DIR, ROOM, SILENT, WRITTEN, Fuzz, Node, Opened, Row, make,
+    row_of,
 )
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    int pthread_create(pthread_t *, const void *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_join(pthread_t, void **)
+
 cdef enum:
+    MOST_THREADS = 8
     LAST_ERRNO = 511
     LARGEST_NAME = 255
 
@@ -31,7 +40,7 @@ cdef enum:
     ANSWERED = 1  # though the protocol has no answer
     UNANSWERED, NOT_ITS_LENGTH, NOT_ITS_UNIQUE, NOT_AN_ERRNO, BODY_WITH_ERROR, NOT_EIO, NOT_ENOSYS
     BODY_LENGTH, NO_NODEID, SLOT_IN_USE, TOO_MANY, LISTING, WRITTEN_MORE, LOOKUPS, NOT_RELEASED
-    LEFT_INODES, LEFT_FILES
+    LEFT_INODES, LEFT_FILES, NO_THREAD
 
 
 cdef int _check(Fuzz *f, uint32_t length) noexcept nogil:
@@ -214,46 +223,74 @@ cdef void _send(Fuzz *f, int opcode, uint64_t nodeid, uint64_t number) noexcept 
     _serve(f)
 
 
-cdef int _finish(Fuzz *f) noexcept nogil:
-    cdef Tables *tables = f.t.volume.tables
+cdef int _finish(Fuzz *all, int count) noexcept nogil:
+    """Release and forget what all have; return 0, or what is wrong."""
+    cdef Tables *tables = all.t.volume.tables
     cdef uint32_t streams = tables.inodes[abi.FUSE_ROOT_ID].notes != 0  # READDIR without OPENDIR
-    cdef int table, opcode
-    cdef uint32_t index = 0
-    cdef uint32_t left
+    cdef uint32_t index = abi.FUSE_ROOT_ID
+    cdef uint64_t lookups, of_one
     cdef uint64_t nodeid
-    for table in range(2):
-        opcode = abi.FUSE_RELEASEDIR if table == DIRECTORIES else abi.FUSE_RELEASE
-        while f.opened_count[table]:
-            left = f.opened_count[table]
-            _send(f, opcode, f.opened[table][0].nodeid, f.opened[table][0].fh)
-            if f.opened_count[table] == left:
-                return NOT_RELEASED
+    cdef int number
+    for number in range(count):
+        if _release_all(&all[number]):
+            return NOT_RELEASED
     while True:
         index = next_inode(tables, index)
         if not index:
             break
         nodeid = tables.inodes[index].nodeid
-        if index == abi.FUSE_ROOT_ID:
-            continue
-        left = f.node_at[index]
-        if tables.inodes[index].lookups != (f.nodes[left - 1].lookups if left else 0):
+        lookups = tables.inodes[index].lookups
+        for number in range(count):
+            of_one = _lookups_of(&all[number], nodeid)
+            if of_one > lookups:
+                return LOOKUPS
+            lookups -= of_one
+            _send(&all[number], abi.FUSE_FORGET, nodeid, of_one)
+        if lookups:
             return LOOKUPS
-        _send(f, abi.FUSE_FORGET, nodeid, f.nodes[left - 1].lookups if left else 0)
-    if f.node_count or tables.header.inodes != 1:
+    for number in range(count):
+        if all[number].node_count:
+            return LEFT_INODES
+    if tables.header.inodes != 1:
         return LEFT_INODES
     if tables.header.opens[FILES] or tables.header.opens[DIRECTORIES] > streams:
         return LEFT_FILES
     return 0
 
 
-cdef void _run(Fuzz *f, uint64_t count) noexcept nogil:
+cdef bint _release_all(Fuzz *f) noexcept nogil:
+    """Release what is open; return whether something has failed."""
+    cdef const Opened *opened
+    cdef int table
+    cdef uint32_t left
+    for table in range(2):
+        while f.opened_count[table]:
+            left = f.opened_count[table]
+            opened = &f.opened[table][0]
+            _send(
+                f, abi.FUSE_RELEASEDIR if table == DIRECTORIES else abi.FUSE_RELEASE,
+                opened.nodeid, opened.fh,
+            )
+            if f.wrong or f.opened_count[table] == left:
+                return True
+    return False
+
+
+cdef uint64_t _lookups_of(const Fuzz *f, uint64_t nodeid) noexcept nogil:
+    cdef uint32_t at = f.node_at[<uint32_t>nodeid]
+    return f.nodes[at - 1].lookups if at and f.nodes[at - 1].nodeid == nodeid else 0
+
+
+# The beginning
+
+
+cdef void _run(Fuzz *f) noexcept nogil:
     cdef uint64_t _number
-    for _number in range(count):
+    for _number in range(f.count):
         make(f)
         _serve(f)
         if f.wrong:
-            return
-    f.wrong = _finish(f)
+            break
 
 
 cdef void _serve(Fuzz *f) noexcept nogil:
@@ -265,33 +302,85 @@ cdef void _serve(Fuzz *f) noexcept nogil:
     free(request)
 
 
+cdef void *_run_thread(void *argument) noexcept nogil:
+    cdef Fuzz *f = <Fuzz *>argument
+    cdef Thread thread
+    cdef Buffers buffers
+    memset(&thread, 0, sizeof(thread))
+    thread.volume = f.t.volume
+    f.wrong = NO_THREAD
+    if make_buffers(&buffers, f.memory_fd, f.number) == 0:
+        use_buffers(&thread, &buffers)
+        f.t = &thread
+        if identity_thread(&thread) == 0:
+            _run(f)
+        free_buffers(&buffers)
+    return NULL
+
+
+cdef void _run_threads(Fuzz *all, int count) noexcept nogil:
+    cdef pthread_t threads[MOST_THREADS]
+    cdef Thread *own = all.t
+    cdef int number
+    for number in range(count):
+        all[number].t = own
+        all[number].tame = True
+        all[number].number = number + 1
+        pthread_create(&threads[number], NULL, _run_thread, &all[number])
+    for number in range(count):
+        pthread_join(threads[number], NULL)
+        all[number].t = own
+
+
 cdef bint _never(Thread *t) noexcept nogil:
     """Have no request wait for a lock: no other thread would end it."""
     return False
 
 
-def fuzz(Core core, uint64_t count, uint64_t seed):
+def fuzz(Core core, uint64_t count, uint64_t seed, int threads=0):
     """Send `count` requests, the same ones for a seed, and give all back.
 
-    Return what is wrong: its number, or 0; the last request; the successes by opcode; the seconds;
-    1 if the root has a stream left, which stays open, otherwise 0.
+    With `threads`, each sends `count` requests of its own, none of them damaged. Return what is
+    wrong: its number, or 0; the last request; the successes by opcode; the seconds; 1 if the root
+    has a stream left, which stays open, otherwise 0.
     """
-    cdef Fuzz *f = <Fuzz *>calloc(1, sizeof(Fuzz))
+    cdef int tasks = max(threads, 1)
+    cdef Fuzz *all = <Fuzz *>calloc(<size_t>tasks, sizeof(Fuzz))
     cdef timespec start, end
-    if f == NULL:
+    cdef int number, wrong
+    if all == NULL or tasks > MOST_THREADS:
         raise MemoryError
     core._prepare()
     core._volume.wait_hook = _never
-    f.t = core._own
-    f.request = <char *>calloc(1, ROOM)
-    f.random = seed * 0x9E3779B97F4A7C15ULL + 1
+    for number in range(tasks):
+        all[number].t = core._own
+        all[number].memory_fd = core._crew.memory_fd
+        all[number].count = count
+        all[number].request = <char *>calloc(1, ROOM)
+        all[number].random = (seed * MOST_THREADS + <uint64_t>number) * 0x9E3779B97F4A7C15ULL + 1
     clock_gettime(CLOCK_MONOTONIC, &start)
     with nogil:
-        _run(f, count)
+        if threads:
+            _run_threads(all, threads)
+        else:
+            _run(all)
     clock_gettime(CLOCK_MONOTONIC, &end)
-    done = {opcode: f.done[opcode] for opcode in range(OPCODES) if f.done[opcode]}
     seconds = end.tv_sec - start.tv_sec + (end.tv_nsec - start.tv_nsec) / 1e9
-    result = f.wrong, f.request[:f.received], done, seconds, core.directories
-    free(f.request)
-    free(f)
-    return result
+    wrong, request = _end(all, tasks)
+    done = {
+        opcode: sum(all[number].done[opcode] for number in range(tasks))
+        for opcode in range(OPCODES)
+    }
+    for number in range(tasks):
+        free(all[number].request)
+    free(all)
+    return wrong, request, done, seconds, core.directories
+
+
+cdef _end(Fuzz *all, int count):
+    """Return what is wrong, and the request that has shown it."""
+    cdef int number
+    for number in range(count):
+        if all[number].wrong:
+            return all[number].wrong, all[number].request[:all[number].received]
+    return _finish(all, count), b""

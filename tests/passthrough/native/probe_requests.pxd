@@ -41,6 +41,9 @@ cdef struct Opened:
 
 cdef struct Fuzz:
     Thread *t
+    int memory_fd
+    int number
+    uint64_t count
     uint64_t random
     uint64_t unique
     char *request
@@ -48,6 +51,7 @@ cdef struct Fuzz:
     uint32_t at
     uint32_t data_length
     uint64_t place  # an offset of a listing
+    bint unopened  # the request has an fh 0, which is that of its nodeid
     uint32_t node_count
     uint32_t opened_count[2]
     Opened opened[2][MAX_OPEN]
@@ -55,6 +59,7 @@ cdef struct Fuzz:
     uint32_t node_at[NODES]  # by the index in a nodeid; 0: none
     uint64_t done[OPCODES]  # replies without an error
     int wrong
+    bint tame  # other threads send requests, too: nothing is damaged, and nothing of theirs named
 
 
 cdef const Row *row_of(uint32_t opcode) noexcept nogil

@@ -24,6 +24,7 @@ cdef enum:
 cdef enum:
     MASKED = 1  # random bits under a mask
     MODE = 2  # mostly with all rights of the owner
+    COUNT = 3  # of lookups
     NODE, FILE, DIRECTORY, OFFSET, PLACE, SIZE, LENGTH, DATA, COMMAND, NAME, XATTR, ROWS
 
 
@@ -83,15 +84,19 @@ cdef uint64_t _some_open(Fuzz *f, int table) noexcept nogil:
     cdef const Opened *opened
     if not f.opened_count[table] or _draw(f) % 16 == 0:
         h.nodeid = _some_node(f, table == DIRECTORIES)
-        return 0 if _draw(f) % 8 else _draw(f) % 4
+        f.unopened = True
+        return 0 if f.tame or _draw(f) % 8 else _draw(f) % 4
     opened = &f.opened[table][_draw(f) % f.opened_count[table]]
-    h.nodeid = opened.nodeid
+    if not f.unopened:
+        h.nodeid = opened.nodeid
     return opened.fh
 
 
 cdef uint64_t _number(Fuzz *f, const Field *field) noexcept nogil:
     if field.kind == MASKED:
         return _draw(f) & field.mask
+    if field.kind == COUNT:
+        return 1 if f.tame else _draw(f) & 3
     if field.kind == MODE:
         return _draw(f) & field.mask | (0o700 if _draw(f) % 8 else 0)
     if field.kind == NODE:
@@ -130,10 +135,10 @@ cdef void _append(Fuzz *f, const Field *field) noexcept nogil:
         name = attributes[_draw(f) % 4]
         _put(f, name, strlen(name) + 1)
     elif field.kind == ROWS:
-        row[0], row[1] = _draw(f) % 4, 0
+        row[0], row[1] = _draw(f) % (2 if f.tame else 4), 0
         _put(f, row, 8)
         for _index in range(row[0]):
-            row[0], row[1] = _some_node(f, _draw(f) & 1), _draw(f) % 3
+            row[0], row[1] = _some_node(f, _draw(f) & 1), 1 if f.tame else _draw(f) % 3
             _put(f, row, sizeof(row))
     else:
         number = _number(f, field)
@@ -159,11 +164,12 @@ cdef void make(Fuzz *f) noexcept nogil:
     h.uid = ids[_draw(f) % 4]
     h.gid = ids[_draw(f) % 4]
     f.at = HEADER
+    f.unopened = False
     while letter[0]:
         _append(f, &fields[<uint8_t>letter[0]])
         letter += 1
     f.received = h.len = f.at
-    if _draw(f) % 4 == 0:
+    if _draw(f) % 4 == 0 and not f.tame:
         _damage(f, h)
     if h.opcode == abi.FUSE_INIT:  # Python's
         h.opcode = abi.FUSE_BMAP
@@ -212,7 +218,7 @@ cdef void _fill_fields() noexcept:
     _field(b".", 4, MASKED)
     _field(b":", 8, MASKED)
     _field(b"b", 4, MASKED, 3)  # small flags
-    _field(b"c", 8, MASKED, 3)  # a count
+    _field(b"c", 8, COUNT)
     _field(b"w", 8, MASKED, 3)  # a lock's owner
     _field(b"l", 4, MASKED, 3)  # F_RDLCK, F_WRLCK, F_UNLCK
     _field(b"r", 4, MASKED, 7)  # RENAME_*
@@ -289,7 +295,7 @@ cdef void _fill_inodes() noexcept:
     _row(abi.FUSE_LISTXATTR, b"s.", 2, 8, limit_at=0)
     _row(abi.FUSE_REMOVEXATTR, b"X", 2, 0)
     _row(abi.FUSE_DESTROY, b"", 1, 0)
-    _row(abi.FUSE_INTERRUPT, b"c", 1, 8, SILENT)
+    _row(abi.FUSE_INTERRUPT, b"w", 1, 8, SILENT)
     _row(abi.FUSE_NOTIFY_REPLY, b":os.::", 1, 40, SILENT)
 
 

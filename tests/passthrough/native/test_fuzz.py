@@ -1,4 +1,6 @@
-"""Requests at random, many of them damaged, as fast as the core answers; see probe_fuzz.pyx.
+"""Requests at random, as fast as the core answers; see probe_fuzz.pyx.
+
+One in four is damaged. Several threads at once send requests as the kernel does, undamaged.
 
 PASSFS_FUZZ_REQUESTS is the number of requests for each volume: 100,000. PASSFS_FUZZ_SEED changes
 the requests. A failure shows both of them.
@@ -16,9 +18,11 @@ from passthrough.linux import syscalls
 from tests.support.tools.native_builds import NATIVE, Build
 from tests.support.tools.native_fuzz import OPTIONS, ROOT
 
-REQUESTS = os.environ.get("PASSFS_FUZZ_REQUESTS", "100000")
-SANITIZED_REQUESTS = 1_000_000
+REQUESTS = int(os.environ.get("PASSFS_FUZZ_REQUESTS", "100000"))
 SEED = os.environ.get("PASSFS_FUZZ_SEED", "1")
+THREADS = 4
+# By the kind of sanitizer: requests for all volumes together, and threads; 0 for the one there is.
+SANITIZED = {"sanitize": (1_000_000, 0), "threads": (200_000, THREADS)}
 # A limit to what requests can take, and to how many files there are.
 MEMORY = "size=8m,nr_inodes=3000,mode=0777"
 BUILD_LIMIT_S = 1200.0
@@ -48,14 +52,18 @@ def mounted(name: str, above: Path) -> Iterator[tuple[str, Path]]:
     assert (above / "a").read_text() == "outside"
 
 
-def program(name: str, source: Path, requests: object) -> tuple[str, ...]:
-    return ("-m", "tests.support.tools.native_fuzz", name, str(source), str(requests), SEED)
+def program(name: str, source: Path, requests: int, threads: int) -> tuple[str, ...]:
+    """Return the words of a program that sends *requests*, by each of *threads* a part."""
+    numbers = (requests // max(threads, 1), SEED, threads)
+    return ("-m", "tests.support.tools.native_fuzz", name, str(source), *map(str, numbers))
 
 
-def test_each_reply_is_well_formed_and_nothing_is_left(volume: tuple[str, Path]) -> None:
-    done = subprocess.run(
-        [sys.executable, *program(*volume, REQUESTS)], check=False, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("threads", [0, THREADS], ids=["damaged", "threads"])
+def test_each_reply_is_well_formed_and_nothing_is_left(
+    volume: tuple[str, Path], threads: int
+) -> None:
+    command = [sys.executable, *program(*volume, REQUESTS, threads)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     print(done.stdout)  # noqa: T201 - shown by -rP
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -64,12 +72,13 @@ def test_each_reply_is_well_formed_and_nothing_is_left(volume: tuple[str, Path])
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.timeout(BUILD_LIMIT_S)
-def test_requests_make_no_wrong_access(tmp_path: Path) -> None:
-    build = Build(tmp_path / "build", "sanitize", *NATIVE, "fuzz", "requests")
+@pytest.mark.parametrize("kind", SANITIZED)
+def test_no_request_makes_a_wrong_access_or_a_race(kind: str, tmp_path: Path) -> None:
+    build = Build(tmp_path / "build", kind, *NATIVE, "fuzz", "requests")
+    requests, threads = SANITIZED[kind]
     for name in OPTIONS:
-        above = tmp_path / name
-        above.mkdir()
-        for volume in mounted(name, above):
-            done = build.run(*program(*volume, SANITIZED_REQUESTS // len(OPTIONS)))
+        (tmp_path / name).mkdir()
+        for volume in mounted(name, tmp_path / name):
+            done = build.run(*program(*volume, requests // len(OPTIONS), threads))
 
             assert (done.returncode, done.stderr) == (0, ""), name

@@ -1,6 +1,6 @@
 """Requests without end for the compiled core, in a process of their own: a wrong one may end it.
 
-Called as a program: name of the options, source directory, number of requests, seed.
+Called as a program: name of the options, source directory, number of requests, seed, threads.
 """
 
 import os
@@ -63,7 +63,7 @@ def descriptors() -> set[str]:
     }
 
 
-def run(name: str, source: Path, count: int, seed: int) -> None:
+def run(name: str, source: Path, count: int, seed: int, threads: int) -> None:
     """Fuzz one volume; raise AssertionError for what is wrong."""
     config = effective(session=SessionKind.KERNEL, **OPTIONS[name])
     python = Failures()
@@ -71,9 +71,9 @@ def run(name: str, source: Path, count: int, seed: int) -> None:
     core.use_device(os.open(os.devnull, os.O_WRONLY))  # it takes each notification
     core.agree(int(FEATURES), MINOR, False)
     before = descriptors()
-    wrong, request, done, seconds, streams = fuzz(core, count, seed)
-    rate = count / seconds
-    succeeded = {Opcode(opcode).name: number for opcode, number in done.items()}
+    wrong, request, done, seconds, streams = fuzz(core, count, seed, threads)
+    rate = count * max(threads, 1) / seconds
+    succeeded = {Opcode(opcode).name: number for opcode, number in done.items() if number}
     print(f"{name}: {rate:,.0f} requests a second, seed {seed}, {succeeded}")  # noqa: T201
     assert not wrong, (wrong, request.hex(" "))
     left = descriptors() - before
@@ -83,4 +83,4 @@ def run(name: str, source: Path, count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    run(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6]))
