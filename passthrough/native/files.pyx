@@ -103,7 +103,11 @@ cdef bint open_for_writing(Thread *t, uint64_t nodeid) noexcept nogil:
     while index:
         file = &t.volume.tables.opens[FILES][index]
         fh = load64(&file.fh, ACQUIRE)
-        if file.nodeid == nodeid and file.kind & WRITABLE and load64(&file.fh, ACQUIRE) == fh:
+        if (
+            load64(&file.nodeid, ACQUIRE) == nodeid
+            and load32(<const int32_t *>&file.kind, ACQUIRE) & WRITABLE
+            and load64(&file.fh, ACQUIRE) == fh
+        ):
             return True
         index = next_open(t.volume.tables, FILES, index)
     return False

@@ -67,7 +67,7 @@ cdef inline void free_open(Tables *t, int table, OpenFile *file, uint32_t index)
     """Take a slot back, if it was live."""
     if <uint32_t>file.fh != NONE:
         store64(&file.fh, ((file.fh >> 32) + 1) << 32, RELEASE)
-    file.nodeid = t.header.free_open[table]
+    store64(&file.nodeid, t.header.free_open[table], RELEASE)
     t.header.free_open[table] = index
 
 

@@ -285,11 +285,11 @@ cdef int open_add(
             result = -ENFILE
         else:
             file = &t.opens[table][index]
-            file.nodeid = nodeid
+            store64(&file.nodeid, nodeid, RELEASE)  # read without the mutex, by `open_for_writing`
             file.fd = made.fd
             file.twin = made.twin
             file.flags = made.flags
-            file.kind = made.kind
+            store32(<int32_t *>&file.kind, <int32_t>made.kind, RELEASE)
             if not inode.opens:
                 store32(&inode.backing_id, backing_id, RELEASE)
             _set_opens(inode, inode.opens + 1)
