@@ -9,16 +9,20 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from passthrough.options.choices import SessionKind
-from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, WRITE_KILL_SUIDGID
+from passthrough.session import abi, wire
+from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, WRITE_KILL_SUIDGID, Opcode
 from passthrough.session.native import Served
 from passthrough.worker import fuse_mount
 from tests.passthrough.native.probe_files import Probe
+from tests.support.fakes.kernel import entry, text
+from tests.support.tools.bodies import READ
 from tests.support.tools.options import effective
 
 CONTENT = b"content of the file"
@@ -181,6 +185,28 @@ def test_bits_that_come_while_a_file_passes_through_are_noted_until_it_is_closed
     probe.release(third)
     assert not probe.passes(nodeid)
     probe.forget(nodeid)
+
+
+def test_a_file_of_callers_without_an_open_cannot_be_released(source: Path) -> None:
+    """The kernel knows no such fh. It would name another file soon, which FORGET would close."""
+    config = effective(session=SessionKind.KERNEL)
+    served = Served(config, os.open(source, os.O_PATH | os.O_DIRECTORY))
+    ask = served.core.call
+
+    def run() -> None:
+        found = entry(ask(Opcode.LOOKUP, abi.ROOT_ID, 0, 0, 1, text(b"file")))
+        nodeid, reading = found["nodeid"], READ.pack(0, 0, 100, 0, 0, 0)
+        assert ask(Opcode.READ, nodeid, 0, 0, 1, reading) == CONTENT
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            ask(Opcode.RELEASE, nodeid, 0, 0, 1, wire.RELEASE_IN.pack(1, 0, 0, 0))
+        assert served.core.files == 1
+        assert ask(Opcode.READ, nodeid, 0, 0, 1, reading) == CONTENT
+        ask(Opcode.FORGET, nodeid, 0, 0, 1, wire.FORGET_IN.pack(1))
+
+    with ThreadPoolExecutor(1) as executor:  # serving may take capabilities from its thread
+        executor.submit(run).result()
+    assert (served.core.files, served.core.inodes) == (0, 1)
+    served.close()
 
 
 def test_bits_of_a_file_that_the_worker_serves_are_not_noted(source: Path, probe: Probe) -> None:

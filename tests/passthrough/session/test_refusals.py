@@ -147,3 +147,13 @@ def test_link_is_refused_for_a_directory_and_for_a_path(
     body = wire.LINK_IN.pack(tree.lookup(os.fsencode(name))) + text(new)
 
     assert tree.ask(Opcode.LINK, body).error == error
+
+
+@pytest.mark.parametrize("opcode", ["READ", "WRITE", "FSYNC", "FALLOCATE", "LSEEK"])
+def test_an_fh_of_0_reaches_no_file_by_the_nodeid_of_a_directory(tree: Kernel, opcode: str) -> None:
+    """After READDIR without OPENDIR the directory has a stream, of the number that `file` has."""
+    directory = tree.lookup(b"dir")
+    assert tree.ask(Opcode.READDIR, READ.pack(0, 0, 4096, 0, 0, 0), directory).error == 0
+    body = bytes(8) + BODIES[opcode][8:]
+
+    assert tree.ask(Opcode[opcode], body, directory).error == errno.EBADF
