@@ -45,7 +45,7 @@ KNOWN_OF_OTHERS = {
 
 # Each foreign library, and the only modules that import it.
 DOORS = {
-    "pyfuse3": {"passthrough/session/libfuse.py"},
+    "pyfuse3": {"passthrough/session/libfuse.py", "passthrough/native/binding.pyx"},
     # listing.py makes the buffer that getdents64(2) fills, rings.py the buffer for requests of the
     # kernel. Neither calls a function of a library.
     "ctypes": {

@@ -54,9 +54,8 @@ _FEATURES: Final = Init.ATOMIC_O_TRUNC | Init.SETXATTR_EXT | Init.DO_READDIRPLUS
 _LONGEST_XATTR: Final = 1 << 16
 _NO_UMASK: Final = 0  # the kernel has applied it
 
-_GETATTR: Final = wire.GETATTR_IN.pack(0, 0)
-_OPENDIR: Final = wire.OPEN_IN.pack(0, 0)
-_XATTR_ROOM: Final = wire.GETXATTR_IN.pack(_LONGEST_XATTR)
+_GETATTR: Final = b"\0" * wire.GETATTR_IN.size
+_OPENDIR: Final = b"\0" * wire.OPEN_IN.size
 
 
 def serve(served: Served, fuse_fd: int, serving: Callable[[], object], scheduler: object) -> None:
@@ -273,11 +272,12 @@ class LibfuseOperations(pyfuse3.Operations):
 
     @_answered
     def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        return self._ask(Opcode.GETXATTR, inode, ctx, _XATTR_ROOM, name + b"\0")
+        room = wire.GETXATTR_IN.pack(_LONGEST_XATTR)
+        return self._ask(Opcode.GETXATTR, inode, ctx, room, name + b"\0")
 
     @_answered
     def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        names = self._ask(Opcode.LISTXATTR, inode, ctx, _XATTR_ROOM)
+        names = self._ask(Opcode.LISTXATTR, inode, ctx, wire.GETXATTR_IN.pack(_LONGEST_XATTR))
         return [XAttrNameT(name) for name in names.split(b"\0")[:-1]]
 
     @_answered
@@ -307,7 +307,11 @@ class LibfuseOperations(pyfuse3.Operations):
         return reply
 
     def _ask_open(self, opcode: int, body: bytes, more: bytes = b"") -> bytes:
-        """Request something of what is open; pyfuse3 names neither its inode nor the caller."""
+        """Request something of what is open; return the body of the reply.
+
+        pyfuse3 names neither the inode nor the caller. The core takes the caller for root: in a
+        volume that squashes ids, a write then leaves no sgid bit that the caller might not keep.
+        """
         reply = self._request(opcode, 0, 0, 0, 0, body, more)
         if isinstance(reply, int):
             raise FUSEError(reply)

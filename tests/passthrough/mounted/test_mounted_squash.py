@@ -161,7 +161,6 @@ KNOWN = [
     ),
     # The volume does not show a sticky bit, and keeps it.
     Known(frozenset({"chmod", "chmod sgid"}), frozenset({None}), cases="sticky of"),
-    Known(frozenset({"write"}), frozenset({None}), LIBFUSE, ALL_CALLERS, "file sgid"),
     # For callers that may change the content, the kernel removes file capabilities first.
     Known(
         frozenset({"remove capabilities"}),
@@ -177,7 +176,6 @@ KNOWN = [
     # Features that pyfuse3 lacks, docs/sessions.md.
     Known(frozenset({"get flags"}), frozenset({"ENOTTY"}), LIBFUSE, ALL_CALLERS),
     Known(frozenset({"make unnamed"}), frozenset({"EOPNOTSUPP", "ENOTSUP"}), LIBFUSE, ALL_CALLERS),
-    Known(frozenset({"list", "list with types"}), frozenset({"EACCES"}), LIBFUSE, ALL_CALLERS),
 ]
 """The differences that docs/squash.md lists; each one must occur."""
 

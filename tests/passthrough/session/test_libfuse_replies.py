@@ -1,42 +1,242 @@
-"""What the adapter answers: attributes, open flags, and listings."""
+"""What pyfuse3 gets from a reply of the core: attributes, open flags, and listings.
 
-import contextlib
+pyfuse3's own code looks at the objects here, so that it proves where their fields lie.
+"""
+
+import ctypes
 import errno
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
 import pytest
-from pyfuse3 import EntryAttributes, FUSEError, InodeT
+from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.core.inodes import ROOT
-from passthrough.core.listing import Record
-from passthrough.identity.attributes import Attributes, Entry
-from passthrough.linux.syscalls import RENAME_WHITEOUT
+from passthrough.native import binding
 from passthrough.options.choices import CachePolicy
+from passthrough.session import abi, wire
+from passthrough.session.native import Served
 from tests.support.tools.options import effective
-from tests.support.tools.pyfuse3_requests import CONTEXT, Recording, operations, request
+from tests.support.tools.pyfuse3_requests import CONTEXT, FH, Recording, request
 
-
-@pytest.fixture
-def attributes(tmp_path: Path) -> os.stat_result:
-    return tmp_path.stat()
-
+Ask = Callable[..., Any]
 
 STAT_FIELDS = (
     *("st_mode", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_size", "st_blksize", "st_blocks"),
     *("st_atime_ns", "st_mtime_ns", "st_ctime_ns"),
 )
+NODEID, NUMBER = 3 << 32 | 5, 1 << 47 | 9
+# In the order of wire.ENTRY_OUT: nodeid, generation, timeouts; then as wire.ATTR_OUT goes on.
+TIMES = (1_234_567_890, -2, 1 << 33, 123_456_789, 999_999_999, 5)
+ATTR = (NUMBER, 1 << 43, 1 << 34, *TIMES, stat.S_IFCHR | 0o6751, 2, 4_000_000_000, 41_002, 0x4105)
+FOUND = {
+    "st_mode": stat.S_IFCHR | 0o6751,
+    "st_nlink": 2,
+    "st_uid": 4_000_000_000,
+    "st_gid": 41_002,
+    "st_rdev": 0x4105,
+    "st_size": 1 << 43,
+    "st_blksize": 65_536,
+    "st_blocks": 1 << 34,
+    "st_atime_ns": 1_234_567_890_123_456_789,
+    "st_mtime_ns": -1_000_000_001,
+    "st_ctime_ns": (1 << 33) * 1_000_000_000 + 5,
+}
+ENTRY = wire.ENTRY_OUT.pack(NODEID, 0, 1, 86_400, 250_000_000, 500_000_000, *ATTR, 65_536, 0)
+
+
+def carried(attributes: EntryAttributes) -> dict[str, int]:
+    return {field: getattr(attributes, field) for field in STAT_FIELDS}
+
+
+@pytest.mark.parametrize("name", ["lookup", "mknod", "mkdir", "link", "symlink", "create"])
+def test_an_entry_carries_its_nodeid_its_timeouts_and_every_attribute(name: str) -> None:
+    arguments = {
+        "lookup": (1, b"name"),
+        "mknod": (1, b"name", 0o600, 0),
+        "mkdir": (1, b"name", 0o700),
+        "link": (1, 1, b"name"),
+        "symlink": (1, b"name", b"target"),
+        "create": (1, b"name", 0o600, os.O_RDWR),
+    }[name]
+    reply = ENTRY + wire.OPEN_OUT.pack(FH, 0, 0) if name == "create" else ENTRY
+
+    answer = request(Recording(reply), name, *arguments, CONTEXT)
+
+    entry = answer[1] if name == "create" else answer
+    assert (entry.st_ino, entry.generation) == (NODEID, 0)
+    assert (entry.entry_timeout, entry.attr_timeout) == (1.25, 86_400.5)
+    assert carried(entry) == FOUND
+
+
+@pytest.mark.parametrize("name", ["getattr", "setattr"])
+def test_every_attribute_is_carried(name: str) -> None:
+    reply = wire.ATTR_OUT.pack(7, 500_000_000, *ATTR, 65_536, 0)
+    changes = (EntryAttributes(), pyfuse3.SetattrFields(), None) if name == "setattr" else ()
+
+    answer = request(Recording(reply), name, NODEID, *changes, CONTEXT)
+
+    assert (answer.st_ino, answer.attr_timeout) == (NUMBER, 7.5)
+    assert carried(answer) == FOUND
+
+
+def test_an_absent_name_may_be_remembered() -> None:
+    reply = wire.ENTRY_OUT.pack(0, 0, 2, 0, 500_000_000, 0, *(0,) * 16)
+
+    entry = request(Recording(reply), "lookup", 1, b"name", CONTEXT)
+
+    assert (entry.st_ino, entry.entry_timeout) == (0, 2.5)
+
+
+@pytest.mark.parametrize("reply", [b"", ENTRY[:-1]])
+@pytest.mark.logs("failed by a mistake of this program")
+def test_a_reply_that_is_too_short_is_a_mistake(reply: bytes) -> None:
+    with pytest.raises(FUSEError) as failed:
+        request(Recording(reply), "lookup", 1, b"name", CONTEXT)
+
+    assert failed.value.errno == errno.EIO
+
+
+def test_statfs_carries_every_number() -> None:
+    """Of the numbers of free inodes, a FUSE file system has one."""
+    fields = ("blocks", "bfree", "bavail", "files", "ffree", "bsize", "namemax", "frsize")
+    host = {f"f_{field}": 1000 + index for index, field in enumerate(fields)}
+
+    answer = request(Recording(wire.STATFS_OUT.pack(*host.values())), "statfs", CONTEXT)
+
+    assert {field: getattr(answer, field) for field in host} == host
+    assert answer.f_favail == answer.f_ffree
+
+
+@pytest.mark.parametrize("names", [[], [b"user.\xff"], [b"user.a", b"user.b"]])
+def test_names_of_extended_attributes_stay_bytes(names: list[bytes]) -> None:
+    reply = b"".join(name + b"\0" for name in names)
+
+    assert request(Recording(reply), "listxattr", 1, CONTEXT) == names
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (0, (False, False)),
+        (abi.FOPEN_KEEP_CACHE | abi.FOPEN_NOFLUSH, (True, False)),
+        (abi.FOPEN_DIRECT_IO, (False, True)),
+    ],
+)
+def test_the_flags_of_an_open_file_are_passed_on(flags: int, expected: tuple[bool, bool]) -> None:
+    opened = wire.OPEN_OUT.pack(FH, flags, 0)
+
+    info = request(Recording(opened), "open", 1, os.O_RDONLY, CONTEXT)
+    created, _ = request(Recording(ENTRY + opened), "create", 1, b"n", 0o600, os.O_RDWR, CONTEXT)
+
+    for found in (info, created):
+        assert (found.fh, found.keep_cache, found.direct_io) == (FH, *expected)
+
+
+class Token(ctypes.Structure):
+    """A ReaddirToken of pyfuse3, pyfuse3/handlers.pxi."""
+
+    _fields_ = (
+        ("object", ctypes.c_ssize_t * 2),
+        ("request", ctypes.c_void_p),
+        ("start", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+    )
+
+
+class Listing:
+    """What pyfuse3 fills, with room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.token = ReaddirToken()
+        self.inside = Token.from_address(id(self.token))
+        self.room = self.inside.size = room
+
+    def content(self) -> bytes:
+        """Return what pyfuse3 would answer; frees it."""
+        if not self.inside.start:
+            return b""
+        content = ctypes.string_at(self.inside.start, self.room - self.inside.size)
+        ctypes.CDLL(None).free(ctypes.c_void_p(self.inside.start))
+        self.inside.start = None
+        return content
+
+
+def test_both_numbers_of_an_inode_reach_the_kernel() -> None:
+    """pyfuse3 has one property for them; its listing shows what it has in memory."""
+    listing = Listing(4096)
+
+    assert pyfuse3.readdir_reply(listing.token, b"name", binding.entry(ENTRY), cast("Any", 7))
+
+    content = listing.content()
+    nodeid, *_, number = wire.ENTRY_OUT.unpack_from(content)[:7]
+    assert (nodeid, number) == (NODEID, NUMBER)
+
+
+def test_the_room_of_a_listing_is_what_pyfuse3_has_left() -> None:
+    listing = Listing(4096)
+    assert binding.room(listing.token) == 4096
+
+    pyfuse3.readdir_reply(listing.token, b"name", EntryAttributes(), cast("Any", 7))
+
+    size = wire.ENTRY_OUT.size + wire.DIRENT.size + 8
+    assert binding.room(listing.token) == 4096 - size
+    assert len(listing.content()) == size
+
+
+@pytest.mark.parametrize("reply", [b"", b"x", b"x" * 4096])
+def test_a_listing_is_the_reply_of_the_core(reply: bytes) -> None:
+    listing, core = Listing(4096), Recording(reply)
+
+    request(core, "readdir", FH, 5, listing.token)
+
+    assert wire.READ_IN.unpack(core.sent[0].body)[:3] == (FH, 5, 4096)
+    assert listing.content() == reply
+
+
+@pytest.mark.logs("failed by a mistake of this program")
+def test_a_listing_that_has_no_room_is_a_mistake() -> None:
+    listing = Listing(4095)
+
+    with pytest.raises(FUSEError):
+        request(Recording(b"x" * 4096), "readdir", FH, 5, listing.token)
+
+    assert listing.content() == b""
 
 
 @pytest.fixture
-def files(source: Path) -> Path:
-    """Files whose attributes all differ, and from nothing."""
+def serve(source: Path, pair: tuple[socket.socket, socket.socket]) -> Iterator[Callable[..., Ask]]:
+    """Start a core over *source* with options; gives a function that sends requests to it.
+
+    A thread of its own serves, because serving takes capabilities from a thread. A socket stands in
+    for /dev/fuse, which takes notifications.
+    """
+    device, _ = pair
+    started: list[Served] = []
+    with ThreadPoolExecutor(1) as thread:
+
+        def start(**options: object) -> Ask:
+            fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
+            started.append(Served(effective(**options), fd))
+            core = started[-1].core
+            core.use_device(device.fileno())
+            return lambda *words: thread.submit(request, core, *words).result()
+
+        yield start
+    for served in started:
+        served.close()
+
+
+@pytest.mark.parametrize("name", ["file", "device", "sparse"])
+def test_attributes_of_files_are_those_of_the_host(
+    source: Path, serve: Callable[..., Ask], name: str
+) -> None:
     (source / "file").write_bytes(b"x" * 10_000)
     os.chown(source / "file", 4_000_000_000, 41_002)
     (source / "file").chmod(0o6751)
@@ -45,206 +245,47 @@ def files(source: Path) -> Path:
     os.mknod(source / "device", stat.S_IFCHR | 0o600, os.makedev(4000, 70_000))
     with (source / "sparse").open("wb") as sparse:
         sparse.truncate(1 << 43)
-    return source
+    found = (source / name).lstat()
+    ask = serve()
 
+    entry = ask("lookup", abi.ROOT_ID, os.fsencode(name), CONTEXT)
+    attributes = ask("getattr", entry.st_ino, CONTEXT)
 
-@pytest.mark.parametrize("name", ["file", "device", "sparse", "."])
-async def test_every_attribute_is_carried(fs: PassthroughFs, files: Path, name: str) -> None:
-    found = (files / name).lstat()
-    adapter = operations(fs)
-    answers = [await adapter.getattr(InodeT(ROOT), cast("Any", CONTEXT))]
-    if name != ".":
-        entry = await adapter.lookup(InodeT(ROOT), cast("Any", name.encode()), cast("Any", CONTEXT))
-        answers = [entry, await adapter.getattr(entry.st_ino, cast("Any", CONTEXT))]
-
-    for answer in answers:
-        carried = {field: getattr(answer, field) for field in STAT_FIELDS}
-        assert carried == {field: getattr(found, field) for field in STAT_FIELDS}
-        assert answer.st_ino == found.st_ino
-
-
-async def test_an_entry_carries_its_number_and_timeouts(attributes: os.stat_result) -> None:
-    number = 3 << 47 | 5
-
-    entry = await request(
-        Recording(Entry(number, attributes, (1.25, 2.5))), "lookup", 1, b"name", CONTEXT
-    )
-    now = await request(Recording(Attributes(number, attributes, 7.5)), "getattr", 1, CONTEXT)
-
-    assert (entry.st_ino, entry.entry_timeout, entry.attr_timeout) == (number, 1.25, 2.5)
-    assert (now.st_ino, now.attr_timeout) == (number, 7.5)
-
-
-async def test_statfs_carries_every_number() -> None:
-    fields = ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax")
-    host = {f"f_{field}": 1000 + index for index, field in enumerate(fields)}
-
-    answer = await request(Recording(SimpleNamespace(**host)), "statfs", CONTEXT)
-
-    assert {field: getattr(answer, field) for field in host} == host
-
-
-@pytest.fixture
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """Which inodes the kernel is told to forget, and whether their attributes alone."""
-    told: list[tuple[int, bool]] = []
-    monkeypatch.setattr(
-        pyfuse3, "invalidate_inode", lambda number, attr_only: told.append((number, attr_only))
-    )
-    return told
+    expected = {field: getattr(found, field) for field in STAT_FIELDS}
+    expected["st_rdev"] &= 0xFFFF_FFFF  # FUSE has 32 bits, as the kernel has
+    assert carried(entry) == carried(attributes) == expected
+    assert attributes.st_ino == found.st_ino
 
 
 @pytest.mark.parametrize("policy", CachePolicy)
-async def test_pages_survive_an_open_where_the_policy_says_so(
-    policy: CachePolicy, source: Path, forgotten: list[tuple[int, bool]]
+def test_pages_survive_an_open_where_the_policy_says_so(
+    source: Path, serve: Callable[..., Ask], policy: CachePolicy
 ) -> None:
-    """And with `metadata`, where they do not, the size is forgotten along with them."""
     (source / "file").touch()
-    fs = PassthroughFs(effective(cache=policy), os.open(source, os.O_PATH))
-    try:
-        number = fs.lookup(ROOT, b"file").inode_number
-        opened = await request(fs, "open", number, os.O_RDONLY, CONTEXT)
-        created, _ = await request(fs, "create", ROOT, b"new", 0o600, os.O_RDWR, CONTEXT)
-    finally:
-        fs.close()
+    ask = serve(cache=policy)
+
+    number = ask("lookup", abi.ROOT_ID, b"file", CONTEXT).st_ino
+    opened = ask("open", number, os.O_RDONLY, CONTEXT)
+    created, _ = ask("create", abi.ROOT_ID, b"new", 0o600, os.O_RDWR, CONTEXT)
 
     keep = policy is CachePolicy.ALWAYS
     assert [info.keep_cache for info in (opened, created)] == [keep, keep]
     assert [info.direct_io for info in (opened, created)] == [False, False]
     assert opened.fh != created.fh
-    assert forgotten == ([(number, True)] if policy is CachePolicy.METADATA else [])
 
 
-@pytest.mark.parametrize(
-    ("flags", "target", "forgets"),
-    [(RENAME_WHITEOUT, b"full", True), (RENAME_WHITEOUT, b"free", False), (0, b"full", False)],
-)
-async def test_a_refused_whiteout_makes_the_kernel_forget_both_directories(
-    source: Path, forgotten: list[tuple[int, bool]], flags: int, target: bytes, forgets: bool
+def test_reads_and_writes_follow_the_flags_of_the_open(
+    source: Path, serve: Callable[..., Ask]
 ) -> None:
-    """The host may have changed them; after a success the kernel forgets by itself."""
-    for name in ("old", "top/full/child"):
-        (source / name).mkdir(parents=True)
-    for directory in (source, source / "old", source / "top"):
-        directory.chmod(0o777)
-    fs = PassthroughFs(effective(), os.open(source, os.O_PATH))
-    try:
-        top = fs.lookup(ROOT, b"top").inode_number
-        refused = pytest.raises(FUSEError) if target == b"full" else contextlib.nullcontext()
-        with refused:
-            await request(fs, "rename", ROOT, b"old", top, target, flags, CONTEXT)
-    finally:
-        fs.close()
+    """pyfuse3 does not say which flags a file has; with O_APPEND the host appends."""
+    (source / "file").write_bytes(b"old")
+    ask = serve()
+    number = ask("lookup", abi.ROOT_ID, b"file", CONTEXT).st_ino
 
-    assert forgotten == ([(ROOT, True), (top, True)] if forgets else [])
+    for flags in (os.O_RDWR, os.O_RDWR | os.O_APPEND):
+        fh = ask("open", number, flags, CONTEXT).fh
+        assert ask("write", fh, 0, b"new") == 3
+        assert ask("read", fh, 0, 10) == (source / "file").read_bytes()
+        ask("release", fh)
 
-
-async def test_names_of_extended_attributes_stay_bytes(fs: PassthroughFs, source: Path) -> None:
-    os.setxattr(source, b"user.\xff", b"")
-
-    assert await request(fs, "listxattr", ROOT, CONTEXT) == [b"user.\xff"]
-
-
-class Reply:
-    """What pyfuse3 fills for READDIRPLUS: room for so many entries and no more."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.entries: dict[bytes, tuple[EntryAttributes, int]] = {}
-
-    def add(self, token: object, name: bytes, attributes: EntryAttributes, next_id: int) -> bool:
-        assert token is self
-        if len(self.entries) == self.room:
-            return False
-        self.entries[name] = (attributes, next_id)
-        return True
-
-
-@pytest.fixture
-def reply(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Reply]:
-    def make(room: int) -> Reply:
-        made = Reply(room)
-        monkeypatch.setattr(pyfuse3, "readdir_reply", made.add)
-        return made
-
-    return make
-
-
-@pytest.fixture
-def directory(fs: PassthroughFs, source: Path) -> Iterator[int]:
-    """A handle of a directory with six names and the dots."""
-    for index in range(6):
-        (source / str(index)).touch()
-    handle = fs.opendir(ROOT)
-    yield handle
-    fs.releasedir(handle)
-
-
-@pytest.mark.parametrize("room", [1, 2, 3, 7, 8, 9])
-async def test_a_listing_counts_what_it_delivers(
-    source: Path, reply: Callable[[int], Reply], room: int
-) -> None:
-    """The kernel counts delivered entries but the dots; the one that did not fit is given back."""
-    for index in range(6):
-        (source / str(index)).touch()
-    fs = PassthroughFs(effective(), os.open(source, os.O_PATH))
-    handle = fs.opendir(ROOT)
-    offset, seen = 0, []
-    while True:
-        filled = reply(room)
-        await request(fs, "readdir", handle, offset, filled)
-        if not filled.entries:
-            break
-        seen += [name for name in filled.entries if name not in {b".", b".."}]
-        offset = [*filled.entries.values()][-1][1]
-        assert len(fs.inodes) == 1 + len(seen)
-        assert {fs.inodes[entry.st_ino].lookups for entry, _ in entries_of(filled)} <= {1}
-    fs.close()
-
-    assert sorted(seen) == [b"0", b"1", b"2", b"3", b"4", b"5"]
-
-
-def entries_of(reply: Reply) -> list[tuple[EntryAttributes, int]]:
-    return [value for name, value in reply.entries.items() if name not in {b".", b".."}]
-
-
-async def test_a_listing_carries_attributes_and_the_dots_number_and_kind(
-    fs: PassthroughFs, directory: int, source: Path, reply: Callable[[int], Reply]
-) -> None:
-    filled = reply(100)
-
-    await request(fs, "readdir", directory, 0, filled)
-
-    for name in (b".", b".."):
-        dot, _ = filled.entries[name]
-        assert (dot.st_ino, stat.S_IFMT(dot.st_mode)) == (os.stat(source).st_ino, stat.S_IFDIR)
-        assert (dot.entry_timeout, dot.attr_timeout) == (0, 0)
-    entry, _ = filled.entries[b"3"]
-    found = (source / "3").stat()
-    assert {field: getattr(entry, field) for field in STAT_FIELDS} == {
-        field: getattr(found, field) for field in STAT_FIELDS
-    }
-    assert (entry.entry_timeout, entry.attr_timeout) == (1.0, 1.0)
-
-
-@pytest.mark.parametrize("before", [0, 1])
-async def test_a_listing_that_fails_keeps_what_was_delivered(
-    before: int, reply: Callable[[int], Reply]
-) -> None:
-    """The kernel counts entries of good replies only; the error waits for the next request."""
-
-    def readdirplus(_handle: int, _offset: int) -> Iterator[tuple[Record, None]]:
-        for index in range(before):
-            yield Record(index, index + 1, 5, b".."), None
-        raise OSError(errno.EIO, "bad disk")
-
-    filled = reply(100)
-    fs = SimpleNamespace(readdirplus=readdirplus, squashes=False)
-
-    if before:
-        await request(fs, "readdir", 1, 0, filled)
-    else:
-        with pytest.raises(FUSEError):
-            await request(fs, "readdir", 1, 0, filled)
-
-    assert len(filled.entries) == before
+    assert (source / "file").read_bytes() == b"newnew"
