@@ -67,8 +67,9 @@ class Kernel:
         unique = next(self._uniques)
         (reply,) = self.send(message(opcode, body, nodeid, unique))
         assert reply.unique == unique
-        if opcode in _WITH_ENTRY and not reply.error and (found := entry(reply.body)["nodeid"]):
-            self.granted.append(found)
+        if opcode in _WITH_ENTRY and not reply.error:
+            found = entry(reply.body)["nodeid"]
+            self.granted += [found] * (found > abi.ROOT_ID)  # the root is never forgotten
         elif opcode == Opcode.READDIRPLUS and not reply.error:
             rows = listed(reply.body, plus=True).values()
             self.granted += [nodeid for nodeid, *_ in rows if nodeid]
