@@ -2,7 +2,6 @@
 
 from libc.stdint cimport uint32_t
 
-from passthrough.native.abi cimport fuse_in_header
 from passthrough.native.state cimport Handler, Thread
 
 
@@ -11,5 +10,5 @@ cdef enum:
 
 
 cdef uint32_t serve(Thread *t, uint32_t received) noexcept nogil
-cdef bint has_answer(const fuse_in_header *h) noexcept nogil
+cdef uint32_t fixed_size(uint32_t opcode) noexcept nogil
 cdef Handler replace(int opcode, Handler handler) noexcept

@@ -115,9 +115,9 @@ cdef uint32_t _reply(Thread *t, uint64_t unique, int result) noexcept nogil:
     return out.len
 
 
-cdef bint has_answer(const fuse_in_header *h) noexcept nogil:
-    """Return whether the kernel waits for an answer to a request."""
-    return h.opcode >= abi.FUSE_OPCODES or not rows[h.opcode].flags & SILENT
+cdef uint32_t fixed_size(uint32_t opcode) noexcept nogil:
+    """Return the bytes of the structure that a request of an opcode begins with."""
+    return rows[opcode].fixed if opcode < abi.FUSE_OPCODES else 0
 
 
 cdef int do_destroy(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
