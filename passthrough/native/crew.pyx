@@ -27,7 +27,7 @@ from libc.string cimport memset
 from passthrough.native.device cimport (
     REQUEST_ROOM, free_buffers, give_pages_back, make_buffers, use_buffers,
 )
-from passthrough.native.layout cimport ACQUIRE, RELEASE, load32, store32
+from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, load32, store32
 from passthrough.native.libc cimport (
     EAGAIN, ENOMEM, MFD_CLOEXEC, close, errno, ftruncate, memfd_create, write,
 )
@@ -64,35 +64,67 @@ cdef enum:
     KEPT_SLOTS = 8  # the memory of others is given back when their threads leave
 
 
-cdef Crew *make_crew(Volume *v, int *error) noexcept nogil:
-    """Make a pool without threads. If NULL is returned, `error` has the errno."""
+cdef Crew *make_crew(Volume *v, Crew *device, int queue, int *error) noexcept nogil:
+    """Make a pool without threads, at the end of the list that begins with `device`.
+
+    The pool of /dev/fuse comes first; `device` is then NULL. If NULL is returned, `error` has the
+    errno.
+    """
     cdef Crew *c = <Crew *>calloc(1, sizeof(Crew))
+    cdef Crew *last = device
     if c == NULL:
         error[0] = ENOMEM
         return NULL
     c.volume = v
-    c.wake_fd = c.memory_fd = -1
+    c.queue = queue
+    c.device = device if device != NULL else c
+    c.memory_fd = c.wake_fd = -1
     pthread_mutex_init(&c.mutex, NULL)
-    c.memory_fd = memfd_create(b"passfs-requests", MFD_CLOEXEC)
-    if c.memory_fd >= 0 and ftruncate(c.memory_fd, <long>(MAX_SLOTS + 1) * REQUEST_ROOM) == 0:
-        c.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    if c.wake_fd < 0:
+    pthread_cond_init(&c.started, NULL)
+    if device == NULL and not _make_memory(c):
         error[0] = errno
         free_crew(c)
         return NULL
-    c.target = 1
+    if last != NULL:
+        while last.next != NULL:
+            last = last.next
+        last.next = c
+    c.target = 1 if queue == DEVICE else MAX_SLOTS
     return c
 
 
+cdef bint _make_memory(Crew *c) noexcept nogil:
+    """Make the memory of all requests; false: errno."""
+    c.places = 1  # the first one is of the calls of Python
+    c.memory_fd = memfd_create(b"passfs-requests", MFD_CLOEXEC)
+    if c.memory_fd < 0 or ftruncate(c.memory_fd, <long>MAX_PLACES * REQUEST_ROOM) < 0:
+        return False
+    c.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    return c.wake_fd >= 0
+
+
 cdef bint free_crew(Crew *c) noexcept nogil:
-    """Free the pool, unless a thread is left in it: then nothing of the volume may be freed."""
+    """Free the pools from this one on, unless a thread is left: then nothing of the volume may be.
+    """
+    cdef Crew *pool = c
     cdef int index
-    pthread_mutex_lock(&c.mutex)
-    for index in range(c.top):
-        if load32(&c.slots[index].state, ACQUIRE) != FREE:
-            pthread_mutex_unlock(&c.mutex)
-            return False
-    pthread_mutex_unlock(&c.mutex)
+    while pool != NULL:
+        pthread_mutex_lock(&pool.mutex)
+        for index in range(pool.top):
+            if load32(&pool.slots[index].state, ACQUIRE) != FREE:
+                pthread_mutex_unlock(&pool.mutex)
+                return False
+        pthread_mutex_unlock(&pool.mutex)
+        pool = pool.next
+    while c != NULL:
+        pool = c
+        c = c.next
+        _free(pool)
+    return True
+
+
+cdef void _free(Crew *c) noexcept nogil:
+    cdef int index
     for index in range(c.top):
         free_buffers(&c.slots[index].buffers)
         free(c.slots[index])
@@ -101,29 +133,31 @@ cdef bint free_crew(Crew *c) noexcept nogil:
     if c.wake_fd >= 0:
         close(c.wake_fd)
     free(c)
-    return True
 
 
 cdef void stop_crew(Crew *c) noexcept nogil:
-    """Serve no further request."""
-    pthread_mutex_lock(&c.mutex)
-    store32(&c.stopped, 1, RELEASE)
-    c.target = 0
-    dismiss_parked(c)
-    pthread_mutex_unlock(&c.mutex)
+    """Serve no further request, in the pools from this one on."""
+    while c != NULL:
+        pthread_mutex_lock(&c.mutex)
+        store32(&c.stopped, 1, RELEASE)
+        c.target = 0
+        dismiss_parked(c)
+        pthread_mutex_unlock(&c.mutex)
+        c = c.next
 
 
-cdef int in_flight(Crew *c) noexcept nogil:
-    """Return the number of requests in service."""
+cdef int in_flight(const Crew *c) noexcept nogil:
+    """Return the number of requests in service, in this pool alone."""
     cdef int index, count = 0
     for index in range(load32(&c.top, ACQUIRE)):
-        count += load32(&c.slots[index].state, ACQUIRE) == SERVING
+        count += load32(&c.slots[index].state, SEQ_CST) == SERVING
     return count
 
 
 cdef void wake(Crew *c) noexcept nogil:
+    """Have the main thread sample again."""
     cdef uint64_t one = 1
-    if write(c.wake_fd, &one, sizeof(one)) < 0:
+    if write(c.device.wake_fd, &one, sizeof(one)) < 0:
         pass  # EAGAIN: the main thread is awake
 
 
@@ -144,7 +178,7 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
     cdef int result = 0
     pthread_mutex_lock(&c.mutex)
     slot = NULL
-    if not c.stopped and c.size < MAX_THREADS + <int>waiting(c.volume):
+    if not c.stopped and c.size < _most(c) + <int>waiting(c.volume):
         slot = _parked(c)
         if slot != NULL:
             store32(&slot.state, READING, RELEASE)
@@ -158,12 +192,16 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
                 slot = NULL
         if slot != NULL:
             c.size += 1
-            if stays:
+            if stays and c.queue == DEVICE:
                 c.target = c.size
     pthread_mutex_unlock(&c.mutex)
     if result < 0:
-        report(c.volume, REPORT_NO_THREAD, -result, NULL)
+        report(c.volume, REPORT_NO_THREAD, c.size, NULL)
     return slot != NULL
+
+
+cdef int _most(const Crew *c) noexcept nogil:
+    return MAX_THREADS if c.queue == DEVICE else MAX_QUEUE_THREADS
 
 
 cdef Slot *_parked(Crew *c) noexcept nogil:
@@ -181,14 +219,16 @@ cdef Slot *_free_slot(Crew *c, int *error) noexcept nogil:
     for index in range(c.top):
         if c.slots[index].state == FREE:
             return c.slots[index]
-    if c.top == MAX_SLOTS:
+    if c.top == MAX_SLOTS or load32(&c.device.places, RELAXED) >= MAX_PLACES:
         error[0] = -EAGAIN
         return NULL
     slot = <Slot *>calloc(1, sizeof(Slot))
     if slot == NULL:
         error[0] = -ENOMEM
         return NULL
-    error[0] = make_buffers(&slot.buffers, c.memory_fd, c.top)
+    error[0] = make_buffers(
+        &slot.buffers, c.device.memory_fd, add32(&c.device.places, 1, RELAXED)
+    )
     if error[0] < 0:
         free(slot)
         return NULL
@@ -209,7 +249,7 @@ cdef int _start(Slot *slot) noexcept nogil:
     slot.thread.of_crew = slot
     slot.sampled = 0
     use_buffers(&slot.thread, &slot.buffers)
-    store32(&slot.state, READING, RELEASE)
+    store32(&slot.state, READING if slot.crew.queue == DEVICE else STARTING, RELEASE)
     pthread_attr_init(&attributes)
     pthread_attr_setstacksize(&attributes, STACK_SIZE)
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED)

@@ -14,6 +14,7 @@ cdef extern from * nogil:
     int ACQUIRE "__ATOMIC_ACQUIRE"
     int RELEASE "__ATOMIC_RELEASE"
     int RELAXED "__ATOMIC_RELAXED"
+    int SEQ_CST "__ATOMIC_SEQ_CST"
     uint64_t load64 "__atomic_load_n"(const uint64_t *place, int order)
     int32_t load32 "__atomic_load_n"(const int32_t *place, int order)
     void store64 "__atomic_store_n"(uint64_t *place, uint64_t value, int order)
@@ -21,6 +22,7 @@ cdef extern from * nogil:
     void store32 "__atomic_store_n"(int32_t *place, int32_t value, int order)
     void store16 "__atomic_store_n"(uint16_t *place, uint16_t value, int order)
     uint32_t exchange_notes "__atomic_exchange_n"(uint32_t *place, uint32_t value, int order)
+    int32_t add32 "__atomic_fetch_add"(int32_t *place, int32_t number, int order)
     bint exchange32 "__atomic_compare_exchange_n"(
         int32_t *place, int32_t *expected, int32_t value, bint weak, int success, int failure
     )

@@ -1,6 +1,6 @@
 """What the kernel is told unasked, through /dev/fuse."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from passthrough.native.state cimport Volume
 
@@ -8,3 +8,4 @@ from passthrough.native.state cimport Volume
 cdef int attributes_changed(Volume *v, uint64_t nodeid) noexcept nogil
 cdef int data_changed(Volume *v, uint64_t nodeid) noexcept nogil
 cdef int provoke_request(Volume *v, uint64_t nodeid) noexcept nogil
+cdef int provoke_numbered(Volume *v, uint64_t nodeid, uint32_t number) noexcept nogil

@@ -8,7 +8,7 @@ take no lock of the kernel that a request holds.
 Over io_uring, too, notifications go through /dev/fuse.
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthrough.native.abi cimport (
@@ -42,6 +42,16 @@ cdef int provoke_request(Volume *v, uint64_t nodeid) noexcept nogil:
     """
     cdef fuse_notify_retrieve_out body
     memset(&body, 0, sizeof(body))
+    body.nodeid = nodeid
+    return _notify(v, FUSE_NOTIFY_RETRIEVE, &body, sizeof(body))
+
+
+cdef int provoke_numbered(Volume *v, uint64_t nodeid, uint32_t number) noexcept nogil:
+    """Have the kernel send a request with a number of its own, which it answers as others."""
+    cdef fuse_notify_retrieve_out body
+    memset(&body, 0, sizeof(body))
+    # Far beyond the numbers that the kernel gives, and even, as they are.
+    body.notify_unique = (<uint64_t>1 << 62) + 2 * <uint64_t>number
     body.nodeid = nodeid
     return _notify(v, FUSE_NOTIFY_RETRIEVE, &body, sizeof(body))
 

@@ -1,6 +1,8 @@
-"""What a thread of the pool does."""
+"""What a thread of the pool of /dev/fuse does."""
 
-from passthrough.native.crew cimport Crew
+from passthrough.native.crew cimport Crew, Slot
 
 
 cdef int start_service(Crew *c) noexcept nogil
+cdef bint another_serves(Crew *c, const Slot *slot) noexcept nogil
+cdef void resume_sampling(Crew *c) noexcept nogil

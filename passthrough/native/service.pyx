@@ -14,12 +14,12 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from passthrough.native.abi cimport FUSE_SETLK, FUSE_SETLKW
 from passthrough.native.crew cimport (
-    DISMISSED, MAX_THREADS, PARKED, READING, SERVING, Crew, Slot, add_thread, another_reads, leave,
+    DEVICE, DISMISSED, PARKED, READING, SERVING, Crew, Slot, add_thread, another_reads, leave,
     pthread_cond_wait, wake,
 )
 from passthrough.native.device cimport receive, send
 from passthrough.native.identity cimport identity_thread
-from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, load32, store32
+from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, load32, store32
 from passthrough.native.libc cimport EAGAIN, timespec
 from passthrough.native.locks cimport waiting
 from passthrough.native.loop cimport serve
@@ -70,9 +70,9 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         received = receive(t, &slot.buffers)
         if received <= 0:
             return received
-        store32(&slot.state, SERVING, RELEASE)
-        if load32(&c.idle, RELAXED):
-            _resume_sampling(c)
+        store32(&slot.state, SERVING, SEQ_CST)
+        if load32(&c.idle, SEQ_CST):
+            resume_sampling(c)
         if load32(&c.stopped, RELAXED):
             return 1
         length = serve(t, <uint32_t>received)
@@ -83,7 +83,7 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         store32(&slot.state, READING, RELEASE)
 
 
-cdef void _resume_sampling(Crew *c) noexcept nogil:
+cdef void resume_sampling(Crew *c) noexcept nogil:
     pthread_mutex_lock(&c.mutex)
     if c.idle:
         store32(&c.idle, 0, RELEASE)
@@ -113,9 +113,12 @@ cdef bint _park_or_end(Crew *c, Slot *slot) noexcept nogil:
 
 
 cdef void _about_to_block(Thread *t) noexcept nogil:
-    """Add a thread if none reads; the calling thread has its own credentials."""
+    """Add a thread if none reads; the calling thread has its own credentials.
+
+    Not to a queue of io_uring: no thread leaves it again, and a second one waits from the start.
+    """
     cdef Slot *slot = <Slot *>t.of_crew
-    if not another_reads(slot.crew, slot):
+    if slot.crew.queue == DEVICE and not another_reads(slot.crew, slot):
         add_thread(slot.crew, False)
 
 
@@ -125,13 +128,13 @@ cdef bint _may_wait(Thread *t) noexcept nogil:
     If no thread can be added, the last one must not wait for a lock: it has to serve the unlock.
     """
     cdef Slot *slot = <Slot *>t.of_crew
-    if _another_serves(slot.crew, slot):
+    if another_serves(slot.crew, slot):
         return True
-    add_thread(slot.crew, False)
-    return _another_serves(slot.crew, slot)
+    # The new thread may have a request in hand by now; if that is to wait, too, it asks for itself.
+    return add_thread(slot.crew, False) or another_serves(slot.crew, slot)
 
 
-cdef bint _another_serves(Crew *c, const Slot *slot) noexcept nogil:
+cdef bint another_serves(Crew *c, const Slot *slot) noexcept nogil:
     """Return whether a thread other than this one can serve an unlock.
 
     The caller's own request is visible in its slot. So if several threads ask at the same time, the
@@ -162,28 +165,41 @@ cdef bint _let_others_finish(Thread *t) noexcept nogil:
     False: there are no others, so that all earlier requests are served.
     """
     cdef Slot *slot = <Slot *>t.of_crew
-    cdef Crew *c = slot.crew
-    cdef uint64_t served[MAX_THREADS]
-    cdef int index, tries
-    cdef int top = min(load32(&c.top, ACQUIRE), <int32_t>MAX_THREADS)
-    cdef bint left
-    if load32(&c.size, ACQUIRE) == 1:
+    cdef Crew *first = slot.crew.device
+    cdef int tries
+    if first.next == NULL and load32(&first.size, ACQUIRE) == 1:
         return False
     _about_to_block(t)
     _sleep()  # a thread that has just taken a request may not have marked its slot yet
-    for index in range(top):
-        served[index] = c.slots[index].thread.served
+    _note(first)
     for tries in range(LONGEST_WAITS):
-        left = False
-        for index in range(top):
-            if c.slots[index] == slot or load32(&c.slots[index].state, ACQUIRE) != SERVING:
-                continue
-            if c.slots[index].thread.request.opcode != FUSE_SETLKW:
-                left = left or c.slots[index].thread.served == served[index]
-        if not left:
+        if not _serves_what_was_noted(first, slot):
             break
         _sleep()
     return True
+
+
+cdef void _note(Crew *c) noexcept nogil:
+    cdef int index
+    while c != NULL:
+        for index in range(load32(&c.top, ACQUIRE)):
+            c.slots[index].noted = c.slots[index].thread.served
+        c = c.next
+
+
+cdef bint _serves_what_was_noted(Crew *c, const Slot *but) noexcept nogil:
+    """Return whether a thread, not one that waits for a lock, still serves a request of before."""
+    cdef const Slot *slot
+    cdef int index
+    while c != NULL:
+        for index in range(load32(&c.top, ACQUIRE)):
+            slot = c.slots[index]
+            if slot == but or load32(&slot.state, ACQUIRE) != SERVING:
+                continue
+            if slot.thread.request.opcode != FUSE_SETLKW and slot.thread.served == slot.noted:
+                return True
+        c = c.next
+    return False
 
 
 cdef void _sleep() noexcept nogil:

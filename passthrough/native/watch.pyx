@@ -9,10 +9,10 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from passthrough.native.crew cimport (
-    FREE, PARKED, READING, SERVING, Crew, Samples, Slot, add_thread, dismiss_parked, in_flight,
+    DEVICE, READING, STARTING, Crew, Samples, Slot, Usage, add_thread, dismiss_parked, in_flight,
 )
 from passthrough.native.layout cimport (
-    ACQUIRE, NONE, RELEASE, Tables, load32, next_inode, store32,
+    ACQUIRE, NONE, SEQ_CST, Tables, load32, next_inode, store32,
 )
 from passthrough.native.libc cimport (
     CLOCK_MONOTONIC, EINTR, POLLERR, POLLHUP, POLLIN, S_IFREG, clock_gettime, errno, poll, pollfd,
@@ -63,7 +63,7 @@ cdef int watch(Crew *c, int wakeup_fd, int keeper_fd) noexcept nogil:
     fds[0].events = fds[1].events = fds[2].events = POLLIN
     while not load32(&c.ended, ACQUIRE):
         fds[0].revents = fds[1].revents = fds[2].revents = 0
-        if poll(fds, 3, -1 if load32(&c.idle, ACQUIRE) else SAMPLE_MS) < 0:
+        if poll(fds, 3, -1 if _all_idle(c) else SAMPLE_MS) < 0:
             return INTERRUPTED
         if fds[1].revents:
             return KEEPER_ENDED
@@ -71,24 +71,45 @@ cdef int watch(Crew *c, int wakeup_fd, int keeper_fd) noexcept nogil:
             return SIGNALLED
         if fds[2].revents and read(c.wake_fd, &count, sizeof(count)) < 0:
             pass  # EAGAIN: nothing to do
+        _measure(&c.usage)
         _sample(c)
     return CONNECTION_ENDED
 
 
-cdef void _sample(Crew *c) noexcept nogil:
-    """Let the pool grow or shrink if needed."""
+cdef bint _all_idle(const Crew *c) noexcept nogil:
+    while c != NULL:
+        if not load32(&c.idle, SEQ_CST):
+            return False
+        c = c.next
+    return True
+
+
+cdef void _sample(Crew *first) noexcept nogil:
+    """Let the pools grow or shrink if needed."""
+    cdef Crew *c = first
+    while c != NULL:
+        if not load32(&c.idle, SEQ_CST):
+            if c.queue == DEVICE:
+                _sample_device(c)
+            else:
+                _sample_queue(c, &first.usage)
+        c = c.next
+    if _all_idle(first):
+        memset(&first.usage, 0, sizeof(first.usage))
+        trim(first.volume.tables)
+
+
+cdef void _sample_device(Crew *c) noexcept nogil:
     cdef Samples *s = &c.samples
+    cdef Usage *u = &c.usage
     cdef uint64_t requests = 0
     cdef bint none_idle = _count(c, &requests)
     cdef bint held_up
-    _measure(s)
-    held_up = none_idle and s.had_no_idle and not s.busy and not _is_fast(s, requests, c.size)
+    held_up = none_idle and s.had_no_idle and not u.busy and not _is_fast(u, requests, c.size)
     s.held_up = s.held_up + 1 if held_up else 0
     if requests:
-        if s.held_up >= SLOW_HOST_SAMPLES and c.size < SLOW_HOST_MAX_THREADS:
-            s.held_up = 0
-            add_thread(c, True)
-    elif s.held_up >= (UNRELIABLE_SAMPLES if s.unreliable else 1):
+        _add_for_slow_host(c)
+    elif s.held_up >= _enough(u):
         _double(c)
     s.without_requests = 0 if none_idle or requests else s.without_requests + 1
     s.with_idle = 0 if none_idle else s.with_idle + 1
@@ -100,8 +121,58 @@ cdef void _sample(Crew *c) noexcept nogil:
         _become_idle(c)
 
 
+cdef void _sample_queue(Crew *c, const Usage *u) noexcept nogil:
+    """Sample the pool of one processor, which only grows.
+
+    The process may compute for other processors meanwhile. So the pool is doubled, too, if no
+    thread of the processor has taken a request for ten samples (50 ms).
+    """
+    cdef Samples *s = &c.samples
+    cdef uint64_t requests = 0
+    cdef bint none_idle = _count(c, &requests)
+    cdef bint held_up
+    held_up = none_idle and s.had_no_idle and not u.busy and not _is_fast(u, requests, c.size)
+    s.held_up = s.held_up + 1 if held_up else 0
+    s.stuck = s.stuck + 1 if none_idle and not requests else 0
+    if requests:
+        _add_for_slow_host(c)
+    elif s.held_up >= _enough(u) or s.stuck >= SLOW_HOST_SAMPLES:
+        s.stuck = 0
+        _double(c)
+    s.had_no_idle = none_idle
+    s.without_requests = 0 if none_idle else s.without_requests + 1
+    if s.without_requests >= IDLE_SAMPLES:
+        memset(s, 0, sizeof(Samples))
+        store32(&c.idle, 1, SEQ_CST)
+        # A thread that took a request before this saw no reason to wake the main thread.
+        if _none_reads(c):
+            store32(&c.idle, 0, SEQ_CST)
+
+
+cdef bint _none_reads(const Crew *c) noexcept nogil:
+    cdef int index
+    for index in range(load32(&c.top, ACQUIRE)):
+        if load32(&c.slots[index].state, SEQ_CST) == READING:
+            return False
+    return True
+
+
+cdef int _enough(const Usage *u) noexcept nogil:
+    """Return how many samples say that the host holds all threads up."""
+    return UNRELIABLE_SAMPLES if u.unreliable else 1
+
+
+cdef void _add_for_slow_host(Crew *c) noexcept nogil:
+    if c.samples.held_up >= SLOW_HOST_SAMPLES and c.size < SLOW_HOST_MAX_THREADS:
+        c.samples.held_up = 0
+        add_thread(c, True)
+
+
 cdef bint _count(Crew *c, uint64_t *requests) noexcept nogil:
-    """Count the requests since the last sample; return whether no thread is idle."""
+    """Count the requests since the last sample; return whether no thread is idle.
+
+    A thread that starts counts as idle: it will take the next request.
+    """
     cdef Slot *slot
     cdef uint64_t served
     cdef bint none_idle = True
@@ -109,7 +180,7 @@ cdef bint _count(Crew *c, uint64_t *requests) noexcept nogil:
     for index in range(load32(&c.top, ACQUIRE)):
         slot = c.slots[index]
         state = load32(&slot.state, ACQUIRE)
-        if state == READING:
+        if state == READING or state == STARTING:
             none_idle = False
         served = slot.thread.served
         if served > slot.sampled:
@@ -118,7 +189,7 @@ cdef bint _count(Crew *c, uint64_t *requests) noexcept nogil:
     return none_idle
 
 
-cdef void _measure(Samples *s) noexcept nogil:
+cdef void _measure(Usage *u) noexcept nogil:
     """Find out whether this process has used the interval, and whether the sample is reliable.
 
     A sample is unreliable if it came late, or if a thread was preempted (ru_nivcsw) within the last
@@ -134,21 +205,21 @@ cdef void _measure(Samples *s) noexcept nogil:
         usage.ru_utime.tv_sec + usage.ru_stime.tv_sec
         + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6
     )
-    s.elapsed_s = at_s - s.at_s
-    if s.at_s > 0 and usage.ru_nivcsw > s.preemptions:
-        s.unreliable_left = UNRELIABLE_SAMPLES
-    elif s.unreliable_left:
-        s.unreliable_left -= 1
-    s.busy = (computed_s - s.computed_s) * 100 > s.elapsed_s * BUSY_PERCENT
-    s.unreliable = s.elapsed_s * 1e6 > 2 * SAMPLE_US or s.unreliable_left > 0
-    s.at_s = at_s
-    s.computed_s = computed_s
-    s.preemptions = usage.ru_nivcsw
+    u.elapsed_s = at_s - u.at_s
+    if u.at_s > 0 and usage.ru_nivcsw > u.preemptions:
+        u.unreliable_left = UNRELIABLE_SAMPLES
+    elif u.unreliable_left:
+        u.unreliable_left -= 1
+    u.busy = (computed_s - u.computed_s) * 100 > u.elapsed_s * BUSY_PERCENT
+    u.unreliable = u.elapsed_s * 1e6 > 2 * SAMPLE_US or u.unreliable_left > 0
+    u.at_s = at_s
+    u.computed_s = computed_s
+    u.preemptions = usage.ru_nivcsw
 
 
-cdef bint _is_fast(const Samples *s, uint64_t requests, int threads) noexcept nogil:
+cdef bint _is_fast(const Usage *u, uint64_t requests, int threads) noexcept nogil:
     """Return whether the threads served too many requests in the interval for a slow host."""
-    return requests * SAMPLE_US > FAST_HOST_REQUESTS * threads * s.elapsed_s * 1e6
+    return requests * SAMPLE_US > FAST_HOST_REQUESTS * threads * u.elapsed_s * 1e6
 
 
 cdef void _double(Crew *c) noexcept nogil:
@@ -176,12 +247,11 @@ cdef void _become_idle(Crew *c) noexcept nogil:
         return
     pthread_mutex_lock(&c.mutex)
     dismiss_parked(c)
-    store32(&c.idle, 1, RELEASE)
+    store32(&c.idle, 1, SEQ_CST)
     pthread_mutex_unlock(&c.mutex)
     memset(&c.samples, 0, sizeof(c.samples))
-    trim(c.volume.tables)
     if in_flight(c):  # a thread that took a request before this saw no reason to wake
-        store32(&c.idle, 0, RELEASE)
+        store32(&c.idle, 0, SEQ_CST)
 
 
 cdef bint _wake_readers(Volume *v, int count) noexcept nogil:

@@ -139,7 +139,7 @@ def _untaken_answer(number: int, _name: bytes) -> None:
 
 
 def _no_thread(number: int, _name: bytes) -> None:
-    log.warning("cannot start more threads: %s", os.strerror(number))
+    log.warning("cannot start more than %d threads", number)
 
 
 def _no_header(number: int, _name: bytes) -> None:
