@@ -96,6 +96,7 @@ cdef struct Crew:
     int memory_fd
     int32_t places  # taken of MAX_PLACES, by an atomic counter
     int wake_fd  # eventfd(2) of the main thread
+    int32_t shortages  # threads that could not be had
     int32_t provoked  # requests that woke readers, each with a number of its own
 
 

@@ -195,7 +195,7 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
             if stays and c.queue == DEVICE:
                 c.target = c.size
     pthread_mutex_unlock(&c.mutex)
-    if result < 0:
+    if result < 0 and add32(&c.device.shortages, 1, RELAXED) == 0:
         report(c.volume, REPORT_NO_THREAD, c.size, NULL)
     return slot != NULL
 

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from passthrough.native.abi cimport fuse_in_header, fuse_out_header
 from passthrough.native.configure cimport configure, limits_of, set_links
-from passthrough.native.crew cimport MAX_SLOTS, free_crew, in_flight, make_crew, stop_crew
+from passthrough.native.crew cimport DEVICE, Crew, free_crew, in_flight, make_crew, stop_crew
 from passthrough.native.device cimport (
     REQUEST_AT, REQUEST_ROOM, free_buffers, give_pages_back, make_buffers, receive, send,
     use_buffers,
@@ -29,8 +29,10 @@ from passthrough.native.listing cimport streams_close, streams_open
 from passthrough.native.locks cimport locks_close, locks_open, waiting
 from passthrough.native.loop cimport OUT_HEADER, serve
 from passthrough.native.memory cimport create, detach, trim
+from passthrough.native.queues cimport start_queues
 from passthrough.native.service cimport start_service
 from passthrough.native.state cimport Thread, Volume
+from passthrough.native.uring cimport Ring, close_ring, open_ring
 from passthrough.native.watch cimport INTERRUPTED, KEEPER_ENDED as _KEEPER_ENDED, watch
 from passthrough.linux import fdpath, filehandles, syscalls
 from passthrough.native.loop import opcodes  # noqa: F401 - for tests
@@ -49,7 +51,7 @@ cdef class Core:
         if self._volume == NULL or self._own == NULL:
             raise MemoryError
         self._volume.device_fd = -1
-        self._crew = make_crew(self._volume, &error)
+        self._crew = make_crew(self._volume, NULL, DEVICE, &error)
         if self._crew == NULL:
             raise OSError(error, os.strerror(error))
 
@@ -72,7 +74,7 @@ cdef class Core:
             raise
         for result in (
             inodes_open(self._volume), streams_open(self._volume), locks_open(self._volume),
-            make_buffers(&self._buffers, self._crew.memory_fd, MAX_SLOTS),
+            make_buffers(&self._buffers, self._crew.memory_fd, 0),
         ):
             _check(result)
         self._own.volume = self._volume
@@ -195,15 +197,27 @@ cdef class Core:
         _check(received)
         return received > 0
 
-    def start(self):
-        """Start the threads that serve the device.
+    def start(self, processors=()):
+        """Start the threads that serve the device, and those that serve queues of io_uring.
+
+        Requests come over io_uring if `processors` has the numbers of all that there may be.
 
         Raises:
-            OSError: EAGAIN, there is no thread to be had.
+            OSError: EAGAIN, there is no thread to be had; the kernel takes no entry of a queue.
         """
-        cdef int result
-        with nogil:
-            result = start_service(self._crew)
+        cdef int count = len(processors), index, result
+        cdef int *numbers = <int *>calloc(count + 1, sizeof(int))
+        if numbers == NULL:
+            raise MemoryError
+        try:
+            for index in range(count):
+                numbers[index] = processors[index]
+            with nogil:
+                result = start_service(self._crew)
+                if result == 0 and count:
+                    result = start_queues(self._crew, numbers, count)
+        finally:
+            free(numbers)
         _check(result)
 
     def watch(self, int wakeup_fd, int keeper_fd):
@@ -232,7 +246,12 @@ cdef class Core:
 
     def in_flight(self):
         """Return the number of requests in service."""
-        return in_flight(self._crew)
+        cdef int count = 0
+        cdef Crew *crew = self._crew
+        while crew != NULL:
+            count += in_flight(crew)
+            crew = crew.next
+        return count
 
     def waiting(self):
         """Return the number of requests that wait for locks."""
@@ -240,7 +259,12 @@ cdef class Core:
 
     def threads(self):
         """Return the number of threads that read or serve."""
-        return self._crew.size
+        cdef int count = 0
+        cdef Crew *crew = self._crew
+        while crew != NULL:
+            count += crew.size
+            crew = crew.next
+        return count
 
     @property
     def inodes(self):
@@ -296,6 +320,17 @@ cdef class Core:
 cdef _check(int result):
     if result < 0:
         raise OSError(-result, os.strerror(-result))
+
+
+def try_io_uring():
+    """Make a ring as a queue's thread does, and close it; return 0 or the errno."""
+    cdef Ring ring
+    cdef int result
+    memset(&ring, 0, sizeof(ring))
+    result = open_ring(&ring)
+    if result == 0:
+        close_ring(&ring)
+    return -result
 
 
 def _open_mount(config, source_fd):

@@ -5,11 +5,12 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from passthrough.linux import kernel_features
 from passthrough.native.face import KEEPER_ENDED, Core
-from passthrough.options.choices import Passthrough
+from passthrough.options.choices import Passthrough, Transport
 from passthrough.options.effective import Effective
 from passthrough.session import shutdown
 from passthrough.session.abi import Init
@@ -69,7 +70,7 @@ def run(
         without_passthrough = _without_passthrough(served)
         with shutdown.wakeup_pipe() as (wakeup_fd, _):
             try:
-                core.start()
+                core.start(_processors(served))
                 serving(without_passthrough)
                 end = core.watch(wakeup_fd, -1 if keeper_fd is None else keeper_fd)
                 if end == KEEPER_ENDED:
@@ -106,6 +107,16 @@ def _without_passthrough(served: Served) -> str:
         raise OSError(errno.EPERM, f"option 'passthrough': 'on' cannot be had: {why}")
     served.core.pass_nothing_through()
     return why
+
+
+def _processors(served: Served) -> Sequence[int]:
+    """Return the processors whose requests come over io_uring: all of them, or none."""
+    if served.config.transport is not Transport.IO_URING:
+        return ()
+    if not served.rare.uses(Init.OVER_IO_URING):
+        why = served.rare.why_not(Init.OVER_IO_URING)
+        raise OSError(errno.EPROTO, f"option 'transport': 'io_uring' cannot be had: {why}")
+    return kernel_features.possible_processors()
 
 
 def _drain(core: Core) -> None:

@@ -20,10 +20,10 @@ import msgspec
 from passthrough.identity import credentials
 from passthrough.identity.ownership import Ownership
 from passthrough.linux import filehandles, kernel_features, memory
+from passthrough.native.face import try_io_uring
 from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Squash, Transport
 from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.table import OptionError
-from passthrough.session import uring
 from passthrough.worker import sandbox
 from passthrough.worker.handover import Handover, Report, decode_handover, encode
 from passthrough.worker.sandbox import SandboxError
@@ -63,22 +63,14 @@ class Runner(Protocol):
 
 
 _RUNNERS: Final[Mapping[SessionKind, str]] = {
-    SessionKind.KERNEL: "passthrough.session.kernel",
+    SessionKind.KERNEL: "passthrough.session.native",
     SessionKind.LIBFUSE: "passthrough.session.libfuse_run",
 }
-_COMPILED: Final = "passthrough.session.native"
 
 
-def load(session: SessionKind, transport: Transport = Transport.DEV) -> Runner:
-    """Import the module that runs *session*, and no other session.
-
-    PASSFS_CORE=compiled chooses the compiled core for `kernel` on /dev/fuse.
-    """
-    name = _RUNNERS[session]
-    compiled = os.environ.get("PASSFS_CORE") == "compiled"
-    if compiled and session is SessionKind.KERNEL and transport is not Transport.IO_URING:
-        name = _COMPILED
-    return cast("Runner", importlib.import_module(name))
+def load(session: SessionKind) -> Runner:
+    """Import the module that runs *session*, and no other session."""
+    return cast("Runner", importlib.import_module(_RUNNERS[session]))
 
 
 def main() -> int:
@@ -125,7 +117,7 @@ def serve(
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
     # No module can be imported once the process has entered the sandbox.
-    session = load(config.session, config.transport)
+    session = load(config.session)
     source_fd = _confine(config, handover.source_fd)
     top = os.fstat(source_fd)
     if not config.readonly and (why := Ownership(config).why_no_change_allowed(top)):
@@ -155,7 +147,8 @@ def _io_uring_obstacle(config: Effective) -> str:
     if reason := kernel_features.io_uring_obstacle():
         return reason
     try:
-        uring.Ring().close()
+        if number := try_io_uring():
+            return os.strerror(number)
         kernel_features.possible_processors()  # cached for later, when /sys is out of reach
     except OSError as error:
         return str(error.strerror)
