@@ -5,7 +5,8 @@ The modules, from the top down:
     face         the core for Python: sessions, handlers of rare requests, tests
     loop         finds the function of an opcode, and turns its result into a reply
     device       /dev/fuse: reads requests, writes replies
-    entries      names in directories: lookup, create, link, unlink, rename
+    entries      names in directories: lookup, forget, create, link, unlink, readlink
+    renames      rename(2), also with RENAME_* flags
     opens        OPEN, CREATE, TMPFILE: a regular file is opened for a caller
     data         data of open files: read and written
     files        open files: added and found, brought to stable storage, closed
@@ -13,8 +14,9 @@ The modules, from the top down:
     listing      entries of an open directory, from any offset that was given as one
     offsets      offsets of directory streams that each stand for one place
     attributes   attributes of inodes: getattr, setattr, statfs, access
-    xattrs       extended attributes, and the flags of files
+    xattrs       extended attributes
     ranges       fallocate, lseek, copy_file_range
+    flags        flags and project ids of files: the few ioctls that pass
     locks        fcntl(2) and flock(2) locks on the host's files
     backing      FUSE passthrough: ids of the host's files for the kernel
     opening      flags of open(2) that reach the host, and the opening of what is there
