@@ -15,8 +15,7 @@ from passthrough.native.abi cimport fuse_in_header, fuse_out_header
 from passthrough.native.configure cimport configure, limits_of, set_links
 from passthrough.native.crew cimport DEVICE, Crew, free_crew, in_flight, make_crew, stop_crew
 from passthrough.native.device cimport (
-    REQUEST_AT, REQUEST_ROOM, free_buffers, give_pages_back, make_buffers, receive, send,
-    use_buffers,
+    REQUEST_AT, REQUEST_ROOM, free_buffers, make_buffers, receive, send, use_buffers,
 )
 from passthrough.native.backing cimport try_backing
 from passthrough.native.identity cimport identity_thread
@@ -178,10 +177,9 @@ cdef class Core:
         cdef const OpenFile *file = open_get(self._volume.tables, FILES, fh)
         return file.flags if file != NULL else 0
 
-    def rest(self):
-        """Give back memory that a quiet volume does not need."""
+    def trim(self):
+        """Give memory back, if the kernel has forgotten most inodes that it knew."""
         trim(self._volume.tables)
-        give_pages_back(&self._buffers)
 
     def serve_one(self):
         """Serve one request of the device; return false if there will be no more."""

@@ -127,6 +127,7 @@ class LibfuseOperations(pyfuse3.Operations):
         super().__init__()
         self._request = core.ask
         self._flags_of = core.flags_of
+        self._trim = core.trim
         self._serving = serving
 
     def init(self) -> None:
@@ -144,6 +145,7 @@ class LibfuseOperations(pyfuse3.Operations):
             body = wire.BATCH_FORGET_IN.pack(count)
             pairs = struct.pack(f"={2 * count}Q", *chain.from_iterable(inode_list))
             self._ask_open(Opcode.BATCH_FORGET, body, pairs)
+            self._trim()
         except Exception:
             log.exception("forget of %d inodes failed", count)
 

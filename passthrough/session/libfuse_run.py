@@ -20,8 +20,6 @@ from passthrough.session.native import Served
 
 log = logging.getLogger(__name__)
 
-_QUIET_MS: Final = 100
-
 prepare: Final = Served
 
 
@@ -36,7 +34,7 @@ def run(
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
     with shutdown.wakeup_pipe() as (wakeup_fd, _):
-        scheduler = Scheduler(fuse_fd, wakeup_fd, keeper_fd, served.core.rest)
+        scheduler = Scheduler(fuse_fd, wakeup_fd, keeper_fd)
         # read(2) on /dev/fuse reports the end of the connection by ECONNABORTED in place of ENODEV
         # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
         with contextlib.suppress(ConnectionAbortedError):
@@ -87,21 +85,11 @@ class Scheduler:
     name: Final = "requests"
     """The name of the one task."""
 
-    def __init__(
-        self,
-        fuse_fd: int,
-        wakeup_fd: int,
-        keeper_fd: int | None,
-        rest: Callable[[], object],
-    ) -> None:
-        """Wait for requests on *fuse_fd* until another of the descriptors is readable.
-
-        Calls *rest* when no request has come for 100 ms.
-        """
+    def __init__(self, fuse_fd: int, wakeup_fd: int, keeper_fd: int | None) -> None:
+        """Wait for requests on *fuse_fd* until another of the descriptors is readable."""
         self.lowlevel = self
         self._keeper_fd = keeper_fd
         self._fuse_fd = fuse_fd
-        self._rest = rest
         self._poll = shutdown.poll_of(fuse_fd, wakeup_fd, keeper_fd).poll
 
     def current_task(self) -> "Scheduler":
@@ -117,11 +105,7 @@ class Scheduler:
         Raises:
             ClosedResourceError: the session ends; no request is read, even if there is one.
         """
-        ready = self._poll(_QUIET_MS)
-        if not ready:
-            self._rest()
-            ready = self._poll()
-        for fd, _event in ready:
+        for fd, _event in self._poll():
             if fd != self._fuse_fd:
                 if fd == self._keeper_fd:
                     log.info(shutdown.KEEPER_ENDED)

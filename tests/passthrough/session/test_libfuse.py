@@ -182,6 +182,7 @@ def test_forget_names_each_inode_with_its_count() -> None:
 
     body = wire.BATCH_FORGET_IN.pack(2) + struct.pack("=4Q", 5, 1, 1 << 63, 3)
     assert core.sent == [of_open(Opcode.BATCH_FORGET, body)]
+    assert core.trimmed == 1
 
 
 @pytest.mark.logs("forget of 2 inodes failed")

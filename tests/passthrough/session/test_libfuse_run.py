@@ -4,8 +4,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator
-from types import SimpleNamespace
+from collections.abc import Generator, Iterator
 from typing import cast
 
 import pyfuse3.asyncio
@@ -55,9 +54,8 @@ def test_an_end_of_the_connection_during_a_read_is_no_failure(
         raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
 
     monkeypatch.setattr(libfuse, "serve", serve)
-    served = SimpleNamespace(core=SimpleNamespace(rest=None))
     with open("/dev/fuse", "rb", buffering=0) as fuse:
-        run(cast("Served", served), fuse.fileno(), lambda _: None, None)
+        run(cast("Served", None), fuse.fileno(), lambda _: None, None)
 
 
 class Ends:
@@ -67,23 +65,15 @@ class Ends:
         self.fuse, self.kernel = socket.socketpair()
         self.wakeup, self.signal = socket.socketpair()
         self.life, self.keeper = socket.socketpair()
-        self.rests = 0
-        self.at_rest: Callable[[], object] = lambda: None
 
     def wait(self) -> None:
         """Wait as pyfuse3 does; the task must not be suspended."""
-        scheduler = Scheduler(
-            self.fuse.fileno(), self.wakeup.fileno(), self.life.fileno(), self._rest
-        )
+        scheduler = Scheduler(self.fuse.fileno(), self.wakeup.fileno(), self.life.fileno())
         libfuse._finish(scheduler.wait_readable(self.fuse.fileno()))
 
     def close(self) -> None:
         for end in (self.fuse, self.kernel, self.wakeup, self.signal, self.life, self.keeper):
             end.close()
-
-    def _rest(self) -> None:
-        self.rests += 1
-        self.at_rest()
 
 
 @pytest.fixture
@@ -102,22 +92,6 @@ def test_wait_readable_returns_if_there_is_a_request(
     ends.wait()
 
     assert caplog.messages == []
-    assert not ends.rests
-
-
-@pytest.mark.parametrize("ended", [False, True])
-def test_memory_is_given_back_once_while_there_is_no_request(ends: Ends, ended: bool) -> None:
-    ends.at_rest = (
-        (lambda: ends.signal.send(b"\x0f")) if ended else (lambda: ends.kernel.send(b"1"))
-    )
-
-    if ended:
-        with pytest.raises(Scheduler.ClosedResourceError):
-            ends.wait()
-    else:
-        ends.wait()
-
-    assert ends.rests == 1
 
 
 def test_a_signal_takes_precedence_over_requests(

@@ -50,6 +50,7 @@ class Recording:
     def __init__(self, reply: bytes | int | BaseException | None = None) -> None:
         self.reply = reply
         self.sent: list[Sent] = []
+        self.trimmed = 0
 
     def ask(self, *words: Any) -> bytes | int:
         opcode, nodeid, uid, gid, pid, *parts = words
@@ -60,6 +61,9 @@ class Recording:
 
     def flags_of(self, _fh: int) -> int:
         return OPEN_FLAGS
+
+    def trim(self) -> None:
+        self.trimmed += 1
 
     def agree(self, *_: object) -> None:
         """Take what INIT has agreed on."""
