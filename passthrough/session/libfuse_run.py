@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Self
 
+from passthrough.native.binding import Lock, Requests
 from passthrough.session import libfuse, shutdown
 from passthrough.session.native import Served
 
@@ -45,16 +46,6 @@ class _EndedError(Exception):
     """The session ends."""
 
 
-class _Lock:
-    """A lock that does nothing, because there is only one task."""
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
 class _Nursery:
     """Runs its tasks one after the other, at the end of the `async with` block."""
 
@@ -80,7 +71,7 @@ class Scheduler:
     """The stand-in for the module trio, with the names that pyfuse3 uses."""
 
     ClosedResourceError: Final = _EndedError
-    Lock: Final = _Lock
+    Lock: Final = Lock
     open_nursery: Final = _Nursery
     name: Final = "requests"
     """The name of the one task."""
@@ -89,8 +80,10 @@ class Scheduler:
         """Wait for requests on *fuse_fd* until another of the descriptors is readable."""
         self.lowlevel = self
         self._keeper_fd = keeper_fd
-        self._fuse_fd = fuse_fd
-        self._poll = shutdown.poll_of(fuse_fd, wakeup_fd, keeper_fd).poll
+        self.wait_readable: Final = Requests(
+            fuse_fd, wakeup_fd, -1 if keeper_fd is None else keeper_fd, self._end
+        ).wait_readable
+        """Wait for a request, or raise ClosedResourceError."""
 
     def current_task(self) -> "Scheduler":
         """Return the one task, which pyfuse3 asks for its name."""
@@ -99,14 +92,8 @@ class Scheduler:
     def current_trio_token(self) -> None:
         """Return None: no other thread calls into the task."""
 
-    async def wait_readable(self, _: int) -> None:
-        """Wait for a request.
-
-        Raises:
-            ClosedResourceError: the session ends; no request is read, even if there is one.
-        """
-        for fd, _event in self._poll():
-            if fd != self._fuse_fd:
-                if fd == self._keeper_fd:
-                    log.info(shutdown.KEEPER_ENDED)
-                raise _EndedError
+    def _end(self, fd: int) -> Exception:
+        """Return the error that ends the session because *fd* is readable."""
+        if fd == self._keeper_fd:
+            log.info(shutdown.KEEPER_ENDED)
+        return _EndedError()

@@ -15,7 +15,7 @@ from passthrough.session.libfuse_run import Scheduler, run
 from passthrough.session.native import Served
 
 
-def test_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:
+def test_a_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:
     """pyfuse3/asyncio.py is the list: if this test fails, read how that file has changed."""
     own = {"enable", "disable"}  # they put the stand-in in place
     for_terminate = {"notify_closing"}  # only pyfuse3.terminate() uses it, which is never called
@@ -30,7 +30,8 @@ def test_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:
         *("ClosedResourceError", "Lock", "current_task", "current_trio_token"),
         *("open_nursery", "wait_readable"),
     }
-    assert all(hasattr(Scheduler, name) for name in theirs - own - for_terminate)
+    scheduler = Scheduler(-1, -1, None)
+    assert all(hasattr(scheduler, name) for name in theirs - own - for_terminate)
 
 
 def test_a_wait_of_pyfuse3_for_anything_but_requests_raises() -> None:
@@ -69,7 +70,11 @@ class Ends:
     def wait(self) -> None:
         """Wait as pyfuse3 does; the task must not be suspended."""
         scheduler = Scheduler(self.fuse.fileno(), self.wakeup.fileno(), self.life.fileno())
-        libfuse._finish(scheduler.wait_readable(self.fuse.fileno()))
+
+        async def task() -> None:
+            await scheduler.wait_readable(self.fuse.fileno())
+
+        libfuse._finish(task())
 
     def close(self) -> None:
         for end in (self.fuse, self.kernel, self.wakeup, self.signal, self.life, self.keeper):
