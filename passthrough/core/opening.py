@@ -15,8 +15,7 @@ kernel writes back. If it is not aligned, it goes through the host's cache.
 import os
 from typing import Final
 
-from passthrough.options.choices import Atime
-from passthrough.options.effective import Effective
+from passthrough.options.effective import Effective, adds_noatime
 
 # The file exists, is reached through a link in /proc that has to be followed, becomes nobody's
 # terminal, is written to where each write says.
@@ -45,7 +44,7 @@ class OpenFlags:
             self._left_out |= os.O_DIRECT
             self._of_requests &= ~os.O_DIRECT
         self._added = os.O_CLOEXEC
-        if config.atime is Atime.NOATIME:
+        if adds_noatime(config):
             self._added |= os.O_NOATIME
 
     def existing(self, flags: int) -> int:

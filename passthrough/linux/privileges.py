@@ -30,6 +30,10 @@ MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR__ATIME: Final = 0x70
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
 MOUNT_ATTR_NOSYMFOLLOW: Final = 0x0020_0000
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
@@ -109,9 +113,12 @@ def clone_tree(dir_fd: int, path: bytes, *, recursive: bool) -> int:
     return _checked(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words), "open_tree(2)")
 
 
-def change_tree(tree_fd: int, attributes: int, propagation: int) -> None:
-    """Add MOUNT_ATTR_* to every mount of a tree and change its propagation, mount_setattr(2)."""
-    attr = _MountAttributes(attr_set=attributes, propagation=propagation)
+def change_tree(tree_fd: int, attributes: int, propagation: int, *, cleared: int = 0) -> None:
+    """Change the attributes and the propagation of every mount of a tree, mount_setattr(2).
+
+    Clears MOUNT_ATTR_* of *cleared*, and sets those of *attributes*.
+    """
+    attr = _MountAttributes(attr_set=attributes, attr_clr=cleared, propagation=propagation)
     words = (
         *(ctypes.c_int(tree_fd), ctypes.c_char_p(b"")),
         *(ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE), ctypes.byref(attr)),

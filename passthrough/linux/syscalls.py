@@ -17,6 +17,7 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_NOATIME: Final = 1 << 10
+MS_NODIRATIME: Final = 1 << 11
 MS_RELATIME: Final = 1 << 21
 MS_STRICTATIME: Final = 1 << 24
 MNT_FORCE: Final = 1

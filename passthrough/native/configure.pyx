@@ -14,8 +14,9 @@ from passthrough.native.state cimport (
     LINKS_ROOM, MAX_RANGES, SQUASH_ALL, SQUASH_NONE, SQUASH_ROOT, IdMap, Options, Timeout, Volume,
 )
 from passthrough.options.choices import (
-    Atime, CachePolicy, InodeFileHandles, SessionKind, Squash, Submounts,
+    CachePolicy, InodeFileHandles, SessionKind, Squash, Submounts,
 )
+from passthrough.options.effective import adds_noatime
 
 cdef enum:
     # Address space for so many inodes; memory only for those that there are.
@@ -71,7 +72,7 @@ cdef configure(Volume *v, object config, int source_fd):
     o.refresh_on_open = config.cache is CachePolicy.METADATA
     o.allow_direct_io = config.allow_direct_io
     o.writeback = config.writeback
-    o.noatime = config.atime is Atime.NOATIME
+    o.noatime = adds_noatime(config)
     o.squash = SQUASHES[config.squash]
     o.restricted = bool(config.map_uid or config.map_gid or o.squash)
     o.may_lack_owners = bool(config.map_uid)

@@ -14,7 +14,8 @@ the host's (CVE-2020-35517).
 
 Where ids are squashed, a thread without capabilities opens first, by the flags of the caller. If
 the options add something, the worker itself opens the same file again. The owner alone may use
-O_NOATIME, and `writeback` needs a right to read that the caller may lack.
+O_NOATIME, which atime=noatime adds without a sandbox. `writeback` needs a right to read that the
+caller may lack.
 """
 
 from passthrough.native.inodes cimport Loan, borrow, give_back

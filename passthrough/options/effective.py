@@ -16,6 +16,7 @@ from passthrough.options.choices import (
     InodeFileHandles,
     Locks,
     Passthrough,
+    Sandbox,
     SessionKind,
     Squash,
     Transport,
@@ -56,11 +57,26 @@ class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rule(NamedTuple):
-    """A conflict: if *applies* returns true, *option* is turned off."""
+    """A conflict: if *applies* returns true, *option* has the value *instead*."""
 
     option: str
     applies: Callable[[Values], bool]
     reason: str
+    instead: object = False
+
+
+def adds_noatime(options: Values) -> bool:
+    """Return whether the worker opens each file with O_NOATIME.
+
+    A worker with a sandbox has a mount with the flag noatime, worker/sandbox.py.
+    """
+    return options.atime is Atime.NOATIME and options.sandbox is Sandbox.NONE
+
+
+_NO_MOUNT: Final = (
+    "with sandbox=none the worker reads through the host's mount, whose flags decide on access"
+    " times"
+)
 
 
 RULES: Final = (
@@ -100,6 +116,18 @@ RULES: Final = (
         ),
         "an ACL names users and groups by the host's numbers, to which no map is applied",
     ),
+    Rule(
+        "atime",
+        lambda options: options.sandbox is Sandbox.NONE and options.atime is Atime.STRICTATIME,
+        _NO_MOUNT,
+        Atime.RELATIME,
+    ),
+    Rule(
+        "diratime",
+        lambda options: options.sandbox is Sandbox.NONE and options.atime is not Atime.NOATIME,
+        _NO_MOUNT,
+        instead=True,
+    ),
 )
 
 
@@ -133,9 +161,9 @@ OBSTACLES: Final = (
         "with no_open no request says which file of the host the kernel is to use",
     ),
     Obstacle(
-        lambda options: options.atime is Atime.NOATIME,
-        "with atime=noatime access times must not change, but reads by passthrough would change"
-        " them on the host",
+        adds_noatime,
+        "with atime=noatime and sandbox=none reads by passthrough would change access times by the"
+        " flags of the host's mount",
     ),
 )
 
@@ -177,11 +205,10 @@ def resolve(requested: Requested, release: Release, file_handles_obstacle: str =
     if file_handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:
         current = msgspec.structs.replace(current, inode_file_handles=InodeFileHandles.NEVER)
         notes.append(Note("inode_file_handles", "never", file_handles_obstacle))
-    for option, applies, reason in RULES:
-        if getattr(current, option) and applies(current):
-            off = False
-            current = msgspec.structs.replace(current, **{option: off})
-            notes.append(Note(option, values.as_text(off), reason))
+    for option, applies, reason, instead in RULES:
+        if getattr(current, option) != instead and applies(current):
+            current = msgspec.structs.replace(current, **{option: instead})
+            notes.append(Note(option, values.as_text(instead), reason))
     local = next((reason for applies, reason in LOCAL_LOCKS if applies(current)), "")
     if local and current.locks is Locks.HOST:
         notes.append(Note("locks", "local", local))

@@ -47,6 +47,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dev: bool = False
     exec: bool = True
     atime: Atime = Atime.RELATIME
+    diratime: bool = True
     inode_file_handles: InodeFileHandles = InodeFileHandles.PREFER
     submounts: Submounts = Submounts.CROSS
     session: SessionKind = SessionKind.AUTO
@@ -150,7 +151,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "atime": Option(
         values.word(Atime),
         "relatime, noatime or strictatime",
-        "noatime updates no access time; otherwise the host's file system decides",
+        "the updates of access times: as the host's mount does them, never, or at each read",
+    ),
+    "diratime": Option(
+        values.boolean, _TRUE_FALSE, "update access times of directories as those of files"
     ),
     "inode_file_handles": Option(
         values.word(InodeFileHandles),

@@ -21,6 +21,7 @@ ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "relatime": ("atime", "relatime"),
     "noatime": ("atime", "noatime"),
     "strictatime": ("atime", "strictatime"),
+    "nodiratime": ("diratime", "false"),
 }
 
 # The least similarity (of 1) between a word and the suggested name; a typing error exceeds it.

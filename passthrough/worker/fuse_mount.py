@@ -74,6 +74,7 @@ def _flags(config: Effective) -> int:
         (not config.suid, syscalls.MS_NOSUID),
         (not config.dev, syscalls.MS_NODEV),
         (not config.exec, syscalls.MS_NOEXEC),
+        (not config.diratime, syscalls.MS_NODIRATIME),
     ):
         if wanted:
             flags |= flag

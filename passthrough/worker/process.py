@@ -159,8 +159,13 @@ def _confine(config: Effective, source_fd: int) -> int:
     """Drop the privileges that a worker does not need; return the source's new descriptor."""
     if config.sandbox is Sandbox.NAMESPACE:
         by_file_handle = config.inode_file_handles is not InodeFileHandles.NEVER
-        by_ring = config.transport is Transport.IO_URING
-        return sandbox.enter(source_fd, by_file_handle=by_file_handle, by_ring=by_ring)
+        return sandbox.enter(
+            source_fd,
+            by_file_handle=by_file_handle,
+            by_ring=config.transport is Transport.IO_URING,
+            atime=config.atime,
+            diratime=config.diratime,
+        )
     credentials.keep_capabilities()
     return source_fd
 

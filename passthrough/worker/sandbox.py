@@ -6,7 +6,8 @@
   passfs mounts. A copy of its own mount would keep the mount alive after the unmount, and a lookup
   in the copy would wait for this worker. The worker does not enter later mounts of passfs
   (core/names.py); to recognise them, it keeps mountinfo open. In these mounts no symlink is
-  followed, no device opened, no program executed.
+  followed, no device opened, no program executed. They have the volume's flags for access times,
+  also where the kernel reads a file by itself. Later mounts of the host have the host's flags.
 - Working directory: /proc/self/fd, as a mount of its own with no parent. So `..` does not lead from
   it to the rest of /proc and the host's settings.
 - Network, IPC and UTS namespaces of its own; the network has no interface that is up.
@@ -39,6 +40,7 @@ from typing import Final
 
 from passthrough.linux import fdpath, mountinfo, privileges, syscalls
 from passthrough.linux.mountinfo import FSTYPE
+from passthrough.options.choices import Atime
 from passthrough.worker import seccomp
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,11 @@ _INERT: Final = (
     | privileges.MOUNT_ATTR_NOEXEC
     | privileges.MOUNT_ATTR_NOSYMFOLLOW
 )
+# Without a row, each mount keeps its own: an administrator may have chosen noatime for a disk.
+_ATIME: Final = {
+    Atime.NOATIME: privileges.MOUNT_ATTR_NOATIME,
+    Atime.STRICTATIME: privileges.MOUNT_ATTR_STRICTATIME,
+}
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 # Modules that the standard library of Python 3.11 to 3.14 imports on first use, above all to print
@@ -105,11 +112,18 @@ def kept_capabilities(*, by_file_handle: bool) -> int:
     return sum(1 << KEPT[name][0] for name in wanted)
 
 
-def enter(source_fd: int, *, by_file_handle: bool, by_ring: bool) -> int:
+def enter(
+    source_fd: int,
+    *,
+    by_file_handle: bool,
+    by_ring: bool,
+    atime: Atime = Atime.RELATIME,
+    diratime: bool = True,
+) -> int:
     """Confine this process to the directory *source_fd*; takes the descriptor.
 
     With *by_file_handle* the process may still open files by kernel file handle; with *by_ring*,
-    make rings of io_uring(7).
+    make rings of io_uring(7). *atime* and *diratime* are the options of these names.
 
     The process must have one thread, and no other open descriptor that leads to the host. After a
     failure it is partly confined and must end.
@@ -125,7 +139,7 @@ def enter(source_fd: int, *, by_file_handle: bool, by_ring: bool) -> int:
     try:
         _check()
         _disable_search(preload())
-        links_fd, root_fd = _enter_namespaces(source_fd)
+        links_fd, root_fd = _enter_namespaces(source_fd, atime, diratime=diratime)
         fdpath.work_in(links_fd)
         _give_up_privileges(by_file_handle=by_file_handle, by_ring=by_ring)
     except OSError as error:
@@ -147,7 +161,7 @@ def _check() -> None:
         raise SandboxError(f"the worker has {threads} threads, of which only one would be confined")
 
 
-def _enter_namespaces(source_fd: int) -> tuple[int, int]:
+def _enter_namespaces(source_fd: int, atime: Atime, *, diratime: bool) -> tuple[int, int]:
     """Move the process to namespaces of its own with the source as root.
 
     Returns:
@@ -160,7 +174,13 @@ def _enter_namespaces(source_fd: int) -> tuple[int, int]:
     # The source lies in the worker's first namespace, so its mounts are copied there and attached
     # in the next. The copy must be a slave, or _detach_passfs_mounts would unmount on the host too.
     root_fd = privileges.clone_tree(source_fd, b"", recursive=True)
-    privileges.change_tree(root_fd, _INERT, privileges.MS_SLAVE)
+    times = _ATIME.get(atime)
+    privileges.change_tree(
+        root_fd,
+        _INERT | (times or 0) | (0 if diratime else privileges.MOUNT_ATTR_NODIRATIME),
+        privileges.MS_SLAVE,
+        cleared=0 if times is None else privileges.MOUNT_ATTR__ATIME,
+    )
     os.close(source_fd)
     privileges.unshare(_NAMESPACES)
     old_root_fd = os.open("/", _DIRECTORY)

@@ -12,7 +12,7 @@ import pytest
 from passthrough.core.filesystem import PassthroughFs
 from passthrough.core.inodes import ROOT
 from passthrough.identity.attributes import Changes
-from passthrough.options.choices import Atime
+from passthrough.options.choices import Atime, Sandbox
 from tests.support.tools.direct import CALLER, caller, descriptor_of, fails, listing, number_of
 from tests.support.tools.options import effective
 
@@ -110,11 +110,12 @@ def test_descriptors_are_not_inherited(fs: PassthroughFs, source: Path) -> None:
 
 
 @pytest.mark.parametrize(("atime", "expected"), [(Atime.NOATIME, True), (Atime.RELATIME, False)])
-def test_noatime_leaves_the_hosts_access_times_alone(
+def test_noatime_without_a_sandbox_leaves_the_hosts_access_times_alone(
     source: Path, atime: Atime, expected: bool
 ) -> None:
     (source / "file").touch()
-    fs = PassthroughFs(effective(atime=atime), os.open(source, os.O_PATH))
+    config = effective(atime=atime, sandbox=Sandbox.NONE)
+    fs = PassthroughFs(config, os.open(source, os.O_PATH))
     try:
         handles = [
             fs.files[fs.open(number_of(fs, b"file"), os.O_RDONLY)].fd,

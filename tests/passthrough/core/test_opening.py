@@ -4,7 +4,7 @@ import pytest
 
 from passthrough.core import opening
 from passthrough.core.opening import OpenFlags
-from passthrough.options.choices import Atime
+from passthrough.options.choices import Atime, Sandbox
 from passthrough.options.effective import Effective
 from tests.support.tools.options import effective
 
@@ -21,7 +21,12 @@ REWRITTEN = {
     "append": (effective(), os.O_WRONLY | os.O_APPEND, os.O_WRONLY),
     "direct": (effective(), os.O_DIRECT, os.O_DIRECT),
     "no direct": (effective(allow_direct_io=False), os.O_RDWR | os.O_DIRECT, os.O_RDWR),
-    "noatime": (effective(atime=Atime.NOATIME), os.O_RDONLY, os.O_NOATIME),
+    "noatime": (effective(atime=Atime.NOATIME), os.O_RDONLY, os.O_RDONLY),
+    "noatime without a sandbox": (
+        effective(atime=Atime.NOATIME, sandbox=Sandbox.NONE),
+        os.O_RDONLY,
+        os.O_NOATIME,
+    ),
     "writeback, reading": (effective(writeback=True), os.O_RDONLY, os.O_RDONLY),
     "writeback, writing": (effective(writeback=True), os.O_WRONLY, os.O_RDWR),
     "writeback, both": (effective(writeback=True), os.O_RDWR, os.O_RDWR),

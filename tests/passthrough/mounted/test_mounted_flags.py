@@ -1,4 +1,4 @@
-"""Mount flags: setuid programs, device nodes, execution and access times, for several users."""
+"""Mount flags: setuid programs, device nodes and execution, for several users."""
 
 import os
 import shutil
@@ -15,7 +15,6 @@ from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 ZERO_DEVICE = os.makedev(1, 5)
-LONG_AGO_S = 1_000_000_000
 
 
 @contextmanager
@@ -70,22 +69,3 @@ def test_programs_can_be_executed_unless_exec_is_off(
 
         for caller in (ROOT, USER):
             assert attempt(caller, lambda: printed(served.mountpoint / "true")) == expected
-
-
-@pytest.mark.parametrize(("atime", "updated"), [("relatime", True), ("noatime", False)])
-def test_reading_updates_the_hosts_access_time_unless_noatime_is_set(
-    base: Path, atime: str, updated: bool
-) -> None:
-    """With relatime, once a day, as the host's own mount does."""
-    with volume(base, atime=atime, cache="never") as served:
-        (served.source / "file").write_text("content")
-        (served.source / "dir").mkdir()
-        (served.source / "dir" / "name").touch()
-        for name in ("file", "dir"):
-            os.utime(served.source / name, (LONG_AGO_S, LONG_AGO_S + 1))
-
-        assert (served.mountpoint / "file").read_text() == "content"
-        assert os.listdir(served.mountpoint / "dir") == ["name"]
-
-        for name in ("file", "dir"):
-            assert ((served.source / name).stat().st_atime > LONG_AGO_S + 1) is updated

@@ -529,7 +529,14 @@ def test_the_worker_has_no_supplementary_groups(by: Mapping[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"atime": "noatime"}, {"writeback": "true"}, {"cache": "never"}], ids=str
+    "options",
+    [
+        {"atime": "noatime"},
+        {"atime": "noatime", "sandbox": "none"},
+        {"writeback": "true"},
+        {"cache": "never"},
+    ],
+    ids=str,
 )
 def test_flags_that_options_add_to_an_open_take_no_right_from_the_caller(
     by: Mapping[str, str], options: Mapping[str, str]

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from passthrough.options.choices import Atime, CachePolicy, Locks, SessionKind, Squash, Submounts
+from passthrough.options.choices import (
+    Atime,
+    CachePolicy,
+    Locks,
+    Sandbox,
+    SessionKind,
+    Squash,
+    Submounts,
+)
 from passthrough.options.values import Range
 from passthrough.session.abi import Init
 from tests.support.tools.beside import OFFERED, Beside
@@ -42,7 +50,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "metadata": {"cache": CachePolicy.METADATA},
     "readonly": {"readonly": True},
     "sealed": {"seal_size": True, "allow_direct_io": False},
-    "without xattr": {"xattr": False, "atime": Atime.NOATIME, "use_host_ino": True},
+    "without xattr": {"xattr": False, "use_host_ino": True},
+    "noatime": {"atime": Atime.NOATIME, "sandbox": Sandbox.NONE},
     "acl": {"posix_acl": True},
     "killpriv": {"killpriv_v2": True},
     "without killpriv": {"killpriv_v2": False},

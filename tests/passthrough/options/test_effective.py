@@ -10,6 +10,7 @@ from passthrough.options.choices import (
     InodeFileHandles,
     Locks,
     Passthrough,
+    Sandbox,
     SessionKind,
     Squash,
     Transport,
@@ -107,7 +108,26 @@ CONFLICTS |= {
         "no_opendir": Requested(no_opendir=True),
     }.items()
 }
+CONFLICTS |= {
+    f"{option} without a sandbox": (
+        msgspec.structs.replace(config, sandbox=Sandbox.NONE),
+        Note(
+            option,
+            instead,
+            "with sandbox=none the worker reads through the host's mount, whose flags decide on"
+            " access times",
+        ),
+    )
+    for option, config, instead in (
+        ("atime", Requested(atime=Atime.STRICTATIME), "relatime"),
+        ("diratime", Requested(diratime=False), "true"),
+    )
+}
 AGREEMENTS = {
+    "noatime without a sandbox": Requested(
+        atime=Atime.NOATIME, diratime=False, sandbox=Sandbox.NONE
+    ),
+    "strictatime": Requested(atime=Atime.STRICTATIME, diratime=False),
     "ACLs": Requested(session=SessionKind.KERNEL, posix_acl=True),
     "no_open with cache=always": Requested(no_open=True, cache=CachePolicy.ALWAYS),
     "writeback without direct I/O": Requested(writeback=True, allow_direct_io=False),
@@ -245,10 +265,14 @@ WITH_OBSTACLE = {
     "seal_size": (Requested(seal_size=True), "with seal_size"),
     "metadata": (Requested(cache=CachePolicy.METADATA), "with cache=metadata"),
     "no_open": (Requested(no_open=True, cache=CachePolicy.ALWAYS), "with no_open"),
-    "noatime": (Requested(atime=Atime.NOATIME), "with atime=noatime"),
+    "noatime without a sandbox": (
+        Requested(atime=Atime.NOATIME, sandbox=Sandbox.NONE),
+        "with atime=noatime and sandbox=none",
+    ),
 }
 WITHOUT_OBSTACLE = {
     "nothing": Requested(),
+    "noatime": Requested(atime=Atime.NOATIME),
     "metadata without direct I/O": Requested(cache=CachePolicy.METADATA, allow_direct_io=False),
     "writeback that is off": Requested(writeback=True, cache=CachePolicy.NEVER),
     "no_open that is off": Requested(no_open=True),

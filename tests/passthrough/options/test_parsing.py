@@ -55,6 +55,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "noatime": Atime.NOATIME,
         "StrictAtime": Atime.STRICTATIME,
     },
+    "diratime": {"no": False},
     "inode_file_handles": {
         "never": InodeFileHandles.NEVER,
         "Prefer": InodeFileHandles.PREFER,
@@ -113,6 +114,7 @@ ALIASED = {
     "relatime": ("atime", Atime.RELATIME),
     "noatime": ("atime", Atime.NOATIME),
     "strictatime": ("atime", Atime.STRICTATIME),
+    "nodiratime": ("diratime", False),
 }
 NO_RANGES = [
     *("", "0", "0:1", "0:1:2:3", "a:0:1", "0:0:0", "0:-1:5", "0x0:0:1", "0: 1:1", "0:1:1,", "+"),
@@ -185,6 +187,7 @@ def test_without_options_every_value_is_the_default() -> None:
         dev=False,
         exec=True,
         atime=Atime.RELATIME,
+        diratime=True,
         session=SessionKind.AUTO,
         map_uid=(),
         map_gid=(),
@@ -471,6 +474,7 @@ def test_every_option_is_shown_as_text() -> None:
         "dev": "false",
         "exec": "true",
         "atime": "relatime",
+        "diratime": "true",
         "inode_file_handles": "prefer",
         "submounts": "cross",
         "session": "auto",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.options.choices import Atime, CachePolicy, SessionKind
+from passthrough.options.choices import Atime, CachePolicy, Sandbox, SessionKind
 from passthrough.options.effective import Effective
 from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
@@ -70,7 +70,12 @@ REWRITTEN = {
     "append": (volume(), os.O_WRONLY | os.O_APPEND, os.O_WRONLY),
     "direct": (volume(), os.O_DIRECT, os.O_DIRECT),
     "no direct": (volume(allow_direct_io=False), os.O_RDWR | os.O_DIRECT, os.O_RDWR),
-    "noatime": (volume(atime=Atime.NOATIME), os.O_RDONLY, os.O_NOATIME),
+    "noatime": (volume(atime=Atime.NOATIME), os.O_RDONLY, os.O_RDONLY),
+    "noatime without a sandbox": (
+        volume(atime=Atime.NOATIME, sandbox=Sandbox.NONE),
+        os.O_RDONLY,
+        os.O_NOATIME,
+    ),
     "writeback, reading": (volume(writeback=True), os.O_RDONLY, os.O_RDONLY),
     "writeback, writing": (volume(writeback=True), os.O_WRONLY, os.O_RDWR),
     "writeback, appending": (volume(writeback=True), os.O_WRONLY | os.O_APPEND, os.O_RDWR),

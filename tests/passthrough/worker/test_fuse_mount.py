@@ -56,6 +56,7 @@ def test_a_mount_has_its_type_and_its_source(mountpoint: Path) -> None:
         (effective(exec=False), "noexec", ""),
         (effective(atime=Atime.NOATIME), "noatime", "relatime"),
         (effective(atime=Atime.STRICTATIME), "", "noatime relatime"),
+        (effective(diratime=False), "nodiratime relatime", ""),
         (effective(), "user_id=0 group_id=0", ""),
     ],
 )

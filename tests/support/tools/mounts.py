@@ -28,12 +28,14 @@ def options_at(path: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def mounted_on(target: Path, fstype: str, options: str = "") -> Iterator[Path]:
+def mounted_on(target: Path, fstype: str, options: str = "", flags: int = 0) -> Iterator[Path]:
     """Mount an empty file system on *target*; ramfs is one without file handles.
+
+    *flags* are MS_* of mount(2).
 
     At the end of the block, processes may still use the mount: it is detached.
     """
-    syscalls.mount(b"none", os.fsencode(target), fstype.encode(), 0, options.encode())
+    syscalls.mount(b"none", os.fsencode(target), fstype.encode(), flags, options.encode())
     try:
         yield target
     finally:
