@@ -20,12 +20,16 @@ The modules, from the top down:
     locks        fcntl(2) and flock(2) locks on the host's files
     backing      FUSE passthrough: ids of the host's files for the kernel
     opening      flags of open(2) that reach the host, and the opening of what is there
-    identity     acts as the caller, maps ids
+    squash       as whom a request acts where ids are squashed
     names        names in directories: found and counted, and what their removal leaves
     inodes       inodes in use: borrowed, changed, forgotten
     grants       files as lookups find them: counted, held, each on its mount
     recent       directories that are held by file handle and were used last, kept open
     reach        paths from the source downwards, for `..` and for squashed callers
+    identity     acts as the caller: file system ids, the right to keep suid and sgid bits
+    owners       owners of files: checked before changes
+    powerless    acts as another user, without capabilities
+    idmap        maps ids between containers and the host
     memory       the memory of the tables: made, mapped, recovered, given back
     tables       inodes and open files: found, given out, taken back
     places       mounts and places: where inodes lie
