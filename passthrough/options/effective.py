@@ -168,6 +168,30 @@ OBSTACLES: Final = (
 )
 
 
+class Hindrance(NamedTuple):
+    """A reason why the mount of a volume cannot be idmapped."""
+
+    applies: Callable[[Values, Release], bool]
+    reason: str
+
+
+HINDRANCES: Final = (
+    Hindrance(
+        lambda options, _: bool(options.map_uid or options.map_gid),
+        "with map_uid or map_gid the worker needs each caller's ids, and the kernel then hides"
+        " them",
+    ),
+    Hindrance(
+        lambda options, _: options.squash is not Squash.NONE,
+        "with squash the worker needs each caller's ids, and the kernel then hides them",
+    ),
+    Hindrance(
+        lambda _, release: release < sessions.FIRST_IDMAP,
+        "Linux has idmapped mounts of FUSE from 6.12 on",
+    ),
+)
+
+
 class LocalLocks(NamedTuple):
     """A reason why the kernel keeps locks among the users of the volume."""
 
@@ -196,12 +220,13 @@ def resolve(requested: Requested, release: Release, file_handles_obstacle: str =
     the files can, or if the source is unknown.
 
     Raises:
-        OptionError: file handles, io_uring or passthrough are required and not available.
+        OptionError: file handles, io_uring, passthrough or idmap are required and not available.
     """
     notes: list[Note] = []
     session = sessions.kind_of(requested.session, release)
     current = msgspec.structs.replace(requested, session=session)
     require_file_handles(current, file_handles_obstacle)
+    _require_idmap(current, release)
     if file_handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:
         current = msgspec.structs.replace(current, inode_file_handles=InodeFileHandles.NEVER)
         notes.append(Note("inode_file_handles", "never", file_handles_obstacle))
@@ -250,6 +275,12 @@ def require_file_handles(options: Values, obstacle: str) -> None:
     if obstacle and options.inode_file_handles is InodeFileHandles.MANDATORY:
         reason = f"'mandatory' cannot be had: {obstacle}"
         raise OptionError("inode_file_handles", "mandatory", "prefer or never", reason)
+
+
+def _require_idmap(options: Values, release: Release) -> None:
+    hindrances = (reason for applies, reason in HINDRANCES if applies(options, release))
+    if options.idmap and (reason := next(hindrances, "")):
+        raise OptionError("idmap", "true", "false", f"'true' cannot be had: {reason}")
 
 
 def require_io_uring(options: Values, obstacle: str) -> None:

@@ -13,6 +13,10 @@ FIRST_KERNEL_SESSION: Final[Release] = (6, 9)
 """The first release on which `session=auto` stands for `kernel`."""
 
 
+FIRST_IDMAP: Final[Release] = (6, 12)
+"""The first release with idmapped mounts of FUSE."""
+
+
 class Automatic(NamedTuple):
     """The kind of session that `session=auto` stands for, with the reason."""
 
@@ -61,6 +65,7 @@ LACKING: Final[Mapping[SessionKind, Mapping[str, Lack]]] = {
             "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask where a"
             " default ACL should stand in its place"
         ),
+        "idmap": Lack("pyfuse3 does not negotiate ALLOW_IDMAP"),
         "transport": Lack("pyfuse3 reads /dev/fuse itself", without=Transport.DEV),
         "passthrough": Lack("pyfuse3 does not negotiate PASSTHROUGH", without=Passthrough.OFF),
     },

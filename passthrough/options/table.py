@@ -58,6 +58,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     squash: Squash = Squash.NONE
     anon_uid: int = 65534
     anon_gid: int = 65534
+    idmap: bool = False
     no_open: bool = False
     no_opendir: bool = False
     killpriv_v2: bool | None = None
@@ -194,6 +195,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "anon_uid": Option(values.identifier, _ID, "the user of the host that squashed callers act as"),
     "anon_gid": Option(values.identifier, _ID, "the same for groups"),
+    "idmap": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "let the volume's mount be idmapped, as engines do for user namespaces",
+    ),
     "no_open": Option(
         values.boolean,
         _TRUE_FALSE,

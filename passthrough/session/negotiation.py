@@ -116,6 +116,11 @@ FEATURES: Final = (
         "access checks by POSIX ACLs, with posix_acl",
     ),
     Feature(
+        Init.ALLOW_IDMAP,
+        lambda config: config.idmap,
+        "idmapped mounts; the kernel then hides the callers' ids but in creation, with idmap",
+    ),
+    Feature(
         Init.AUTO_INVAL_DATA,
         lambda config: config.cache is not CachePolicy.ALWAYS,
         "cached pages are dropped if the host has changed the file; cache=always keeps them",
@@ -197,6 +202,8 @@ def agree(offered: Offer, config: Effective) -> Agreed:
     flags = Init(0)
     if config.passthrough is Passthrough.ON and not offered.flags & Init.PASSTHROUGH:
         raise ProtocolError("option 'passthrough': 'on' cannot be had: this kernel has none")
+    if config.idmap and not offered.flags & Init.ALLOW_IDMAP:
+        raise ProtocolError("option 'idmap': 'true' cannot be had: this kernel has none")
     features = []
     for flag, wanted, reason in FEATURES:
         is_wanted, is_offered = wanted(config), bool(offered.flags & flag)

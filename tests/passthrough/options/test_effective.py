@@ -26,7 +26,12 @@ from passthrough.options.effective import (
     resolve,
 )
 from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, parse_options
-from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release, automatic
+from passthrough.options.sessions import (
+    FIRST_IDMAP,
+    FIRST_KERNEL_SESSION,
+    Release,
+    automatic,
+)
 from passthrough.options.table import OPTIONS, OptionError, Requested, Values, as_text
 from passthrough.options.values import Range
 
@@ -334,6 +339,31 @@ def test_mandatory_file_handles_are_refused_if_the_source_has_none() -> None:
         " expected prefer or never"
     )
     assert decided(requested).inode_file_handles is InodeFileHandles.MANDATORY
+
+
+WITH_HINDRANCE = {
+    "map_uid": (Requested(idmap=True, map_uid=(Range(0, 1000, 1),)), "with map_uid or map_gid"),
+    "map_gid": (Requested(idmap=True, map_gid=(Range(0, 1000, 1),)), "with map_uid or map_gid"),
+    "squash": (Requested(idmap=True, squash=Squash.ROOT), "with squash"),
+}
+
+
+@pytest.mark.parametrize(("requested", "reason"), WITH_HINDRANCE.values(), ids=WITH_HINDRANCE)
+def test_idmap_is_refused_if_the_worker_needs_the_ids_of_callers(
+    requested: Requested, reason: str
+) -> None:
+    with pytest.raises(OptionError) as refused:
+        resolve(requested, FIRST_IDMAP)
+
+    assert str(refused.value).startswith("option 'idmap': 'true' cannot be had: " + reason)
+    assert str(refused.value).endswith("; expected false")
+
+
+def test_idmap_is_refused_on_older_kernels() -> None:
+    with pytest.raises(OptionError, match=r"'true' cannot be had: Linux has .* from 6\.12 on"):
+        resolve(Requested(idmap=True), (6, 11))
+
+    assert resolve(Requested(idmap=True), (6, 12)).notes == ()
 
 
 OFF = "no administrator has switched it on"

@@ -49,6 +49,13 @@ WANTED: dict[str, tuple[Effective, set[Init]]] = {
             *(Init.HANDLE_KILLPRIV_V2, Init.EXPLICIT_INVAL_DATA),
         },
     ),
+    "idmapped": (
+        effective(session=KERNEL, idmap=True),
+        {
+            *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
+            *{Init.PASSTHROUGH, Init.ALLOW_IDMAP, *LOCKS},
+        },
+    ),
     "ACLs and writeback": (
         effective(session=KERNEL, posix_acl=True, writeback=True),
         {
@@ -113,6 +120,13 @@ def test_passthrough_on_is_refused_if_it_is_not_offered() -> None:
 
     with pytest.raises(ProtocolError, match="'on' cannot be had: this kernel has none"):
         agree(offer, config)
+
+
+def test_idmap_is_refused_if_it_is_not_offered() -> None:
+    offer = NEW._replace(flags=EVERYTHING & ~Init.ALLOW_IDMAP)
+
+    with pytest.raises(ProtocolError, match="'true' cannot be had: this kernel has none"):
+        agree(offer, effective(session=KERNEL, idmap=True))
 
 
 def test_an_offer_joins_both_words_of_flags() -> None:
