@@ -12,6 +12,7 @@ cdef class Core:
     cdef Buffers _buffers
     cdef object _python
     cdef bint _ready
+    cdef unsigned long _thread  # the one that makes the calls
 
     cdef _make_tables(self, config, int source_fd)
     cdef _prepare(self)

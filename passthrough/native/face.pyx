@@ -37,6 +37,9 @@ from passthrough.linux import fdpath, filehandles, syscalls
 from passthrough.native.loop import opcodes  # noqa: F401 - for tests
 from passthrough.options.choices import InodeFileHandles
 
+cdef extern from "<pthread.h>" nogil:
+    unsigned long pthread_self()
+
 KEEPER_ENDED = _KEEPER_ENDED
 
 
@@ -313,6 +316,9 @@ cdef class Core:
         if not self._ready:
             _check(identity_thread(self._own))
             self._ready = True
+            self._thread = pthread_self()
+        if self._thread != pthread_self():
+            raise RuntimeError("another thread has no ids and capabilities for this core")
 
 
 cdef _check(int result):

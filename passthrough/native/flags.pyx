@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from passthrough.native.abi cimport (
     FUSE_IOCTL_DIR, fuse_in_header, fuse_ioctl_in, fuse_ioctl_out,
 )
-from passthrough.native.identity cimport check_change
+from passthrough.native.identity cimport check_change, enter_keeping, leave_keeping
 from passthrough.native.inodes cimport is_hidden, stat_inode
 from passthrough.native.layout cimport (
     DIRECTORIES, FILES, Inode, OpenFile, inode_of, open_get,
@@ -75,7 +75,10 @@ cdef int _read(Thread *t, int fd, const fuse_ioctl_in *fixed, uint32_t size) noe
 cdef int _change(
     Thread *t, const OpenFile *file, const fuse_ioctl_in *fixed, const char *data, uint32_t size
 ) noexcept nogil:
-    """Hand the host what the request brings, in a copy that is aligned; return 0."""
+    """Hand the host what the request brings, in a copy that is aligned; return 0.
+
+    Without CAP_FSETID, XFS would take suid and sgid bits away.
+    """
     cdef fsxattr copy
     cdef int error
     if t.volume.options.readonly:
@@ -86,7 +89,13 @@ cdef int _change(
     if fixed.in_size != size:
         return -EINVAL
     memcpy(&copy, data, size)
-    return -errno if ioctl(file.fd, fixed.cmd, &copy) < 0 else 0
+    error = enter_keeping(t, NULL)
+    if error:
+        return error
+    if ioctl(file.fd, fixed.cmd, &copy) < 0:
+        error = -errno
+    leave_keeping(t)
+    return error
 
 
 cdef int _check_change(Thread *t, uint64_t nodeid) noexcept nogil:
