@@ -3,6 +3,7 @@
 The modules, from the top down:
 
     face         the core for Python: sessions, handlers of rare requests, tests
+    binding      the objects of pyfuse3: filled from replies, and waits for requests
     loop         finds the function of an opcode, and turns its result into a reply
     device       /dev/fuse: reads requests, writes replies
     entries      names in directories: lookup, forget, create, link, unlink, readlink
