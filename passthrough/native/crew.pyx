@@ -139,7 +139,7 @@ cdef void stop_crew(Crew *c) noexcept nogil:
     """Serve no further request, in the pools from this one on."""
     while c != NULL:
         pthread_mutex_lock(&c.mutex)
-        store32(&c.stopped, 1, RELEASE)
+        store32(&c.stopped, 1, SEQ_CST)
         c.target = 0
         dismiss_parked(c)
         pthread_mutex_unlock(&c.mutex)
@@ -162,9 +162,10 @@ cdef void wake(Crew *c) noexcept nogil:
 
 
 cdef bint another_reads(Crew *c, const Slot *slot) noexcept nogil:
+    """Return whether a thread other than this one reads; of two that ask, one sees the other."""
     cdef int index
-    for index in range(c.top):
-        if c.slots[index] != slot and load32(&c.slots[index].state, ACQUIRE) == READING:
+    for index in range(load32(&c.top, ACQUIRE)):
+        if c.slots[index] != slot and load32(&c.slots[index].state, SEQ_CST) == READING:
             return True
     return False
 

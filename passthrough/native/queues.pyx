@@ -173,7 +173,7 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         store32(&slot.state, SERVING, SEQ_CST)
         if load32(&c.idle, SEQ_CST) and not another_reads(c, slot):
             resume_sampling(c)
-        if load32(&c.stopped, RELAXED):
+        if load32(&c.stopped, SEQ_CST):
             return 0
         reply_at(t, &slot.place, serve(t, <uint32_t>received))
         store32(&slot.state, READING, RELEASE)

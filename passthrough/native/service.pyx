@@ -70,10 +70,11 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         received = receive(t, &slot.buffers)
         if received <= 0:
             return received
+        # Stored before the loads: others store `idle` or `stopped`, and then load the state.
         store32(&slot.state, SERVING, SEQ_CST)
         if load32(&c.idle, SEQ_CST):
             resume_sampling(c)
-        if load32(&c.stopped, RELAXED):
+        if load32(&c.stopped, SEQ_CST):
             return 1
         length = serve(t, <uint32_t>received)
         if length:
@@ -190,16 +191,19 @@ cdef void _note(Crew *c) noexcept nogil:
 cdef bint _serves_what_was_noted(Crew *c, const Slot *but) noexcept nogil:
     """Return whether a thread, not one that waits for a lock, still serves a request of before."""
     cdef const Slot *slot
+    cdef bint found = False
     cdef int index
-    while c != NULL:
-        for index in range(load32(&c.top, ACQUIRE)):
+    while c != NULL and not found:
+        pthread_mutex_lock(&c.mutex)  # no thread may begin in a slot that is looked at
+        for index in range(c.top):
             slot = c.slots[index]
             if slot == but or load32(&slot.state, ACQUIRE) != SERVING:
                 continue
             if slot.thread.request.opcode != FUSE_SETLKW and slot.thread.served == slot.noted:
-                return True
+                found = True
+        pthread_mutex_unlock(&c.mutex)
         c = c.next
-    return False
+    return found
 
 
 cdef void _sleep() noexcept nogil:
