@@ -17,7 +17,7 @@ With `no_opendir` the kernel reads directories that it has not opened. Such a di
 stream for all callers, which is named in `Inode.notes` and ends when the kernel forgets the inode.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from passthrough.native.abi cimport (
@@ -42,9 +42,8 @@ from passthrough.native.listing cimport (
 from passthrough.native.opening cimport reopen
 from passthrough.native.rare cimport report
 from passthrough.native.squash cimport enter_powerless, leave_powerless
-from passthrough.native.state cimport (
-    REPORT_LEFT_OUT, SQUASH_NONE, Thread, Volume, about_to_block,
-)
+from passthrough.native.state cimport REPORT_LEFT_OUT, SQUASH_NONE, Thread, Volume
+from passthrough.native.syncs cimport after_sync, before_sync
 from passthrough.native.tables cimport open_add, open_release
 
 cdef enum:
@@ -163,9 +162,8 @@ cdef int do_fsyncdir(
     """
     cdef const fuse_fsync_in *sync = <const fuse_fsync_in *>arg
     cdef Listing listing
-    cdef int error
-    about_to_block(t)
-    error = _begin(t, h.nodeid, sync.fh, &listing)
+    cdef int64_t began_ns = before_sync(t)
+    cdef int error = _begin(t, h.nodeid, sync.fh, &listing)
     if error:
         return error
     while True:
@@ -178,6 +176,7 @@ cdef int do_fsyncdir(
         if error != -EINTR:
             break
     unlock_stream(listing.stream)
+    after_sync(t, began_ns)
     return error
 
 

@@ -11,7 +11,7 @@ stands in Inode.notes until the kernel forgets the inode. A volume that squashes
 a caller that has opened nothing has not been checked.
 """
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 
 from passthrough.native.abi cimport (
     FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FUSE_FSYNC_FDATASYNC,
@@ -32,7 +32,8 @@ from passthrough.native.locks cimport file_released, owner_closed
 from passthrough.native.notify cimport attributes_changed
 from passthrough.native.opening cimport reopen, request_flags
 from passthrough.native.powerless cimport enter_itself, leave_itself
-from passthrough.native.state cimport Options, about_to_block
+from passthrough.native.state cimport Options
+from passthrough.native.syncs cimport after_sync, before_sync
 from passthrough.native.tables cimport open_add, open_release
 
 
@@ -217,15 +218,18 @@ cdef int do_fsync(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
     cdef const fuse_fsync_in *asked = <const fuse_fsync_in *>arg
     cdef OpenFile *file = NULL
     cdef int result = file_of(t, asked.fh, h.nodeid, &file)
+    cdef int64_t began_ns
     if result < 0:
         return result
-    about_to_block(t)
+    began_ns = before_sync(t)
     while True:
         result = fdatasync(file.fd) if asked.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(file.fd)
-        if result == 0:
-            return 0
-        if errno != EINTR:
-            return -errno
+        if result < 0:
+            result = -errno
+        if result != -EINTR:
+            break
+    after_sync(t, began_ns)
+    return result
 
 
 cdef int do_release(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:

@@ -115,6 +115,7 @@ cdef struct Volume:
     void *locks  # locks
     void *crew  # crew
     int32_t locks_used  # not 0: there has been a lock of bytes
+    int32_t fast_syncs  # in a row (syncs.pyx)
     uint64_t reported[REPORT_KINDS]  # bit errno & 63
     # Of the pool of threads; NULL where there is one thread alone. state.pxd calls them below.
     Hook block_hook
