@@ -6,11 +6,13 @@ The modules, from the top down:
     binding      the objects of pyfuse3: filled from replies, and waits for requests
     loop         finds the function of an opcode, and turns its result into a reply
     device       /dev/fuse: reads requests, writes replies
+    polling      polls /dev/fuse for the next request, if trials show that this pays
     entries      names in directories: lookup, forget, create, link, unlink, readlink
     renames      rename(2), also with RENAME_* flags
     opens        OPEN, CREATE, TMPFILE: a regular file is opened for a caller
     data         data of open files: read and written
     files        open files: added and found, brought to stable storage, closed
+    syncs        whether another thread takes over before a call that may wait for a disk
     directories  directory streams: opendir, readdir, readdirplus
     listing      entries of an open directory, from any offset that was given as one
     offsets      offsets of directory streams that each stand for one place

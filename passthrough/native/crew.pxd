@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from passthrough.native.device cimport Buffers
 from passthrough.native.entry cimport Place
 from passthrough.native.layout cimport pthread_mutex_t
+from passthrough.native.polling cimport Polling
 from passthrough.native.state cimport Thread, Volume
 
 cdef extern from "<pthread.h>" nogil:
@@ -98,6 +99,7 @@ cdef struct Crew:
     int wake_fd  # eventfd(2) of the main thread
     int32_t shortages  # threads that could not be had
     int32_t provoked  # requests that woke readers, each with a number of its own
+    Polling polling
 
 
 cdef Crew *make_crew(Volume *v, Crew *device, int queue, int *error) noexcept nogil

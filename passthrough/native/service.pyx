@@ -23,6 +23,7 @@ from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, load3
 from passthrough.native.libc cimport EAGAIN, timespec
 from passthrough.native.locks cimport waiting
 from passthrough.native.loop cimport serve
+from passthrough.native.polling cimport wait_for_request
 from passthrough.native.slots cimport pthread_mutex_lock, pthread_mutex_unlock
 from passthrough.native.state cimport Thread
 
@@ -67,6 +68,8 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
     cdef int received
     cdef uint32_t length
     while True:
+        if load32(&c.polling.on, RELAXED):
+            wait_for_request(&c.polling, c.volume.device_fd)
         received = receive(t, &slot.buffers)
         if received <= 0:
             return received

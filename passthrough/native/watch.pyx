@@ -20,6 +20,7 @@ from passthrough.native.libc cimport (
 )
 from passthrough.native.memory cimport trim
 from passthrough.native.notify cimport provoke_request
+from passthrough.native.polling cimport interrupt_trial, sample_polling
 from passthrough.native.slots cimport pthread_mutex_lock, pthread_mutex_unlock
 from passthrough.native.state cimport Volume
 
@@ -105,6 +106,7 @@ cdef void _sample_device(Crew *c) noexcept nogil:
     cdef uint64_t requests = 0
     cdef bint none_idle = _count(c, &requests)
     cdef bint held_up
+    sample_polling(&c.polling, requests, u.at_s, u.computed_s)
     held_up = none_idle and s.had_no_idle and not u.busy and not _is_fast(u, requests, c.size)
     s.held_up = s.held_up + 1 if held_up else 0
     if requests:
@@ -250,6 +252,7 @@ cdef void _become_idle(Crew *c) noexcept nogil:
     store32(&c.idle, 1, SEQ_CST)
     pthread_mutex_unlock(&c.mutex)
     memset(&c.samples, 0, sizeof(c.samples))
+    interrupt_trial(&c.polling)
     if in_flight(c):  # a thread that took a request before this saw no reason to wake
         store32(&c.idle, 0, SEQ_CST)
 
