@@ -17,7 +17,8 @@ from passthrough.native.crew cimport (
     DEVICE, DISMISSED, PARKED, READING, SERVING, Crew, Slot, add_thread, another_reads, leave,
     pthread_cond_wait, wake,
 )
-from passthrough.native.device cimport receive, send
+from passthrough.native.device cimport give_pages_back, receive, send
+from passthrough.native.entries cimport leaves_pages
 from passthrough.native.identity cimport identity_thread
 from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, load32, store32
 from passthrough.native.libc cimport EAGAIN, timespec
@@ -82,6 +83,8 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         length = serve(t, <uint32_t>received)
         if length:
             send(t, length)
+        elif leaves_pages(t.request):
+            give_pages_back(&slot.buffers)
         if load32(&c.size, RELAXED) > load32(&c.target, RELAXED) and _park_or_end(c, slot):
             return 1
         store32(&slot.state, READING, RELEASE)
