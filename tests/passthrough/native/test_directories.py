@@ -40,10 +40,12 @@ def serve(source: Path) -> Iterator[Serve]:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+_SERVING = ThreadPoolExecutor(1)
+
+
 def alone(function: Callable[[], bytes]) -> bytes:
-    """Call a function in a thread of its own, from which serving may take capabilities."""
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(function).result()
+    """Call a function in the one thread from which serving may take capabilities."""
+    return _SERVING.submit(function).result()
 
 
 def ask(core: Core, opcode: Opcode, body: bytes, nodeid: int = abi.ROOT_ID) -> bytes:
