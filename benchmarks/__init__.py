@@ -20,8 +20,10 @@ results. From the top down; a module imports only those below itself:
     lines.py      a line, and the directories in which it runs
     machine.py    facts about the machine, and the competing load
     processes.py  processor time and memory of other processes
+    requests.py   counts the requests of the kernel to a mount
     markdown.py   the results as a page
     picture.py    the results as a drawing
+    verdict.py    the results in plain words
     table.py      the results as text in rows
     report.py     the results: samples, medians, ratios
     plan.py       the parameters of a run

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks import arguments, isolation, markdown, picture, table
+from benchmarks import arguments, isolation, markdown, picture, table, verdict
 from benchmarks.plan import Plan
 from benchmarks.report import Report
 
@@ -27,8 +27,7 @@ WIDTH = 180  # columns, if the output is no terminal
 
 Texts = list[str] | None
 Subjects = Annotated[
-    str | None,
-    typer.Option(help="Comma-separated: bare, sessions of passfs, bindfs, mergerfs. Default: all."),
+    str | None, typer.Option(help="Comma-separated known names. Default: all that are installed.")
 ]
 More = Annotated[
     Texts, typer.Option(metavar="NAME=K=V,K=V", help="Add a passfs with these options; repeatable.")
@@ -46,7 +45,8 @@ Options = Annotated[
 Lines = Annotated[
     Texts,
     typer.Option(
-        metavar="PATTERN", help="Run only lines of matching names, like '*cold'; repeatable."
+        metavar="PATTERN",
+        help="Run only lines of matching names, like '*cold', or a group, like work; repeatable.",
     ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Samples of each line.")]
@@ -55,7 +55,9 @@ Seconds = Annotated[
     float,
     typer.Option(min=0, help="Repeat each line but real work for at least this long, in seconds."),
 ]
-Busy = Annotated[bool, typer.Option("--busy", help="Load every processor during the run.")]
+Busy = Annotated[
+    int, typer.Option(min=0, help="Let this many processes compute on each processor meanwhile.")
+]
 Costs = Annotated[bool, typer.Option(help="Measure processor time of requests, memory and Mount.")]
 Directory = Annotated[
     Path | None, typer.Option(help="Put the source below this directory. Default: a tmpfs.")
@@ -78,7 +80,7 @@ def main(  # noqa: PLR0917 - options are given by name
     rounds: Rounds = 5,
     size: Size = 1,
     seconds: Seconds = 0.1,
-    busy: Busy = False,
+    busy: Busy = 0,
     costs: Costs = True,
     directory: Directory = None,
     taken: Taken = None,
@@ -90,7 +92,7 @@ def main(  # noqa: PLR0917 - options are given by name
 
     It needs root, except with --from.
     """
-    names = arguments.known_names() if subjects is None else subjects.split(",")
+    names = arguments.installed_names() if subjects is None else subjects.split(",")
     if taken is not None:
         report = msgspec.json.decode(taken.read_bytes(), type=Report)
     else:
@@ -159,6 +161,8 @@ def _show(report: Report) -> None:
             drawn.add_row(*row, style="bold" if index in shown.bold else "")
         console.print(f"\n{shown.title}", style="bold")
         console.print(drawn)
+    for sentence in verdict.sentences(report):
+        console.print(f"\n{sentence}")
     for failure in report.failures:
         typer.echo(failure, err=True)
 

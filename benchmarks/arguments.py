@@ -1,5 +1,6 @@
 """The subjects that the command's options ask for, with their options and commands."""
 
+import shutil
 from collections.abc import Sequence
 
 from benchmarks.plan import BARE, Passfs, Peer
@@ -17,6 +18,12 @@ class ArgumentError(Exception):
 def known_names() -> list[str]:
     """Return the names that --subjects accepts."""
     return [BARE, *_sessions(), *KNOWN_PEERS]
+
+
+def installed_names() -> list[str]:
+    """Return the known names without those of peers that are not installed."""
+    missing = {name for name, peer in KNOWN_PEERS.items() if not shutil.which(peer.program)}
+    return [name for name in known_names() if name not in missing]
 
 
 def passfs(names: Sequence[str], more: Sequence[str], common: Sequence[str]) -> dict[str, Passfs]:

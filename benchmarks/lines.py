@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks import processes
+from benchmarks.requests import Count, uncounted
 from passthrough.linux import syscalls
 
 # statvfs(3) has the flags of mount(2), except for this one.
@@ -25,6 +26,8 @@ class Site(NamedTuple):
     servers: Sequence[int]
     """The processes that serve the mount."""
     scaled: Callable[[int], int]
+    requests: Count = uncounted
+    """Returns the number of requests that the kernel has sent to the subject."""
 
     def drop(self) -> None:
         """Make the kernel forget every name, attribute and page of this mount alone.

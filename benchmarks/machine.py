@@ -60,18 +60,23 @@ def facts_after(watch: Watch) -> dict[str, Fact]:
 
 
 def version(program: str) -> str:
-    """Return the first line that *program* prints for --version."""
+    """Return the first line that *program* prints for --version; empty if it does not know it."""
     done = subprocess.run(
         [program, "--version"], capture_output=True, text=True, check=False, timeout=10
     )
-    return next(iter((done.stdout or done.stderr).splitlines()), "").strip()
+    printed = "" if done.returncode else done.stdout or done.stderr
+    return next(iter(printed.splitlines()), "").strip()
 
 
 @contextmanager
-def loaded(*, wanted: bool) -> Iterator[None]:
-    """Load every processor for the length of a block, if *wanted*."""
-    count = len(os.sched_getaffinity(0)) if wanted else 0
-    others = [subprocess.Popen([sys.executable, "-c", _WORK]) for _ in range(count)]
+def loaded(spinning: int) -> Iterator[None]:
+    """Let *spinning* processes compute without end on each processor, for the length of a block."""
+    count = len(os.sched_getaffinity(0)) * spinning
+    # In sessions of their own: the kernel gives each session the same share, sched(7), autogroup.
+    others = [
+        subprocess.Popen([sys.executable, "-c", _WORK], start_new_session=True)
+        for _ in range(count)
+    ]
     try:
         yield
     finally:

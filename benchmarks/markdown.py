@@ -4,15 +4,23 @@ import textwrap
 
 from benchmarks.report import Report
 from benchmarks.table import Table, summary, tables
+from benchmarks.verdict import sentences
 
 _WIDTH = 100
 
 
 def page(report: Report) -> str:
-    """Return the page: a summary of the run, then each table."""
-    facts = textwrap.fill(summary(report), _WIDTH, break_long_words=False, break_on_hyphens=False)
-    parts = [f"{facts}\n", *map(_table, tables(report))]
-    return "\n".join(parts)
+    """Return the page: a summary of the run, the results in words, then each table."""
+    words = [f"- {sentence}" for sentence in sentences(report)]
+    parts = [f"{_filled(summary(report))}\n", "\n".join(map(_filled, words)) + "\n"]
+    return "\n".join([*parts[: 1 + bool(words)], *map(_table, tables(report))])
+
+
+def _filled(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(
+        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _table(table: Table) -> str:

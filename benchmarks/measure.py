@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from benchmarks import machine, rounds, volumes
+from benchmarks import machine, requests, rounds, volumes
 from benchmarks.lines import Site
 from benchmarks.plan import Plan
 from benchmarks.report import Figures, LineResults, Report, Sample, conclude
@@ -69,7 +70,7 @@ def measure(plan: Plan) -> Report:
         ],
     )
     watch = machine.Watch()
-    with machine.loaded(wanted=plan.busy):
+    with machine.loaded(plan.busy):
         _rounds(plan, report, compared, at)
         if plan.costs:
             say("costs of a volume and of a request")
@@ -104,18 +105,26 @@ def _rounds(plan: Plan, report: Report, compared: list[Subject], at: Directories
     lines = {line.name: line for line in report.lines}
     for number in range(1, plan.rounds + 1):
         for subject in chance.sample(compared, len(compared)):
-            began = time.monotonic()
-            with mounted(subject, at) as servers:
-                mount = at.mountpoint if subject.command else at.source
-                site = Site(str(at.source), str(mount), str(at.scratch), servers, plan.scaled)
-                for name, outcome in rounds.through(plan, site):
-                    figures = lines[name].of[subject.name]
-                    if isinstance(outcome, Sample):
-                        figures.samples.append(outcome)
-                    else:
-                        figures.failure = outcome
+            began, watch = time.monotonic(), machine.Watch()
+            for name, outcome in _through(plan, subject, at):
+                figures = lines[name].of[subject.name]
+                if isinstance(outcome, Sample):
+                    figures.samples.append(outcome)
+                else:
+                    figures.failure = outcome
             _clear(at.source)
-            say(f"round {number}/{plan.rounds}: {subject.name}, {time.monotonic() - began:.1f} s")
+            say(
+                f"round {number}/{plan.rounds}: {subject.name}, {time.monotonic() - began:.1f} s;"
+                f" load {os.getloadavg()[0]:.1f}, stolen {watch.shares()[1]:.0%}"
+            )
+
+
+def _through(plan: Plan, subject: Subject, at: Directories) -> Iterator[rounds.Outcome]:
+    """Mount one subject, and yield the outcome of each line."""
+    mount = str(at.mountpoint if subject.command else at.source)
+    with mounted(subject, at) as servers, requests.counted(mount) as count:
+        site = Site(str(at.source), mount, str(at.scratch), servers, plan.scaled, count)
+        yield from rounds.through(plan, site)
 
 
 def _clear(source: Path) -> None:
@@ -127,11 +136,14 @@ def _clear(source: Path) -> None:
 
 
 def _versions(compared: list[Subject]) -> dict[str, str]:
-    """Return the version that each peer prints."""
+    """Return the version that each peer prints, if it does."""
     return {
-        subject.name: machine.version(subject.command[0])
+        subject.name: version
         for subject in compared
-        if subject.command and not subject.options and subject.command[0] != sys.executable
+        if subject.command
+        and not subject.options
+        and subject.command[0] != sys.executable
+        and (version := machine.version(subject.command[0]))
     }
 
 

@@ -15,7 +15,7 @@ from benchmarks.table import ratio
 
 # passfs and its peers differ by the shape of the mark too, for print and for the colour-blind.
 _OWN: Final = ("#0b5fb0", "#5aa9e6", "#1b9e9e", "#7a5fb8")
-_PEERS: Final = ("#d9730d", "#8c8c8c", "#b03a5b", "#6b8e23")
+_PEERS: Final = ("#d9730d", "#e8a35c", "#8c8c8c", "#b03a5b", "#d48aa0", "#6b8e23")
 _INK, _FAINT, _GRID, _PAPER = "#1f2933", "#66727f", "#e3e7eb", "#ffffff"
 _BAND: Final = "#f5f7f9"
 
@@ -169,7 +169,7 @@ def _mark(report: Report, name: str, x: float, y: float) -> str:
 def _footer(report: Report, height: float) -> Iterator[str]:
     facts, plan = report.machine, report.plan
     first = f"Linux {facts['kernel']}, {facts['processors']} × {facts['processor']}"
-    load = "every processor loaded" if plan.busy else "no load added"
+    load = f"{plan.busy} spinning on each processor" if plan.busy else "no load added"
     second = f"{load}; median of {plan.rounds} rounds, bar: fastest to slowest; {report.taken[:10]}"
     yield _text(20, height - 26, first, colour=_FAINT, size=11)
     yield _text(20, height - 10, second, colour=_FAINT, size=11)

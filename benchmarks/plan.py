@@ -14,6 +14,11 @@ class Peer(msgspec.Struct, frozen=True):
 
     command: str
 
+    @property
+    def program(self) -> str:
+        """Return the first word of the command."""
+        return self.command.partition(" ")[0]
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One run."""
@@ -26,8 +31,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     least_s: float
     """Least duration of a line in a round: the line is repeated until then. Real work runs once."""
     lines: tuple[str, ...]
-    """Patterns, fnmatch(3): a line runs if its name matches one of them."""
-    busy: bool
+    """Names of groups and patterns, fnmatch(3): a line runs if one of them fits."""
+    busy: int
+    """Spinning processes on each processor during the run."""
     costs: bool
     """True: measure the costs of a volume and of a request, too."""
     stage: str
@@ -44,3 +50,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 BARE = "bare"
 """The subject that is no mount. All others are compared with it."""
+
+
+def program(subject: str) -> str:
+    """Return what stands before the slash of a subject's name: it is that program in one mode."""
+    return subject.partition("/")[0]

@@ -44,13 +44,16 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def user_and_system(pids: Iterable[int]) -> tuple[float, float]:
-    """Return user and system time, in seconds, to the hundredth: proc_pid_stat(5)."""
+    """Return user and system time, in seconds, to the hundredth: proc_pid_stat(5).
+
+    A process that has ended counts as 0.
+    """
     ticks = [0] * _PARTS
     for pid in pids:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             fields = file.read().rpartition(")")[2].split()
-        for index in range(_PARTS):
-            ticks[index] += int(fields[11 + index])
+            for index in range(_PARTS):
+                ticks[index] += int(fields[11 + index])
     user, system = (count / os.sysconf("SC_CLK_TCK") for count in ticks)
     return user, system
 

@@ -21,6 +21,11 @@ class Sample(msgspec.Struct, frozen=True):
     seconds: float
     cpu_seconds: float
     """Processor time of the processes that serve the mount, waiting excluded."""
+    requests: float | None = None
+    """Requests of the kernel, FORGET excluded; none if they were not counted."""
+    user_seconds: float = 0
+    system_seconds: float = 0
+    """The parts of the processor time, with a resolution of 10 ms for all operations together."""
 
 
 class Figures(msgspec.Struct, kw_only=True):
@@ -32,6 +37,7 @@ class Figures(msgspec.Struct, kw_only=True):
     median_s: float | None = None
     spread: float | None = None
     cpu_s: float | None = None
+    requests: float | None = None
     ratio: dict[str, float] = {}
     """The median over that of each other subject: below 1 is faster."""
 
@@ -66,6 +72,21 @@ class Cost(msgspec.Struct, kw_only=True):
     """The cause for each subject without an amount."""
 
 
+class Total(msgspec.Struct, frozen=True, kw_only=True):
+    """The sums of one subject's medians over all lines of real work."""
+
+    seconds: float
+    cpu_s: float
+    user_share: float
+    """The part of the processor time that is user time, from all samples."""
+    requests: float | None
+
+    @property
+    def request_s(self) -> float | None:
+        """Return the processor time of one request."""
+        return self.cpu_s / self.requests if self.requests else None
+
+
 class Report(msgspec.Struct, kw_only=True):
     """The results of a run."""
 
@@ -78,6 +99,8 @@ class Report(msgspec.Struct, kw_only=True):
     lines: list[LineResults]
     means: dict[str, dict[str, dict[str, float]]] = {}
     """Geometric means of the ratios: group, subject, the other subject."""
+    totals: dict[str, Total] = {}
+    """Real work in all, for each subject that has a figure on each line."""
     costs: list[Cost] = []
 
     @property
@@ -123,6 +146,27 @@ def conclude(report: Report) -> None:
                 }
                 for name in report.subjects
             }
+    work = [line for line in report.lines if line.group == "work"]
+    report.totals = {
+        name: total
+        for name in report.subjects
+        if work and (total := _total([line.of[name] for line in work])) is not None
+    }
+
+
+def _total(lines: list[Figures]) -> Total | None:
+    """Return the sums; none if a line has no figure, which would flatter a failure."""
+    if not all(figures.samples for figures in lines):
+        return None
+    samples = [sample for figures in lines for sample in figures.samples]
+    user, system = sum(s.user_seconds for s in samples), sum(s.system_seconds for s in samples)
+    counts = [figures.requests for figures in lines if figures.requests is not None]
+    return Total(
+        seconds=sum(figures.median_s or 0 for figures in lines),
+        cpu_s=sum(figures.cpu_s or 0 for figures in lines),
+        user_share=user / (user + system) if user + system else 0,
+        requests=sum(counts) if len(counts) == len(lines) else None,
+    )
 
 
 def _summarize(figures: Figures) -> None:
@@ -132,6 +176,8 @@ def _summarize(figures: Figures) -> None:
     figures.median_s = median(seconds)
     figures.spread = median(abs(s - figures.median_s) for s in seconds) / figures.median_s
     figures.cpu_s = median(sample.cpu_seconds for sample in figures.samples)
+    counts = [sample.requests for sample in figures.samples if sample.requests is not None]
+    figures.requests = median(counts) if len(counts) == len(seconds) else None
 
 
 def _mean(lines: Iterable[LineResults], name: str, other: str) -> float | None:

@@ -5,7 +5,6 @@ kills the subject's processes, so that the child's call fails, and then the chil
 """
 
 import gc
-import json
 import os
 import select
 import subprocess
@@ -14,7 +13,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from benchmarks import data, metadata, processes, subjects, work
 from benchmarks.lines import Line, Site
@@ -33,7 +34,9 @@ Outcome = tuple[str, Sample | str]
 def chosen(plan: Plan) -> list[Line]:
     """Return the lines that *plan* asks for."""
     return [
-        line for line in LINES if any(fnmatchcase(line.name, pattern) for pattern in plan.lines)
+        line
+        for line in LINES
+        if any(p == line.group or fnmatchcase(line.name, p) for p in plan.lines)
     ]
 
 
@@ -46,8 +49,7 @@ def through(plan: Plan, at: Site) -> Iterator[Outcome]:
             yield from ((name, result) for name in missing)
             return
         missing.remove(result["name"])
-        outcome = result.get("failure") or Sample(result["seconds"], result["cpu_seconds"])
-        yield result["name"], outcome
+        yield result["name"], result.get("failure") or Sample(**result["sample"])
     yield from ((name, "the measuring process ended before this line") for name in missing)
 
 
@@ -79,7 +81,7 @@ def in_child(
             if not received:
                 break
             *lines, pending = (pending + received).split(b"\n")
-            yield from map(json.loads, lines)
+            yield from map(msgspec.json.decode, lines)
     os.waitpid(pid, 0)
     if hung:
         yield f"no end within {limit_s:g} s"
@@ -90,7 +92,7 @@ def _child(action: Callable[[Callable[[Any], None]], object], pipe: int) -> None
     gc.disable()
 
     def send(value: object) -> None:
-        os.write(pipe, json.dumps(value).encode() + b"\n")
+        os.write(pipe, msgspec.json.encode(value) + b"\n")
 
     try:
         action(send)
@@ -114,24 +116,55 @@ def _run_lines(plan: Plan, wanted: Sequence[Line], at: Site, send: Callable[[Any
 
 def _attempt(line: Line, at: Site, least_s: float) -> dict[str, Any]:
     try:
-        seconds, cpu_seconds = _measure(line, at, least_s)
+        sample = _measure(line, at, least_s)
     except subprocess.CalledProcessError as error:
         output = error.stderr.decode(errors="replace").strip()
         return {"name": line.name, "failure": f"{error}: {output}"}
     except Exception as error:  # noqa: BLE001 - any error is a failure of this line alone
         return {"name": line.name, "failure": f"{type(error).__name__}: {error}"}
-    return {"name": line.name, "seconds": seconds, "cpu_seconds": cpu_seconds}
+    return {"name": line.name, "sample": sample}
 
 
-def _measure(line: Line, at: Site, least_s: float) -> tuple[float, float]:
-    """Return seconds and the servers' processor seconds for each operation."""
-    spent = cpu = 0.0
-    operations = 0
-    while not operations or spent < least_s:
+def _measure(line: Line, at: Site, least_s: float) -> Sample:
+    """Return the sample of one line.
+
+    The servers' processor time includes what they still have to do after the last operation, such
+    as the RELEASE of closed files.
+    """
+    sums = _Meter(0, 0, 0, 0)
+    seconds, operations = 0.0, 0
+    while not operations or seconds < least_s:
         line.prepare(at)
-        cpu_before = processes.cpu_seconds(at.servers)
-        before = time.perf_counter()
+        before = _Meter.read(at)
+        began = time.perf_counter()
         operations += line.run(at)
-        spent += time.perf_counter() - before
-        cpu += processes.cpu_seconds(at.servers) - cpu_before
-    return spent / operations, cpu / operations
+        seconds += time.perf_counter() - began
+        if seconds >= least_s:
+            processes.settle(at.servers)
+        sums = sums.plus_since(before, _Meter.read(at))
+    return Sample(
+        seconds=seconds / operations,
+        cpu_seconds=sums.cpu / operations,
+        requests=None if at.requests() is None else sums.requests / operations,
+        user_seconds=sums.user / operations,
+        system_seconds=sums.system / operations,
+    )
+
+
+class _Meter(NamedTuple):
+    """Requests that a subject has got so far, and the processor time of its servers."""
+
+    requests: float
+    cpu: float
+    user: float
+    system: float
+
+    @classmethod
+    def read(cls, at: Site) -> "_Meter":
+        cpu = processes.cpu_seconds(at.servers)
+        return cls(at.requests() or 0, cpu, *processes.user_and_system(at.servers))
+
+    def plus_since(self, before: "_Meter", now: "_Meter") -> "_Meter":
+        """Return this sum and the difference of two readings."""
+        parts = zip(self, before, now, strict=True)
+        return _Meter(*(total + later - earlier for total, earlier, later in parts))

@@ -22,9 +22,13 @@ from passthrough.linux import mountinfo
 from passthrough.worker.fuse_mount import unmount
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Names with one word before the slash are modes of one program.
 KNOWN_PEERS = {
     "bindfs": Peer("bindfs {source} {mountpoint}"),
+    "bindfs/multithreaded": Peer("bindfs --multithreaded {source} {mountpoint}"),
     "mergerfs": Peer("mergerfs {source} {mountpoint}"),
+    "passthrough_hp": Peer("passthrough_hp {source} {mountpoint}"),
+    "passthrough_hp/single": Peer("passthrough_hp --single {source} {mountpoint}"),
 }
 
 _START_S, _END_S, _POLL_S = 20.0, 10.0, 0.005
@@ -88,6 +92,9 @@ def mounted(subject: Subject, at: Directories) -> Iterator[list[int]]:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # As peers that go into the background do. The kernel shares processors among
+                # sessions (sched(7), autogroup), so a server in the caller's session would differ.
+                start_new_session=True,
             )
         except OSError as error:
             raise SubjectError(f"{subject.name} cannot be started: {error}") from error

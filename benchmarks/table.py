@@ -7,6 +7,8 @@ from benchmarks.report import GROUPS, Cost, Figures, LineResults, Report
 
 _SCALES = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs"))
 _NOTHING = "–"
+# Fewer requests than this for each operation are those of a line's beginning and end.
+_FEW = 0.05
 
 
 class Table(NamedTuple):
@@ -23,6 +25,7 @@ def tables(report: Report) -> list[Table]:
     """Return all tables of *report*."""
     return [
         *(t for group in GROUPS for t in _group(report, group)),
+        *([_totals(report)] if report.totals.keys() - {BARE} else []),
         *([_means(report)] if report.means else []),
         *([_costs(report)] if report.costs else []),
     ]
@@ -31,12 +34,14 @@ def tables(report: Report) -> list[Table]:
 def summary(report: Report) -> str:
     """Return one line about the machine, the run and the options of the subjects."""
     facts, plan = report.machine, report.plan
-    load = "loaded on purpose" if plan.busy else "not loaded on purpose"
+    busy = f"{plan.busy} spinning on each" if plan.busy else "not loaded on purpose"
     options = ", ".join(f"{name}: {_options(given.options)}" for name, given in plan.passfs.items())
     return (
-        f"Linux {facts['kernel']}, {facts['processors']} × {facts['processor']}, {load}; processors"
+        f"Linux {facts['kernel']}, {facts['processors']} × {facts['processor']}, {busy}; processors"
         f" idle before the run {_share(facts['idle_before'])} of the time, during it"
-        f" {_share(facts['idle_during'])}. {plan.rounds} rounds, size {plan.size:g}, source on"
+        f" {_share(facts['idle_during'])}, stolen from it {_share(facts.get('stolen_during'))};"
+        f" load {_load(facts, 'load_before')} before and {_load(facts, 'load_after')} at the end."
+        f" {plan.rounds} rounds, size {plan.size:g}, source on"
         f" {'tmpfs' if plan.on_tmpfs else 'a directory given'}, {report.taken}. {options}."
     )
 
@@ -46,7 +51,13 @@ def _options(given: dict[str, str]) -> str:
 
 
 def _share(fact: object) -> str:
-    return f"{fact:.0%}" if isinstance(fact, float) else str(fact)
+    return f"{fact:.0%}" if isinstance(fact, float) else "unknown"
+
+
+def _load(facts: dict[str, str | int | float | list[float]], name: str) -> str:
+    """Return the mean load of the last minute, getloadavg(3)."""
+    given = facts.get(name)
+    return f"{given[0]:.1f}" if isinstance(given, list) else "unknown"
 
 
 def duration(seconds: float) -> str:
@@ -58,6 +69,11 @@ def duration(seconds: float) -> str:
 def ratio(value: float) -> str:
     """Return *value* with three digits and the sign of a multiple."""
     return f"{_digits(value)}×"
+
+
+def number(value: float) -> str:
+    """Return a count; with three digits if it is less than 100."""
+    return f"{value:,.0f}" if value >= 100 else _digits(value)  # noqa: PLR2004
 
 
 def _digits(value: float) -> str:
@@ -84,7 +100,22 @@ def _group(report: Report, group: str) -> list[Table]:
         ["line", "for each", *serving],
         [[line.name, line.operation, *(_cpu(line.of[n]) for n in serving)] for line in lines],
     )
-    return [times, *_against(report, group, lines), *([processor] if serving else [])]
+    if not serving:
+        return [times, *_against(report, group, lines)]
+    return [times, *_against(report, group, lines), processor, *_counts(report, group, lines)]
+
+
+def _counts(report: Report, group: str, lines: list[LineResults]) -> list[Table]:
+    """Return the requests of each line, and the processor time of one, if they were counted."""
+    serving = report.subjects[1:]
+    if all(line.of[name].requests is None for line in lines for name in serving):
+        return []
+    rows = [
+        [line.name, line.operation, *(_requests(line.of[n]) for n in serving)] for line in lines
+    ]
+    title = f"{GROUPS[group]}: requests, and the processor time of each"
+    note = "requests of the kernel for each operation, FORGET excluded; medians"
+    return [Table(title, note, ["line", "for each", *serving], rows)]
 
 
 def _against(report: Report, group: str, lines: list[LineResults]) -> list[Table]:
@@ -108,6 +139,32 @@ def _against(report: Report, group: str, lines: list[LineResults]) -> list[Table
             ],
         )
     ]
+
+
+def _totals(report: Report) -> Table:
+    """Return the processor time of each subject over all lines of real work."""
+    names = [name for name in report.subjects[1:] if name in report.totals]
+    others = [name for name in names if report.totals[name].cpu_s]
+    rows = []
+    for name in names:
+        total = report.totals[name]
+        user = total.cpu_s * total.user_share
+        each = total.request_s
+        rows.append(
+            [
+                name,
+                _NOTHING if total.requests is None else number(total.requests),
+                f"{duration(total.cpu_s)} ({_digits(user)} + {_digits(total.cpu_s - user)})",
+                _NOTHING if each is None else duration(each),
+                *(ratio(total.cpu_s / report.totals[other].cpu_s) for other in others),
+            ]
+        )
+    heads = ["", "requests", "processor time", "of each request", *(f"over {n}" for n in others)]
+    note = (
+        "sums of the medians of all lines; processor time of the serving processes (user + system),"
+        " and its ratios: below 1 means that the first needs less"
+    )
+    return Table("Real work in all: processor time", note, heads, rows)
 
 
 def _means(report: Report) -> Table:
@@ -147,6 +204,14 @@ def _time(figures: Figures) -> str:
 
 def _cpu(figures: Figures) -> str:
     return _NOTHING if figures.cpu_s is None else duration(figures.cpu_s)
+
+
+def _requests(figures: Figures) -> str:
+    if figures.requests is None or figures.cpu_s is None:
+        return _NOTHING
+    if figures.requests < _FEW:
+        return "0"
+    return f"{number(figures.requests)} of {duration(figures.cpu_s / figures.requests)}"
 
 
 def _optional(value: float | None) -> str:

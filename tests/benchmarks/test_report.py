@@ -16,7 +16,7 @@ def plan() -> Plan:
         size=1,
         least_s=0.1,
         lines=("*",),
-        busy=False,
+        busy=0,
         costs=True,
         stage="/nowhere",
         on_tmpfs=True,
