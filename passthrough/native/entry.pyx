@@ -17,7 +17,7 @@ are copied to right before the rest, so that a handler finds a request as /dev/f
 request has no rest, its reply is made where the kernel takes it from.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from passthrough.native.abi cimport fuse_in_header, fuse_out_header
@@ -25,7 +25,7 @@ from passthrough.native.device cimport MAX_DATA, PAGE, REPLY_AT, REPLY_ROOM, Buf
 from passthrough.native.libc cimport (
     ECONNABORTED, EIO, ENODEV, ENOENT, ENOTCONN, iovec,
 )
-from passthrough.native.loop cimport OUT_HEADER, fixed_size
+from passthrough.native.loop cimport OUT_HEADER
 from passthrough.native.state cimport Thread
 from passthrough.native.uring cimport (
     close_ring, has_result, open_ring, prepare, submit, submit_and_wait, wait_result,
@@ -98,11 +98,21 @@ cdef int receive_at(Thread *t, Place *p) noexcept nogil:
     return _assemble(t, p, headers)
 
 
+cdef uint32_t _first_size(const fuse_in_header *given, uint32_t rest) noexcept nogil:
+    """Return the bytes of a request's first structure, also if its opcode is not served.
+
+    `rest` is the size of what follows. The sum is the length in the header. If it is not, return 0,
+    so that the loop finds the length wrong.
+    """
+    cdef int64_t size = <int64_t>given.len - <int64_t>sizeof(fuse_in_header) - rest
+    return <uint32_t>size if 0 <= size <= OPERATION_ROOM else 0
+
+
 cdef int _assemble(Thread *t, Place *p, const Headers *headers) noexcept nogil:
     """Put header and structure before the rest of a request."""
     cdef const fuse_in_header *given = <const fuse_in_header *>headers.in_out
-    cdef uint32_t fixed = fixed_size(given.opcode)
     cdef uint32_t rest = headers.entry.payload_size
+    cdef uint32_t fixed = _first_size(given, rest)
     cdef char *start = p.buffers.request + PAGE - fixed - sizeof(fuse_in_header)
     if rest > MAX_DATA:
         return -EIO

@@ -10,5 +10,4 @@ cdef enum:
 
 
 cdef uint32_t serve(Thread *t, uint32_t received) noexcept nogil
-cdef uint32_t fixed_size(uint32_t opcode) noexcept nogil
 cdef Handler replace(int opcode, Handler handler) noexcept

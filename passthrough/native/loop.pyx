@@ -115,11 +115,6 @@ cdef uint32_t _reply(Thread *t, uint64_t unique, int result) noexcept nogil:
     return out.len
 
 
-cdef uint32_t fixed_size(uint32_t opcode) noexcept nogil:
-    """Return the bytes of the structure that a request of an opcode begins with."""
-    return rows[opcode].fixed if opcode < abi.FUSE_OPCODES else 0
-
-
 cdef int do_destroy(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
     """Answer the last request of a connection."""
     return 0

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -97,6 +98,14 @@ def test_requests_come_by_rings_and_not_by_the_device(base: Path) -> None:
         for link in Path(f"/proc/{served.worker_pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # it may be closed meanwhile
                 assert "io_uring" not in os.readlink(link)
+
+
+def test_a_request_that_is_not_served_is_refused_for_good(base: Path) -> None:
+    """If POLL fails with ENOSYS, the kernel takes files as always ready, as without a volume."""
+    with volume(base) as served, (served.mountpoint / "file").open("w+") as file:
+        poll = select.poll()
+        poll.register(file, select.POLLIN | select.POLLOUT)
+        assert poll.poll(0) == [(file.fileno(), select.POLLIN | select.POLLOUT)]
 
 
 def test_auto_uses_the_device_although_rings_are_switched_on(base: Path) -> None:
