@@ -19,7 +19,7 @@ from passthrough.native.crew cimport (
 )
 from passthrough.native.device cimport give_pages_back, receive, send
 from passthrough.native.entries cimport leaves_pages
-from passthrough.native.identity cimport identity_thread
+from passthrough.native.identity cimport identity_thread, is_itself
 from passthrough.native.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, load32, store32
 from passthrough.native.libc cimport EAGAIN, timespec
 from passthrough.native.locks cimport waiting
@@ -120,12 +120,13 @@ cdef bint _park_or_end(Crew *c, Slot *slot) noexcept nogil:
 
 
 cdef void _about_to_block(Thread *t) noexcept nogil:
-    """Add a thread if none reads; the calling thread has its own credentials.
+    """Add a thread if none reads.
 
     Not to a queue of io_uring: no thread leaves it again, and a second one waits from the start.
+    Nor inside of a guard: the new thread would inherit the ids and capabilities of a caller.
     """
     cdef Slot *slot = <Slot *>t.of_crew
-    if slot.crew.queue == DEVICE and not another_reads(slot.crew, slot):
+    if slot.crew.queue == DEVICE and is_itself(t) and not another_reads(slot.crew, slot):
         add_thread(slot.crew, False)
 
 

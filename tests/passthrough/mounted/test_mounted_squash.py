@@ -19,12 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.options.choices import Squash
+from passthrough.options.choices import SessionKind, Squash
 from passthrough.options.table import Requested
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover
+from tests.support.fakes.keeper import LIMIT_S as END_LIMIT_S, Keeper
 from tests.support.tools.callers import OTHER, Call, Caller, attempt, together
 from tests.support.tools.files import owner, public_directory
+from tests.support.tools.inside import probe
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.mounts import options_at
 from tests.support.tools.options import effective
@@ -671,3 +673,23 @@ def serving(config: Requested, source: Path, fuse_fd: int) -> Iterator[None]:
         assert os.read(ready, 1) == b"!"
         os.close(ready)
         yield
+
+
+def test_no_thread_is_started_with_the_ids_of_a_caller(
+    source: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    """Such a thread could not become the worker again, and the session would end."""
+    source.chmod(0o777)
+    keeper = Keeper(
+        *(source, mountpoint, tmp_path / "stderr"),
+        config=Requested(session=SessionKind.KERNEL, squash=Squash.ALL),
+        module="tests.support.tools.inside",
+    )
+    worker = keeper.serve()
+    try:
+        probe(mountpoint, "block")
+        probe(mountpoint, "block")
+        fuse_mount.unmount(mountpoint)
+        assert worker.wait(END_LIMIT_S) == 0, keeper.log.read_text()
+    finally:
+        keeper.close()

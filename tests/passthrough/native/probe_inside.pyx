@@ -8,12 +8,13 @@ from passthrough.native.abi cimport (
 )
 from passthrough.native.libc cimport EIO, ERANGE
 from passthrough.native.loop cimport replace
-from passthrough.native.state cimport Handler, Thread, only_text
+from passthrough.native.state cimport Handler, Thread, about_to_block, only_text
 
 cdef enum:
     PREFIX_LENGTH = 12
 
 cdef Handler original
+cdef Thread *serving = NULL  # the request of `answering`
 answering = None
 
 
@@ -28,7 +29,9 @@ cdef int do_getxattr(
 
 
 cdef int _answer(Thread *t, const char *name, uint32_t limit) noexcept:
+    global serving
     cdef bytes value
+    serving = t
     try:
         value = answering(<bytes>name)
         if not limit:
@@ -49,3 +52,9 @@ def answer(function):
     global answering, original
     answering = function
     original = replace(FUSE_GETXATTR, do_getxattr)
+
+
+def block():
+    """Act as a handler that is about to wait for the host, in the thread of `answering`."""
+    with nogil:
+        about_to_block(serving)

@@ -21,7 +21,7 @@ from typing import cast
 
 from passthrough.linux import fdpath, privileges, syscalls
 from passthrough.worker import fuse_mount, process
-from tests.passthrough.native.probe_inside import answer
+from tests.passthrough.native.probe_inside import answer, block
 from tests.support.tools.callers import ROOT
 
 PREFIX = "user.inside."
@@ -195,6 +195,7 @@ PROBES: dict[str, Callable[[str], object]] = {
     "new_process": _new_process,
     "new_thread": _new_thread,
     "raise": lambda _: _tried(lambda: signal.raise_signal(signal.SIGURG)),
+    "block": lambda _: block(),
     "unshare": lambda flags: _tried(lambda: privileges.unshare(int(flags))),
 }
 
