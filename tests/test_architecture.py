@@ -50,7 +50,7 @@ DOORS = {
     # kernel. Neither calls a function of a library. The benchmarks count events of the kernel.
     "ctypes": {
         "passthrough/linux/syscalls.py",
-        "passthrough/linux/filecalls.py",
+        "passthrough/linux/host_calls.py",
         "passthrough/linux/privileges.py",
         "passthrough/core/listing.py",
         "passthrough/linux/memory.py",

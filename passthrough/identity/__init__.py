@@ -1,11 +1,7 @@
-"""Credentials and ids: the ids that a request acts with, and the owner that a caller sees.
+"""Ids and credentials, as far as the plugin and the start of a worker need them.
 
 The modules, from the top down:
 
-    powerless    runs calls as another user, without capabilities
-    ownership    the owners of files: for creation, chown(2) and replies
-    squashing    decides the ids to act with in a volume that squashes ids
-    credentials  sets the caller's fsuid and fsgid, and removes single capabilities
-    attributes   the attributes in replies, and the changes of SETATTR
-    idmap        maps ids between host and container, and squashes them
+    credentials  the worker's capabilities and groups
+    idmap        maps ids of containers to ids of the host, and squashes them
 """

@@ -5,10 +5,9 @@ The modules, from the top down:
     privileges       the system calls that reduce the rights of a process
     mountinfo        /proc/self/mountinfo
     filehandles      whether a file system supports kernel file handles
-    memory           returns freed memory to the kernel
+    memory           the memory of the C library
     kernel_features  the release of Linux, and the features that are enabled
     syscalls         the other system calls that `os` lacks
-    filecalls        system calls on single files that `os` lacks
     fdpath           the path of the file behind a descriptor
     errors           makes an OSError from an errno
 """

@@ -1,5 +1,6 @@
 """The mounts that this process sees: /proc/self/mountinfo, proc_pid_mountinfo(5)."""
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from passthrough.linux import syscalls
+from passthrough.linux.errors import os_error
 
 FSTYPE: Final = "fuse.passfs"
 """The file system type of passfs mounts."""
@@ -69,6 +71,32 @@ def fstype_of(fd: int) -> str:
         if mount.mount_id == wanted:
             return mount.fstype
     raise LookupError(wanted)
+
+
+def open_mounted(directory_fd: int, name: bytes) -> int:
+    """Open the file system that is mounted on *name*, unless it is passfs.
+
+    A volume may be bound below its own source while it is served. A request to it would wait for
+    a reply of this process for ever, as would one to a ring of several volumes.
+
+    Returns:
+        An O_PATH descriptor that the caller owns.
+
+    Raises:
+        OSError: ELOOP, it is passfs; ESTALE, it is being unmounted; as open(2) reports it.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        number = errno.ELOOP if fstype_of(fd) == FSTYPE else 0
+    except LookupError:
+        number = errno.ESTALE
+    except BaseException:
+        os.close(fd)
+        raise
+    if number:
+        os.close(fd)
+        raise os_error(number)
+    return fd
 
 
 def _contents(fd: int) -> bytes:

@@ -7,15 +7,12 @@ several. An OSError has the call's man page as its file name, which the error me
 """
 
 import ctypes
-import errno
 import os
-from collections.abc import Sequence
 from typing import Final
 
 from passthrough.linux import syscalls
 
 # unshare(2)
-CLONE_FS: Final = 0x200
 CLONE_NEWNS: Final = 0x0002_0000
 CLONE_NEWUTS: Final = 0x0400_0000
 CLONE_NEWIPC: Final = 0x0800_0000
@@ -58,7 +55,7 @@ _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_MOUNT_SETATTR: Final = 442
-_SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -170,47 +167,6 @@ def limit_capabilities(kept: int) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3)
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     _checked(_libc.capset(header, data), "capset(2)")
-
-
-class EffectiveCapabilities:
-    """Empties and restores the effective set of a thread, capset(2).
-
-    The constructor reads the other sets of the thread, so that each change is a single system call.
-    """
-
-    __slots__ = ("_empty", "_full", "_header")
-
-    def __init__(self) -> None:
-        """Read the calling thread's capabilities, capget(2)."""
-        self._header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3)
-        self._full, self._empty = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
-        for data in (self._full, self._empty):
-            _checked(_libc.capget(self._header, data), "capget(2)")
-        self._empty[0] = self._empty[3] = 0  # the two words of the effective set
-
-    def drop(self) -> None:
-        """Empty the thread's effective set."""
-        _checked(_libc.capset(self._header, self._empty), "capset(2)")
-
-    def restore(self) -> None:
-        """Restore the thread's first effective set."""
-        _checked(_libc.capset(self._header, self._full), "capset(2)")
-
-
-def set_groups(groups: Sequence[int]) -> None:
-    """Set the supplementary groups of the calling thread alone, setgroups(2).
-
-    The C library's function would set them for every thread.
-
-    Raises:
-        OSError: EPERM without CAP_SETGID; ENOSYS on an architecture without a number in the table.
-    """
-    number = _SYS_SETGROUPS.get(os.uname().machine)
-    if number is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "setgroups(2)")
-    list_of = (ctypes.c_uint32 * len(groups))(*groups)
-    words = ctypes.c_size_t(len(groups)), list_of
-    _checked(_libc.syscall(ctypes.c_long(number), *words), "setgroups(2)")
 
 
 def forbid_new_privileges() -> None:

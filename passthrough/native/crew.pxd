@@ -21,6 +21,7 @@ cdef enum:
     # If more callers hang, no thread is added; waits for locks do not count.
     MAX_THREADS = 256
     MAX_QUEUE_THREADS = 64
+    MAX_PARKED = 8  # callers that sync at the same time come back at the same time
     MAX_SLOTS = 1280  # MAX_THREADS, and as many waits for locks as there may be
     MAX_PLACES = 1 << 16  # for requests, of all slots
     DEVICE = -1  # Crew.queue

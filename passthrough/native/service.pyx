@@ -14,8 +14,8 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from passthrough.native.abi cimport FUSE_SETLK, FUSE_SETLKW
 from passthrough.native.crew cimport (
-    DEVICE, DISMISSED, PARKED, READING, SERVING, Crew, Slot, add_thread, another_reads, leave,
-    pthread_cond_wait, wake,
+    DEVICE, DISMISSED, MAX_PARKED, PARKED, READING, SERVING, Crew, Slot, add_thread, another_reads,
+    leave, pthread_cond_wait, wake,
 )
 from passthrough.native.device cimport give_pages_back, receive, send
 from passthrough.native.entries cimport leaves_pages
@@ -32,7 +32,6 @@ cdef extern from "<time.h>" nogil:
     int nanosleep(const timespec *time, timespec *left)
 
 cdef enum:
-    MAX_PARKED = 8  # callers that sync at the same time come back at the same time
     WAIT_NS = 1000000
     LONGEST_WAITS = 20
 

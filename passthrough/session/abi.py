@@ -1,28 +1,22 @@
-"""The numbers of the kernel's FUSE protocol, 7.40 to 7.45: linux/fuse.h, each by its name there.
+"""Numbers of the kernel's FUSE protocol, 7.40 to 7.45: linux/fuse.h, each by its name there.
 
-Only the numbers; what is made of them stands where they are used. Bits 32 and above of the flags of
-INIT travel in a second word.
+The core has its own in native/abi.pxd. A test compares both with linux/fuse.h.
 """
 
 import enum
 from typing import Final
 
 MAJOR: Final = 7
-# Linux 6.9: passthrough, resending, and whatever came before them.
+# Linux 6.9: passthrough, and the notification RESEND.
 LEAST_MINOR: Final = 40
-# The newest that is known here; the kernel and the session go by the lower one of theirs.
+# The newest one that the core knows. The lower one of the kernel's and this one holds.
 MINOR: Final = 45
 
 ROOT_ID: Final = 1
-# ioctl(2) on /dev/fuse: struct fuse_backing_map in, an id out; an id in.
-DEV_IOC_BACKING_OPEN: Final = 0x4010_E501
-DEV_IOC_BACKING_CLOSE: Final = 0x4004_E502
-# Bit 63 of `unique` marks a request that the kernel sends again, FUSE_UNIQUE_RESEND.
-UNIQUE_RESEND: Final = 1 << 63
 
 
 class Opcode(enum.IntEnum):
-    """What a request asks for."""
+    """The operation of a request."""
 
     LOOKUP = 1
     FORGET = 2
@@ -77,22 +71,11 @@ class Opcode(enum.IntEnum):
     COPY_FILE_RANGE_64 = 53
 
 
-class Notification(enum.IntEnum):
-    """What the session tells the kernel unasked."""
-
-    POLL = 1
-    INVAL_INODE = 2
-    INVAL_ENTRY = 3
-    STORE = 4
-    RETRIEVE = 5
-    DELETE = 6
-    RESEND = 7
-    INC_EPOCH = 8
-    PRUNE = 9
-
-
 class Init(enum.IntFlag):
-    """What the kernel offers in INIT, and the session takes in its answer."""
+    """The features that the kernel offers in INIT, and the session accepts in its reply.
+
+    Bits 32 and above are in a second word.
+    """
 
     ASYNC_READ = 1 << 0
     POSIX_LOCKS = 1 << 1
@@ -137,47 +120,7 @@ class Init(enum.IntFlag):
     REQUEST_TIMEOUT = 1 << 42
 
 
-# Which fields of SETATTR are meant.
-FATTR_MODE: Final = 1 << 0
-FATTR_UID: Final = 1 << 1
-FATTR_GID: Final = 1 << 2
-FATTR_SIZE: Final = 1 << 3
-FATTR_ATIME: Final = 1 << 4
-FATTR_MTIME: Final = 1 << 5
-FATTR_FH: Final = 1 << 6
-FATTR_ATIME_NOW: Final = 1 << 7
-FATTR_MTIME_NOW: Final = 1 << 8
-FATTR_LOCKOWNER: Final = 1 << 9
-FATTR_CTIME: Final = 1 << 10
-FATTR_KILL_SUIDGID: Final = 1 << 11
-
-# What an answer to OPEN, OPENDIR or CREATE allows the kernel to do.
+# Flags of a reply to OPEN, and of FSYNC.
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
-FOPEN_NONSEEKABLE: Final = 1 << 2
-FOPEN_CACHE_DIR: Final = 1 << 3
-FOPEN_STREAM: Final = 1 << 4
-FOPEN_NOFLUSH: Final = 1 << 5
-FOPEN_PARALLEL_DIRECT_WRITES: Final = 1 << 6
-FOPEN_PASSTHROUGH: Final = 1 << 7
-
-# Flags of single requests.
-GETATTR_FH: Final = 1 << 0
-OPEN_KILL_SUIDGID: Final = 1 << 0
-WRITE_CACHE: Final = 1 << 0
-WRITE_LOCKOWNER: Final = 1 << 1
-WRITE_KILL_SUIDGID: Final = 1 << 2
-READ_LOCKOWNER: Final = 1 << 1
-RELEASE_FLUSH: Final = 1 << 0
-RELEASE_FLOCK_UNLOCK: Final = 1 << 1
 FSYNC_FDATASYNC: Final = 1 << 0
-SETXATTR_ACL_KILL_SGID: Final = 1 << 0
-LK_FLOCK: Final = 1 << 0
-IOCTL_DIR: Final = 1 << 4
-# What an answer says of an inode.
-ATTR_SUBMOUNT: Final = 1 << 0
-# Of INVAL_ENTRY: the name stays, and is looked up again before it is used.
-EXPIRE_ONLY: Final = 1 << 0
-
-# Extensions at a request's end: below this a number of security contexts, this one groups.
-EXT_GROUPS: Final = 32

@@ -1,29 +1,25 @@
-"""The `kernel` session: FUSE on /dev/fuse or io_uring without libfuse, in a pool of threads.
+"""The `kernel` session: FUSE on /dev/fuse or io_uring without libfuse, served by the compiled core.
 
-The main thread answers INIT, starts the threads, and then samples them until the session ends.
+The main thread answers INIT, starts the core's threads, and then samples them until the session
+ends. The threads take no Python lock.
 """
 
 import errno
+import fcntl
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from passthrough.core.filesystem import PassthroughFs
-from passthrough.core.squashed import filesystem_of
 from passthrough.linux import kernel_features
+from passthrough.native.face import KEEPER_ENDED, Core
 from passthrough.options.choices import Passthrough, Transport
+from passthrough.options.effective import Effective
 from passthrough.session import shutdown
 from passthrough.session.abi import Init
-from passthrough.session.channel import DeviceChannel
-from passthrough.session.handlers.table import HANDLERS
-from passthrough.session.ring_pools import RingPools
-from passthrough.session.rings import RingChannel
-from passthrough.session.session import Session
-from passthrough.session.thread_pool import ThreadPool
-from passthrough.session.thread_slots import SAMPLE_INTERVAL_S
-from passthrough.session.uring import Ring
+from passthrough.session.backing import explain
+from passthrough.session.rare import Rare
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +27,34 @@ log = logging.getLogger(__name__)
 # own end and in Remove, the plugin waits longer than this for the worker.
 _DRAIN_LIMIT_S: Final = 1.0
 _DRAIN_INTERVAL_S: Final = 0.005
-_MS_PER_S: Final = 1000
-_PIPE_READ_SIZE: Final = 4096
 
-prepare: Final = filesystem_of
+
+class Served:
+    """A volume that is ready to be served: its core, and what the core leaves to Python."""
+
+    def __init__(self, config: Effective, source_fd: int) -> None:
+        """Take *source_fd*, an O_PATH descriptor of a directory.
+
+        Raises:
+            OSError: the directory cannot be looked at, or memory has run out.
+        """
+        self.config = config
+        self.rare = Rare(config)
+        self.core = Core(config, source_fd, self.rare)
+        self.rare.core = self.core
+
+    def close(self) -> None:
+        """Close all descriptors, unless the host holds a thread up."""
+        self.core.close()
+
+
+prepare: Final = Served
 
 
 def run(
-    fs: PassthroughFs, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
+    served: Served, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
 ) -> None:
-    """Serve *fs* on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
+    """Serve on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or the keeper's end.
 
     Answers the requests in flight before it returns. Takes *fuse_fd*. Calls *serving* when requests
     are answered. The keeper has ended if *keeper_fd*, a pipe, has no writer left. To be called by
@@ -50,93 +64,69 @@ def run(
         OSError: *fuse_fd* is no descriptor of a FUSE mount, the kernel speaks another protocol, or
             the connection broke.
     """
-    channel = DeviceChannel(fuse_fd)
-    session = Session(fs, channel, HANDLERS)
-    fs.tell_lost_privileges(session.forget_attributes)
+    core = served.core
+    # Not os.set_blocking(): Python calls ioctl(2) FIONBIO for it, which a sandbox refuses.
+    flags = fcntl.fcntl(fuse_fd, fcntl.F_GETFL)
+    fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+    core.use_device(fuse_fd)
     try:
-        _negotiate(session, channel, fuse_fd)
-        without_passthrough = _without_passthrough(session)
-        with shutdown.wakeup_pipe() as (wakeup_fd, wake):
-            rings = _ring_pools(session, channel, fuse_fd, wake)
-            threads = ThreadPool(session, channel, wake, beside_rings=rings.in_use)
+        _negotiate(served, fuse_fd)
+        without_passthrough = _without_passthrough(served)
+        with shutdown.wakeup_pipe() as (wakeup_fd, _):
             try:
-                threads.start()
-                rings.start()
+                core.start(_processors(served))
                 serving(without_passthrough)
-                _wait_for_end(threads, rings, wakeup_fd, keeper_fd)
+                end = core.watch(wakeup_fd, -1 if keeper_fd is None else keeper_fd)
+                if end == KEEPER_ENDED:
+                    log.info(shutdown.KEEPER_ENDED)
             finally:
-                threads.stop()
-                rings.stop()
-        _drain(threads, rings)
-        for error in (threads.error, rings.error):
-            if error is not None:
-                raise error
+                core.stop()
+        _drain(core)
     finally:
-        channel.leave()
+        core.use_device(-1)
         os.close(fuse_fd)
 
 
-def _negotiate(session: Session, channel: DeviceChannel, fuse_fd: int) -> None:
+def _negotiate(served: Served, fuse_fd: int) -> None:
     """Answer INIT, which the kernel sends before any other request."""
-    request = channel.open_request()
-    while session.agreed is None:
-        if not channel.receive(request):
+    while served.rare.agreed is None:
+        if not served.core.serve_one():
             raise OSError(errno.EBADF, f"descriptor {fuse_fd} belongs to no FUSE mount")
-        session.answer(request, channel)
-        if session.broken is not None:
-            raise session.broken
+        if served.rare.broken is not None:
+            raise served.rare.broken
 
 
-def _without_passthrough(session: Session) -> str:
+def _without_passthrough(served: Served) -> str:
     """Return why the kernel passes no reads and writes through although the options allow it.
 
     The text is empty if the kernel passes them through, or if the options do not allow it.
     """
-    if not session.passes_through:
-        return session.why_not(Init.PASSTHROUGH)
-    why = session.backings.why_not()
-    if why and session.fs.config.passthrough is Passthrough.ON:
+    if not served.rare.uses(Init.PASSTHROUGH):
+        return served.rare.why_not(Init.PASSTHROUGH)
+    number = served.core.try_passthrough()
+    if not number:
+        return ""
+    why = explain(number)
+    if served.config.passthrough is Passthrough.ON:
         raise OSError(errno.EPERM, f"option 'passthrough': 'on' cannot be had: {why}")
-    session.passes_through = not why
+    served.core.pass_nothing_through()
     return why
 
 
-def _ring_pools(
-    session: Session, channel: DeviceChannel, fuse_fd: int, wake: Callable[[], object]
-) -> RingPools:
-    """Return the pools of all processors for `transport=io_uring`, else of none."""
-    processors: Sequence[int] = ()
-    if session.fs.config.transport is Transport.IO_URING:
-        if not session.uses(Init.OVER_IO_URING):
-            why = session.why_not(Init.OVER_IO_URING)
-            raise OSError(errno.EPROTO, f"option 'transport': 'io_uring' cannot be had: {why}")
-        processors = kernel_features.possible_processors()
-    return RingPools(
-        session, lambda number: RingChannel(Ring(), fuse_fd, number, channel), processors, wake
-    )
+def _processors(served: Served) -> Sequence[int]:
+    """Return the processors whose requests come over io_uring: all of them, or none."""
+    if served.config.transport is not Transport.IO_URING:
+        return ()
+    if not served.rare.uses(Init.OVER_IO_URING):
+        why = served.rare.why_not(Init.OVER_IO_URING)
+        raise OSError(errno.EPROTO, f"option 'transport': 'io_uring' cannot be had: {why}")
+    return kernel_features.possible_processors()
 
 
-def _wait_for_end(
-    threads: ThreadPool, rings: RingPools, wakeup_fd: int, keeper_fd: int | None
-) -> None:
-    """Sample the pools until the connection, the keeper or a signal ends the session."""
-    poll = shutdown.poll_of(wakeup_fd, keeper_fd)
-    while not threads.ended and rings.error is None:
-        idle = threads.idle and rings.idle
-        for fd, _ in poll.poll(None if idle else SAMPLE_INTERVAL_S * _MS_PER_S):
-            if fd == keeper_fd:
-                log.info(shutdown.KEEPER_ENDED)
-                return
-            if os.read(fd, _PIPE_READ_SIZE).strip(shutdown.WAKE):
-                return  # the number of a signal
-        threads.sample()
-        rings.sample()
-
-
-def _drain(threads: ThreadPool, rings: RingPools) -> None:
+def _drain(core: Core) -> None:
     """Wait until the requests in flight are answered, for 1 s at most."""
     deadline = time.monotonic() + _DRAIN_LIMIT_S
-    while threads.in_flight() + rings.in_flight() and time.monotonic() < deadline:
+    while core.in_flight() and time.monotonic() < deadline:
         time.sleep(_DRAIN_INTERVAL_S)
-    if left := threads.in_flight() + rings.in_flight():
+    if left := core.in_flight():
         log.warning("%d requests hang in the host's file system and are left unanswered", left)

@@ -41,7 +41,7 @@ from passthrough.native import binding
 from passthrough.native.face import Core
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
-from passthrough.session.native import Served
+from passthrough.session.kernel import Served
 
 log = logging.getLogger(__name__)
 

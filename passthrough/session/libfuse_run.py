@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from passthrough.native.binding import Lock, Requests
 from passthrough.session import libfuse, shutdown
-from passthrough.session.native import Served
+from passthrough.session.kernel import Served
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Serve on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
 
-    The arguments are those of native.run.
+    The arguments are those of kernel.run.
 
     Raises:
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.

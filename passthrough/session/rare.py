@@ -6,16 +6,17 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from passthrough.core import names
-from passthrough.linux import filehandles
+from passthrough.linux import filehandles, mountinfo
 from passthrough.options.effective import Effective
 from passthrough.session import abi, negotiation, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.backing import explain, stack_depth
-from passthrough.session.channel import MAX_WRITE
 from passthrough.session.negotiation import Agreed, ProtocolError
 
 log = logging.getLogger(__name__)
+
+MAX_WRITE: Final = 1 << 20
+"""The bytes of data that a request or reply may have; the core's buffers have room for them."""
 
 # The requests without a caller (readahead, writeback, asynchronous direct I/O) that the kernel may
 # have in flight, and the number at which it slows their callers down. The kernel's own 12 are too
@@ -89,7 +90,7 @@ class Rare:
         Raises:
             OSError: ELOOP, it is passfs; ESTALE, it is being unmounted; as open(2) reports it.
         """
-        return names.open_across(directory_fd, name)
+        return mountinfo.open_mounted(directory_fd, name)
 
     def report(self, kind: int, number: int, name: bytes) -> None:
         """Log a line of *kind*, one of native/state.pxd."""

@@ -18,7 +18,7 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from passthrough.identity import credentials
-from passthrough.identity.ownership import Ownership
+from passthrough.identity.idmap import HostId, why_no_change_allowed
 from passthrough.linux import filehandles, kernel_features, memory
 from passthrough.native.face import try_io_uring
 from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Squash, Transport
@@ -63,7 +63,7 @@ class Runner(Protocol):
 
 
 _RUNNERS: Final[Mapping[SessionKind, str]] = {
-    SessionKind.KERNEL: "passthrough.session.native",
+    SessionKind.KERNEL: "passthrough.session.kernel",
     SessionKind.LIBFUSE: "passthrough.session.libfuse_run",
 }
 
@@ -120,7 +120,7 @@ def serve(
     session = load(config.session)
     source_fd = _confine(config, handover.source_fd)
     top = os.fstat(source_fd)
-    if not config.readonly and (why := Ownership(config).why_no_change_allowed(top)):
+    if not config.readonly and (why := why_no_change_allowed(config, HostId(top.st_uid))):
         log.warning("%s", why)
     fs = session.prepare(config, source_fd)
 

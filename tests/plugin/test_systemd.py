@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from passthrough.core import waiting
-from passthrough.session import thread_pool
 from plugin.mounting.fd_store import KINDS
+from tests.passthrough.native.probe_counts import PARKED, THREADS, WAITS
 from tests.support.tools.service import Service
 from tests.support.tools.systemd import Systemd
 
@@ -64,8 +63,8 @@ def test_volumes_stay_mounted_while_the_service_restarts(tmp_path: Path, systemd
 
 def test_the_unit_allows_the_threads_of_2000_volumes(systemd: Systemd) -> None:
     volumes = int(systemd.show("FileDescriptorStoreMax")) // len(KINDS)
-    busy = 2 + thread_pool._MAX_PARKED  # the main thread, and one that answers requests
-    most = 1 + thread_pool._MAX_THREADS + thread_pool._MAX_PARKED + waiting._MOST
+    busy = 2 + PARKED  # the main thread, and one that answers requests
+    most = 1 + THREADS + PARKED + WAITS
 
     assert (volumes, busy, most) == (2048, 10, 1289)
     assert 2_000 * busy + 9 * most <= int(systemd.show("TasksMax"))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import getdents64
 from tests.support.tools.callers import OTHER, USER
 from tests.support.tools.columns import FEW_DESCRIPTORS, Ground
 from tests.support.tools.files import outcome
+from tests.support.tools.host_calls import getdents64
 from tests.support.tools.listing import entries_of, listing
 
 pytestmark = pytest.mark.full

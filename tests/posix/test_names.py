@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from passthrough.linux.syscalls import RENAME_NOREPLACE
 from tests.support.tools.files import MAKERS, refused, rename_with
+from tests.support.tools.host_calls import RENAME_EXCHANGE
 
 NAME_MAX_BYTES = 255
 

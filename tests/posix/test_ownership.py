@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import setfsgid, setfsuid
 from tests.support.tools.callers import (
     MEMBER,
     OTHER,
@@ -21,6 +20,7 @@ from tests.support.tools.callers import (
     together,
 )
 from tests.support.tools.files import MAKERS, owner
+from tests.support.tools.host_calls import setfsgid, setfsuid
 
 pytestmark = pytest.mark.privileged
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_EXCHANGE, renameat2
+from passthrough.linux.syscalls import renameat2
 from tests.support.tools.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller, attempt
 from tests.support.tools.files import owner
+from tests.support.tools.host_calls import RENAME_EXCHANGE
 
 pytestmark = pytest.mark.privileged
 

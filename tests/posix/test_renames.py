@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from passthrough.linux.syscalls import RENAME_NOREPLACE
 from tests.support.tools.callers import Caller
 from tests.support.tools.files import refused, rename_with
+from tests.support.tools.host_calls import RENAME_EXCHANGE, RENAME_WHITEOUT
 
 
 def test_rename_replaces(directory: Path) -> None:

@@ -1,42 +1,34 @@
-"""Return of unused memory to the kernel."""
-
 import subprocess
 import sys
-from pathlib import Path
 
-from passthrough.linux import memory
+import pytest
+
 from tests.support.tools.mounted import REPOSITORY
 
-PIECE = 4000  # bytes: the C library allocates them, without mmap(2)
-PIECES = 20_000
-
-
-def resident() -> int:
-    """Return the resident memory of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError
-
-
-def report() -> None:
-    """Print the resident memory of this process: in use, freed, and returned to the kernel."""
+# Prints whether a thread's memory is in the heap, which is the arena of the main thread.
+PROGRAM = """
+import ctypes, sys, threading
+from pathlib import Path
+from passthrough.linux import memory
+if sys.argv[1] == "one":
     memory.use_one_arena()
-    pieces = [bytearray(PIECE) for _ in range(PIECES)]
-    kept = pieces[-1]  # keeps the end of the heap in use
-    full = resident()
-    del pieces
-    before = resident()
-    memory.return_freed()
-    assert kept
-    sys.stdout.write(f"{full} {before} {resident()}")
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_size_t
+places = []
+def run():
+    places.append(libc.malloc(1000))
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+(heap,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if "[heap]" in line)
+start, end = (int(word, 16) for word in heap.split()[0].split("-"))
+print(start <= places[0] < end)
+"""
 
 
-def test_freed_pages_are_returned_to_the_kernel() -> None:
-    program = "from tests.passthrough.linux.test_memory import report; report()"
-    words = [sys.executable, "-c", program]
-    printed = subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE).stdout
-    full, before, after = map(int, printed.split())
+@pytest.mark.parametrize(("arenas", "inside"), [("one", "True"), ("each", "False")])
+def test_threads_share_the_arena_of_the_main_thread(arenas: str, inside: str) -> None:
+    words = [sys.executable, "-c", PROGRAM, arenas]
+    printed = subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True, text=True)
 
-    assert before > full - PIECE * PIECES / 2  # the C library keeps them
-    assert after < before - PIECE * PIECES / 2
+    assert printed.stdout.strip() == inside

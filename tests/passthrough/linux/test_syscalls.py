@@ -1,9 +1,7 @@
 import ctypes
 import errno
 import os
-import stat
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 from passthrough.linux import mountinfo, syscalls
 
 OPEN = os.O_PATH
-CALLER = 41_001
 PR_GET_SECUREBITS = 27
 
 
@@ -145,26 +142,6 @@ def test_openat2_in_root_finds_a_file_below(directory: int, tmp_path: Path) -> N
         os.close(fd)
 
 
-def test_open_same_mount_crosses_no_mount_point(directory: int, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("file")
-    (tmp_path / "disk").mkdir()
-    for name in (b"file", b"link"):
-        fd = syscalls.open_same_mount(directory, name)
-        found, inheritable = os.fstat(fd), os.get_inheritable(fd)
-        os.close(fd)
-        assert os.path.samestat(found, os.lstat(name, dir_fd=directory))
-        assert not inheritable
-    with pytest.raises(FileNotFoundError):
-        syscalls.open_same_mount(directory, b"missing")
-    syscalls.mount(b"disk", os.fsencode(tmp_path / "disk"), b"tmpfs", 0, b"")
-
-    found_across = syscalls.open_same_mount(directory, b"disk")
-    syscalls.umount2(os.fsencode(tmp_path / "disk"), 0)
-
-    assert found_across == syscalls.MOUNT_POINT
-
-
 def test_mount_id_is_that_of_mountinfo(directory: int) -> None:
     lines = Path(f"/proc/self/fdinfo/{directory}").read_text().splitlines()
     (expected,) = (line.split()[1] for line in lines if line.startswith("mnt_id:"))
@@ -193,27 +170,11 @@ def test_renameat2_noreplace(directory: int, two_files: tuple[Path, Path]) -> No
     assert one.with_name("new").read_text() == "one"
 
 
-def test_renameat2_exchange(directory: int, two_files: tuple[Path, Path]) -> None:
-    syscalls.renameat2(directory, b"one", directory, b"other", syscalls.RENAME_EXCHANGE)
-
-    assert [path.read_text() for path in two_files] == ["other", "one"]
-
-
-def test_renameat2_whiteout(directory: int, two_files: tuple[Path, Path]) -> None:
-    syscalls.renameat2(directory, b"one", directory, b"other", syscalls.RENAME_WHITEOUT)
-
-    one, other = two_files
-    left = one.lstat()
-    assert stat.S_ISCHR(left.st_mode)
-    assert left.st_rdev == 0
-    assert other.read_text() == "one"
-
-
 @pytest.mark.parametrize(
     ("name", "flags", "number"),
     [
         (b"missing", 0, errno.ENOENT),
-        (b"one", syscalls.RENAME_EXCHANGE | syscalls.RENAME_NOREPLACE, errno.EINVAL),
+        (b"one", 1 << 31, errno.EINVAL),
     ],
 )
 @pytest.mark.usefixtures("two_files")
@@ -223,102 +184,6 @@ def test_renameat2_fails(directory: int, name: bytes, flags: int, number: int) -
 
     assert failed.value.errno == number
     assert failed.value.filename == os.fsdecode(name)
-
-
-def test_getdents64_fills_until_the_end(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    buffer = ctypes.create_string_buffer(4096)
-    try:
-        filled = syscalls.getdents64(fd, buffer)
-        at_the_end = syscalls.getdents64(fd, buffer)
-    finally:
-        os.close(fd)
-
-    assert filled == 48  # `.` and `..`: 24 bytes each, getdents64(2)
-    assert at_the_end == 0
-
-
-def test_getdents64_of_a_file(two_files: tuple[Path, Path]) -> None:
-    fd = os.open(two_files[0], os.O_RDONLY)
-    try:
-        with pytest.raises(NotADirectoryError):
-            syscalls.getdents64(fd, ctypes.create_string_buffer(4096))
-    finally:
-        os.close(fd)
-
-
-def test_getdents64_into_too_small_a_buffer(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        with pytest.raises(OSError, match="Invalid argument"):
-            syscalls.getdents64(fd, ctypes.create_string_buffer(8))
-    finally:
-        os.close(fd)
-
-
-@pytest.mark.parametrize("moment", [(0, 0), (1_700_000_000, 123_456_789), (-5, 999_999_999)])
-def test_utimensat_sets_both_times_to_the_nanosecond(
-    two_files: tuple[Path, Path], moment: tuple[int, int]
-) -> None:
-    file = two_files[0]
-
-    syscalls.utimensat(os.fsencode(file), moment, (42, 7))
-
-    assert file.stat().st_atime_ns == moment[0] * 1_000_000_000 + moment[1]
-    assert file.stat().st_mtime_ns == 42_000_000_007
-
-
-def test_utimensat_omits_and_takes_now(two_files: tuple[Path, Path]) -> None:
-    file, clock = two_files
-    syscalls.utimensat(os.fsencode(file), (1, 1), (2, 2))
-
-    syscalls.utimensat(os.fsencode(file), (0, syscalls.UTIME_OMIT), (0, syscalls.UTIME_NOW))
-
-    assert file.stat().st_atime_ns == 1_000_000_001
-    assert file.stat().st_mtime_ns >= clock.stat().st_mtime_ns
-
-
-@pytest.mark.parametrize(
-    ("name", "time", "number"),
-    [("missing", (0, 0), errno.ENOENT), ("one", (0, 1_000_000_000), errno.EINVAL)],
-)
-@pytest.mark.usefixtures("two_files")
-def test_utimensat_fails(tmp_path: Path, name: str, time: tuple[int, int], number: int) -> None:
-    with pytest.raises(OSError, match=r"\[Errno") as failed:
-        syscalls.utimensat(os.fsencode(tmp_path / name), time, time)
-
-    assert failed.value.errno == number
-    assert failed.value.filename == str(tmp_path / name)
-
-
-IDENTITIES = {
-    "setfsuid": (syscalls.setfsuid, "Uid"),
-    "setfsgid": (syscalls.setfsgid, "Gid"),
-}
-
-
-@pytest.mark.parametrize(("switch", "field"), IDENTITIES.values(), ids=IDENTITIES)
-def test_file_system_ids_belong_to_the_thread_and_the_call_returns_the_id_before(
-    switch: Callable[[int], int], field: str
-) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(thread_ids, field).result(10)  # the thread exists before the switch
-        assert switch(CALLER) == 0
-        try:
-            elsewhere, here = pool.submit(thread_ids, field).result(10), thread_ids(field)
-        finally:
-            assert switch(0) == CALLER
-
-    # The ids of proc_pid_status(5): real, effective, saved, file system.
-    assert here == [0, 0, 0, CALLER]
-    assert elsewhere == [0, 0, 0, 0]
-    assert thread_ids(field) == [0, 0, 0, 0]
-
-
-def thread_ids(field: str) -> list[int]:
-    status = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith(field))
-    return [int(word) for word in line.split()[1:]]
 
 
 def test_securebits_are_set_for_the_thread() -> None:
@@ -334,22 +199,6 @@ def test_securebits_are_set_for_the_thread() -> None:
 def test_securebits_that_do_not_exist_are_refused() -> None:
     with pytest.raises(PermissionError):
         syscalls.set_securebits(1 << 20)
-
-
-def test_a_capability_is_removed_from_the_threads_effective_set_and_restored() -> None:
-    """capset(2)."""
-    fsetid = 1 << syscalls.CAP_FSETID
-
-    def effective() -> int:
-        return int(Path("/proc/thread-self/status").read_text().split("CapEff:")[1].split()[0], 16)
-
-    before = effective()
-    switch = syscalls.CapabilitySwitch(syscalls.CAP_FSETID)
-    switch.set(wanted=False)
-    assert effective() == before & ~fsetid
-    assert not syscalls.CapabilitySwitch(syscalls.CAP_FSETID).had
-    switch.set(wanted=switch.had)
-    assert effective() == before
 
 
 def test_a_file_handle_names_one_file_until_its_end(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from passthrough.linux import syscalls
 from passthrough.options.choices import SessionKind
 from passthrough.options.table import Requested
 from tests.support.fakes.keeper import Keeper, on_mount
+from tests.support.tools import host_calls
 from tests.support.tools.callers import ROOT
 from tests.support.tools.files import noise
 from tests.support.tools.inside import probe
@@ -84,7 +85,7 @@ def swapping(one: Path, two: Path) -> Iterator[None]:
         while True:
             syscalls.renameat2(
                 *(parent, os.fsencode(one.name), parent, os.fsencode(two.name)),
-                syscalls.RENAME_EXCHANGE,
+                host_calls.RENAME_EXCHANGE,
             )
 
     with ROOT.start(swap):

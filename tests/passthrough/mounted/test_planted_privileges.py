@@ -16,6 +16,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.linux.privileges import AT_FDCWD
+from tests.support.tools import host_calls
 from tests.support.tools.callers import ROOT, USER, Caller
 from tests.support.tools.files import owner, public_directory, refused
 from tests.support.tools.mounted import Mounted, mounted
@@ -202,7 +203,7 @@ def test_no_device_node_is_made(restricted: Ground, kind: int, number: int) -> N
 
 def test_no_whiteout_is_left_by_a_rename(restricted: Ground) -> None:
     path = os.fsencode(own_file(restricted))
-    flags = syscalls.RENAME_WHITEOUT
+    flags = host_calls.RENAME_WHITEOUT
     refused(errno.EPERM, lambda: syscalls.renameat2(AT_FDCWD, path, AT_FDCWD, path + b"2", flags))
 
     assert os.listdir(restricted.source) == ["file"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_WHITEOUT, renameat2
+from passthrough.linux.syscalls import renameat2
+from tests.support.tools.host_calls import RENAME_WHITEOUT
 from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30

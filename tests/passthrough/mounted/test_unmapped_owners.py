@@ -15,6 +15,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.linux.privileges import AT_FDCWD
+from tests.support.tools import host_calls
 from tests.support.tools.callers import ROOT, Caller
 from tests.support.tools.files import owner, public_directory
 from tests.support.tools.mounted import Mounted, mounted
@@ -107,7 +108,7 @@ def open_and_close(path: Path, flags: int) -> None:
 
 def exchange(first: Path, second: Path) -> None:
     names = os.fsencode(first), os.fsencode(second)
-    syscalls.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], syscalls.RENAME_EXCHANGE)
+    syscalls.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], host_calls.RENAME_EXCHANGE)
 
 
 Change = Callable[[Path], object]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tools.direct import descriptors_below
+from tests.support.tools.checks import descriptors_below
 from tests.support.tools.native_locks import Served, User
 
 

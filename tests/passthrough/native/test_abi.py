@@ -1,4 +1,4 @@
-"""abi.pxd against wire.py, abi.py and the machine's linux/fuse.h.
+"""abi.pxd against the structures and numbers of Python, and the machine's linux/fuse.h.
 
 The probe lays each structure over one pattern of bytes. A field then has the expected value only if
 its offset, its size and its sign are as expected.
@@ -13,8 +13,9 @@ from struct import Struct, pack
 
 import pytest
 
-from passthrough.session import abi, wire
+from passthrough.session import wire as program_wire
 from tests.passthrough.native import probe_abi
+from tests.support.tools import abi, wire
 
 HEADER = Path("/usr/include/linux/fuse.h")
 # No two units of 16 bits are equal, and each has its highest bit set.
@@ -26,6 +27,7 @@ WORD = 2**64 - 1
 STRUCTURES = probe_abi.structures(PATTERN)
 CONSTANTS = probe_abi.constants()
 ROWS = {name: row for name, row in vars(wire).items() if isinstance(row, Struct)}
+OF_PROGRAM = {name: row for name, row in vars(program_wire).items() if isinstance(row, Struct)}
 OTHER_NAMES = {"EXTENSION": "fuse_ext_header", "GROUPS": "fuse_supp_groups"}
 # The parts of other structures; wire.py writes them out.
 PARTS = {
@@ -84,6 +86,13 @@ def test_a_structure_is_laid_out_as_wire_has_it(row: str) -> None:
     if row == "BACKING_MAP":
         expected.pop()  # wire.py names its padding
     assert [number for _, number in fields(value)] == expected
+
+
+def test_the_program_has_the_structures_of_the_tests() -> None:
+    own = {name: (row.format, row.size) for name, row in OF_PROGRAM.items()}
+
+    assert own == {name: (ROWS[name].format, ROWS[name].size) for name in own}
+    assert own
 
 
 def test_no_structure_is_in_one_place_only() -> None:

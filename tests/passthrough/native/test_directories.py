@@ -10,11 +10,11 @@ import pytest
 from passthrough.native.face import Core
 from passthrough.options.choices import SessionKind, Squash
 from passthrough.options.effective import Effective
-from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
-from passthrough.session.native import Served
+from passthrough.session.kernel import Served
 from tests.passthrough.native.probe_directories import Lister
 from tests.support.fakes.kernel import entry, listed, text
+from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES, READ
 from tests.support.tools.options import effective
 

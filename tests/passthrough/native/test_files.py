@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from passthrough.options.choices import SessionKind
-from passthrough.session import abi, wire
-from passthrough.session.abi import DEV_IOC_BACKING_CLOSE, WRITE_KILL_SUIDGID, Opcode
-from passthrough.session.native import Served
+from passthrough.session.abi import Opcode
+from passthrough.session.kernel import Served
 from passthrough.worker import fuse_mount
 from tests.passthrough.native.probe_files import Probe
 from tests.support.fakes.kernel import entry, text
+from tests.support.tools import abi, wire
+from tests.support.tools.abi import DEV_IOC_BACKING_CLOSE, WRITE_KILL_SUIDGID
 from tests.support.tools.bodies import READ
 from tests.support.tools.options import effective
 

@@ -12,7 +12,7 @@ import pytest
 
 from passthrough.linux import syscalls
 from tests.passthrough.native.probe_inodes import NOWHERE, Probe, mount_id
-from tests.support.tools.direct import fails
+from tests.support.tools.checks import fails
 from tests.support.tools.mounts import MS_BIND
 from tests.support.tools.native_inodes import (
     ALL_HITS,

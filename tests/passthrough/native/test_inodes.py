@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.passthrough.native.probe_inodes import Probe
-from tests.support.tools.direct import descriptors_below, fails
+from tests.support.tools.checks import descriptors_below, fails
 from tests.support.tools.native_inodes import (
     BY_DESCRIPTOR,
     LIMIT_S,

@@ -3,8 +3,8 @@
 import fcntl
 import random
 
-from passthrough.linux.filecalls import LAST_BYTE
 from tests.passthrough.native.probe_locks import Ranges
+from tests.support.tools.host_calls import LAST_BYTE
 
 READ, WRITE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 BYTES = 40

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.filecalls import LAST_BYTE
+from tests.support.tools.host_calls import LAST_BYTE
 from tests.support.tools.native_locks import (
     FLOCK,
     GETLK,

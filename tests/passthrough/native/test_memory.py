@@ -4,7 +4,7 @@ import errno
 import os
 
 from tests.passthrough.native.probe_tables import Probe
-from tests.support.tools.direct import fails
+from tests.support.tools.checks import fails
 from tests.support.tools.native_tables import check, named
 
 

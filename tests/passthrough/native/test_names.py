@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux import syscalls
 from tests.passthrough.native.probe_inodes import Probe, name_error
-from tests.support.tools.direct import fails
+from tests.support.tools import host_calls
+from tests.support.tools.checks import fails
 from tests.support.tools.native_inodes import (
     ALL_HITS,
     BY_DESCRIPTOR,
@@ -293,7 +293,7 @@ def as_user(call: Callable[[], object]) -> Callable[[], object]:
     """Make a call with the host's checks for a user without capabilities, in a thread."""
 
     def act() -> object:
-        syscalls.setfsuid(41_001)
+        host_calls.setfsuid(41_001)
         return call()
 
     def calls() -> object:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from passthrough.linux.syscalls import RENAME_NOREPLACE
 from passthrough.options.choices import SessionKind
 from passthrough.options.values import Range
-from passthrough.session import abi, wire
-from passthrough.session.abi import Notification, Opcode
-from tests.support.fakes.kernel import Connect, Kernel, Reply, attributes, entry, text
+from passthrough.session.abi import Opcode
+from tests.support.fakes.kernel import CALLER, Connect, Kernel, Reply, attributes, entry, text
+from tests.support.tools import abi, wire
+from tests.support.tools.abi import Notification
 from tests.support.tools.bodies import BODIES
-from tests.support.tools.direct import CALLER
+from tests.support.tools.host_calls import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.tools.options import effective
 
 LONGEST_NAME = b"n" * 255

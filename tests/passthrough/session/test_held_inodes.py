@@ -10,9 +10,9 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.options.choices import InodeFileHandles, SessionKind, Submounts
-from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import Connect, Kernel, attributes, entry, listed, text
+from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES
 from tests.support.tools.mounts import MS_BIND
 from tests.support.tools.options import effective

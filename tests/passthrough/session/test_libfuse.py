@@ -13,10 +13,11 @@ import pytest
 from pyfuse3 import EntryAttributes, FUSEError
 
 from passthrough.native.face import Core
-from passthrough.session import abi, libfuse, wire
+from passthrough.session import libfuse
 from passthrough.session.abi import Opcode
+from passthrough.session.kernel import Served
 from passthrough.session.libfuse import LibfuseOperations
-from passthrough.session.native import Served
+from tests.support.tools import abi, wire
 from tests.support.tools.options import effective
 from tests.support.tools.pyfuse3_requests import (
     CONTEXT,

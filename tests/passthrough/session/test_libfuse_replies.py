@@ -19,8 +19,8 @@ from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken
 
 from passthrough.native import binding
 from passthrough.options.choices import CachePolicy
-from passthrough.session import abi, wire
-from passthrough.session.native import Served
+from passthrough.session.kernel import Served
+from tests.support.tools import abi, wire
 from tests.support.tools.options import effective
 from tests.support.tools.pyfuse3_requests import CONTEXT, FH, Recording, request
 

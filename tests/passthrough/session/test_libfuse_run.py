@@ -11,8 +11,8 @@ import pyfuse3.asyncio
 import pytest
 
 from passthrough.session import libfuse, shutdown
+from passthrough.session.kernel import Served
 from passthrough.session.libfuse_run import Scheduler, run
-from passthrough.session.native import Served
 
 
 def test_a_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:

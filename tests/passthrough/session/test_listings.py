@@ -13,10 +13,10 @@ import pytest
 
 from passthrough.linux import syscalls
 from passthrough.options.choices import CachePolicy, SessionKind, Squash, Submounts
-from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from passthrough.worker import fuse_mount
 from tests.support.fakes.kernel import Connect, Kernel, Reply, attributes, listed
+from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES, READ
 from tests.support.tools.options import effective
 

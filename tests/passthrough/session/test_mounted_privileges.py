@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from passthrough.linux import filecalls
+from tests.support.tools import host_calls
 from tests.support.tools.callers import MEMBER, OTHER, ROOT, TEAM_GID, USER, Caller
 from tests.support.tools.files import public_directory
 from tests.support.tools.mounted import mounted
@@ -27,7 +27,7 @@ LIMIT_S = 120.0
 BLOCK = 4096
 PROGRAM = Path("/usr/bin/id")
 OWNER = Caller("owner", OTHER.uid, TEAM_GID)
-PUNCHED = filecalls.FALLOC_FL_PUNCH_HOLE | filecalls.FALLOC_FL_KEEP_SIZE
+PUNCHED = host_calls.FALLOC_FL_PUNCH_HOLE | host_calls.FALLOC_FL_KEEP_SIZE
 
 
 class Outcome(NamedTuple):
@@ -106,7 +106,7 @@ def send(file: File) -> None:
 
 
 def allocate(mode: int, blocks: int = 1) -> Callable[[File], None]:
-    return lambda file: filecalls.fallocate(file.fd, mode, file.tail - BLOCK, BLOCK * blocks)
+    return lambda file: host_calls.fallocate(file.fd, mode, file.tail - BLOCK, BLOCK * blocks)
 
 
 WAYS: dict[str, Callable[[File], object]] = {
@@ -126,9 +126,9 @@ WAYS: dict[str, Callable[[File], object]] = {
 }
 RANGES: dict[str, Callable[[File], object]] = {
     "fallocate": allocate(0, 4),
-    "fallocate and keep the size": allocate(filecalls.FALLOC_FL_KEEP_SIZE, 4),
+    "fallocate and keep the size": allocate(host_calls.FALLOC_FL_KEEP_SIZE, 4),
     "punch a hole": allocate(PUNCHED),
-    "zero a range": allocate(filecalls.FALLOC_FL_ZERO_RANGE),
+    "zero a range": allocate(host_calls.FALLOC_FL_ZERO_RANGE),
 }
 
 # Root loses bits by these changes if a file passes through, and got the bits while it was open.

@@ -4,10 +4,11 @@ import pytest
 
 from passthrough.options.choices import CachePolicy, Locks, Passthrough, SessionKind, Transport
 from passthrough.options.effective import Effective
-from passthrough.session import abi, negotiation
+from passthrough.session import negotiation
 from passthrough.session.abi import Init
 from passthrough.session.negotiation import FEATURES, REQUIRED, Offer, ProtocolError, agree
 from tests.support.fakes.kernel import EVERYTHING
+from tests.support.tools import abi
 from tests.support.tools.options import effective
 
 NEW = Offer(abi.MAJOR, abi.MINOR, 131_072, EVERYTHING)

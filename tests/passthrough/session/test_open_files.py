@@ -15,10 +15,10 @@ import pytest
 
 from passthrough.options.choices import Atime, CachePolicy, Sandbox, SessionKind
 from passthrough.options.effective import Effective
-from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import EVERYTHING, Connect, Kernel, Reply, entry, text
-from tests.support.tools.direct import descriptors_below
+from tests.support.tools import abi, wire
+from tests.support.tools.checks import descriptors_below
 from tests.support.tools.options import effective
 
 BLOCK = 4096

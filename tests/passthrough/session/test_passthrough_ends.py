@@ -7,14 +7,11 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from passthrough.session.backing import Backings
-from tests.support.fakes.channel import FakeChannel
 from tests.support.tools.callers import MEMBER, ROOT, USER, together
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.mounts import mounted_on
@@ -111,47 +108,3 @@ def hold(top: Path) -> None:
     for _ in range(NAMES):
         os.dup(os.open(top, os.O_TMPFILE | os.O_RDWR, 0o600))
     signal.pause()
-
-
-class CountingChannel(FakeChannel):
-    """A channel that knows the backing ids in use; safe for threads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids = itertools.count(1)
-        self.held: set[int] = set()
-
-    def open_backing(self, fd: int) -> int:
-        self.backed.append(fd)
-        number = next(self.ids)
-        self.held.add(number)
-        return number
-
-    def close_backing(self, number: int) -> None:
-        self.held.remove(number)
-
-
-def test_threads_close_every_backing_id(tmp_path: Path) -> None:
-    channel = CountingChannel()
-    backings = Backings(channel)
-    fd = os.open(tmp_path / "file", os.O_RDONLY | os.O_CREAT, 0o644)
-
-    def open_and_close(seed: int) -> bool:
-        choose, opened = random.Random(seed), list[int]()  # noqa: S311 - the same each time
-        held = True
-        for _ in range(STEPS):
-            if len(opened) < MOST_OPEN and choose.randrange(2):
-                opened.append(choose.randrange(NAMES))
-                held = held and backings.open(opened[-1], fd) in channel.held
-            elif opened:
-                backings.release(opened.pop(choose.randrange(len(opened))))
-        for number in opened:
-            backings.release(number)
-        return held
-
-    with ThreadPoolExecutor(len(SEEDS)) as threads:
-        assert all(threads.map(open_and_close, SEEDS))
-    os.close(fd)
-
-    assert len(backings) == 0
-    assert channel.held == set()

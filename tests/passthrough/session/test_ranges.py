@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.linux.filecalls import (
+from passthrough.options.choices import SessionKind
+from passthrough.session.abi import Opcode
+from tests.support.fakes.kernel import Connect, Kernel
+from tests.support.tools import abi, wire
+from tests.support.tools.abi import Notification
+from tests.support.tools.bodies import BODIES
+from tests.support.tools.host_calls import (
     FALLOC_FL_COLLAPSE_RANGE,
     FALLOC_FL_INSERT_RANGE,
     FALLOC_FL_KEEP_SIZE,
@@ -22,11 +28,6 @@ from passthrough.linux.filecalls import (
     FS_IOC_SETFLAGS,
     fallocate,
 )
-from passthrough.options.choices import SessionKind
-from passthrough.session import abi, wire
-from passthrough.session.abi import Notification, Opcode
-from tests.support.fakes.kernel import Connect, Kernel
-from tests.support.tools.bodies import BODIES
 from tests.support.tools.options import effective
 
 BLOCK = 4096

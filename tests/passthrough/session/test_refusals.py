@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux.syscalls import RENAME_NOREPLACE
-from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import Kernel, text
+from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES, READ
 
 # The fh of `file`, by access mode, and an fh that was never given out.

@@ -15,12 +15,15 @@ from struct import Struct
 
 import pytest
 
-from passthrough.linux.filecalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FS_IOC_SETFLAGS
-from passthrough.session import abi, wire
 from passthrough.session.abi import Opcode
-from tests.support.fakes.kernel import Connect, Kernel, Reply, text
+from tests.support.fakes.kernel import CALLER, Connect, Kernel, Reply, text
+from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER
-from tests.support.tools.direct import CALLER
+from tests.support.tools.host_calls import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FS_IOC_SETFLAGS,
+)
 
 LARGE = [(1 << bits) + more for bits in (31, 32, 62, 63, 64) for more in (-1, 0, 1)]
 BITS = {"H": 16, "I": 32, "Q": 64, "i": 32, "q": 64}

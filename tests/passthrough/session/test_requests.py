@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from passthrough.native.face import opcodes
 from passthrough.options.choices import CachePolicy, SessionKind
-from passthrough.session import abi, wire
-from passthrough.session.abi import Notification, Opcode
-from passthrough.session.handlers.table import HANDLERS
+from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import (
+    CALLER,
     Connect,
     Kernel,
     attributes,
@@ -21,8 +21,9 @@ from tests.support.fakes.kernel import (
     opcode_names,
     text,
 )
+from tests.support.tools import abi, wire
+from tests.support.tools.abi import Notification
 from tests.support.tools.bodies import BODIES, READ, WITHOUT_ANSWER, WITHOUT_OPERATION
-from tests.support.tools.direct import CALLER
 from tests.support.tools.options import effective
 
 Opened = Callable[..., tuple[int, int]]
@@ -43,7 +44,7 @@ def test_there_is_a_body_for_every_opcode_with_a_handler() -> None:
     assert set(BODIES) == set(opcode_names())
 
 
-@pytest.mark.parametrize("number", sorted({*range(60), 4096, 0xFFFF_FFFF} - set(HANDLERS)))
+@pytest.mark.parametrize("number", sorted({*range(60), 4096, 0xFFFF_FFFF} - set(opcodes())))
 def test_an_opcode_without_handler_is_enosys(kernel: Kernel, number: int) -> None:
     assert kernel.ask(number, b"\0" * 200).error == errno.ENOSYS
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from passthrough.native.face import opcodes
 from passthrough.options.choices import CachePolicy, Passthrough, SessionKind
-from passthrough.session import abi, negotiation, wire
-from passthrough.session.abi import Notification, Opcode
-from passthrough.session.channel import MAX_WRITE
-from passthrough.session.handlers.table import HANDLERS
+from passthrough.session import negotiation
+from passthrough.session.abi import Opcode
+from passthrough.session.rare import MAX_WRITE
 from tests.support.fakes.kernel import EVERYTHING, READAHEAD, Connect, Kernel, message, text
+from tests.support.tools import abi, wire
+from tests.support.tools.abi import Notification
 from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER
 from tests.support.tools.options import effective
 
@@ -112,7 +114,7 @@ SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_sco
 numbers = st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(
     0, 2**64 - 1
 )
-opcodes = st.sampled_from(sorted(HANDLERS)) | st.integers(0, 2**32 - 1)
+opcodes = st.sampled_from(sorted(opcodes())) | st.integers(0, 2**32 - 1)
 
 
 @settings(SHARED, max_examples=400)

@@ -13,7 +13,7 @@ from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover, encode
 from tests.support.fakes.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
 from tests.support.tools.callers import ROOT as ROOT_USER
-from tests.support.tools.direct import descriptors_below
+from tests.support.tools.checks import descriptors_below
 from tests.support.tools.mounts import mounted_on, mounts_at
 from tests.support.tools.options import effective
 

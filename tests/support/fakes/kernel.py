@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from passthrough.session import abi, wire
+from passthrough.identity.idmap import ContainerId, ContainerIds
+from passthrough.native.face import opcodes
 from passthrough.session.abi import Init, Opcode
-from passthrough.session.handlers.table import HANDLERS
-from tests.support.tools.direct import CALLER
+from tests.support.tools import abi, wire
 from tests.support.tools.implementations import ByteSession
 
+CALLER = ContainerIds(ContainerId(41_001), ContainerId(41_002))
+"""The caller of each request."""
 EVERYTHING = sum(Init)
 READAHEAD = 131_072
 # The answers to these requests begin with an entry, which counts as one lookup.
@@ -167,4 +169,4 @@ def text(*names: bytes) -> bytes:
 
 def opcode_names() -> list[str]:
     """Return the name of every opcode that has a handler."""
-    return [Opcode(number).name for number in HANDLERS]
+    return [Opcode(number).name for number in opcodes()]

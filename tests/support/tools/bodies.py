@@ -4,9 +4,9 @@ import fcntl
 import os
 import stat
 
-from passthrough.linux.filecalls import FS_IOC_GETFLAGS
-from passthrough.session import abi, wire
 from tests.support.fakes.kernel import text
+from tests.support.tools import abi, wire
+from tests.support.tools.host_calls import FS_IOC_GETFLAGS
 
 READ = wire.READ_IN
 # The requests without their header, by the name of the opcode.

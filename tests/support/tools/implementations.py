@@ -1,4 +1,4 @@
-"""The implementations of the session, each behind one interface of bytes.
+"""The implementations of the request path, each behind one interface of bytes.
 
 A test that sends requests and checks answers takes the fixture `kernel` or `connect`. It then runs
 once for each row of `IMPLEMENTATIONS`, and sees nothing but bytes.
@@ -12,12 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from passthrough.core.squashed import filesystem_of
 from passthrough.options.effective import Effective
-from passthrough.session.channel import MAX_WRITE, DeviceChannel
-from passthrough.session.handlers.table import HANDLERS
-from passthrough.session.native import Served
-from passthrough.session.session import Session
+from passthrough.session.kernel import Served
+from passthrough.session.rare import MAX_WRITE
 
 # Larger than any request or answer. A unix(7) socket counts its bookkeeping as well.
 _BUFFER_SIZE = 4 * MAX_WRITE
@@ -38,39 +35,6 @@ class ByteSession(Protocol):
 
     def close(self) -> None:
         """End the session, and close all descriptors that it has opened."""
-
-
-class PythonSession:
-    """passthrough.session.session over passthrough.core, with a socket in place of /dev/fuse."""
-
-    def __init__(self, source: Path, options: Effective) -> None:
-        self._fs = filesystem_of(options, os.open(source, os.O_PATH | os.O_DIRECTORY))
-        self._kernel, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (self._kernel, self._device):
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_SIZE)
-        self._channel = DeviceChannel(self._device.fileno())
-        self._request = self._channel.open_request()
-        self._session = Session(self._fs, self._channel, HANDLERS)
-        self._fs.tell_lost_privileges(self._session.forget_attributes)
-        self._message = memoryview(bytearray(_BUFFER_SIZE))
-
-    def send(self, request: bytes) -> list[bytes]:
-        """As of every ByteSession."""
-        self._kernel.send(request)
-        assert self._channel.receive(self._request)
-        self._session.answer(self._request, self._channel)
-        messages = []
-        with contextlib.suppress(BlockingIOError):
-            while length := self._kernel.recv_into(self._message, flags=socket.MSG_DONTWAIT):
-                messages.append(bytes(self._message[:length]))
-        return messages
-
-    def close(self) -> None:
-        """As of every ByteSession."""
-        self._channel.leave()
-        self._fs.close()
-        self._kernel.close()
-        self._device.close()
 
 
 class CoreSession:
@@ -105,6 +69,5 @@ class CoreSession:
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Path, Effective], ByteSession]] = {
-    "python": PythonSession,
     "core": CoreSession,
 }

@@ -22,6 +22,7 @@ from typing import cast
 from passthrough.linux import fdpath, privileges, syscalls
 from passthrough.worker import fuse_mount, process
 from tests.passthrough.native.probe_inside import answer, block
+from tests.support.tools import host_calls
 from tests.support.tools.callers import ROOT
 
 PREFIX = "user.inside."
@@ -107,7 +108,7 @@ def _execute(path: str) -> str:
 
 
 def _regain(capability: str) -> str:
-    return _tried(lambda: syscalls.CapabilitySwitch(int(capability)).set(wanted=True))
+    return _tried(lambda: host_calls.raise_capability(int(capability)))
 
 
 def _by_handle(_: str) -> str:

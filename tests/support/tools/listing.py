@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from passthrough.linux.syscalls import getdents64
+from tests.support.tools.host_calls import getdents64
 
 # struct linux_dirent64 up to the name: d_ino, d_off, d_reclen, d_type
 RECORD = struct.Struct("=QqHB")

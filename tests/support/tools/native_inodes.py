@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
-from passthrough.core import names
+from passthrough.linux import mountinfo
 from tests.passthrough.native.probe_inodes import Probe
 
 ROOT: Final = 1
@@ -27,7 +27,7 @@ class Python:
 
     def open_across(self, directory_fd: int, name: bytes) -> int:
         """Open what is mounted on *name*."""
-        return names.open_across(directory_fd, name)
+        return mountinfo.open_mounted(directory_fd, name)
 
 
 class Serve(Protocol):

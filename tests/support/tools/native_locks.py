@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, Self
 
 import pytest
 
-from passthrough.linux.filecalls import LAST_BYTE
 from tests.passthrough.native.probe_locks import Locking
+from tests.support.tools.host_calls import LAST_BYTE
 
 READ, WRITE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 DEADLOCK: Final = errno.errorcode[errno.EDEADLK]  # which has two names

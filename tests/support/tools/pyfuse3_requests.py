@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from passthrough.native.face import Core
-from passthrough.session import wire
 from passthrough.session.abi import Opcode
 from passthrough.session.libfuse import LibfuseOperations
+from tests.support.tools import wire
 
 # It stands in for pyfuse3.RequestContext: only pyfuse3 can set the fields of that.
 CONTEXT = SimpleNamespace(uid=41_001, gid=41_002, pid=7, umask=0o022)

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from passthrough.linux import filecalls, syscalls
+from passthrough.linux import syscalls
+from tests.support.tools.host_calls import (
+    FS_IOC_GETFLAGS,
+    RENAME_EXCHANGE,
+    UTIME_NOW,
+    UTIME_OMIT,
+    utimensat,
+)
 
 ANONYMOUS = 65_534
 STRANGER = 41_900
@@ -125,7 +132,7 @@ def getting_flags(path: Path) -> int:
     """Return the size of a file's flags in bytes, ioctl_iflags(2)."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        return len(fcntl.ioctl(fd, filecalls.FS_IOC_GETFLAGS, bytes(4)))
+        return len(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
     finally:
         os.close(fd)
 
@@ -152,11 +159,11 @@ def making_unnamed(path: Path) -> None:
 
 def touching(path: Path, *, atime: int, mtime: int) -> None:
     """Set times by utimensat(2), each in seconds or a special value."""
-    syscalls.utimensat(os.fsencode(path), _time(atime), _time(mtime))
+    utimensat(os.fsencode(path), _time(atime), _time(mtime))
 
 
 def _time(value: int) -> tuple[int, int]:
-    special = {syscalls.UTIME_NOW, syscalls.UTIME_OMIT}
+    special = {UTIME_NOW, UTIME_OMIT}
     return (0, value) if value in special else (value, 0)
 
 
@@ -208,8 +215,8 @@ FILE_OPERATIONS: Mapping[str, Operation] = {
     "fchmod": changing_open_file,
     "times now": os.utime,
     "times given": lambda path: touching(path, atime=1, mtime=2),
-    "mtime given": lambda path: touching(path, atime=syscalls.UTIME_OMIT, mtime=2),
-    "mtime now": lambda path: touching(path, atime=syscalls.UTIME_OMIT, mtime=syscalls.UTIME_NOW),
+    "mtime given": lambda path: touching(path, atime=UTIME_OMIT, mtime=2),
+    "mtime now": lambda path: touching(path, atime=UTIME_OMIT, mtime=UTIME_NOW),
     "get attribute": lambda path: os.getxattr(path, "user.test"),
     "list attributes": os.listxattr,
     "set attribute": lambda path: os.setxattr(path, "user.new", b"value"),
@@ -251,7 +258,7 @@ DIRECTORY_OPERATIONS: Mapping[str, Operation] = {
     "rename itself": lambda path: os.rename(path, beside(path)),
     "exchange": lambda path: syscalls.renameat2(
         *(-100, os.fsencode(path / "file"), -100, os.fsencode(path / "link")),
-        syscalls.RENAME_EXCHANGE,
+        RENAME_EXCHANGE,
     ),
     "open existing or create": lambda path: opening(os.O_RDONLY | os.O_CREAT)(path / "file"),
     "chdir": os.chdir,

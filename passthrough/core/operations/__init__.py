@@ -1,1 +1,0 @@
-"""The operations of PassthroughFs, by what they act on; filesystem.py puts them together."""

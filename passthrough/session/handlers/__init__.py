@@ -1,1 +1,0 @@
-"""What the kernel session does with each request, in groups as the operations have them."""
