@@ -114,7 +114,7 @@ SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_sco
 numbers = st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(
     0, 2**64 - 1
 )
-opcodes = st.sampled_from(sorted(opcodes())) | st.integers(0, 2**32 - 1)
+codes = st.sampled_from(sorted(opcodes())) | st.integers(0, 2**32 - 1)
 
 
 @settings(SHARED, max_examples=400)
@@ -124,7 +124,9 @@ def test_arbitrary_bytes_harm_nothing(fuzzed: tuple[Kernel, _Quiet], raw: bytes)
 
 
 @settings(SHARED, max_examples=600)
-@given(opcode=opcodes, nodeid=numbers, body=st.binary(max_size=200), extensions=st.integers(0, 30))
+@given(
+    opcode=codes, nodeid=numbers, body=st.binary(max_size=200), extensions=st.integers(0, 30)
+)
 def test_arbitrary_bodies_harm_nothing(
     fuzzed: tuple[Kernel, _Quiet], opcode: int, nodeid: int, body: bytes, extensions: int
 ) -> None:

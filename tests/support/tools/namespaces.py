@@ -12,6 +12,8 @@ from passthrough.linux import mountinfo, privileges, syscalls
 from passthrough.linux.mountinfo import FSTYPE
 from tests.support.tools.mounts import MS_PRIVATE, MS_REC
 
+CLONE_FS = 0x200  # unshare(2)
+
 CURRENT = Path("/proc/thread-self/ns/mnt")
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -61,7 +63,7 @@ def entered(namespace: int) -> Iterator[None]:
 def _enter(namespace: int) -> None:
     """Enter a mount namespace; the working directory keeps its path."""
     directory = os.getcwd()
-    privileges.unshare(privileges.CLONE_FS)  # setns(2) refuses while threads share a directory
+    privileges.unshare(CLONE_FS)  # setns(2) refuses while threads share a directory
     if _libc.setns(namespace, privileges.CLONE_NEWNS):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "setns(2)")
