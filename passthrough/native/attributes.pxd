@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from passthrough.native.abi cimport fuse_attr, fuse_entry_out, fuse_in_header
-from passthrough.native.inodes cimport Entry
+from passthrough.native.grants cimport Entry
 from passthrough.native.layout cimport Inode
 from passthrough.native.libc cimport struct_stat
 from passthrough.native.state cimport Thread, Volume

@@ -25,8 +25,9 @@ from passthrough.native.abi cimport (
     fuse_fsync_in, fuse_in_header, fuse_open_out, fuse_read_in, fuse_release_in,
 )
 from passthrough.native.attributes cimport fill_entry
+from passthrough.native.grants cimport Entry
 from passthrough.native.identity cimport check_open
-from passthrough.native.inodes cimport Entry, close_gone, find_name, is_hidden, stat_inode
+from passthrough.native.inodes cimport close_gone, is_hidden, stat_inode
 from passthrough.native.layout cimport (
     ACQUIRE, DIRECTORIES, RELEASE, ROOT_INDEX, Inode, OpenFile, Released, exchange32,
     inode_of, load32, load64, open_get, shown_beside,
@@ -39,6 +40,7 @@ from passthrough.native.listing cimport (
     OPENED, SHARED, SQUASHED, Record, Stream, lock_stream, stream_at, stream_peek, stream_reset,
     stream_rest, stream_seek, stream_take, unlock_stream,
 )
+from passthrough.native.names cimport find_name
 from passthrough.native.opening cimport reopen
 from passthrough.native.rare cimport report
 from passthrough.native.squash cimport enter_powerless, leave_powerless

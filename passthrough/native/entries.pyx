@@ -20,17 +20,19 @@ from passthrough.native.abi cimport (
     fuse_link_in, fuse_mkdir_in, fuse_mknod_in,
 )
 from passthrough.native.attributes cimport fill_absent, fill_entry
+from passthrough.native.forgotten cimport forget_lookups
+from passthrough.native.grants cimport Entry
 from passthrough.native.identity cimport (
     check_named, check_node, enter_caller, leave_caller, set_umask,
 )
-from passthrough.native.inodes cimport (
-    Entry, Loan, Removal, begin_removal, borrow, borrow_node, changing, check_name, end_removal,
-    find_dot, find_name, forget_lookups, give_back, is_hidden,
-)
+from passthrough.native.inodes cimport Loan, borrow, borrow_node, changing, give_back, is_hidden
 from passthrough.native.layout cimport Inode, inode_of
 from passthrough.native.libc cimport (
     AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, EINVAL, EIO, ENOENT, ESTALE, PATH_MAX, S_ISGID,
     errno, fstat, linkat, mkdirat, mknodat, readlinkat, ssize_t, struct_stat, symlinkat, unlinkat,
+)
+from passthrough.native.names cimport (
+    Removal, begin_removal, check_name, end_removal, find_dot, find_name,
 )
 from passthrough.native.squash cimport without_sgid
 from passthrough.native.state cimport NO_ANSWER, PATH_ROOM, Thread, only_text, path_of

@@ -1,14 +1,9 @@
-"""Inodes in use: borrowed, changed, forgotten. Functions of names and grants can be had here."""
+"""Inodes in use: borrowed, changed, closed."""
 
 from libc.stdint cimport uint64_t
 
-from passthrough.native.grants cimport Entry, grant_fd, pin_fd
 from passthrough.native.layout cimport Gone, Inode
 from passthrough.native.libc cimport struct_stat
-from passthrough.native.names cimport (
-    Removal, begin_removal, check_name, check_reachable, end_removal, find_dot, find_name,
-    open_same_mount,
-)
 from passthrough.native.state cimport Thread, Volume
 
 
@@ -28,5 +23,4 @@ cdef int changing(Thread *t, uint64_t nodeid, Inode **inode, Loan *loan) noexcep
 cdef bint is_hidden(const Volume *v, const Inode *inode) noexcept nogil
 cdef int stat_inode(Thread *t, const Inode *inode, struct_stat *st) noexcept nogil
 
-cdef void forget_lookups(Thread *t, uint64_t nodeid, uint64_t count) noexcept nogil
 cdef void close_gone(Thread *t, uint64_t nodeid, const Gone *gone) noexcept nogil

@@ -1,4 +1,4 @@
-"""Inodes in use: borrowed, changed, forgotten.
+"""Inodes in use: borrowed, changed, closed.
 
 An O_PATH descriptor is quick to use, and keeps the host from giving the file's st_ino to another
 file. But RLIMIT_NOFILE limits their number, and the kernel may know millions of inodes. A file
@@ -13,11 +13,9 @@ come after are held by handle.
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from passthrough.native.directories cimport release_unopened_stream
-from passthrough.native.files cimport release_unopened
 from passthrough.native.identity cimport check_change
 from passthrough.native.libc cimport (
-    EINTR, EROFS, ESTALE, O_CLOEXEC, O_PATH, S_IFDIR, close, errno, file_handle, fstat,
+    EINTR, EROFS, ESTALE, O_CLOEXEC, O_PATH, close, errno, file_handle, fstat,
     open_by_handle_at, struct_stat,
 )
 from passthrough.native.powerless cimport enter_itself, leave_itself
@@ -26,7 +24,7 @@ from passthrough.native.recent cimport (
 )
 from passthrough.native.state cimport Thread, Volume
 from passthrough.native.tables cimport (
-    OPEN_TABLES, Gone, Inode, Tables, descriptor, forget, handle_of, inode_of, mount_descriptor,
+    OPEN_TABLES, Gone, Inode, Tables, descriptor, handle_of, inode_of, mount_descriptor,
     mount_of, next_inode, next_open,
 )
 
@@ -171,24 +169,7 @@ cdef int stat_inode(Thread *t, const Inode *inode, struct_stat *st) noexcept nog
     return error
 
 
-# Forgotten
-
-
-cdef void forget_lookups(Thread *t, uint64_t nodeid, uint64_t count) noexcept nogil:
-    """Give lookups back, and close what the kernel does not know any more."""
-    cdef Inode *inode
-    cdef Gone gone
-    forget(t.volume.tables, nodeid, count, &gone)
-    close_gone(t, nodeid, &gone)
-    if not gone.notes:
-        return
-    inode = inode_of(t.volume.tables, nodeid)  # which stays for that open file
-    if inode == NULL:
-        return
-    if inode.type == S_IFDIR:
-        release_unopened_stream(t, gone.notes)
-    else:
-        release_unopened(t, gone.notes)
+# Closed
 
 
 cdef void close_gone(Thread *t, uint64_t nodeid, const Gone *gone) noexcept nogil:

@@ -20,17 +20,18 @@ from passthrough.native.abi cimport (
 )
 from passthrough.native.attributes cimport fill_entry
 from passthrough.native.files cimport add_file
+from passthrough.native.forgotten cimport forget_lookups
+from passthrough.native.grants cimport Entry, grant_fd, pin_fd
 from passthrough.native.identity cimport (
     check_open, enter_caller, enter_content, leave_caller, leave_content, set_umask,
 )
-from passthrough.native.inodes cimport (
-    Entry, Loan, borrow_node, changing, check_name, forget_lookups, give_back, grant_fd, pin_fd,
-)
+from passthrough.native.inodes cimport Loan, borrow_node, changing, give_back
 from passthrough.native.layout cimport RELAXED, Inode, load32, some_by_handle
 from passthrough.native.libc cimport (
     EACCES, EBADF, EEXIST, EINTR, EINVAL, EIO, ENOENT, ENOSYS, EPERM, EROFS, ESTALE, O_CLOEXEC,
     O_EXCL, O_PATH, O_TRUNC, S_IFREG, S_ISGID, close, errno, fstat, openat, struct_stat,
 )
+from passthrough.native.names cimport check_name
 from passthrough.native.notify cimport attributes_changed
 from passthrough.native.opening cimport (
     FOR_EXECUTION, created_flags, open_path, opening_changes, reopen_lent, unnamed_flags,

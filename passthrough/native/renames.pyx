@@ -16,14 +16,14 @@ from libc.string cimport memset
 from passthrough.native.abi cimport fuse_in_header, fuse_rename2_in, fuse_rename_in
 from passthrough.native.entries cimport two_texts
 from passthrough.native.identity cimport check_named, check_node, enter_caller, leave_caller
-from passthrough.native.inodes cimport (
-    Loan, Removal, begin_removal, borrow_node, changing, check_name, end_removal, give_back,
-    open_same_mount,
-)
+from passthrough.native.inodes cimport Loan, borrow_node, changing, give_back
 from passthrough.native.layout cimport Inode
 from passthrough.native.libc cimport (
     EINVAL, EIO, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, S_IFCHR, close, errno, fstat,
     renameat2, struct_stat,
+)
+from passthrough.native.names cimport (
+    Removal, begin_removal, check_name, end_removal, open_same_mount,
 )
 from passthrough.native.notify cimport attributes_changed
 from passthrough.native.squash cimport TRY_EITHER, as_caller

@@ -23,7 +23,7 @@ from libc.stdlib cimport free, malloc
 
 from passthrough.native.abi cimport FUSE_ACCESS, fuse_link_in
 from passthrough.native.idmap cimport may_have_group
-from passthrough.native.inodes cimport check_reachable, stat_inode
+from passthrough.native.inodes cimport stat_inode
 from passthrough.native.layout cimport ROOT_INDEX, Inode, inode_of
 from passthrough.native.libc cimport (
     EACCES,
@@ -42,6 +42,7 @@ from passthrough.native.libc cimport (
     getxattr,
     ssize_t,
 )
+from passthrough.native.names cimport check_reachable
 from passthrough.native.state cimport MAX_GROUPS, PATH_ROOM, SQUASH_ALL, Ids, path_of
 
 cdef enum:

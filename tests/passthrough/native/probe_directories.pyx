@@ -12,7 +12,7 @@ from passthrough.native.directories cimport (
     do_fsyncdir, do_opendir, do_readdir, do_readdirplus, do_releasedir,
 )
 from passthrough.native.face cimport Core
-from passthrough.native.inodes cimport forget_lookups
+from passthrough.native.forgotten cimport forget_lookups
 from passthrough.native.layout cimport ACQUIRE, RELEASE, load64
 from passthrough.native.libc cimport (
     CLOCK_THREAD_CPUTIME_ID, EBADF, EINVAL, clock_gettime, timespec,

@@ -13,10 +13,10 @@ from passthrough.native.abi cimport (
 from passthrough.native.backing cimport may_have_lost_privileges, note_privileges, passes
 from passthrough.native.data cimport do_read, do_write
 from passthrough.native.files cimport WRITABLE, do_release, open_for_writing
+from passthrough.native.forgotten cimport forget_lookups
+from passthrough.native.grants cimport Entry
 from passthrough.native.identity cimport identity_thread
-from passthrough.native.inodes cimport (
-    Entry, Loan, borrow_node, find_name, forget_lookups, give_back, inodes_close, inodes_open,
-)
+from passthrough.native.inodes cimport Loan, borrow_node, give_back, inodes_close, inodes_open
 from passthrough.native.layout cimport (
     ACQUIRE, FILES, DIRECTORIES, MAX_HANDLE, RELEASE, ROOT_INDEX, Found, Inode, Limits, OpenFile,
     load32, store32,
@@ -24,6 +24,7 @@ from passthrough.native.layout cimport (
 from passthrough.native.libc cimport sched_yield
 from passthrough.native.locks cimport locks_close, locks_open
 from passthrough.native.memory cimport create, detach
+from passthrough.native.names cimport find_name
 from passthrough.native.opens cimport do_open
 from passthrough.native.state cimport Thread, Volume
 from passthrough.native.tables cimport open_add

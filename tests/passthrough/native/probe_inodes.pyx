@@ -7,17 +7,20 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from passthrough.native.forgotten cimport forget_lookups
+from passthrough.native.grants cimport Entry, grant_fd, pin_fd
 from passthrough.native.inodes cimport (
-    Entry, Loan, Removal, begin_removal, borrow_node, changing, check_name,
-    check_reachable, end_removal, find_dot, find_name, forget_lookups, give_back, grant_fd,
-    inodes_close, inodes_open, is_hidden, pin_fd, stat_inode,
+    Loan, borrow_node, changing, give_back, inodes_close, inodes_open, is_hidden, stat_inode,
 )
 from passthrough.native.libc cimport (
     AT_EMPTY_PATH, AT_STATX_DONT_SYNC, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, STATX_MNT_ID,
     fstat, statx, struct_stat, struct_statx,
 )
 from passthrough.native.memory cimport create, detach
-from passthrough.native.names cimport grant_known
+from passthrough.native.names cimport (
+    Removal, begin_removal, check_name, check_reachable, end_removal, find_dot, find_name,
+    grant_known,
+)
 from passthrough.native.state cimport IdRange, Thread, Volume
 from passthrough.native.tables cimport (
     BY_HANDLE, DIRECTORIES, FILES, MAX_HANDLE, NO_PLACE, Found, Inode, Limits, OpenFile,
