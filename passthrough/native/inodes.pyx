@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from passthrough.native.identity cimport check_change
 from passthrough.native.libc cimport (
-    EINTR, EROFS, ESTALE, O_CLOEXEC, O_PATH, close, errno, file_handle, fstat,
+    EINTR, EROFS, ESTALE, O_CLOEXEC, O_PATH, S_IFDIR, close, errno, file_handle, fstat,
     open_by_handle_at, struct_stat,
 )
 from passthrough.native.powerless cimport enter_itself, leave_itself
