@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from passthrough.options.choices import SessionKind, Squash
 from passthrough.options.effective import Effective
 from passthrough.options.values import Range
 from passthrough.session.abi import Opcode
-from tests.support.fakes.kernel import CALLER, Connect, Kernel, attributes, entry, listed, text
+from tests.support.fakes.kernel import CALLER, Connect, Kernel, attributes, entry, text
 from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES, READ
 from tests.support.tools.files import owner
@@ -96,12 +97,18 @@ def owners_shown(kernel: Kernel, name: bytes) -> set[tuple[int, int]]:
     statx = wire.STATX_OUT.unpack(kernel.ask(Opcode.STATX, BODIES["STATX"], nodeid).body)
     handle = wire.OPEN_OUT.unpack(kernel.ask(Opcode.OPENDIR, BODIES["OPENDIR"]).body)[0]
     body = kernel.ask(Opcode.READDIRPLUS, READ.pack(handle, 0, 4096, 0, 0, 0)).body
-    position = 0
-    while name not in listed(body[position:], plus=True) or entry(body[position:])["ino"] != nodeid:
-        length = wire.DIRENT.unpack_from(body, position + wire.ENTRY_OUT.size)[2]
-        position += wire.ENTRY_OUT.size + wire.DIRENT.size + -(-length // 8) * 8
-    found.append(entry(body[position:]))
+    found.append(next(one for one in plus_entries(body) if one["nodeid"] == nodeid))
     return {statx[7:9], *((one["uid"], one["gid"]) for one in found)}
+
+
+def plus_entries(body: bytes) -> Iterator[dict[str, int]]:
+    """Yield the entries of a reply to READDIRPLUS."""
+    position = 0
+    while position < len(body):
+        yield entry(body[position:])
+        position += wire.ENTRY_OUT.size
+        length = wire.DIRENT.unpack_from(body, position)[2]
+        position += wire.DIRENT.size + -(-length // 8) * 8
 
 
 @pytest.mark.parametrize(

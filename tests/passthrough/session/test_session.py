@@ -124,9 +124,7 @@ def test_arbitrary_bytes_harm_nothing(fuzzed: tuple[Kernel, _Quiet], raw: bytes)
 
 
 @settings(SHARED, max_examples=600)
-@given(
-    opcode=codes, nodeid=numbers, body=st.binary(max_size=200), extensions=st.integers(0, 30)
-)
+@given(opcode=codes, nodeid=numbers, body=st.binary(max_size=200), extensions=st.integers(0, 30))
 def test_arbitrary_bodies_harm_nothing(
     fuzzed: tuple[Kernel, _Quiet], opcode: int, nodeid: int, body: bytes, extensions: int
 ) -> None:
