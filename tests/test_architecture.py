@@ -23,9 +23,6 @@ PACKAGES = ("passthrough", "plugin", "benchmarks")
 SUFFIXES = (".py", ".pyx", ".pxd")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
-# The operations and the handlers: modules of one kind, side by side.
-UNORDERED = {Path("passthrough/core/operations"), Path("passthrough/session/handlers")}
-
 # The modules of `passthrough` that other packages import. `plugin` imports the options, the
 # id maps, the hand-over to a worker, and the system calls around a mount; the benchmarks start the
 # programs and read mounts.
@@ -46,16 +43,11 @@ KNOWN_OF_OTHERS = {
 # Each foreign library, and the only modules that import it.
 DOORS = {
     "pyfuse3": {"passthrough/session/libfuse.py", "passthrough/native/binding.pyx"},
-    # listing.py makes the buffer that getdents64(2) fills, rings.py the buffer for requests of the
-    # kernel. Neither calls a function of a library. The benchmarks count events of the kernel.
+    # The benchmarks count events of the kernel.
     "ctypes": {
         "passthrough/linux/syscalls.py",
-        "passthrough/linux/host_calls.py",
         "passthrough/linux/privileges.py",
-        "passthrough/core/listing.py",
         "passthrough/linux/memory.py",
-        "passthrough/session/rings.py",
-        "passthrough/session/uring.py",
         "benchmarks/requests.py",
     },
     "docker": {"plugin/install/engine.py"},
@@ -93,8 +85,6 @@ PURE = {
     "passthrough/options/timeouts.py",
     "passthrough/worker/handover.py",
     "passthrough/identity/idmap.py",
-    "passthrough/core/opening.py",
-    "passthrough/identity/squashing.py",
     "passthrough/options/values.py",
     "passthrough/options/vocabulary.py",
     "plugin/errors.py",
@@ -230,7 +220,7 @@ def upward_imports(module: Path) -> set[Path]:
     """Return the imports of *module* from its own package that do not run down the list."""
     own = module.with_suffix("").parts
     if module.name == "__init__.py":
-        return set() if module.parent in UNORDERED else own_imports(module)
+        return own_imports(module)
     found = set()
     for path in own_imports(module):
         other = path.with_suffix("").parts
@@ -239,7 +229,7 @@ def upward_imports(module: Path) -> set[Path]:
         level = next(n for n, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
         package = Path(*own[:level])
         lines = order(package)
-        if package not in UNORDERED and lines.index(own[level]) >= lines.index(other[level]):
+        if lines.index(own[level]) >= lines.index(other[level]):
             found.add(path)
         if other[:2] == ("plugin", "install") and own[1] not in {"install", "__main__"}:
             found.add(path)
@@ -335,7 +325,7 @@ each_source = pytest.mark.parametrize("module", sources(), ids=str)
 each_module = pytest.mark.parametrize("module", modules(), ids=str)
 
 
-@pytest.mark.parametrize("package", [p for p in packages() if p not in UNORDERED], ids=str)
+@pytest.mark.parametrize("package", packages(), ids=str)
 def test_a_package_lists_each_of_its_modules_once(package: Path) -> None:
     below = {path.parts[len(package.parts)] for path in sources() if package in path.parents}
 
@@ -501,7 +491,7 @@ def test_the_rules_hold_for_cython_modules() -> None:
     [
         ("from passthrough.linux import memory\nmemory.use_one_arena()", "memory"),
         ("from passthrough.linux.kernel_features import linux_release as r\nr()", "r"),
-        ("from passthrough.core.inodes import InodeTable\nclass A(InodeTable): ...", "InodeTable"),
+        ("from passthrough.session.rare import Rare\nclass A(Rare): ...", "Rare"),
         ("import time", "time"),
         ("open('/proc/version')", "open"),
         ("os.getpid()", "os.getpid"),

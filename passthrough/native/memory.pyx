@@ -6,40 +6,13 @@ from libc.string cimport memcmp, memset
 
 from passthrough.native cimport libc
 from passthrough.native.slots cimport (
-    FIRST_HASH,
-    fill_hash,
-    free_inode,
-    free_open,
-    hash_entries,
-    pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
+    FIRST_HASH, fill_hash, free_inode, free_open, hash_entries, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock,
 )
 from passthrough.native.layout cimport (
-    BLOCK,
-    BY_HANDLE,
-    DIRECTORIES,
-    FILES,
-    HOST_BITS,
-    MAX_HANDLE,
-    NO_PLACE,
-    NONE,
-    OPEN_TABLES,
-    PRIVILEGED,
-    RELEASE,
-    ROOT_INDEX,
-    SOURCE_PLACE,
-    Found,
-    Header,
-    Inode,
-    Limits,
-    Mount,
-    Offsets,
-    OpenFile,
-    Place,
-    Tables,
-    inode_of,
-    store64,
+    BLOCK, BY_HANDLE, DIRECTORIES, FILES, HOST_BITS, MAX_HANDLE, NO_PLACE, NONE, OPEN_TABLES,
+    PRIVILEGED, RELEASE, ROOT_INDEX, SOURCE_PLACE, Found, Header, Inode, Limits, Mount, Offsets,
+    OpenFile, Place, Tables, inode_of, store64,
 )
 
 cdef extern from "<sys/mman.h>" nogil:
