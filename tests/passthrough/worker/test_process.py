@@ -182,15 +182,14 @@ def test_wrong_descriptors_are_reported(keeper: Keeper, wrong: str, sentence: st
 
 
 def test_serve_leaves_no_descriptor_and_no_umask(source: Path, mountpoint: Path) -> None:
-    """After `serve` no descriptor of the source, /dev/fuse or an open file is left."""
+    """After the end of a mount no descriptor of the source, /dev/fuse or an open file is left."""
 
     def serve() -> tuple[set[int], list[str], int]:
         source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
         fuse_fd = fuse_mount.mount(mountpoint, effective())
-        keeper_fd, keepers_end = os.pipe()
         config = Requested(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
-        process.serve(handover, lambda _: os.close(keepers_end), keeper_fd)
+        process.serve(handover, lambda _: fuse_mount.unmount(mountpoint))
         opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()]
         return descriptors_below(source), opened, os.umask(0)
 
