@@ -12,8 +12,9 @@ The rooms from the top down. A module imports from its own room and from the roo
 
 The docstring of each room lists its modules in the same way.
 
-session/libfuse.py imports pyfuse3, and native/binding.pyx its C types. In the request path, functions
-return 0 or a negative errno, and a reply has the errno of the system call that failed. File names
-are bytes. The worker never joins paths below the source: it opens one name in one directory
-descriptor. `..` is the exception, and native/reach.pyx resolves it from the source downwards.
+session/libfuse.py imports pyfuse3, and native/binding.pyx its C types. In the request path,
+functions return 0 or a negative errno, and a reply has the errno of the system call that failed.
+File names are bytes. The worker never joins paths below the source: it opens one name in one
+directory descriptor. `..` is the exception, and native/reach.pyx resolves it from the source
+downwards.
 """
