@@ -27,6 +27,8 @@ cdef enum:
 # Half of the descriptors are for inodes, the other half for the files and directories that users
 # have open, and for a few dozen of the worker's own.
 INODES_SHARE = 2
+# A part of the latter half is for removed files that are held by handle, until FORGET comes.
+PINS_SHARE = 8
 NS_PER_S = 1_000_000_000
 SQUASHES = {
     Squash.NONE: SQUASH_NONE,
@@ -112,6 +114,7 @@ cdef limits_of(Limits *limits, object config, bint handles):
     limits.inodes = MAX_INODES
     limits.opens[FILES] = limits.opens[DIRECTORIES] = MAX_OPENS
     limits.places = MAX_PLACES
+    limits.pins = max(nofile // PINS_SHARE, 1)
     limits.handle_bytes = MAX_HANDLE
     limits.first_place = 1 if config.use_host_ino else 0
     limits.budget = {

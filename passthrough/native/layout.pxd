@@ -125,6 +125,7 @@ cdef struct Limits:
     uint32_t handle_bytes  # a file with a longer handle is held by descriptor
     uint32_t first_place  # 1: each number shown has the number of its place (use_host_ino=true)
     uint64_t budget  # inodes held by descriptor; beyond it by file handle
+    uint64_t pins  # descriptors beside file handles, of removed files; 0: no limit
 
 
 cdef struct Offsets:
@@ -156,6 +157,7 @@ cdef struct Header:
     uint32_t inodes  # live ones, the root among them
     uint32_t descriptors  # live inodes held by descriptor, without the root
     uint32_t by_handle  # live inodes held by file handle; read without the mutex
+    uint32_t pins  # of them, with a descriptor, too
     uint32_t most  # live ones since the last `trim`
     uint32_t opens[OPEN_TABLES]
     uint32_t free_inode

@@ -246,14 +246,16 @@ cdef void _recover_inodes(Tables *t) noexcept nogil:
     cdef Header *h = t.header
     cdef Inode *inode
     cdef uint32_t index
-    h.inodes = h.descriptors = h.by_handle = 0
+    h.inodes = h.descriptors = h.by_handle = h.pins = 0
     h.free_inode = NONE
     for index in range(h.inode_end - 1, 0, -1):
         inode = &t.inodes[index]
         if <uint32_t>inode.nodeid == index and (inode.lookups or inode.opens):
             h.inodes += 1
             h.descriptors += index != ROOT_INDEX and not inode.flags & BY_HANDLE
-            h.by_handle += inode.flags & BY_HANDLE != 0
+            if inode.flags & BY_HANDLE:
+                h.by_handle += 1
+                h.pins += inode.fd >= 0
             t.mounts[t.places[inode.place].mount].users += 1
             if not inode.opens:
                 inode.backing_id = 0

@@ -113,9 +113,8 @@ cdef void *_run(void *argument) noexcept nogil:
     if result == 0:
         result = open_place(&slot.place, &slot.buffers, c.volume.device_fd, c.queue)
     if result == 0:
-        result = _begin(c, slot)
-        if result == 0:
-            result = _work(c, slot)
+        _begin(c, slot)
+        result = _work(c, slot)
         close_place(&slot.place)
     else:
         store32(&c.refused, -result, RELEASE)
@@ -130,21 +129,19 @@ cdef void *_run(void *argument) noexcept nogil:
     return NULL
 
 
-cdef int _begin(Crew *c, Slot *slot) noexcept nogil:
+cdef void _begin(Crew *c, Slot *slot) noexcept nogil:
     """Take part, now that the kernel has the entry."""
-    cdef int result = 0
     if load32(&c.size, ACQUIRE) > FIRST_THREADS:
-        result = _hurry(c)
+        _hurry(c)
     pthread_mutex_lock(&c.mutex)
     c.refused = 0
     store32(&slot.state, READING, RELEASE)
     pthread_cond_broadcast(&c.started)
     pthread_mutex_unlock(&c.mutex)
-    return result
 
 
-cdef int _hurry(Crew *c) noexcept nogil:
-    """Have requests that wait in the queue of this thread's processor brought."""
+cdef void _hurry(Crew *c) noexcept nogil:
+    """Have requests that wait in the queue of this thread's processor brought, if possible."""
     cdef Tables *t = c.volume.tables
     cdef uint32_t index = next_inode(t, NONE)
     cdef int tries, result
@@ -157,9 +154,8 @@ cdef int _hurry(Crew *c) noexcept nogil:
             )
             # It may have been forgotten meanwhile.
             if result != -ENOENT and result != -EINVAL:
-                return result
+                return
         index = next_inode(t, index)
-    return 0
 
 
 cdef int _work(Crew *c, Slot *slot) noexcept nogil:

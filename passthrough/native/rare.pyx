@@ -49,8 +49,8 @@ cdef int _open_across(Volume *v, int dir_fd, const char *name) noexcept:
     except OSError as error:
         return -(error.errno or EIO)
     except Exception as error:
-        (<object>v.python).mistake("open_across", error)
-        return -EIO
+        _mistake(v, "open_across", error)
+    return -EIO
 
 
 cdef int serve_in_python(
@@ -65,15 +65,21 @@ cdef int _serve(Thread *t, const fuse_in_header *h, const char *arg, uint32_t le
     cdef bytes body
     try:
         body = (<object>t.volume.python).serve(h.opcode, arg[:length])
-        if len(body) > <Py_ssize_t>t.out_size:
-            return -EIO
-        memcpy(t.out, <const char *>body, len(body))
-        return <int>len(body)
+        if len(body) <= <Py_ssize_t>t.out_size:
+            memcpy(t.out, <const char *>body, len(body))
+            return <int>len(body)
     except OSError as error:
         return -(error.errno or EIO)
     except Exception as error:
-        (<object>t.volume.python).mistake("serve", error)
-        return -EIO
+        _mistake(t.volume, "serve", error)
+    return -EIO
+
+
+cdef _mistake(Volume *v, str what, error):
+    try:
+        (<object>v.python).mistake(what, error)
+    except Exception:  # the request gets its EIO all the same
+        pass
 
 
 cdef void end_process(Volume *v, const char *why) noexcept nogil:

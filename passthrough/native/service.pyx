@@ -50,9 +50,12 @@ cdef void *_run(void *argument) noexcept nogil:
     cdef Slot *slot = <Slot *>argument
     cdef Crew *c = slot.crew
     cdef int result = identity_thread(&slot.thread)
-    if result == 0:
+    cdef bint unprepared = result < 0
+    if not unprepared:
         result = _work(c, slot)
     pthread_mutex_lock(&c.mutex)
+    if unprepared and c.size > 1:
+        result = 1  # the other threads serve without this one
     if result <= 0 and not c.stopped:
         c.error = -result
         store32(&c.ended, 1, RELEASE)

@@ -217,7 +217,9 @@ cdef void _leave(Tables *t, Inode *inode, Gone *gone) noexcept nogil:
     gone.fd = inode.fd
     t.header.inodes -= 1
     t.header.descriptors -= not inode.flags & BY_HANDLE
-    _count_handles(t, -1 if inode.flags & BY_HANDLE else 0)
+    if inode.flags & BY_HANDLE:
+        _count_handles(t, -1)
+        t.header.pins -= inode.fd >= 0
     gone.mount_fd = drop_mount(t, t.places[inode.place].mount)
     free_inode(t, index)
 
@@ -239,7 +241,8 @@ cdef int find(Tables *t, uint32_t place, uint64_t ino, Granted *out) noexcept no
 cdef bint pin(Tables *t, const Found *found) noexcept nogil:
     """Have a file that was removed keep its number until it is forgotten, if it is BY_HANDLE.
 
-    Return whether the descriptor was taken.
+    Return whether the descriptor was taken. Beyond `Limits.pins` it is not: FORGET may come long
+    after the removal, and descriptors are few.
     """
     cdef uint32_t place, index
     cdef Inode *inode
@@ -249,11 +252,16 @@ cdef bint pin(Tables *t, const Found *found) noexcept nogil:
     index = current(t, hash_of(place, found.ino), place, found.ino)
     inode = &t.inodes[index]
     if index != NONE and inode.flags & BY_HANDLE and inode.fd < 0 and found.handle != NULL:
-        if _is_handle_of(t, index, found.handle):
+        if _may_pin(t) and _is_handle_of(t, index, found.handle):
             store32(&inode.fd, found.fd, RELEASE)
+            t.header.pins += 1
             taken = True
     pthread_mutex_unlock(&t.mutex)
     return taken
+
+
+cdef bint _may_pin(const Tables *t) noexcept nogil:
+    return not t.header.limits.pins or t.header.pins < t.header.limits.pins
 
 
 # Open files

@@ -84,7 +84,8 @@ def run(
         _drain(core)
     finally:
         core.use_device(-1)
-        os.close(fuse_fd)
+        if not core.in_flight():  # a thread that the host holds up may still write by this number
+            os.close(fuse_fd)
 
 
 def _negotiate(served: Served, fuse_fd: int) -> None:

@@ -110,7 +110,7 @@ def serve(
     require_io_uring(config, _io_uring_obstacle(config))
     for note in config.notes:
         log.warning("%s", note)
-    _raise_descriptor_limit()
+    _raise_limits()
     memory.use_one_arena()
     # The kernel has applied the caller's umask already; the worker's own must not apply again.
     os.umask(0)
@@ -170,21 +170,26 @@ def _confine(config: Effective, source_fd: int) -> int:
     return source_fd
 
 
-def _raise_descriptor_limit() -> None:
-    """Raise the limit of descriptors to the maximum.
+def _raise_limits() -> None:
+    """Raise the limits of descriptors and of the size of files to their maxima.
 
-    Each inode that the kernel knows holds one, unless a kernel file handle replaces it.
-
-    The usual soft limit of 1,024 exists only for programs that use select(2). The hard limit binds
-    only a process without CAP_SYS_RESOURCE.
+    Each inode that the kernel knows holds a descriptor, unless a kernel file handle replaces it.
+    The usual soft limit of 1,024 exists only for programs that use select(2). The size of files is
+    a limit of callers, which the kernel checks; here it would refuse the memory of the tables.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open("/proc/sys/fs/nr_open", "rb") as file:
         most = int(file.read())
+    _raise_limit(resource.RLIMIT_NOFILE, most)
+    _raise_limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+
+
+def _raise_limit(limit: int, most: int) -> None:
+    """Raise *limit* to *most*; without CAP_SYS_RESOURCE, only to its hard limit."""
+    _, hard = resource.getrlimit(limit)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        resource.setrlimit(limit, (most, most))
     except ValueError:  # Python's error for EPERM here
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(limit, (hard, hard))
 
 
 def _read_line(fd: int) -> bytes:

@@ -15,6 +15,7 @@ class Probe:
         handle_bytes: int = ...,
         first_place: int = ...,
         budget: int = ...,
+        pins: int = ...,
         ino: int = ...,
         device: int = ...,
     ) -> None: ...

@@ -30,7 +30,7 @@ cdef class Probe:
 
     def __init__(
         self, int fd=-1, *, uint32_t inodes=1 << 20, uint32_t opens=1 << 16, uint32_t places=512,
-        uint32_t handle_bytes=MAX_HANDLE, uint32_t first_place=0, uint64_t budget=1 << 60,
+        uint32_t handle_bytes=MAX_HANDLE, uint32_t first_place=0, uint64_t budget=1 << 60, uint64_t pins=0,
         uint64_t ino=2, uint64_t device=1,
     ):
         cdef Limits limits
@@ -40,7 +40,7 @@ cdef class Probe:
         memset(&root, 0, sizeof(root))
         limits.inodes, limits.places, limits.handle_bytes = inodes, places, handle_bytes
         limits.opens[FILES] = limits.opens[DIRECTORIES] = opens
-        limits.first_place, limits.budget = first_place, budget
+        limits.first_place, limits.budget, limits.pins = first_place, budget, pins
         root.ino, root.device, root.fd, root.type = ino, device, 1000, 0o040000
         self.t = attach(fd, &error) if fd >= 0 else create(&limits, 77, 999, &root, &error)
         if self.t == NULL:

@@ -130,6 +130,17 @@ def test_an_inode_held_by_descriptor_is_not_pinned() -> None:
     assert not probe.pin(70, 20, b"one")
 
 
+def test_only_so_many_removed_files_keep_a_descriptor() -> None:
+    probe = Probe(budget=0, pins=1)
+    first, second = (named(probe.grant(ino, 10, handle=b"x"))[1] for ino in (70, 71))
+    assert probe.pin(70, 20, b"x")
+    assert not probe.pin(71, 21, b"x")
+    assert probe.forget(first) == (20, -1)
+    assert probe.pin(71, 21, b"x")
+    assert probe.forget(second) == (21, -1)
+    check(probe)
+
+
 # statx first
 
 
