@@ -69,7 +69,7 @@ def _never(_: Effective) -> bool:
 
 
 # Linux 6.9 offers all of these. INIT_EXT and SETXATTR_EXT determine the layout of requests that
-# wire.py knows. MAX_PAGES and BIG_WRITES make requests of 1 MiB possible, channel.py.
+# the core knows. MAX_PAGES and BIG_WRITES make requests of 1 MiB possible.
 REQUIRED: Final = Init.INIT_EXT | Init.MAX_PAGES | Init.BIG_WRITES | Init.SETXATTR_EXT
 
 FEATURES: Final = (

@@ -24,7 +24,7 @@ def mount(target: Path, config: Effective) -> int:
     """Mount at *target*, an existing directory; requests wait until a worker serves them.
 
     The kernel checks permissions itself (default_permissions), for every user (allow_other). With
-    squash=all the host checks them for the anonymous user (identity/powerless.py), because the
+    squash=all the host checks them for the anonymous user (native/powerless.pyx), because the
     kernel does not know the user that all callers become.
 
     Returns:

@@ -5,7 +5,7 @@
   the host's mounts). No mount of the worker reaches the host. The worker detaches its copies of
   passfs mounts. A copy of its own mount would keep the mount alive after the unmount, and a lookup
   in the copy would wait for this worker. The worker does not enter later mounts of passfs
-  (core/names.py); to recognise them, it keeps mountinfo open. In these mounts no symlink is
+  (linux/mountinfo.py); to recognise them, it keeps mountinfo open. In these mounts no symlink is
   followed, no device opened, no program executed. They have the volume's flags for access times,
   also where the kernel reads a file by itself. Later mounts of the host have the host's flags.
 - Working directory: /proc/self/fd, as a mount of its own with no parent. So `..` does not lead from

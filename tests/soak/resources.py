@@ -19,7 +19,7 @@ from tests.support.tools.rings import rings
 LIMIT_S = 30.0
 POLL_S = 0.2
 ANSWER_BYTES = 4096
-# A surplus thread ends after its next request, thread_pool.py. This many requests reach all
+# A surplus thread ends after its next request, service.pyx. This many requests reach all
 # threads.
 REQUESTS = 50
 
@@ -34,11 +34,11 @@ class Resources(NamedTuple):
     """The resources of a worker at one time."""
 
     counts: Mapping[str, int]
-    """The worker's own counts, watched.py."""
+    """The worker's own counts, probe_counts.pyx."""
     descriptors: Counter[str]
     """Target of a descriptor -> number of such descriptors."""
     threads: int
-    """Threads without a ring of io_uring. Those with a ring stay, ring_pools.py."""
+    """Threads without a ring of io_uring. Those with a ring stay, queues.pyx."""
     processes: Mapping[int, str]
     """PID -> state (Z is a zombie): the worker's children, and its parent's other children."""
     unanswered: int

@@ -250,10 +250,16 @@ def test_a_file_without_a_name_gets_no_sgid_bit_of_its_directorys_group(
 @pytest.mark.parametrize(
     ("squash", "expected"), [(Squash.ROOT, (CALLER.uid, CALLER.gid)), (Squash.ALL, (70, 80))]
 )
-def test_squashed_callers_create_as_the_anonymous_ids(
+def test_squashed_callers_create_and_chown_as_the_anonymous_ids(
     connect: Connect, source: Path, squash: Squash, expected: tuple[int, int]
 ) -> None:
     options = effective(session=SessionKind.KERNEL, squash=squash, anon_uid=70, anon_gid=80)
+    made(source, "given", expected[0], 9)
+    kernel = connect(options)
 
-    assert connect(options).ask(Opcode.MKDIR, BODIES["MKDIR"]).error == 0
-    assert owner(source / "name") == expected
+    assert kernel.ask(Opcode.MKDIR, BODIES["MKDIR"]).error == 0
+    valid = abi.FATTR_UID | abi.FATTR_GID
+    given = kernel.lookup(b"given")
+    assert setattr_(kernel, given, valid, uid=CALLER.uid, gid=CALLER.gid)[0] == 0
+
+    assert owner(source / "name") == owner(source / "given") == expected
