@@ -30,7 +30,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z`\"'(\[*])|\n\s*\n")
 WORD = re.compile(r"[\w'/<>-]+")
 HEADING = re.compile(r"^\s*(Raises|Returns|Args|Yields|Attributes):\s*$", re.MULTILINE)
 CYTHON_DOCSTRING = re.compile(r'^ *"""(.*?)"""', re.MULTILINE | re.DOTALL)
-COMMENT_OF_TOOLS = re.compile(r"#\s*(noqa|type:|ruff|shellcheck|cython:|!|pragma)")
+COMMENT_OF_TOOLS = re.compile(r"#\s*(noqa|type:|ruff|shellcheck|cython:|no-cython-lint|!|pragma)")
 
 
 class Sentence(NamedTuple):

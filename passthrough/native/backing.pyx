@@ -2,10 +2,10 @@
 
 The worker gives the kernel a host's file by an ioctl(2) on /dev/fuse, and gets an id. With that id
 in the reply to OPEN, reads and writes of the open file come to the worker no more. The kernel
-refuses a second id for one inode. It also refuses to mix opens that pass through with opens whose
-data it caches (fs/fuse/iomode.c). So the first open of an inode decides, and later ones share its
-id until the last has gone (`open_add` in tables.pyx). No lock is held over the ioctl: two first
-opens may make two ids, and the thread that came second closes its own.
+refuses a second id for one inode. It also refuses to mix opens that pass through with opens that
+use its cache (fs/fuse/iomode.c). So the first open of an inode decides, and later ones share its id
+until the last has gone (`open_add` in tables.pyx). No lock is held over the ioctl: two first opens
+may make two ids, and the thread that came second closes its own.
 
 The kernel opens the host's file anew for each open, with the caller's flags and without a check of
 permissions. On the host's file it acts with the credentials of the thread that made the id. That

@@ -1,4 +1,4 @@
-"""What libfuse's binding, pyfuse3, needs in C: its objects filled, and its waits.
+"""The C part for libfuse's binding, pyfuse3: fills its objects, and waits for its requests.
 
 Two things are needed that the properties of these objects do not give. EntryAttributes has one
 property for the nodeid and for the st_ino that users see, which are different numbers. And a
@@ -15,7 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy, memset
 
-import pyfuse3  # noqa: F401
+import pyfuse3  # no-cython-lint
 
 from passthrough.native.abi cimport (
     FATTR_ATIME, FATTR_FH, FATTR_GID, FATTR_MODE, FATTR_MTIME, FATTR_SIZE, FATTR_UID, fuse_attr,
@@ -166,7 +166,7 @@ def deliver(ReaddirToken token not None, bytes listing not None):
 
 
 cdef class Ready:
-    """What has no result, and is there at once."""
+    """An awaitable without a result, which is there at once."""
 
     def __await__(self):
         return self

@@ -13,7 +13,7 @@ cdef enum:
     PRIVILEGES = 0o6000  # S_ISUID, S_ISGID
 
 
-# What is to change.
+# The fields to change.
 cdef struct Change:
     uint64_t nodeid
     uint64_t fh  # of the file that the caller truncates; 0: none

@@ -72,7 +72,7 @@ cdef int _apply_to(Thread *t, const Change *change, const Inode *inode, int fd) 
 cdef int _change_mode(
     Thread *t, const Change *change, int fd, const char *path
 ) noexcept nogil:
-    """Change the mode; in a restricted volume the host checks who gives suid and sgid bits."""
+    """Change the mode; in a restricted volume the host checks suid and sgid bits."""
     cdef uint32_t mode = change.mode
     cdef struct_stat st
     cdef int result

@@ -1,11 +1,10 @@
 """The effective options of a volume as the request path reads them: numbers, read once."""
 
 import errno
-import os
 import resource
 import sys
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthrough.native.layout cimport DIRECTORIES, FILES, MAX_HANDLE, Limits

@@ -52,7 +52,7 @@ cdef struct Slot:
     uint64_t noted  # Thread.served when another thread began to wait for this one
 
 
-# What the process has done in an interval between samples.
+# The work of the process in an interval between samples.
 cdef struct Usage:
     double at_s
     double elapsed_s

@@ -14,7 +14,7 @@ cdef enum:
     REQUEST_ROOM = PAGE + MAX_DATA  # a request may have its names and values in place of data
     REPLY_AT = PAGE  # the header lies right before it
     REPLY_ROOM = PAGE + MAX_DATA + 65536
-    LONG = 16 * PAGE  # of a request whose pages are given back, if its like is rare
+    LONG = 16 * PAGE  # of a rare request, after which pages are given back
     ENDED = 0
 
 

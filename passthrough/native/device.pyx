@@ -17,7 +17,7 @@ from passthrough.native.libc cimport (
 )
 from passthrough.native.loop cimport OUT_HEADER
 from passthrough.native.rare cimport report
-from passthrough.native.state cimport REPORT_UNTAKEN_ANSWER, Thread, Volume
+from passthrough.native.state cimport REPORT_UNTAKEN_ANSWER, Thread
 
 
 cdef int make_buffers(Buffers *b, int memory_fd, long index) noexcept nogil:

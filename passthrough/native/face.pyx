@@ -34,7 +34,7 @@ from passthrough.native.state cimport Thread, Volume
 from passthrough.native.uring cimport Ring, close_ring, open_ring
 from passthrough.native.watch cimport INTERRUPTED, KEEPER_ENDED as _KEEPER_ENDED, watch
 from passthrough.linux import fdpath, filehandles, syscalls
-from passthrough.native.loop import opcodes  # noqa: F401 - for tests
+from passthrough.native.loop import opcodes  # no-cython-lint - for tests
 from passthrough.options.choices import InodeFileHandles
 
 cdef extern from "<pthread.h>" nogil:
@@ -139,7 +139,7 @@ cdef class Core:
         self, uint32_t opcode, uint64_t nodeid, uint32_t uid, uint32_t gid, uint32_t pid,
         bytes body not None, bytes more not None=b"",
     ):
-        """Serve a request of the opcode, whose body is `body` and then `more`; return the reply's.
+        """Serve a request with the body `body` and then `more`; return the reply's body.
 
         Raises:
             OSError: the errno of the reply.

@@ -193,7 +193,7 @@ cdef void release_unopened(Thread *t, uint32_t index) noexcept nogil:
 cdef int do_flush(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil:
     """Let the host's file system report what it does on close(2): a caller closes a descriptor.
 
-    The owner's locks on the file end with that, whatever is reported.
+    The owner's locks on the file end with that, also if an error is reported.
     """
     cdef const fuse_flush_in *asked = <const fuse_flush_in *>arg
     cdef OpenFile *file

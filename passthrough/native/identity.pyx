@@ -7,7 +7,7 @@ thread. The thread keeps its capabilities (SECBIT_NO_SETUID_FIXUP). Without them
 check again, with the primary group alone, and refuse a caller that may create only by a
 supplementary group.
 
-**Suid and sgid bits.** The kernel clears the bits of a file whose content changes, unless the
+**Suid and sgid bits.** When content changes, the kernel clears the bits of the file, unless the
 thread has CAP_FSETID, capabilities(7). So a thread has no CAP_FSETID outside of guards, and raises
 it only where bits stay. An sgid bit without group execution gives no right. The kernel clears this
 bit only if the thread is outside of the file's group, inode(7). So a thread that must clear it,
@@ -175,7 +175,7 @@ cdef int _change_both(
 
 
 cdef int enter_caller(Thread *t, uint32_t mode) noexcept nogil:
-    """Act as the request's caller, to whom files belong that the thread creates with a mode.
+    """Act as the request's caller, for the creation of a file with a mode.
 
     With a map or squashing, the host drops the sgid bit of the mode if the file gets its group from
     its directory, and the group is not that of the caller. -EPERM: the caller has no counterpart.

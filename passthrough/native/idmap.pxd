@@ -9,7 +9,7 @@ from passthrough.native.state cimport Ids, Thread, Volume
 cdef extern from "<stdint.h>" nogil:
     # INVALID_UID, include/linux/uidgid.h: setfsuid(2) ignores it, chown(2) changes nothing.
     const uint32_t NO_ID "UINT32_MAX"
-    # An owner that no caller equals, and whose file no caller's capabilities reach.
+    # An owner that no caller equals. No caller's capabilities reach its files.
     const uint32_t UNMAPPED "UINT32_MAX"
     # A group that is valid to the kernel. With an invalid group it would refuse the owner, too.
     const uint32_t UNMAPPED_GROUP "(UINT32_MAX - 1)"

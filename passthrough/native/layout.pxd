@@ -46,7 +46,7 @@ cdef enum:
     PRIVILEGED = 4  # given suid or sgid bits while open
 
 
-# Which table of open files; each counts its fh from 1.
+# The tables of open files; each counts its fh from 1.
 cdef enum:
     FILES = 0
     DIRECTORIES = 1
@@ -139,7 +139,7 @@ cdef struct Offsets:
     uint64_t size
 
 
-# The first page. What stands below "derived" is only an index of the rest.
+# The first page. The fields below "derived" are only an index of the rest.
 cdef struct Header:
     uint64_t magic
     uint32_t version
@@ -175,7 +175,7 @@ cdef struct Tables:
     Place *places
     Mount *mounts
     uint64_t *hash  # hash << 32 | index; 0: empty
-    uint32_t *holes  # blocks whose memory was given back, to be used when the free list is empty
+    uint32_t *holes  # blocks without memory, to be used when the free list is empty
     uint32_t hole_count
     uint32_t handle_size
     int32_t fd
@@ -203,7 +203,7 @@ cdef struct Granted:
     uint64_t shown_ino
 
 
-# What a removed inode leaves for the caller to close.
+# The descriptors that a removed inode leaves for the caller to close.
 cdef struct Gone:
     int32_t fd  # or -1
     int32_t mount_fd  # or -1

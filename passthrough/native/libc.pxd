@@ -326,7 +326,7 @@ cdef extern from "<linux/capability.h>" nogil:
         uint32_t inheritable
 
 
-# What getdents64 writes, getdents(2); d_reclen bytes each, d_name ends with a 0 byte.
+# An entry that getdents64 writes, getdents(2); d_reclen bytes each, d_name ends with a 0 byte.
 cdef struct linux_dirent64:
     uint64_t d_ino
     int64_t d_off

@@ -1,4 +1,4 @@
-"""Which owner holds which locks on which file, and by which descriptor; who waits for whom."""
+"""The table of locks: owners, their locks and descriptors, and owners that wait for others."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -60,7 +60,7 @@ cdef struct LockedFile:
     Owned *last
     bint known
     State state
-    LockedFile *newer  # of those whose state is known
+    LockedFile *newer  # of those with a known state
     LockedFile *older
 
 

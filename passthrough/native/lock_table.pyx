@@ -1,4 +1,4 @@
-"""Which owner holds which locks on which file, and which owners wait for one another.
+"""The table of locks: owners, the locks that they hold on files, and owners that wait.
 
 The locks that the host has granted are noted here for three purposes: to name the holder of a lock,
 since the host knows the worker only; to find owners that wait for one another, since the host does
@@ -247,7 +247,7 @@ cdef void close_owned(Owned *owned) noexcept nogil:
 
 
 cdef Owned *opened_by(LockTable *t, uint64_t nodeid, uint64_t fh) noexcept nogil:
-    """Return the locks of an owner who has locked by the open file `fh`, or NULL."""
+    """Return the locks of an owner that has locked by the open file `fh`, or NULL."""
     cdef LockedFile *file = _file(t, nodeid)
     cdef Owned *owned = file.first if file != NULL else NULL
     cdef uint32_t at

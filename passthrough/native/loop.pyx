@@ -2,12 +2,12 @@
 
 One table has a row for each opcode that is served. Anything else is ENOSYS, which the kernel
 remembers: it does not send such a request again. The row's checks come before the function: the
-length of the fixed structure, a read-only volume, and as whom the function acts.
+length of the fixed structure, a read-only volume, and the ids with which the function acts.
 
-What is not a request as linux/fuse.h has it costs EIO, and never the mount.
+A malformed request, by linux/fuse.h, gets EIO, and never ends the mount.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthrough.native cimport abi
 from passthrough.native.abi cimport fuse_in_header, fuse_out_header

@@ -1,4 +1,4 @@
-"""What the kernel is told unasked, through /dev/fuse."""
+"""Messages to the kernel that answer no request, through /dev/fuse."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

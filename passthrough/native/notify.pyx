@@ -18,7 +18,7 @@ from passthrough.native.abi cimport (
     fuse_notify_retrieve_out,
     fuse_out_header,
 )
-from passthrough.native.libc cimport ENODEV, errno, iovec, ssize_t, writev
+from passthrough.native.libc cimport ENODEV, errno, iovec, writev
 
 cdef enum:
     ATTRIBUTES_ONLY = -1  # for the offset

@@ -26,7 +26,7 @@ cdef struct Mark:
     uint32_t passed  # bytes of the names that the place is behind
 
 
-# Where a stream is, and the marks that it has given.
+# The position of a stream, and the marks that it has given.
 cdef struct Track:
     int64_t offset  # of the host
     Run *run  # NULL: no names

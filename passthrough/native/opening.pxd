@@ -1,4 +1,4 @@
-"""Which flags of a caller's open(2) reach the host, and the opening of what is there."""
+"""Chooses the flags of a caller's open(2) that reach the host, and opens existing files."""
 
 from libc.stdint cimport uint32_t
 

@@ -1,4 +1,4 @@
-"""Which flags of a caller's open(2) reach the host, and the opening of what is there.
+"""Chooses the flags of a caller's open(2) that reach the host, and opens existing files.
 
 A file is opened twice: by the caller in its own kernel, and here. The host does not get a flag that
 has had its effect already, or that would have another effect here. O_APPEND goes with each write:
@@ -12,7 +12,7 @@ changes O_APPEND, O_DIRECT and O_SYNC of an open file, so each read and write br
 Only regular files and directories are opened. To open a device, fifo or socket here would act on
 the host's (CVE-2020-35517).
 
-Where ids are squashed, a thread without capabilities opens first, by the flags of the caller. If
+If ids are squashed, a thread without capabilities opens first, by the flags of the caller. If
 the options add something, the worker itself opens the same file again. The owner alone may use
 O_NOATIME, which atime=noatime adds without a sandbox. `writeback` needs a right to read that the
 caller may lack.

@@ -258,7 +258,7 @@ cdef int _mode_of(Thread *t, int dir_fd, uint32_t *mode) noexcept nogil:
 cdef int _reply_created(
     Thread *t, int fd, int flags, uint32_t place, bint unnamed
 ) noexcept nogil:
-    """Write the reply for a new file, whose descriptor this function takes.
+    """Write the reply for a new file; takes its descriptor.
 
     `place` is that of the directory: a new file has nothing mounted on it.
     """

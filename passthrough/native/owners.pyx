@@ -115,7 +115,7 @@ cdef int keeps_sgid(Thread *t, const struct_stat *st, bint checked) noexcept nog
     """Return whether the caller's change leaves an sgid bit without group execution: 1, 0.
 
     If the kernel has `checked` the caller, it keeps the bit. The caller's supplementary groups are
-    not known here. A squashed caller is in one group, whatever the kernel knows. -EPERM: it has no
+    not known here. A squashed caller is in one group alone. -EPERM: the caller has no
     counterpart on the host.
     """
     cdef Ids ids

@@ -13,7 +13,7 @@ cdef uint32_t place_at(Tables *t, uint32_t mount, uint64_t device) noexcept nogi
 
 
 cdef inline uint32_t place_of(Tables *t, const Found *found) noexcept nogil:
-    """Return the place of a file whose directory is in `found.place`, under the mutex."""
+    """Return the place of a file; `found.place` is that of its directory. Under the mutex."""
     if found.place >= t.header.places:
         return NO_PLACE
     if t.places[found.place].device == found.device:

@@ -8,7 +8,7 @@ trial each, and keeps the better one for a while. Polling is better if it increa
 second by a factor of at least 1.15, and by no smaller factor than the processor time of each
 request.
 
-The thread does not call sched_yield(2) between polls. Where another program computes, the thread
+The thread does not call sched_yield(2) between polls. If another program computes, the thread
 would get its processor back only after all others have had their turn, and every caller waits as
 long. Without the call, a caller on the same processor waits until the limit at most.
 

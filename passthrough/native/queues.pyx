@@ -11,7 +11,7 @@ the kernel look. So a thread that is added later has the kernel send it somethin
 of the cached pages of a regular file.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from passthrough.native.crew cimport (
@@ -30,7 +30,7 @@ from passthrough.native.loop cimport serve
 from passthrough.native.notify cimport provoke_numbered
 from passthrough.native.service cimport another_serves, resume_sampling
 from passthrough.native.slots cimport pthread_mutex_lock, pthread_mutex_unlock
-from passthrough.native.state cimport Thread, Volume
+from passthrough.native.state cimport Thread
 
 cdef extern from "<sched.h>" nogil:
     ctypedef struct cpu_set_t:
@@ -48,7 +48,7 @@ cdef enum:
 cdef int start_queues(Crew *device, const int *processors, int count) noexcept nogil:
     """Start the first threads of every processor: 0, or the -errno by which the kernel refuses."""
     cdef Crew *c
-    cdef int index, thread, error = 0
+    cdef int index, _thread, error = 0
     device.volume.wait_hook = _may_wait
     for index in range(count):
         c = make_crew(device.volume, device, processors[index], &error)
@@ -56,7 +56,7 @@ cdef int start_queues(Crew *device, const int *processors, int count) noexcept n
             return -error
         c.run = _run
         store32(&c.idle, 1, RELEASE)
-        for thread in range(FIRST_THREADS):
+        for _thread in range(FIRST_THREADS):
             error = _add_and_wait(c)
             if _is_end(error):
                 return 0  # it has just been unmounted, which /dev/fuse reports
@@ -144,8 +144,8 @@ cdef void _hurry(Crew *c) noexcept nogil:
     """Have requests that wait in the queue of this thread's processor brought, if possible."""
     cdef Tables *t = c.volume.tables
     cdef uint32_t index = next_inode(t, NONE)
-    cdef int tries, result
-    for tries in range(SEARCHED_INODES):
+    cdef int _tries, result
+    for _tries in range(SEARCHED_INODES):
         if index == NONE:
             break
         if t.inodes[index].type == S_IFREG:

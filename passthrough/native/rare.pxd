@@ -1,4 +1,4 @@
-"""What the request path leaves to Python: calls that take the interpreter's lock, all rare."""
+"""Calls of Python, which take the interpreter's lock; all are rare."""
 
 from libc.stdint cimport uint32_t
 

@@ -1,4 +1,4 @@
-"""What the request path leaves to Python, by calls that take the interpreter's lock.
+"""Calls of Python, for the few things that the request path leaves to Python.
 
 Each is rare: INIT, a lookup that crosses a mount point, a line of the log that is written once.
 Such a call costs 8 us if Python's code lies in the processor's caches, and 37 us if not.

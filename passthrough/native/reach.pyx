@@ -87,7 +87,7 @@ cdef const char *_below(
 ) noexcept nogil:
     """Return where in `path`, the file's path then, the part below the root's begins, or NULL.
 
-    -ESTALE: the file is not below the root. What else readlink(2) reports is the error, too.
+    -ESTALE: the file is not below the root. Any other error of readlink(2) is passed on.
     """
     cdef char top[ROOM]
     cdef ssize_t size = _path_of(v, root_fd, top)

@@ -1,4 +1,4 @@
-"""What a thread of the pool of /dev/fuse does."""
+"""The work of a thread of the pool of /dev/fuse."""
 
 from passthrough.native.crew cimport Crew, Slot
 

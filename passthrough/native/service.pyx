@@ -10,7 +10,7 @@ of starting one.
 The threads are no threads of Python: they take the interpreter's lock only in rare.pyx.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from passthrough.native.abi cimport FUSE_SETLK, FUSE_SETLKW
 from passthrough.native.crew cimport (
@@ -176,13 +176,13 @@ cdef bint _let_others_finish(Thread *t) noexcept nogil:
     """
     cdef Slot *slot = <Slot *>t.of_crew
     cdef Crew *first = slot.crew.device
-    cdef int tries
+    cdef int _tries
     if first.next == NULL and load32(&first.size, ACQUIRE) == 1:
         return False
     _about_to_block(t)
     _sleep()  # a thread that has just taken a request may not have marked its slot yet
     _note(first)
-    for tries in range(LONGEST_WAITS):
+    for _tries in range(LONGEST_WAITS):
         if not _serves_what_was_noted(first, slot):
             break
         _sleep()

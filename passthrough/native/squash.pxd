@@ -31,7 +31,7 @@ from passthrough.native.state cimport Handler, Thread
 
 # How a handler acts where ids are squashed.
 cdef enum Acts:
-    ACTS_AS_WORKER = 0  # or as the opener of a file, whose right was checked then
+    ACTS_AS_WORKER = 0  # or as the opener of a file: the right was checked then
     ACTS_AS_CALLER = 1  # on the request's inode
     ACTS_ON_TWO = 2  # LINK: on the inode of the fixed part, too
     ACTS_NO_INODE = 3  # IOCTL: no inode has to be reachable

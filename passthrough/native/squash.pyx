@@ -189,7 +189,7 @@ cdef int _with_group(Thread *t, uint32_t gid, uint32_t *groups, int count) noexc
 
 
 cdef int mode_tries(bint given, uint32_t mode, bint directory) noexcept nogil:
-    """Return as whom chmod(2) is tried: Tries; `given` says if there is a mode at all.
+    """Return how chmod(2) is tried: Tries; `given` says if there is a mode at all.
 
     As a member of a group that it may not be in, a caller could give a file the sgid bit. On a
     directory the bit gives a program no rights, and the kernel has checked the groups.

@@ -21,7 +21,7 @@ cdef enum:
     PATH_ROOM = 40  # LINKS_ROOM, a descriptor, a 0 byte
 
 
-# What is written once to the log for each errno, or for each volume; rare.pyx has the texts.
+# Lines that go to the log once for each errno, or for each volume; rare.py has the texts.
 cdef enum Report:
     REPORT_UNMAPPED_UID = 0  # number: the id
     REPORT_UNMAPPED_GID = 1
@@ -130,7 +130,7 @@ cdef struct Thread:
     uint32_t out_size
     uint32_t umask  # in force for this thread (it has an fs_struct of its own)
     Ids fs  # fsuid and fsgid in force for this thread
-    Ids acting  # of a powerless thread: as whom it acts
+    Ids acting  # of a powerless thread: the ids that it acts with
     cap_data capabilities[2]  # all that the thread has outside of guards, without CAP_FSETID
     uint32_t groups[MAX_GROUPS]  # supplementary ones of a powerless thread
     uint32_t group_count

@@ -1,7 +1,7 @@
 """Whether another thread takes over before a call that may wait for a disk: fsync(2), fallocate(2).
 
-On a disk such a call takes milliseconds, and all other callers would wait for it. Where there is no
-disk, or nothing to write, it takes a microsecond, and to hand over takes ten times as long. So a
+On a disk such a call takes milliseconds, and all other callers would wait for it. Without a disk,
+or with nothing to write, it takes a microsecond, and to hand over takes ten times as long. So a
 thread hands over unless the last calls of the volume were all fast. One that is slow after them
 delays other callers as any system call that hangs does, until the pool of threads grows (crew.pyx).
 """

@@ -1,4 +1,4 @@
-"""What the main thread does while a volume is served."""
+"""The work of the main thread while a volume is served."""
 
 from passthrough.native.crew cimport Crew
 

@@ -15,7 +15,7 @@ from passthrough.native.layout cimport (
     ACQUIRE, NONE, SEQ_CST, Tables, load32, next_inode, store32,
 )
 from passthrough.native.libc cimport (
-    CLOCK_MONOTONIC, EINTR, POLLERR, POLLHUP, POLLIN, S_IFREG, clock_gettime, errno, poll, pollfd,
+    CLOCK_MONOTONIC, POLLIN, S_IFREG, clock_gettime, poll, pollfd,
     read, timespec,
 )
 from passthrough.native.memory cimport trim
@@ -225,8 +225,8 @@ cdef bint _is_fast(const Usage *u, uint64_t requests, int threads) noexcept nogi
 
 
 cdef void _double(Crew *c) noexcept nogil:
-    cdef int left
-    for left in range(c.size):
+    cdef int _left
+    for _left in range(c.size):
         if not add_thread(c, True):
             return
 
@@ -261,7 +261,7 @@ cdef bint _wake_readers(Volume *v, int count) noexcept nogil:
     """Have the kernel send requests, each of which wakes one thread; return whether it will."""
     cdef Tables *t = v.tables
     cdef unsigned int index = next_inode(t, NONE)
-    cdef int tries = 0
+    cdef int tries = 0, _sent
     while index != NONE and t.inodes[index].type != S_IFREG:
         tries += 1
         if tries == SEARCHED_INODES:
@@ -269,7 +269,7 @@ cdef bint _wake_readers(Volume *v, int count) noexcept nogil:
         index = next_inode(t, index)
     if index == NONE:
         return False
-    for tries in range(count):
+    for _sent in range(count):
         if provoke_request(v, t.inodes[index].nodeid) < 0:
             return False
     return True

@@ -2,9 +2,9 @@
 
 With xattr=false each request fails with ENOSYS: the kernel remembers that, and asks no more.
 
-`system.` attributes stand for ACLs of POSIX, NFSv4, CIFS and NTFS. The kernel leaves the decision
-to the file system who may touch them, so none passes. Only with posix_acl=true, which has the
-kernel honour ACLs, the two of POSIX pass.
+`system.` attributes stand for ACLs of POSIX, NFSv4, CIFS and NTFS. The kernel checks no permission
+for them, so none passes. Only with posix_acl=true, which has the kernel honour ACLs, the two of
+POSIX pass.
 
 If container root is not the host's root (a map, or squashing), only `user.` attributes can be set:
 others give a program power on the host, or tell a file system there what to do. File capabilities
@@ -66,7 +66,7 @@ cdef inline bint _is_acl(const char *name) noexcept nogil:
 
 
 cdef inline int _check(const Options *o, const char *name) noexcept nogil:
-    """Refuse all attributes, or this one, for whatever a request would do with it."""
+    """Refuse all attributes, or this one, to any request."""
     if not o.xattr:
         return -ENOSYS
     if _is_system(name) and not (o.posix_acl and _is_acl(name)):
@@ -147,8 +147,8 @@ cdef int do_listxattr(
 cdef int _keep_visible(Thread *t, size_t length) noexcept nogil:
     """Remove from the names in `out` those that the caller must not see; return their length.
 
-    The kernel checks who gets and sets `trusted.` attributes, but not who lists them: that takes
-    CAP_SYS_ADMIN of the host.
+    The kernel checks callers that get and set `trusted.` attributes, but not those that list them,
+    which takes CAP_SYS_ADMIN of the host.
     """
     cdef const Options *o = &t.volume.options
     cdef bint privileged = t.request.uid == 0 and not o.restricted

@@ -1,4 +1,4 @@
-"""Open files for tests: a volume whose threads open and read one file at once, without requests."""
+"""Open files for tests: threads of a volume open and read one file at once, without requests."""
 
 import os
 
@@ -38,7 +38,7 @@ cdef enum:
     SPIN = 10_000
 
 
-# Where threads wait for one another.
+# A place at which threads wait for one another.
 cdef struct Barrier:
     int32_t threads
     int32_t arrived

@@ -35,7 +35,7 @@ cdef enum:
     LAST_ERRNO = 511
     LARGEST_NAME = 255
 
-# What can be wrong.
+# The mistakes that are found.
 cdef enum:
     ANSWERED = 1  # though the protocol has no answer
     UNANSWERED, NOT_ITS_LENGTH, NOT_ITS_UNIQUE, NOT_AN_ERRNO, BODY_WITH_ERROR, NOT_EIO, NOT_ENOSYS

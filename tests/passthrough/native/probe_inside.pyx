@@ -48,7 +48,7 @@ cdef int _answer(Thread *t, const char *name, uint32_t limit) noexcept:
 
 
 def answer(function):
-    """Have `function` return the values of the attributes whose names begin with user.inside."""
+    """Have `function` return the values of the attributes user.inside.*."""
     global answering, original
     answering = function
     original = replace(FUSE_GETXATTR, do_getxattr)

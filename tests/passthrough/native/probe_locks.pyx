@@ -33,7 +33,7 @@ cdef extern from * nogil:
     int add "__atomic_add_fetch"(int *place, int more, int order)
 
 
-# What the hooks of a pool of threads answer, and how often they were asked.
+# The answers of the hooks of a pool of threads, and the number of calls.
 cdef struct Pool:
     bint waits
     int finishes

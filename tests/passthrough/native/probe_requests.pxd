@@ -13,7 +13,7 @@ cdef enum:
     NO_LIMIT = 255
 
 
-# What a reply without an error changes, beside its length.
+# The changes of a reply without an error, beside its length.
 cdef enum Change:
     NOTHING, ENTRY, CREATED, OPENED, OPENED_DIR, RELEASED, RELEASED_DIR, WRITTEN, DIRENTS, PLUS
     FORGOTTEN, FORGOTTEN_ROWS, SILENT

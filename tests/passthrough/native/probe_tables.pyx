@@ -9,7 +9,8 @@ from passthrough.native.tables cimport (
     PRIVILEGED, REPLACED, TAKEN, FileHandle, Found, Gone, Granted, Inode, Limits,
     OpenFile, Released, Tables, add_mount, created, descriptor, enter_mount, find, forget, grant,
     grant_handle, handle_of, inode_of, leave_mount, mount_descriptor, next_inode, next_open,
-    open_add, open_get, open_release, pin, place_on, set_privileged, set_twin, shown_beside, some_by_handle,
+    open_add, open_get, open_release, pin, place_on, set_privileged, set_twin, shown_beside,
+    some_by_handle,
 )
 
 SIZES = (sizeof(Inode), sizeof(OpenFile))
@@ -30,8 +31,8 @@ cdef class Probe:
 
     def __init__(
         self, int fd=-1, *, uint32_t inodes=1 << 20, uint32_t opens=1 << 16, uint32_t places=512,
-        uint32_t handle_bytes=MAX_HANDLE, uint32_t first_place=0, uint64_t budget=1 << 60, uint64_t pins=0,
-        uint64_t ino=2, uint64_t device=1,
+        uint32_t handle_bytes=MAX_HANDLE, uint32_t first_place=0, uint64_t budget=1 << 60,
+        uint64_t pins=0, uint64_t ino=2, uint64_t device=1,
     ):
         cdef Limits limits
         cdef Found root
