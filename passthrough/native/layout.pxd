@@ -292,7 +292,7 @@ cdef inline bint some_by_handle(Tables *t) noexcept nogil:
 
 cdef inline uint32_t next_inode(Tables *t, uint32_t index) noexcept nogil:
     """Return the first live index after `index`, or NONE; for counters, and to find some file."""
-    cdef uint32_t end = t.header.inode_end
+    cdef uint32_t end = <uint32_t>load32(<const int32_t *>&t.header.inode_end, RELAXED)
     index += 1
     while index < end:
         if <uint32_t>load64(&t.inodes[index].nodeid, ACQUIRE) == index:
@@ -303,7 +303,7 @@ cdef inline uint32_t next_inode(Tables *t, uint32_t index) noexcept nogil:
 
 cdef inline uint32_t next_open(Tables *t, int table, uint32_t index) noexcept nogil:
     """Return the first live index of an open file after `index`, or NONE."""
-    cdef uint32_t end = t.header.open_end[table]
+    cdef uint32_t end = <uint32_t>load32(<const int32_t *>&t.header.open_end[table], RELAXED)
     index += 1
     while index < end:
         if <uint32_t>load64(&t.opens[table][index].fh, ACQUIRE) == index:

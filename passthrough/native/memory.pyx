@@ -1,6 +1,6 @@
 """Memory of the tables: made, mapped, recovered after a death, and given back."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 
@@ -11,8 +11,8 @@ from passthrough.native.slots cimport (
 )
 from passthrough.native.layout cimport (
     BLOCK, BY_HANDLE, DIRECTORIES, FILES, HOST_BITS, MAX_HANDLE, NO_PLACE, NONE, OPEN_TABLES,
-    PRIVILEGED, RELEASE, ROOT_INDEX, SOURCE_PLACE, Found, Header, Inode, Limits, Mount, Offsets,
-    OpenFile, Place, Tables, inode_of, store64,
+    PRIVILEGED, RELAXED, RELEASE, ROOT_INDEX, SOURCE_PLACE, Found, Header, Inode, Limits, Mount,
+    Offsets, OpenFile, Place, Tables, inode_of, store32, store64,
 )
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -316,7 +316,7 @@ cdef void trim(Tables *t) noexcept nogil:
     pthread_mutex_lock(&t.mutex)
     while count and h.inode_end == (holes[count - 1] + 1) * BLOCK:
         count -= 1
-        h.inode_end -= BLOCK
+        store32(<int32_t *>&h.inode_end, <int32_t>(h.inode_end - BLOCK), RELAXED)
     t.holes, holes = holes, t.holes
     t.hole_count = count
     h.most = h.inodes
@@ -330,7 +330,10 @@ cdef uint32_t _find_holes(Tables *t, uint32_t *holes, uint32_t limit) noexcept n
     cdef Header *h = t.header
     cdef uint32_t count = 0
     cdef uint32_t block, index
-    h.inode_end = min((h.inode_end + BLOCK - 1) // BLOCK * BLOCK, h.limits.inodes)
+    store32(
+        <int32_t *>&h.inode_end,
+        <int32_t>min((h.inode_end + BLOCK - 1) // BLOCK * BLOCK, h.limits.inodes), RELAXED,
+    )
     t.hole_count = 0
     h.free_inode = NONE
     for block in range((h.inode_end - 1) // BLOCK + 1):

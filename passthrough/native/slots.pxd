@@ -4,20 +4,22 @@ The hash has open addressing: an entry lies at its hash's position or behind it,
 between. It has an inode's hash in the upper half, so that most comparisons touch no inode.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthrough.native.layout cimport (
     BLOCK,
     FILES,
     NONE,
-    REPLACED,
+    RELAXED,
     RELEASE,
+    REPLACED,
     Header,
     Inode,
     OpenFile,
     Tables,
     pthread_mutex_t,
+    store32,
     store64,
 )
 
@@ -59,7 +61,7 @@ cdef inline uint32_t take_inode(Tables *t) noexcept nogil:
         return index
     if h.inode_end >= h.limits.inodes:
         return NONE
-    h.inode_end += 1
+    store32(<int32_t *>&h.inode_end, <int32_t>(h.inode_end + 1), RELAXED)
     return h.inode_end - 1
 
 
@@ -80,7 +82,7 @@ cdef inline uint32_t take_open(Tables *t, int table) noexcept nogil:
         return index
     if h.open_end[table] >= h.limits.opens[table]:
         return NONE
-    h.open_end[table] += 1
+    store32(<int32_t *>&h.open_end[table], <int32_t>(h.open_end[table] + 1), RELAXED)
     return h.open_end[table] - 1
 
 
