@@ -136,10 +136,6 @@ def test_other_users_can_list_while_one_has_many_files_open(
 
 
 @both_sessions
-@pytest.mark.fault(
-    "seekdir(3)",
-    "telldir(3) and seekdir(3) in a large directory cost about ten times the bare directory's time",
-)
 def test_seeking_in_a_large_directory(ground: Ground, directory: Path, beneath: Path) -> None:
     """Returning to a position in a directory costs little more than on the host: seekdir(3)."""
     for number in range(LARGE_DIRECTORY):
@@ -169,11 +165,6 @@ def cost_of_seeks(ground: Ground, directory: Path) -> int:
 
 
 @pytest.mark.columns("control", "kernel-auto")
-@pytest.mark.fault(
-    "lock ranges",
-    "12,000 separate lock ranges of one owner cost nine times the bare directory's time",
-    "kernel-auto",
-)
 def test_many_lock_ranges(ground: Ground, directory: Path, beneath: Path) -> None:
     """Separate ranges of one owner cost at most twice the host's time: fcntl_locking(2)."""
     bare_ns = cost_ns(ground, lambda: take_locks(beneath / "bare", lambda: True))

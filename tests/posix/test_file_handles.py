@@ -40,10 +40,6 @@ def content_of(handle: bytes, directory: Path) -> bytes:
 
 
 @pytest.mark.columns("control-ext4", "kernel-auto-ext4", "libfuse-auto-ext4")
-@pytest.mark.fault(
-    "file handles of the mount",
-    "the file handle of a removed file opens the next file with its inode number",
-)
 def test_the_handle_of_a_removed_file_opens_no_other(directory: Path) -> None:
     """A file handle opens its own file or none (ESTALE): open_by_handle_at(2)."""
     found = set()

@@ -26,8 +26,6 @@ FEATURES = (
     "reserved blocks",
     "memory of open directories",
     "descriptors",
-    "seekdir(3)",
-    "lock ranges",
     "POSIX ACLs",
 )
 """Features with known faults; each mark names one of them."""
