@@ -1,4 +1,4 @@
-"""Counts the requests that the kernel sends to one FUSE file system, whoever serves it.
+"""Counts the requests that the kernel sends to one FUSE file system, with any server.
 
 The kernel's tracepoint fuse:fuse_request_send fires once for each request that wants an answer, on
 /dev/fuse and over io_uring. It does not fire for FORGET. perf_event_open(2) counts it on every

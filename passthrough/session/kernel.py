@@ -115,7 +115,7 @@ def _without_passthrough(served: Served) -> str:
 
 
 def _processors(served: Served) -> Sequence[int]:
-    """Return the processors whose requests come over io_uring: all of them, or none."""
+    """Return all processors if requests come over io_uring, otherwise none."""
     if served.config.transport is not Transport.IO_URING:
         return ()
     if not served.rare.uses(Init.OVER_IO_URING):

@@ -1,4 +1,4 @@
-"""What the compiled core leaves to Python: INIT, mounts below the source, lines of the log."""
+"""The calls of the compiled core to Python: INIT, mounts below the source, lines of the log."""
 
 import logging
 import mmap

@@ -1,11 +1,13 @@
-"""A volume that serves locks on one file, and two owners that have the file open."""
+"""Probes of inodes, and a volume that serves locks on one file for two owners."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.passthrough.native.probe_inodes import Probe
 from tests.support.tools.checks import descriptors_below
+from tests.support.tools.native_inodes import Python, Serve, serving
 from tests.support.tools.native_locks import Served, User
 
 
@@ -27,3 +29,19 @@ def alice(served: Served) -> User:
 @pytest.fixture
 def bob(served: Served) -> User:
     return User(served, 2)
+
+
+@pytest.fixture
+def python() -> Python:
+    return Python()
+
+
+@pytest.fixture
+def serve(source: Path, python: Python) -> Iterator[Serve]:
+    """Make probes of *source*; after the test, each is closed and leaves no descriptor."""
+    yield from serving(source, python)
+
+
+@pytest.fixture
+def by_handle(serve: Serve) -> Probe:
+    return serve(budget=0)

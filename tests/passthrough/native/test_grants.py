@@ -23,7 +23,6 @@ from tests.support.tools.native_inodes import (
     Serve,
     number_of,
     open_descriptors,
-    serving,
 )
 
 NO_HANDLES = 3
@@ -31,23 +30,8 @@ DIRECTORIES = 1
 
 
 @pytest.fixture
-def python() -> Python:
-    return Python()
-
-
-@pytest.fixture
-def serve(source: Path, python: Python) -> Iterator[Serve]:
-    yield from serving(source, python)
-
-
-@pytest.fixture
-def by_handle(serve: Serve) -> Probe:
-    return serve(budget=0)
-
-
-@pytest.fixture
 def bound() -> Iterator[list[Path]]:
-    """Where a test has mounted something, which goes with the test."""
+    """List the mount points of a test; they are unmounted after the test."""
     targets: list[Path] = []
     yield targets
     for target in reversed(targets):

@@ -3,7 +3,6 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,25 +18,9 @@ from tests.support.tools.native_inodes import (
     Serve,
     number_of,
     open_descriptors,
-    serving,
 )
 
 RECENT = 64
-
-
-@pytest.fixture
-def python() -> Python:
-    return Python()
-
-
-@pytest.fixture
-def serve(source: Path, python: Python) -> Iterator[Serve]:
-    yield from serving(source, python)
-
-
-@pytest.fixture
-def by_handle(serve: Serve) -> Probe:
-    return serve(budget=0)
 
 
 def test_an_inode_held_by_descriptor_lends_it(serve: Serve, source: Path) -> None:

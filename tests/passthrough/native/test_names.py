@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,23 +23,7 @@ from tests.support.tools.native_inodes import (
     lookups,
     number_of,
     open_descriptors,
-    serving,
 )
-
-
-@pytest.fixture
-def python() -> Python:
-    return Python()
-
-
-@pytest.fixture
-def serve(source: Path, python: Python) -> Iterator[Serve]:
-    yield from serving(source, python)
-
-
-@pytest.fixture
-def by_handle(serve: Serve) -> Probe:
-    return serve(budget=0)
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"/", b"a/b", b"a/", b"/a"])

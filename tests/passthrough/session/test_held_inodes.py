@@ -42,7 +42,7 @@ def held(connect: Connect) -> Iterator[Callable[..., Kernel]]:
 
 @pytest.fixture
 def bound() -> Iterator[list[Path]]:
-    """Where a test has mounted something, which goes with the test."""
+    """List the mount points of a test; they are unmounted after the test."""
     targets: list[Path] = []
     yield targets
     for target in reversed(targets):

@@ -1,4 +1,4 @@
-"""What the tests of inodes in use share."""
+"""Probes of inodes in use, and a stand-in for the Python that the core calls."""
 
 import os
 from collections.abc import Iterator
