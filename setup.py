@@ -1,6 +1,7 @@
 """Compiles the request path: one extension for each .pyx. pyproject.toml has the rest.
 
-The variable PASSFS_BUILD chooses a row of KINDS; without it the build is a release.
+The variable PASSFS_BUILD chooses a row of KINDS; without it the build is a release. With `none`
+nothing is compiled: scripts/venv leaves that to scripts/core.
 """
 
 import os
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
-NATIVE = "passthrough/native"
-PROBES = "tests/passthrough/native"
-GENERATED = "build/native"
+CORE = "passthrough/core"
+PROBES = "tests/passthrough/core"
+GENERATED = "build/core"
+NOTHING = "none"
 
 UNCHECKED = {
     "boundscheck": False,
@@ -49,6 +51,8 @@ KINDS = {
     ),
     # ThreadSanitizer. Python needs LD_PRELOAD with libtsan.so.
     "threads": Kind(UNCHECKED, ["-O1", *FRAMES, THREADS], [THREADS], {}),
+    # As a release, with the steps of requests at which tests end the process (steps.pxd).
+    "steps": Kind(UNCHECKED, ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1", "PASSFS_STEPS": "1"}),
     # Line tracing, for coverage. It holds the interpreter's lock at each line.
     "trace": Kind(
         {"boundscheck": True, "wraparound": False, "linetrace": True},
@@ -67,8 +71,13 @@ def chosen() -> str:
     return name
 
 
-def extensions(paths: Iterable[str], kind: str, *, force: bool = False) -> list[Extension]:
-    """Translate the .pyx of *paths* to C, as far as they have changed; return their extensions."""
+def extensions(
+    paths: Iterable[str], kind: str, *, force: bool = False, jobs: int = 1
+) -> list[Extension]:
+    """Translate the .pyx of *paths* to C, as far as they have changed; return their extensions.
+
+    Up to *jobs* are translated at once.
+    """
     from Cython.Build import cythonize  # noqa: PLC0415  # not before a kind is chosen
 
     rules = KINDS[kind]
@@ -93,6 +102,7 @@ def extensions(paths: Iterable[str], kind: str, *, force: bool = False) -> list[
         compiler_directives={"language_level": 3, **rules.directives},
         include_path=["."],
         force=force,
+        nthreads=jobs if jobs > 1 else 0,
     )
     return translated
 
@@ -113,10 +123,14 @@ def directory(kind: str) -> str:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    setup(
-        ext_modules=extensions(sources(NATIVE), chosen()),
-        options={
-            "build": {"build_base": directory(chosen())},
-            "build_ext": {"parallel": len(os.sched_getaffinity(0))},
-        },
-    )
+    if os.environ.get("PASSFS_BUILD") == NOTHING:
+        setup()
+    else:
+        jobs = len(os.sched_getaffinity(0))
+        setup(
+            ext_modules=extensions(sources(CORE), chosen(), jobs=jobs),
+            options={
+                "build": {"build_base": directory(chosen())},
+                "build_ext": {"parallel": jobs},
+            },
+        )

@@ -30,4 +30,5 @@ def _table(table: Table) -> str:
         for index, row in enumerate(table.rows)
     ]
     drawn = "".join(f"| {' | '.join(row)} |\n" for row in (table.heads, rules, *rows))
-    return f"### {table.title}\n\n{table.note[0].upper()}{table.note[1:]}.\n\n{drawn}"
+    note = _filled(f"{table.note[0].upper()}{table.note[1:]}.")
+    return f"### {table.title}\n\n{note}\n\n{drawn}"

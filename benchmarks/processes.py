@@ -34,6 +34,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def groups(pids: Iterable[int]) -> set[int]:
+    """Return the process groups of *pids*; one that has ended has none."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            found.add(os.getpgid(pid))
+    return found
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return user and system time in sum; a process that has ended counts as 0."""
     total = 0.0

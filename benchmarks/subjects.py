@@ -159,9 +159,12 @@ def kill() -> None:
     """
     if os.getpid() != 1:
         raise RuntimeError("not process 1 of a PID namespace: the processes may not be its own")
-    for pid in processes.serving():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
+    killed = set[int]()
+    while left := set(processes.serving()) - killed:  # a guard may have made another process
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        killed |= left
 
 
 def _text(output: IO[bytes]) -> str:

@@ -27,7 +27,7 @@ _VOLUMES = 100
 _MOUNTS = 21
 _PLUGIN_START_S, _SETTLING_S, _POLL_S = 20.0, 5.0, 0.01
 _US, _MS, _MIB = 1e6, 1e3, 1 << 20
-_WITH_FORK_SERVER = "idle worker and its share of the fork server"
+_WITH_FORK_SERVER = "idle volume and its share of the fork server"
 
 _Work = Callable[[Site], Iterator[Callable[[], int]]]
 """Prepares a site, and yields batches: functions that cause requests and return their number."""
@@ -148,7 +148,7 @@ def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cos
     many = plan.scaled(_VOLUMES, least=2)
     costs: dict[int, list[Cost]] = {
         count: [
-            Cost(name=f"idle worker, {count} mounted", unit="MiB PSS", of={}),
+            Cost(name=f"idle volume, {count} mounted", unit="MiB PSS", of={}),
             Cost(name=f"{_WITH_FORK_SERVER}, {count} mounted", unit="MiB PSS", of={}),
             Cost(name=f"Mount, {count} mounted", unit="ms", of={}),
         ]
@@ -171,18 +171,21 @@ def volume_costs(plan: Plan, passfs: list[Subject], at: Directories) -> list[Cos
 def _volumes(
     plan: Plan, plugin: "_Plugin", count: int, options: Mapping[str, str]
 ) -> tuple[Amount, Amount, Amount]:
-    """Return the amounts for *count* volumes: memory of workers, of all processes, Mount's time."""
+    """Return the amounts for *count* volumes: memory without and with the fork server, and Mount.
+
+    The memory of a volume is that of its worker and of the worker's guards, a process group.
+    """
     plugin.mount_up_to(count, options)
     deadline = time.monotonic() + _SETTLING_S
     while True:
         started = processes.descendants(plugin.pid)
-        # The fork server shares its memory with the workers and has no mount.
-        workers = set(processes.serving()) & set(started)
-        if len(workers) == count or time.monotonic() > deadline:
-            break  # the workers of unmounted volumes have ended
+        # The fork server shares its memory with these processes and has no mount.
+        of_volumes = set(processes.serving()) & set(started)
+        if len(processes.groups(of_volumes)) == count or time.monotonic() > deadline:
+            break  # the processes of unmounted volumes have ended
         time.sleep(_POLL_S)
     processes.settle(started)
-    memory = [processes.proportional_bytes(pids) / _MIB / count for pids in (workers, started)]
+    memory = [processes.proportional_bytes(pids) / _MIB / count for pids in (of_volumes, started)]
     times = [plugin.time_mount(options) for _ in range(plan.scaled(_MOUNTS, least=3))]
     return (
         Amount(value=memory[0], count=count),

@@ -1,7 +1,8 @@
 """Serve a directory from the command line, in the foreground, without Docker.
 
 A child process serves, inside the sandbox. This process stays outside to unmount at the end. The
-child ends when the pipe between the two does.
+child ends when the pipe between the two does. If the child is a guard and dies, others go on
+(standby.py): they become children of this process then.
 """
 
 import errno
@@ -11,16 +12,17 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from passthrough.linux import kernel_features, mountinfo
+from passthrough.linux import kernel_features, mountinfo, privileges
 from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.parsing import parse_options
 from passthrough.options.table import OptionError
-from passthrough.worker import fuse_mount, process
+from passthrough.worker import control, fuse_mount, process, stderr
 from passthrough.worker.handover import Handover, Report
 from passthrough.worker.sandbox import SandboxError
 
@@ -81,19 +83,28 @@ def _serve(source: Path, mountpoint: Path, options: Effective) -> int:
     _check_apart(source_fd, target)
     # Until _serve_in_child sets its handler, SIGTERM raises KeyboardInterrupt: `finally` unmounts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    control_fd = control.make()
     fuse_fd = fuse_mount.mount(target, options)
     is_mounted = _watch(target)
     handover = Handover(
-        volume=str(source), config=options.requested, fuse_fd=fuse_fd, source_fd=source_fd
+        volume=str(source),
+        config=options.requested,
+        fuse_fd=fuse_fd,
+        source_fd=source_fd,
+        control_fd=control_fd,
     )
     try:
-        return _serve_in_child(handover, lambda _: typer.echo(f"serving {source} at {mountpoint}"))
+        return _serve_in_child(
+            handover, control_fd, lambda _: typer.echo(f"serving {source} at {mountpoint}")
+        )
     finally:
         if is_mounted():
             fuse_mount.unmount(target)
 
 
-def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> int:
+def _serve_in_child(
+    handover: Handover, control_fd: int, serving: Callable[[Report], object]
+) -> int:
     """Have a child serve until it ends or this process is signalled; return the exit status.
 
     The child cannot leave its sandbox, so this process stays outside to unmount.
@@ -106,6 +117,7 @@ def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> 
             os.close(to_close.pop())
 
     _on_signal(stop)
+    privileges.adopt_orphans()
     child = os.fork()
     if child == 0:
         status = 1
@@ -120,9 +132,22 @@ def _serve_in_child(handover: Handover, serving: Callable[[Report], object]) -> 
     for fd in (childs_end, handover.fuse_fd, handover.source_fd):
         os.close(fd)
     _, status = os.waitpid(child, 0)
+    end_status = _wait_for_others(control_fd)
+    if end_status is not None:
+        return end_status
     if os.WIFSIGNALED(status):
         return _refuse(ChildProcessError(f"killed by {signal.Signals(os.WTERMSIG(status)).name}"))
     return os.waitstatus_to_exitcode(status)
+
+
+def _wait_for_others(control_fd: int) -> int | None:
+    """Return the exit status in the control page, once no process serves; None: there is none."""
+    if not control.read(control_fd).ended:
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
+    state = control.read(control_fd)
+    return state.end_status if state.ended else None
 
 
 def _on_signal(handler: signal.Handlers | Callable[..., object]) -> None:
@@ -131,14 +156,14 @@ def _on_signal(handler: signal.Handlers | Callable[..., object]) -> None:
 
 
 def _child(handover: Handover, serving: Callable[[Report], object], parent_fd: int) -> int:
+    logging.basicConfig(handlers=[stderr.handler()], force=True)
     try:
-        process.serve(handover, serving, parent_fd)
+        return process.serve(handover, serving, parent_fd)
     except (OSError, OptionError, SandboxError) as error:
         return _refuse(error)
     except Exception:
         log.exception("volume %s", handover.volume)
         return 1
-    return 0
 
 
 def _watch(target: Path) -> Callable[[], bool]:

@@ -1,4 +1,4 @@
-"""The `passfs` command: `serve` runs the plugin; `install` puts it into an engine."""
+"""The `passfs` command: `serve` runs the plugin; `install` and `upgrade` install it."""
 
 import inspect
 import os
@@ -172,6 +172,41 @@ def uninstall(*, name: _Name = "passfs", force: _Force = False) -> None:
             installer.uninstall(client, Installation(name=name, force=force), display)
     except InstallationError as error:
         _fail(display, "uninstall", error)
+
+
+@app.command()
+def upgrade(
+    *,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Source tree with the systemd unit [that of this command]."
+        ),
+    ] = None,
+    socket: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="Socket of the plugin [that of passfs.socket, or the default]."
+        ),
+    ] = "",
+) -> None:
+    """Upgrade the service on the host, and its mounted volumes.
+
+    Running containers do not notice. The exit status is 3 if another program serves a volume on,
+    or a mount is lost.
+    """
+    from plugin.install import upgrade as steps  # noqa: PLC0415
+
+    display = Display()
+    wanted = steps.Upgrade(tree=None if tree is None else Path(tree), socket=socket)
+    try:
+        complete = steps.upgrade(wanted, display)
+    except InstallationError as error:
+        _fail(display, "upgrade", error)
+    if not complete:
+        typer.echo("passfs upgrade: this program does not serve all mounted volumes", err=True)
+        raise typer.Exit(3)
+    typer.echo("this program serves all mounted volumes")
 
 
 def _fail(display: Display, command: str, error: Exception) -> NoReturn:

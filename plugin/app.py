@@ -35,7 +35,9 @@ from plugin.api.server import serve
 from plugin.errors import CannotStart
 from plugin.mounting.fd_store import NOTHING_INHERITED, Inherited, inherited
 from plugin.mounting.keeper import keeping
-from plugin.mounting.spawner import COMMAND, PROC
+from plugin.mounting.process import PROC
+from plugin.mounting.program import identity
+from plugin.mounting.spawner import COMMAND
 from plugin.volumes.driver import Driver
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
@@ -118,11 +120,13 @@ async def composed(
         machine = await _machine(settings)
         storage.set_host_path(machine.data_dir)
         left = registry.mount_records, inventory.mount_points_in_use()
+        program = await trio.to_thread.run_sync(identity)
         async with (
             keeping(
                 *(settings.mount_dir, fork_server, passed, *left),
                 proc=machine.proc or PROC,
                 reserve=registry.reserve,
+                program=program,
             ) as keeper,
             trio.open_nursery() as background,
         ):

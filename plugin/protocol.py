@@ -164,6 +164,28 @@ class ListReply(Reply, frozen=True, kw_only=True):
         yield b"]}"
 
 
+class VolumeProgram(ReplyPart, frozen=True, kw_only=True):
+    """The program that serves a mounted volume."""
+
+    name: str
+    older: str
+    """Why an older program serves it; empty if the plugin's own does."""
+    lost: str = ""
+    """How its worker has ended, which makes the mount dead; else empty."""
+    milliseconds: float
+    """The time that the replacement of an older program took; 0 if there was none."""
+
+
+class ProgramsReply(Reply, frozen=True, kw_only=True):
+    """The programs that serve the mounted volumes; not a part of the volume plugin protocol."""
+
+    program: str
+    """The identity of the plugin's own program."""
+    done: bool
+    """True if the plugin has tried to replace each older program since its start."""
+    volumes: Sequence[VolumeProgram]
+
+
 class ErrorReply(Reply, frozen=True, kw_only=True):
     """A refusal, or a bug; its status is never 200, because podman then ignores `Err`."""
 

@@ -1,17 +1,24 @@
 """Parses the `-o key=value` pairs of a volume; no I/O.
 
 `passthrough.options` parses every option but `source`, the directory to serve.
+
+If a volume has a directory of its own and does not give `locks`, its locks are local: no source may
+contain that directory or lie in it (admin/source.py), and all containers of the volume use one
+mount, where the kernel keeps the locks.
 """
 
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from passthrough.options import effective
+from passthrough.options.choices import Locks
 from passthrough.options.effective import Effective, resolve
 from passthrough.options.parsing import parse_options
 from passthrough.options.sessions import Release
-from passthrough.options.table import OptionError, as_text
+from passthrough.options.table import OptionError, Requested, as_text
 from passthrough.options.vocabulary import canonical
 from plugin.errors import InvalidOption
 
@@ -35,11 +42,14 @@ class VolumeOptions(NamedTuple):
     source: str | None
     """The host's directory as the user wrote it; None for a directory of the volume's own."""
     effective: Effective
+    """For a directory of the volume's own with that directory's defaults, also as requested."""
+    requested: Requested
+    """The options as the user gave them, and the administrator's defaults."""
 
     def requested_as_text(self) -> dict[str, str]:
         """Return every requested option as text; values with one meaning have one text."""
         source = {} if self.source is None else {SOURCE: os.path.normpath(self.source)}
-        return source | as_text(self.effective.requested)
+        return source | as_text(self.requested)
 
 
 def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
@@ -53,7 +63,7 @@ def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
     try:
         _refuse_foreign(others)
         requested = parse_options(others, release, others=(SOURCE,), has_source=bool(sources))
-        in_force = resolve(requested, release)
+        in_force = resolve(requested if sources else _of_own_directory(requested), release)
     except OptionError as error:
         raise InvalidOption(str(error)) from error
     if len(sources) > 1:
@@ -62,7 +72,7 @@ def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
     source = next(iter(sources.values()), None)
     if source is not None:
         _check_text(source)
-    return VolumeOptions(source, in_force)
+    return VolumeOptions(source, in_force, requested)
 
 
 def require_io_uring(options: Effective, obstacle: str) -> None:
@@ -97,6 +107,13 @@ def difference(have: VolumeOptions, wanted: VolumeOptions) -> str:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )
+
+
+def _of_own_directory(requested: Requested) -> Requested:
+    """Return *requested* with the defaults of a volume that has a directory of its own."""
+    if requested.locks is not None:
+        return requested
+    return msgspec.structs.replace(requested, locks=Locks.LOCAL)
 
 
 def _sources(given: Mapping[str, str]) -> dict[str, str]:

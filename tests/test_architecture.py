@@ -24,14 +24,15 @@ SUFFIXES = (".py", ".pyx", ".pxd")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # The modules of `passthrough` that other packages import. `plugin` imports the options, the
-# id maps, the hand-over to a worker, and the system calls around a mount; the benchmarks start the
-# programs and read mounts.
+# id maps, the hand-over to a worker and its control page, the names of requests, and the system
+# calls around a mount; the benchmarks start the programs and read mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
         *("options.choices", "options.effective", "options.parsing", "options.sessions"),
         *("options.table", "options.vocabulary"),
-        *("identity.idmap", "worker.fuse_mount", "worker.handover"),
+        *("identity.idmap", "session.abi"),
+        *("worker.control", "worker.fuse_mount", "worker.handover"),
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo", "linux.syscalls"),
     },
     "benchmarks": {
@@ -42,7 +43,7 @@ KNOWN_OF_OTHERS = {
 
 # Each foreign library, and the only modules that import it.
 DOORS = {
-    "pyfuse3": {"passthrough/session/libfuse.py", "passthrough/native/binding.pyx"},
+    "pyfuse3": {"passthrough/session/libfuse.py", "passthrough/core/binding.pyx"},
     # The benchmarks count events of the kernel.
     "ctypes": {
         "passthrough/linux/syscalls.py",
@@ -58,7 +59,9 @@ DOORS = {
         for name in (
             *("app", "api/server", "volumes/driver", "volumes/source_check"),
             *("volumes/volume_locks", "mounting/keeper", "mounting/detaching"),
-            *("mounting/worker", "mounting/spawner", "mounting/worker_output", "threads"),
+            *("mounting/succession", "mounting/mount_spec", "mounting/mount"),
+            *("mounting/worker", "mounting/standby", "mounting/spawner", "mounting/worker_output"),
+            *("mounting/process", "mounting/orphans", "threads"),
         )
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},

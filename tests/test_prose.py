@@ -158,7 +158,7 @@ def prose() -> dict[str, list[Sentence]]:
         ]
         for root in CODE
     }
-    for root in ("passthrough/native", "tests/passthrough/native"):
+    for root in ("passthrough/core", "tests/passthrough/core"):
         paths = [path for suffix in (".pyx", ".pxd") for path in files(root, suffix)]
         found[f"{root}, compiled"] = [s for path in paths for s in read_cython(path)]
     for root in DOCUMENTS:

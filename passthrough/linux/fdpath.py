@@ -21,10 +21,16 @@ def of(fd: int) -> bytes:
 
 
 def work_in(links_fd: int) -> None:
-    """Make *links_fd*, /proc/self/fd of this process, the working directory.
+    """Make *links_fd*, /proc/self/fd of this process, the working directory; takes it.
 
     No thread may change its working directory afterwards, because `of` depends on it.
     """
-    global _links  # noqa: PLW0603 - belongs to the process, as the working directory does
     os.fchdir(links_fd)
+    os.close(links_fd)
+    will_work_in()
+
+
+def will_work_in() -> None:
+    """Make all paths relative to /proc/self/fd, the future working directory."""
+    global _links  # noqa: PLW0603 - belongs to the process, as the working directory does
     _links = b""

@@ -18,12 +18,16 @@ CLONE_NEWUTS: Final = 0x0400_0000
 CLONE_NEWIPC: Final = 0x0800_0000
 CLONE_NEWNET: Final = 0x4000_0000
 
-# open_tree(2), move_mount(2), mount_setattr(2), mount(2)
+# open_tree(2), move_mount(2), fsopen(2), mount_setattr(2), mount(2)
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 AT_RECURSIVE: Final = 0x8000
 OPEN_TREE_CLONE: Final = 1
 MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+FSOPEN_CLOEXEC: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
+FSMOUNT_CLOEXEC: Final = 1
+MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
@@ -41,11 +45,15 @@ SECBITS_NO_SETUID_FIXUP: Final = 0b1100
 SECBITS_NO_KEEP_CAPS: Final = 0b0010_0000
 SECBITS_NO_AMBIENT_RAISE: Final = 0b1100_0000
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
+_PR_GET_NAME: Final = 16
+_NAME_BYTES: Final = 16
 _PR_SET_SECCOMP: Final = 22
 _PR_CAPBSET_READ: Final = 23
 _PR_CAPBSET_DROP: Final = 24
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
@@ -54,13 +62,18 @@ _CAPABILITY_VERSION_3: Final = 0x2008_0522
 # The same numbers on every architecture.
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_PIDFD_GETFD: Final = 438
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
@@ -98,6 +111,22 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(flags), "unshare(2)")
 
 
+def enter_namespaces(process_fd: int, flags: int) -> None:
+    """Enter the namespaces CLONE_NEW* of the process of a process descriptor, setns(2)."""
+    _checked(_libc.setns(process_fd, flags), "setns(2)")
+
+
+def duplicate_of(process_fd: int, number: int) -> int:
+    """Return a duplicate of a descriptor of another process, pidfd_getfd(2); the caller owns it."""
+    words = (ctypes.c_int(process_fd), ctypes.c_int(number), ctypes.c_uint(0))
+    return _checked(_libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), *words), "pidfd_getfd(2)")
+
+
+def die_with_parent(number: int) -> None:
+    """Have the process get the signal *number* when its parent ends, PR_SET_PDEATHSIG; 0: none."""
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, number)
+
+
 def clone_tree(dir_fd: int, path: bytes, *, recursive: bool) -> int:
     """Copy the mount at *path* into a detached tree, open_tree(2).
 
@@ -108,6 +137,26 @@ def clone_tree(dir_fd: int, path: bytes, *, recursive: bool) -> int:
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     words = (ctypes.c_int(dir_fd), ctypes.c_char_p(path), ctypes.c_uint(flags))
     return _checked(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words), "open_tree(2)")
+
+
+def new_tree(fstype: bytes) -> int:
+    """Mount a file system without a source and options as a detached tree, fsmount(2).
+
+    Returns:
+        The O_PATH descriptor of the tree, as that of `clone_tree`.
+
+    Raises:
+        OSError: ENODEV if the kernel does not know *fstype*.
+    """
+    words = (ctypes.c_char_p(fstype), ctypes.c_uint(FSOPEN_CLOEXEC))
+    context_fd = _checked(_libc.syscall(ctypes.c_long(_SYS_FSOPEN), *words), "fsopen(2)")
+    try:
+        create = (ctypes.c_int(context_fd), ctypes.c_uint(FSCONFIG_CMD_CREATE), None, None, 0)
+        _checked(_libc.syscall(ctypes.c_long(_SYS_FSCONFIG), *create), "fsconfig(2)")
+        mount = (ctypes.c_int(context_fd), ctypes.c_uint(FSMOUNT_CLOEXEC), ctypes.c_uint(0))
+        return _checked(_libc.syscall(ctypes.c_long(_SYS_FSMOUNT), *mount), "fsmount(2)")
+    finally:
+        os.close(context_fd)
 
 
 def change_tree(tree_fd: int, attributes: int, propagation: int, *, cleared: int = 0) -> None:
@@ -192,6 +241,18 @@ def name_thread(name: bytes) -> None:
     """Set the name of the calling thread, which ps(1) shows; at most 15 bytes, PR_SET_NAME."""
     text = ctypes.create_string_buffer(name)
     _prctl("PR_SET_NAME", _PR_SET_NAME, ctypes.addressof(text))
+
+
+def thread_name() -> bytes:
+    """Return the name of the calling thread, PR_GET_NAME."""
+    text = ctypes.create_string_buffer(_NAME_BYTES)
+    _prctl("PR_GET_NAME", _PR_GET_NAME, ctypes.addressof(text))
+    return text.value
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, PR_SET_CHILD_SUBREAPER."""
+    _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
 
 
 def load_unwinder() -> None:

@@ -84,6 +84,13 @@ class Squash(enum.StrEnum):
     ALL = "all"
 
 
+class Standby(enum.StrEnum):
+    """Processes that make the worker anew when it dies, worker/standby.py."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class Sandbox(enum.StrEnum):
     """The confinement of the worker, worker/sandbox.py."""
 

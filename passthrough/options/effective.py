@@ -19,6 +19,7 @@ from passthrough.options.choices import (
     Sandbox,
     SessionKind,
     Squash,
+    Standby,
     Transport,
 )
 from passthrough.options.sessions import Release
@@ -53,7 +54,9 @@ class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dir_attr_timeout: float
     negative_timeout: float
     killpriv_v2: bool
+    posix_acl: bool
     locks: Locks
+    standby: Standby
 
 
 class Rule(NamedTuple):
@@ -77,6 +80,11 @@ _NO_MOUNT: Final = (
     "with sandbox=none the worker reads through the host's mount, whose flags decide on access"
     " times"
 )
+
+
+def _numbers_differ(options: Values) -> bool:
+    """Return whether some callers have other numbers on the host."""
+    return bool(options.map_uid or options.map_gid) or options.squash is not Squash.NONE
 
 
 RULES: Final = (
@@ -111,9 +119,7 @@ RULES: Final = (
     ),
     Rule(
         "posix_acl",
-        lambda options: (
-            bool(options.map_uid or options.map_gid) or options.squash is not Squash.NONE
-        ),
+        _numbers_differ,
         "an ACL names users and groups by the host's numbers, to which no map is applied",
     ),
     Rule(
@@ -192,24 +198,35 @@ HINDRANCES: Final = (
 )
 
 
-class LocalLocks(NamedTuple):
-    """A reason why the kernel keeps locks among the users of the volume."""
+class Reason(NamedTuple):
+    """A reason that holds for some options."""
 
     applies: Callable[[Values], bool]
     reason: str
 
 
-LOCAL_LOCKS: Final = (
-    LocalLocks(
+LOCAL_LOCKS: Final = (  # why the kernel keeps locks among the users of the volume
+    Reason(
         lambda options: options.session is SessionKind.LIBFUSE,
         "pyfuse3 passes no locks on, so that the kernel keeps them among the volume's users",
     ),
-    LocalLocks(
+    Reason(
         lambda options: options.no_open,
         "with no_open the kernel reports no close, on which the host's locks would end",
     ),
 )
 
+
+ALONE: Final = (  # why no standby can take the worker's place
+    Reason(
+        lambda options: options.session is SessionKind.LIBFUSE,
+        "with session=libfuse the requests in hand lie in the memory of the worker alone",
+    ),
+    Reason(
+        lambda options: options.transport is Transport.IO_URING,
+        "with transport=io_uring the kernel fails the requests of a ring when its worker dies",
+    ),
+)
 _WHY_DEV: Final = "the default, because io_uring is slower on some machines"
 
 
@@ -231,19 +248,25 @@ def resolve(requested: Requested, release: Release, file_handles_obstacle: str =
         current = msgspec.structs.replace(current, inode_file_handles=InodeFileHandles.NEVER)
         notes.append(Note("inode_file_handles", "never", file_handles_obstacle))
     for option, applies, reason, instead in RULES:
-        if getattr(current, option) != instead and applies(current):
+        if getattr(current, option) not in {None, instead} and applies(current):
             current = msgspec.structs.replace(current, **{option: instead})
             notes.append(Note(option, values.as_text(instead), reason))
     local = next((reason for applies, reason in LOCAL_LOCKS if applies(current)), "")
     if local and current.locks is Locks.HOST:
         notes.append(Note("locks", "local", local))
+    alone = next((reason for applies, reason in ALONE if applies(current)), "")
+    if alone and current.standby is Standby.ON:
+        notes.append(Note("standby", "off", alone))
     notes.extend(_cautions(current))
     is_kernel = session is SessionKind.KERNEL
+    applies_acls = is_kernel and current.xattr and not _numbers_differ(current)
     answered = {
         **timeouts(current)._asdict(),
         "locks": Locks.LOCAL if local or current.locks is Locks.LOCAL else Locks.HOST,
         "transport": _transport(current),
+        "standby": Standby.OFF if alone else current.standby or Standby.ON,
         "killpriv_v2": is_kernel if current.killpriv_v2 is None else current.killpriv_v2,
+        "posix_acl": applies_acls if current.posix_acl is None else current.posix_acl,
     }
     effective = Effective(
         **msgspec.structs.asdict(current) | answered, requested=requested, notes=tuple(notes)
@@ -318,7 +341,7 @@ def _transport(options: Values) -> Transport:
 def described(
     options: Effective, release: Release, passthrough_obstacle: str = ""
 ) -> dict[str, object]:
-    """Return the options, notes, session, transport and passthrough of a volume, with reasons.
+    """Return the options, notes, session, transport, standby and passthrough, with reasons.
 
     *passthrough_obstacle* is why a mount does without passthrough, which *options* allow.
     """
@@ -330,6 +353,7 @@ def described(
         "notes": [str(note) for note in options.notes],
         "session": f"{options.session}: {why}",
         "transport": f"{options.transport}: {_why_transport(options)}",
+        "standby": f"{options.standby}: {_why_standby(options)}",
         "passthrough": _passthrough(options, passthrough_obstacle),
     }
 
@@ -338,6 +362,15 @@ def _why_transport(options: Effective) -> str:
     if options.requested.transport is not Transport.AUTO:
         return "as asked for"
     return sessions.lack(options.session, "transport") or _WHY_DEV
+
+
+def _why_standby(options: Effective) -> str:
+    alone = next((reason for applies, reason in ALONE if applies(options)), "")
+    if alone:
+        return alone
+    if options.requested.standby is not None:
+        return "as asked for"
+    return "another process makes the worker anew when it dies"
 
 
 def _passthrough(options: Effective, mount_obstacle: str) -> str:

@@ -63,7 +63,8 @@ LACKING: Final[Mapping[SessionKind, Mapping[str, Lack]]] = {
         ),
         "posix_acl": Lack(
             "pyfuse3 does not negotiate DONT_MASK, so that the kernel applies the umask where a"
-            " default ACL should stand in its place"
+            " default ACL should stand in its place",
+            without=False,
         ),
         "idmap": Lack("pyfuse3 does not negotiate ALLOW_IDMAP"),
         "transport": Lack("pyfuse3 reads /dev/fuse itself", without=Transport.DEV),

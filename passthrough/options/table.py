@@ -18,6 +18,7 @@ from passthrough.options.choices import (
     Sandbox,
     SessionKind,
     Squash,
+    Standby,
     Submounts,
     Transport,
 )
@@ -52,6 +53,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     submounts: Submounts = Submounts.CROSS
     session: SessionKind = SessionKind.AUTO
     transport: Transport = Transport.AUTO
+    standby: Standby | None = None
     passthrough: Passthrough = Passthrough.AUTO
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
@@ -62,7 +64,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     no_open: bool = False
     no_opendir: bool = False
     killpriv_v2: bool | None = None
-    posix_acl: bool = False
+    posix_acl: bool | None = None
     locks: Locks | None = None
     mode: int | None = None
     uid: int | None = None
@@ -178,6 +180,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "auto, dev or io_uring",
         "the channel of requests: /dev/fuse, which auto takes, or io_uring",
     ),
+    "standby": Option(
+        values.word(Standby),
+        "on or off",
+        "keep two processes that make the worker anew when it dies, so that no container notices",
+        "on with session=kernel, except over io_uring",
+    ),
     "passthrough": Option(
         values.word(Passthrough),
         "auto, on or off",
@@ -214,12 +222,17 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "clear suid and sgid bits in the worker, which saves a request before each write",
         "true with session=kernel",
     ),
-    "posix_acl": Option(values.boolean, _TRUE_FALSE, "apply POSIX ACLs, and inherit default ACLs"),
+    "posix_acl": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "apply POSIX ACLs, and inherit default ACLs",
+        "true with session=kernel",
+    ),
     "locks": Option(
         values.word(Locks),
         "host or local",
         "host locks the host's files, for all programs on the host; local locks within the volume",
-        "host with session=kernel",
+        "host with a source and session=kernel, else local",
     ),
     "mode": Option(
         values.optional_mode,

@@ -1,6 +1,6 @@
 """Numbers of the kernel's FUSE protocol, 7.40 to 7.45: linux/fuse.h, each by its name there.
 
-The core has its own in native/abi.pxd. A test compares both with linux/fuse.h.
+The core has its own in core/abi.pxd. A test compares both with linux/fuse.h.
 """
 
 import enum
@@ -11,6 +11,8 @@ MAJOR: Final = 7
 LEAST_MINOR: Final = 40
 # The newest one that the core knows. The lower one of the kernel's and this one holds.
 MINOR: Final = 45
+MINOR_SINCE: Final = (6, 18)
+"""The release of Linux that speaks MINOR."""
 
 ROOT_ID: Final = 1
 

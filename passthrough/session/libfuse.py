@@ -1,17 +1,15 @@
-"""The `libfuse` session: pyfuse3, wherever libfuse 3 runs.
+"""The `libfuse` session: adapts pyfuse3 to the core.
 
-An adapter and nothing more: a handler turns a request of pyfuse3 into the bytes that the kernel
-would send, and the core's reply into pyfuse3's types. It calls the core inline, so requests follow
-one another; no await stands between a system call and the lookup count or the identity that belongs
-to it.
+A handler turns a request of pyfuse3 into the bytes that the kernel would send, and the core's reply
+into pyfuse3's types. The handler calls the core without an await, so requests follow one another,
+and no other request comes between a system call and its lookup count or identity.
 
-`_answered` is the error boundary: a number that has no room in a request becomes EINVAL, and
-anything else that is not an errno of the core is a bug, EIO and a traceback. pyfuse3 would end the
-mount on any.
+`_answered` is the error boundary. A number that has no room in a request becomes EINVAL. Every
+other exception is a bug: EIO, and a traceback in the log. pyfuse3 would end the mount on any.
 
-What pyfuse3 3.5 cannot deliver: fallocate, lseek, copy_file_range, locks, ioctl, statx, O_TMPFILE,
-and the flags of single reads and writes. The kernel emulates or refuses those, and keeps locks
-among the users of the one mount.
+pyfuse3 3.5 does not pass on fallocate, lseek, copy_file_range, locks, ioctl, statx, O_TMPFILE and
+the flags of single reads and writes. The kernel emulates or refuses these, and keeps locks among
+the users of the one mount.
 """
 
 import errno
@@ -37,8 +35,9 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from passthrough.native import binding
-from passthrough.native.face import Core
+from passthrough.core import binding
+from passthrough.core.face import Core
+from passthrough.linux.kernel_features import linux_release
 from passthrough.session import abi, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.kernel import Served
@@ -47,8 +46,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-# The features that the requests of this module are made by. pyfuse3 and libfuse negotiate others,
-# which are none of the core's concern, and never HANDLE_KILLPRIV_V2.
+# The features that decide on the form of the requests of this module. pyfuse3 and libfuse negotiate
+# others, which do not concern the core, and never HANDLE_KILLPRIV_V2.
 _FEATURES: Final = Init.ATOMIC_O_TRUNC | Init.SETXATTR_EXT | Init.DO_READDIRPLUS
 # XATTR_SIZE_MAX and XATTR_LIST_MAX, linux/limits.h.
 _LONGEST_XATTR: Final = 1 << 16
@@ -59,9 +58,9 @@ _OPENDIR: Final = b"\0" * wire.OPEN_IN.size
 
 
 def serve(served: Served, fuse_fd: int, serving: Callable[[], object], scheduler: object) -> None:
-    """Serve on *fuse_fd*, whose mount is made, until it is unmounted or *scheduler* ends it.
+    """Serve the mount of *fuse_fd* until an unmount, or until *scheduler* ends the session.
 
-    *scheduler* is what pyfuse3 takes for the module trio (libfuse_run.py). A request that was taken
+    *scheduler* stands in for pyfuse3's module trio (libfuse_run.py). A request that was taken
     is answered before an end: handlers never wait.
     Takes *fuse_fd*. Calls *serving* when the kernel has been greeted and requests are answered.
     One session per process: libfuse's binding is a module with one global session.
@@ -72,14 +71,16 @@ def serve(served: Served, fuse_fd: int, serving: Callable[[], object], scheduler
     core = served.core
     operations = LibfuseOperations(core, serving)
     operations.enable_writeback_cache = served.config.writeback
-    # Where pyfuse3 looks for its scheduler; pyfuse3.asyncio replaces it there as well.
+    # pyfuse3 looks for its scheduler under this name; pyfuse3.asyncio replaces it there as well.
     pyfuse3.trio = scheduler  # type: ignore[attr-defined]
     try:
         # A "mount point" of this form makes libfuse take the descriptor and mount nothing itself.
         pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
     except RuntimeError as error:
         raise OSError(errno.EBADF, f"libfuse does not take descriptor {fuse_fd}: {error}") from None
-    core.agree(int(_FEATURES), abi.MINOR, passthrough=False)
+    # libfuse keeps the number that the kernel has sent to itself.
+    minor = abi.MINOR if linux_release() >= abi.MINOR_SINCE else abi.LEAST_MINOR
+    core.agree(int(_FEATURES), minor, passthrough=False)
     core.use_device(fuse_fd)
     try:
         _finish(pyfuse3.main(max_tasks=1))

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Self
 
-from passthrough.native.binding import Lock, Requests
+from passthrough.core.binding import Lock, Requests
+from passthrough.core.face import Core
 from passthrough.session import libfuse, shutdown
 from passthrough.session.kernel import Served
 
@@ -35,7 +36,7 @@ def run(
         OSError: *fuse_fd* is no descriptor of a FUSE mount, or the session with the kernel failed.
     """
     with shutdown.wakeup_pipe() as (wakeup_fd, _):
-        scheduler = Scheduler(fuse_fd, wakeup_fd, keeper_fd)
+        scheduler = Scheduler(fuse_fd, wakeup_fd, keeper_fd, served.core)
         # read(2) on /dev/fuse reports the end of the connection by ECONNABORTED in place of ENODEV
         # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
         with contextlib.suppress(ConnectionAbortedError):
@@ -76,12 +77,14 @@ class Scheduler:
     name: Final = "requests"
     """The name of the one task."""
 
-    def __init__(self, fuse_fd: int, wakeup_fd: int, keeper_fd: int | None) -> None:
+    def __init__(
+        self, fuse_fd: int, wakeup_fd: int, keeper_fd: int | None, core: Core | None = None
+    ) -> None:
         """Wait for requests on *fuse_fd* until another of the descriptors is readable."""
         self.lowlevel = self
         self._keeper_fd = keeper_fd
         self.wait_readable: Final = Requests(
-            fuse_fd, wakeup_fd, -1 if keeper_fd is None else keeper_fd, self._end
+            fuse_fd, wakeup_fd, -1 if keeper_fd is None else keeper_fd, self._end, core
         ).wait_readable
         """Wait for a request, or raise ClosedResourceError."""
 

@@ -163,6 +163,11 @@ FEATURES: Final = (
         "the notification RESEND, which the session does not send",
     ),
     Feature(
+        Init.NO_EXPORT_SUPPORT,
+        _always,
+        "no file handles of the mount: NFS cannot export it, and nothing keeps its inodes for them",
+    ),
+    Feature(
         Init.OVER_IO_URING,
         lambda config: config.transport is Transport.IO_URING,
         "requests over io_uring, on the processor where they are made, with transport=io_uring",

@@ -11,7 +11,7 @@ from passthrough.options.effective import Effective
 from passthrough.session import abi, negotiation, wire
 from passthrough.session.abi import Init, Opcode
 from passthrough.session.backing import explain, stack_depth
-from passthrough.session.negotiation import Agreed, ProtocolError
+from passthrough.session.negotiation import Agreed, Offer, ProtocolError
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,14 @@ class Negotiating(Protocol):
 
 
 class Rare:
-    """The calls of one core; native/rare.pyx makes them, in any thread."""
+    """The calls of one core; core/rare.pyx makes them, in any thread."""
 
     def __init__(self, config: Effective) -> None:
         self._config = config
         self.core: Negotiating | None = None
         """The core that makes the calls; to be set before it serves."""
+        self.offered: Offer | None = None
+        """The kernel's INIT request; None before."""
         self.agreed: Agreed | None = None
         """The result of INIT; None before."""
         self.broken: ProtocolError | None = None
@@ -58,9 +60,9 @@ class Rare:
         """
         if opcode != Opcode.INIT or self.core is None:
             raise ValueError(f"opcode {opcode} is not served here")
-        fields = wire.INIT_IN.unpack_from(body)
+        self.offered = negotiation.offer(wire.INIT_IN.unpack_from(body))
         try:
-            agreed = negotiation.agree(negotiation.offer(fields), self._config)
+            agreed = negotiation.agree(self.offered, self._config)
         except ProtocolError as error:
             self.broken = error
             raise
@@ -93,7 +95,7 @@ class Rare:
         return mountinfo.open_mounted(directory_fd, name)
 
     def report(self, kind: int, number: int, name: bytes) -> None:
-        """Log a line of *kind*, one of native/state.pxd."""
+        """Log a line of *kind*, one of core/state.pxd."""
         _REPORTS[kind](number, name)
 
     def mistake(self, what: str, error: Exception) -> None:
@@ -151,7 +153,18 @@ def _malformed(number: int, _name: bytes) -> None:
     log.warning("%s: the bytes of opcode %d make no request", Opcode(number).name.lower(), number)
 
 
-# By Report of native/state.pxd.
+def _lock_hangs(_number: int, _name: bytes) -> None:
+    log.warning("a caller that waits for a lock cannot be interrupted before the host answers")
+
+
+def _refused(number: int, name: bytes) -> None:
+    log.error(
+        "%s of inode %s gets EIO, because it has ended two workers",
+        *(Opcode(number).name.lower(), os.fsdecode(name)),
+    )
+
+
+# By Report of core/state.pxd.
 _REPORTS: Final = (
     _unmapped("map_uid"),
     _unmapped("map_gid"),
@@ -163,4 +176,6 @@ _REPORTS: Final = (
     _no_thread,
     _no_header,
     _malformed,
+    _lock_hangs,
+    _refused,
 )

@@ -1,4 +1,4 @@
-"""The two ends of a session besides unmounting: a signal, and the end of the keeper."""
+"""The ends of a session besides unmounting: a signal, and the end of the keeper."""
 
 import contextlib
 import os
@@ -9,22 +9,27 @@ from typing import Final
 
 WAKE: Final = b"\0"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_READ_BYTES: Final = 512
+RETIRE: Final = signal.SIGUSR1
+"""A worker with a standby makes room for another one; no request is lost."""
 
 KEEPER_ENDED: Final = "the keeper of this mount has ended; so does its worker"
 """The log text of both sessions."""
 
 
 @contextlib.contextmanager
-def wakeup_pipe() -> Iterator[tuple[int, Callable[[], object]]]:
+def wakeup_pipe(*, retires: bool = False) -> Iterator[tuple[int, Callable[[], object]]]:
     """Yield the read end of a pipe, and a function that writes WAKE to the pipe.
 
-    Each SIGTERM or SIGINT writes its number. If the pipe is full, the function raises
-    BlockingIOError.
+    Each SIGTERM or SIGINT writes its number, also one that was blocked before; with *retires* each
+    SIGUSR1, too. If the pipe is full, the function raises BlockingIOError.
     """
+    numbers = (*_SIGNALS, RETIRE) if retires else _SIGNALS
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # Python's handlers do nothing: the interpreter writes the signal's number before they run.
-    previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield read_fd, lambda: os.write(write_fd, WAKE)
     finally:
@@ -33,6 +38,14 @@ def wakeup_pipe() -> Iterator[tuple[int, Callable[[], object]]]:
             signal.signal(number, handler)
         os.close(read_fd)
         os.close(write_fd)
+
+
+def is_to_retire(wakeup_fd: int) -> bool:
+    """Return whether RETIRE has come, and no signal that ends the service; empties the pipe."""
+    with contextlib.suppress(BlockingIOError):
+        numbers = os.read(wakeup_fd, _READ_BYTES)
+        return RETIRE in numbers and not any(number in numbers for number in _SIGNALS)
+    return False
 
 
 def poll_of(*fds: int | None) -> select.poll:

@@ -49,7 +49,8 @@ log = logging.getLogger(__name__)
 _CONTROL: Final = 0
 _NAME: Final = b"passfs-forks"
 _LONGEST_PACKET: Final = 256
-# An upper limit. A worker gets six: status socket, three standard streams, /dev/fuse, source.
+# An upper limit. A worker gets seven: status socket, three standard streams, /dev/fuse, source and
+# control page.
 _MOST_DESCRIPTORS: Final = 16
 
 

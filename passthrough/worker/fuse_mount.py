@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from passthrough.linux import syscalls
+from passthrough.linux import privileges, syscalls
 from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.choices import Atime, Squash
 from passthrough.options.effective import Effective
@@ -24,7 +24,7 @@ def mount(target: Path, config: Effective) -> int:
     """Mount at *target*, an existing directory; requests wait until a worker serves them.
 
     The kernel checks permissions itself (default_permissions), for every user (allow_other). With
-    squash=all the host checks them for the anonymous user (native/powerless.pyx), because the
+    squash=all the host checks them for the anonymous user (core/powerless.pyx), because the
     kernel does not know the user that all callers become.
 
     Returns:
@@ -65,6 +65,23 @@ def unmount(target: Path, *, abort: bool = False) -> None:
     if abort:
         flags |= syscalls.MNT_FORCE
     syscalls.umount2(os.fsencode(target), flags)
+
+
+def abort(device: int) -> None:
+    """End the connection of the file system *device* (st_dev), and leave its mounts in place.
+
+    The kernel does so by itself when the last descriptor of /dev/fuse is closed.
+
+    Raises:
+        OSError: ENOENT if there is no such connection, ENODEV if the kernel has no fusectl.
+    """
+    tree_fd = privileges.new_tree(b"fusectl")
+    try:
+        file_fd = os.open(f"{os.minor(device)}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=tree_fd)
+        with os.fdopen(file_fd, "wb", buffering=0) as file:
+            file.write(b"1")
+    finally:
+        os.close(tree_fd)
 
 
 def _flags(config: Effective) -> int:

@@ -1,16 +1,30 @@
 """The messages between the keeper of a mount and its worker: one line of JSON each way.
 
 The keeper writes a Handover to the worker's standard input, and keeps that pipe open while the
-worker shall live. The worker answers with one Report on its standard output.
+worker shall live. The worker answers with one Report on its standard output. With a predecessor the
+report says that everything is ready, and the worker serves once the keeper writes KEEP. If that
+pipe ends before, the predecessor serves on.
 """
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from passthrough.options.table import Requested
 
 T = TypeVar("T")
+
+KEEP: Final = b"k"
+"""The keeper writes it to the standard input of a process with a predecessor, after the Report."""
+
+
+class Predecessor(msgspec.Struct, frozen=True, kw_only=True):
+    """The guards of another program, which this program replaces (predecessor.py)."""
+
+    group: int
+    """Their process group."""
+    control_fd: int
+    """Their control page."""
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,8 +35,12 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     config: Requested
     fuse_fd: int
     """The descriptor of /dev/fuse that the mount was made with."""
-    source_fd: int
-    """An O_PATH descriptor of the directory to serve."""
+    source_fd: int = -1
+    """An O_PATH descriptor of the directory to serve; with a predecessor none."""
+    control_fd: int | None = None
+    """The control page (control.py); None: no plugin reads it."""
+    predecessor: Predecessor | None = None
+    """The guards to replace, which have served with the same `config`; the page is a new one."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

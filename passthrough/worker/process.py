@@ -1,5 +1,8 @@
 """The worker process: serves one volume until its keeper or its mount ends.
 
+With a standby, this process answers INIT and becomes the first guard (standby.py). The worker is
+its child then, and a child of that follows each worker that dies.
+
 The fork server forks this process with two descriptors of the keeper, and calls `main`. Tests run
 the module as a program. The worker reads a Handover from standard input, writes one Report to
 standard output, and logs to standard error. It ends when the file system is unmounted everywhere,
@@ -13,19 +16,30 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final, Protocol, cast
 
 import msgspec
 
+from passthrough.core.uring import try_io_uring
 from passthrough.identity import credentials
 from passthrough.identity.idmap import HostId, why_no_change_allowed
 from passthrough.linux import filehandles, kernel_features, memory
-from passthrough.native.face import try_io_uring
-from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Squash, Transport
+from passthrough.options.choices import (
+    InodeFileHandles,
+    Sandbox,
+    SessionKind,
+    Squash,
+    Standby,
+    Transport,
+)
 from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.table import OptionError
-from passthrough.worker import sandbox
+from passthrough.session import kernel
+from passthrough.worker import guarded, sandbox, stderr
 from passthrough.worker.handover import Handover, Report, decode_handover, encode
+from passthrough.worker.predecessor import Predecessor, RefusedError
+from passthrough.worker.record import Record
 from passthrough.worker.sandbox import SandboxError
 
 log = logging.getLogger(__name__)
@@ -75,39 +89,132 @@ def load(session: SessionKind) -> Runner:
 
 def main() -> int:
     """Serve the Handover on standard input; return the exit status."""
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(handlers=[stderr.handler()], force=True)
     try:
         handover = decode_handover(_read_line(_STDIN))
     except msgspec.DecodeError as error:
         return _refuse(f"no usable hand-over: {error}")
     try:
-        serve(handover, lambda report: os.write(_STDOUT, encode(report)), keeper_fd=_STDIN)
-    except (OptionError, SandboxError) as error:
+        return serve(handover, lambda report: os.write(_STDOUT, encode(report)), keeper_fd=_STDIN)
+    except (OptionError, SandboxError, RefusedError) as error:
         return _refuse(str(error))
     except OSError as error:
         log.exception("volume %s", handover.volume)
         return _refuse(str(error))
-    return 0
 
 
 def serve(
-    handover: Handover, serving: Callable[[Report], object], keeper_fd: int | None = None
-) -> None:
+    handover: Handover, answer: Callable[[Report], object], keeper_fd: int | None = None
+) -> int:
     """Serve until unmounted, signalled, or until *keeper_fd*, a pipe, has no writer left.
 
-    Takes the descriptors of *handover*. Calls *serving* once requests are answered. A process with
+    Takes the descriptors of *handover*. Calls *answer* once requests are answered. A process with
     a sandbox stays confined, so it must end afterwards.
+
+    With a standby, children call *answer*, also if the service does not begin; the worker's log has
+    the reason then.
+
+    Returns:
+        The exit status.
 
     Raises:
         OSError: the process lacks a capability, or the session with the kernel failed.
         OptionError: the source lacks a feature that the volume asks for.
+        RefusedError: the predecessor serves on.
         SandboxError: the sandbox that the volume asks for is not possible here.
     """
+    if handover.predecessor is not None:
+        before = Predecessor(handover.predecessor.group, handover.predecessor.control_fd)
+        return _go_on(handover, before, answer, keeper_fd)
     without_handles = ""
     if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
         without_handles = filehandles.obstacle(handover.source_fd)
     config = resolve(handover.config, kernel_features.linux_release(), without_handles)
     require_io_uring(config, _io_uring_obstacle(config))
+    _prepare(config)
+    # No module can be imported once the process has entered the sandbox.
+    session = load(config.session)
+    guards = config.standby is Standby.ON and _may_guard(config)
+    source_fd, procfs_fd = _confine(config, handover.source_fd, guards=guards)
+    top = os.fstat(source_fd)
+    if not config.readonly and (why := why_no_change_allowed(config, HostId(top.st_uid))):
+        log.warning("%s", why)
+    report = Report(serving=True, config=handover.config, without_handles=without_handles)
+
+    def serving(without_passthrough: str) -> None:
+        answer(msgspec.structs.replace(report, without_passthrough=without_passthrough))
+
+    if guards:
+        volume = guarded.Volume(handover, config, answer, serving, keeper_fd, without_handles)
+        return guarded.serve(volume, source_fd, procfs_fd)
+    fs = session.prepare(config, source_fd)
+    try:
+        session.run(fs, handover.fuse_fd, serving, keeper_fd)
+    finally:
+        fs.close()
+    return 0
+
+
+def _go_on(
+    handover: Handover,
+    before: Predecessor,
+    answer: Callable[[Report], object],
+    keeper_fd: int | None,
+) -> int:
+    """Serve as `serve` does, in place of another program.
+
+    Raises:
+        OptionError, RefusedError: the other program serves on.
+    """
+    found = before.examine()
+    config = resolve(handover.config, kernel_features.linux_release(), found.without_handles)
+    if handover.control_fd is None or keeper_fd is None:
+        raise RefusedError("nobody keeps the volume")
+    if why := _why_not_in_place(config, found):
+        raise RefusedError(why)
+    _prepare(config)
+    report = Report(serving=True, config=handover.config, without_handles=found.without_handles)
+    answered = False
+
+    def serving(without_passthrough: str) -> None:
+        nonlocal answered
+        answered = True
+        answer(msgspec.structs.replace(report, without_passthrough=without_passthrough))
+
+    try:
+        before.stop()
+        before.retire()
+        fuse_fd, control_fd = before.copy([handover.fuse_fd, handover.control_fd])
+        confined = config.sandbox is Sandbox.NAMESPACE
+        by_file_handle = config.inode_file_handles is not InodeFileHandles.NEVER
+        before.enter(confined=confined, by_file_handle=by_file_handle)
+        handover = msgspec.structs.replace(handover, fuse_fd=fuse_fd, control_fd=control_fd)
+        volume = guarded.Volume(handover, config, answer, serving, keeper_fd, found.without_handles)
+        status = guarded.go_on(volume, keeper_fd, before, found)
+    except (OSError, SandboxError) as error:
+        raise RefusedError(f"undone: {error}") from error
+    finally:
+        before.undo()
+    if not before.is_replaced and not answered:
+        raise RefusedError("undone: the first worker has ended; see the log")
+    return status
+
+
+def _why_not_in_place(config: Effective, found: Record) -> str:
+    """Return why this program cannot go on with a volume, or an empty text."""
+    if config.session is not SessionKind.KERNEL or config.standby is not Standby.ON:
+        return "this program serves its options without a standby"
+    if not _may_guard(config):
+        return "this process lacks capabilities of a guard"
+    try:
+        kernel.agreed_again(config, found.begun)
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _prepare(config: Effective) -> None:
+    """Log the notes of *config*, and set what all processes of the volume have in common."""
     for note in config.notes:
         log.warning("%s", note)
     _raise_limits()
@@ -116,28 +223,15 @@ def serve(
     os.umask(0)
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
-    # No module can be imported once the process has entered the sandbox.
-    session = load(config.session)
-    source_fd = _confine(config, handover.source_fd)
-    top = os.fstat(source_fd)
-    if not config.readonly and (why := why_no_change_allowed(config, HostId(top.st_uid))):
-        log.warning("%s", why)
-    fs = session.prepare(config, source_fd)
 
-    def ready(without_passthrough: str) -> None:
-        serving(
-            Report(
-                serving=True,
-                config=handover.config,
-                without_handles=without_handles,
-                without_passthrough=without_passthrough,
-            )
-        )
 
-    try:
-        session.run(fs, handover.fuse_fd, ready, keeper_fd)
-    finally:
-        fs.close()
+def _may_guard(config: Effective) -> bool:
+    """Return whether this process can be a guard; log why not."""
+    confined = config.sandbox is Sandbox.NAMESPACE
+    if confined and (missing := sandbox.lacks_for_guard()):
+        log.warning("standby is off: %s missing from the worker's capabilities", missing)
+        return False
+    return True
 
 
 def _io_uring_obstacle(config: Effective) -> str:
@@ -155,19 +249,31 @@ def _io_uring_obstacle(config: Effective) -> str:
     return ""
 
 
-def _confine(config: Effective, source_fd: int) -> int:
-    """Drop the privileges that a worker does not need; return the source's new descriptor."""
-    if config.sandbox is Sandbox.NAMESPACE:
-        by_file_handle = config.inode_file_handles is not InodeFileHandles.NEVER
-        return sandbox.enter(
+def _confine(config: Effective, source_fd: int, *, guards: bool) -> tuple[int, int | None]:
+    """Drop the privileges that a worker, or one that *guards*, does not need.
+
+    Returns:
+        The source's new descriptor, and one of /proc for a guard with a sandbox.
+    """
+    if config.sandbox is Sandbox.NONE:
+        credentials.keep_capabilities()
+        return source_fd, None
+    by_file_handle = config.inode_file_handles is not InodeFileHandles.NEVER
+    if guards:
+        return sandbox.enter_as_guard(
             source_fd,
             by_file_handle=by_file_handle,
-            by_ring=config.transport is Transport.IO_URING,
             atime=config.atime,
             diratime=config.diratime,
         )
-    credentials.keep_capabilities()
-    return source_fd
+    root_fd = sandbox.enter(
+        source_fd,
+        by_file_handle=by_file_handle,
+        by_ring=config.transport is Transport.IO_URING,
+        atime=config.atime,
+        diratime=config.diratime,
+    )
+    return root_fd, None
 
 
 def _raise_limits() -> None:
@@ -204,7 +310,8 @@ def _read_line(fd: int) -> bytes:
 
 
 def _refuse(error: str) -> int:
-    os.write(_STDOUT, encode(Report(serving=False, error=error)))
+    with suppress(BrokenPipeError):
+        os.write(_STDOUT, encode(Report(serving=False, error=error)))
     return 1
 
 

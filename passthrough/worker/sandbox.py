@@ -9,11 +9,18 @@
   followed, no device opened, no program executed. They have the volume's flags for access times,
   also where the kernel reads a file by itself. Later mounts of the host have the host's flags.
 - Working directory: /proc/self/fd, as a mount of its own with no parent. So `..` does not lead from
-  it to the rest of /proc and the host's settings.
+  it to the rest of /proc and the host's settings. The directory is that of the process that made
+  the mount: another process cannot use it.
 - Network, IPC and UTS namespaces of its own; the network has no interface that is up.
-- The capabilities of `kept_capabilities`, for ever, and no new privileges. No memory dumps. No
-  system calls that seccomp.py refuses: with them CAP_SYS_ADMIN and user id 0 would permit more than
-  a worker needs.
+- The capabilities of `kept_capabilities`, for ever, and no new privileges. No memory dumps. Only
+  the system calls that seccomp.py allows: with others CAP_SYS_ADMIN and user id 0 would permit more
+  than a worker needs.
+
+With a standby, the first process is a guard (`enter_as_guard`), and each worker is its child
+(`enter_as_worker`). The guard's root directory is mounted on a read-only copy of /proc, which no
+path reaches: the guard has it as its working directory, and in no descriptor. A fresh worker makes
+its own mount of /proc/self/fd from the copy, changes into it, and puts the strict filter on top of
+the guard's. From then on it can reach the copy no more.
 
 Only a worker that uses file handles (inode_file_handles) keeps CAP_DAC_READ_SEARCH and may call
 open_by_handle_at(2). The call ignores the root directory, so malicious code in the process could
@@ -34,9 +41,11 @@ import linecache
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import machinery
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from passthrough.linux import fdpath, mountinfo, privileges, syscalls
 from passthrough.linux.mountinfo import FSTYPE
@@ -44,6 +53,9 @@ from passthrough.options.choices import Atime
 from passthrough.worker import seccomp
 
 log = logging.getLogger(__name__)
+
+_Source: TypeAlias = tuple[int, None, list[str], str]
+"""An entry of linecache.cache: the size of a file, no date, so that it stays, lines and path."""
 
 # The capabilities that a worker keeps, capabilities(7), each with its number and its purpose.
 KEPT: Final = {
@@ -64,6 +76,8 @@ KEPT: Final = {
 _FOR_FILE_HANDLES: Final = "CAP_DAC_READ_SEARCH"
 # The capabilities that `enter` itself needs; it drops those that are not in KEPT.
 _NEEDED_TO_ENTER: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
+# chroot(2) is for a guard alone.
+_NEEDED_BY_GUARD: Final = {"CAP_SYS_CHROOT": 18}
 
 _NAMESPACES: Final = (
     privileges.CLONE_NEWNS
@@ -82,6 +96,12 @@ _ATIME: Final = {
     Atime.NOATIME: privileges.MOUNT_ATTR_NOATIME,
     Atime.STRICTATIME: privileges.MOUNT_ATTR_STRICTATIME,
 }
+_READ_ONLY: Final = (
+    privileges.MOUNT_ATTR_RDONLY
+    | privileges.MOUNT_ATTR_NOSUID
+    | privileges.MOUNT_ATTR_NODEV
+    | privileges.MOUNT_ATTR_NOEXEC
+)
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 # Modules that the standard library of Python 3.11 to 3.14 imports on first use, above all to print
@@ -136,24 +156,99 @@ def enter(
         SandboxError: the sandbox is incomplete.
     """
     os.fstat(source_fd)
-    try:
-        _check()
-        _disable_search(preload())
-        links_fd, root_fd = _enter_namespaces(source_fd, atime, diratime=diratime)
-        fdpath.work_in(links_fd)
+    with _reported():
+        _prepare()
+        root_fd = _enter_namespaces(source_fd, atime, diratime=diratime, procfs_fd=None)
         _give_up_privileges(by_file_handle=by_file_handle, by_ring=by_ring)
+    return root_fd
+
+
+def enter_as_guard(
+    source_fd: int, *, by_file_handle: bool, atime: Atime, diratime: bool
+) -> tuple[int, int]:
+    """Confine this process as `enter` does, but for what a guard needs.
+
+    Returns:
+        The descriptor of the directory, as of `enter`, and one of /proc for `work_as_guard`.
+
+    Raises:
+        OSError: *source_fd* is no descriptor.
+        SandboxError: the sandbox is incomplete.
+    """
+    os.fstat(source_fd)
+    with _reported():
+        _prepare()
+        procfs_fd = privileges.clone_tree(privileges.AT_FDCWD, b"/proc", recursive=False)
+        privileges.change_tree(procfs_fd, _READ_ONLY, privileges.MS_PRIVATE)
+        root_fd = _enter_namespaces(source_fd, atime, diratime=diratime, procfs_fd=procfs_fd)
+        _give_up_privileges(by_file_handle=by_file_handle, by_ring=False, by_guard=True)
+        _rules(by_file_handle=by_file_handle, by_ring=False, by_guard=False)  # for the workers
+    return root_fd, procfs_fd
+
+
+def enter_as_next_guard(process_fd: int, procfs_fd: int, *, by_file_handle: bool) -> None:
+    """Enter the sandbox of a guard of another program, and confine this process as that is.
+
+    *process_fd* is its process descriptor, *procfs_fd* its working directory; takes the latter.
+
+    Raises:
+        SandboxError: the sandbox is incomplete.
+    """
+    with _reported():
+        _prepare()
+        privileges.enter_namespaces(process_fd, _NAMESPACES)
+        work_as_guard(procfs_fd)
+        fdpath.will_work_in()  # the workers do
+        mountinfo.keep("self/mountinfo")
+        _give_up_privileges(by_file_handle=by_file_handle, by_ring=False, by_guard=True)
+        _rules(by_file_handle=by_file_handle, by_ring=False, by_guard=False)  # for the workers
+
+
+def work_as_guard(procfs_fd: int) -> None:
+    """Make the hidden copy of /proc the working directory; takes *procfs_fd*.
+
+    No worker exists yet: it would share the descriptor.
+    """
+    os.fchdir(procfs_fd)
+    os.close(procfs_fd)
+
+
+def enter_as_worker(*, by_file_handle: bool) -> None:
+    """Confine this process, a child of a guard, as `enter` does.
+
+    Raises:
+        SandboxError: the sandbox is incomplete; the process must end.
+    """
+    with _reported():
+        fdpath.work_in(privileges.clone_tree(privileges.AT_FDCWD, b"self/fd", recursive=False))
+        _filter_calls(by_file_handle=by_file_handle, by_ring=False, by_guard=False)
+
+
+def lacks_for_guard() -> str:
+    """Return the capability that a guard needs and this process lacks, or an empty text."""
+    return _missing(_NEEDED_BY_GUARD)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Raise an OSError of this block as SandboxError."""
+    try:
+        yield
     except OSError as error:
         what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         raise SandboxError(f"{what}{error.strerror or error}") from error
-    return root_fd
+
+
+def _prepare() -> None:
+    """Do what must be done while the process sees the host's files."""
+    _check()
+    _disable_search(preload())
 
 
 def _check() -> None:
     """Raise SandboxError if a requirement is missing, before the process is changed."""
-    held = privileges.effective_capabilities()
-    missing = [name for name, number in _NEEDED_TO_ENTER.items() if not held >> number & 1]
-    if missing:
-        raise SandboxError(f"{' and '.join(missing)} missing from the worker's capabilities")
+    if missing := _missing(_NEEDED_TO_ENTER):
+        raise SandboxError(f"{missing} missing from the worker's capabilities")
     machine = os.uname().machine
     if machine not in seccomp.MACHINES:
         raise SandboxError(f"the numbers of the system calls of {machine!r} are not known")
@@ -161,15 +256,30 @@ def _check() -> None:
         raise SandboxError(f"the worker has {threads} threads, of which only one would be confined")
 
 
-def _enter_namespaces(source_fd: int, atime: Atime, *, diratime: bool) -> tuple[int, int]:
-    """Move the process to namespaces of its own with the source as root.
+def _missing(needed: Mapping[str, int]) -> str:
+    held = privileges.effective_capabilities()
+    return " and ".join(name for name, number in needed.items() if not held >> number & 1)
 
-    Returns:
-        The descriptors of /proc/self/fd and of the source, each the root of a mount.
-    """
+
+def _clone_links() -> int:
+    """Return a descriptor of /proc/self/fd as the root of a mount."""
     links_fd = privileges.clone_tree(privileges.AT_FDCWD, b"/proc/self/fd", recursive=False)
     privileges.change_tree(links_fd, 0, privileges.MS_PRIVATE)
-    # Opened in this namespace, because /proc is out of reach in the next.
+    return links_fd
+
+
+def _enter_namespaces(
+    source_fd: int, atime: Atime, *, diratime: bool, procfs_fd: int | None
+) -> int:
+    """Move the process to namespaces of its own with the source as root.
+
+    It works in /proc/self/fd then. If *procfs_fd* is given, the root lies on this mount.
+
+    Returns:
+        The descriptor of the source, the root of a mount.
+    """
+    # Both of this namespace, because /proc is out of reach in the next.
+    links_fd = _clone_links()
     proc_fd = os.open("/proc/self", _DIRECTORY)
     # The source lies in the worker's first namespace, so its mounts are copied there and attached
     # in the next. The copy must be a slave, or _detach_passfs_mounts would unmount on the host too.
@@ -186,16 +296,22 @@ def _enter_namespaces(source_fd: int, atime: Atime, *, diratime: bool) -> tuple[
     old_root_fd = os.open("/", _DIRECTORY)
     privileges.change_tree(old_root_fd, 0, privileges.MS_PRIVATE)
     os.close(old_root_fd)
-    privileges.attach_tree(root_fd, b"/")
-    os.fchdir(root_fd)
+    lowest_fd = root_fd if procfs_fd is None else procfs_fd
+    privileges.attach_tree(lowest_fd, b"/")
+    os.fchdir(lowest_fd)
     # pivot_root(2) puts the old root on top of the new one; detaching it detaches all its mounts.
     privileges.pivot_root(b".", b".")
     syscalls.umount2(b".", syscalls.MNT_DETACH)
+    if procfs_fd is not None:
+        privileges.attach_tree(root_fd, b"/")
+        os.fchdir(root_fd)
+        os.chroot(".")
     os.fchdir(proc_fd)
     os.close(proc_fd)
     _detach_passfs_mounts()
     mountinfo.keep("mountinfo")
-    return links_fd, root_fd
+    fdpath.work_in(links_fd)
+    return root_fd
 
 
 def _detach_passfs_mounts() -> None:
@@ -212,19 +328,32 @@ def _detach_passfs_mounts() -> None:
         before = found
 
 
-def _give_up_privileges(*, by_file_handle: bool, by_ring: bool) -> None:
+def _give_up_privileges(*, by_file_handle: bool, by_ring: bool, by_guard: bool = False) -> None:
     privileges.forbid_new_privileges()
     privileges.forbid_dumps()
     privileges.limit_capabilities(kept_capabilities(by_file_handle=by_file_handle))
-    rules = seccomp.program(
-        os.uname().machine, os.getpid(), by_file_handle=by_file_handle, by_ring=by_ring
-    )
+    _filter_calls(by_file_handle=by_file_handle, by_ring=by_ring, by_guard=by_guard)
+
+
+def _filter_calls(*, by_file_handle: bool, by_ring: bool, by_guard: bool) -> None:
+    rules = _rules(by_file_handle=by_file_handle, by_ring=by_ring, by_guard=by_guard)
     privileges.filter_calls(rules)
 
 
+def _rules(*, by_file_handle: bool, by_ring: bool, by_guard: bool) -> bytes:
+    """Return the filter for this process; the second time, it takes microseconds."""
+    return seccomp.program(
+        os.uname().machine,
+        os.getpid(),
+        by_file_handle=by_file_handle,
+        by_ring=by_ring,
+        by_guard=by_guard,
+    )
+
+
 @functools.cache
-def preload() -> dict[str, list[str]]:
-    """Import the modules that a worker needs later; return the lines of passfs's modules by path.
+def preload() -> dict[str, _Source]:
+    """Import the modules that a worker needs later; return passfs's modules by path.
 
     A fork server calls this too, so that its workers share the result.
     """
@@ -234,31 +363,32 @@ def preload() -> dict[str, list[str]]:
             __import__(name)
         except ModuleNotFoundError:
             log.debug("this version of Python has no module %s", name)
-    return {str(path): _lines(path) for path in Path(__file__).parents[1].rglob("*.py")}
+    return {str(path): _source(path) for path in Path(__file__).parents[1].rglob("*.py")}
 
 
-def _disable_search(own: dict[str, list[str]]) -> None:
+def _disable_search(own: dict[str, _Source]) -> None:
     """Disable the search for modules and source lines; *own* are the lines of passfs's modules.
 
     A volume's user can make names below the new root: a Python module, which would be run, or a
     fifo in place of a source file, in which a traceback would wait for ever.
+
+    To look at each line, or to drop lines that the fork server has cached, would give each worker a
+    copy of their memory: 0.6 MiB, with session=libfuse 2.1 MiB.
     """
     sys.meta_path[:] = [machinery.BuiltinImporter, machinery.FrozenImporter]
     sys.path.clear()
-    # Tracebacks show the lines of passfs's modules, and only line numbers of others.
-    linecache.cache.clear()
-    linecache.cache.update(
-        {path: (sum(map(len, lines)), None, lines, path) for path, lines in own.items()}
-    )
+    # Tracebacks show the lines of passfs's modules, and of others only what is cached.
+    linecache.cache.update(own)
     linecache.updatecache = _no_lines
     linecache.checkcache = _no_check
 
 
-def _lines(path: Path) -> list[str]:
+def _source(path: Path) -> _Source:
     try:
-        return path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return []  # tracebacks then lack these lines
+        text = ""  # tracebacks then lack these lines
+    return len(text), None, text.splitlines(keepends=True), str(path)
 
 
 def _no_lines(filename: str, module_globals: object = None) -> list[str]:  # noqa: ARG001

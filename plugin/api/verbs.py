@@ -29,4 +29,8 @@ VERBS: Mapping[str, Verb] = {
     "/VolumeDriver.Get": Verb(VolumeRequest, Driver.get),
     "/VolumeDriver.List": Verb(EmptyRequest, Driver.list_volumes),
     "/VolumeDriver.Capabilities": Verb(EmptyRequest, Driver.capabilities),
+    # For `passfs upgrade`; no engine knows it.
+    "/Passfs.Programs": Verb(
+        EmptyRequest, lambda driver, request: driver.upgrade.programs(request)
+    ),
 }

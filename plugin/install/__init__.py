@@ -1,7 +1,9 @@
-"""Installs the managed plugin into a Docker engine: build, settings, upgrade, removal.
+"""Installs the managed plugin into a Docker engine, and upgrades the service on the host.
 
 The modules, from the top down:
 
+    upgrade          the steps of an upgrade of the service on the host
+    service          the service's unit, systemctl(1), and the plugin's socket
     installer        the steps of an install and of an uninstall
     image            build and export of the plugin's root file system
     engine           the requests to the Docker engine

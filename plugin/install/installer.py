@@ -20,7 +20,7 @@ from plugin.install.installation import Installation, InstallationError, Progres
 from plugin.install.plugin_settings import choose_settings, environment, mount_sources
 from plugin.install.source_tree import digest, read_manifest
 
-BUILD = "PASSFS_BUILD"
+BUILD = "PASSFS_BUILD_ID"
 """The variable in the plugin's environment that identifies the build; not a setting."""
 
 

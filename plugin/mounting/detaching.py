@@ -151,5 +151,6 @@ async def clear_all(mount_dir: Path, adopted: Adopted, store: FdStore) -> None:
         for mount in adopted.detached:
             mount.worker.kill()
         # The stored descriptors of /dev/fuse would keep the connections alive.
-        await trio.to_thread.run_sync(store.remove, [mount.number for mount in adopted.detached])
+        stored = {mount.number: mount.keys for mount in adopted.detached}
+        await trio.to_thread.run_sync(store.remove, stored)
         await trio.to_thread.run_sync(clear)

@@ -7,7 +7,8 @@ volume these are
     fuse     a duplicate of the descriptor of /dev/fuse
     life     the plugin's end of the worker's standard input; the worker ends when that end closes
     log      the plugin's end of the worker's standard error
-    process  the worker's process descriptor
+    process  the worker's process descriptor; with a standby, that of the first guard
+    control  the control page, passthrough/worker/control.py
 
 So a worker outlives the plugin, and the next plugin finds everything that it needs to go on. When
 the service is stopped, not restarted, systemd closes the descriptors, and the workers end.
@@ -15,6 +16,11 @@ the service is stopped, not restarted, systemd closes the descriptors, and the w
 In the fd store a descriptor's name is its kind and the number of its mount ("life12"). Names of
 volumes would be too long. All names come back in one environment variable, and the kernel accepts
 no string over 128 KiB, execve(2).
+
+A newer program may replace the processes of a mount (succession.py). The names of the descriptors
+of the new processes have two letters of the kind, the number, and the *turn* of the processes:
+"li12.1" after the first replacement. /dev/fuse keeps its name: systemd drops a second descriptor of
+an open file that it stores already.
 
 The plugin answers a Mount once systemd has read the descriptors (a barrier, sd_notify(3)) and the
 registry has the mount's number. If the plugin dies before that, the next one detaches the mount.
@@ -37,8 +43,12 @@ from plugin.errors import CannotStart
 log = logging.getLogger(__name__)
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
-KINDS = ("fuse", "life", "log", "process")
-FD_NAME = re.compile(r"(fuse|life|log|process)([0-9]+)")
+FUSE = "fuse"
+PROCESS_KINDS = ("life", "log", "process")
+NEEDED = (FUSE, *PROCESS_KINDS)
+KINDS = (*NEEDED, "control")  # an older passfs stored no control page
+_OF_FIRST_TURN = re.compile(r"(fuse|life|log|process|control)([0-9]+)")
+_OF_LATER_TURN = re.compile(r"(li|lo|pr|co)([0-9]+)\.([1-9][0-9]*)")
 # The service manager answers within milliseconds, unless it is reloading its units.
 ANSWER_TIMEOUT_S = 3.0
 
@@ -60,7 +70,9 @@ class FdStore:
         return bool(self._address)
 
     def add(self, number: int, descriptors: Mapping[str, int]) -> None:
-        """Store duplicates of *descriptors*, by kind; blocks for ANSWER_TIMEOUT_S at most.
+        """Store duplicates of *descriptors*, by key; blocks for ANSWER_TIMEOUT_S at most.
+
+        A key is the kind of a descriptor, with the turn of its processes (`key_of`).
 
         The service manager has them on return, even if this process dies at once. It ignores
         messages of a process that has ended, so this waits until it has read them.
@@ -71,19 +83,23 @@ class FdStore:
         with self._connected() as manager:
             # sendmsg(2) waits only if the queue is full, because the service manager reads nothing.
             manager.settimeout(ANSWER_TIMEOUT_S / 2 / len(descriptors))
-            for kind, fd in descriptors.items():
+            for key, fd in descriptors.items():
                 # Without FDPOLL=0, systemd drops a descriptor that has hung up. A worker that died
                 # between two plugins would then look like one with lost descriptors.
-                message = f"FDSTORE=1\nFDNAME={kind}{number}\nFDPOLL=0"
+                message = f"FDSTORE=1\nFDNAME={name_of(key, number)}\nFDPOLL=0"
                 socket.send_fds(manager, [message.encode()], [fd])
             _wait_until_read(manager)
 
-    def remove(self, numbers: Iterable[int]) -> None:
-        """Drop the descriptors of the mounts *numbers*; blocks while the service manager is busy.
+    def remove(self, keys: Mapping[int, Iterable[str]]) -> None:
+        """Drop the descriptors with *keys*, by number of the mount; blocks while systemd is busy.
 
         If a message fails, the descriptors stay stored, and the next plugin removes them.
         """
-        self._send(f"FDSTOREREMOVE=1\nFDNAME={kind}{each}" for each in numbers for kind in KINDS)
+        self._send(
+            f"FDSTOREREMOVE=1\nFDNAME={name_of(key, number)}"
+            for number in keys
+            for key in keys[number]
+        )
 
     def notify(self, state: str) -> None:
         """Report *state*, such as "READY=1", to the service manager; blocks as `remove` does."""
@@ -118,7 +134,7 @@ class Inherited(NamedTuple):
     listener: socket.socket | None = None
     """The plugin's socket, if the service manager listens on it."""
     stored: Mapping[int, Mapping[str, int]] = {}
-    """The descriptors that the fd store kept: by number of the mount, then by kind."""
+    """The descriptors that the fd store kept: by number of the mount, then by key."""
 
 
 NOTHING_INHERITED = Inherited()
@@ -145,12 +161,47 @@ def inherited(environment: MutableMapping[str, str]) -> Inherited:
     for position in range(int(given["LISTEN_FDS"] or 0)):
         fd = FIRST_FD + position
         os.set_inheritable(fd, False)  # noqa: FBT003 - named by the function
-        name = FD_NAME.fullmatch(names[position]) if position < len(names) else None
-        if name is None:
+        parsed = parsed_name(names[position]) if position < len(names) else None
+        if parsed is None:
             others.append(fd)
         else:
-            stored.setdefault(int(name[2]), {})[name[1]] = fd
+            number, key = parsed
+            stored.setdefault(number, {})[key] = fd
     return Inherited(store, _listener(others), stored)
+
+
+def key_of(kind: str, turn: int) -> str:
+    """Return the key of a descriptor of the processes that have served a mount as number *turn*.
+
+    The processes that the mount was made with have turn 0.
+    """
+    return f"{kind}.{turn}" if turn else kind
+
+
+def turns(stored: Mapping[str, int]) -> dict[int, dict[str, int]]:
+    """Return the descriptors of processes in *stored* by turn and kind, the last turn first."""
+    found: dict[int, dict[str, int]] = {}
+    for key, fd in stored.items():
+        kind, _, turn = key.partition(".")
+        if kind != FUSE:
+            found.setdefault(int(turn or 0), {})[kind] = fd
+    return dict(sorted(found.items(), reverse=True))
+
+
+def parsed_name(name: str) -> tuple[int, str] | None:
+    """Return the number and the key of a descriptor by its name in the fd store."""
+    if (found := _OF_FIRST_TURN.fullmatch(name)) is not None:
+        return int(found[2]), found[1]
+    if (found := _OF_LATER_TURN.fullmatch(name)) is not None:
+        (kind,) = (kind for kind in KINDS if kind.startswith(found[1]))
+        return int(found[2]), key_of(kind, int(found[3]))
+    return None
+
+
+def name_of(key: str, number: int) -> str:
+    """Return the name in the fd store of the descriptor with *key* of the mount *number*."""
+    kind, dot, turn = key.partition(".")
+    return f"{kind[:2]}{number}.{turn}" if dot else f"{kind}{number}"
 
 
 def _listener(fds: list[int]) -> socket.socket | None:

@@ -11,10 +11,13 @@ serves until the last user is gone, then ends by itself.
 If a service manager stores the descriptors of mounts (fd_store.py), they and their workers go on
 while the plugin restarts. The next keeper adopts whole mounts, and clears the others away.
 
+The keeper lets processes of the plugin's own program take over adopted mounts (succession.py).
+
 The keeper holds a duplicate of each mount's descriptor of /dev/fuse. While the duplicate is open,
-requests to a dead worker wait. Nothing replaces a dead worker, so the keeper closes its duplicate.
-The kernel then ends the connection, and users get ENOTCONN instead of waiting for ever. The dead
-mount stays at its mount point, visibly broken, until the next Mount or Unmount.
+requests to a dead worker wait. If the worker had a standby, a guard replaces it. Once all processes
+of a mount have ended, nothing replaces them, so the keeper closes its duplicate. The kernel then
+ends the connection, and users get ENOTCONN instead of waiting for ever. The dead mount stays at its
+mount point, visibly broken, until the next Mount or Unmount.
 
 Callers change the mount of one volume one at a time; the driver's locks see to that.
 """
@@ -23,7 +26,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,51 +34,38 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from passthrough.options.effective import Effective
+from passthrough.worker import control
 from passthrough.worker.handover import Handover, Report
 from plugin import threads
 from plugin.errors import MountFailed
-from plugin.mounting import mountpoints
+from plugin.mounting import mountpoints, succession
 from plugin.mounting.detaching import UNDO_DEADLINE_S, Detacher, clear_all, detach_target
 from plugin.mounting.fd_store import NOTHING_INHERITED, FdStore, Inherited
 from plugin.mounting.mount import Adopted, Mount, adopt_mounts
-from plugin.mounting.spawner import COMMAND, PROC, StartWorker, spawning
+from plugin.mounting.mount_spec import MountSpec, step
+from plugin.mounting.process import PROC
+from plugin.mounting.spawner import COMMAND, StartWorker, spawning
+from plugin.mounting.standby import Deaths
 from plugin.mounting.worker import Worker
 from plugin.reserve import HiddenReserve, Reserve
 from plugin.volume import FileName, MountRecord, VolumeName
 
 log = logging.getLogger(__name__)
 
-# For all steps of a mount, and the wait for earlier requests on the volume. The limit of dockerd is
-# 120 s, and an administrator may set it to 30 s (docker plugin enable --timeout). The plugin's own
-# error says more than dockerd's "timeout". The undo of a failed mount takes more time after that.
-MOUNT_DEADLINE_S = 18.0
-
 # Threads for umount2(2), and to read the mount table. They end, unless a worker hangs while its
 # mount is detached.
 KERNEL_THREADS = 64
 
 
-class MountSpec(NamedTuple):
-    """A mount to be made: its options, the source, and the limits and callbacks of the attempt."""
+class ServedBy(NamedTuple):
+    """The program that serves a mounted volume."""
 
     name: VolumeName
-    directory: FileName
-    """The name of the mount point."""
-    options: Effective
-    origin: str
-    """The source, as messages name it."""
-    open_source: Callable[[], int]
-    """Returns an O_PATH descriptor that the caller owns; may block for ever."""
-    limiter: trio.CapacityLimiter
-    """For the threads that call *open_source*."""
-    deadline: float
-    """The deadline of the steps that may hang, by trio's clock: `MOUNT_DEADLINE_S` after the
-    request."""
-    on_loss: Callable[[str], None]
-    """Called with the reason if the worker ends while the volume is mounted."""
-    on_step: Callable[[str], object] = lambda _: None
-    """Called with the name of each step that may hang, before the step."""
+    note: str
+    """Why it is an older program; empty if it is the plugin's own."""
+    loss: str
+    replaced_s: float
+    """The seconds that the replacement of an older program took; 0 if there was none."""
 
 
 class Supervise(Protocol):
@@ -97,9 +87,14 @@ class Keeper:
         numbers: Iterator[int],
         *,
         reserve: Reserve,
+        program: str,
     ) -> None:
-        """*numbers* yields the numbers of new mounts; *reserve* has room for mount points."""
+        """*numbers* yields the numbers of new mounts; *reserve* has room for mount points.
+
+        *program* identifies the program of new workers (program.py).
+        """
         self._reserve = reserve
+        self.program = program
         self._mount_dir = mount_dir
         self._nursery = nursery
         self._start = start
@@ -124,15 +119,24 @@ class Keeper:
 
         If its worker has ended by now, the result is False, and *on_loss* is not called.
         """
-        if not self.worker_pid(name):
+        if not self.is_served(name):
             return False
         self._mounts[name].on_loss = on_loss
         return True
 
+    def is_served(self, name: VolumeName) -> bool:
+        """Return whether *name* is mounted and not lost."""
+        present = self._mounts.get(name)
+        return present is not None and not present.loss
+
     def worker_pid(self, name: VolumeName) -> int:
         """Return the process id of the worker that serves *name*, or 0."""
+        return self._mounts[name].worker.pid if self.is_served(name) else 0
+
+    def deaths(self, name: VolumeName) -> Deaths | None:
+        """Return the deaths of the workers of *name*; None if it has no standby."""
         present = self._mounts.get(name)
-        return 0 if present is None or present.loss else present.worker.pid
+        return None if present is None else present.worker.standby.deaths()
 
     def report(self, name: VolumeName) -> Report | None:
         """Return the report of the worker of *name*, or None if *name* is not mounted."""
@@ -150,7 +154,7 @@ class Keeper:
         """
         present = self._mounts.get(spec.name)
         if present is not None:
-            with _step(spec, "checking its mount"):
+            with step(spec, "checking its mount"):
                 whole = await threads.call(present.is_whole, self._threads, bool)
             if whole:
                 await self._reuse(present, spec)
@@ -169,13 +173,41 @@ class Keeper:
         """
         if present.source_unchecked:
             # The allowed sources may have changed since an earlier plugin opened the source.
-            with _step(spec, f"opening {spec.origin}"):
+            with step(spec, f"opening {spec.origin}"):
                 os.close(await threads.call(spec.open_source, spec.limiter, os.close))
             present.source_unchecked = False
         if not present.worker.stored and self._store.exists:
             # The service manager did not confirm in time, but may have stored some descriptors.
-            await trio.to_thread.run_sync(self._store.remove, [present.number])
+            await trio.to_thread.run_sync(self._store.remove, {present.number: present.keys})
             await self._store_descriptors(present)
+
+    def programs(self) -> list[ServedBy]:
+        """Return the programs that serve the mounted volumes."""
+        return [
+            ServedBy(name, mount.program_note, mount.loss, mount.replaced_s)
+            for name, mount in self._mounts.items()
+        ]
+
+    def program_note(self, name: VolumeName) -> str:
+        """Return why an older program serves *name*; empty if none does."""
+        return self._mounts[name].program_note if self.is_served(name) else ""
+
+    def note_failure(self, name: VolumeName, reason: str) -> None:
+        """Note why `replace` has failed for *name*, if an older program serves it on."""
+        if self.program_note(name):
+            self._mounts[name].program_note = reason
+
+    async def replace(self, name: VolumeName) -> None:
+        """Let processes of the plugin's own program take over the mount of *name*, if possible.
+
+        `Mount.program_note` has the reason if an older program serves on.
+        """
+        if self.program_note(name):
+            await self._mounts[name].resolved.wait()
+        if self.program_note(name):
+            supervise = partial(self._nursery.start, self._supervise)
+            own = (self.program, self._start, self._store, supervise)
+            await succession.replace(self._mounts[name], *own)
 
     async def unmount(self, name: VolumeName, deadline: float = math.inf) -> None:
         """Detach the mount of *name*, if there is one; its worker serves its remaining users.
@@ -229,20 +261,28 @@ class Keeper:
             self._mounts[name] = mount
         for mount in (*adopted.whole.values(), *adopted.detached):
             self._live.setdefault(mount.worker.volume, []).append(mount)
-            self._nursery.start_soon(self._supervise, mount, mount.worker.supervise)
+            for worker in mount.workers:
+                self._nursery.start_soon(self._supervise, mount, worker, worker.supervise)
+            succession.note(mount, self.program)
+            if len(mount.workers) > 1 or mount.worker.turn:
+                mount.resolved = trio.Event()
+                own = (self.program, self._store)
+                self._nursery.start_soon(succession.resolve, mount, *own)
 
     async def _make_mount(self, spec: MountSpec) -> Mount:
         name, target = spec.name, self.target(spec.directory)
         with ExitStack() as borrowed:
-            with _step(spec, f"opening {spec.origin}"):
+            with step(spec, f"opening {spec.origin}"):
                 source_fd = await threads.call(spec.open_source, spec.limiter, os.close)
             borrowed.callback(os.close, source_fd)
             async with AsyncExitStack() as undo:
-                with _step(spec, f"mounting at {target}"):
+                with step(spec, f"mounting at {target}"):
                     await detach_target(target, self._threads)
                     attach = partial(mountpoints.attach, target, spec.options, self._reserve)
                     connection = await trio.to_thread.run_sync(attach)
-                made = Mount(target, connection, Worker(name), next(self._numbers), spec.on_loss)
+                worker = Worker(name, control.make(self.program))
+                undo.callback(worker.standby.close)
+                made = Mount(target, connection, worker, next(self._numbers), spec.on_loss)
                 undo.push_async_callback(self._undo, made)
                 handover = Handover(
                     volume=spec.directory,
@@ -250,9 +290,9 @@ class Keeper:
                     fuse_fd=connection.fuse_fd,
                     source_fd=source_fd,
                 )
-                with _step(spec, "starting its worker", made.worker):
+                with step(spec, "starting its worker", made.worker):
                     run = partial(made.worker.run, self._start, handover, spec.options.session)
-                    await self._nursery.start(self._supervise, made, run)
+                    await self._nursery.start(self._supervise, made, worker, run)
                 self._live[name] = [*self._live_mounts(name), made]
                 await self._store_descriptors(made)
                 if made.loss:
@@ -275,12 +315,12 @@ class Keeper:
     async def _supervise(
         self,
         mount: Mount,
+        worker: Worker,
         supervise: Supervise,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Await *supervise*, which is for the worker of *mount*, and handle the worker's end."""
-        worker = mount.worker
+        """Await *supervise*, which is for *worker* of *mount*, and handle the worker's end."""
         try:
             ended = await supervise(task_status=task_status)
         except Exception:  # a boundary, as in the server: a bug costs one volume, not all of them
@@ -290,11 +330,15 @@ class Keeper:
             worker.kill()
             ended = "is not supervised any more, because of a bug; see the plugin's log"
         worker.stored = False
-        if mount.detached:
+        succession.note_end(mount, worker)
+        keys = mount.keys if worker is mount.worker else worker.keys
+        if worker is not mount.worker:
+            log.info("volume %s: processes of another program have ended", worker.volume)
+        elif mount.detached:
             log.info("volume %s: worker %d %s", worker.volume, worker.pid, ended)
         else:
             mount.loss = ended
-            mount.close_fuse_fd()
+            mount.end_connection()
             log.warning(
                 "volume %s: worker %d %s; the volume fails until it is mounted again",
                 worker.volume,
@@ -303,7 +347,7 @@ class Keeper:
             )
             mount.on_loss(f"its worker {ended}")
         if self._store.exists:
-            await trio.to_thread.run_sync(self._store.remove, [mount.number])
+            await trio.to_thread.run_sync(self._store.remove, {mount.number: keys})
 
     async def _undo(self, made: Mount) -> None:
         await self._detacher.detach(made, trio.current_time() + UNDO_DEADLINE_S)
@@ -319,6 +363,7 @@ async def keeping(
     *,
     proc: Path = PROC,
     reserve: Reserve | None = None,
+    program: str = "",
 ) -> AsyncIterator[Keeper]:
     """Run a keeper of mounts below *mount_dir*, which is made.
 
@@ -327,8 +372,8 @@ async def keeping(
     point of each volume with references. At the end, the mounts that the service manager stores go
     on. Others are detached and their workers ended, even if they have users.
 
-    *command* runs the fork server. *proc* is the procfs for process ids. *reserve* has room for
-    mount points on a full disk, if it is on the same file system.
+    *command* runs the fork server, of the program *program*. *proc* is the procfs for process ids.
+    *reserve* has room for mount points on a full disk, if it is on the same file system.
 
     Raises:
         CannotStart: another plugin mounts volumes there.
@@ -342,7 +387,8 @@ async def keeping(
         await clear_all(directory, adopted, inherited.store)
         async with spawning(command, proc) as start, trio.open_nursery() as nursery:
             with HiddenReserve(directory, reserve) as hidden:
-                keeper = Keeper(directory, nursery, start, inherited.store, numbers, reserve=hidden)
+                own = (directory, nursery, start, inherited.store, numbers)
+                keeper = Keeper(*own, reserve=hidden, program=program)
                 keeper.adopt(adopted)
                 try:
                     yield keeper
@@ -350,24 +396,3 @@ async def keeping(
                     with trio.CancelScope(shield=True):
                         await keeper.close()
                     nursery.cancel_scope.cancel()
-
-
-@contextmanager
-def _step(spec: MountSpec, step: str, worker: Worker | None = None) -> Iterator[None]:
-    """Run one step of a mount, which may hang, until the deadline of *spec*.
-
-    Raises:
-        MountFailed: the step has failed or is not done at the deadline; the message names it.
-    """
-    spec.on_step(step)
-    try:
-        with trio.fail_at(spec.deadline):
-            yield
-    except trio.TooSlowError as error:
-        last_log = "" if worker is None else worker.last_log
-        raise MountFailed(
-            f"volume {spec.name!r}: {step} has not finished within {MOUNT_DEADLINE_S:g} s of the"
-            f" Mount; check that the file system of its source answers{last_log}"
-        ) from error
-    except OSError as error:
-        raise MountFailed(f"volume {spec.name!r}: {step} failed: {error.strerror}") from error

@@ -4,8 +4,10 @@ While the plugin restarts, the service manager stores the descriptors of each mo
 and its worker goes on. The next plugin adopts a *whole* mount:
 
 - The registry has the mount, and a reference to its volume.
-- All its descriptors have come back, and its worker lives.
+- All its descriptors have come back, and its worker lives. An older plugin stored no control page.
 - It is the only mount at its mount point.
+
+If an earlier plugin died while a successor took over (succession.py), the mount has two workers.
 
 Otherwise the mount point is cleared. If a mount was unmounted while files were open, its worker
 lives on. The worker serves the open files, and the plugin supervises it until it ends.
@@ -14,18 +16,20 @@ lives on. The worker serves the open files, and the plugin supervises it until i
 import logging
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import trio
 
 from passthrough.linux import mountinfo
+from passthrough.worker import control, fuse_mount
 from passthrough.worker.handover import Report, decode_report, encode
 from plugin.mounting import mountpoints
-from plugin.mounting.fd_store import KINDS, Inherited
-from plugin.mounting.spawner import PROC, Process
+from plugin.mounting.fd_store import FUSE, PROCESS_KINDS, Inherited, turns
+from plugin.mounting.process import PROC, Process, has_ended
 from plugin.mounting.worker import Worker
 from plugin.volume import FileName, MountRecord, VolumeName
 
@@ -51,6 +55,17 @@ class Mount:
         self.target = target
         """The mount point."""
         self.worker = worker
+        self.successor: Worker | None = None
+        """The worker of the plugin's own program that takes over from `worker`."""
+        self.resolved = trio.Event()
+        """Not set while the end of a succession is open that an earlier plugin has begun."""
+        self.resolved.set()
+        self.leaving: list[Worker] = []
+        """Workers that have been replaced and have not ended."""
+        self.program_note = ""
+        """Why an older program serves the mount; empty if it is the plugin's own."""
+        self.replaced_s = 0.0
+        """The seconds that the replacement of an older program took; 0 if there was none."""
         self.number = number
         """The mount's number in the fd store; never used again for another mount."""
         self.on_loss = on_loss
@@ -64,11 +79,55 @@ class Mount:
         self._device = connection.device
         self._fuse_fd = connection.fuse_fd
 
+    @property
+    def fuse_fd(self) -> int:
+        """The descriptor of /dev/fuse; -1 once it is closed."""
+        return self._fuse_fd
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the descriptors in the fd store."""
+        return [FUSE, *self.worker.keys]
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The worker, and the others before and after it that have not ended."""
+        after = [] if self.successor is None else [self.successor]
+        return [*self.leaving, self.worker, *after]
+
+    def settle(self) -> bool:
+        """Make the successor the worker if it has taken the place; return whether it has.
+
+        The control page of the processes before tells: a successor writes to it before it serves.
+        """
+        successor, state = self.successor, self.worker.standby.state
+        if successor is None or not successor.report.serving:
+            return False
+        if state is None or state.ended is not control.End.REPLACED:
+            return False
+        successor.report = self.worker.report  # the session goes on
+        self.leaving.append(self.worker)
+        self.worker, self.successor = successor, None
+        self.program_note = ""
+        return True
+
     def close_fuse_fd(self) -> None:
         """Close the descriptor of /dev/fuse; the last one that closes ends the connection."""
         fd, self._fuse_fd = self._fuse_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def end_connection(self) -> None:
+        """Close the descriptor of /dev/fuse; abort the connection if a process keeps it open."""
+        self.close_fuse_fd()
+        if not self.worker.is_outlived:
+            return
+        # A mount that is gone does not keep the number of its device.
+        if self._device in [entry.device for entry in mountpoints.mounts_at(self.target)]:
+            try:
+                fuse_mount.abort(self._device)
+            except OSError as error:
+                log.warning("%s: users may hang, no abort was possible: %s", self.target, error)
 
     def is_whole(self) -> bool:
         """Return whether the worker lives, and this mount is the only one at its mount point."""
@@ -85,20 +144,30 @@ class Mount:
 
     @contextmanager
     def duplicated_descriptors(self) -> Iterator[dict[str, int]]:
-        """Duplicate all descriptors for the fd store, by kind; the block's end closes them.
+        """Duplicate all descriptors for the fd store, by key; the block's end closes them.
 
         The originals may be closed at any time, when the worker ends.
 
         Raises:
             OSError: the worker has ended, or the limit of descriptors is reached.
         """
-        originals = {"fuse": self._fuse_fd, **self.worker.descriptors()}
-        with ExitStack() as stack:
-            duplicates = {}
-            for kind in KINDS:
-                duplicates[kind] = os.dup(originals[kind])
-                stack.callback(os.close, duplicates[kind])
+        with duplicated({FUSE: self._fuse_fd, **self.worker.descriptors()}) as duplicates:
             yield duplicates
+
+
+@contextmanager
+def duplicated(originals: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Duplicate the descriptors *originals*; the block's end closes the duplicates.
+
+    Raises:
+        OSError: an original is closed, or the limit of descriptors is reached.
+    """
+    with ExitStack() as stack:
+        duplicates = {}
+        for key, original in originals.items():
+            duplicates[key] = os.dup(original)
+            stack.callback(os.close, duplicates[key])
+        yield duplicates
 
 
 class Adopted(NamedTuple):
@@ -125,18 +194,23 @@ def adopt_mounts(
     """
     mounts = mountpoints.mounts_below(mount_dir)
     records = {record.number: record for record in mount_records}
-    adopted, ended = Adopted({}, []), list[int]()
-    for number, descriptors in inherited.stored.items():
+    adopted, ended = Adopted({}, []), dict[int, list[str]]()
+    for number, stored in inherited.stored.items():
         record = records.get(number)
         name = VolumeName(UNKNOWN_VOLUME) if record is None else record.volume
         target = mountpoints.path_of(mount_dir, used.get(name, FileName(UNKNOWN_VOLUME)))
-        found = _adopt_mount(target, number, record, descriptors, proc)
-        if found is None:
-            ended.append(number)
-        elif (
+        workers, ended[number] = _adopt_workers(name, record, stored, proc)
+        if not workers:
+            log.info("volume %s: its worker has ended, or its descriptors were lost", name)
+            ended[number] = [*stored]
+            if FUSE in stored:
+                os.close(stored[FUSE])
+            continue
+        found = _adopted(target, number, record, stored.get(FUSE, -1), workers)
+        if (
             record is not None
             and record.volume in used
-            and _is_whole(mounts.get(found.target, []), record, descriptors)
+            and _is_whole(mounts.get(found.target, []), record, found)
         ):
             adopted.whole[record.volume] = found
         else:
@@ -147,35 +221,41 @@ def adopt_mounts(
     return adopted
 
 
-def _is_whole(
-    mounts: Iterable[mountinfo.MountEntry], record: MountRecord, descriptors: Mapping[str, int]
-) -> bool:
+def _is_whole(mounts: Iterable[mountinfo.MountEntry], record: MountRecord, mount: Mount) -> bool:
     devices = [entry.device for entry in mounts]
-    return devices == [record.device] and descriptors.keys() == set(KINDS)
+    return devices == [record.device] and mount.fuse_fd >= 0
 
 
-def _adopt_mount(
-    target: Path,
-    number: int,
-    record: MountRecord | None,
-    descriptors: Mapping[str, int],
-    proc: Path,
-) -> Mount | None:
-    """Return the mount *number*, or close *descriptors* if its worker cannot be supervised."""
-    name = VolumeName(UNKNOWN_VOLUME) if record is None else record.volume
-    connection = mountpoints.FuseConnection(
-        descriptors.get("fuse", -1), NO_DEVICE if record is None else record.device
-    )
-    needed = {"life", "log", "process"} <= descriptors.keys()
-    if not needed or _has_ended(descriptors["process"]):
-        log.info("volume %s: its worker has ended, or its descriptors were lost", name)
-        for fd in descriptors.values():
-            os.close(fd)
-        return None
-    worker = Worker(name)
-    worker.adopt(Process.from_descriptors(descriptors, proc), _report_of(record))
-    mount = Mount(target, connection, worker, number)
+def _adopt_workers(
+    name: VolumeName, record: MountRecord | None, stored: Mapping[str, int], proc: Path
+) -> tuple[list[Worker], list[str]]:
+    """Return the live workers of *stored*, the last first, and the keys of those that have ended.
+
+    Descriptors of those that have ended are closed.
+    """
+    workers, ended = [], list[str]()
+    for turn, descriptors in turns(stored).items():
+        worker = Worker(name, descriptors.get("control", -1), turn)
+        if not descriptors.keys() >= {*PROCESS_KINDS} or _have_ended(descriptors):
+            ended += worker.keys
+            for fd in descriptors.values():
+                os.close(fd)
+        else:
+            worker.adopt(Process.from_descriptors(descriptors, proc), _report_of(record))
+            workers.append(worker)
+    return workers, ended
+
+
+def _adopted(
+    target: Path, number: int, record: MountRecord | None, fuse_fd: int, workers: Sequence[Worker]
+) -> Mount:
+    """Return the mount *number* with its *workers*, the last first."""
+    device = NO_DEVICE if record is None else record.device
+    mount = Mount(target, mountpoints.FuseConnection(fuse_fd, device), workers[-1], number)
     mount.source_unchecked = True
+    for worker in workers[-2::-1]:
+        mount.successor = worker
+        mount.settle()
     return mount
 
 
@@ -188,7 +268,15 @@ def _report_of(record: MountRecord | None) -> Report:
     return Report(serving=True)
 
 
-def _has_ended(pid_fd: int) -> bool:
+def _have_ended(descriptors: Mapping[str, int]) -> bool:
+    """Return whether all processes of the mount have ended.
+
+    With a standby, the first guard may have ended alone. The log ends with the last process.
+    """
+    if not has_ended(descriptors["process"]):
+        return False
+    if "control" not in descriptors:
+        return True
     poll = select.poll()
-    poll.register(pid_fd, select.POLLIN)
+    poll.register(descriptors["log"], 0)  # poll(2) always reports POLLHUP
     return bool(poll.poll(0))

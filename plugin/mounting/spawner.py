@@ -10,25 +10,24 @@ import array
 import errno
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import trio
 
+from plugin.mounting.orphans import reap_orphans
+from plugin.mounting.process import PROC, ForkedProcess
 from plugin.mounting.worker_output import forward_log
 
 log = logging.getLogger(__name__)
 
 # Isolated (-I): neither the working directory nor the environment decides which code runs as root.
 COMMAND: Final = (sys.executable, "-I", "-m", "passthrough.worker.forkserver")
-# The return code of a worker that outlived its fork server; no process can have it.
-UNKNOWN_RETURNCODE: Final = 256
 # An idle fork server ends at once when its control socket closes; then it is killed.
 END_GRACE_S: Final = 0.5
 # A fork takes milliseconds, and loading the modules one second. A fork server that starts no worker
@@ -37,127 +36,7 @@ START_TIMEOUT_S = 9.0
 # The name of a worker in ps(1), of which the kernel keeps 15 bytes; filled with the volume's name.
 PROCESS_NAME: Final = "passfs:{}"
 
-# The procfs of the plugin's own pid namespace. In a container, the host's is mounted elsewhere.
-PROC: Final = Path("/proc")
-
-_PACKET_BYTES: Final = 64
 _STDIO_FDS: Final = 3
-
-
-class Process:
-    """A worker process that the plugin reaches by a process descriptor and two pipes.
-
-    The owner closes the streams, and calls `close` unless `wait` has returned.
-    """
-
-    def __init__(
-        self,
-        pid_fd: int,
-        stdin: trio.lowlevel.FdStream,
-        stderr: trio.lowlevel.FdStream,
-        *,
-        proc: Path = PROC,
-    ) -> None:
-        """Take the process descriptor (-1: not yet known) and the plugin's ends of two pipes."""
-        self.pid = _pid_of(pid_fd, proc) if pid_fd >= 0 else 0
-        """The process id in the pid namespace of *proc*; 0 until the process exists."""
-        self.returncode: int | None = None
-        """As of subprocess.Popen, or UNKNOWN_RETURNCODE; None until `wait` has returned."""
-        self.stdin = stdin
-        self.stderr = stderr
-        self._pid_fd = pid_fd
-
-    @classmethod
-    def from_descriptors(cls, descriptors: Mapping[str, int], proc: Path = PROC) -> Self:
-        """Return the process of the *descriptors* that an earlier plugin stored, and take them."""
-        streams = [trio.lowlevel.FdStream(descriptors[kind]) for kind in ("life", "log")]
-        return cls(descriptors["process"], *streams, proc=proc)
-
-    def descriptors(self) -> dict[str, int]:
-        """Return the descriptors that `from_descriptors` needs, still owned by this object.
-
-        The keys are kinds of the fd store, plugin/mounting/fd_store.py.
-        """
-        return {
-            "life": self.stdin.fileno(),
-            "log": self.stderr.fileno(),
-            "process": self._pid_fd,
-        }
-
-    async def wait(self) -> int:
-        """Wait until the process has ended, and return its return code; for one task at a time."""
-        if self.returncode is None:
-            self.returncode = await self._wait_for_returncode()
-            self.close()
-        return self.returncode
-
-    async def _wait_for_returncode(self) -> int:
-        # The kernel tells only the parent how a process ended, and the parent is gone.
-        await trio.lowlevel.wait_readable(self._pid_fd)
-        return UNKNOWN_RETURNCODE
-
-    def kill(self) -> None:
-        """Send SIGKILL; use `wait` for the end."""
-        if self._pid_fd >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Close the process descriptor; the streams stay open."""
-        fd, self._pid_fd = self._pid_fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-class ForkedProcess(Process):
-    """A worker process that the fork server of this plugin forks."""
-
-    def __init__(
-        self,
-        status_socket: trio.socket.SocketType,
-        stdin: trio.lowlevel.FdStream,
-        stdout: trio.lowlevel.FdStream,
-        stderr: trio.lowlevel.FdStream,
-        *,
-        proc: Path = PROC,
-    ) -> None:
-        """Take the status socket and the plugin's ends of the standard streams."""
-        super().__init__(-1, stdin, stderr)
-        self._proc = proc
-        self.stdout = stdout
-        self.passed_fds: Sequence[int] = ()
-        """The numbers in the worker of the descriptors that were passed to it."""
-        self._status_socket = status_socket
-
-    async def wait_until_forked(self) -> None:
-        """Wait until the process exists.
-
-        Raises:
-            OSError: fork(2) failed, or the fork server has ended.
-        """
-        packet, ancillary, _, _ = await self._status_socket.recvmsg(
-            _PACKET_BYTES, socket.CMSG_SPACE(_PACKET_BYTES)
-        )
-        number = int(packet or b"%d" % -errno.ECONNRESET)
-        if number < 0:
-            raise OSError(-number, os.strerror(-number))
-        # The plugin has too many open files. The caller closes the worker's stdin, which ends it.
-        if not ancillary:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        self._pid_fd = array.array("i", ancillary[0][2])[0]
-        self.pid = number if self._proc == PROC else _pid_of(self._pid_fd, self._proc)
-
-    async def _wait_for_returncode(self) -> int:
-        packet = await self._status_socket.recv(_PACKET_BYTES)
-        if packet:
-            return os.waitstatus_to_exitcode(int(packet))
-        return await super()._wait_for_returncode()  # the fork server ended before the worker
-
-    def close(self) -> None:
-        """Close the status socket and the process descriptor; the streams stay open."""
-        self._status_socket.close()
-        super().close()
-
 
 StartWorker = Callable[[str, str, Sequence[int]], Awaitable[ForkedProcess]]
 """Start a worker, given its volume, its session and descriptors that it inherits (borrowed)."""
@@ -172,6 +51,8 @@ class Spawner:
         self._command = command
         self._control: trio.socket.SocketType | None = None
         self._fork_server: trio.Process | None = None
+        self._starting = False
+        self._not_reaped: set[int] = set()  # fork servers
         self._pending: set[trio.CancelScope] = set()
         self._send_lock = trio.Lock()
         self._closing = False
@@ -180,20 +61,29 @@ class Spawner:
         """Start the fork server and return its control socket, which takes requests."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control = self._control = trio.socket.from_stdlib_socket(ours)
-        with theirs:
-            fork_server = await trio.lowlevel.open_process(
-                self._command,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd="/",
-                # A Ctrl-C in the plugin's terminal is for the plugin.
-                start_new_session=True,
-            )
+        self._starting = True
+        try:
+            with theirs:
+                fork_server = await trio.lowlevel.open_process(
+                    self._command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    cwd="/",
+                    # A Ctrl-C in the plugin's terminal is for the plugin.
+                    start_new_session=True,
+                )
+            self._not_reaped.add(fork_server.pid)
+        finally:
+            self._starting = False
         self._fork_server = fork_server
         self._extend_deadlines()
         self._nursery.start_soon(self._supervise, fork_server, control)
         return control
+
+    def may_be_fork_server(self, pid: int) -> bool:
+        """Return whether the child *pid*, which has ended, may be a fork server."""
+        return self._starting or pid in self._not_reaped
 
     def close(self) -> None:
         """Close the control socket, which ends the fork server."""
@@ -294,6 +184,7 @@ class Spawner:
                 if fork_server.returncode is None:
                     fork_server.kill()
                     await fork_server.wait()
+            self._not_reaped.discard(fork_server.pid)
             if self._control is control:
                 self._disconnect()
         if not self._closing:
@@ -301,16 +192,6 @@ class Spawner:
                 "the fork server ended with %d; the next mount begins another",
                 fork_server.returncode,
             )
-
-
-def _pid_of(pid_fd: int, proc: Path) -> int:
-    """Return the process id of a process descriptor, below 1 if the process has ended.
-
-    The id is of the pid namespace of the procfs at *proc*, fs/pidfs.c of Linux.
-    """
-    with open(proc / "self" / "fdinfo" / str(pid_fd), "rb") as lines:
-        fields = dict(line.split(b":", 1) for line in lines)
-    return int(fields[b"Pid"])
 
 
 def _open_channels(
@@ -344,12 +225,15 @@ async def spawning(
     command: Sequence[str] = COMMAND, proc: Path = PROC
 ) -> AsyncIterator[StartWorker]:
     """Run a fork server by *command* during the block; yields the function that starts workers."""
-    async with trio.open_nursery() as nursery:
-        spawner = Spawner(nursery, command, proc)
-        await spawner.start_fork_server()
-        try:
-            yield spawner.start
-        finally:
-            spawner.close()
-            # A fork server that hangs does not close its standard error.
-            nursery.cancel_scope.deadline = trio.current_time() + END_GRACE_S
+    async with trio.open_nursery() as reaping:
+        async with trio.open_nursery() as nursery:
+            spawner = Spawner(nursery, command, proc)
+            reaping.start_soon(reap_orphans, spawner.may_be_fork_server)
+            await spawner.start_fork_server()
+            try:
+                yield spawner.start
+            finally:
+                spawner.close()
+                # A fork server that hangs does not close its standard error.
+                nursery.cancel_scope.deadline = trio.current_time() + END_GRACE_S
+        reaping.cancel_scope.cancel()

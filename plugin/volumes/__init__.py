@@ -3,6 +3,7 @@
 The modules, from the top down:
 
     driver        the nine verbs
+    upgrade       has this program take over the volumes that an older one serves
     inventory     the volumes on disk: records, and directories of volumes without a source
     registry      the volumes, references and mounts, changed in transactions
     schema        the tables of the registry, and the upgrade of older formats

@@ -34,7 +34,8 @@ from plugin.errors import (
     VolumeInUse,
     escaped,
 )
-from plugin.mounting.keeper import Keeper, MountSpec
+from plugin.mounting.keeper import Keeper
+from plugin.mounting.mount_spec import MountSpec
 from plugin.protocol import (
     ActivateReply,
     CapabilitiesReply,
@@ -64,6 +65,7 @@ from plugin.volumes.registry import Registry
 from plugin.volumes.source_check import SourceCheck, check_sources
 from plugin.volumes.status import Status, mountpoint
 from plugin.volumes.storage import Storage
+from plugin.volumes.upgrade import Upgrade
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock, VolumeLocks
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,8 @@ class Driver:
         nursery.start_soon(self._purge)
         checks = [self._source_check(volume) for volume in self._volumes.values()]
         nursery.start_soon(check_sources, checks, self._locks)
+        self.upgrade = Upgrade(keeper, self._locks)
+        nursery.start_soon(self.upgrade.run)
 
     async def activate(self, _: EmptyRequest) -> Reply:
         """Report the kind of this plugin."""
@@ -304,7 +308,7 @@ class Driver:
     def _set_error(self, volume: Volume, reason: str) -> None:
         """Set the error of *volume* for Status; if its worker has ended, its mount is lost."""
         volume.last_error, volume.source_error = reason, ""
-        if volume.state is State.MOUNTED and not self._keeper.worker_pid(volume.name):
+        if volume.state is State.MOUNTED and not self._keeper.is_served(volume.name):
             volume.apply(Event.LOSE)
 
     async def _write_counts(self, volume: Volume, counts: ReferenceCounts) -> None:

@@ -29,6 +29,7 @@ from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
 from plugin.errors import InvalidOption
 from plugin.mounting.keeper import Keeper
+from plugin.mounting.standby import Deaths
 from plugin.protocol import VolumeInfo
 from plugin.volume import Record, State, Volume, VolumeName, directory_in
 
@@ -47,6 +48,8 @@ class Lasting(NamedTuple):
     """A part of Status: the members of a JSON object, without its braces."""
     error: str
     """Why the options in the record, or those of the mount, are not accepted; empty if they are."""
+    standby: str = ""
+    """Whether the options ask for a standby, "on" or "off" with the reason; empty if unknown."""
 
 
 class Status:
@@ -66,7 +69,7 @@ class Status:
         *in_flight* is the text of `VolumeLocks.in_flight`.
         """
         lasting = self.lasting(volume)
-        passing = _members(self._passing(volume, in_flight, lasting.error))
+        passing = _members(self._passing(volume, in_flight, lasting))
         return VolumeInfo(
             name=volume.name,
             created_at=volume.record.created_at,
@@ -91,10 +94,11 @@ class Status:
         """Drop the description of the volume *name*, which has been removed."""
         self._known.pop(name, None)
 
-    def _passing(self, volume: Volume, in_flight: str, error: str) -> dict[str, object]:
-        errors = (volume.last_error, volume.source_error, error)
+    def _passing(self, volume: Volume, in_flight: str, lasting: Lasting) -> dict[str, object]:
+        errors = (volume.last_error, volume.source_error, lasting.error)
         texts = {
             "dead_references": _dead(volume.dead.total()),
+            "program": _program(self._keeper.program_note(volume.name)),
             "waiting": in_flight,
             "error": "; ".join(dict.fromkeys(filter(None, errors))),
         }
@@ -102,6 +106,7 @@ class Status:
             "mounted": volume.state is State.MOUNTED,
             "references": volume.reference_count,
             self._pid: self._keeper.worker_pid(volume.name),
+            **_standby(self._keeper.deaths(volume.name), lasting),
             **{name: text for name, text in texts.items() if text},
         }
 
@@ -124,10 +129,13 @@ class Status:
             ("", "") if report is None else (report.without_handles, report.without_passthrough)
         )
         try:
-            members, problem = self._options_members(requested, note, *obstacles), ""
+            standby, members = self._options_members(requested, note, *obstacles)
+            problem = ""
         except OptionError as refused:  # of a mount of another version, which goes on
-            members, problem = _members({"options": as_text(requested)}), str(refused)
-        return Lasting(record, report, note, b"%b,%b" % (_members(serves), members), problem)
+            standby, members = "", _members({"options": as_text(requested)})
+            problem = str(refused)
+        status = b"%b,%b" % (_members(serves), members)
+        return Lasting(record, report, note, status, problem, standby)
 
     def _data_path(self, record: Record) -> str:
         """Return the host's path of the volume's own directory, if the plugin knows that path."""
@@ -142,19 +150,21 @@ def _options_members(
     note: str,
     file_handles_obstacle: str,
     passthrough_obstacle: str,
-) -> bytes:
-    """Return the members of Status on the options in force for the mount, or for the next one.
+) -> tuple[str, bytes]:
+    """Return `Lasting.standby`, and the other members of Status on the options.
 
-    *note* is on the source, and empty if there is none.
+    The options are those in force for the mount, or for the next one. *note* is on the source, and
+    empty if there is none.
 
     Raises:
         OptionError: *requested* cannot be served.
     """
     config = resolve(requested, release, file_handles_obstacle)
     members = described(config, release, passthrough_obstacle)
+    standby = cast("str", members.pop("standby", ""))
     notes = cast("list[str]", members["notes"])
     more = [*_maps_without_engine(config), *filter(None, [note])]
-    return _members(members | {"notes": notes + more})
+    return standby, _members(members | {"notes": notes + more})
 
 
 def _maps_without_engine(config: Effective) -> list[str]:
@@ -168,6 +178,22 @@ def _maps_without_engine(config: Effective) -> list[str]:
         for option, ranges in maps.items()
         if ranges and not any(each.container == 0 for each in ranges)
     ]
+
+
+def _standby(deaths: Deaths | None, lasting: Lasting) -> dict[str, object]:
+    """Return the lines on the standby, and on the workers that have died."""
+    if deaths is None:
+        text = lasting.standby
+        if lasting.report is not None and text.startswith("on"):
+            text = "off: this mount has none; the log of its worker says why"
+        return {"standby": text} if text else {}
+    lines: dict[str, object] = {"standby": deaths.standby, "deaths": deaths.number}
+    return lines | ({"last_death": deaths.last} if deaths.last else {})
+
+
+def _program(note: str) -> str:
+    """Return the line on a volume that an older program serves, for the reason *note*."""
+    return f"older: {note}" if note else ""
 
 
 def _dead(count: int) -> str:

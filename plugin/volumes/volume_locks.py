@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 
 from plugin.errors import VolumeBusy, quoted
-from plugin.mounting.keeper import MOUNT_DEADLINE_S
+from plugin.mounting.mount_spec import MOUNT_DEADLINE_S
 
 # To check a source takes milliseconds, or hangs for ever on a dead network file system. dockerd
 # gives Create 120 s, but its user waits at a terminal.
@@ -24,6 +24,8 @@ DEADLINES_S = {
     "Mount": MOUNT_DEADLINE_S,
     "Unmount": RELEASE_DEADLINE_S,
     "Remove": RELEASE_DEADLINE_S,
+    # No request, but the plugin's own work after its start (plugin/mounting/succession.py).
+    "Upgrade": RELEASE_DEADLINE_S,
 }
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
+from tests.passthrough.core.probe_steps import BUILT
+from tests.support.tools.core_builds import CORE, ROOT, Build
 from tests.support.tools.mounts import mounts_at
 
 
@@ -27,3 +29,14 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     yield path
     for _ in mounts_at(path):
         syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH | syscalls.MNT_FORCE)
+
+
+@pytest.fixture(scope="session")
+def steps_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a build of the kind `steps`: this checkout, if it is one."""
+    if BUILT:
+        return ROOT
+    target = tmp_path_factory.mktemp("steps") / "build"
+    target.mkdir()
+    Build(target, "steps", *CORE, "steps")
+    return target

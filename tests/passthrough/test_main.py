@@ -12,6 +12,7 @@ import pytest
 from passthrough.linux import syscalls
 from passthrough.worker import fuse_mount
 from tests.support.tools.mounts import MS_BIND, mounts_at, options_at
+from tests.support.tools.processes import children, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -92,6 +93,21 @@ def test_a_signal_ends_it_and_the_mount(
 
     assert mounts_at(mountpoint) == []
     mountpoint.rmdir()
+
+
+def test_the_death_of_a_guard_does_not_end_it(source: Path, mountpoint: Path) -> None:
+    (source / "file").write_text("below")
+    with serving(source, mountpoint, "standby=on") as process:
+        (first,) = children(process.pid)
+        others = children(first)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: others <= children(process.pid))
+
+        assert (mountpoint / "file").read_text() == "below"
+        process.terminate()
+        status, _, _ = ended(process)
+
+    assert (status, mounts_at(mountpoint)) == (0, [])
 
 
 def test_an_unmount_ends_it(source: Path, mountpoint: Path) -> None:

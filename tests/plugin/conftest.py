@@ -1,10 +1,12 @@
 """The fixtures of several modules: directories for mounts, and an engine for the installer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.fakes.engine import FakeEngine, Install
+from tests.support.fakes.service_manager import ServiceManager
 
 
 @pytest.fixture
@@ -17,6 +19,13 @@ def source(tmp_path: Path) -> Path:
     directory = tmp_path / "source"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    """Yield a service manager, which keeps descriptors."""
+    with ServiceManager(tmp_path) as manager:
+        yield manager
 
 
 @pytest.fixture

@@ -11,15 +11,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from passthrough.worker import control
 from plugin.mounting.fd_store import KINDS
+from tests.plugin.mounting.test_adoption import User
 from tests.support.fakes.service_manager import ServiceManager
+from tests.support.tools.processes import kill_all
 from tests.support.tools.service import START_S
 from tests.support.tools.steps import STEPS, CrashingPlugin, Parent
 
@@ -45,6 +48,8 @@ START = NOTIFY | {
     *("make a directory", "remove a file", "listen", "commit", "start the fork server"),
     "answer",
 }
+UPGRADE = (START - {"answer"}) | STORE
+UPGRADE |= {"start a worker", "hand over", "let a successor serve"}
 FIRST_START = START | {"move a file", "sync a directory"}
 
 
@@ -289,7 +294,7 @@ def start(test: CrashTest) -> object:
 
 def worker_dies(test: CrashTest) -> None:
     (volume,) = test.plugin.call("VolumeDriver.List")["Volumes"]
-    os.kill(volume["Status"]["worker_pid"], signal.SIGKILL)
+    kill_all(volume["Status"]["worker_pid"])
     limit = time.monotonic() + START_S
     while test.plugin.call("VolumeDriver.List")["Volumes"][0]["Status"]["mounted"]:
         assert time.monotonic() < limit
@@ -372,7 +377,53 @@ def test_a_crash_at_any_step_of_the_first_start_is_completed_by_the_next_start(
     assert found == FIRST_START
 
 
+def is_upgraded(manager: ServiceManager, program: str) -> bool:
+    """Return whether the descriptors in the store are those of *program* alone."""
+    stored = dict(manager.stored)
+    pages = [fd for name, fd in stored.items() if name.startswith("co")]
+    return len(stored) == len(KINDS) and control.read(pages[0]).program == program
+
+
+def wait_for_upgrade(plugin: CrashingPlugin, manager: ServiceManager) -> None:
+    """Wait until the plugin is dead, or has replaced the older program."""
+    limit = time.monotonic() + START_S
+    while not plugin.is_dead() and not is_upgraded(manager, plugin.environment["PROGRAM"]):
+        assert time.monotonic() < limit, plugin.log.read_text()
+        time.sleep(0.002)
+
+
+def test_a_crash_at_any_step_of_an_upgrade_is_noticed_by_no_user(
+    tmp_path: Path, parent: Parent
+) -> None:
+    with (
+        ServiceManager(tmp_path) as manager,
+        CrashingPlugin(tmp_path, parent, manager) as plugin,
+    ):
+        plugin.start()
+        plugin.call("VolumeDriver.Create", Name="vol", Opts={"standby": "on"})
+        target = Path(plugin.call("VolumeDriver.Mount", Name="vol", ID="i")["Mountpoint"])
+        with closing(User(target / "file")) as user:
+            for number in count():
+                plugin.send(signal.SIGKILL)
+                plugin.reap()
+                plugin.environment["PROGRAM"] = str(number)
+                plugin.crash_at(number)
+                plugin.launch()
+                wait_for_upgrade(plugin, manager)
+                is_finished = plugin.cancel_crash()
+                if plugin.is_dead():
+                    plugin.start()
+                wait_for_upgrade(plugin, manager)
+                assert not plugin.is_dead()
+                assert user.makes_progress(), plugin.log.read_text()
+                if is_finished:
+                    break
+        assert crashed_steps(plugin) == UPGRADE
+        plugin.call("VolumeDriver.Unmount", Name="vol", ID="i")
+        assert manager.wait_for_count(0), manager.stored
+
+
 def test_every_step_of_the_table_is_part_of_a_case() -> None:
     """Otherwise a row that names the wrong function would never be noticed."""
     covered = [case.steps | case.without_manager | case.with_manager for case in CASES.values()]
-    assert set[str]().union(FIRST_START, *covered) == STEPS.keys()
+    assert set[str]().union(FIRST_START, UPGRADE, *covered) == STEPS.keys()

@@ -1,20 +1,25 @@
 """packaging/: the service under a real systemd, with the installed units."""
 
 import os
+import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from passthrough.worker.control import GUARDS
 from plugin.mounting.fd_store import KINDS
-from tests.passthrough.native.probe_counts import PARKED, THREADS, WAITS
+from tests.passthrough.core.probe_counts import PARKED, THREADS, WAITS
+from tests.support.tools.driver import UNIT
 from tests.support.tools.service import Service
 from tests.support.tools.systemd import Systemd
 
 pytestmark = pytest.mark.full
 
+ROOT = Path(__file__).parents[2]
 RESTARTS = [["restart"], ["kill", "--signal=KILL", "--kill-who=main"], ["restart"]]
 
 
@@ -61,12 +66,48 @@ def test_volumes_stay_mounted_while_the_service_restarts(tmp_path: Path, systemd
     assert "WARNING" not in service.log.read_text()
 
 
+def test_an_upgrade_is_noticed_by_no_user(tmp_path: Path, systemd: Systemd) -> None:
+    """`passfs upgrade` of another program; its workers are those of this one."""
+    service = Service(tmp_path)
+    before = mounted(service)
+    new = tmp_path / "new"
+    for package in ("plugin", "passthrough"):
+        shutil.copytree(ROOT / package, new / package, ignore=shutil.ignore_patterns("*.c"))
+    with (new / "passthrough" / "__init__.py").open("a") as module:
+        module.write("# another program\n")
+    (new / UNIT.parent.name).mkdir()
+    unit = systemd.unit.read_text().replace(f"PYTHONPATH={ROOT}", f"PYTHONPATH={new}")
+    (new / UNIT.parent.name / UNIT.name).write_text(unit)
+    (tmp_path / "bin").mkdir()
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\nexec {shutil.which("systemctl")} --user "$@"\n')
+    systemctl.chmod(0o755)
+
+    file = systemd.inside(tmp_path / "mounts" / "vol") / "file"
+    with file.open("w+b", buffering=0) as used:
+        output = systemd.run(
+            *(sys.executable, "-m", "plugin", "upgrade", "--tree", str(new)),
+            PATH=f"{systemctl.parent}:{os.environ['PATH']}",
+            PYTHONPATH=str(new),
+        )
+        assert "vol: taken over in " in output
+        used.write(b"more\n")
+        after = status(service)
+        assert after["worker_pid"] != before["worker_pid"]
+        assert after == before | {"worker_pid": after["worker_pid"]}
+        assert systemd.show("NFileDescriptorStore") == str(len(KINDS))
+        systemd.control("restart", "passfs.service")
+        assert status(service) == after
+    assert file.read_bytes() == b"more\n"
+
+
 def test_the_unit_allows_the_threads_of_2000_volumes(systemd: Systemd) -> None:
     volumes = int(systemd.show("FileDescriptorStoreMax")) // len(KINDS)
-    busy = 2 + PARKED  # the main thread, and one that answers requests
+    # Of the worker the main thread, and one that answers requests; each guard has one thread.
+    busy = 2 + PARKED + GUARDS
     most = 1 + THREADS + PARKED + WAITS
 
-    assert (volumes, busy, most) == (2048, 10, 1289)
+    assert (volumes, busy, most) == (2048, 12, 1289)
     assert 2_000 * busy + 9 * most <= int(systemd.show("TasksMax"))
 
 

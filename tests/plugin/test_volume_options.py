@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.options.choices import CachePolicy
+from passthrough.options.choices import CachePolicy, Locks
 from plugin import volume_options
 from plugin.errors import InvalidOption
 from tests.support.tools.options import RELEASE
@@ -15,6 +15,20 @@ def test_without_options_a_volume_has_a_directory_of_its_own() -> None:
     parsed = volume_options.parse({}, RELEASE)
     assert parsed.source is None
     assert parsed.effective.cache is CachePolicy.AUTO
+
+
+def test_a_volume_with_a_directory_of_its_own_has_local_locks() -> None:
+    own = volume_options.parse({}, RELEASE)
+    assert own.effective.locks is own.effective.requested.locks is Locks.LOCAL
+    assert own.effective.notes == ()
+    assert volume_options.parse({"source": "/srv"}, RELEASE).effective.locks is Locks.HOST
+
+
+@pytest.mark.parametrize("given", [{}, {"source": "/srv"}])
+@pytest.mark.parametrize("locks", Locks)
+def test_given_locks_win(given: dict[str, str], locks: Locks) -> None:
+    parsed = volume_options.parse(given | {"locks": locks.value}, RELEASE)
+    assert parsed.effective.locks is parsed.effective.requested.locks is locks
 
 
 @pytest.mark.parametrize("name", ["source", "Source", " source"])

@@ -1,4 +1,4 @@
-"""POSIX ACLs without any option: copies keep them if session and source support them, acl(5)."""
+"""POSIX ACLs without any option: sessions and sources with and without them, acl(5)."""
 
 import os
 import struct
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import callers
 from tests.support.tools.files import outcome
 
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
@@ -20,11 +21,6 @@ ACL = struct.pack("<I", VERSION) + b"".join(
 
 
 @pytest.mark.columns("control-ext4", "kernel-auto-ext4")
-@pytest.mark.fault(
-    "POSIX ACLs",
-    "`posix_acl` is off by default: `cp -a`, `rsync -A` and `tar --acls` fail or lose ACLs",
-    "kernel-auto-ext4",
-)
 def test_a_copy_keeps_acls(directory: Path, beneath: Path) -> None:
     """A copy has the ACLs of files, and the default ACLs of directories: cp(1), -a."""
     (beneath / "from").mkdir()
@@ -52,3 +48,24 @@ def test_acls_are_refused_with_a_map_or_libfuse(directory: Path) -> None:
     (directory / "file").touch()
 
     assert outcome(os.setxattr, directory / "file", ACCESS, ACL) == "ENOTSUP"
+
+
+@pytest.mark.columns("control-without-acls", "kernel-auto-without-acls")
+def test_access_by_modes_where_the_source_has_no_acls(directory: Path) -> None:
+    """The mode alone decides if the file system has no ACLs, as ramfs, vfat and NFSv4: acl(5)."""
+    others = directory / "others"
+    others.mkdir(mode=0o775)
+    (others / "readable").write_text("content")
+    (others / "readable").chmod(0o664)
+    (others / "secret").touch(mode=0o660)
+
+    def use() -> tuple[object, ...]:
+        return (
+            outcome((others / "readable").read_text),
+            outcome((others / "readable").write_text, "other"),
+            outcome((others / "secret").read_text),
+            outcome(lambda: sorted(os.listdir(others))),
+        )
+
+    assert callers.USER.run(use) == ("content", "EACCES", "EACCES", ["readable", "secret"])
+    assert outcome(os.setxattr, others / "readable", ACCESS, ACL) == "ENOTSUP"

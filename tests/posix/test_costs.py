@@ -70,10 +70,6 @@ def cost_ns(ground: Ground, call: Callable[[], object]) -> int:
 
 
 @both_sessions
-@pytest.mark.fault(
-    "memory of open directories",
-    "an open directory costs 224 KiB of the worker's memory, which counts for no container",
-)
 def test_memory_of_open_directories(ground: Ground, directory: Path, beneath: Path) -> None:
     """A directory that is open and partly read costs a few KiB."""
     for number in range(NAMES):
@@ -95,11 +91,6 @@ def test_memory_of_open_directories(ground: Ground, directory: Path, beneath: Pa
 
 
 @with_few_descriptors
-@pytest.mark.fault(
-    "descriptors",
-    "a user with many open files takes the worker's last descriptor: `ls` of all other users fails"
-    " (EMFILE)",
-)
 @pytest.mark.parametrize("kind", ["files", "directories"])
 def test_other_users_can_list_while_one_has_many_files_open(
     directory: Path, beneath: Path, kind: str

@@ -58,11 +58,6 @@ def test_the_handle_of_a_removed_file_opens_no_other(directory: Path) -> None:
 
 
 @pytest.mark.columns("kernel-auto")
-@pytest.mark.fault(
-    "file handles of the mount",
-    "the mount returns file handles although it cannot be exported",
-    "kernel-auto",
-)
 def test_the_mount_returns_no_file_handles(directory: Path) -> None:
     """With FUSE_NO_EXPORT_SUPPORT, which pyfuse3 does not set, the kernel returns EOPNOTSUPP."""
     (directory / "file").touch()

@@ -21,13 +21,6 @@ def changed_and_allocated(path: Path) -> tuple[bool, bool]:
 
 
 @pytest.mark.columns("control", "kernel-auto", "kernel-always", "kernel-never", "libfuse-auto")
-@pytest.mark.fault(
-    "stores into shared maps",
-    "a store into a shared map of a file with kernel passthrough changes neither times nor blocks"
-    " until attr_timeout has expired, with `cache=always` for a day",
-    "kernel-auto",
-    "kernel-always",
-)
 def test_times_and_blocks_after_a_store_into_a_map(directory: Path) -> None:
     """After close(2) at the latest, stat(2) shows times and blocks of a store: mmap(2)."""
     for number in range(ROUNDS):

@@ -55,12 +55,6 @@ def after_forgetting(read: Callable[[], dict[str, int]], before: dict[str, int])
 
 
 @large_numbers
-@pytest.mark.fault(
-    "inode numbers",
-    "if the source's numbers need more than 47 bits, st_ino is not the host's",
-    "kernel-auto-overlay",
-    "libfuse-auto-overlay",
-)
 def test_large_numbers_are_those_of_the_host(ground: Ground) -> None:
     """A file on the source's own device has the host's number: stat(2)."""
     right = numbers(ground.beneath / LOWER)
@@ -71,23 +65,12 @@ def test_large_numbers_are_those_of_the_host(ground: Ground) -> None:
 
 
 @large_numbers
-@pytest.mark.fault(
-    "inode numbers",
-    "if the source's numbers need more than 47 bits, d_ino is not st_ino",
-    "kernel-auto-overlay",
-)
 def test_large_numbers_are_the_same_in_a_listing(ground: Ground) -> None:
     """A listing has the numbers that stat(2) gives: readdir(3)."""
     assert listed(ground.top / LISTED) == numbers(ground.top / LISTED)
 
 
 @large_numbers
-@pytest.mark.fault(
-    "inode numbers",
-    "if the source's numbers need more than 47 bits, st_ino changes whenever the kernel forgets",
-    "kernel-auto-overlay",
-    "libfuse-auto-overlay",
-)
 def test_large_numbers_stay(ground: Ground) -> None:
     """A file keeps its number after the kernel has forgotten it."""
     before = numbers(ground.top / LOWER)
@@ -115,11 +98,6 @@ def test_numbers_of_submounts_are_the_same_in_a_listing(ground: Ground) -> None:
 
 
 @two_disks
-@pytest.mark.fault(
-    "inode numbers",
-    "if the source's numbers need more than 47 bits, d_ino is not st_ino",
-    "kernel-auto-submounts",
-)
 def test_large_numbers_of_a_submount_are_the_same_in_a_listing(ground: Ground) -> None:
     """A listing in a submount has the numbers that stat(2) gives: readdir(3)."""
     directory = ground.top / LARGE_SUBMOUNT / LISTED
@@ -135,11 +113,6 @@ def test_large_numbers_of_a_submount_are_the_same_in_a_listing(ground: Ground) -
         pytest.param(
             (*SUBMOUNTS, LARGE_SUBMOUNT),
             id="large",
-            marks=pytest.mark.fault(
-                "inode numbers",
-                "if the source's numbers need more than 47 bits, st_ino changes whenever the"
-                " kernel forgets",
-            ),
         ),
     ],
 )
@@ -160,11 +133,6 @@ def test_numbers_of_submounts_stay(ground: Ground, names: tuple[str, ...]) -> No
 
 
 @pytest.mark.columns("kernel-auto-submounts", "libfuse-auto-submounts")
-@pytest.mark.fault(
-    "inode numbers",
-    "d_ino of a mount point below the source is that of the directory under the mount, not st_ino",
-    "kernel-auto-submounts",
-)
 def test_a_mount_point_has_one_number(ground: Ground) -> None:
     """The volume has one st_dev, so d_ino of a mount point must be the mounted root's number."""
     assert listed(ground.top) == numbers(ground.top)

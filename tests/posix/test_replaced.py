@@ -14,9 +14,6 @@ from tests.support.tools.files import outcome
 
 CHANGES = 300
 AT_LEAST_S, AT_MOST_S = 2.0, 10.0
-# With the fault there are about as many errors as changes. Without the fault, an error needs a
-# thread that waits for a processor for 50 ms between LOOKUP and OPEN.
-TOLERATED = 5
 # The scheduler prefers processes that have slept, under any load. So several replacements happen
 # between LOOKUP and OPEN of every other open(2).
 PAUSE_S = 100e-6
@@ -50,12 +47,8 @@ def replace_in_the_volume(directory: Path) -> None:
             name.rename(directory / "doc")
 
 
+@pytest.mark.slow
 @every_way_to_hold
-@pytest.mark.fault(
-    "opening a file that has lost its name",
-    "while another process replaces the file by rename(2), open(2) may fail with ESTALE, with"
-    " `inode_file_handles=mandatory` also with ENOMEM",
-)
 @pytest.mark.parametrize("replacer", ["host", "volume"])
 def test_opening_while_other_processes_replace_the_file(
     directory: Path, beneath: Path, replacer: str
@@ -72,7 +65,7 @@ def test_opening_while_other_processes_replace_the_file(
     with contextlib.ExitStack() as running:
         for replace in replacers[replacer]:
             running.enter_context(ROOT.start(replace))
-        while errors.total() <= TOLERATED:
+        while not errors:
             spent_s = time.monotonic() - start
             if spent_s > AT_MOST_S or (spent_s > AT_LEAST_S and changes > CHANGES):
                 break
@@ -85,16 +78,11 @@ def test_opening_while_other_processes_replace_the_file(
             changes += number != last
             last = number
 
-    assert errors.total() <= TOLERATED, (errors, changes)
+    assert not errors, changes
     assert changes > 1
 
 
 @every_way_to_hold
-@pytest.mark.fault(
-    "opening a file that has lost its name",
-    "a file with an O_PATH descriptor cannot be opened through /proc/self/fd after it was removed"
-    " or replaced (ESTALE)",
-)
 @pytest.mark.parametrize("how", ["unlinked", "replaced"])
 def test_opening_a_removed_file_held_by_o_path(directory: Path, how: str) -> None:
     """A descriptor refers to the file, not to its name: open(2), O_PATH."""
@@ -102,11 +90,6 @@ def test_opening_a_removed_file_held_by_o_path(directory: Path, how: str) -> Non
 
 
 @pytest.mark.columns("control", "kernel-auto-fresh", "libfuse-auto-fresh")
-@pytest.mark.fault(
-    "opening a file that has lost its name",
-    "a file with an O_PATH descriptor cannot be opened through /proc/self/fd after it was removed"
-    " or replaced (ESTALE)",
-)
 @pytest.mark.parametrize("how", ["unlinked", "replaced"])
 def test_opening_a_file_held_by_o_path_and_removed_on_the_host(
     directory: Path, beneath: Path, how: str
@@ -155,13 +138,6 @@ BY_PATH: dict[str, Change] = {
 
 @pytest.mark.columns(
     "control", "kernel-always-fresh", "libfuse-always-fresh", "kernel-auto-handles-mandatory"
-)
-@pytest.mark.fault(
-    "changes by path",
-    "a change by path right after the host has replaced the file is lost, although the call"
-    " succeeds; link(2) fails with ENOENT",
-    "kernel-always-fresh",
-    "libfuse-always-fresh",
 )
 @pytest.mark.parametrize("name", BY_PATH)
 def test_a_change_by_path_after_a_replacement(directory: Path, beneath: Path, name: str) -> None:

@@ -110,11 +110,6 @@ def kept() -> Kept:
 
 
 @pytest.mark.slow
-@pytest.mark.fault(
-    "space of files that the host deletes",
-    "the space of a file or directory that the host deletes is not freed while the kernel"
-    " has its inode cached, for example after `ls -l`",
-)
 @pytest.mark.parametrize(("column", "load"), CASES)
 def test_the_space_of_files_that_the_host_deletes_is_freed(
     kept: Kept, column: str, load: str
@@ -124,9 +119,6 @@ def test_the_space_of_files_that_the_host_deletes_is_freed(
 
 
 Take = Callable[[Path, int, int], object]
-reserve_is_taken = pytest.mark.fault(
-    "reserved blocks", "users without privilege write into the blocks that ext4 reserves for root"
-)
 TAKES: dict[str, Take] = {
     "write": lambda _, fd, at: os.pwrite(fd, bytes(PIECE_BYTES), at),
     "fallocate": lambda _, fd, at: os.posix_fallocate(fd, at, PIECE_BYTES),
@@ -170,13 +162,7 @@ def nearly_full(directory: Path, beneath: Path) -> Iterator[int]:
 @pytest.mark.columns(
     *("control-ext4", "kernel-auto-ext4", "kernel-auto-passthrough-off-ext4", "libfuse-auto-ext4")
 )
-@pytest.mark.parametrize(
-    "way",
-    [
-        *(pytest.param(way, marks=reserve_is_taken) for way in ("write", "fallocate", "copy")),
-        "mkdir",
-    ],
-)
+@pytest.mark.parametrize("way", ["write", "fallocate", "copy", "mkdir"])
 def test_users_cannot_take_reserved_blocks(
     nearly_full: int, directory: Path, beneath: Path, way: str
 ) -> None:

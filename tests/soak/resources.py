@@ -1,9 +1,11 @@
 """The resources of a worker: counts from /proc and the worker's own, and leaks among them."""
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
+import stat
 import subprocess
 import time
 from collections import Counter
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from tests.soak.lap import forget
 from tests.support.tools.mounted import Mounted, device_of
-from tests.support.tools.processes import children
+from tests.support.tools.processes import children, parent
 from tests.support.tools.rings import rings
 
 LIMIT_S = 30.0
@@ -40,7 +42,7 @@ class Resources(NamedTuple):
     threads: int
     """Threads without a ring of io_uring. Those with a ring stay, queues.pyx."""
     processes: Mapping[int, str]
-    """PID -> state (Z is a zombie): the worker's children, and its parent's other children."""
+    """PID -> state (Z is a zombie): children of worker, guards and command, without live guards."""
     unanswered: int
     """Requests that the worker has not answered."""
 
@@ -75,12 +77,11 @@ class Watch(NamedTuple):
         """Return the current resources."""
         answer = self._ask()
         pid = self.served.worker_pid
-        others = children(pid) | children(self.served.process.pid) - {pid}
         return Resources(
             answer["held"],
             _descriptors(pid),
             len(os.listdir(f"/proc/{pid}/task")) - rings(pid),
-            {other: _status(other)["State"] for other in others},
+            _others(pid, self.served.process.pid),
             _unanswered(self.served.mountpoint),
         )
 
@@ -121,9 +122,36 @@ class Watch(NamedTuple):
         return answer
 
 
+def locked(top: Path) -> list[str]:
+    """Return the regular files below *top* that are still locked."""
+    found = []
+    for directory, _, names in os.walk(top):
+        for path in (os.path.join(directory, name) for name in names):
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                continue
+            with open(path, "rb+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(path)
+    return found
+
+
 def _status(pid: int) -> Mapping[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _others(worker: int, command: int) -> dict[int, str]:
+    makers = {worker, parent(worker), command}
+    found = {}
+    for pid in {child for maker in makers for child in children(maker)} - {worker}:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended since the listing
+            status = _status(pid)
+            if status["Name"] != "passfs-guard" or status["State"].startswith("Z"):
+                found[pid] = status["State"]
+    return found
 
 
 def _descriptors(pid: int) -> Counter[str]:

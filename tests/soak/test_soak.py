@@ -18,7 +18,6 @@ operations, but their interleaving depends on the machine. TMPDIR=/dev/shm puts 
 memory, which gives more operations in the same time, and fewer waits.
 """
 
-import fcntl
 import os
 import socket
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ import pytest
 from tests.fuzz import tree
 from tests.fuzz.differential import ALARMING
 from tests.soak.lap import Lap, noting
-from tests.soak.resources import Memory, Resources, Watch
+from tests.soak.resources import Memory, Resources, Watch, locked
 from tests.support.tools.mounted import mounted
 from tests.support.tools.rings import switched_for
 
@@ -110,19 +109,3 @@ def run_lap(lap: Lap, watch: Watch, before: Resources) -> list[str]:
         with noting("counting resources", wrong):
             wrong += [f"left over: {line}" for line in watch.settled(before).more_than(before)]
     return wrong + outcome.wrong
-
-
-def locked(top: Path) -> list[str]:
-    """Return the files below *top* that are still locked."""
-    found = []
-    for directory, _, names in os.walk(top):
-        for path in (os.path.join(directory, name) for name in names):
-            if os.path.islink(path):
-                continue
-            with open(path, "rb+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    found.append(path)
-    return found

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from tests.support.tools.mounted import Mounted, mounted
 
 LIMIT_S = 30.0
 EVENTS = 0xFFF  # IN_ALL_EVENTS, inotify(7)
+IN_MODIFY = 0x2
+EVENT = struct.Struct("=iIII")  # wd, mask, cookie, len; the name follows
 SETTLE_S = 0.2  # for events that must not come
 CLOSED_S = 5.0  # RELEASE follows close(2) within milliseconds
 POLL_S = 0.01
@@ -96,6 +99,16 @@ def test_an_edit_in_the_volume_makes_inotify_events_on_the_host(served: Mounted)
         (served.mountpoint / "file").write_text("edited in the volume")
 
         assert os.read(fd, 4096)
+
+
+def test_truncate_makes_the_inotify_event_that_it_makes_on_the_host(served: Mounted) -> None:
+    """A watcher of the host takes the close of a file that was open for writing for a new file."""
+    with watched(served.source) as fd:
+        os.truncate(served.mountpoint / "file", 3)
+        events = os.read(fd, 4096)
+
+    assert EVENT.unpack_from(events)[1] == IN_MODIFY
+    assert len(events) == EVENT.size + EVENT.unpack(events[: EVENT.size])[3]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from passthrough.options.choices import (
     Sandbox,
     SessionKind,
     Squash,
+    Standby,
     Transport,
 )
 from passthrough.options.effective import (
@@ -159,7 +160,8 @@ def test_options_without_a_conflict_stay(requested: Requested) -> None:
 
     assert effective.notes == ()
     for rule in RULES:
-        assert getattr(effective, rule.option) == getattr(requested, rule.option)
+        wanted = getattr(requested, rule.option)
+        assert wanted is None or getattr(effective, rule.option) == wanted
 
 
 def test_every_rule_is_tested_above() -> None:
@@ -205,6 +207,9 @@ def test_every_value_that_was_left_open_is_decided() -> None:
     assert effective.session is automatic(RELEASE).session
     assert decided(Requested(session=SessionKind.LIBFUSE)).killpriv_v2 is False
     assert decided(Requested(session=SessionKind.KERNEL)).killpriv_v2 is True
+    assert decided(Requested(session=SessionKind.LIBFUSE)).posix_acl is False
+    assert decided(Requested(session=SessionKind.KERNEL)).posix_acl is True
+    assert decided(Requested(session=SessionKind.KERNEL, xattr=False)).posix_acl is False
     assert effective.entry_timeout == effective.dir_entry_timeout == 0
     assert effective.attr_timeout == effective.dir_attr_timeout == 2
     still_open = {name for name in OPTIONS if getattr(effective, name) is None}
@@ -390,6 +395,35 @@ def test_the_transport_is_described_with_the_reason(
     assert str(described(effective, RELEASE)["transport"]).startswith(description)
     assert description.startswith(f"{effective.transport}: ")
     assert values_of(decided(requested_again(effective))) == values_of(effective)
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected", "noted"),
+    [
+        (Requested(session=SessionKind.KERNEL), "on: another process makes", False),
+        (Requested(session=SessionKind.KERNEL, standby=Standby.ON), "on: as asked for", False),
+        (Requested(session=SessionKind.KERNEL, standby=Standby.OFF), "off: as asked for", False),
+        (Requested(session=SessionKind.LIBFUSE), "off: with session=libfuse", False),
+        (
+            Requested(session=SessionKind.LIBFUSE, standby=Standby.ON),
+            "off: with session=libfuse",
+            True,
+        ),
+        (
+            Requested(session=SessionKind.KERNEL, transport=Transport.IO_URING, standby=Standby.ON),
+            "off: with transport=io_uring",
+            True,
+        ),
+    ],
+)
+def test_the_standby_is_described_with_the_reason(
+    requested: Requested, expected: str, *, noted: bool
+) -> None:
+    effective = decided(requested)
+
+    assert str(described(effective, RELEASE)["standby"]).startswith(expected)
+    assert expected.startswith(f"{effective.standby}: ")
+    assert [note.option for note in effective.notes] == ["standby"] * noted
 
 
 @pytest.mark.parametrize("transport", [Transport.AUTO, Transport.DEV])

@@ -14,6 +14,7 @@ from passthrough.options.choices import (
     Sandbox,
     SessionKind,
     Squash,
+    Standby,
     Submounts,
     Transport,
 )
@@ -64,6 +65,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "submounts": {"cross": Submounts.CROSS, "HIDE": Submounts.HIDE},
     "session": {"auto": SessionKind.AUTO, "libfuse": SessionKind.LIBFUSE},
     "transport": {"auto": Transport.AUTO, "dev": Transport.DEV, "IO_URING": Transport.IO_URING},
+    "standby": {"on": Standby.ON, "OFF": Standby.OFF},
     "passthrough": {
         "auto": Passthrough.AUTO,
         "ON": Passthrough.ON,
@@ -199,7 +201,7 @@ def test_without_options_every_value_is_the_default() -> None:
         no_open=False,
         no_opendir=False,
         killpriv_v2=None,
-        posix_acl=False,
+        posix_acl=None,
         locks=None,
         mode=None,
         uid=None,
@@ -432,6 +434,7 @@ def test_a_number_that_the_session_lacks_is_refused(
     ("option", "value"),
     [
         *(("no_open", "false"), ("killpriv_v2", "false"), ("transport", "dev")),
+        ("posix_acl", "false"),
         *(("transport", "auto"), ("passthrough", "off"), ("passthrough", "auto")),
     ],
 )
@@ -481,6 +484,7 @@ def test_every_option_is_shown_as_text() -> None:
         "submounts": "cross",
         "session": "auto",
         "transport": "auto",
+        "standby": "on with session=kernel, except over io_uring",
         "passthrough": "auto",
         "map_uid": "none",
         "map_gid": "none",
@@ -491,8 +495,8 @@ def test_every_option_is_shown_as_text() -> None:
         "no_open": "false",
         "no_opendir": "false",
         "killpriv_v2": "true with session=kernel",
-        "posix_acl": "false",
-        "locks": "host with session=kernel",
+        "posix_acl": "true with session=kernel",
+        "locks": "host with a source and session=kernel, else local",
         "mode": "none",
         "uid": "none",
         "gid": "none",

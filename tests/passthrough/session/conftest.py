@@ -14,7 +14,7 @@ from tests.support.fakes.kernel import EVERYTHING, Connect, Kernel
 from tests.support.tools.implementations import IMPLEMENTATIONS, ByteSession
 from tests.support.tools.options import effective
 
-KERNEL = effective(session=SessionKind.KERNEL)
+KERNEL = effective(session=SessionKind.KERNEL, posix_acl=False)
 # A socket in place of /dev/fuse takes no ioctl(2), which passthrough needs.
 OFFERED = EVERYTHING & ~Init.PASSTHROUGH
 

@@ -14,11 +14,13 @@ from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import Connect, Kernel, attributes, entry, listed, text
 from tests.support.tools import abi, wire
 from tests.support.tools.bodies import BODIES
+from tests.support.tools.host_calls import RENAME_WHITEOUT
 from tests.support.tools.mounts import MS_BIND
 from tests.support.tools.options import effective
 
 ATTR_SUBMOUNT = 1  # FUSE_ATTR_SUBMOUNT
 COUNTED = 1 << 55
+RECENT = 64
 HANDLES = [InodeFileHandles.NEVER, InodeFileHandles.MANDATORY]
 
 
@@ -106,7 +108,7 @@ def test_requests_reach_the_file_however_it_is_held(
     assert names[b"second"][1] == (source / "moved").stat().st_ino
 
 
-@pytest.mark.parametrize("removal", ["UNLINK", "RMDIR", "RENAME", "RENAME2"])
+@pytest.mark.parametrize("removal", ["UNLINK", "RMDIR", "RENAME", "RENAME2", "whiteout"])
 def test_a_file_removed_through_the_volume_keeps_its_number(
     held: Callable[..., Kernel], source: Path, removal: str
 ) -> None:
@@ -119,9 +121,11 @@ def test_a_file_removed_through_the_volume_keeps_its_number(
     body = {
         "RENAME": wire.RENAME_IN.pack(abi.ROOT_ID) + text(b"other", b"old"),
         "RENAME2": wire.RENAME2_IN.pack(abi.ROOT_ID, 0) + text(b"other", b"old"),
+        "whiteout": wire.RENAME2_IN.pack(abi.ROOT_ID, RENAME_WHITEOUT) + text(b"other", b"old"),
     }.get(removal, text(b"old"))
 
-    succeeds(kernel, Opcode[removal], body)
+    succeeds(kernel, Opcode["RENAME2" if removal == "whiteout" else removal], body)
+    find_others(kernel, source)  # which takes the place of the descriptor that a lookup leaves
 
     assert stat_of(kernel, old)["nlink"] == 0
     assert stat_of(kernel, old)["ino"] == number
@@ -148,18 +152,25 @@ def test_a_removal_that_fails_or_leaves_a_link_keeps_nothing_open(
     assert open_descriptors() == before
 
 
+def find_others(kernel: Kernel, source: Path) -> None:
+    """Look up as many files as the core keeps open."""
+    for index in range(RECENT):
+        (source / f"other-{index}").touch()
+        kernel.lookup(b"other-%d" % index)
+
+
 def test_a_file_that_the_host_deletes_is_stale(held: Callable[..., Kernel], source: Path) -> None:
     (source / "file").touch()
     kernel = held(InodeFileHandles.MANDATORY)
     nodeid = kernel.lookup(b"file")
     (source / "file").unlink()
+    find_others(kernel, source)
 
     for opcode in ("GETATTR", "OPEN", "GETXATTR", "LISTXATTR", "STATX", "READLINK", "ACCESS"):
         body = b"" if opcode == "READLINK" else BODIES.get(opcode, wire.GETATTR_IN.pack(0, 0))
         if opcode != "ACCESS":
             assert kernel.ask(Opcode[opcode], body, nodeid).error == errno.ESTALE, opcode
-    kernel.granted.clear()
-    kernel.tell(Opcode.FORGET, wire.FORGET_IN.pack(1), nodeid)
+    kernel.forget_all()
 
 
 def test_a_file_with_a_reused_number_is_another_inode(
@@ -170,6 +181,7 @@ def test_a_file_with_a_reused_number_is_another_inode(
     number = (source / "old").stat().st_ino
     kernel = held(InodeFileHandles.MANDATORY)
     old = find(kernel, b"old")
+    find_others(kernel, source)
     (source / "old").unlink()
     name = created_with(source, number)
 

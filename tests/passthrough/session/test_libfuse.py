@@ -1,4 +1,4 @@
-"""The adapter between pyfuse3 and the core, called as pyfuse3 calls it, without a mount."""
+"""session/libfuse.py: each handler of pyfuse3, called as pyfuse3 calls it, without a mount."""
 
 import errno
 import logging
@@ -12,7 +12,7 @@ import pyfuse3
 import pytest
 from pyfuse3 import EntryAttributes, FUSEError
 
-from passthrough.native.face import Core
+from passthrough.core.face import Core
 from passthrough.session import libfuse
 from passthrough.session.abi import Opcode
 from passthrough.session.kernel import Served
@@ -241,7 +241,7 @@ def test_setattr_carries_what_is_to_change_and_nothing_else(
 
 
 def test_a_descriptor_that_is_not_open_is_an_oserror() -> None:
-    """Whoever starts the session reports it in a sentence: libfuse's own error has no number."""
+    """The worker reports the error in a sentence: libfuse's own error has no number."""
     fd = os.open("/dev/null", os.O_RDWR)
     os.close(fd)
     served = cast("Served", SimpleNamespace(core=Recording(), config=effective()))

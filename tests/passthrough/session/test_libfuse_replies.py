@@ -1,6 +1,7 @@
-"""What pyfuse3 gets from a reply of the core: attributes, open flags, and listings.
+"""binding.pyx: pyfuse3's objects, filled from replies of the core, and requests made of them.
 
-pyfuse3's own code looks at the objects here, so that it proves where their fields lie.
+pyfuse3's own code reads the objects. So the tests fail if the fields lie elsewhere in a new version
+of pyfuse3.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ import pyfuse3
 import pytest
 from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken
 
-from passthrough.native import binding
+from passthrough.core import binding
 from passthrough.options.choices import CachePolicy
 from passthrough.session.kernel import Served
 from tests.support.tools import abi, wire
@@ -151,7 +152,7 @@ class Token(ctypes.Structure):
 
 
 class Listing:
-    """What pyfuse3 fills, with room for so many bytes."""
+    """A buffer of pyfuse3 that a listing fills, with room for some bytes."""
 
     def __init__(self, room: int) -> None:
         self.token = ReaddirToken()

@@ -5,14 +5,23 @@ import logging
 import os
 import socket
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pyfuse3.asyncio
 import pytest
 
-from passthrough.session import libfuse, shutdown
+from passthrough.core.face import Core
+from passthrough.options.choices import SessionKind
+from passthrough.session import abi, libfuse, shutdown
+from passthrough.session.abi import Opcode
 from passthrough.session.kernel import Served
 from passthrough.session.libfuse_run import Scheduler, run
+from tests.support.tools import wire
+from tests.support.tools.abi import Notification
+from tests.support.tools.options import effective
 
 
 def test_a_scheduler_has_all_that_pyfuse3_uses_of_trio() -> None:
@@ -56,7 +65,7 @@ def test_an_end_of_the_connection_during_a_read_is_no_failure(
 
     monkeypatch.setattr(libfuse, "serve", serve)
     with open("/dev/fuse", "rb", buffering=0) as fuse:
-        run(cast("Served", None), fuse.fileno(), lambda _: None, None)
+        run(cast("Served", SimpleNamespace(core=None)), fuse.fileno(), lambda _: None, None)
 
 
 class Ends:
@@ -67,9 +76,9 @@ class Ends:
         self.wakeup, self.signal = socket.socketpair()
         self.life, self.keeper = socket.socketpair()
 
-    def wait(self) -> None:
+    def wait(self, core: Core | None = None) -> None:
         """Wait as pyfuse3 does; the task must not be suspended."""
-        scheduler = Scheduler(self.fuse.fileno(), self.wakeup.fileno(), self.life.fileno())
+        scheduler = Scheduler(self.fuse.fileno(), self.wakeup.fileno(), self.life.fileno(), core)
 
         async def task() -> None:
             await scheduler.wait_readable(self.fuse.fileno())
@@ -86,6 +95,33 @@ def ends() -> Iterator[Ends]:
     ends = Ends()
     yield ends
     ends.close()
+
+
+@pytest.mark.parametrize(
+    ("minor", "codes"), [(abi.LEAST_MINOR, []), (abi.MINOR, [Notification.PRUNE])]
+)
+def test_only_a_kernel_that_can_is_asked_to_forget_removed_files(
+    ends: Ends, source: Path, minor: int, codes: list[int]
+) -> None:
+    """The host has removed the file. NOTIFY_PRUNE came with protocol 7.45."""
+    (source / "file").touch()
+    served = Served(effective(session=SessionKind.LIBFUSE), os.open(source, os.O_PATH))
+    served.core.agree(0, minor, passthrough=False)
+    served.core.use_device(ends.fuse.fileno())
+    with ThreadPoolExecutor(1) as thread:  # serving takes capabilities from the thread
+        asked = (Opcode.LOOKUP, abi.ROOT_ID, 0, 0, os.getpid(), b"file\0")
+        thread.submit(served.core.call, *asked).result()
+    (source / "file").unlink()
+    ends.kernel.send(b"request")
+
+    ends.wait(served.core)
+
+    served.close()
+    ends.fuse.shutdown(socket.SHUT_WR)
+    sent = ends.kernel.recv(1024)
+    assert [
+        code for _, code, _ in wire.OUT_HEADER.iter_unpack(sent[: wire.OUT_HEADER.size])
+    ] == codes
 
 
 def test_wait_readable_returns_if_there_is_a_request(

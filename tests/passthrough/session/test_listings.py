@@ -1,4 +1,4 @@
-"""Directory streams as bytes: what a listing has, what it leaves out, where it ends."""
+"""OPENDIR, READDIR, READDIRPLUS and RELEASEDIR, as bytes of requests and replies."""
 
 import contextlib
 import errno

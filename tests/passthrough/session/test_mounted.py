@@ -57,6 +57,27 @@ def test_no_open_files_are_read_written_and_released(base: Path, options: dict[s
         os.close(fd)
 
 
+@pytest.mark.parametrize("handles", ["never", "mandatory"])
+def test_no_open_serves_new_files_without_a_name_or_rights(base: Path, handles: str) -> None:
+    with volume(base, cache="always", no_open="", inode_file_handles=handles) as served:
+        (served.source / "old").write_bytes(b"old")
+        assert (served.mountpoint / "old").read_bytes() == b"old"
+
+        def written(flags: int) -> bytes:
+            fd = os.open(
+                served.mountpoint / ("" if flags & os.O_DIRECTORY else "new"), flags, 0o400
+            )
+            os.write(fd, b"text")
+            os.fsync(fd)
+            content = os.pread(fd, 10, 0)
+            os.close(fd)
+            return content
+
+        for flags in (os.O_TMPFILE | os.O_RDWR, os.O_CREAT | os.O_EXCL | os.O_RDWR):
+            assert CALLERS[0].run(partial(written, flags)) == b"text"
+        assert (served.source / "new").read_bytes() == b"text"
+
+
 def test_no_open_reads_files_of_a_read_only_volume(base: Path) -> None:
     with volume(base, cache="always", no_open="", ro="") as served:
         (served.source / "file").write_bytes(b"content")
@@ -227,7 +248,7 @@ def test_an_acl_set_by_a_user_outside_the_group_clears_the_sgid_bit(base: Path) 
 
 
 def test_acls_are_refused_without_posix_acl(base: Path) -> None:
-    with volume(base) as served:
+    with volume(base, posix_acl="false") as served:
         value = acl((OWNER, 7, NO_ID), (GROUP, 5, NO_ID), (OTHER, 5, NO_ID))
         refused(
             errno.EOPNOTSUPP,
@@ -324,11 +345,12 @@ def test_surplus_threads_leave(base: Path) -> None:
             for fd in fds:
                 os.close(fd)
 
-        assert most > 2
+        rest = 1 + min(2, len(os.sched_getaffinity(0)))  # the main thread, and readers
+        assert most > rest
         deadline = time.monotonic() + LIMIT_S / 2
-        while len(os.listdir(tasks)) > 2 and time.monotonic() < deadline:
+        while len(os.listdir(tasks)) > rest and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(os.listdir(tasks)) == 2  # the main thread, and one that serves
+        assert len(os.listdir(tasks)) == rest
 
 
 def _written_and_synced(fd: int) -> None:

@@ -3,17 +3,20 @@
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import select
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.fakes.hung import HungSource
 from tests.support.tools.callers import ROOT, Call, together
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.pids import threads_limited
@@ -24,6 +27,8 @@ pytestmark = pytest.mark.full
 LIMIT_S = 60.0
 MORE_THREADS = 3
 ENOUGH_WAITERS = 16  # more than the threads that can be started, also over io_uring
+STAT_CALLS = ("262 ", "79 ")  # newfstatat(2), x86_64 and aarch64
+STAT = "import os, sys; os.stat(sys.argv[1])"
 WAITING = 300  # more than _MAX_THREADS, which does not count waits for locks
 
 
@@ -125,6 +130,35 @@ def test_a_caller_killed_while_it_waits_ends_at_once(base: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_a_thread_that_hangs_for_ever_delays_few_locks(base: Path) -> None:
+    """A lock that is refused waits for requests of before, 60 ms at most, and once for each."""
+    with contextlib.ExitStack() as stack:
+        (base / "source" / "hung").mkdir(parents=True)
+        hung = HungSource(base / "source" / "hung")
+        stack.callback(hung.close)
+        served = stack.enter_context(volume(base))
+        file = stack.enter_context((served.source / "file").open("w"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        asking = stack.enter_context((served.mountpoint / "file").open())
+        stat = [sys.executable, "-S", "-c", STAT, str(served.mountpoint / "hung")]
+        hanging = stack.enter_context(subprocess.Popen(stat, stderr=subprocess.DEVNULL))
+        stack.callback(hung.release)
+        stack.callback(hanging.kill)
+        while not hangs(served.worker_pid):
+            assert hanging.poll() is None
+        began = time.monotonic()
+        for _ in range(10):
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(asking, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert time.monotonic() - began < 0.4
+
+
+def hangs(pid: int) -> bool:
+    """Return whether a thread of process *pid* looks at the file system that does not answer."""
+    calls = [(task / "syscall").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return any(call.startswith(STAT_CALLS) for call in calls)
+
+
 def test_local_locks_do_not_reach_the_host(base: Path) -> None:
     with volume(base, locks="local") as served:
         path = served.mountpoint / "file"
@@ -189,6 +223,19 @@ def test_the_last_thread_waits_for_no_lock(base: Path, transport: str, *, whole:
             assert lock(path, whole=whole) == "locked"
         assert set(outcomes) == {"locked", "ENOLCK"}
         assert served.logged().count("cannot start more than") == 1
+
+
+def test_a_lock_shows_the_host_s_data_if_no_process_can_be_made(base: Path) -> None:
+    """The pages that the kernel drops are those of a mapping, which ask for no attributes."""
+    with volume(base, passthrough="off", cache="auto") as served:
+        path = served.mountpoint / "file"
+        path.write_bytes(b"old")
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 3) as pages:
+            assert pages[:] == b"old"
+            with threads_limited(served.worker_pid, 0):
+                (served.source / "file").write_bytes(b"new")
+                fcntl.lockf(file, fcntl.LOCK_EX)
+                assert pages[:] == b"new"
 
 
 def wait_for_first(waiters: Sequence[Call[str]]) -> None:

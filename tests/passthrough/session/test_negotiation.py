@@ -17,7 +17,9 @@ USUAL = (
     *(Init.INIT_EXT, Init.MAX_PAGES, Init.BIG_WRITES, Init.SETXATTR_EXT, Init.ASYNC_READ),
     *(Init.ASYNC_DIO, Init.PARALLEL_DIROPS, Init.DO_READDIRPLUS, Init.READDIRPLUS_AUTO),
     *(Init.CACHE_SYMLINKS, Init.SUBMOUNTS, Init.HAS_EXPIRE_ONLY, Init.HAS_RESEND),
+    Init.NO_EXPORT_SUPPORT,
 )
+ACLS = {Init.POSIX_ACL, Init.DONT_MASK}
 LOCKS = {Init.POSIX_LOCKS, Init.FLOCK_LOCKS}
 # Options, and the features that they want beside the usual ones.
 WANTED: dict[str, tuple[Effective, set[Init]]] = {
@@ -25,44 +27,50 @@ WANTED: dict[str, tuple[Effective, set[Init]]] = {
         effective(session=KERNEL),
         {
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
-            *{Init.PASSTHROUGH, *LOCKS},
+            *{Init.PASSTHROUGH, *LOCKS, *ACLS},
         },
     ),
     "always": (
-        effective(session=KERNEL, cache=CachePolicy.ALWAYS, killpriv_v2=False, locks=Locks.LOCAL),
+        effective(
+            session=KERNEL,
+            cache=CachePolicy.ALWAYS,
+            killpriv_v2=False,
+            posix_acl=False,
+            locks=Locks.LOCAL,
+        ),
         {Init.ATOMIC_O_TRUNC, Init.EXPLICIT_INVAL_DATA, Init.PASSTHROUGH},
     ),
     "not passed through": (
         effective(session=KERNEL, passthrough=Passthrough.OFF),
-        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS},
+        {Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA, *LOCKS, *ACLS},
     ),
     "over rings": (
         effective(session=KERNEL, transport=Transport.IO_URING),
         {
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
-            *{Init.PASSTHROUGH, Init.OVER_IO_URING, *LOCKS},
+            *{Init.PASSTHROUGH, Init.OVER_IO_URING, *LOCKS, *ACLS},
         },
     ),
     "never opened": (
         effective(session=KERNEL, cache=CachePolicy.ALWAYS, no_open=True, no_opendir=True),
         {
             *(Init.NO_OPEN_SUPPORT, Init.NO_OPENDIR_SUPPORT),
-            *(Init.HANDLE_KILLPRIV_V2, Init.EXPLICIT_INVAL_DATA),
+            *(Init.HANDLE_KILLPRIV_V2, Init.EXPLICIT_INVAL_DATA, *ACLS),
         },
     ),
     "idmapped": (
         effective(session=KERNEL, idmap=True),
         {
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
-            *{Init.PASSTHROUGH, Init.ALLOW_IDMAP, *LOCKS},
+            *{Init.PASSTHROUGH, Init.ALLOW_IDMAP, *LOCKS, *ACLS},
         },
     ),
-    "ACLs and writeback": (
-        effective(session=KERNEL, posix_acl=True, writeback=True),
+    "writeback": (
+        effective(session=KERNEL, writeback=True),
         {
             *LOCKS,
             *(Init.ATOMIC_O_TRUNC, Init.HANDLE_KILLPRIV_V2, Init.AUTO_INVAL_DATA),
-            *(Init.POSIX_ACL, Init.DONT_MASK, Init.WRITEBACK_CACHE),
+            *(*ACLS, Init.WRITEBACK_CACHE),
         },
     ),
 }
@@ -91,8 +99,8 @@ def test_a_feature_that_is_not_offered_is_not_used() -> None:
     by_name = {feature.feature: feature for feature in agreed.features}
     assert by_name["cache_symlinks"][2:] == (False, "the kernel does not offer it")
     assert by_name["max_pages"].used
-    assert not by_name["posix_acl"].used
-    assert by_name["posix_acl"].reason.endswith("with posix_acl")
+    assert not by_name["writeback_cache"].used
+    assert by_name["writeback_cache"].reason.endswith("with writeback")
 
 
 @pytest.mark.parametrize("minor", [40, 44, 45, 99])

@@ -7,24 +7,39 @@ import mmap
 import os
 import shutil
 import stat
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from passthrough.linux import privileges
 from passthrough.options.choices import Atime, CachePolicy, Sandbox, SessionKind
 from passthrough.options.effective import Effective
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import EVERYTHING, Connect, Kernel, Reply, entry, text
 from tests.support.tools import abi, wire
+from tests.support.tools.callers import ROOT
 from tests.support.tools.checks import descriptors_below
+from tests.support.tools.implementations import CoreSession
 from tests.support.tools.options import effective
 
 BLOCK = 4096
 UNCHECKED = 0o100000 | os.O_NOFOLLOW  # O_LARGEFILE, which the kernel adds; for new files alone
 NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 LAST = (1 << 64) - 1
+# Instructions of linux/filter.h: load the number of the call; if it is that of open_tree(2), answer
+# EPERM; allow all other calls.
+NO_OPEN_TREE = b"".join(
+    struct.pack("=HBBI", *words)
+    for words in (
+        (0x20, 0, 0, 0),
+        (0x15, 0, 1, 428),
+        (0x06, 0, 0, 0x5_0001),
+        (0x06, 0, 0, 0x7FFF_0000),
+    )
+)
 
 
 def volume(**options: object) -> Effective:
@@ -44,6 +59,19 @@ def write(
 ) -> Reply:
     body = wire.WRITE_IN.pack(handle, offset, len(data), more, 0, flags) + data
     return kernel.ask(Opcode.WRITE, body)
+
+
+def test_a_creation_with_o_path_makes_a_file_and_opens_no_fifo(
+    kernel: Kernel, source: Path
+) -> None:
+    os.mkfifo(source / "fifo")
+    body = wire.CREATE_IN.pack(os.O_RDWR | os.O_PATH, 0o600, 0, 0) + text(b"fifo")
+    assert kernel.ask(Opcode.CREATE, body).error == errno.ESTALE  # it is there
+
+    _, handle = create(kernel, b"new", os.O_RDWR | os.O_PATH)
+    assert write(kernel, handle, 0, b"data").error == 0
+    assert (source / "new").read_bytes() == b"data"
+    kernel.release(handle)
 
 
 def read(kernel: Kernel, handle: int, offset: int, size: int, flags: int = 0) -> Reply:
@@ -111,6 +139,27 @@ def test_an_unnamed_file_may_get_a_name_unless_it_is_exclusive(
         (source / "name").unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_file_is_created_also_where_a_filter_refuses_open_tree(
+    source: Path, *, refuses: bool
+) -> None:
+    """A seccomp(2) filter may know no open_tree(2); the inode is an O_PATH descriptor."""
+
+    def created() -> tuple[bytes, list[int]]:
+        if refuses:
+            privileges.filter_calls(NO_OPEN_TREE)
+        session = CoreSession(source, volume())
+        nodeid, handle = create(kernel := Kernel(session, offered=0), b"new", os.O_RDWR)
+        write(kernel, handle, 0, b"kept")
+        kernel.release(handle)
+        held = [flags_of(fd) & os.O_PATH for fd in descriptors_below(source / "new")]
+        found = read(kernel, kernel.open(nodeid), 0, 10).body
+        session.close()
+        return found, held
+
+    assert ROOT.run(created) == (b"kept", [os.O_PATH])
+
+
 def test_a_file_is_opened_by_its_inode_not_by_its_name(kernel: Kernel, source: Path) -> None:
     (source / "file").write_bytes(b"kept")
     os.mkfifo(source / "fifo")
@@ -136,10 +185,36 @@ def test_a_file_without_a_name_is_opened_only_while_it_is_open(
     for handle in handles:
         kernel.release(handle)
 
-    for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
-        reply = kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0), nodeid)
-        assert reply.error == errno.ESTALE
+    reply = kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDWR, 0), nodeid)
+    assert reply.error == errno.ESTALE
     assert opened_below(source) == set()
+
+
+def test_a_caller_gets_estale_once_however_often_the_host_replaces_the_file(
+    kernel: Kernel, source: Path
+) -> None:
+    """The kernel repeats a call once after ESTALE, fs/namei.c; a second one reaches the caller."""
+
+    def replace(name: str) -> None:
+        (source / "new").touch()
+        (source / "new").rename(source / name)
+
+    def opening(nodeid: int) -> int:
+        return kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDONLY, 0), nodeid).error
+
+    for name in ("file", "other"):
+        replace(name)
+    first, other = kernel.lookup(b"file"), kernel.lookup(b"other")
+    replace("file")
+    replace("other")
+    refused = opening(first)
+    second = kernel.lookup(b"file")
+    replace("file")
+    reply = kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDONLY, 0), second)
+
+    assert (refused, reply.error) == (errno.ESTALE, 0)
+    assert opening(other) == errno.ESTALE  # not looked up since the refusal
+    kernel.release(wire.OPEN_OUT.unpack(reply.body)[0])
 
 
 def test_an_fh_is_never_given_twice(kernel: Kernel, source: Path) -> None:
@@ -387,6 +462,34 @@ def test_without_open_a_file_is_opened_once_until_it_is_forgotten(
     unopened.tell(Opcode.FORGET, wire.FORGET_IN.pack(1), nodeid)
     assert descriptors_below(source / "file") == set()
     assert without_open(unopened, nodeid).error == errno.ESTALE
+
+
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY, os.O_RDONLY])
+def test_without_open_a_new_file_is_not_left_open(
+    unopened: Kernel, source: Path, flags: int
+) -> None:
+    """The kernel closes no file with RELEASE, once it has had no answer to OPEN."""
+    nodeid, handle = create(unopened, b"file", flags)
+
+    assert handle == 0
+    assert opened_below(source) == set()
+    assert without_open(unopened, nodeid, b"ab").error == 0
+    assert without_open(unopened, nodeid).body == b"ab"
+    unopened.tell(Opcode.FORGET, wire.FORGET_IN.pack(1), nodeid)
+    assert descriptors_below(source / "file") == set()
+
+
+def test_without_open_a_read_only_volume_opens_files_only_to_be_read(
+    source: Path, connect: Connect
+) -> None:
+    (source / "file").write_bytes(b"0123")
+    kernel = connect(volume(cache=CachePolicy.ALWAYS, no_open=True, readonly=True))
+    nodeid = kernel.lookup(b"file")
+
+    assert without_open(kernel, nodeid, b"ab").error == errno.EROFS
+    assert without_open(kernel, nodeid).body == b"0123"
+    assert [flags_of(fd) for fd in opened_below(source)] == [os.O_RDONLY]
+    assert without_open(kernel, nodeid, b"ab").error == errno.EROFS
 
 
 def test_without_open_only_files_are_read(unopened: Kernel, source: Path) -> None:

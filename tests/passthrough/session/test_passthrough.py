@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.support.tools.mounted import REPOSITORY, Mounted, command, mounted
 
 pytestmark = pytest.mark.full
 
+CLOCK_S = 0.02  # longer than a tick, which tells times of files apart
 LIMIT_S = 60.0
 BLOCK = 4096
 
@@ -46,9 +48,18 @@ def filesystem(target: Path, kind: str, options: str) -> Iterator[None]:
 def stopped(served: Mounted) -> Iterator[None]:
     os.kill(served.worker_pid, signal.SIGSTOP)
     try:
+        # A thread that runs on another processor takes requests until the signal reaches it.
+        while set(_states(served.worker_pid)) != {"T"}:
+            time.sleep(0.001)
         yield
     finally:
         os.kill(served.worker_pid, signal.SIGCONT)
+
+
+def _states(pid: int) -> Iterator[str]:
+    """Yield the state of each thread, proc_pid_stat(5)."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield (task / "stat").read_text().rpartition(") ")[2][0]
 
 
 def reads_and_writes_without_the_worker(served: Mounted, path: Path) -> None:
@@ -209,6 +220,26 @@ def test_o_append_set_by_fcntl_reaches_the_host(base: Path) -> None:
         os.close(fd)
 
         assert (served.source / "file").read_bytes() == b"begin middle end"
+
+
+def test_a_file_that_was_written_takes_no_request_at_the_next_write(base: Path) -> None:
+    """No shared map can change a file that is open for writing alone, mmap(2).
+
+    Python's open() calls fstat(2), and new attributes make the kernel request security.capability.
+    """
+    with volume(base) as served:
+        path = served.mountpoint / "file"
+        with path.open("wb", buffering=0) as file:
+            time.sleep(CLOCK_S)
+            file.write(b"begin ")
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            with stopped(served):
+                os.write(fd, b"end")
+        finally:
+            os.close(fd)
+
+        assert (served.source / "file").read_bytes() == b"begin end"
 
 
 def test_a_read_only_volume_passes_no_write_through(base: Path) -> None:

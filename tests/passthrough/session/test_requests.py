@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from passthrough.native.face import opcodes
+from passthrough.core.face import opcodes
 from passthrough.options.choices import CachePolicy, SessionKind
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import (
@@ -65,7 +65,7 @@ def test_lookup_finds_a_name_and_counts_once(kernel: Kernel, source: Path) -> No
 def test_the_cache_policy_decides_on_negative_entries(
     connect: Connect, cache: CachePolicy, error: int, seconds: int
 ) -> None:
-    kernel = connect(effective(cache=cache, session=SessionKind.KERNEL))
+    kernel = connect(effective(cache=cache, session=SessionKind.KERNEL, posix_acl=False))
 
     reply = kernel.ask(Opcode.LOOKUP, text(b"absent"))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from passthrough.native.face import opcodes
-from passthrough.options.choices import CachePolicy, Passthrough, SessionKind
+from passthrough.core.face import opcodes
+from passthrough.options.choices import CachePolicy, Locks, Passthrough, SessionKind
 from passthrough.session import negotiation
 from passthrough.session.abi import Opcode
 from passthrough.session.rare import MAX_WRITE
@@ -22,6 +22,7 @@ from tests.support.fakes.kernel import EVERYTHING, READAHEAD, Connect, Kernel, m
 from tests.support.tools import abi, wire
 from tests.support.tools.abi import Notification
 from tests.support.tools.bodies import BODIES, WITHOUT_ANSWER
+from tests.support.tools.disks import DISKS, LOWER, SUBMOUNTS
 from tests.support.tools.options import effective
 
 KERNEL = effective(session=SessionKind.KERNEL)
@@ -190,6 +191,49 @@ def test_flags_of_an_open_file(
     assert kernel.ask(Opcode.SETLK, lock, nodeid).error == 0
     reply = kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0), nodeid)
     assert wire.OPEN_OUT.unpack(reply.body) == (3, allowed & ~abi.FOPEN_NOFLUSH, 0)
+
+
+@pytest.mark.parametrize(
+    ("locks", "flags", "spared"),
+    [
+        (Locks.LOCAL, os.O_RDONLY, True),
+        (Locks.LOCAL, os.O_WRONLY, True),
+        (Locks.LOCAL, os.O_RDWR, False),  # the kernel writes stores into a shared map to the host
+        (Locks.HOST, os.O_WRONLY, False),
+    ],
+)
+def test_no_flush_comes_of_files_without_locks_and_maps_on_a_disk(
+    source: Path, connect: Connect, locks: Locks, flags: int, spared: bool
+) -> None:
+    (source / "file").touch()
+    kernel = connect(effective(session=SessionKind.KERNEL, locks=locks))
+    body = wire.CREATE_IN.pack(flags | os.O_CREAT, 0o600, 0, 0) + text(b"new")
+    opened = kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(flags, 0), kernel.lookup(b"file")).body
+    created = kernel.ask(Opcode.CREATE, body).body[wire.ENTRY_OUT.size :]
+
+    for reply in (opened, created):
+        assert wire.OPEN_OUT.unpack(reply)[1] & abi.FOPEN_NOFLUSH == abi.FOPEN_NOFLUSH * spared
+
+
+@pytest.fixture(params=["overlay", "submounts"])
+def other_file(request: pytest.FixtureRequest, source: Path) -> Iterator[tuple[bytes, ...]]:
+    """The names down to a file on overlayfs, or on a file system that is mounted below."""
+    with DISKS[request.param](source):
+        top = (os.fsencode(SUBMOUNTS[0]),) if request.param == "submounts" else ()
+        yield (*top, os.fsencode(LOWER), b"0")
+
+
+def test_a_flush_comes_where_the_host_may_report_on_close(
+    other_file: tuple[bytes, ...], connect: Connect
+) -> None:
+    """Overlayfs passes close(2) on. The type of a file system mounted below is not known."""
+    kernel = connect(effective(session=SessionKind.KERNEL, locks=Locks.LOCAL))
+
+    reply = kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(os.O_WRONLY, 0), kernel.lookup(*other_file))
+
+    handle, flags, _ = wire.OPEN_OUT.unpack(reply.body)
+    assert not flags & abi.FOPEN_NOFLUSH
+    kernel.release(handle)
 
 
 @pytest.mark.parametrize(

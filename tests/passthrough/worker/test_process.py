@@ -121,7 +121,7 @@ def test_a_source_without_a_mandatory_feature_is_reported(
     config = Requested(inode_file_handles=InodeFileHandles.MANDATORY)
     with mounted_on(source, "ramfs"):
         keeper = Keeper(source, mountpoint, tmp_path / "stderr", config)
-        process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd))
+        process = keeper.start(encode(keeper.handover), keeper.passed_fds)
         report, end = report_of(process), ended(process)
         keeper.close()
 

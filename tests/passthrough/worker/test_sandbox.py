@@ -4,25 +4,27 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from passthrough.linux import mountinfo, privileges, syscalls
-from passthrough.options.choices import InodeFileHandles, Sandbox
+from passthrough.options.choices import InodeFileHandles, Sandbox, Standby
 from passthrough.options.table import Requested
-from passthrough.worker import sandbox, seccomp
+from passthrough.worker import calls, sandbox, seccomp
 from passthrough.worker.handover import encode
 from tests.support.fakes.keeper import LIMIT_S, REPOSITORY, Keeper, ended, on_mount, report_of
 from tests.support.tools.callers import ROOT
 from tests.support.tools.driver import unit
 from tests.support.tools.inside import PROBES, probe
 from tests.support.tools.mounts import MS_BIND, mounted_on, mounts_at
+from tests.support.tools.processes import wait_until
 
 pytestmark = pytest.mark.full
 
@@ -31,6 +33,7 @@ CAP_SYS_PTRACE = 19  # capabilities(7)
 CLONE_FS, CLONE_NEWUSER, CLONE_NEWNS = 0x200, 0x1000_0000, 0x2_0000  # unshare(2)
 NR_OPEN = int(Path("/proc/sys/fs/nr_open").read_text())
 OPTION = "option 'sandbox': namespace is not possible here: "
+PROC_DEVICE = Path("/proc").stat().st_dev
 KEPT = sandbox.kept_capabilities(by_file_handle=True)
 # The engine gives these to every container and plugin by default.
 DOCKERS_OWN = (
@@ -44,9 +47,27 @@ MAY_BE_USED = {
 }
 
 
-@pytest.fixture
-def keeper(source: Path, mountpoint: Path, tmp_path: Path) -> Iterator[Keeper]:
-    keeper = Keeper(source, mountpoint, tmp_path / "stderr", module=INSIDE)
+class OfSuccessor(Keeper):
+    """A keeper whose first worker dies: a guard has made the one that serves."""
+
+    def serve(self, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        process = super().serve(within)
+        first = self.worker_pid
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: self.worker_pid != first)
+        on_mount("ls", str(self.mountpoint))
+        return process
+
+
+@pytest.fixture(params=["alone", "a successor"])
+def keeper(
+    request: pytest.FixtureRequest, source: Path, mountpoint: Path, tmp_path: Path
+) -> Iterator[Keeper]:
+    log = tmp_path / "stderr"
+    if request.param == "alone":
+        keeper = Keeper(source, mountpoint, log, Requested(standby=Standby.OFF), INSIDE)
+    else:
+        keeper = OfSuccessor(source, mountpoint, log, Requested(standby=Standby.ON), INSIDE)
     yield keeper
     keeper.close()
 
@@ -87,7 +108,8 @@ def test_each_capability_has_its_number_and_its_reason() -> None:
 
 
 def test_a_worker_keeps_only_the_listed_capabilities(keeper: Keeper, mountpoint: Path) -> None:
-    pid = keeper.serve().pid
+    keeper.serve()
+    pid = keeper.worker_pid
     on_mount("ls", str(mountpoint))
 
     for thread in status(pid):
@@ -119,9 +141,9 @@ def test_a_source_without_file_handles_drops_the_capability(
 ) -> None:
     with mounted_on(source, "ramfs"):
         keeper = Keeper(source, mountpoint, tmp_path / "stderr", module=INSIDE)
-        process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd))
+        process = keeper.start(encode(keeper.handover), keeper.passed_fds)
         report = report_of(process)
-        kept = {int(thread["CapEff"], 16) for thread in status(process.pid)}
+        kept = {int(thread["CapEff"], 16) for thread in status(keeper.worker_pid)}
         on_mount("touch", f"{mountpoint}/file")
         keeper.close()
 
@@ -165,7 +187,8 @@ def test_the_limit_of_descriptors_is_the_maximum(keeper: Keeper, mountpoint: Pat
 
 
 def test_a_worker_has_namespaces_of_its_own(keeper: Keeper) -> None:
-    pid = keeper.serve().pid
+    keeper.serve()
+    pid = keeper.worker_pid
     own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net", "ipc", "uts")}
 
     assert {
@@ -174,7 +197,7 @@ def test_a_worker_has_namespaces_of_its_own(keeper: Keeper) -> None:
 
 
 def test_a_worker_has_no_network(keeper: Keeper, ask: Callable[..., object]) -> None:
-    table = Path(f"/proc/{keeper.processes[0].pid}/net/dev").read_text()
+    table = Path(f"/proc/{keeper.worker_pid}/net/dev").read_text()
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert ask("connect", str(server.getsockname()[1])) == "EPERM"
 
@@ -186,13 +209,43 @@ def test_a_worker_sees_only_the_source(
 ) -> None:
     (source / "etc").mkdir()
     (source / "etc" / "own").touch()
-    (mount,) = mounts_of(keeper.processes[0].pid)
+    (mount,) = mounts_of(keeper.worker_pid)
 
     assert mount.target == b"/"
     assert ask("list", "/") == ["etc"]
     assert ask("list", "/etc") == ["own"]
     assert ask("open", "/etc/passwd") == "ENOENT"
     assert ask("open", "/proc/self/root/etc/passwd") == "ENOENT"
+
+
+def test_the_rest_of_proc_is_out_of_reach(
+    keeper: Keeper, source: Path, ask: Callable[..., object]
+) -> None:
+    """A guard has all of /proc as its working directory, below the root directory of both."""
+    (source / "dir").mkdir()
+    links = ask("list", ".")
+    first = keeper.processes[0].pid
+
+    assert isinstance(links, list)
+    assert all(name.isdigit() for name in links)
+    assert ask("list", "..") == ask("list", ".")
+    for place in ("", "/", "../", "/../", "/dir/../", "/dir/../../"):
+        assert ask("open", f"{place}self/status") == "ENOENT"
+        assert ask("open", f"{place}{first}/status") == "ENOENT"
+        assert ask("open", f"{place}sys/kernel/hostname") == "ENOENT"
+    for link in links:
+        assert ask("open", f"{link}/self/status") in {"ENOENT", "ENOTDIR"}
+        assert ask("open", f"{link}/../self/status") in {"ENOENT", "ENOTDIR"}
+
+
+def test_a_guard_has_no_descriptor_of_proc(keeper: Keeper) -> None:
+    """A worker shares the descriptors of its guards."""
+    keeper.serve()
+    pid = keeper.processes[0].pid
+    links = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    of_proc = [os.readlink(link) for link in links if os.stat(link).st_dev == PROC_DEVICE]
+
+    assert [path.rpartition("/")[2] for path in of_proc] == ["mountinfo"]
 
 
 @pytest.mark.parametrize("call", ["mount", "umount", "pivot_root", "clone_tree", "chroot"])
@@ -244,7 +297,10 @@ STRAY: dict[str, tuple[str, tuple[int, ...]]] = {
     "listmount": ("listmount", (0, 0, 0, 0)),
     "io_uring_setup": ("io_uring_setup", (1, 0)),
 }
-NUMBERS = seccomp.REFUSED | seccomp.BY_RING | seccomp.MISSING
+NUMBERS = (
+    calls.REFUSED | calls.BY_RING | calls.BY_GUARD | {"clone3": (435, 435), "shmget": (29, 194)}
+)
+NUMBERS |= {"splice": calls.ALLOWED["splice"]}
 NUMBERS |= {name: check.numbers for name, check in seccomp.CHECKED.items()}
 
 
@@ -282,13 +338,15 @@ def test_other_processes_and_the_host_s_file_systems_are_out_of_reach(
         ("prlimit64", (PROCESS, RLIMIT_CORE, 0, 0), ""),
         ("prlimit64", (0, RLIMIT_CORE, 0, 0), ""),
         ("ioctl", (BAD_FD, seccomp.FS_IOC_GETFLAGS, 0), "EBADF"),
+        ("splice", (BAD_FD, 0, BAD_FD, 0, 1, 0), "EBADF"),
         ("clone3", (0, 0), "ENOSYS"),
+        ("shmget", (0, 4096, 0o600), "ENOSYS"),
     ],
 )
 def test_a_worker_may_call_what_it_needs(
     keeper: Keeper, ask: Callable[..., object], name: str, arguments: tuple[int, ...], error: str
 ) -> None:
-    own = keeper.processes[0].pid
+    own = keeper.worker_pid
 
     assert ask("call", calling(name, arguments, own)) == error
     assert ask("raise") == ""
@@ -385,7 +443,7 @@ def test_a_missing_capability_is_refused_by_name(
 ) -> None:
     keeper = Keeper(source, mountpoint, tmp_path / "stderr")
     lacking = ["setpriv", "--bounding-set", f"-{capability}"]
-    process = keeper.start(encode(keeper.handover), (keeper.fuse_fd, keeper.source_fd), lacking)
+    process = keeper.start(encode(keeper.handover), keeper.passed_fds, lacking)
     report, end = report_of(process), ended(process)
     keeper.close()
 
@@ -444,7 +502,8 @@ def test_sandbox_none_confines_nothing(source: Path, mountpoint: Path, tmp_path:
     keeper = Keeper(
         source, mountpoint, tmp_path / "stderr", Requested(sandbox=Sandbox.NONE), INSIDE
     )
-    pid = keeper.serve().pid
+    keeper.serve()
+    pid = keeper.worker_pid
     threads = status(pid)
     (own,) = status(os.getpid())[:1]
     opened = probe(mountpoint, "open", "/etc/passwd")

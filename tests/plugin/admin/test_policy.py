@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from hypothesis import given, strategies as st
 
-from passthrough.options.choices import CachePolicy, Passthrough
+from passthrough.options.choices import CachePolicy, Locks, Passthrough
 from passthrough.options.table import OPTIONS
 from passthrough.options.vocabulary import ALIASES
 from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
@@ -48,6 +48,27 @@ def test_defaults_for_new_directories_do_not_apply_to_sources() -> None:
     assert decided.parse({}).effective.mode == 0o770
     with_source = decided.parse({"source": "/srv"}).effective
     assert (with_source.mode, with_source.uid, with_source.readonly) == (None, None, True)
+
+
+def test_a_default_keeps_the_locks_of_all_volumes_on_the_host() -> None:
+    decided = policy("locks=host")
+    assert decided.parse({}).effective.locks is Locks.HOST
+    assert decided.parse({"locks": "local"}).effective.locks is Locks.LOCAL
+
+
+@pytest.mark.parametrize("source", [{}, {"source": "/srv"}])
+def test_forbidden_locks_leave_each_volume_its_default(source: dict[str, str]) -> None:
+    decided = policy(forbidden="locks")
+    assert decided.parse(source)
+    for value in Locks:
+        assert "forbidden" in refusal(decided, source | {"locks": value.value})
+
+
+def test_forbidden_local_locks_forbid_no_volume_that_leaves_them_out() -> None:
+    decided = policy(forbidden="locks=local")
+    assert decided.contradiction() is None
+    assert decided.parse({}).effective.locks is Locks.LOCAL
+    assert "forbidden" in refusal(decided, {"locks": "local"})
 
 
 def test_options_can_be_compatible_because_of_a_default() -> None:

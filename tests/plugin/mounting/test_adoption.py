@@ -18,13 +18,14 @@ import pytest
 
 from passthrough.worker.fuse_mount import mount as attach, unmount
 from passthrough.worker.handover import Report, encode
-from plugin.mounting.fd_store import KINDS
+from plugin.mounting.fd_store import KINDS, NEEDED
 from plugin.mounting.mountpoints import mounts_below
 from plugin.volume import MountRecord, VolumeName
 from plugin.volumes.registry import Registry
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.mounts import mounts_at
 from tests.support.tools.options import effective
+from tests.support.tools.processes import kill_all
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
 
@@ -51,12 +52,6 @@ while True:
         os.write(1, b"%d\\n" % rounds)
 os.close(fd)
 """
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[ServiceManager]:
-    with ServiceManager(tmp_path) as manager:
-        yield manager
 
 
 @pytest.fixture
@@ -168,6 +163,30 @@ def test_users_of_a_mount_work_on_through_two_restarts(
 
 
 @ENDS
+def test_a_worker_with_a_standby_may_die_during_a_restart(
+    service: Service, end: signal.Signals
+) -> None:
+    def described() -> Any:
+        return service.call("VolumeDriver.Get", Name="vol2")["Volume"]["Status"]
+
+    service.call("VolumeDriver.Create", Name="vol2", Opts={"standby": "on"})
+    service.call("VolumeDriver.Mount", Name="vol2", ID="i")
+    with closing(User(target(service).with_name("vol2") / "file")) as user:
+        worker = described()["worker_pid"]
+        service.end(end)
+        os.kill(worker, signal.SIGKILL)
+        assert user.makes_progress()
+        service.start()
+        after = described()
+        assert (after["mounted"], after["deaths"], after["standby"]) == (True, 1, "ready")
+        assert after["worker_pid"] not in {0, worker}
+        os.kill(after["worker_pid"], signal.SIGKILL)
+        assert user.makes_progress()
+        assert described()["deaths"] == 2
+    service.call("VolumeDriver.Unmount", Name="vol2", ID="i")
+
+
+@ENDS
 def test_the_next_plugin_can_unmount(
     service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
@@ -193,7 +212,7 @@ def test_the_report_and_the_end_of_a_worker_are_known_after_a_restart(
     service.start()
     assert status(service)["options"] == options
     with worker_of(service) as worker:
-        signal.pidfd_send_signal(worker, signal.SIGKILL)
+        kill_all(status(service)["worker_pid"])
         assert has_ended(worker)
     while status(service)["mounted"]:
         time.sleep(0.01)
@@ -210,8 +229,9 @@ def test_a_worker_that_dies_during_a_restart_is_a_lost_mount(
     service: Service, manager: ServiceManager, end: signal.Signals
 ) -> None:
     with worker_of(service) as worker:
+        pid = status(service)["worker_pid"]
         service.end(end)
-        signal.pidfd_send_signal(worker, signal.SIGKILL)
+        kill_all(pid)
         assert has_ended(worker)
     service.start()
     assert manager.wait_for_count(0)
@@ -247,7 +267,7 @@ def test_a_mount_that_is_unmounted_during_a_restart_serves_its_last_user(
     assert manager.wait_for_count(len(KINDS))
 
 
-@pytest.mark.parametrize("lost", KINDS)
+@pytest.mark.parametrize("lost", NEEDED)
 def test_a_mount_with_a_lost_descriptor_is_made_anew(
     service: Service, manager: ServiceManager, lost: str
 ) -> None:
@@ -260,7 +280,18 @@ def test_a_mount_with_a_lost_descriptor_is_made_anew(
         assert has_ended(worker)
     assert manager.wait_for_count(0)
     mount(service)
-    assert sorted(manager.stored) == [f"{kind}2" for kind in KINDS]
+    assert sorted(manager.stored) == [f"{kind}2" for kind in sorted(KINDS)]
+
+
+def test_a_mount_of_an_older_passfs_without_a_control_page_goes_on(
+    service: Service, manager: ServiceManager
+) -> None:
+    manager.drop("control1")
+    with closing(User(target(service) / "file")) as user:
+        service.end(signal.SIGKILL)
+        service.start()
+        assert status(service)["mounted"]
+        assert user.makes_progress()
 
 
 def test_lost_descriptors_cost_only_their_own_volumes(
@@ -482,7 +513,7 @@ def test_500_mounts_are_adopted_within_3_s(tmp_path: Path, manager: ServiceManag
         assert {volume["Status"]["worker_pid"] for volume in volumes} == {worker.pid}
         assert service.end(signal.SIGTERM)[0] == 0
         assert len(service.mounted()) == 500
-        assert manager.wait_for_count(500 * len(KINDS))
+        assert manager.wait_for_count(500 * len(NEEDED))
     finally:
         if service.process is not None:
             service.end(signal.SIGKILL)

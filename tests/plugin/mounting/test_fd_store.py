@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from plugin.mounting import fd_store
-from plugin.mounting.fd_store import FdStore, Inherited, inherited
+from plugin.mounting.fd_store import (
+    FdStore,
+    Inherited,
+    inherited,
+    key_of,
+    name_of,
+    parsed_name,
+    turns,
+)
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.service import RUN, START_S, Service
 
@@ -135,14 +143,14 @@ def test_descriptors_for_another_process_are_ignored() -> None:
 def test_without_a_service_manager_nothing_is_stored() -> None:
     store = inherited({}).store
     assert not store.exists
-    store.remove([1])
+    store.remove({1: fd_store.KINDS})
     store.notify("READY=1")
 
 
 @pytest.mark.logs("cannot send a message to the service manager: .*No such file")
 def test_a_missing_service_manager_fails_only_the_storing_of_descriptors(tmp_path: Path) -> None:
     store = FdStore(str(tmp_path / "missing"))
-    store.remove([1, 2])
+    store.remove({1: fd_store.KINDS, 2: fd_store.KINDS})
     with pytest.raises(FileNotFoundError):
         store.add(1, {"fuse": 0})
 
@@ -151,13 +159,13 @@ def test_descriptors_are_stored_on_return_and_removed_by_number(tmp_path: Path) 
     with ServiceManager(tmp_path) as manager:
         store = FdStore(str(tmp_path / "notify.sock"))
         for number in (1, 12):
-            store.add(number, {"fuse": 0, "life": 1, "log": 2, "process": 0})
+            store.add(number, {"fuse": 0, "life": 1, "log": 2, "process": 0, "control": 0})
         assert set(manager.stored) == {
             f"{kind}{number}" for kind in fd_store.KINDS for number in (1, 12)
         }
         assert os.path.samestat(os.fstat(manager.stored["life12"]), os.fstat(1))
-        store.remove([1])
-        assert manager.wait_for_count(4)
+        store.remove({1: fd_store.KINDS})
+        assert manager.wait_for_count(len(fd_store.KINDS))
         assert set(manager.stored) == {f"{kind}12" for kind in fd_store.KINDS}
 
 
@@ -171,8 +179,42 @@ def test_storing_fails_if_the_service_manager_does_not_answer(
             FdStore(str(tmp_path / "notify.sock")).add(1, {"fuse": 0})
 
 
-def test_the_names_of_2000_volumes_fit_into_one_variable() -> None:
+def test_the_descriptors_of_replaced_processes_have_names_of_their_own(tmp_path: Path) -> None:
+    keys = {turn: [key_of(kind, turn) for kind in fd_store.KINDS] for turn in (0, 1, 12)}
+    with ServiceManager(tmp_path) as manager:
+        store = FdStore(str(tmp_path / "notify.sock"))
+        for of_turn in keys.values():
+            store.add(7, dict.fromkeys(of_turn[1:], 0))
+        names = {"life7", "log7", "process7", "control7"}
+        later = {f"{short}7.{turn}" for short in ("li", "lo", "pr", "co") for turn in (1, 12)}
+        assert set(manager.stored) == names | later
+        assert {parsed_name(name) for name in manager.stored} == {
+            (7, key) for of_turn in keys.values() for key in of_turn[1:]
+        }
+        store.remove({7: keys[1]})
+        assert manager.wait_for_count(8)
+        assert "li7.12" in manager.stored
+        assert "life7" in manager.stored
+
+
+@pytest.mark.parametrize("name", ["passfs.socket", "fuse", "fuse1.1", "li7", "li7.0", "life7.1"])
+def test_other_names_are_of_no_mount(name: str) -> None:
+    assert parsed_name(name) is None
+
+
+def test_stored_descriptors_are_sorted_by_turn() -> None:
+    stored = {"fuse": 3, "log": 4, "life": 5, "life.2": 6, "log.10": 7}
+    assert [*turns(stored).items()] == [
+        (10, {"log": 7}),
+        (2, {"life": 6}),
+        (0, {"log": 4, "life": 5}),
+    ]
+
+
+@pytest.mark.parametrize("turn", [0, 12])
+def test_the_names_of_2000_volumes_fit_into_one_variable(turn: int) -> None:
     """The kernel accepts no string over 128 KiB, execve(2)."""
-    names = [f"{kind}{10**6 + number}" for kind in fd_store.KINDS for number in range(2000)]
-    assert all(fd_store.FD_NAME.fullmatch(name) for name in names)
+    keys = ["fuse", *(key_of(kind, turn) for kind in fd_store.KINDS[1:])]
+    names = [name_of(key, 10**6 + number) for key in keys for number in range(2000)]
+    assert all(map(parsed_name, names))
     assert len("LISTEN_FDNAMES=" + ":".join(names)) < 128 * 1024

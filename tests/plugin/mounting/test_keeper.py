@@ -2,7 +2,6 @@
 # ruff: noqa: ASYNC240 - calls on local directories; no other task is ready
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,22 +11,22 @@ from passthrough.options.choices import SessionKind, Transport
 from passthrough.options.effective import Effective
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import CannotStart
-from plugin.mounting import worker as worker_module
+from plugin.mounting import standby, worker as worker_module
 from plugin.mounting.keeper import Keeper, keeping
 from plugin.volume import VolumeName
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
 from tests.support.tools.mount_specs import DIRECTORY, NAME, SERVE, in_thread, mount_spec
 from tests.support.tools.options import effective
-from tests.support.tools.processes import workers
+from tests.support.tools.processes import children, kill_all, workers
 from tests.support.tools.rings import switched_on
 
 
 async def lose_worker(keeper: Keeper, source: Path, config: Effective | None = None) -> str:
-    """Mount, kill the worker, and return the reason of the loss."""
+    """Mount, kill the worker with its guards, and return the reason of the loss."""
     send, receive = trio.open_memory_channel[str](1)
     await keeper.mount(mount_spec(source, on_loss=send.send_nowait, options=config or effective()))
-    os.kill(keeper.worker_pid(NAME), signal.SIGKILL)
+    kill_all(keeper.worker_pid(NAME))
     return await receive.receive()
 
 
@@ -41,7 +40,8 @@ async def test_a_mounted_volume_is_served(mounts: Path, source: Path) -> None:
         assert target == mounts / "data"
         await in_thread((target / "file").write_text, "hello")
         assert (source / "file").read_text() == "hello"
-        assert keeper.worker_pid(NAME) in workers()
+        guards = workers()  # each one serves itself if it has no standby
+        assert keeper.worker_pid(NAME) in guards.union(*map(children, guards))
         await keeper.unmount(NAME)
         assert list(mounts.iterdir()) == []
         assert keeper.worker_pid(NAME) == 0
@@ -103,7 +103,7 @@ async def test_a_bug_in_supervising_a_worker_costs_one_volume(
     async with keeping(mounts, SERVE) as keeper:
         await keeper.mount(mount_spec(source, name=VolumeName("well")))
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "_describe_end", fail)
+            patch.setattr(standby, "describe_end", fail)
             reason = await lose_worker(keeper, source)
             assert reason.startswith("its worker is not supervised any more")
         assert keeper.worker_pid(NAME) == 0

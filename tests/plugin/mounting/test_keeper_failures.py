@@ -21,7 +21,8 @@ from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import MountFailed
 from plugin.mounting import detaching, mountpoints
 from plugin.mounting.fd_store import Inherited
-from plugin.mounting.keeper import MOUNT_DEADLINE_S, Keeper, MountSpec, keeping
+from plugin.mounting.keeper import Keeper, keeping
+from plugin.mounting.mount_spec import MOUNT_DEADLINE_S, MountSpec
 from plugin.reserve import HiddenReserve
 from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command

@@ -14,7 +14,8 @@ import trio
 
 from passthrough.options.choices import SessionKind
 from plugin.mounting import spawner
-from plugin.mounting.spawner import UNKNOWN_RETURNCODE, ForkedProcess, spawning
+from plugin.mounting.process import UNKNOWN_RETURNCODE, ForkedProcess
+from plugin.mounting.spawner import spawning
 from tests.support.fakes.worker import command
 from tests.support.tools.processes import children, workers
 
@@ -32,6 +33,7 @@ def fds() -> Iterator[tuple[int, int]]:
 async def close(process: ForkedProcess) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         await stream.aclose()
+    process.close()
 
 
 async def end(process: ForkedProcess) -> None:

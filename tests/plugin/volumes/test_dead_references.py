@@ -1,6 +1,5 @@
 """Dead references, to a mount that has lost its worker, beside references to a new mount."""
 
-import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from plugin.volume import Event, Volume
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.fakes.worker import command
+from tests.support.tools.processes import kill_all
 from tests.support.tools.records import record
 from tests.support.tools.service import started
 
@@ -38,8 +38,8 @@ async def do(dockerd: Dockerd, verb: str, mount_ids: Iterable[str]) -> None:
 
 
 async def kill(dockerd: Dockerd) -> None:
-    """Kill the worker, and wait until the plugin has noticed."""
-    os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
+    """Kill the worker and its guards, and wait until the plugin has noticed."""
+    kill_all((await dockerd.volume("vol"))["Status"]["worker_pid"])
     with trio.fail_after(10):
         while (await dockerd.volume("vol"))["Status"]["mounted"]:
             await trio.lowlevel.checkpoint()
@@ -135,7 +135,7 @@ def test_dead_references_survive_a_restart_of_the_plugin(tmp_path: Path) -> None
 
         service.call("VolumeDriver.Create", Name="vol")
         service.call("VolumeDriver.Mount", Name="vol", ID="old")
-        os.kill(status()["worker_pid"], signal.SIGKILL)
+        kill_all(status()["worker_pid"])
         while status()["mounted"]:
             pass
         service.call("VolumeDriver.Mount", Name="vol", ID="new")

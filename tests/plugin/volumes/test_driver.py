@@ -1,8 +1,8 @@
 """driver.py: the nine verbs, called as an engine calls them."""
 # ruff: noqa: ASYNC240 - calls on local directories, while no other task has work
 
+import fcntl
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ from plugin.volumes.driver import Driver
 from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import mounted, plugin, settings
 from tests.support.fakes.worker import command
+from tests.support.tools.files import outcome
 from tests.support.tools.mounts import mounted_on
 from tests.support.tools.options import RELEASE, effective
+from tests.support.tools.processes import kill_all
 from tests.support.tools.records import record
 
 SERVE = command("serve")
@@ -190,6 +192,22 @@ async def test_a_file_written_through_the_mount_is_in_the_volume_s_directory(
         await dockerd.do("Unmount", Name="vol", ID="a")
 
 
+@pytest.mark.parametrize(("given", "seen"), [({}, False), ({"locks": "host"}, True)])
+async def test_locks_in_a_directory_of_its_own_reach_the_host_only_if_asked_for(
+    tmp_path: Path, own: Path, given: dict[str, str], *, seen: bool
+) -> None:
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts=given)
+        target = Path((await dockerd.do("Mount", Name="vol", ID="a"))["Mountpoint"])
+        volume = await dockerd.volume("vol")
+        assert volume["Status"]["options"]["locks"] == ("host" if seen else "local")
+        with (target / "file").open("w") as inside, (own / "vol" / "file").open("w") as host:
+            await trio.to_thread.run_sync(fcntl.lockf, inside, fcntl.LOCK_EX)
+            held = outcome(fcntl.lockf, host, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert held == ("EAGAIN" if seen else None)
+        await dockerd.do("Unmount", Name="vol", ID="a")
+
+
 async def test_the_last_unmount_unmounts_the_volume(tmp_path: Path) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
@@ -254,7 +272,7 @@ async def test_a_dead_worker_is_in_the_status_and_replaced_by_the_next_mount(
     async with plugin(tmp_path) as dockerd:
         await dockerd.do("Create", Name="vol")
         await dockerd.do("Mount", Name="vol", ID="a")
-        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
+        kill_all((await dockerd.volume("vol"))["Status"]["worker_pid"])
         with trio.fail_after(10):
             while (status := (await dockerd.volume("vol"))["Status"])["mounted"]:
                 await trio.lowlevel.checkpoint()

@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from passthrough.options.effective import Effective
 from plugin.admin.source import HostView
 from plugin.mounting.detaching import UNMOUNT_DEADLINE_S, UNMOUNT_MIN_S
-from plugin.mounting.keeper import MOUNT_DEADLINE_S
+from plugin.mounting.mount_spec import MOUNT_DEADLINE_S
 from plugin.mounting.spawner import COMMAND
 from plugin.mounting.worker import KILL_GRACE_S
 from plugin.volumes.volume_locks import DEADLINES_S, SOURCE_DEADLINE_S

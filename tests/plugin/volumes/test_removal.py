@@ -18,6 +18,7 @@ from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import Dockerd, mounted, plugin, settings
 from tests.support.tools.mount_specs import in_thread
 from tests.support.tools.mounts import bound
+from tests.support.tools.processes import kill_all
 
 
 class Directories(NamedTuple):
@@ -96,7 +97,7 @@ async def _bound_elsewhere(directories: Directories) -> AsyncIterator[Dockerd]:
 @asynccontextmanager
 async def _dead_worker(directories: Directories) -> AsyncIterator[Dockerd]:
     async with mounted_volume(directories) as (dockerd, _):
-        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], 9)
+        kill_all((await dockerd.volume("vol"))["Status"]["worker_pid"])
         with trio.fail_after(10):
             while (await dockerd.volume("vol"))["Status"]["mounted"]:
                 await trio.lowlevel.checkpoint()

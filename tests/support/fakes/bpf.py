@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from operator import eq, ge
 
 # linux/filter.h
-LOAD, IF_EQUAL, IF_AT_LEAST, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, GO, IF_EQUAL, IF_AT_LEAST, IF_ANY_BIT, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 
 TESTS: dict[int, Callable[[int, int], bool]] = {
     IF_EQUAL: eq,
@@ -27,5 +27,7 @@ def verdict(program: bytes, architecture: int, number: int, arguments: Sequence[
             (loaded,) = struct.unpack_from("=I", data, value)
         elif code == RETURN:
             return int(value)
+        elif code == GO:
+            at += value
         else:
             at += if_true if TESTS[code](loaded, value) else if_false

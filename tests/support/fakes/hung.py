@@ -29,7 +29,13 @@ class HungSource:
     def close(self) -> None:
         """Unmount the file system, and make all calls that wait for it fail."""
         syscalls.umount2(self._directory, syscalls.MNT_DETACH)
-        os.close(self._fd)
+        self.release()
+
+    def release(self) -> None:
+        """Make all calls that wait for the mount fail."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> Self:
         return self

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from passthrough.core.face import opcodes
 from passthrough.identity.idmap import ContainerId, ContainerIds
-from passthrough.native.face import opcodes
 from passthrough.session.abi import Init, Opcode
 from tests.support.tools import abi, wire
 from tests.support.tools.implementations import ByteSession

@@ -35,7 +35,7 @@ def _report(report: Report) -> None:
 def _stay(handover: Handover) -> None:
     """Wait until the mount or the plugin ends."""
     poll = select.poll()
-    poll.register(sys.stdin.fileno(), select.POLLIN)
+    poll.register(sys.stdin.fileno(), 0)  # a successor may get KEEP twice
     poll.register(handover.fuse_fd, 0)
     poll.poll()
 
@@ -88,6 +88,49 @@ def _log(handover: Handover) -> None:
     _serve(handover)
 
 
+def _stand_by(handover: Handover) -> int:
+    """Serve by workers that guards replace if they die."""
+
+    def serve(first: bool) -> None:
+        if first:
+            _report(Report(serving=True, config=handover.config))
+        _stay(handover)
+
+    sys.path.append(str(Path(__file__).parents[3]))  # this program has no other way to the tests
+    from tests.support.fakes import guards  # noqa: PLC0415
+
+    assert handover.control_fd is not None
+    before = handover.predecessor
+    if before is not None:
+        failure = sys.argv[2] if len(sys.argv) > 2 else ""
+        return _take_over(handover, before.control_fd, failure, lambda: serve(first=False))
+    return guards.stand_by(handover.control_fd, serve)
+
+
+def _take_over(
+    handover: Handover, before_fd: int, failure: str, serve: Callable[[], object]
+) -> int:
+    """Take over from another program's guards, or fail as *failure* says."""
+    from tests.support.fakes import guards  # noqa: PLC0415
+
+    assert handover.control_fd is not None
+    if failure == "refuse":
+        _report(Report(serving=False, error="refused: its tables have version 3"))
+        return 1
+
+    def ready() -> None:
+        if failure == "hang":
+            signal.pause()
+        if failure != "die":
+            _report(Report(serving=True))
+        if failure:  # in place of the note
+            if failure == "die at the note":
+                os.read(0, 1)
+            os.killpg(0, signal.SIGKILL)
+
+    return guards.take_over(before_fd, handover.control_fd, ready, lambda _: serve())
+
+
 def _wait_for_fifo(handover: Handover) -> None:
     """Serve once the test has opened the FIFO and closed it.
 
@@ -137,6 +180,7 @@ MANNERS: dict[str, Callable[[Handover], int | None]] = {
     "report and end": _report_and_end,
     "ignore SIGTERM": _ignore_sigterm,
     "log": _log,
+    "stand by": _stand_by,
     "wait for FIFO": _wait_for_fifo,
 }
 
@@ -145,7 +189,8 @@ def _work() -> int:
     manner = sys.argv[1]
     if manner in BARE:
         return BARE[manner]()
-    return MANNERS[manner](decode_handover(sys.stdin.buffer.readline())) or 0
+    line = sys.stdin.buffer.readline()
+    return (MANNERS[manner](decode_handover(line)) or 0) if line else 1
 
 
 if __name__ == "__main__":

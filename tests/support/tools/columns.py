@@ -86,6 +86,8 @@ ON_DEMAND = [
         for session, policy in ((None, ""), ("kernel", "auto"), ("libfuse", "auto"))
     ),
     Column("kernel", "auto", ROOT, passthrough="off", disk="ext4"),
+    Column(None, "", ROOT, disk="without-acls"),
+    Column("kernel", "auto", ROOT, disk="without-acls"),
     Column("kernel", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
     Column("libfuse", "auto", ROOT, descriptors=FEW_DESCRIPTORS),
     # Own mounts: on the shared ones, earlier tests may have left inodes held by file handle.

@@ -79,6 +79,16 @@ def overlay(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_acls(target: Path) -> Iterator[None]:
+    """Mount a file system without POSIX ACLs and extended attributes: ramfs."""
+    syscalls.mount(b"none", os.fsencode(target), b"ramfs", 0, b"mode=0755")
+    try:
+        yield
+    finally:
+        _unmount(target)
+
+
+@contextlib.contextmanager
 def submounts(target: Path) -> Iterator[None]:
     """Mount two file systems in memory below *target*, with equal numbers, and an overlayfs."""
     with contextlib.ExitStack() as stack:
@@ -96,6 +106,7 @@ DISKS: Mapping[str, Callable[[Path], AbstractContextManager[None]]] = {
     "ext4": lambda target: ext4(target, reserved_percent=RESERVED_PERCENT),
     "overlay": overlay,
     "submounts": submounts,
+    "without-acls": without_acls,
 }
 """By name, a context manager that mounts the file system of a source on its directory."""
 

@@ -22,6 +22,7 @@ from docker.models.volumes import Volume
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
 from tests.support.fakes.service_manager import ServiceManager
+from tests.support.tools.service import RUN
 
 TOOLS_IMAGE = "passfs-test-tools"
 # The same in each run, because an engine remembers the name of each socket that it has found.
@@ -49,6 +50,11 @@ class Driver:
     data_dir: Path
     restart: Callable[[], None]
     """Stop the plugin and start it again, as an administrator would."""
+    crash: Callable[[int], None]
+    """Kill the plugin, given its process id on this host, and have it started again: by the engine,
+    or as by a service manager."""
+    upgrade: Callable[[str], None] | None = None
+    """Restart the service with a program of that identity; None for a managed plugin."""
 
     def own_directory(self, volume: Volume) -> Path:
         """Return the directory of a volume without a source."""
@@ -154,7 +160,7 @@ def managed(client: docker.DockerClient, directory: Path) -> Iterator[Driver]:
     try:
         short = name.removesuffix(":latest")
         passfs("install", "--name", short, "--data-dir", str(directory / "data"), *TRUST)
-        yield Driver(client, name, directory / "data", partial(_disable_and_enable, client, name))
+        yield _managed_driver(client, name, directory / "data")
     finally:
         with contextlib.suppress(docker.errors.NotFound):
             client.plugins.get(name).remove(force=True)
@@ -175,9 +181,14 @@ def created(
     try:
         client.api.configure_plugin(name, {**settings, "data.source": str(data_dir)})
         client.api.enable_plugin(name, timeout=0)
-        yield Driver(client, f"{name}:latest", data_dir, partial(_disable_and_enable, client, name))
+        yield _managed_driver(client, f"{name}:latest", data_dir)
     finally:
         client.plugins.get(name).remove(force=True)
+
+
+def _managed_driver(client: docker.DockerClient, name: str, data_dir: Path) -> Driver:
+    restart = partial(_disable_and_enable, client, name)
+    return Driver(client, name, data_dir, restart, lambda pid: os.kill(pid, signal.SIGKILL))
 
 
 def _disable_and_enable(client: docker.DockerClient, name: str) -> None:
@@ -203,7 +214,7 @@ def on_host(
 
     service.start()
     try:
-        yield Driver(client, name, directory / "data", restart)
+        yield Driver(client, name, directory / "data", restart, service.crash, service.upgrade)
     finally:
         service.stop()
 
@@ -212,6 +223,13 @@ def unit(setting: str, file: Path = UNIT) -> list[str]:
     """Return the words of a setting in a systemd unit."""
     values = re.findall(rf"^{setting}=(.*)$", file.read_text(), re.MULTILINE)
     return [word for value in values for word in value.split()]
+
+
+def restricted() -> list[str]:
+    """Return a command that executes another one, which follows, with the unit's capabilities."""
+    names = [name.removeprefix("CAP_").lower() for name in unit("CapabilityBoundingSet")]
+    bounding_set = ",".join(["-all", *(f"+{name}" for name in names)])
+    return ["setpriv", "--no-new-privs", f"--bounding-set={bounding_set}"]
 
 
 class Service:
@@ -244,6 +262,20 @@ class Service:
         self._end()
         self._begin(self._manager)
 
+    def upgrade(self, program: str) -> None:
+        """Restart the service with a program that differs from others by its identity alone."""
+        self._environment["PROGRAM"] = program
+        self.restart()
+
+    def crash(self, pid: int) -> None:
+        """Kill the service, whose process id is *pid*; start it again, as its manager does."""
+        assert self._manager is not None
+        assert self._process is not None
+        assert self._process.pid == pid
+        self._process.kill()
+        self._process.wait(STOP_S)
+        self._begin(self._manager)
+
     def stop(self) -> None:
         """Stop the service and its manager: the socket is removed, and the workers end."""
         assert self._manager is not None
@@ -256,12 +288,10 @@ class Service:
         assert not self._socket.exists()
 
     def _begin(self, manager: ServiceManager) -> None:
-        names = [name.removeprefix("CAP_").lower() for name in unit("CapabilityBoundingSet")]
-        bounding_set = ",".join(["-all", *(f"+{name}" for name in names)])
-        restricted = ["setpriv", "--no-new-privs", f"--bounding-set={bounding_set}"]
+        program = ["-c", RUN] if "PROGRAM" in self._environment else ["-m", "plugin", "serve"]
         with self._log.open("ab") as log:
             self._process = manager.start(
-                [*restricted, sys.executable, "-m", "plugin", "serve"],
+                [*restricted(), sys.executable, *program],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

@@ -15,19 +15,7 @@ TABLE = Section(
     " -->\n",
 )
 
-FEATURES = (
-    "opening a file that has lost its name",
-    "changes by path",
-    "SEEK_DATA and SEEK_HOLE",
-    "stores into shared maps",
-    "inode numbers",
-    "file handles of the mount",
-    "space of files that the host deletes",
-    "reserved blocks",
-    "memory of open directories",
-    "descriptors",
-    "POSIX ACLs",
-)
+FEATURES: tuple[str, ...] = ()
 """Features with known faults; each mark names one of them."""
 
 
@@ -61,7 +49,9 @@ def table() -> str:
         f"| {feature} | {seen} | {', '.join(f'`{session}`' for session in sorted(sessions))} |"
         for (feature, seen), sessions in rows.items()
     ]
-    files = sorted({fault.file for fault in faults()})
+    if not lines:
+        lines = ["| none | no test shows a fault today | |"]
+    files = sorted({fault.file for fault in faults()}) or ["tests/posix/conftest.py"]
     return "\n".join([*lines, f"<!-- shown by: {', '.join(files)}"])
 
 

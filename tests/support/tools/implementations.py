@@ -53,12 +53,16 @@ class CoreSession:
 
     def send(self, request: bytes) -> list[bytes]:
         """As of every ByteSession."""
-        reply = self._thread.submit(self._served.core.answer, request).result()
+        reply = self._thread.submit(self.answer, request).result()
         messages = []
         with contextlib.suppress(BlockingIOError):
             while message := self._kernel.recv(_BUFFER_SIZE, socket.MSG_DONTWAIT):
                 messages.append(message)
         return messages if reply is None else [*messages, reply]
+
+    def answer(self, request: bytes) -> bytes | None:
+        """Serve *request* in the session's thread; return the reply."""
+        return self._served.core.answer(request)
 
     def close(self) -> None:
         """As of every ByteSession."""

@@ -21,7 +21,7 @@ from typing import cast
 
 from passthrough.linux import fdpath, privileges, syscalls
 from passthrough.worker import fuse_mount, process
-from tests.passthrough.native.probe_inside import answer, block
+from tests.passthrough.core.probe_inside import answer, block, end
 from tests.support.tools import host_calls
 from tests.support.tools.callers import ROOT
 
@@ -196,7 +196,9 @@ PROBES: dict[str, Callable[[str], object]] = {
     "new_process": _new_process,
     "new_thread": _new_thread,
     "raise": lambda _: _tried(lambda: signal.raise_signal(signal.SIGURG)),
+    "fault": lambda _: ctypes.string_at(0),
     "block": lambda _: block(),
+    "end": lambda _: end(),
     "unshare": lambda flags: _tried(lambda: privileges.unshare(int(flags))),
 }
 

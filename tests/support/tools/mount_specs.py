@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from passthrough.options.choices import CachePolicy
-from plugin.mounting.keeper import MOUNT_DEADLINE_S, MountSpec
+from plugin.mounting.mount_spec import MOUNT_DEADLINE_S, MountSpec
 from plugin.volume import FileName, VolumeName
 from tests.support.fakes.worker import command
 from tests.support.tools.options import effective

@@ -59,15 +59,26 @@ class Mounted:
 
     @property
     def worker_pid(self) -> int:
-        """Return the pid of the worker, a child of the command."""
-        command = self.process.pid
-        (child,) = Path(f"/proc/{command}/task/{command}/children").read_text().split()
-        return int(child)
+        """Return the pid of the worker: of the processes below the command, it has no children."""
+        return next(pid for pid in _leaves(self.process.pid) if not _is_guard(pid))
 
     def _tell_guard(self, line: str) -> None:
         assert self.guard.stdin is not None
         self.guard.stdin.write(line.encode())
         self.guard.stdin.flush()
+
+
+def _leaves(pid: int) -> Iterator[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    if not children:
+        yield pid
+    for child in children:
+        yield from _leaves(child)
+
+
+def _is_guard(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() == "passfs-guard\n"
 
 
 @contextlib.contextmanager
@@ -78,11 +89,13 @@ def mounted(
     *,
     program: str = "passthrough",
     stdin: int = subprocess.DEVNULL,
+    tree: Path = REPOSITORY,
 ) -> Iterator[Mounted]:
     """Serve `base/source` at `base/mount` for the length of the block; missing ones are made.
 
     *descriptors* limits the open descriptors of the process, which cannot raise the limit.
-    *program* is a module with the arguments of `passthrough`; *stdin* becomes its standard input.
+    *program* is a module with the arguments of `passthrough`, of the source tree *tree*; *stdin*
+    becomes its standard input.
 
     Raises: MountFailedError if the mount does not appear, or does not go on SIGTERM.
     """
@@ -92,7 +105,7 @@ def mounted(
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [*limited_to(descriptors), *command(source, mountpoint, options, program)],
-            cwd=REPOSITORY,
+            cwd=tree,
             stdin=stdin,
             stderr=stderr,
         )

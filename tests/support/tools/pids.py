@@ -1,4 +1,4 @@
-"""A limit of threads for one process, by the pids controller of cgroups, either version."""
+"""A limit of threads for one process and those that it makes, by the pids controller of cgroups."""
 
 import contextlib
 import os
@@ -21,8 +21,10 @@ def threads_limited(pid: int, more: int) -> Iterator[None]:
         yield
     finally:
         (own / "pids.max").write_text("max")
-        with contextlib.suppress(ProcessLookupError):
-            (before / "cgroup.procs").write_text(str(pid))
+        while members := (own / "cgroup.procs").read_text().split():
+            for member in members:
+                with contextlib.suppress(ProcessLookupError):
+                    (before / "cgroup.procs").write_text(member)
         own.rmdir()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ORPHANS_END_S = 5.0
@@ -24,6 +25,48 @@ def workers() -> set[int]:
     return {worker for child in children() for worker in children(child)}
 
 
+def kill_all(worker: int) -> None:
+    """Kill a worker with its guards, which are its process group: nothing can replace it."""
+    os.killpg(os.getpgid(worker), signal.SIGKILL)
+
+
+def members(worker: int) -> set[int]:
+    """Return the live processes of the process group of *worker*: the worker and its guards."""
+    return group(os.getpgid(worker))
+
+
+def group(number: int) -> set[int]:
+    """Return the live processes of a process group."""
+    return {pid for pid in _processes() if _group(pid) == number and lives(pid)}
+
+
+def lives(pid: int) -> bool:
+    """Return whether *pid* is a process that has not ended; a zombie has."""
+    return _stat(pid)[0] not in "ZX"
+
+
+def parent(pid: int) -> int:
+    """Return the parent of the live process *pid*."""
+    return int(_stat(pid)[1])
+
+
+def _processes() -> Iterator[int]:
+    return (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of proc_pid_stat(5) from the state on."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return ["X"]
+
+
+def _group(pid: int) -> int:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return 0
+
+
 def reap(before: set[int]) -> None:
     """Reap the children that are not in *before*; wait ORPHANS_END_S for the end of each.
 
@@ -41,3 +84,19 @@ def end(before: set[int]) -> None:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float = 30.0) -> None:
+    """Wait until *holds* returns true, where no event reaches this process; fail at the limit."""
+    until = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process has not ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -4,7 +4,7 @@ from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from passthrough.native.face import Core
+from passthrough.core.face import Core
 from passthrough.session.abi import Opcode
 from passthrough.session.libfuse import LibfuseOperations
 from tests.support.tools import wire

@@ -18,9 +18,12 @@ from tests.support.fakes.service_manager import ServiceManager
 RUN = """
 import os
 import sys
-from plugin.errors import PluginError
+from plugin import app
 from plugin.app import run
+from plugin.errors import PluginError
 from plugin.admin.settings import Settings
+if program := os.environ.get("PROGRAM"):
+    app.identity = lambda: program
 try:
     run(Settings.from_environment(os.environ), managed="--managed" in sys.argv)
 except PluginError as error:
@@ -55,25 +58,22 @@ class Service:
         """
         self._within = within
         self._arguments = ["--managed"] if managed else []
-        self._environment = environment or {}
+        self.environment = dict(environment or {})
+        """Its PROGRAM is the identity of the program, in place of that of the files."""
         self.directory = directory
         self.manager = manager
         self.log = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> float:
-        """Start the process, wait until it answers, and return the seconds that it took.
-
-        Time in which it was ready to run and had no processor does not count.
-        """
+    def launch(self) -> None:
+        """Start the process."""
         given = settings(self.directory)
         environment = os.environ | {
             "PASSFS_SOCKET": str(given.socket),
             "PASSFS_DATA_DIR": str(given.data_dir),
             "PASSFS_MOUNT_DIR": str(given.mount_dir),
-            **self._environment,
+            **self.environment,
         }
-        began = time.monotonic()
         start = subprocess.Popen if self.manager is None else self.manager.start
         with self.log.open("ab") as log:
             self.process = start(
@@ -82,6 +82,15 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
+
+    def start(self) -> float:
+        """Start the process, wait until it answers, and return the seconds that it took.
+
+        Time in which it was ready to run and had no processor does not count.
+        """
+        began = time.monotonic()
+        self.launch()
+        assert self.process is not None
         while time.monotonic() < began + START_S:
             assert self.process.poll() is None, self.log.read_text()
             try:

@@ -71,6 +71,7 @@ STEPS = {
     "start the fork server": Step(Spawner, "start_fork_server", is_observed=True),
     "start a worker": Step(Spawner, "_request_fork", is_observed=True),
     "hand over": Step(worker, "_hand_over", is_observed=True),
+    "let a successor serve": Step(worker.Worker, "keep", is_observed=True),
     "store descriptors": Step(socket, "send_fds"),
     "notify the service manager": Step(FdStore, "_send"),
     "listen": Step(socket.socket, "bind"),
@@ -115,6 +116,8 @@ def run_forked() -> int:
     sqlite3.connect = partial(sqlite3.connect, factory=Database)  # type: ignore[assignment]
     command = (sys.executable, "-I", "-S", "-c", FORK_SERVER, environment[PARENT_ADDRESS])
     app.composed = partial(app.composed, fork_server=command)
+    if program := environment.get("PROGRAM"):
+        vars(app)["identity"] = lambda: program
     app.run(Settings.from_environment(os.environ))
     return 0
 
@@ -226,6 +229,7 @@ class CrashingPlugin(Service):
             "LISTEN_FDNAMES": ":".join(stored),
             "NOTIFY_SOCKET": "" if self.manager is None else str(self.directory / "notify.sock"),
             PARENT_ADDRESS: str(self._parent.address),
+            **self.environment,
             CRASH_FDS: f"{script_fd} {script_fd + 1}",
         }
         with self.log.open("ab") as log, ExitStack() as borrowed:

@@ -50,7 +50,8 @@ class Systemd:
         units = directory / "config" / "systemd" / "user"
         units.mkdir(parents=True)
         (directory / "run").mkdir(mode=0o700)
-        (units / UNIT.name).write_text(self._service())
+        self.unit = units / UNIT.name
+        self.unit.write_text(self._service())
         (units / SOCKET.name).write_text(
             _replaced(SOCKET.read_text(), ListenStream=str(directory / "p.sock"))
         )
@@ -75,16 +76,20 @@ class Systemd:
 
     def control(self, *words: str) -> str:
         """Run systemctl(1) and return its output; fail with its errors."""
+        return self.run("systemctl", "--user", *words)
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Run *command* beside systemd and return its output; fail with its errors."""
         entered = ["nsenter", f"--target={self._pid}", "--mount", "--pid"]
         done = subprocess.run(
-            [*entered, "systemctl", "--user", *words],
-            env=self._environment,
+            [*entered, *command],
+            env=self._environment | environment,
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def show(self, name: str) -> str:

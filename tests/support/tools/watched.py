@@ -15,24 +15,26 @@ from collections.abc import Callable
 from unittest import mock
 
 from passthrough.__main__ import app
-from passthrough.native.face import Core
+from passthrough.options.effective import Effective
 from passthrough.session.kernel import Served
 from passthrough.worker import process
 from passthrough.worker.handover import Handover, Report
-from tests.passthrough.native.probe_counts import held
+from tests.passthrough.core.probe_counts import held
 
 STDIN = 0
 _serve = process.serve
+_prepare = Served.__init__
+_prepared: list[Served] = []
 
 
-def _core() -> Core:
-    """Return the core of the volume that this process serves."""
-    (served,) = (thing for thing in gc.get_objects() if isinstance(thing, Served))
-    return served.core
+def _prepare_noted(served: Served, config: Effective, source_fd: int) -> None:
+    """Note the volume: a guard hides its objects from gc.get_objects()."""
+    _prepare(served, config, source_fd)
+    _prepared.append(served)
 
 
 def _answer() -> None:
-    core = _core()
+    core = _prepared[0].core
     while os.read(STDIN, 1):
         gc.collect()
         answer = {"held": held(core), "blocks": sys.getallocatedblocks()}
@@ -41,14 +43,17 @@ def _answer() -> None:
 
 def _serve_watched(
     handover: Handover, serving: Callable[[Report], object], keeper_fd: int | None
-) -> None:
+) -> int:
     def watched(report: Report) -> object:
         threading.Thread(target=_answer, daemon=True).start()
         return serving(report)
 
-    _serve(handover, watched, keeper_fd)
+    return _serve(handover, watched, keeper_fd)
 
 
 if __name__ == "__main__":
-    with mock.patch.object(process, "serve", _serve_watched):
+    with (
+        mock.patch.object(process, "serve", _serve_watched),
+        mock.patch.object(Served, "__init__", _prepare_noted),
+    ):
         app(prog_name="python -m passthrough")

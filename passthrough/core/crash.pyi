@@ -1,0 +1,3 @@
+from mmap import mmap
+
+def catch_crashes(page: mmap, at: int) -> None: ...

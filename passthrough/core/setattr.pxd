@@ -1,0 +1,9 @@
+"""SETATTR: changes of attributes."""
+
+from libc.stdint cimport uint32_t
+
+from passthrough.core.abi cimport fuse_in_header
+from passthrough.core.state cimport Thread
+
+
+cdef int do_setattr(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

@@ -1,0 +1,165 @@
+"""A process goes on where another one was killed.
+
+Both share the table of descriptors and the memory of tables, requests and locks. The process that
+takes over has one thread, and is as it was before the first worker came: its own memory knows of no
+request. It may be killed at any instruction of this, and another one begins again.
+
+1. A request is in hand if its number is not that of the last request done at its place. If the
+   journal has nothing of it, the kernel is asked: it may have ended the request, see device.pyx.
+2. For each one, the journal and the tables tell whether the change announced last was made.
+3. The lookups and open files of requests without a reply are taken back (settle.pyx).
+4. Tables and locks make anew all that is derived (memory.pyx, locks.pyx).
+5. Files whose names were taken away are pinned, as the thread had begun to (names.pyx).
+6. Lost ids are closed. Lost descriptors are found, and closed once threads serve (lost.pyx).
+7. A thread for each request in hand serves it again, or sends its reply (crew.pyx, resumed.pyx).
+"""
+
+from libc.stdint cimport int32_t
+from libc.stdlib cimport free, malloc
+
+from passthrough.core.abi cimport fuse_in_header
+from passthrough.core.crew cimport MAX_SLOTS, SERVING, Slot, adopt_places
+from passthrough.core.descriptions cimport clear_locks
+from passthrough.core.device cimport REQUEST_AT, give_all_pages_back, is_awaited
+from passthrough.core.grants cimport pin_fd
+from passthrough.core.journal cimport ANSWERED, Journal, note_removal
+from passthrough.core.layout cimport RELEASE, Tables, store32
+from passthrough.core.libc cimport EBUSY, ENOMEM, close, fstat, struct_stat
+from passthrough.core.locks cimport locks_recover
+from passthrough.core.loop cimport is_silent
+from passthrough.core.lost cimport close_ids, find_lost
+from passthrough.core.memory cimport recover
+from passthrough.core.settle cimport drop_unopened, settle, undo
+from passthrough.core.state cimport Volume
+from passthrough.core.steps cimport end_of_death
+
+
+cdef inline Journal *_journal(const Slot *slot) noexcept nogil:
+    return <Journal *>slot.buffers.request
+
+
+cdef inline const fuse_in_header *_request(const Slot *slot) noexcept nogil:
+    return <const fuse_in_header *>(slot.buffers.request + REQUEST_AT)
+
+
+cdef bint _is_in_hand(const Volume *v, const Slot *slot) noexcept nogil:
+    """Return whether the request at a place was read, and needs something more."""
+    cdef const fuse_in_header *h = _request(slot)
+    if h.unique == _journal(slot).done:
+        return False
+    return _journal(slot).unique == h.unique or is_silent(h) or is_awaited(v, h.unique)
+
+
+cdef inline bint _is_noted(const Slot *slot) noexcept nogil:
+    """Return whether the journal tells of the request that the slot resumes."""
+    return slot.resumes and _journal(slot).unique == _request(slot).unique
+
+
+cdef inline bint _is_undone(const Slot *slot) noexcept nogil:
+    """Return whether the kernel knows nothing of what the request has counted and opened."""
+    return _is_noted(slot) and _journal(slot).stage != ANSWERED
+
+
+cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcept nogil:
+    """Take over tables, requests and locks; return how many requests are in hand, or -errno.
+
+    `kept`: descriptors that are not of the core's. Threads may start afterwards.
+    """
+    cdef Tables *t = c.volume.tables
+    cdef Slot *slot
+    cdef int index, result
+    cdef int in_hand = 0
+    if c.top:
+        return -EBUSY
+    end_of_death(t)
+    result = adopt_places(c)
+    if result < 0:
+        return result
+    for index in range(c.top):
+        slot = c.slots[index]
+        if _is_in_hand(c.volume, slot):
+            slot.resumes = True
+            store32(&slot.state, SERVING, RELEASE)
+            in_hand += 1
+            if _is_undone(slot):
+                settle(t, _journal(slot), _request(slot))
+        else:
+            _journal(slot).done = _request(slot).unique
+            give_all_pages_back(&slot.buffers)  # of a thread that may never come again
+    for index in range(c.top):
+        if _is_undone(c.slots[index]):
+            undo(t, _journal(c.slots[index]), _request(c.slots[index]))
+    drop_unopened(t)
+    recover(t)
+    result = locks_recover(c.volume)
+    if result < 0:
+        return result
+    for index in range(c.top):
+        if _is_undone(c.slots[index]):
+            _pin_removed(t, _journal(c.slots[index]))
+    _close_ids(c)
+    result = _note_lost(c.volume, kept, kept_count, lost)
+    return in_hand if result >= 0 else result
+
+
+cdef void _pin_removed(Tables *t, Journal *j) noexcept nogil:
+    """Pin a file that may have lost its name; otherwise its descriptor counts as lost."""
+    if j.removed_fd > 0 and j.removed_place < t.header.places:
+        pin_fd(t, j.removed_fd, j.removed_place)
+    note_removal(j, 0, 0)
+
+
+cdef int _note_lost(Volume *v, const int *kept, int kept_count, Lost *lost) noexcept nogil:
+    """Note the descriptors to close; 0 or -ENOMEM."""
+    cdef struct_stat st
+    cdef int *fds = NULL
+    cdef int at
+    cdef int count = find_lost(v, kept, kept_count, &fds)
+    lost.count = 0
+    if count <= 0:
+        free(fds)
+        return count
+    lost.at = <LostOne *>malloc(count * sizeof(LostOne))
+    for at in range(count if lost.at != NULL else 0):
+        if fstat(fds[at], &st) == 0:
+            # An owner's former description would be in the way of the owner's own request.
+            clear_locks(fds[at])
+            lost.at[lost.count] = LostOne(fd=fds[at], device=st.st_dev, ino=st.st_ino)
+            lost.count += 1
+    free(fds)
+    return 0 if lost.at != NULL else -ENOMEM
+
+
+cdef void _close_ids(Crew *c) noexcept nogil:
+    """Close the ids of FUSE passthrough that requests in hand have opened or taken away."""
+    cdef int32_t ids[MAX_SLOTS]
+    cdef int32_t above = -1
+    cdef int32_t backing
+    cdef int index
+    cdef int count = 0
+    for index in range(c.top):
+        backing = _journal(c.slots[index]).backing if _is_noted(c.slots[index]) else 0
+        if backing > 0:
+            ids[count] = backing
+            count += 1
+        elif backing < 0:
+            above = min(above, -1 - backing) if above >= 0 else -1 - backing
+    close_ids(c.volume, ids, count, above)
+
+
+cdef void close_lost(Lost *lost) noexcept nogil:
+    """Close what nothing accounts for; once.
+
+    A number that leads elsewhere now stays open. It was that of another process, as of a second
+    fresh worker, which opens a descriptor of itself and then ends (standby.py).
+    """
+    cdef struct_stat st
+    cdef const LostOne *one
+    cdef int at
+    for at in range(lost.count):
+        one = &lost.at[at]
+        if fstat(one.fd, &st) == 0 and st.st_dev == one.device and st.st_ino == one.ino:
+            close(one.fd)
+    free(lost.at)
+    lost.at = NULL
+    lost.count = 0

@@ -1,6 +1,0 @@
-"""The threads that serve entries of io_uring."""
-
-from passthrough.native.crew cimport Crew
-
-
-cdef int start_queues(Crew *device, const int *processors, int count) noexcept nogil

@@ -1,0 +1,7 @@
+from passthrough.core.face import Core
+
+THREADS: int
+PARKED: int
+WAITS: int
+
+def held(core: Core) -> dict[str, int]: ...

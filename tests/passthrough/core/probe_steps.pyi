@@ -1,0 +1,5 @@
+BUILT: bool
+WORD_AT: int
+DYING: int
+TWICE: int
+STEPS: dict[str, int]

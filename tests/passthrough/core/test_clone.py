@@ -1,0 +1,119 @@
+"""clone.pyx: processes that share their table of descriptors."""
+
+import logging
+import mmap
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from passthrough.core.clone import clone, exchange
+from passthrough.core.crash import catch_crashes
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run *work* in a process made by `clone`; return its wait status."""
+    if (pid := clone()) == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_descriptor_outlives_the_process_that_opened_it() -> None:
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def work() -> None:
+        fd = os.memfd_create("kept")
+        os.write(fd, b"alive")
+        shared[:4] = fd.to_bytes(4, "little")
+
+    assert in_child(work) == 0
+    fd = int.from_bytes(shared[:4], "little")
+    assert os.pread(fd, 10, 0) == b"alive"
+    os.close(fd)
+    shared.close()
+
+
+def test_a_closed_descriptor_is_closed_for_both() -> None:
+    fd = os.memfd_create("gone")
+
+    assert in_child(lambda: os.close(fd)) == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_memory_and_working_directory_are_the_child_s_own() -> None:
+    before = os.getcwd()
+    found: list[int] = []
+
+    def work() -> None:
+        found.append(1)
+        os.chdir("/")
+
+    assert in_child(work) == 0
+    assert (found, os.getcwd()) == ([], before)
+
+
+def test_python_works_in_the_child() -> None:
+    """Threads, the log, signals and a child of its own."""
+
+    def work() -> None:
+        logging.getLogger("tests.clone").debug("a line")
+        thread = threading.Thread(target=os.getpid)
+        thread.start()
+        thread.join()
+        caught: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, _: caught.append(number))
+        signal.raise_signal(signal.SIGUSR1)
+        assert caught == [signal.SIGUSR1]
+        assert in_child(lambda: None) == 0
+
+    assert in_child(work) == 0
+
+
+def test_of_several_processes_one_changes_the_word() -> None:
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+    shared[:8] = (41).to_bytes(8, "little")
+    pids = []
+    for wanted in range(100, 120):
+        if (pid := clone()) == 0:
+            os._exit(exchange(shared, 0, 41, wanted))
+        pids.append(pid)
+
+    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+
+    winners = [100 + at for at, status in enumerate(statuses) if os.WEXITSTATUS(status)]
+    assert winners == [int.from_bytes(shared[:8], "little")]
+    shared.close()
+
+
+@pytest.mark.parametrize("at", [-8, 4, mmap.PAGESIZE - 4, mmap.PAGESIZE])
+def test_a_word_outside_of_the_page_is_refused(at: int) -> None:
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+    with pytest.raises(ValueError, match="no word"):
+        exchange(shared, at, 0, 1)
+    with pytest.raises(ValueError, match="no room"):
+        catch_crashes(shared, at if at != mmap.PAGESIZE - 4 else mmap.PAGESIZE - 8)
+    shared.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE])
+def test_a_crash_still_ends_the_process_by_its_signal(number: signal.Signals) -> None:
+    """The thread serves no request, so that nothing is noted."""
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def work() -> None:
+        catch_crashes(shared, 64)
+        if number is signal.SIGABRT:
+            os.abort()
+        os.kill(os.getpid(), number)
+
+    assert os.WTERMSIG(in_child(work)) == number
+    assert not any(shared[:])
+    shared.close()

@@ -1,0 +1,137 @@
+"""A worker that serves no further request, and makes room for a successor."""
+
+import fcntl
+import os
+import signal
+import time
+from pathlib import Path
+
+from passthrough.options.choices import SessionKind
+from passthrough.session.abi import Init, Opcode
+from tests.support.fakes.kernel import entry, message, text
+from tests.support.tools import wire
+from tests.support.tools.callers import ROOT
+from tests.support.tools.held import one_held_before
+from tests.support.tools.options import effective
+from tests.support.tools.processes import wait_until
+from tests.support.tools.successors import Successors, clone
+
+CONFIG = effective(session=SessionKind.KERNEL)
+FEATURES = int(Init.HANDLE_KILLPRIV_V2 | Init.FLOCK_LOCKS)
+FLOCK = 1  # FUSE_LK_FLOCK
+WAITS = 6
+FIRST = 100
+WRITE = 200
+LATE = 300
+FLOCK_CALL = {"x86_64": 73, "aarch64": 32}[os.uname().machine]
+SETTLED_S = 0.05
+
+
+class Retiring(Successors):
+    """The first worker serves no further request once `retire` is called."""
+
+    def start(self) -> None:
+        self._asked, self._stopped = os.pipe(), os.pipe()
+        self.core.note_descriptors()
+        self._pid = clone()
+        if self._pid == 0:
+            try:
+                self.take_over()
+                self.core.start()
+                self.core.watch(self._asked[0], -1)
+                self.core.stop()
+                os.write(self._stopped[1], b"!")
+                signal.pause()
+            finally:
+                os._exit(1)
+
+    def threads(self) -> list[int]:
+        """Return the threads of the worker that serve."""
+        return sorted({*map(int, os.listdir(f"/proc/{self._pid}/task"))} - {self._pid})
+
+    def retire(self) -> None:
+        """Have the worker serve no further request, and wait until it has stopped."""
+        os.write(self._asked[1], b"!")
+        assert os.read(self._stopped[0], 1) == b"!"
+
+    def send(self, request: bytes) -> None:
+        self.kernel.send(request)
+
+    def start_successor(self) -> None:
+        super().start()
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        for fd in (*self._asked, *self._stopped):
+            os.close(fd)
+
+
+def test_a_request_that_comes_too_late_is_whole(source: Path) -> None:
+    """It is read by a thread that gives its pages back at its end; the first threads do not."""
+    (source / "file").touch()
+
+    def run() -> None:
+        with Retiring(source, CONFIG, FEATURES) as volume:
+            nodeid, fh = opened(volume)
+            have_late_threads(volume, source, nodeid, fh)
+
+            volume.retire()
+            body = wire.WRITE_IN.pack(fh, 0, 7, 0, 0, os.O_RDWR) + b"written"
+            volume.send(message(Opcode.WRITE, body, nodeid, WRITE))
+            volume.await_in_hand(WRITE)
+            time.sleep(SETTLED_S)  # the thread ends
+            volume.kill()
+            volume.start_successor()
+
+            assert volume.reply_to(WRITE).error == 0
+            assert (source / "file").read_bytes() == b"written"
+
+    ROOT.run(run)
+
+
+def test_a_lock_waits_for_the_successor_if_no_other_thread_is_left(source: Path) -> None:
+    """The thread is about to try the lock when the others leave."""
+    (source / "file").touch()
+
+    def run() -> None:
+        with Retiring(source, CONFIG, FEATURES) as volume:
+            nodeid, fh = opened(volume)
+            first, *others = volume.threads()
+            request = message(Opcode.SETLKW, flock(fh, FIRST), nodeid, FIRST)
+            with (source / "file").open("r+b") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                with one_held_before(FLOCK_CALL, [first, *others], lambda: volume.send(request)):
+                    volume.retire()
+                    for unique in range(LATE, LATE + 2 * len(others), 2):
+                        volume.send(message(Opcode.STATFS, unique=unique))
+                    wait_until(lambda: volume.threads() == [first])
+                time.sleep(SETTLED_S)  # the thread tries the lock, and then waits
+                volume.kill()
+                volume.start_successor()
+            assert volume.reply_to(FIRST).error == 0
+
+    ROOT.run(run)
+
+
+def opened(volume: Retiring) -> tuple[int, int]:
+    """Open the file; return its nodeid and the fh."""
+    lookup = volume.ask(message(Opcode.LOOKUP, text(b"file"), unique=2))
+    nodeid = entry(lookup.body)["nodeid"]
+    reply = volume.ask(message(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDWR, 0), nodeid, 4))
+    return nodeid, wire.OPEN_OUT.unpack(reply.body)[0]
+
+
+def flock(fh: int, owner: int) -> bytes:
+    """Return the body of a request for a whole file."""
+    return wire.LK_IN.pack(fh, owner, 0, 0, fcntl.F_RDLCK, 1, FLOCK)
+
+
+def have_late_threads(volume: Retiring, source: Path, nodeid: int, fh: int) -> None:
+    """Have requests wait for a lock, each in a thread of its own; the last thread then reads."""
+    with (source / "file").open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for number in range(FIRST, FIRST + 2 * WAITS, 2):
+            volume.send(message(Opcode.SETLKW, flock(fh, number), nodeid, number))
+            volume.await_in_hand(number)
+    for _ in range(WAITS):
+        assert volume.reply().error == 0

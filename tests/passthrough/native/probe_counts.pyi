@@ -1,7 +1,0 @@
-from passthrough.native.face import Core
-
-THREADS: int
-PARKED: int
-WAITS: int
-
-def held(core: Core) -> dict[str, int]: ...

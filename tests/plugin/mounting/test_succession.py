@@ -1,0 +1,268 @@
+"""succession.py: after a restart, processes of the plugin's program take over from an older one.
+
+The processes are fakes, tests/support/fakes/guards.py.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from passthrough.worker import control
+from passthrough.worker.handover import KEEP
+from plugin.mounting import fd_store, succession
+from plugin.mounting.fd_store import FdStore, Inherited, parsed_name
+from plugin.mounting.keeper import Keeper, keeping
+from plugin.mounting.mount import Mount
+from plugin.mounting.worker import Worker
+from plugin.volume import MountRecord
+from tests.support.fakes.dockerd import mounted
+from tests.support.fakes.service_manager import ServiceManager
+from tests.support.fakes.worker import command
+from tests.support.tools.mount_specs import DIRECTORY, NAME, SERVE, mount_spec
+from tests.support.tools.processes import lives, members
+
+STAND_BY = command("stand by")
+WITHIN_S = 10.0
+FIRST = {"fuse1", "life1", "log1", "process1", "control1"}
+SECOND = {"fuse1", "li1.1", "lo1.1", "pr1.1", "co1.1"}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(WITHIN_S):
+        while not condition():  # noqa: ASYNC110 - of other processes
+            await trio.sleep(0.01)
+
+
+class Plugins:
+    """Plugins of several programs, one after the other, with one mount."""
+
+    def __init__(self, mounts: Path, source: Path, manager: ServiceManager) -> None:
+        self._mounts = mounts
+        self._source = source
+        self.manager = manager
+        self._records: list[MountRecord] = []
+        self.losses: list[str] = []
+
+    def _inherited(self) -> Inherited:
+        stored: dict[int, dict[str, int]] = {}
+        for name, fd in self.manager.stored.items():
+            parsed = parsed_name(name)
+            assert parsed is not None
+            stored.setdefault(parsed[0], {})[parsed[1]] = os.dup(fd)
+        return Inherited(FdStore(str(self._mounts.parent / "notify.sock")), stored=stored)
+
+    @asynccontextmanager
+    async def plugin(
+        self, program: str, command: Sequence[str] = STAND_BY
+    ) -> AsyncIterator[Keeper]:
+        """Run a plugin; the first one mounts the volume."""
+        used = (self._inherited(), self._records, {NAME: DIRECTORY})
+        async with keeping(self._mounts, command, *used, program=program) as keeper:
+            if not self._records:
+                await keeper.mount(mount_spec(self._source, on_loss=self.losses.append))
+                self._records = keeper.mount_records(NAME)
+            else:
+                assert keeper.watch(NAME, self.losses.append)
+            yield keeper
+            self._records = keeper.mount_records(NAME)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the descriptors in the store."""
+        return {*self.manager.stored}
+
+
+@pytest.fixture
+async def plugins(mounts: Path, source: Path, manager: ServiceManager) -> AsyncIterator[Plugins]:
+    """Yield plugins with a mount that the program `old` serves; then unmount it."""
+    plugins = Plugins(mounts, source, manager)
+    async with plugins.plugin("old") as keeper:
+        assert keeper.program_note(NAME) == ""
+    yield plugins
+    async with keeping(
+        mounts, STAND_BY, plugins._inherited(), plugins._records, {NAME: DIRECTORY}
+    ) as keeper:
+        await until(lambda: keeper.is_served(NAME))
+        group = members(keeper.worker_pid(NAME))
+        await keeper.unmount(NAME)
+        await until(lambda: not any(map(lives, group)) and not manager.stored)
+    assert mounted(mounts) == []
+
+
+async def test_a_mount_of_the_same_program_stays(plugins: Plugins) -> None:
+    async with plugins.plugin("old") as keeper:
+        worker = keeper.worker_pid(NAME)
+        assert keeper.program_note(NAME) == ""
+        await keeper.replace(NAME)
+        assert keeper.worker_pid(NAME) == worker
+    assert plugins.names == FIRST
+
+
+async def test_another_program_takes_over(plugins: Plugins) -> None:
+    async with plugins.plugin("new") as keeper:
+        before = members(keeper.worker_pid(NAME))
+        assert len(before) == 1 + control.GUARDS
+        assert keeper.program_note(NAME) == succession.PENDING
+        await keeper.replace(NAME)
+        assert keeper.program_note(NAME) == ""
+        (served,) = keeper.programs()
+        assert served.replaced_s > 0
+        await until(lambda: not any(map(lives, before)))
+        assert lives(keeper.worker_pid(NAME))
+        await until(lambda: plugins.names == SECOND)
+        assert keeper.mount_records(NAME) == plugins._records
+    assert plugins.losses == []
+
+
+async def test_the_old_processes_may_end_before_the_keeper_looks(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "_LOOK_S", 0.1)
+    async with plugins.plugin("new") as keeper:
+        await keeper.replace(NAME)
+        assert keeper.program_note(NAME) == ""
+        assert lives(keeper.worker_pid(NAME))
+    assert plugins.losses == []
+
+
+async def test_the_new_processes_outlive_their_plugin_and_are_replaced_in_turn(
+    plugins: Plugins,
+) -> None:
+    async with plugins.plugin("new") as keeper:
+        await keeper.replace(NAME)
+        worker = keeper.worker_pid(NAME)
+    assert plugins.names == SECOND
+    async with plugins.plugin("new") as keeper:
+        assert keeper.worker_pid(NAME) == worker
+        assert keeper.program_note(NAME) == ""
+    async with plugins.plugin("newer") as keeper:
+        assert keeper.worker_pid(NAME) == worker
+        await keeper.replace(NAME)
+        await until(lambda: not lives(worker))
+        await until(lambda: "li1.2" in plugins.names and "li1.1" not in plugins.names)
+        deaths = keeper.deaths(NAME)
+        assert deaths is not None
+        assert deaths.standby == "ready"
+    assert plugins.losses == []
+
+
+@pytest.mark.logs("an older program serves on")
+@pytest.mark.parametrize(
+    ("failure", "note"),
+    [
+        ("refuse", "its tables have version 3"),
+        ("die", "volume 'data' cannot be served: its worker was killed by SIGKILL before it"),
+        ("die waiting", "its successor has failed"),
+        ("die at the note", "its successor has failed"),
+        ("hang", "it was not ready within 0.5 s"),
+    ],
+)
+async def test_the_old_program_serves_on_if_the_new_one_fails(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, failure: str, note: str
+) -> None:
+    if failure == "hang":
+        monkeypatch.setattr(succession, "READY_S", 0.5)
+    async with plugins.plugin("new", command("stand by", failure)) as keeper:
+        guards = members(keeper.worker_pid(NAME)) - {keeper.worker_pid(NAME)}
+        await keeper.replace(NAME)
+        assert keeper.program_note(NAME).startswith(note)
+        await until(lambda: lives(keeper.worker_pid(NAME)))
+        assert members(keeper.worker_pid(NAME)) >= guards
+        await until(lambda: plugins.names == FIRST)
+    assert plugins.losses == []
+    monkeypatch.undo()
+    async with plugins.plugin("new") as keeper:
+        await keeper.replace(NAME)
+        assert keeper.program_note(NAME) == ""
+    assert plugins.losses == []
+
+
+@pytest.mark.logs("an older program serves on: the service manager does not store its successor")
+async def test_the_old_program_serves_on_if_the_service_manager_does_not_answer(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new processes would not outlive the plugin."""
+    monkeypatch.setattr(fd_store, "ANSWER_TIMEOUT_S", 0.2)
+    async with plugins.plugin("new") as keeper:
+        worker = keeper.worker_pid(NAME)
+        plugins.manager.unresponsive = True
+        await keeper.replace(NAME)
+        plugins.manager.unresponsive = False
+        assert keeper.worker_pid(NAME) == worker
+        assert keeper.program_note(NAME).startswith("the service manager does not store")
+        await until(lambda: plugins.names == FIRST)
+    assert plugins.losses == []
+
+
+@pytest.mark.logs("an older program serves on: it has died")
+@pytest.mark.parametrize("said", ["waits", "notes"])
+async def test_the_next_plugin_concludes_what_a_dead_one_has_begun(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """The plugin dies after the report, before or after it has written KEEP."""
+
+    async def die(_: Mount, successor: Worker) -> str:
+        successor.stored = True
+        return "it has died"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(succession, "conclude", die)
+        async with plugins.plugin("new") as keeper:
+            before = members(keeper.worker_pid(NAME))
+            await keeper.replace(NAME)
+    assert plugins.names == FIRST | SECOND
+    if said == "notes":
+        os.write(plugins.manager.stored["li1.1"], KEEP)
+        await until(lambda: not any(map(lives, before)))
+    async with plugins.plugin("new") as keeper:
+        await until(lambda: plugins.names == SECOND and not any(map(lives, before)))
+        assert keeper.program_note(NAME) == ""
+        assert lives(keeper.worker_pid(NAME))
+    assert plugins.losses == []
+
+
+async def test_the_next_plugin_undoes_what_is_not_ready(
+    plugins: Plugins,
+) -> None:
+    """The plugin dies before the report; its successor has stopped the guards, and is killed."""
+    async with plugins.plugin("new", command("stand by", "hang")) as keeper:
+        group = members(keeper.worker_pid(NAME))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.replace, NAME)
+            mount = keeper._mounts[NAME]
+            await until(lambda: mount.successor and plugins.names == FIRST | SECOND)
+            successor = mount.successor
+            assert successor is not None
+            await until(lambda: successor.standby.state and successor.standby.state.generation)
+            successor.stored = True
+            nursery.cancel_scope.cancel()
+    assert plugins.names == FIRST | SECOND
+    async with plugins.plugin("new") as keeper:
+        await until(lambda: plugins.names == FIRST)
+        await until(lambda: lives(keeper.worker_pid(NAME)))
+        assert os.getpgid(keeper.worker_pid(NAME)) in group
+    assert plugins.losses == []
+
+
+@pytest.mark.logs("an older program serves on: it has no standby")
+async def test_a_mount_without_a_standby_stays_with_its_program(
+    mounts: Path, source: Path, manager: ServiceManager
+) -> None:
+    plugins = Plugins(mounts, source, manager)
+    async with plugins.plugin("old", SERVE):
+        pass
+    async with plugins.plugin("new", SERVE) as keeper:
+        worker = keeper.worker_pid(NAME)
+        assert keeper.program_note(NAME) == "it has no standby"
+        await keeper.replace(NAME)
+        assert keeper.worker_pid(NAME) == worker
+        await keeper.unmount(NAME)
+        await until(lambda: not manager.stored)
+        await keeper.mount(mount_spec(source))
+        assert keeper.program_note(NAME) == ""
+    async with plugins.plugin("newer", SERVE) as keeper:
+        await keeper.unmount(NAME)

@@ -1,0 +1,123 @@
+"""A volume whose workers are cloned from this process, one after the other, as by a guard.
+
+A socket stands in for /dev/fuse. This process keeps its core as it was before the first worker.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Final, Self
+
+from passthrough.core.face import Core
+from passthrough.options.effective import Effective
+from passthrough.session.rare import Rare
+from tests.passthrough.core.probe_journal import memory
+from tests.support.fakes.kernel import Reply
+from tests.support.tools import wire
+
+_CLONE: Final = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+_CLONE_FILES: Final = 0x400
+_LARGEST: Final = 1 << 21
+_REQUEST_AT: Final = 4016
+_LIMIT_S: Final = 20.0
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
+_BUFFER_SIZE: Final = 4 << 20
+# With the interpreter's lock held, which the child then has, too.
+_call = ctypes.PyDLL(None, use_errno=True).syscall
+_call.argtypes = [ctypes.c_long] * 6
+
+
+def clone() -> int:
+    """Make a child that shares the table of descriptors: clone(2)."""
+    pid: int = _call(_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
+    assert pid >= 0
+    return pid
+
+
+class Successors:
+    """The workers of a volume; a context manager, which ends the last one."""
+
+    def __init__(self, source: Path, config: Effective, features: int = 0) -> None:
+        self.python = Rare(config)
+        self.core = Core(config, os.open(source, os.O_PATH | os.O_DIRECTORY), self.python)
+        self.core.agree(features, 45, False)
+        self.kernel, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.kernel, self._device):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_SIZE)
+        self.kernel.settimeout(_LIMIT_S)
+        self.core.use_device(self._device.fileno())
+        self.core.note_descriptors()
+        self._pid = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.kernel.close()
+        self._device.close()
+
+    def start(self) -> None:
+        """Make a worker, which takes over."""
+        self._pid = clone()
+        if self._pid == 0:
+            try:
+                self.take_over()
+                self.core.start()
+                self.core.watch(-1, -1)
+            finally:
+                os._exit(1)
+
+    def take_over(self) -> None:
+        """Take over, in a fresh worker."""
+        self.core.take_over()
+
+    def kill(self) -> None:
+        """Kill the worker, and wait until it is dead."""
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+    def ask(self, request: bytes) -> Reply:
+        """Send a request, and wait for its reply."""
+        self.kernel.send(request)
+        return self.reply_to(wire.IN_HEADER.unpack_from(request)[2])
+
+    def reply_to(self, unique: int) -> Reply:
+        """Wait for the reply to a request; one that comes a second time is dropped."""
+        while (reply := self.reply()).unique != unique:
+            pass
+        return reply
+
+    def reply(self) -> Reply:
+        """Wait for a reply; notifications are dropped."""
+        unique = 0
+        while not unique:
+            answer = self.kernel.recv(_LARGEST)
+            _, error, unique = wire.OUT_HEADER.unpack_from(answer)
+        return Reply(unique, -error, answer[wire.OUT_HEADER.size :])
+
+    # The memory of requests
+
+    def places(self) -> dict[int, int]:
+        """Return where each request in hand lies, by its number."""
+        fd, starts, _ = memory(self.core)
+        found = {}
+        for start in starts:
+            done = int.from_bytes(os.pread(fd, 8, start), "little")
+            unique = int.from_bytes(os.pread(fd, 8, start + _REQUEST_AT + 8), "little")
+            if unique != done:
+                found[unique] = start
+        return found
+
+    def await_in_hand(self, unique: int) -> int:
+        """Wait until the worker has read a request; return the place of it."""
+        while unique not in (found := self.places()):
+            os.sched_yield()
+        return found[unique]
+
+    def write(self, at: int, number: int, size: int) -> None:
+        """Change the memory."""
+        os.pwrite(memory(self.core)[0], number.to_bytes(size, "little"), at)
