@@ -8,7 +8,7 @@ The modules, from the top down:
     parsing       parses options from text into Requested
     sessions      the kinds of session, and the options that each lacks
     table         Requested, and the table of options
-    vocabulary    aliases of options, and names that other programs use
     values        parses the values of options, and formats them
+    vocabulary    aliases of options, and names that other programs use
     choices       the words that options accept
 """

@@ -104,7 +104,9 @@ class Option(NamedTuple):
     """Return the end of the sentence that refuses a text."""
 
 
-_ID: Final = "a number from 0 to 4294967294"
+_ID: Final = "a number from 0 to 4294967294, or the name of"
+_USER: Final = f"{_ID} a user of the host"
+_GROUP: Final = f"{_ID} a group of the host"
 _RANGES: Final = "container:host:count, several joined by , or +, without overlap; or none"
 _TRUE_FALSE: Final = "true or false"
 _TIME: Final = "seconds, or a number with ms, s, m, h or d, up to ten years"
@@ -201,8 +203,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "squash": Option(
         values.word(Squash), "none, root or all", "the callers that act as anon_uid and anon_gid"
     ),
-    "anon_uid": Option(values.identifier, _ID, "the user of the host that squashed callers act as"),
-    "anon_gid": Option(values.identifier, _ID, "the same for groups"),
+    "anon_uid": Option(
+        values.identifier,
+        _USER,
+        "the user of the host that squashed callers act as",
+        explain=values.only_at_create,
+    ),
+    "anon_gid": Option(
+        values.identifier, _GROUP, "the same for groups", explain=values.only_at_create
+    ),
     "idmap": Option(
         values.boolean,
         _TRUE_FALSE,
@@ -244,11 +253,18 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "uid": Option(
         values.optional_identifier,
-        f"{_ID}, or none",
+        f"{_USER}, or none",
         "the owner on the host of the new directory of a volume without a source",
         "none",
+        explain=values.only_at_create,
     ),
-    "gid": Option(values.optional_identifier, f"{_ID}, or none", "the same for the group", "none"),
+    "gid": Option(
+        values.optional_identifier,
+        f"{_GROUP}, or none",
+        "the same for the group",
+        "none",
+        explain=values.only_at_create,
+    ),
     "sandbox": Option(
         values.word(Sandbox),
         "namespace or none",

@@ -7,6 +7,8 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+from passthrough.options.vocabulary import NOTHING, is_name
+
 # The kernel keeps a timeout as 64-bit seconds; no mount lives for ten years.
 _LONGEST_S: Final = 10 * 365 * 86_400.0
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -30,7 +32,6 @@ _LAST_ID: Final = (1 << 32) - 2
 _MODE: Final = re.compile(r"[0-7]{3,4}", re.ASCII)
 _DECIMAL_MODE: Final = re.compile(r"[1-9][0-9]{2,3}", re.ASCII)
 _OWNER, _OWNER_READS, _LAST_MODE = 0o700, 0o400, 0o7777
-_NOTHING: Final = "none"
 
 
 class Range(NamedTuple):
@@ -91,15 +92,22 @@ def identifier(text: str) -> int:
     return value
 
 
+def only_at_create(text: str) -> str:
+    """Return a hint if *text* is a name, which HostUsers of the plugin has not looked up."""
+    if not any(is_name(part) for part in text.strip().split(":")):
+        return ""
+    return "; a name is looked up when a volume is created, so write the number here"
+
+
 def optional_identifier(text: str) -> int | None:
     """Parse a uid or gid, or `none`."""
-    return None if text.strip().lower() == _NOTHING else identifier(text)
+    return None if text.strip().lower() == NOTHING else identifier(text)
 
 
 def optional_mode(text: str) -> int | None:
     """Parse permission bits in octal digits, chmod(1), or `none`."""
     word = text.strip().lower()
-    if word == _NOTHING:
+    if word == NOTHING:
         return None
     if _MODE.fullmatch(word) is None:
         raise ValueError(text)
@@ -144,7 +152,7 @@ def ranges(text: str) -> tuple[Range, ...]:
     No two ranges may overlap on either side. `+` separates ranges as well as `,`, because mount(8)
     splits its options at `,`.
     """
-    if text.strip().lower() == _NOTHING:
+    if text.strip().lower() == NOTHING:
         return ()
     found = []
     for part in text.replace("+", ",").split(","):
@@ -167,5 +175,5 @@ def as_text(value: object) -> str:
         # To the nanosecond, as the kernel keeps a timeout, and never in the form 1e+06.
         return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
     if isinstance(value, tuple):
-        return ",".join(":".join(map(str, part)) for part in value) or _NOTHING
+        return ",".join(":".join(map(str, part)) for part in value) or NOTHING
     return str(value)

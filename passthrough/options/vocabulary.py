@@ -1,4 +1,4 @@
-"""Other names for options: aliases, and options of other programs."""
+"""Words of users: other names for options, options of other programs, names for ids."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -24,6 +24,9 @@ ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "nodiratime": ("diratime", "false"),
 }
 
+NOTHING: Final = "none"
+"""The word for the value None."""
+
 # The least similarity (of 1) between a word and the suggested name; a typing error exceeds it.
 _SIMILAR: Final = 0.65
 
@@ -31,6 +34,11 @@ _SIMILAR: Final = 0.65
 def canonical(name: str) -> str:
     """Return the name of an option in lower case, with underscores."""
     return name.strip().lower().replace("-", "_")
+
+
+def is_name(text: str) -> bool:
+    """Return whether *text* may be the name of a user or group."""
+    return (text[:1].isalpha() or text[:1] == "_") and text.lower() != NOTHING
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 The modules, from the top down:
 
     driver        the nine verbs
+    creating      the steps of a Create that look at the host
     upgrade       has this program take over the volumes that an older one serves
     inventory     the volumes on disk: records, and directories of volumes without a source
     registry      the volumes, references and mounts, changed in transactions

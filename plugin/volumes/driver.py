@@ -60,13 +60,14 @@ from plugin.volume import (
     volume_name,
 )
 from plugin.volume_options import VolumeOptions
+from plugin.volumes import creating
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
 from plugin.volumes.source_check import SourceCheck, check_sources
 from plugin.volumes.status import Status, mountpoint
 from plugin.volumes.storage import Storage
 from plugin.volumes.upgrade import Upgrade
-from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock, VolumeLocks
+from plugin.volumes.volume_locks import VolumeLock, VolumeLocks
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ class Driver:
         Raises:
             PluginError: no volume has been created.
         """
-        wanted = self._policy.parse(request.options)
+        options = await creating.numbered(request.options, self._host)
+        wanted = self._policy.parse(options)
         async with self._locks.hold(request.name, "Create") as lock:
             existing = self._volumes.get(VolumeName(request.name))
             if existing is not None:
@@ -144,11 +146,11 @@ class Driver:
                 return Reply()
             name = volume_name(request.name)
             volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
-            source_note = await self._check_source(wanted, lock)
+            source_note = await creating.check_source(wanted, self._host, lock)
             record = Record(
                 name=name,
                 directory=FileName(name),
-                options=request.options,
+                options=options,
                 created_at=datetime.now(UTC),
             )
             await trio.to_thread.run_sync(self._inventory.add, record, wanted.effective)
@@ -374,20 +376,6 @@ class Driver:
             ) from error
         if difference := volume_options.difference(have, wanted):
             raise VolumeExists(f"volume {existing.name!r} exists with other options: {difference}")
-
-    async def _check_source(self, wanted: VolumeOptions, lock: VolumeLock) -> str:
-        """Return the note on the source of *wanted*; refuse a source that cannot be mounted."""
-        if (source := wanted.source) is None:
-            return ""
-        lock.note_step(f"checking source {source!r}")
-        check = partial(self._host.check, source, wanted.effective)
-        try:
-            with trio.fail_at(lock.deadline):
-                return await threads.call(check, lock.limiter, lambda _: None)
-        except trio.TooSlowError as error:
-            raise volume_options.refused_source(
-                source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
-            ) from error
 
     async def _purge(self) -> None:
         """Delete the files in the trash.

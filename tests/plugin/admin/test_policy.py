@@ -151,6 +151,12 @@ def test_impossible_defaults_are_refused(text: str, sentence: str) -> None:
     assert str(refused.value).startswith(sentence)
 
 
+def test_a_default_is_no_name_of_a_user() -> None:
+    """Names are looked up when a volume is created."""
+    with pytest.raises(InvalidOption, match="looked up when a volume is created, so write the nu"):
+        default_options("uid=alice")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -1,0 +1,114 @@
+"""Looks up names of users and groups of the host, for the options that are numbers of the host.
+
+A volume's record has numbers: a name is looked up once, when the volume is created. Only the host's
+files /etc/passwd and /etc/group count, also if the host asks a directory service as well.
+
+The functions that read a file block.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from passthrough.linux import syscalls
+from passthrough.options.table import OptionError
+from passthrough.options.vocabulary import canonical, is_name
+from plugin.errors import InvalidOption
+
+PASSWD: Final = "/etc/passwd"  # noqa: S105 - no password
+GROUP: Final = "/etc/group"
+# Of a line of passwd(5) and group(5).
+_NAME, _NUMBER = 0, 2
+_KIND: Final = {PASSWD: "user", GROUP: "group"}
+# A file of this size has 100,000 users; a longer one is not read to its end.
+_LONGEST: Final = 1 << 23
+
+
+class HostUsers(NamedTuple):
+    """The users and groups of the host, as far as the plugin sees the host."""
+
+    root: Path
+    """The path at which the plugin sees *directory*."""
+    directory: Path
+    """The directory of the host that the plugin sees."""
+
+    def numbered(self, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the options *given* with numbers in place of names of users and groups.
+
+        Raises:
+            InvalidOption: the host has no such user or group, or its files cannot be read.
+        """
+        try:
+            return {written: self._number(written, text) for written, text in given.items()}
+        except OptionError as error:
+            raise InvalidOption(str(error)) from error
+
+    def _number(self, written: str, text: str) -> str:
+        if not _has_name(written, text):
+            return text
+        try:
+            return _NUMBERS[canonical(written)](self, text.strip())
+        except LookupError as error:
+            reason, accepted = str(error), "a number, or a name that the host has"
+            raise OptionError(written, text, accepted, reason) from error
+
+    def user(self, text: str) -> str:
+        """Return the number of a user.
+
+        Raises:
+            LookupError: says which name is not known.
+        """
+        return self._find(PASSWD, text)
+
+    def group(self, text: str) -> str:
+        """Return the number of a group.
+
+        Raises:
+            LookupError: says which name is not known.
+        """
+        return self._find(GROUP, text)
+
+    def _find(self, file: str, name: str) -> str:
+        """Return the number of *name* in a file of the form of passwd(5) or group(5)."""
+        for line in self._read(file).split("\n"):
+            fields = line.split(":")
+            if fields[_NAME] == name and len(fields) > _NUMBER and fields[_NUMBER].isdigit():
+                return fields[_NUMBER]
+        raise LookupError(f"{name!r} is no {_KIND[file]} in the host's {file}")
+
+    def _read(self, file: str) -> str:
+        if self.directory != Path("/"):
+            reason = f"names are in the host's {file}, and the plugin sees {self.directory} alone"
+            raise LookupError(reason)
+        try:
+            with os.fdopen(self._open(file), "rb") as stream:
+                return os.fsdecode(stream.read(_LONGEST))
+        except OSError as error:
+            raise LookupError(f"the host's {file} cannot be read: {error.strerror}") from error
+
+    def _open(self, file: str) -> int:
+        """Open *file* in the host's tree; absolute links lead into the same tree."""
+        root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+            return syscalls.openat2(root, os.fsencode(file), os.O_RDONLY | os.O_NONBLOCK, resolve)
+        finally:
+            os.close(root)
+
+
+_NUMBERS: Final[Mapping[str, Callable[[HostUsers, str], str]]] = {
+    "uid": HostUsers.user,
+    "gid": HostUsers.group,
+    "anon_uid": HostUsers.user,
+    "anon_gid": HostUsers.group,
+}
+
+
+def has_names(given: Mapping[str, str]) -> bool:
+    """Return whether the options *given* have a name that is to be looked up."""
+    return any(_has_name(written, text) for written, text in given.items())
+
+
+def _has_name(written: str, text: str) -> bool:
+    return canonical(written) in _NUMBERS and any(map(is_name, text.strip().split(":")))

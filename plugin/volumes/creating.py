@@ -1,0 +1,55 @@
+"""The steps of a Create that look at the host, each until the deadline of the verb.
+
+Each runs in a thread that can be left behind, because a path may lead to a dead file server.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import trio
+
+from plugin import threads, volume_options
+from plugin.admin import users
+from plugin.admin.source import HostView
+from plugin.admin.users import HostUsers
+from plugin.errors import InvalidOption
+from plugin.volume_options import VolumeOptions
+from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock
+
+
+async def numbered(given: Mapping[str, str], host: HostView) -> Mapping[str, str]:
+    """Return the options *given* with numbers in place of names of the host's users and groups.
+
+    Raises:
+        InvalidOption: the host has no such user or group, or does not answer.
+    """
+    if not users.has_names(given):
+        return given
+    look_up = partial(HostUsers(host.root, host.directory).numbered, given)
+    try:
+        with trio.fail_after(SOURCE_DEADLINE_S):
+            return await threads.call(look_up, trio.CapacityLimiter(1), lambda _: None)
+    except trio.TooSlowError as error:
+        raise InvalidOption(
+            f"the host's {users.PASSWD} has not answered within {SOURCE_DEADLINE_S:g} s; give uids"
+            " and gids as numbers"
+        ) from error
+
+
+async def check_source(wanted: VolumeOptions, host: HostView, lock: VolumeLock) -> str:
+    """Return the note on the source of *wanted*; refuse a source that cannot be mounted.
+
+    Raises:
+        InvalidOption: has the reason.
+    """
+    if (source := wanted.source) is None:
+        return ""
+    lock.note_step(f"checking source {source!r}")
+    check = partial(host.check, source, wanted.effective)
+    try:
+        with trio.fail_at(lock.deadline):
+            return await threads.call(check, lock.limiter, lambda _: None)
+    except trio.TooSlowError as error:
+        raise volume_options.refused_source(
+            source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
+        ) from error
