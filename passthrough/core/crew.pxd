@@ -90,6 +90,7 @@ cdef struct Crew:
     Slot *slots[MAX_SLOTS]
     int32_t top  # slots below it have been made
     int32_t size  # threads that read or serve
+    int32_t resuming  # threads of that size with a request that a predecessor had in hand
     int32_t target
     int32_t parked
     int32_t idle  # the main thread need not sample

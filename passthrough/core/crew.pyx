@@ -200,7 +200,7 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
     cdef int result = 0
     pthread_mutex_lock(&c.mutex)
     slot = NULL
-    if not c.stopped and c.size < _most(c) + <int>waiting(c.volume):
+    if not c.stopped and c.size < _most(c):
         slot = _parked(c)
         if slot != NULL:
             store32(&slot.state, READING, RELEASE)
@@ -223,7 +223,9 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
 
 
 cdef int _most(const Crew *c) noexcept nogil:
-    return MAX_THREADS if c.queue == DEVICE else MAX_QUEUE_THREADS
+    """Return how many threads there may be; one that resumes a request may be about to wait."""
+    cdef int serving = MAX_THREADS if c.queue == DEVICE else MAX_QUEUE_THREADS
+    return serving + max(<int>waiting(c.volume), load32(&c.resuming, ACQUIRE))
 
 
 cdef Slot *_parked(Crew *c) noexcept nogil:
@@ -291,6 +293,7 @@ cdef int resume(Crew *c) noexcept nogil:
         if slot.resumes and result == 0:
             result = _start(slot, SERVING)
             c.size += result == 0
+            add32(&c.resuming, result == 0, RELEASE)
     pthread_mutex_unlock(&c.mutex)
     return result
 

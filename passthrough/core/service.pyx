@@ -22,7 +22,7 @@ from passthrough.core.device cimport give_pages_back, prepare_pages, receive, se
 from passthrough.core.entries cimport leaves_pages
 from passthrough.core.identity cimport identity_thread, is_itself
 from passthrough.core.journal cimport end_request
-from passthrough.core.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, load32, store32
+from passthrough.core.layout cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, load32, store32
 from passthrough.core.libc cimport EAGAIN, timespec
 from passthrough.core.locks cimport waiting
 from passthrough.core.loop cimport serve
@@ -95,6 +95,7 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         slot.resumes = False
         prepare_pages(&slot.buffers)
         _reply(slot, serve_again(t, &slot.buffers))
+        add32(&c.resuming, -1, RELEASE)
         if _leaves(c, slot):
             return 1
     while True:

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from passthrough.options.choices import SessionKind
 from passthrough.session.abi import Init, Opcode
-from tests.support.fakes.kernel import entry, message, text
+from tests.support.fakes.kernel import message
 from tests.support.tools import wire
 from tests.support.tools.callers import ROOT
 from tests.support.tools.held import one_held_before
 from tests.support.tools.options import effective
 from tests.support.tools.processes import wait_until
-from tests.support.tools.successors import Successors, clone
+from tests.support.tools.successors import Successors, clone, flock
 
 CONFIG = effective(session=SessionKind.KERNEL)
 FEATURES = int(Init.HANDLE_KILLPRIV_V2 | Init.FLOCK_LOCKS)
-FLOCK = 1  # FUSE_LK_FLOCK
 WAITS = 6
 FIRST = 100
 WRITE = 200
@@ -72,7 +71,7 @@ def test_a_request_that_comes_too_late_is_whole(source: Path) -> None:
 
     def run() -> None:
         with Retiring(source, CONFIG, FEATURES) as volume:
-            nodeid, fh = opened(volume)
+            nodeid, fh = volume.open()
             have_late_threads(volume, source, nodeid, fh)
 
             volume.retire()
@@ -95,9 +94,9 @@ def test_a_lock_waits_for_the_successor_if_no_other_thread_is_left(source: Path)
 
     def run() -> None:
         with Retiring(source, CONFIG, FEATURES) as volume:
-            nodeid, fh = opened(volume)
+            nodeid, fh = volume.open()
             first, *others = volume.threads()
-            request = message(Opcode.SETLKW, flock(fh, FIRST), nodeid, FIRST)
+            request = message(Opcode.SETLKW, flock(fh, owner=FIRST), nodeid, FIRST)
             with (source / "file").open("r+b") as held:
                 fcntl.flock(held, fcntl.LOCK_EX)
                 with one_held_before(FLOCK_CALL, [first, *others], lambda: volume.send(request)):
@@ -113,25 +112,12 @@ def test_a_lock_waits_for_the_successor_if_no_other_thread_is_left(source: Path)
     ROOT.run(run)
 
 
-def opened(volume: Retiring) -> tuple[int, int]:
-    """Open the file; return its nodeid and the fh."""
-    lookup = volume.ask(message(Opcode.LOOKUP, text(b"file"), unique=2))
-    nodeid = entry(lookup.body)["nodeid"]
-    reply = volume.ask(message(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDWR, 0), nodeid, 4))
-    return nodeid, wire.OPEN_OUT.unpack(reply.body)[0]
-
-
-def flock(fh: int, owner: int) -> bytes:
-    """Return the body of a request for a whole file."""
-    return wire.LK_IN.pack(fh, owner, 0, 0, fcntl.F_RDLCK, 1, FLOCK)
-
-
 def have_late_threads(volume: Retiring, source: Path, nodeid: int, fh: int) -> None:
     """Have requests wait for a lock, each in a thread of its own; the last thread then reads."""
     with (source / "file").open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         for number in range(FIRST, FIRST + 2 * WAITS, 2):
-            volume.send(message(Opcode.SETLKW, flock(fh, number), nodeid, number))
+            volume.send(message(Opcode.SETLKW, flock(fh, owner=number), nodeid, number))
             volume.await_in_hand(number)
     for _ in range(WAITS):
         assert volume.reply().error == 0

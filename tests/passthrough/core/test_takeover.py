@@ -19,11 +19,10 @@ from tests.support.fakes.kernel import entry, listed, message, text
 from tests.support.tools import abi, wire
 from tests.support.tools.callers import ROOT
 from tests.support.tools.options import effective
-from tests.support.tools.successors import Successors
+from tests.support.tools.successors import Successors, flock
 
 CONFIG = effective(session=SessionKind.KERNEL)
 FEATURES = int(Init.HANDLE_KILLPRIV_V2 | Init.DO_READDIRPLUS | Init.FLOCK_LOCKS)
-FLOCK = 1  # FUSE_LK_FLOCK
 # In struct Journal
 DONE_AT, STAGE_AT, GUILTY_AT = 0, 16, 24
 WAITING = 100
@@ -32,22 +31,15 @@ MANY = 30
 Held = Callable[[Successors, int, int], None]
 
 
-def opened(volume: Successors) -> tuple[int, int]:
-    """Look the file up and open it; return its nodeid and fh."""
-    nodeid = entry(volume.ask(message(Opcode.LOOKUP, text(b"file"), unique=2)).body)["nodeid"]
-    reply = volume.ask(message(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDWR, 0), nodeid, 4))
-    return nodeid, wire.OPEN_OUT.unpack(reply.body)[0]
-
-
 def with_a_request_in_hand(source: Path, work: Held) -> None:
     """Call *work* while a request of a dead worker waits for a lock, with its place and nodeid."""
     (source / "file").write_bytes(bytes(100))
 
     def run() -> None:
         with (source / "file").open("r+b") as held, Successors(source, CONFIG, FEATURES) as volume:
-            nodeid, fh = opened(volume)
+            nodeid, fh = volume.open()
             fcntl.flock(held, fcntl.LOCK_EX)
-            body = wire.LK_IN.pack(fh, 1, 0, 0, fcntl.F_WRLCK, 1, FLOCK)
+            body = flock(fh, fcntl.F_WRLCK)
             volume.kernel.send(message(Opcode.SETLKW, body, nodeid, WAITING))
             place = volume.await_in_hand(WAITING)
             volume.kill()
@@ -202,11 +194,10 @@ def test_a_burst_before_a_death_leaves_no_pages(source: Path) -> None:
 
     def run() -> None:
         with (source / "file").open("r+b") as held, Successors(source, CONFIG, FEATURES) as volume:
-            nodeid, fh = opened(volume)
+            nodeid, fh = volume.open()
             fcntl.flock(held, fcntl.LOCK_EX)
-            body = wire.LK_IN.pack(fh, 1, 0, 0, fcntl.F_RDLCK, 1, FLOCK)
             for number in range(MANY):
-                volume.kernel.send(message(Opcode.SETLKW, body, nodeid, WAITING + 2 * number))
+                volume.kernel.send(message(Opcode.SETLKW, flock(fh), nodeid, WAITING + 2 * number))
             volume.await_in_hand(WAITING + 2 * (MANY - 1))
             fcntl.flock(held, fcntl.LOCK_UN)
             while volume.places():

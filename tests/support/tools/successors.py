@@ -4,6 +4,7 @@ A socket stands in for /dev/fuse. This process keeps its core as it was before t
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -12,9 +13,10 @@ from typing import Final, Self
 
 from passthrough.core.face import Core
 from passthrough.options.effective import Effective
+from passthrough.session.abi import Opcode
 from passthrough.session.rare import Rare
 from tests.passthrough.core.probe_journal import memory
-from tests.support.fakes.kernel import Reply
+from tests.support.fakes.kernel import Reply, entry, message, text
 from tests.support.tools import wire
 
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
@@ -22,11 +24,17 @@ _CLONE_FILES: Final = 0x400
 _LARGEST: Final = 1 << 21
 _REQUEST_AT: Final = 4016
 _LIMIT_S: Final = 20.0
+_FLOCK: Final = 1  # FUSE_LK_FLOCK
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
 _BUFFER_SIZE: Final = 4 << 20
 # With the interpreter's lock held, which the child then has, too.
 _call = ctypes.PyDLL(None, use_errno=True).syscall
 _call.argtypes = [ctypes.c_long] * 6
+
+
+def flock(fh: int, kind: int = fcntl.F_RDLCK, owner: int = 1) -> bytes:
+    """Return the body of a request for a lock of the whole file, flock(2)."""
+    return wire.LK_IN.pack(fh, owner, 0, 0, kind, 1, _FLOCK)
 
 
 def clone() -> int:
@@ -84,6 +92,12 @@ class Successors:
         """Send a request, and wait for its reply."""
         self.kernel.send(request)
         return self.reply_to(wire.IN_HEADER.unpack_from(request)[2])
+
+    def open(self) -> tuple[int, int]:
+        """Look `file` up and open it, by the requests 2 and 4; return its nodeid and fh."""
+        nodeid = entry(self.ask(message(Opcode.LOOKUP, text(b"file"), unique=2)).body)["nodeid"]
+        reply = self.ask(message(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDWR, 0), nodeid, 4))
+        return nodeid, wire.OPEN_OUT.unpack(reply.body)[0]
 
     def reply_to(self, unique: int) -> Reply:
         """Wait for the reply to a request; one that comes a second time is dropped."""
