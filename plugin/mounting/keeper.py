@@ -331,6 +331,7 @@ class Keeper:
             ended = "is not supervised any more, because of a bug; see the plugin's log"
         worker.stored = False
         succession.note_end(mount, worker)
+        await succession.wait_for_successor(mount, worker)
         keys = mount.keys if worker is mount.worker else worker.keys
         if worker is not mount.worker:
             log.info("volume %s: processes of another program have ended", worker.volume)

@@ -99,12 +99,15 @@ class Mount:
         """Make the successor the worker if it has taken the place; return whether it has.
 
         The control page of the processes before tells: a successor writes to it before it serves.
+        The page is closed if they have ended before. Then the successor's own page tells.
         """
         successor, state = self.successor, self.worker.standby.state
         if successor is None or not successor.report.serving:
             return False
         if state is None or state.ended is not control.End.REPLACED:
-            return False
+            after = successor.standby.state
+            if not self.worker.ended.is_set() or after is None or not after.settled:
+                return False
         successor.report = self.worker.report  # the session goes on
         self.leaving.append(self.worker)
         self.worker, self.successor = successor, None

@@ -114,15 +114,18 @@ class Process:
         """Send SIGKILL to the process and to all others of its group; use `wait` for the end."""
         self._signal_all(signal.SIGKILL)
 
+    def kill_leader(self) -> None:
+        """Send SIGKILL to the process alone."""
+        self._signal_leader(signal.SIGKILL)
+
     def resume(self) -> None:
         """Send SIGCONT to the process and to all others of its group."""
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:
+        self._signal_leader(number)  # it has no group yet, right after its fork
         if self._pid_fd < 0:
             return
-        with suppress(ProcessLookupError):  # the process has no group yet, right after its fork
-            signal.pidfd_send_signal(self._pid_fd, number)
         with suppress(ProcessLookupError):
             try:
                 signal.pidfd_send_signal(self._pid_fd, number, None, _WHOLE_GROUP)
@@ -131,6 +134,11 @@ class Process:
                     raise
                 if self.group > 0:
                     os.killpg(self.group, number)
+
+    def _signal_leader(self, number: signal.Signals) -> None:
+        if self._pid_fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pid_fd, number)
 
     def close(self) -> None:
         """Close the process descriptor; the streams stay open."""

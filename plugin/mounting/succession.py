@@ -15,7 +15,8 @@ The keeper replaces them one mount at a time, without an interruption of request
 
 At each instant one side can go on. Until the note in the old page, the old processes do, as soon as
 the successor has ended and SIGCONT has reached them: the successor ends by itself if its standard
-input closes, and the keeper ends it if it fails. After the note, the successor does.
+input closes, and the keeper ends it if it fails. After the note, the successor does. If all old
+processes have ended before the note, the mount is lost only if the successor ends, too.
 
 If the plugin dies, the next one finds the descriptors of both. It ends a successor that has not
 reported, and writes KEEP to one that has, because it cannot know whether the plugin before did.
@@ -183,18 +184,24 @@ async def conclude(mount: Mount, successor: Worker) -> str:
     with suppress(OSError):  # it has ended
         successor.keep()
         successor.stored = True  # from now on the note in the old page decides
-    with trio.move_on_after(COMMIT_S):
-        while mount.worker is not successor and not mount.settle():
-            if successor.ended.is_set():
-                break
-            await trio.sleep(_LOOK_S)
-    if mount.worker is not successor and not mount.settle():
-        successor.kill()
-        await successor.ended.wait()
+    with trio.move_on_after(COMMIT_S) as limit:
+        await _decision(mount, successor)
+    if limit.cancelled_caught:
+        # It alone writes the note. The other processes go on if it has, and end otherwise.
+        successor.kill_leader()
+        await _decision(mount, successor)
     if mount.worker is not successor:
         return f"its successor has failed{successor.last_log}"
     await dismiss(mount)
     return ""
+
+
+async def _decision(mount: Mount, successor: Worker) -> None:
+    """Wait until *successor* serves *mount*, or has ended."""
+    while (  # noqa: ASYNC110 - of memory
+        mount.worker is not successor and not mount.settle() and not successor.ended.is_set()
+    ):
+        await trio.sleep(_LOOK_S)
 
 
 async def dismiss(mount: Mount) -> None:
@@ -218,3 +225,11 @@ def note_end(mount: Mount, ended: Worker) -> None:
     if not mount.settle() and mount.successor is ended:
         mount.successor = None
         mount.worker.resume()
+
+
+async def wait_for_successor(mount: Mount, ended: Worker) -> None:
+    """Wait until the successor of *ended* has taken its place in *mount*, or has ended, too."""
+    while (  # noqa: ASYNC110 - of memory
+        mount.worker is ended and mount.successor is not None and not mount.settle()
+    ):
+        await trio.sleep(_LOOK_S)

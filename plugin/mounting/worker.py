@@ -92,6 +92,11 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
+    def kill_leader(self) -> None:
+        """Send SIGKILL to the first process alone: with a standby, the first guard."""
+        if self._process is not None:
+            self._process.kill_leader()
+
     def resume(self) -> None:
         """Let processes that a successor has stopped go on; harmless at any other time."""
         if self._process is not None:

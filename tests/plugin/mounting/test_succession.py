@@ -4,7 +4,7 @@ The processes are fakes, tests/support/fakes/guards.py.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -159,6 +159,7 @@ async def test_the_new_processes_outlive_their_plugin_and_are_replaced_in_turn(
         ("die waiting", "its successor has failed"),
         ("die at the note", "its successor has failed"),
         ("hang", "it was not ready within 0.5 s"),
+        ("hang at the note", "its successor has failed"),
     ],
 )
 async def test_the_old_program_serves_on_if_the_new_one_fails(
@@ -166,6 +167,7 @@ async def test_the_old_program_serves_on_if_the_new_one_fails(
 ) -> None:
     if failure == "hang":
         monkeypatch.setattr(succession, "READY_S", 0.5)
+    monkeypatch.setattr(succession, "COMMIT_S", 0.5)
     async with plugins.plugin("new", command("stand by", failure)) as keeper:
         guards = members(keeper.worker_pid(NAME)) - {keeper.worker_pid(NAME)}
         await keeper.replace(NAME)
@@ -178,6 +180,82 @@ async def test_the_old_program_serves_on_if_the_new_one_fails(
     async with plugins.plugin("new") as keeper:
         await keeper.replace(NAME)
         assert keeper.program_note(NAME) == ""
+    assert plugins.losses == []
+
+
+@pytest.fixture
+def on_trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[Mount], object]]]:
+    """Yield a list of what happens to a mount when its successor has reported."""
+    happens: list[Callable[[Mount], object]] = []
+    conclude = succession.conclude
+
+    async def concluded(mount: Mount, successor: Worker) -> str:
+        for each in happens:
+            each(mount)
+        if happens:
+            await mount.worker.ended.wait()
+        return await conclude(mount, successor)
+
+    monkeypatch.setattr(succession, "conclude", concluded)
+    yield happens
+    happens.clear()
+
+
+def kill_the_old_guards(mount: Mount) -> None:
+    mount.worker.kill()
+
+
+def kill_all_processes(mount: Mount) -> None:
+    mount.worker.kill()
+    assert mount.successor is not None
+    mount.successor.kill()
+
+
+async def test_the_new_program_serves_if_the_old_guards_die_on_trial(
+    plugins: Plugins, on_trial: list[Callable[[Mount], object]]
+) -> None:
+    on_trial.append(kill_the_old_guards)
+    async with plugins.plugin("new") as keeper:
+        await keeper.replace(NAME)
+        assert keeper.program_note(NAME) == ""
+        assert lives(keeper.worker_pid(NAME))
+        await until(lambda: plugins.names == SECOND)
+    assert plugins.losses == []
+
+
+@pytest.mark.logs("an older program serves on: its successor has failed")
+@pytest.mark.logs("the volume fails until it is mounted again")
+@pytest.mark.logs("its mount is not whole")
+async def test_a_mount_is_lost_if_all_processes_die_on_trial(
+    plugins: Plugins, source: Path, on_trial: list[Callable[[Mount], object]]
+) -> None:
+    on_trial.append(kill_all_processes)
+    async with plugins.plugin("new") as keeper:
+        await keeper.replace(NAME)
+        await until(lambda: plugins.losses and not plugins.manager.stored)
+        assert not keeper.is_served(NAME)
+        await keeper.mount(mount_spec(source))
+
+
+async def test_a_successor_that_serves_at_the_last_moment_is_not_killed(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes the note in the old page while the keeper is about to kill it."""
+    kill = Worker.kill_leader
+
+    def note_and_kill(successor: Worker) -> None:
+        page_fd = keeper._mounts[NAME].worker.standby.descriptors()["control"]
+        control.Page(page_fd).end(control.End.REPLACED, 0)
+        kill(successor)
+
+    monkeypatch.setattr(Worker, "kill_leader", note_and_kill)
+    monkeypatch.setattr(succession, "COMMIT_S", 0.1)
+    monkeypatch.setattr(succession, "LEAVE_S", 0.1)
+    async with plugins.plugin("new", command("stand by", "hang at the note")) as keeper:
+        await keeper.replace(NAME)
+        assert keeper.program_note(NAME) == ""
+        assert lives(keeper.worker_pid(NAME))
+        await until(lambda: plugins.names == SECOND)
     assert plugins.losses == []
 
 

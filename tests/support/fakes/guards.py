@@ -59,7 +59,15 @@ def take_over(
     page.record_fd = 1
     page.set_guard(0, os.getpid(), control.NO_FD)
     gate, opened = os.pipe()
-    worker = _make_worker(page, lambda _: os.read(gate, 1) and serve(False))
+    guard_fd = os.pidfd_open(os.getpid())
+
+    def serve_once_kept(_: bool) -> None:
+        select.select([gate, guard_fd], [], [])
+        if not before.is_replaced:
+            os._exit(0)
+        serve(False)
+
+    worker = _make_worker(page, serve_once_kept)
     page.waits = True
     report()
     if os.read(0, 1) != KEEP:
