@@ -30,11 +30,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, NoReturn
 
-from passthrough.core.clone import clone, exchange
+from passthrough.core.clone import clone
 from passthrough.core.crash import catch_crashes
 from passthrough.linux import privileges
 from passthrough.linux.pidfd import end_child, has_ended
-from passthrough.worker import backoff, control
+from passthrough.worker import backoff, control, successor
 from passthrough.worker.control import NO_FD, Death, End, Page
 from passthrough.worker.successor import Fresh, Gone
 from passthrough.worker.trial import Trial
@@ -50,7 +50,6 @@ _SIGNALS: Final = (*_ASKS_TO_END, signal.SIGCHLD)
 _RETRY_S: Final = 0.5
 _READ_BYTES: Final = 512
 _GUARD_NAME: Final = b"passfs-guard"
-_FD_SHIFT: Final = 32
 
 
 def run(
@@ -140,11 +139,16 @@ class _Guard:
         """Note this process in the page, with a process descriptor."""
         self.page.set_guard(self._index, os.getpid(), os.pidfd_open(os.getpid()))
 
-    def watch(self) -> int | None:
-        """Wait and replace what dies; return the exit status, or None in a fresh worker."""
+    def watch(self, trial: Trial | None = None) -> int | None:
+        """Wait and replace what dies; return the exit status, or None in a fresh worker.
+
+        A second guard of a *trial* ends if the first one ends before the commit.
+        """
         while True:
             self._reap()
             if not self._first and has_ended(self.page.guard(1 - self._index)[1]):
+                if trial is not None and not trial.before.is_replaced:
+                    return NOT_KEPT_STATUS
                 self._become_first()
             self._pass_on()
             if self._first:
@@ -163,6 +167,9 @@ class _Guard:
 
     def try_worker(self, trial: Trial) -> int | None:
         """Make the first worker on trial, and go on as `watch` once it is kept."""
+        self._mend_guards()  # this process may die right after the commit
+        if not self._first:
+            return self.watch(trial)
         self._expected = self.page.word
         self._worker = self._clone()
         if not self._worker:
@@ -176,26 +183,24 @@ class _Guard:
                 return NOT_KEPT_STATUS
             trial.commit()
         finally:
-            if self._worker and not trial.before.is_replaced:
-                end_child(self._worker)
+            if not trial.before.is_replaced:
+                self._end_trial()
         return self.watch()
+
+    def _end_trial(self) -> None:
+        """End the worker and the second guard."""
+        if self._worker:
+            end_child(self._worker)
+            self._worker = 0
+        self._dismiss_other()
 
     def claim(self) -> Fresh | None:
         """Make this process the worker, unless another one is; then return None."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        before = self._expected
-        if self.page.word != before:
+        if not successor.claim(self.page, self._expected):
             return None
-        fd = os.pidfd_open(os.getpid())
-        word = fd << _FD_SHIFT | ((before & 0xFFFF_FFFF) + 1)
-        if not exchange(self.page.memory, control.WORD_AT, before, word):
-            # The other worker may have closed `fd` as lost, and use the number again.
-            return None
-        self.page.worker_pid = os.getpid()
-        if (old := before >> _FD_SHIFT) < 1 << 31:
-            os.close(old)
         return Fresh(self.page, self._gone, [write_fd for _, write_fd in self._pipes])
 
     def _take_place(self, index: int) -> None:
@@ -244,7 +249,7 @@ class _Guard:
     def _make_worker(self) -> bool:
         """Make the next worker, or end the service; return False in the worker."""
         if self.page.generation or self._gone is not None:
-            gone = self._gone = self._gone or self._unknown()
+            gone = self._gone = self._gone or Gone.of_another_guard(self.page)
             if not self._is_noted(gone) and not self._wait_after(self._note_death(gone), gone):
                 return True
         self._wait_while_held()
@@ -266,11 +271,6 @@ class _Guard:
         """Make no worker while another program is about to go on with the volume."""
         while (left_s := self.page.held_s()) > 0:
             self._poll([], min(left_s, _RETRY_S / 10))
-
-    def _unknown(self) -> Gone:
-        """Return the last worker, which another guard has made."""
-        pid = self.page.worker_pid
-        return Gone(pid, control.STATUS_UNKNOWN, time.monotonic(), math.inf)
 
     def _is_noted(self, gone: Gone) -> bool:
         """Return whether this is no death, or the other guard has noted it before it died."""

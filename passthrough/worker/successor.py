@@ -1,12 +1,14 @@
 """A worker that a guard has just made, and the one before it."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
+from passthrough.core.clone import exchange
 from passthrough.worker import control
 from passthrough.worker.control import NO_FD, End, Page
 from passthrough.worker.trial import Trial
@@ -14,6 +16,22 @@ from passthrough.worker.trial import Trial
 log = logging.getLogger(__name__)
 
 _WAKE: Final = b"\0"
+_FD_SHIFT: Final = 32
+
+
+def claim(page: Page, before: int) -> bool:
+    """Make this process the worker, if the word of *page* is still *before*; return whether."""
+    if page.word != before:
+        return False
+    fd = os.pidfd_open(os.getpid())
+    word = fd << _FD_SHIFT | ((before & 0xFFFF_FFFF) + 1)
+    if not exchange(page.memory, control.WORD_AT, before, word):
+        # The other worker may have closed `fd` as lost, and use the number again.
+        return False
+    page.worker_pid = os.getpid()
+    if (old := before >> _FD_SHIFT) < 1 << 31:
+        os.close(old)
+    return True
 
 
 class Gone(NamedTuple):
@@ -25,6 +43,11 @@ class Gone(NamedTuple):
     noticed_s: float
     """When its guard noticed the death, time.monotonic()."""
     lived_s: float
+
+    @classmethod
+    def of_another_guard(cls, page: Page) -> Self:
+        """Return the last worker, if no guard that lives has made it."""
+        return cls(page.worker_pid, control.STATUS_UNKNOWN, time.monotonic(), math.inf)
 
 
 class Fresh:

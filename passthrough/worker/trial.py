@@ -4,8 +4,8 @@ It takes over, and then waits. Its guard reports to the keeper, and waits for KE
 commits, and the worker serves. All later workers serve at once.
 
 The worker ends with its guard before the commit: while it takes over by a signal of the kernel, and
-while it waits because it sees the guard's end. If the guard dies right after the commit, the worker
-serves without guards.
+while it waits because it sees the guard's end. The second guard, which is made before the worker,
+ends with the first one, too. If the first guard dies after the commit, both go on.
 """
 
 import logging

@@ -361,6 +361,18 @@ def test_if_it_is_killed_after_the_commit_it_goes_on(
     os.killpg(keeper.group, signal.SIGCONT)
     wait_until(lambda: not any(map(alive, processes(keeper))))
     assert_serves(after)
+    wait_until(lambda: is_whole(after))
+    worker = after.state.worker_pid
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: after.state.worker_pid != worker and is_whole(after))
+    assert_serves(after)
+
+
+def is_whole(keeper: Keeper) -> bool:
+    """Return whether guards and worker live, and the worker serves."""
+    state = keeper.state
+    pids = {*state.guard_pids, state.worker_pid}
+    return len(pids) == 3 and all(map(alive, pids)) and state.settled == state.generation
 
 
 ENDS: dict[str, Callable[[Keeper], object]] = {
@@ -397,6 +409,18 @@ def test_held_guards_make_no_worker(keeper: Keeper) -> None:
     assert not alive(keeper.state.worker_pid)
     after.keep()
     wait_until(lambda: not any(map(alive, processes(keeper))))
+    assert_serves(after)
+
+
+@ONE
+def test_it_serves_if_the_other_dies_on_trial(keeper: Keeper) -> None:
+    after = keeper.start_next()
+    assert report_of(after.processes[0]).serving
+
+    os.killpg(keeper.group, signal.SIGKILL)
+    wait_until(lambda: not any(map(alive, processes(keeper))))
+    after.keep()
+
     assert_serves(after)
 
 
