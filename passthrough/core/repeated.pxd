@@ -29,6 +29,7 @@ cdef bint was_moved(
 cdef bint were_changed(
     Thread *t, int fd, const char *name, int new_fd, const char *new_name, uint32_t flags
 ) noexcept nogil
+cdef bint had_attribute(Thread *t, const char *path, const char *name) noexcept nogil
 cdef bint has_value(
     Thread *t, const char *path, const char *name, const char *value, size_t size
 ) noexcept nogil

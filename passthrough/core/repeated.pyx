@@ -5,7 +5,8 @@ A handler notes in the journal that it is about to make a call that must not be 
 `Thread.again`: the call was made, or it was not. Most handlers make the call again. If it fails
 with the errno that the first call's own effect gives, these functions find out if it had that
 effect. Calls that would succeed twice, and do harm, are not made before that: an append, and a
-rename that exchanges or that leaves a whiteout. For those the journal has the state before.
+rename that exchanges or that leaves a whiteout. For those, and for attributes, which have no time,
+the journal has the state before.
 
 **Times.** The effect is the request's if it is not older than the note. The note has the time of
 the last tick of the kernel's clock, and no file that is made later gets an earlier time. A file
@@ -15,9 +16,9 @@ systems may have the clock of a server: 2 s are allowed for.
 **The host cannot tell** these from the request's own effect, from the tick before the note to the
 death, which is some milliseconds: a file of the same type that another process has made by the same
 name; a name that another process has removed; bytes that another process has appended, and that are
-the request's. An attribute has no time. So an equal value that has always been there, or the
-absence of an attribute, counts as the request's own effect, too. The caller is told of success
-then. If the host's clock is set back in that moment, the caller is told EEXIST or ENOENT.
+the request's; an attribute that another process has removed, or given the same value. The caller is
+told of success then. If the host's clock is set back in that moment, the caller is told EEXIST or
+ENOENT.
 """
 
 from libc.stdint cimport uint64_t
@@ -249,6 +250,20 @@ cdef bint _is(const struct_stat *st, const uint64_t *noted) noexcept nogil:
 # Attributes and data
 
 
+cdef bint had_attribute(Thread *t, const char *path, const char *name) noexcept nogil:
+    """Note whether a file has an attribute, before a call that creates or removes it.
+
+    Return whether the file had the attribute before the first time.
+    """
+    cdef bint entered
+    if not t.again:
+        entered = enter_itself(t)  # the right to set an attribute is none to read it
+        t.journal.found[0] = getxattr(path, name, NULL, 0) >= 0
+        leave_itself(t, entered)
+        note_call(t)
+    return t.journal.found[0] != 0
+
+
 cdef bint has_value(
     Thread *t, const char *path, const char *name, const char *value, size_t size
 ) noexcept nogil:
@@ -260,7 +275,7 @@ cdef bint has_value(
     cdef bint entered
     if not t.again:
         return False
-    entered = enter_itself(t)  # the right to set an attribute is none to read it
+    entered = enter_itself(t)
     length = getxattr(path, name, t.out, t.out_size)
     leave_itself(t, entered)
     return length >= 0 and <size_t>length == size and memcmp(t.out, value, size) == 0

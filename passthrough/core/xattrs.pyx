@@ -11,8 +11,8 @@ others give a program power on the host, or tell a file system there what to do.
 can be removed, which takes power away. `trusted.` attributes cannot be read there. Each user of the
 host may read `security.` ones, and the kernel asks for file capabilities itself.
 
-**Served again** (repeated.pyx). With XATTR_CREATE, EEXIST is success if the attribute has the
-value. A removal succeeds if there is no such attribute. The host has no time of either.
+**Served again** (repeated.pyx). If the attribute was not there before, EEXIST is success if the
+attribute has the value now. If it was there, ENODATA of a removal is success.
 
 Values and names go from the host into the reply, without a copy.
 """
@@ -32,11 +32,11 @@ from passthrough.core.inode_calls cimport read_attributes
 from passthrough.core.inodes cimport Loan, borrow_node, changing, give_back, is_stale, is_stale_fd
 from passthrough.core.layout cimport Inode
 from passthrough.core.libc cimport (
-    EEXIST, EIO, ENODATA, ENOSYS, EOPNOTSUPP, EPERM, ERANGE, ESTALE, S_ISGID, XATTR_LIST_MAX,
-    XATTR_SIZE_MAX, errno, fstat, removexattr, setxattr, struct_stat,
+    EEXIST, EIO, ENODATA, ENOSYS, EOPNOTSUPP, EPERM, ERANGE, ESTALE, S_ISGID, XATTR_CREATE,
+    XATTR_LIST_MAX, XATTR_SIZE_MAX, errno, fstat, removexattr, setxattr, struct_stat,
 )
 from passthrough.core.powerless cimport enter_itself, leave_itself
-from passthrough.core.repeated cimport has_value
+from passthrough.core.repeated cimport had_attribute, has_value
 from passthrough.core.state cimport PATH_ROOM, Options, only_text, path_of, text
 from passthrough.core.steps cimport MADE, note_call, step
 
@@ -218,21 +218,26 @@ cdef int _set(
     """Set an attribute of a file with the attributes `st`."""
     cdef char path[PATH_ROOM]
     cdef bint of_mode = st.st_mode & S_ISGID and _is_access_acl(name)
+    cdef bint had = False
     cdef int result = 0
     if t.volume.options.restricted and not _is_user(name):
         return -EPERM
+    path_of(t.volume, fd, path)
+    if s.flags & XATTR_CREATE:
+        had = had_attribute(t, path, name)
     if of_mode:
         result = _enter_acl(t, s)
     if result < 0:
         return result
-    path_of(t.volume, fd, path)
     note_call(t)
     if setxattr(path, name, value, s.size, <int>s.flags) < 0:
         result = -errno
     step(t, MADE)
     if of_mode:
         _leave_acl(t, s)
-    return 0 if result == -EEXIST and has_value(t, path, name, value, s.size) else result
+    if result == -EEXIST and not had and has_value(t, path, name, value, s.size):
+        return 0
+    return result
 
 
 cdef int _enter_acl(Thread *t, const fuse_setxattr_in *s) noexcept nogil:
@@ -289,6 +294,7 @@ cdef int _remove(Thread *t, uint64_t nodeid, const char *name) noexcept nogil:
     cdef char path[PATH_ROOM]
     cdef Inode *inode = NULL
     cdef Loan loan
+    cdef bint had = False
     cdef int result = changing(t, nodeid, &inode, &loan)
     if result < 0:
         return result
@@ -299,9 +305,9 @@ cdef int _remove(Thread *t, uint64_t nodeid, const char *name) noexcept nogil:
         result = -ESTALE
     if result == 0:
         path_of(t.volume, loan.fd, path)
-        note_call(t)
+        had = had_attribute(t, path, name)
         if removexattr(path, name) < 0:
             result = -errno
         step(t, MADE)
     give_back(t, &loan)
-    return 0 if result == -ENODATA and t.again else result
+    return 0 if result == -ENODATA and t.again and had else result

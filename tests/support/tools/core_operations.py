@@ -210,7 +210,13 @@ FILES: Mapping[str, Operation] = {
 }
 """Those on open files and directories."""
 
-OPERATIONS: Mapping[str, Operation] = {**NAMES, **INODES, **FILES}
+REFUSED: Mapping[str, Operation] = {
+    "setxattr of an attribute that is there": _set_attribute(b"user.a", b"value", os.XATTR_CREATE),
+    "removexattr of no attribute": _on(Opcode.REMOVEXATTR, b"file", text(b"user.b")),
+}
+"""Those that the host refuses, and that leave what their success would."""
+
+OPERATIONS: Mapping[str, Operation] = {**NAMES, **INODES, **FILES, **REFUSED}
 
 ALWAYS = ("TAKEN", "BEGUN", "SERVED", "ANSWERED", "SENT")
 APPENDS_A_PART = _write(b"program", 0, b"gram", os.O_WRONLY | os.O_APPEND, KILL_BITS)
@@ -219,7 +225,7 @@ APPENDS_A_PART = _write(b"program", 0, b"gram", os.O_WRONLY | os.O_APPEND, KILL_
 _ENTRIES = {"lookup", *(name for name in NAMES if name.startswith(("mk", "link", "sym")))}
 _CREATED = {name for name in NAMES if name.startswith(("create", "tmpfile"))}
 _CLEARING = {"write that clears", "append that clears", "truncate", "open that truncates", "copy"}
-_ATTRIBUTES = {name for name in INODES if "xattr" in name}
+_ATTRIBUTES = {name for name in OPERATIONS if "xattr" in name}
 _GRANTING = {*_ENTRIES, *_CREATED, "list with attributes"}
 _OPENS = {*_CREATED, "open", "open that truncates", "open a directory"}
 _RELEASES = {"release", "release a directory"}
