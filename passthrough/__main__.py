@@ -20,8 +20,8 @@ import typer
 
 from passthrough.linux import kernel_features, mountinfo, privileges
 from passthrough.options.effective import Effective, require_io_uring, resolve
-from passthrough.options.parsing import parse_options
-from passthrough.options.table import OptionError
+from passthrough.options.parsing import OF_A_SOURCE, parse_options
+from passthrough.options.table import OptionError, text_of
 from passthrough.worker import control, fuse_mount, process, stderr
 from passthrough.worker.handover import Handover, Report
 from passthrough.worker.sandbox import SandboxError
@@ -66,7 +66,12 @@ def _options(given_options: list[str]) -> Effective:
             raise OptionError(name, value, f"one value only, and it was {given[name]!r}")
     release = kernel_features.linux_release()
     # All refusals come before the mount.
-    options = resolve(parse_options(given, release, has_source=True), release)
+    requested = parse_options(given, release, has_source=True)
+    for name in OF_A_SOURCE:
+        if value := getattr(requested, name):
+            accepted, reason = "--source with the directory itself", "is for volumes of the plugin"
+            raise OptionError(name, text_of(name, value), accepted, reason)
+    options = resolve(requested, release)
     require_io_uring(options, kernel_features.io_uring_obstacle())
     return options
 

@@ -2,20 +2,21 @@
 
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
-    __main__        the `passfs` command
-    app             the parts of the running plugin put together; its start and its end
-    install/        installs the managed plugin into an engine; no request passes here
-    api/            the volume plugin protocol: HTTP on a Unix socket
-    volumes/        the nine verbs, the records on disk, the directories
-    mounting/       mounts: mount points, FUSE descriptors, the workers that serve them
-    admin/          the administrator's decisions: settings, policy of options, allowed sources
-    volume          a volume: record, state, references
-    protocol        the protocol's requests and replies
-    volume_options  `-o key=value`, and the refusals
-    reserve         disk space that the plugin sets aside for a full disk
-    log             the log lines on standard output and standard error
-    threads         system calls that may never return, each in a thread
-    errors          refusals, with the HTTP status of each
+    __main__         the `passfs` command
+    app              the parts of the running plugin put together; its start and its end
+    install/         installs the managed plugin into an engine; no request passes here
+    api/             the volume plugin protocol: HTTP on a Unix socket
+    volumes/         the nine verbs, the records on disk, the directories
+    mounting/        mounts: mount points, FUSE descriptors, the workers that serve them
+    admin/           the administrator's decisions: settings, policy of options, allowed sources
+    volume           a volume: record, state, references
+    protocol         the protocol's requests and replies
+    volume_options   `-o key=value`, and the refusals
+    foreign_options  refusals of options of Docker's local driver
+    reserve          disk space that the plugin sets aside for a full disk
+    log              the log lines on standard output and standard error
+    threads          system calls that may never return, each in a thread
+    errors           refusals, with the HTTP status of each
 
 The docstring of each room lists its modules in the same way.
 

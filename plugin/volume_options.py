@@ -20,19 +20,10 @@ from passthrough.options.parsing import parse_options
 from passthrough.options.sessions import Release
 from passthrough.options.table import OptionError, Requested, as_text
 from passthrough.options.vocabulary import canonical
+from plugin import foreign_options
 from plugin.errors import InvalidOption
 
 SOURCE = "source"
-# Options of other drivers that name the directory to serve, or accompany that option.
-_MEANS_SOURCE = f"{SOURCE}, which names the directory of the host to serve"
-FOREIGN: Mapping[str, str] = {
-    "device": _MEANS_SOURCE,
-    "mountpoint": _MEANS_SOURCE,
-    "path": _MEANS_SOURCE,
-    "src": _MEANS_SOURCE,
-    "type": f"the option left out, and {SOURCE} for the directory of the host to serve",
-    "o": f"{SOURCE} for a bind mount's directory, and each option by itself, such as readonly",
-}
 SOURCE_ACCEPTED = "the absolute path of an existing directory on the host, without '..'"
 
 
@@ -45,6 +36,13 @@ class VolumeOptions(NamedTuple):
     """For a directory of the volume's own with that directory's defaults, also as requested."""
     requested: Requested
     """The options as the user gave them, and the administrator's defaults."""
+
+    @property
+    def served(self) -> str | None:
+        """The host's directory that the volume serves; None for one of the volume's own."""
+        if self.source is None or self.requested.subpath is None:
+            return self.source
+        return os.path.join(self.source, self.requested.subpath)
 
     def requested_as_text(self) -> dict[str, str]:
         """Return every requested option as text; values with one meaning have one text."""
@@ -61,7 +59,7 @@ def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
     sources = _sources(given)
     others = {written: text for written, text in given.items() if written not in sources}
     try:
-        _refuse_foreign(others)
+        foreign_options.refuse(others)
         requested = parse_options(others, release, others=(SOURCE,), has_source=bool(sources))
         in_force = resolve(requested if sources else _of_own_directory(requested), release)
     except OptionError as error:
@@ -118,14 +116,6 @@ def _of_own_directory(requested: Requested) -> Requested:
 
 def _sources(given: Mapping[str, str]) -> dict[str, str]:
     return {written: text for written, text in given.items() if canonical(written) == SOURCE}
-
-
-def _refuse_foreign(given: Mapping[str, str]) -> None:
-    """Refuse options of other drivers, and name the options of this driver."""
-    for written, text in given.items():
-        if (accepted := FOREIGN.get(canonical(written))) is not None:
-            reason = f"{text!r} is for another driver, such as Docker's local one"
-            raise OptionError(written, text, accepted, reason)
 
 
 def _value(texts: Mapping[str, str], name: str) -> str:

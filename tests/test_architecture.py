@@ -94,6 +94,7 @@ PURE = {
     "plugin/errors.py",
     "plugin/volumes/old_names.py",
     "plugin/volume_options.py",
+    "plugin/foreign_options.py",
     "plugin/admin/policy.py",
     "plugin/protocol.py",
     "plugin/admin/settings.py",

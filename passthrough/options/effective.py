@@ -42,7 +42,7 @@ class Note(NamedTuple):
 class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options in force for a volume, made by `resolve`.
 
-    Only the options for a new directory may be None.
+    Only the options for a new directory, and `subpath`, may be None.
     """
 
     requested: Requested

@@ -15,7 +15,10 @@ from passthrough.options.table import OPTIONS, OptionError, Requested, text_of
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical, suggestion
 
 FOR_A_NEW_DIRECTORY: Final = ("mode", "uid", "gid")
-"""The options for a directory that the plugin makes; refused beside a source, which exists."""
+"""The options for a directory that the plugin makes."""
+
+OF_A_SOURCE: Final = ("subpath", "create")
+"""The options that say more about the directory that `source` names."""
 
 
 class _Refusal(NamedTuple):
@@ -36,7 +39,7 @@ def parse_options(
     """Parse the options *given* to a volume on Linux *release*.
 
     *others* are names that the caller parses itself: a refusal lists them among the known names.
-    With *has_source* the directory to serve exists.
+    With *has_source* the directory to serve exists, unless `create` is given.
 
     Raises:
         OptionError: an option is unknown, has a value that is not accepted, is given twice, is
@@ -102,9 +105,13 @@ def _refusals(requested: Requested, release: Release, *, has_source: bool) -> It
             reason = f"cannot be had with session={requested.session}: {lack.reason}"
             yield _Refusal(name, " or ".join(text_of(name, v) for v in accepted), reason)
     for name in FOR_A_NEW_DIRECTORY:
-        if has_source and getattr(requested, name) is not None:
+        if has_source and not requested.create and getattr(requested, name) is not None:
             reason = "is for a new directory, and the source exists already"
-            yield _Refusal(name, "the option left out", reason)
+            yield _Refusal(name, "the option left out, or create beside it", reason)
+    for name in OF_A_SOURCE:
+        if not has_source and getattr(requested, name) != getattr(defaults, name):
+            reason = "is about a source, and the volume has a directory of its own"
+            yield _Refusal(name, "source beside it, or the option left out", reason)
     if has_source and requested.no_readdir and not requested.readonly:
         # An engine that sees an empty volume copies the image's files into it (copy-up).
         reason = "hides the files of the source, so that an engine copies an image's over them"

@@ -28,9 +28,11 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One value for each option; the defaults are those of a volume without options.
 
     Timeouts are in seconds. If a value is None, `resolve` derives it from `cache` or the session.
-    For `mode`, `uid` and `gid`, None means no change.
+    For `mode`, `uid` and `gid`, None means no change, and for `subpath` all of the source.
     """
 
+    subpath: str | None = None
+    create: bool = False
     cache: CachePolicy = CachePolicy.AUTO
     entry_timeout: float | None = None
     attr_timeout: float | None = None
@@ -112,6 +114,18 @@ _TRUE_FALSE: Final = "true or false"
 _TIME: Final = "seconds, or a number with ms, s, m, h or d, up to ten years"
 
 OPTIONS: Final[Mapping[str, Option]] = {
+    "subpath": Option(
+        values.optional_subpath,
+        "a path below the source, without '..', or none",
+        "the directory in the source to serve; no symbolic link in it leads out of the source",
+        "none",
+    ),
+    "create": Option(
+        values.boolean,
+        _TRUE_FALSE,
+        "make the directory to serve when the volume is created, if it is missing and its parent"
+        " exists",
+    ),
     "cache": Option(
         values.word(CachePolicy),
         "never, metadata, auto or always",
@@ -246,7 +260,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "mode": Option(
         values.optional_mode,
         "three or four octal digits, or none",
-        "the mode of the new directory of a volume without a source",
+        "the mode of a new directory: of a volume without a source, or with create",
         "none",
         values.mode_as_text,
         values.unquoted_mode,
@@ -254,7 +268,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "uid": Option(
         values.optional_identifier,
         f"{_USER}, or none",
-        "the owner on the host of the new directory of a volume without a source",
+        "the owner on the host of a new directory, as for mode",
         "none",
         explain=values.only_at_create,
     ),

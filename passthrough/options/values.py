@@ -77,6 +77,16 @@ def fsname(text: str) -> str:
     return text
 
 
+def optional_subpath(text: str) -> str | None:
+    """Parse the path of a directory below another one, or `none`; `./none` is a path."""
+    if text.strip().lower() == NOTHING:
+        return None
+    names = [name for name in text.split("/") if name not in {"", "."}]
+    if text.startswith("/") or not names or ".." in names or "\0" in text:
+        raise ValueError(text)
+    return "/".join(names)
+
+
 def number(text: str) -> int:
     """Parse a decimal number, which has no sign and no space."""
     if not (text.isascii() and text.isdigit()):

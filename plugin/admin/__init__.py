@@ -2,10 +2,11 @@
 
 The modules, from the top down:
 
-    settings  the settings in the environment
-    source    opens the directory that a volume serves, if the administrator allows it
-    users     looks up names of the host's users and groups
-    policy    default options and forbidden options
-    network   network file systems, and the cache policies that are wrong on them
-    host      process ids and paths as the host sees them
+    settings       the settings in the environment
+    source         opens the directory that a volume serves, if the administrator allows it
+    users          looks up names of the host's users and groups
+    policy         default options and forbidden options
+    network        network file systems, and the cache policies that are wrong on them
+    new_directory  makes a directory that is missing
+    host           process ids and paths as the host sees them
 """

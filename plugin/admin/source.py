@@ -24,7 +24,7 @@ from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.choices import InodeFileHandles
 from passthrough.options.effective import Effective, require_file_handles
 from passthrough.options.table import OptionError
-from plugin.admin import network
+from plugin.admin import network, new_directory
 from plugin.errors import InvalidOption
 from plugin.volume_options import refused_source
 
@@ -67,14 +67,7 @@ class HostView(NamedTuple):
         Raises:
             InvalidOption: the directory does not exist, or cannot be the source of the volume.
         """
-        path = os.fsencode(self._below_root(source))
-        with _opened(self.root) as root:
-            try:
-                fd = self._open_below(root, path, DIRECTORY_FLAGS)
-            except OSError as error:
-                if not self._fails_inside_allowed(source, error):
-                    self._check_allowed(source, None)
-                raise self._refusal(root, path, source, error) from error
+        fd = self._open_served(source, options.subpath)
         try:
             note = self._check_directory(source, options, fd)
             if on_note is not None:
@@ -103,6 +96,95 @@ class HostView(NamedTuple):
         finally:
             os.close(fd)
         return "".join(notes)
+
+    @contextmanager
+    def made(self, source: str, options: Effective, owner: tuple[int, int]) -> Iterator[None]:
+        """Make the directory that a volume serves, if it is missing and *options* ask for that.
+
+        Its parent must exist, and lie in an allowed directory. If the body fails, the directory is
+        removed again.
+
+        Raises:
+            InvalidOption: has the reason.
+        """
+        if not options.create or self._exists(source, options.subpath):
+            yield
+            return
+        with self._opened_parent(source, options.subpath) as (parent, name):
+            with _explained(source):
+                self._check_allowed(source, parent)
+                self._check_apart(source, parent, mountinfo.read(), is_parent=True)
+            try:
+                new_directory.make(parent, name, options.mode, owner)
+            except OSError as error:
+                reason = f"cannot be made: {error.strerror}"
+                accepted = "a path at which the plugin can make a directory"
+                raise refused_source(source, reason, accepted) from error
+            with new_directory.removed_on_failure(parent, name):
+                yield
+
+    def _exists(self, source: str, subpath: str | None) -> bool:
+        """Return whether the directory to serve exists; refuse it if it cannot be opened."""
+        try:
+            os.close(self._open_served(source, subpath))
+        except InvalidOption as refusal:
+            if not isinstance(refusal.__cause__, FileNotFoundError):
+                raise
+            return False
+        return True
+
+    @contextmanager
+    def _opened_parent(self, source: str, subpath: str | None) -> Iterator[tuple[int, str]]:
+        """Open the directory that has the one to serve; yield it, and the name in it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY  # for fsync(2), which O_PATH does not allow
+        if subpath is None:
+            above, name = os.path.split("/" + "/".join(_names(source)))
+            fd = self._open_source(above, flags)
+        else:
+            above, name = os.path.split(subpath)
+            fd = self._open_source(source, flags | os.O_NOFOLLOW)
+            if above:
+                fd = self._descend(source, fd, above, flags)
+        try:
+            yield fd, name
+        finally:
+            os.close(fd)
+
+    def _open_served(self, source: str, subpath: str | None) -> int:
+        """Open the directory to serve, and check nothing."""
+        fd = self._open_source(source, DIRECTORY_FLAGS)
+        return fd if subpath is None else self._descend(source, fd, subpath)
+
+    def _open_source(self, source: str, flags: int) -> int:
+        """Open *source*, and check nothing."""
+        path = os.fsencode(self._below_root(source))
+        with _opened(self.root) as root:
+            try:
+                return self._open_below(root, path, flags)
+            except OSError as error:
+                if not self._fails_inside_allowed(source, error):
+                    self._check_allowed(source, None)
+                raise self._refusal(root, path, source, error) from error
+
+    def _descend(
+        self, source: str, fd: int, subpath: str, flags: int = os.O_PATH | os.O_DIRECTORY
+    ) -> int:
+        """Open *subpath* below the source *fd*, which the function closes; links may not lead out.
+
+        The kernel resolves the path in one call, so that no rename meanwhile leads out either.
+        """
+        try:
+            resolve = RESOLVE_FLAGS | syscalls.RESOLVE_BENEATH
+            return syscalls.openat2(fd, os.fsencode(subpath), flags, resolve)
+        except OSError as error:
+            self._check_allowed(source, fd)
+            reason = REASONS.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+            if error.errno == errno.EXDEV:
+                reason = "leads out of the source through a symbolic link"
+            accepted = f"the path of a directory in {source!r}"
+            raise refused_source(subpath, reason, accepted, "subpath") from error
+        finally:
+            os.close(fd)
 
     def _below_root(self, source: str) -> str:
         """Return *source* as a path relative to the root."""
@@ -158,18 +240,11 @@ class HostView(NamedTuple):
             The note about the source for Status; it may be empty.
         """
         self._check_allowed(source, fd)
-        try:
+        with _explained(source):
             mounts = mountinfo.read()
             self._check_apart(source, fd, mounts)
             network.check(source, options, fd, mounts)
             return "" if mountinfo.of(mounts, fd).follows else self._private_note()
-        except OptionError as error:
-            raise InvalidOption(str(error)) from error
-        except LookupError as error:
-            reason = "lies on a file system that is being unmounted"
-            raise refused_source(source, reason) from error
-        except OSError as error:  # the server of the file system is gone
-            raise refused_source(source, f"cannot be checked: {error.strerror}") from error
 
     def _fails_inside_allowed(self, source: str, error: OSError) -> bool:
         """Return whether *source* fails with *error* inside an allowed directory.
@@ -236,8 +311,18 @@ class HostView(NamedTuple):
         finally:
             os.close(allowed)
 
-    def _check_apart(self, source: str, fd: int, mounts: Sequence[mountinfo.MountEntry]) -> None:
-        """Refuse directories that the plugin changes, or that make a volume wait for itself."""
+    def _check_apart(
+        self,
+        source: str,
+        fd: int,
+        mounts: Sequence[mountinfo.MountEntry],
+        *,
+        is_parent: bool = False,
+    ) -> None:
+        """Refuse directories that the plugin changes, or that make a volume wait for itself.
+
+        If *fd* is the parent of a directory to make, it may contain them.
+        """
         if mountinfo.of(mounts, fd).fstype == FSTYPE:
             raise refused_source(source, "lies in a volume of passfs itself")
         volumes = f"{self._own_name(self.mount_dir)}, where volumes are mounted"
@@ -249,6 +334,8 @@ class HostView(NamedTuple):
                 (fd, data_dir, f"contains {data}"),
                 (data_dir, fd, f"lies in {data}"),
             ):
+                if is_parent and outer == fd:
+                    continue
                 if mountinfo.contains(mounts, outer, inner):
                     raise refused_source(source, reason, "a directory that does not")
 
@@ -267,6 +354,19 @@ class HostView(NamedTuple):
 
     def _sees_as_the_host(self) -> bool:
         return self.root == self.directory
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turn an error of the body into the refusal of *source*."""
+    try:
+        yield
+    except OptionError as error:
+        raise InvalidOption(str(error)) from error
+    except LookupError as error:
+        raise refused_source(source, "lies on a file system that is being unmounted") from error
+    except OSError as error:  # the server of the file system is gone
+        raise refused_source(source, f"cannot be checked: {error.strerror}") from error
 
 
 def _names(source: str) -> list[str]:

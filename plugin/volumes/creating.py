@@ -36,8 +36,12 @@ async def numbered(given: Mapping[str, str], host: HostView) -> Mapping[str, str
         ) from error
 
 
-async def check_source(wanted: VolumeOptions, host: HostView, lock: VolumeLock) -> str:
+async def check_source(
+    wanted: VolumeOptions, host: HostView, lock: VolumeLock, owner: tuple[int, int]
+) -> str:
     """Return the note on the source of *wanted*; refuse a source that cannot be mounted.
+
+    If *wanted* asks for that, a missing source is made, with *owner* as its user and group.
 
     Raises:
         InvalidOption: has the reason.
@@ -45,7 +49,11 @@ async def check_source(wanted: VolumeOptions, host: HostView, lock: VolumeLock) 
     if (source := wanted.source) is None:
         return ""
     lock.note_step(f"checking source {source!r}")
-    check = partial(host.check, source, wanted.effective)
+
+    def check() -> str:
+        with host.made(source, wanted.effective, owner):
+            return host.check(source, wanted.effective)
+
     try:
         with trio.fail_at(lock.deadline):
             return await threads.call(check, lock.limiter, lambda _: None)

@@ -146,7 +146,8 @@ class Driver:
                 return Reply()
             name = volume_name(request.name)
             volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
-            source_note = await creating.check_source(wanted, self._host, lock)
+            owner = self._inventory.owner(wanted.effective)
+            source_note = await creating.check_source(wanted, self._host, lock, owner)
             record = Record(
                 name=name,
                 directory=FileName(name),
@@ -157,7 +158,7 @@ class Driver:
             self._volumes[name] = Volume(record, source_note=source_note)
         for note in wanted.effective.notes:
             log.warning("volume %s: %s", name, note)
-        log.info("volume %s: created, %s", name, wanted.source or "with a directory of its own")
+        log.info("volume %s: created, %s", name, wanted.served or "with a directory of its own")
         return Reply()
 
     async def remove(self, request: VolumeRequest) -> Reply:
@@ -287,7 +288,7 @@ class Driver:
             origin = escaped(self._storage.shown_path(volume.record))
             open_source = partial(self._storage.open, volume.record)
         else:
-            origin = f"source {resolved.source!r}"
+            origin = f"source {resolved.served!r}"
             served = (resolved.source, resolved.effective)
             open_source = partial(self._host.open, *served, volume.note_source)
         return MountSpec(

@@ -54,15 +54,15 @@ class Inventory(NamedTuple):
         if has_source(record.options):
             self.registry.add(record)
             return
-        self.storage.create(record, options.mode, *self._owner(options))
+        self.storage.create(record, options.mode, *self.owner(options))
         try:
             self.registry.add(record)
         except PluginError:
             self.storage.withdraw(record)
             raise
 
-    def _owner(self, options: Effective) -> tuple[int, int]:
-        """Return the host's user and group for a volume's own directory.
+    def owner(self, options: Effective) -> tuple[int, int]:
+        """Return the host's user and group for a new directory of a volume.
 
         If the options give no owner, the containers' root owns the directory, as the options map or
         squash that root.

@@ -123,7 +123,7 @@ class Status:
         serves = (
             {"data": self._data_path(record)}
             if resolved.source is None
-            else {"source": resolved.source}
+            else {"source": resolved.served}
         )
         obstacles = (
             ("", "") if report is None else (report.without_handles, report.without_passthrough)

@@ -83,6 +83,40 @@ def test_the_refusal_of_other_drivers_options_names_source(name: str) -> None:
     assert "source" in str(refusal.value).partition("expected ")[2]
 
 
+MOUNTED = "a file system that the host has mounted, and -o source=/DIRECTORY for its place"
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"device": "/srv/app"}, "-o source=/srv/app, in place of device"),
+        (
+            {"type": "none", "o": "bind,ro", "device": "/srv/app"},
+            "-o source=/srv/app -o ro, in place of type and o and device",
+        ),
+        ({"o": "bind,noexec,uid=5"}, "-o source=/DIRECTORY -o noexec, in place of o"),
+        *(
+            (
+                options,
+                f"{MOUNTED}, in place of {' and '.join(options)}",
+            )
+            for options in (
+                {"type": "nfs", "o": "addr=10.0.0.1,password=secret", "device": ":/export"},
+                {"type": "tmpfs", "device": "tmpfs"},
+                {"device": "//server/share"} | {"type": "cifs"},
+            )
+        ),
+    ],
+)
+def test_the_refusal_of_other_drivers_options_says_what_to_give(
+    options: dict[str, str], instead: str
+) -> None:
+    with pytest.raises(InvalidOption) as refusal:
+        volume_options.parse(options, RELEASE)
+
+    assert str(refusal.value).partition("expected ")[2] == instead
+
+
 def test_the_refusal_of_size_does_not_name_seal_size() -> None:
     with pytest.raises(InvalidOption) as refusal:
         volume_options.parse({"size": "10G"}, RELEASE)
@@ -112,6 +146,13 @@ def test_options_with_one_meaning_do_not_differ(one: dict[str, str], other: dict
         )
         == ""
     )
+
+
+def test_the_directory_that_a_volume_serves_may_be_a_part_of_its_source() -> None:
+    assert volume_options.parse({}, RELEASE).served is None
+    assert volume_options.parse({"source": "/srv"}, RELEASE).served == "/srv"
+    part = volume_options.parse({"source": "/srv/", "subpath": "a//b"}, RELEASE)
+    assert (part.source, part.served) == ("/srv/", "/srv/a/b")
 
 
 def test_a_difference_is_named_with_both_values() -> None:

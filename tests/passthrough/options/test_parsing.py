@@ -18,7 +18,7 @@ from passthrough.options.choices import (
     Submounts,
     Transport,
 )
-from passthrough.options.parsing import parse_options
+from passthrough.options.parsing import OF_A_SOURCE, parse_options
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, LACKING, Lack
 from passthrough.options.table import OPTIONS, OptionError, Requested, as_text
 from passthrough.options.values import Range
@@ -30,6 +30,15 @@ TEN_YEARS_S = 315_360_000.0
 parse = partial(parse_options, release=FIRST_KERNEL_SESSION)
 
 ACCEPTED: dict[str, dict[str, object]] = {
+    "subpath": {
+        "a": "a",
+        "./a//b/": "a/b",
+        "None": None,
+        "./none": "none",
+        "...": "...",
+        " a ": " a ",
+    },
+    "create": {"": True, "no": False},
     "cache": {
         "never": CachePolicy.NEVER,
         "metadata": CachePolicy.METADATA,
@@ -173,6 +182,8 @@ REFUSED = [
 def test_without_options_every_value_is_the_default() -> None:
     assert parse({}) == Requested()
     assert Requested() == Requested(
+        subpath=None,
+        create=False,
         cache=CachePolicy.AUTO,
         entry_timeout=None,
         attr_timeout=None,
@@ -216,7 +227,8 @@ def test_without_options_every_value_is_the_default() -> None:
     [(option, text, value) for option, texts in ACCEPTED.items() for text, value in texts.items()],
 )
 def test_an_option_sets_its_field_and_no_other(option: str, text: str, value: object) -> None:
-    assert parse({option: text}) == msgspec.structs.replace(Requested(), **{option: value})
+    parsed = parse({option: text}, has_source=option in OF_A_SOURCE)
+    assert parsed == msgspec.structs.replace(Requested(), **{option: value})
 
 
 def test_the_table_above_has_every_option_and_every_option_is_a_field() -> None:
@@ -275,8 +287,28 @@ def test_mode_and_owner_are_refused_beside_a_source(option: str, text: str) -> N
 
     assert str(refused.value) == (
         f"option {option.upper()!r}: {text!r} is for a new directory, and the source"
-        " exists already; expected the option left out"
+        " exists already; expected the option left out, or create beside it"
     )
+    parse({option: text, "create": ""}, has_source=True)
+
+
+@pytest.mark.parametrize(("option", "text"), [("subpath", "a/b"), ("create", "true")])
+def test_options_of_a_source_are_refused_without_one(option: str, text: str) -> None:
+    parse({option: text}, has_source=True)
+
+    with pytest.raises(OptionError) as refused:
+        parse({option: text})
+
+    assert str(refused.value) == (
+        f"option {option!r}: {text!r} is about a source, and the volume has a directory of its own;"
+        " expected source beside it, or the option left out"
+    )
+
+
+@pytest.mark.parametrize("text", ["", ".", "./", "/a", "..", "a/../b", "a/..", "a\0"])
+def test_a_part_of_a_source_is_a_path_below_it(text: str) -> None:
+    with pytest.raises(OptionError, match="expected a path below the source, without"):
+        parse({"subpath": text}, has_source=True)
 
 
 @pytest.mark.parametrize("readonly", [{}, {"rw": ""}, {"readonly": "false"}])
@@ -462,6 +494,8 @@ def test_options_as_text_can_be_given_again(timeout: str) -> None:
 
 def test_every_option_is_shown_as_text() -> None:
     assert as_text(Requested(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
+        "subpath": "none",
+        "create": "false",
         "cache": "auto",
         "entry_timeout": "86400s",
         "attr_timeout": "2.5s",

@@ -1,6 +1,9 @@
-"""creating.py: names of users, as Create and later requests see them."""
+"""creating.py: names of users and new sources, as Create and later requests see them."""
+# ruff: noqa: ASYNC240 - calls on local directories, while no other task has work
 
 from pathlib import Path
+
+import pytest
 
 from tests.support.fakes.dockerd import plugin
 from tests.support.fakes.worker import command
@@ -28,3 +31,65 @@ async def test_names_are_looked_up_once_when_the_volume_is_created(tmp_path: Pat
     assert (made.st_uid, made.st_gid) == (1000, 50)
     assert "option 'uid': 'bob' is no user in the host's /etc/passwd" in refused.error
     assert "uid is '1000' and '7' was asked for" in again.error
+
+
+@pytest.mark.logs("volume vol: cannot be mounted: option 'source': '.*' does not exist")
+async def test_a_missing_source_is_made_by_create_alone(tmp_path: Path) -> None:
+    source = tmp_path / "sources" / "app"
+    source.parent.mkdir()
+    opts = {"source": str(source), "create": "", "mode": "0750", "uid": "5", "gid": "6"}
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts=opts)
+        made = source.stat()
+        source.rmdir()
+        await dockerd.do("Create", Name="vol", Opts=opts)
+        refused = await dockerd.call("Mount", Name="vol", ID="1")
+        assert not source.exists()
+        await dockerd.do("Remove", Name="vol")
+
+    assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == (0o750, 5, 6)
+    assert f"{str(source)!r} does not exist" in refused.error
+
+
+@pytest.mark.parametrize(
+    ("options", "owner"),
+    [({}, (0, 0)), ({"map_uid": "0:5000:10"}, (5000, 0)), ({"squash": "all"}, (65534, 65534))],
+)
+async def test_a_new_source_belongs_to_the_containers_root(
+    tmp_path: Path, options: dict[str, str], owner: tuple[int, int]
+) -> None:
+    source = tmp_path / "app"
+    async with plugin(tmp_path, SERVE) as dockerd:
+        opts = {"source": str(source), "create": "true", **options}
+        await dockerd.do("Create", Name="vol", Opts=opts)
+
+    assert (source.stat().st_uid, source.stat().st_gid) == owner
+
+
+@pytest.mark.logs("volume vol: cannot be mounted: option 'subpath': 'current' leads out of ")
+async def test_a_part_of_a_source_is_served_as_it_is_at_each_mount(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("one", "two"):
+        (source / name).mkdir(parents=True)
+        (source / name / name).touch()
+    current = source / "current"
+    current.symlink_to("one")
+    opts = {"source": str(source), "subpath": "current"}
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts=opts)
+        seen = Path((await dockerd.do("Mount", Name="vol", ID="1"))["Mountpoint"])
+        listed = [[path.name for path in seen.iterdir()]]
+        status = (await dockerd.volume("vol"))["Status"]
+        await dockerd.do("Unmount", Name="vol", ID="1")
+        current.unlink()
+        current.symlink_to("two")
+        await dockerd.do("Mount", Name="vol", ID="1")
+        listed.append([path.name for path in seen.iterdir()])
+        await dockerd.do("Unmount", Name="vol", ID="1")
+        current.unlink()
+        current.symlink_to("/etc")
+        refused = await dockerd.call("Mount", Name="vol", ID="1")
+
+    assert listed == [["one"], ["two"]]
+    assert (status["source"], status["options"]["subpath"]) == (str(current), "current")
+    assert "option 'subpath': 'current' leads out of the source" in refused.error

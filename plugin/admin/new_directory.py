@@ -1,0 +1,47 @@
+"""Makes a directory of the host for a volume that asks for a missing one, and undoes that.
+
+All functions block.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from passthrough.linux import syscalls
+
+# As for a volume's own directory.
+NEW_MODE = 0o755
+
+
+def make(parent: int, name: str, mode: int | None, owner: tuple[int, int]) -> None:
+    """Make a directory; on return it survives a power cut.
+
+    Raises:
+        OSError: as the kernel reports it; ENOTEMPTY if another program has replaced the directory.
+    """
+    os.mkdir(name, NEW_MODE, dir_fd=parent)
+    with removed_on_failure(parent, name):
+        # A user with write access to the parent may have replaced the new directory.
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        fd = syscalls.openat2(parent, os.fsencode(name), flags, resolve)
+        try:
+            if os.listdir(fd):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+            os.fchown(fd, *owner)
+            os.fchmod(fd, NEW_MODE if mode is None else mode)
+            os.fsync(parent)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def removed_on_failure(parent: int, name: str) -> Iterator[None]:
+    """Remove a new directory again if the body fails."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=parent)
+        raise
