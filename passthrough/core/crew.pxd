@@ -94,7 +94,6 @@ cdef struct Crew:
     int32_t target
     int32_t parked
     int32_t idle  # the main thread need not sample
-    int32_t stopped
     int32_t ended
     int32_t error  # errno that has broken the connection
     pthread_cond_t started  # a thread of a queue has been STARTING

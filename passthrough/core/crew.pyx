@@ -39,7 +39,7 @@ from passthrough.core.rare cimport report
 from passthrough.core.slots cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from passthrough.core.state cimport REPORT_NO_THREAD, Thread, Volume
+from passthrough.core.state cimport REPORT_NO_THREAD, Thread, Volume, is_stopped
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -158,9 +158,10 @@ cdef void _free(Crew *c) noexcept nogil:
 
 cdef void stop_crew(Crew *c) noexcept nogil:
     """Serve no further request, in the pools from this one on."""
+    if c != NULL:
+        store32(&c.volume.stopped, 1, SEQ_CST)
     while c != NULL:
         pthread_mutex_lock(&c.mutex)
-        store32(&c.stopped, 1, SEQ_CST)
         c.target = 0
         dismiss_parked(c)
         pthread_mutex_unlock(&c.mutex)
@@ -200,7 +201,7 @@ cdef bint add_thread(Crew *c, bint stays) noexcept nogil:
     cdef int result = 0
     pthread_mutex_lock(&c.mutex)
     slot = NULL
-    if not c.stopped and c.size < _most(c):
+    if not is_stopped(c.volume) and c.size < _most(c):
         slot = _parked(c)
         if slot != NULL:
             store32(&slot.state, READING, RELEASE)
@@ -329,7 +330,7 @@ cdef void leave(Crew *c, Slot *slot) noexcept nogil:
     """
     cdef int index
     c.size -= 1
-    for index in range(c.top if c.stopped else min(c.top, c.device.readers)):
+    for index in range(c.top if is_stopped(c.volume) else min(c.top, c.device.readers)):
         if c.slots[index] == slot:
             break
     else:

@@ -38,6 +38,7 @@ from passthrough.core.layout cimport (
 from passthrough.core.libc cimport (
     EAGAIN,
     EBADF,
+    EDEADLK,
     EINVAL,
     ENOLCK,
     ENOMEM,
@@ -57,7 +58,8 @@ from passthrough.core.lock_records cimport Record, Records, end_records
 from passthrough.core.notify cimport data_changed, drop_pages
 from passthrough.core.rare cimport report
 from passthrough.core.state cimport (
-    NO_ANSWER, REPORT_LOCK_HANGS, Thread, Volume, about_to_block, let_others_finish, may_wait,
+    NO_ANSWER, REPORT_LOCK_HANGS, Thread, Volume, about_to_block, is_stopped, let_others_finish,
+    may_wait,
 )
 from passthrough.core.waits cimport (
     Wait, Waits, begin_waits, end_waits, enter_wait, interrupt, leave_wait,
@@ -224,8 +226,8 @@ cdef int do_setlk(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
     """Take or drop a lock, if nothing is in the way.
 
     For the kernel, a lock in the way may be gone: the kernel does not wait for the answer to
-    RELEASE, which another thread may be at. Programs count on a lock that ends when its file is
-    closed.
+    RELEASE, which another thread may be at, or may have left to a successor. Programs count on a
+    lock that ends when its file is closed.
     """
     cdef const fuse_lk_in *asked = <const fuse_lk_in *>arg
     cdef int result
@@ -236,7 +238,12 @@ cdef int do_setlk(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
             return _taken(t, h, asked, result)
         if not let_others_finish(t):
             break
-    return _taken(t, h, asked, _set(t, asked))
+    result = _set(t, asked)
+    if result == -EAGAIN and is_stopped(t.volume):
+        # A successor serves the RELEASE, and this request again.
+        result = do_setlkw(t, h, arg, n)
+        return -EAGAIN if result == -EDEADLK else result
+    return _taken(t, h, asked, result)
 
 
 cdef int _set(Thread *t, const fuse_lk_in *asked) noexcept nogil:

@@ -30,7 +30,7 @@ from passthrough.core.loop cimport serve
 from passthrough.core.notify cimport provoke_numbered
 from passthrough.core.service cimport another_serves, resume_sampling
 from passthrough.core.slots cimport pthread_mutex_lock, pthread_mutex_unlock
-from passthrough.core.state cimport Thread
+from passthrough.core.state cimport Thread, is_stopped
 
 cdef extern from "<sched.h>" nogil:
     ctypedef struct cpu_set_t:
@@ -118,7 +118,7 @@ cdef void *_run(void *argument) noexcept nogil:
     else:
         store32(&c.refused, -result, RELEASE)
     pthread_mutex_lock(&c.mutex)
-    if result < 0 and not _is_end(result) and slot.state != STARTING and not c.stopped:
+    if result < 0 and not _is_end(result) and slot.state != STARTING and not is_stopped(c.volume):
         c.device.error = -result
         store32(&c.device.ended, 1, RELEASE)
         wake(c)
@@ -168,7 +168,7 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         store32(&slot.state, SERVING, SEQ_CST)
         if load32(&c.idle, SEQ_CST) and not another_reads(c, slot):
             resume_sampling(c)
-        if load32(&c.stopped, SEQ_CST):
+        if is_stopped(c.volume):
             return 0
         reply_at(t, &slot.place, serve(t, <uint32_t>received))
         store32(&slot.state, READING, RELEASE)

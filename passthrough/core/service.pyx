@@ -28,7 +28,7 @@ from passthrough.core.locks cimport waiting
 from passthrough.core.loop cimport serve
 from passthrough.core.resumed cimport serve_again
 from passthrough.core.slots cimport pthread_mutex_lock, pthread_mutex_unlock
-from passthrough.core.state cimport Thread
+from passthrough.core.state cimport Thread, is_stopped
 
 cdef extern from "<time.h>" nogil:
     int nanosleep(const timespec *time, timespec *left)
@@ -78,7 +78,7 @@ cdef void *_run(void *argument) noexcept nogil:
     pthread_mutex_lock(&c.mutex)
     if unprepared and c.size > 1:
         result = 1  # the other threads serve without this one
-    if result <= 0 and not c.stopped:
+    if result <= 0 and not is_stopped(c.volume):
         c.error = -result
         store32(&c.ended, 1, RELEASE)
         wake(c)
@@ -107,7 +107,7 @@ cdef int _work(Crew *c, Slot *slot) noexcept nogil:
         store32(&slot.state, SERVING, SEQ_CST)
         if load32(&c.idle, SEQ_CST):
             resume_sampling(c)
-        if load32(&c.stopped, SEQ_CST):
+        if is_stopped(c.volume):
             return 1
         _reply(slot, serve(t, <uint32_t>received))
         if _leaves(c, slot):
@@ -145,7 +145,7 @@ cdef bint _park_or_end(Crew *c, Slot *slot) noexcept nogil:
     """Park a thread that is surplus; return whether it is to end."""
     cdef bint ends = False
     pthread_mutex_lock(&c.mutex)
-    if c.stopped:
+    if is_stopped(c.volume):
         ends = True
     elif c.size - <int>waiting(c.volume) > c.target and another_reads(c, slot):
         if c.parked >= MAX_PARKED:
@@ -185,7 +185,7 @@ cdef bint _may_wait(Thread *t) noexcept nogil:
     # The new thread may have a request in hand by now; if that is to wait, too, it asks for itself.
     if add_thread(slot.crew, False) or another_serves(slot.crew, slot):
         return True
-    return load32(&slot.crew.stopped, SEQ_CST)
+    return is_stopped(t.volume)
 
 
 cdef bint another_serves(Crew *c, const Slot *slot) noexcept nogil:

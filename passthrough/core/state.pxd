@@ -5,7 +5,7 @@ from libc.string cimport memchr
 
 from passthrough.core.abi cimport fuse_in_header
 from passthrough.core.journal cimport Journal
-from passthrough.core.layout cimport Tables
+from passthrough.core.layout cimport SEQ_CST, Tables, load32
 from passthrough.core.libc cimport cap_data
 
 
@@ -130,6 +130,7 @@ cdef struct Volume:
     int locks_fd  # of locks
     void *crew  # crew
     Sweep sweep
+    int32_t stopped  # threads serve no further request
     int32_t locks_used  # not 0: there has been a lock of bytes
     int32_t fast_syncs  # in a row (syncs.pyx)
     uint64_t reported[REPORT_KINDS]  # bit errno & 63
@@ -188,6 +189,11 @@ cdef inline bint let_others_finish(Thread *t) noexcept nogil:
     A thread of no pool takes its requests from no queue, so that none came before.
     """
     return t.volume.finish_hook != NULL and t.of_crew != NULL and t.volume.finish_hook(t)
+
+
+cdef inline bint is_stopped(const Volume *v) noexcept nogil:
+    """Return whether all requests that are not served yet are left to a successor."""
+    return load32(&v.stopped, SEQ_CST)
 
 
 cdef inline bint uses(const Thread *t, uint64_t feature) noexcept nogil:

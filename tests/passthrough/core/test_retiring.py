@@ -10,11 +10,12 @@ from passthrough.options.choices import SessionKind
 from passthrough.session.abi import Init, Opcode
 from tests.support.fakes.kernel import message
 from tests.support.tools import wire
+from tests.support.tools.abi import RELEASE_FLOCK_UNLOCK
 from tests.support.tools.callers import ROOT
 from tests.support.tools.held import one_held_before
 from tests.support.tools.options import effective
 from tests.support.tools.processes import wait_until
-from tests.support.tools.successors import Successors, clone, flock
+from tests.support.tools.successors import Successors, clone, flock, waits
 
 CONFIG = effective(session=SessionKind.KERNEL)
 FEATURES = int(Init.HANDLE_KILLPRIV_V2 | Init.FLOCK_LOCKS)
@@ -110,6 +111,40 @@ def test_a_lock_waits_for_the_successor_if_no_other_thread_is_left(source: Path)
             assert volume.reply_to(FIRST).error == 0
 
     ROOT.run(run)
+
+
+def test_a_lock_waits_for_the_successor_with_the_release_of_the_file_in_its_way(
+    source: Path,
+) -> None:
+    """The caller has closed that file, but the thread leaves the RELEASE to the successor."""
+    (source / "file").touch()
+
+    def run() -> None:
+        with Retiring(source, CONFIG, FEATURES) as volume:
+            nodeid, held = volume.open()
+            _, fh = volume.open(6)
+            writing = message(Opcode.SETLK, flock(held, fcntl.F_WRLCK), nodeid, 10)
+            assert volume.ask(writing).error == 0
+            first, *others = volume.threads()
+            request = message(Opcode.SETLK, flock(fh), nodeid, FIRST)
+            with one_held_before(FLOCK_CALL, [first, *others], lambda: volume.send(request)):
+                volume.retire()
+                volume.send(message(Opcode.RELEASE, unlocking(held), nodeid, LATE))
+                volume.await_in_hand(LATE)
+                for unique in range(LATE + 2, LATE + 2 * len(others), 2):
+                    volume.send(message(Opcode.STATFS, unique=unique))
+                wait_until(lambda: volume.threads() == [first])
+            wait_until(lambda: waits(source / "file") == 1)
+            volume.kill()
+            volume.start_successor()
+            assert volume.reply_to(FIRST).error == 0
+
+    ROOT.run(run)
+
+
+def unlocking(fh: int) -> bytes:
+    """Return the body of a RELEASE of a file that has had a lock of flock(2)."""
+    return wire.RELEASE_IN.pack(fh, 0, RELEASE_FLOCK_UNLOCK, 1)
 
 
 def have_late_threads(volume: Retiring, source: Path, nodeid: int, fh: int) -> None:

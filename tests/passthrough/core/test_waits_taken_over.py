@@ -9,7 +9,7 @@ from tests.support.fakes.kernel import message
 from tests.support.tools.callers import ROOT
 from tests.support.tools.options import effective
 from tests.support.tools.processes import wait_until
-from tests.support.tools.successors import Successors, flock
+from tests.support.tools.successors import Successors, flock, waits
 
 CONFIG = effective(session=SessionKind.KERNEL)
 FEATURES = int(Init.HANDLE_KILLPRIV_V2 | Init.FLOCK_LOCKS)
@@ -26,19 +26,12 @@ def test_more_waits_than_threads_serve_go_on(source: Path) -> None:
             fcntl.flock(held, fcntl.LOCK_EX)
             for unique in range(FIRST, FIRST + 2 * MANY, 2):
                 volume.kernel.send(message(Opcode.SETLKW, flock(fh), nodeid, unique))
-            wait_until(lambda: waiting(source / "file") == MANY)
+            wait_until(lambda: waits(source / "file") == MANY)
             volume.kill()
             volume.start()
-            wait_until(lambda: waiting(source / "file") == MANY)
+            wait_until(lambda: waits(source / "file") == MANY)
             assert volume.ask(message(Opcode.STATFS, unique=6)).error == 0
             fcntl.flock(held, fcntl.LOCK_UN)
             assert {volume.reply().error for _ in range(MANY)} == {0}
 
     ROOT.run(run)
-
-
-def waiting(path: Path) -> int:
-    """Return how many threads wait for a lock on a file, proc_locks(5)."""
-    with open("/proc/locks") as lines:
-        blocked = [line.split() for line in lines if "->" in line]
-    return sum(fields[6].endswith(f":{path.stat().st_ino}") for fields in blocked)

@@ -37,6 +37,13 @@ def flock(fh: int, kind: int = fcntl.F_RDLCK, owner: int = 1) -> bytes:
     return wire.LK_IN.pack(fh, owner, 0, 0, kind, 1, _FLOCK)
 
 
+def waits(path: Path) -> int:
+    """Return how many threads wait for a lock of a file, proc_locks(5)."""
+    with open("/proc/locks") as lines:
+        waiting = [line.split() for line in lines if "->" in line]
+    return sum(fields[6].endswith(f":{path.stat().st_ino}") for fields in waiting)
+
+
 def clone() -> int:
     """Make a child that shares the table of descriptors: clone(2)."""
     pid: int = _call(_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
@@ -93,10 +100,12 @@ class Successors:
         self.kernel.send(request)
         return self.reply_to(wire.IN_HEADER.unpack_from(request)[2])
 
-    def open(self) -> tuple[int, int]:
-        """Look `file` up and open it, by the requests 2 and 4; return its nodeid and fh."""
-        nodeid = entry(self.ask(message(Opcode.LOOKUP, text(b"file"), unique=2)).body)["nodeid"]
-        reply = self.ask(message(Opcode.OPEN, wire.OPEN_IN.pack(os.O_RDWR, 0), nodeid, 4))
+    def open(self, unique: int = 2) -> tuple[int, int]:
+        """Look `file` up and open it, by two requests; return its nodeid and fh."""
+        looked_up = self.ask(message(Opcode.LOOKUP, text(b"file"), unique=unique))
+        nodeid = entry(looked_up.body)["nodeid"]
+        body = wire.OPEN_IN.pack(os.O_RDWR, 0)
+        reply = self.ask(message(Opcode.OPEN, body, nodeid, unique + 2))
         return nodeid, wire.OPEN_OUT.unpack(reply.body)[0]
 
     def reply_to(self, unique: int) -> Reply:
