@@ -17,7 +17,9 @@ from libc.stdint cimport uint64_t
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 
 from passthrough.core.layout cimport SEQ_CST
-from passthrough.core.libc cimport SYS_gettid, close, errno, prctl, syscall
+from passthrough.core.libc cimport (
+    EBUSY, F_DUPFD_CLOEXEC, SYS_gettid, close, errno, fcntl, prctl, syscall,
+)
 
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
@@ -39,13 +41,6 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
         SYS_clone, SYS_pidfd_getfd
-
-cdef extern from "<unistd.h>" nogil:
-    int dup3(int old, int new, int flags)
-
-cdef extern from "<fcntl.h>" nogil:
-    enum:
-        O_CLOEXEC
 
 cdef extern from * nogil:
     bint compare_exchange "__atomic_compare_exchange_n"(
@@ -88,20 +83,52 @@ def clone():
 def copy_descriptors(int process_fd, numbers):
     """Copy these descriptors of a process under the same numbers, which are free here.
 
+    pidfd_getfd(2) gives the lowest free number. So duplicates of `process_fd` fill the gaps between
+    the numbers meanwhile. No duplicate of a copied one is closed: that would flush the file, and
+    end the locks of fcntl(2) that this process has on it.
+
     Raises:
-        OSError: EPERM, this process may not; EBADF, one is not open there, or is too high here.
+        OSError: EPERM, this process may not; EBADF, one is not open there; EBUSY, one is open here;
+            EINVAL or EMFILE, one is too high here.
     """
     cdef int number, fd
-    for number in numbers:
-        fd = <int>syscall(SYS_pidfd_getfd, process_fd, number, 0)
-        if fd == number:
-            continue
-        if fd < 0 or dup3(fd, number, O_CLOEXEC) < 0:
-            error = errno
-            if fd >= 0:
+    cdef int free_from = 0
+    cdef list filled = []  # first and end of runs of numbers
+    try:
+        for number in sorted(numbers):
+            _fill(process_fd, free_from, number, filled)
+            fd = <int>syscall(SYS_pidfd_getfd, process_fd, number, 0)
+            if fd < 0:
+                raise _failed("pidfd_getfd(2)")
+            if fd != number:
                 close(fd)
-            raise OSError(error, os.strerror(error), "pidfd_getfd(2)")
-        close(fd)
+                raise OSError(EBUSY, os.strerror(EBUSY), f"descriptor {number}")
+            free_from = number + 1
+    finally:
+        for first, end in filled:
+            os.closerange(first, end)
+
+
+cdef _fill(int process_fd, int start, int end, list filled):
+    """Have no number free from `start` on and below `end`, by duplicates of `process_fd`."""
+    cdef int fd
+    cdef list run = None
+    while start < end:
+        fd = fcntl(process_fd, F_DUPFD_CLOEXEC, start)
+        if fd < 0:
+            raise _failed("fcntl(2)")
+        if fd >= end:
+            close(fd)
+            return
+        if run is None or fd != start:
+            run = [fd, fd]
+            filled.append(run)
+        start = run[1] = fd + 1
+
+
+cdef _failed(str call):
+    cdef int number = errno
+    return OSError(number, os.strerror(number), call)
 
 
 def exchange(page not None, Py_ssize_t at, uint64_t expected, uint64_t wanted):

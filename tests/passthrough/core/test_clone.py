@@ -1,15 +1,21 @@
 """clone.pyx: processes that share their table of descriptors."""
 
+import errno
+import fcntl
 import logging
 import mmap
 import os
+import re
 import signal
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from passthrough.core.clone import clone, exchange
+from passthrough.core.clone import clone, copy_descriptors, exchange
 from passthrough.core.crash import catch_crashes
 
 
@@ -117,3 +123,92 @@ def test_a_crash_still_ends_the_process_by_its_signal(number: signal.Signals) ->
     assert os.WTERMSIG(in_child(work)) == number
     assert not any(shared[:])
     shared.close()
+
+
+NUMBERS = (200, 201, 205, 300)
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Run *work* in a process with a table of descriptors of its own; return its wait status."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def is_locked(file: Path) -> None:
+    with file.open("r+b") as other, pytest.raises(BlockingIOError):
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def process_with(opened: Path, numbers: tuple[int, ...]) -> Iterator[int]:
+    """Yield a process descriptor of a process that has a file open under these numbers alone."""
+    (ready, tell), (wait, end) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(end)
+        fd = os.open(opened, os.O_RDWR)
+        for number in numbers:
+            os.dup2(fd, number)
+        os.write(tell, b"!")
+        os.read(wait, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    process_fd = os.pidfd_open(pid)
+    for fd in (ready, tell, wait):
+        os.close(fd)
+    try:
+        yield process_fd
+    finally:
+        os.close(end)
+        os.waitpid(pid, 0)
+        os.close(process_fd)
+
+
+def open_here() -> set[int]:
+    """Return the descriptors of this process, and that of the listing."""
+    return set(map(int, os.listdir("/proc/self/fd")))
+
+
+def test_descriptors_are_copied_and_no_duplicate_of_them_is_closed(tmp_path: Path) -> None:
+    """This process would lose its locks: close(2) ends them, by whatever descriptor."""
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+
+    def work() -> None:
+        with file.open("r+b") as held, process_with(file, NUMBERS) as process_fd:
+            fcntl.lockf(held, fcntl.LOCK_EX)
+            before = open_here()
+            copy_descriptors(process_fd, reversed(NUMBERS))
+            assert open_here() - before == set(NUMBERS)
+            assert {os.pread(fd, 9, 0) for fd in NUMBERS} == {b"content"}
+            assert forked(lambda: is_locked(file)) == 0
+
+    assert forked(work) == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "here", "number"),
+    [((200,), 200, errno.EBUSY), ((200, 201, 202), 100, errno.EBADF)],
+)
+def test_a_descriptor_that_cannot_be_copied_leaves_no_other(
+    tmp_path: Path, numbers: tuple[int, ...], here: int, number: int
+) -> None:
+    (tmp_path / "file").touch()
+
+    def work() -> None:
+        os.dup2(0, here)
+        with process_with(tmp_path / "file", (200, 201)) as process_fd:
+            before = open_here()
+            with pytest.raises(OSError, match=re.escape(f"[Errno {number}]")):
+                copy_descriptors(process_fd, numbers)
+            assert open_here() - before <= {200, 201}
+
+    assert forked(work) == 0
