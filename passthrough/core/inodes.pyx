@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from passthrough.core.identity cimport check_change
 from passthrough.core.layout cimport (
-    REFUSALS, REFUSED, RELAXED, RELEASE, Refusal, load32, milliseconds, store16, store32,
+    ACQUIRE, REFUSALS, REFUSED, RELAXED, RELEASE, Refusal, load32, milliseconds, store16,
 )
 from passthrough.core.libc cimport (
     EINTR, ENOMEM, EROFS, ESTALE, O_CLOEXEC, O_PATH, S_IFDIR, close, errno, file_handle, fstat,
@@ -176,25 +176,25 @@ cdef bint _refuse_once(
 
     The kernel then looks the path up again, once. Served are: a request after a refusal of the same
     inode, as an O_PATH descriptor has no path; the repeated one, on an inode looked up since the
-    refusal, as a second ESTALE would reach the caller; and one for a file that a caller has open.
+    caller got ESTALE, as a second one would reach it; and one for a file that a caller has open.
     If a predecessor has noted the refusal of this request, and died, the answer is the same.
     """
-    cdef uint32_t now = milliseconds()
     cdef uint32_t told = <uint32_t>load32(<const int32_t *>&inode.told, RELAXED)
     cdef Refusal *last = &t.header.refusals[pid % REFUSALS]
+    cdef uint32_t at
     cdef bint refused
     if load32(<const int32_t *>&inode.opens, RELAXED):
         return False
     pthread_mutex_lock(&t.mutex)
     refused = inode.flags & REFUSED != 0
-    if load32(&last.pid, RELAXED) == <int32_t>pid and now - last.at_ms < REPEATED_MS:
-        refused = refused or <int32_t>(told - last.at_ms) >= 0
+    if load32(&last.pid, ACQUIRE) == <int32_t>pid:
+        at = <uint32_t>load32(<const int32_t *>&last.at_ms, RELAXED)
+        if milliseconds() - at < REPEATED_MS:
+            refused = refused or <int32_t>(told - at) >= 0
     if noted[0]:
         refused = False
     if not refused:
         noted[0] = 1
-        last.at_ms = now
-        store32(&last.pid, <int32_t>pid, RELAXED)
     store16(&inode.flags, inode.flags | REFUSED, RELEASE)
     pthread_mutex_unlock(&t.mutex)
     return not refused

@@ -163,7 +163,7 @@ cdef struct Offsets:
     uint64_t size
 
 
-# The last ESTALE to a thread of a caller, `is_stale`.
+# The last ESTALE to a thread of a caller, `is_stale`; a hint, which needs no mutex.
 cdef struct Refusal:
     int32_t pid  # -1: the call has ended
     uint32_t at_ms
@@ -333,13 +333,6 @@ cdef inline bint may_open(Tables *t, uint32_t uid) noexcept nogil:
     if not most or present < most - most // 4:
         return True
     return present < most and <uint32_t>load32(&t.users[user], RELAXED) < most // FEW_SHARE
-
-
-cdef inline void end_refusal(Tables *t, uint32_t pid) noexcept nogil:
-    """Note that a caller's thread has had a call answered otherwise than by ESTALE."""
-    cdef int32_t *last = &t.header.refusals[pid % REFUSALS].pid
-    if load32(last, RELAXED) == <int32_t>pid:
-        store32(last, -1, RELAXED)
 
 
 cdef inline bint set_twin(OpenFile *file, int fd) noexcept nogil:

@@ -24,8 +24,8 @@ from passthrough.core.entries cimport (
 )
 from passthrough.core.files cimport do_flush, do_fsync, do_release
 from passthrough.core.flags cimport do_ioctl
+from passthrough.core.inodes cimport end_refusal, note_refusal
 from passthrough.core.journal cimport begin_request
-from passthrough.core.layout cimport end_refusal
 from passthrough.core.libc cimport EIO, ENOSYS, EROFS, ESTALE
 from passthrough.core.locks cimport do_getlk, do_interrupt, do_setlk, do_setlkw
 from passthrough.core.opens cimport do_create, do_open, do_tmpfile
@@ -95,8 +95,11 @@ cdef uint32_t serve_begun(Thread *t, uint32_t received) noexcept nogil:
         result = _handle(t, row, h, received - length)
     step(t, SERVED)
     t.served += 1
-    if row.flags & (CHANGES | BY_PATH) and result != -ESTALE:
-        end_refusal(t.volume.tables, h.pid)
+    if row.flags & (CHANGES | BY_PATH):
+        if result == -ESTALE:
+            note_refusal(t.volume.tables, h.pid)
+        else:
+            end_refusal(t.volume.tables, h.pid)
     if result == NO_ANSWER or row.flags & SILENT:
         if result < 0 and result != NO_ANSWER:
             report(t.volume, REPORT_MALFORMED, h.opcode, NULL)

@@ -2,7 +2,8 @@
 
 A caller that looks up one name in a directory often looks up the next one, too. A file that was
 looked up is opened next, and its handle leads nowhere if the host has removed it by then. So of
-such inodes, the 64 used last stay open, or 1/16 of RLIMIT_NOFILE if that is less.
+such inodes, the 64 used last stay open, or 1/16 of RLIMIT_NOFILE if that is less. One that has lost
+its last name is closed a while after its last use, so that the host frees its space.
 
 A descriptor that is lent has users. It is not closed before the last one has given it back, even if
 the inode has been forgotten meanwhile.
@@ -11,7 +12,7 @@ the inode has been forgotten meanwhile.
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from passthrough.core.layout cimport ACQUIRE, RELEASE, load32, store32
+from passthrough.core.layout cimport ACQUIRE, RELEASE, load32, milliseconds, store32
 from passthrough.core.libc cimport (
     AT_EMPTY_PATH, AT_STATX_DONT_SYNC, ENOMEM, STATX_NLINK, close, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, statx,
@@ -27,6 +28,7 @@ cdef extern from "<sys/resource.h>" nogil:
     int getrlimit(int resource, rlimit *limits)
 
 cdef enum:
+    UNUSED_MS = 2000  # from LOOKUP to the request for which it came, on a busy machine, too
     MOST = 64  # more than one walk through a tree holds, and few beside the other descriptors
     SHARE = 16  # of RLIMIT_NOFILE at most
 
@@ -35,6 +37,7 @@ cdef struct Kept:
     int32_t fd  # -1: the slot is free
     uint32_t users
     uint64_t used  # Recent.uses at the last use
+    uint32_t used_ms
 
 
 cdef struct Recent:
@@ -149,22 +152,23 @@ cdef bint is_nameless(int fd) noexcept nogil:
 
 
 cdef void drop_nameless(Volume *v) noexcept nogil:
-    """Close what has lost its last name, so that the host frees its space."""
+    """Close what has lost its last name and is used no more, so that the host frees its space."""
     cdef Recent *r = <Recent *>v.recent
     cdef uint64_t nodeid
-    cdef int slot, use, fd
+    cdef int slot, fd
     for slot in range(r.limit):
+        fd = -1
         pthread_mutex_lock(&r.mutex)
         nodeid = r.nodeids[slot]
+        if nodeid and milliseconds() - r.kept[slot].used_ms >= UNUSED_MS:
+            r.kept[slot].users += 1  # no use that counts: it would begin the time anew
+            fd = r.kept[slot].fd
         pthread_mutex_unlock(&r.mutex)
-        if not nodeid:
-            continue
-        fd = find_recent(v, nodeid, &use)
         if fd < 0:
             continue
         if is_nameless(fd):
             drop_recent(v, nodeid)
-        leave_recent(v, use)
+        leave_recent(v, slot + 1)
 
 
 cdef void drop_recent(Volume *v, uint64_t nodeid) noexcept nogil:
@@ -199,6 +203,7 @@ cdef int _slot_of(Recent *r, uint64_t nodeid) noexcept nogil:
 cdef int _lend(Recent *r, int slot) noexcept nogil:
     r.uses += 1
     r.kept[slot].used = r.uses
+    r.kept[slot].used_ms = milliseconds()
     r.kept[slot].users += 1
     return r.kept[slot].fd
 

@@ -173,6 +173,28 @@ def test_a_file_that_the_host_deletes_is_stale(held: Callable[..., Kernel], sour
     kernel.forget_all()
 
 
+def test_a_call_on_a_replaced_path_gets_at_most_one_estale(
+    held: Callable[..., Kernel], source: Path
+) -> None:
+    """The kernel looks a path up once more after ESTALE, and returns a second one to the caller."""
+    (source / "name").touch()
+    kernel = held(InodeFileHandles.MANDATORY)
+    old = kernel.lookup(b"name")
+    (source / "name").unlink()
+    find_others(kernel, source)
+    assert kernel.ask(Opcode.OPEN, BODIES["OPEN"], old).error == errno.ESTALE
+    (source / "name").write_bytes(b"content")
+    new = kernel.lookup(b"name")
+    (source / "name").unlink()
+
+    handle = kernel.open(new, os.O_RDONLY)
+
+    read = wire.READ_IN.pack(handle, 0, 100, 0, 0, 0)
+    assert succeeds(kernel, Opcode.READ, read, new) == b"content"
+    kernel.release(handle)
+    kernel.forget_all()
+
+
 def test_a_file_with_a_reused_number_is_another_inode(
     held: Callable[..., Kernel], source: Path
 ) -> None:
