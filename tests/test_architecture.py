@@ -33,7 +33,8 @@ KNOWN_OF_OTHERS = {
         *("options.table", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
         *("worker.control", "worker.fuse_mount", "worker.handover"),
-        *("linux.filehandles", "linux.kernel_features", "linux.mountinfo", "linux.syscalls"),
+        *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
+        *("linux.pidfd", "linux.syscalls"),
     },
     "benchmarks": {
         *("options.choices", "options.parsing", "options.table", "worker.fuse_mount"),

@@ -1,15 +1,23 @@
-"""The ends of processes, by their process descriptors."""
+"""The ends of processes, by polls of their process descriptors."""
 
 import os
 import select
 import signal
 
 
-def has_ended(pid_fd: int, within_s: float = 0.0) -> bool:
-    """Return whether the process of a process descriptor has ended, or ends *within_s*."""
+def is_readable(fd: int, within_s: float = 0.0) -> bool:
+    """Return whether a descriptor is readable, or becomes so *within_s*."""
     poll = select.poll()
-    poll.register(pid_fd, select.POLLIN)
+    poll.register(fd, select.POLLIN)
     return bool(poll.poll(1000 * within_s))
+
+
+def has_ended(pid_fd: int, within_s: float = 0.0) -> bool:
+    """Return whether the process of a process descriptor has ended, or ends *within_s*.
+
+    It may not be reaped yet.
+    """
+    return is_readable(pid_fd, within_s)
 
 
 def lives(pid: int) -> bool:

@@ -131,15 +131,19 @@ class Predecessor:
 
     def _open_member(self, pid: int) -> int:
         """Return a process descriptor of *pid*, or -1 if it has ended or is not of the group."""
-        if pid <= 0:
+        if not self._is_member(pid):
             return NO_FD
         with suppress(ProcessLookupError):
             pid_fd = os.pidfd_open(pid)
-            with suppress(ProcessLookupError):
-                if os.getpgid(pid) == self._group and not pidfd.has_ended(pid_fd):
-                    return pid_fd
+            if self._is_member(pid) and not pidfd.has_ended(pid_fd):
+                return pid_fd
             os.close(pid_fd)
         return NO_FD
+
+    def _is_member(self, pid: int) -> bool:
+        with suppress(ProcessLookupError):
+            return pid > 0 and os.getpgid(pid) == self._group
+        return False
 
     @contextmanager
     def _borrowed(self, number: int) -> Iterator[int]:
@@ -195,24 +199,30 @@ class Predecessor:
         """Kill fresh workers, and processes that make one call for a worker (core/notify.pyx).
 
         The latter may wait for a request, and end only once that is answered. They do nothing more.
+        A fresh worker notes itself in the page before it does anything.
+
+        Raises:
+            OSError: a worker does not end.
         """
         killed: set[int] = set()
         while found := self._members() - self._guards.keys() - killed:
             for pid in found:
                 if (pid_fd := self._open_member(pid)) != NO_FD:
-                    _signal(pid_fd, signal.SIGKILL)
-                    pidfd.has_ended(pid_fd, _OTHERS_LIMIT_S)
-                    os.close(pid_fd)
+                    try:
+                        self._kill_other(pid, pid_fd)
+                    finally:
+                        os.close(pid_fd)
             killed |= found
 
+    def _kill_other(self, pid: int, pid_fd: int) -> None:
+        _signal(pid_fd, signal.SIGKILL)
+        if not pidfd.has_ended(pid_fd, _OTHERS_LIMIT_S) and pid == self.page.worker_pid:
+            _kill(pid, pid_fd)
+
     def _members(self) -> set[int]:
-        """Return the live processes of the group."""
-        found = set()
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and (pid_fd := self._open_member(int(name))) != NO_FD:
-                os.close(pid_fd)
-                found.add(int(name))
-        return found
+        """Return the processes of the group."""
+        pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+        return {pid for pid in pids if self._is_member(pid)}
 
     # This process takes its place
 
@@ -314,6 +324,11 @@ def _end(pid: int, pid_fd: int) -> None:
     if pidfd.has_ended(pid_fd, _RETIRE_LIMIT_S):
         return
     log.warning("worker %d does not make room in time, and is killed", pid)
+    _kill(pid, pid_fd)
+
+
+def _kill(pid: int, pid_fd: int) -> None:
+    """Kill a worker, and wait for its end."""
     _signal(pid_fd, signal.SIGKILL)
     if not pidfd.has_ended(pid_fd, _KILL_LIMIT_S):
         raise OSError(errno.EBUSY, f"worker {pid} of the other program does not end")

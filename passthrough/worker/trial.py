@@ -83,12 +83,12 @@ class Trial:
 
         No process serves meanwhile, so the time is limited.
         """
-        if not self._reported and _is_readable(self._ready[0]):
+        if not self._reported and pidfd.is_readable(self._ready[0]):
             self._reported = self._page.waits = True
             self._until_s = time.monotonic() + _KEEP_LIMIT_S
             with suppress(BrokenPipeError):  # the next keeper finds that the worker waits
                 self.report()
-        if not _is_readable(self.keeper_fd):
+        if not pidfd.is_readable(self.keeper_fd):
             return None if self.left_s else False
         return os.read(self.keeper_fd, len(KEEP)) == KEEP and self._reported
 
@@ -99,9 +99,3 @@ class Trial:
         self.before.dismiss()
         waited_ms = 1e3 * (time.monotonic() - self.before.stopped_s)
         log.warning("serves in place of another program, after %.1f ms without service", waited_ms)
-
-
-def _is_readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))

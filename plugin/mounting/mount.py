@@ -25,11 +25,12 @@ import msgspec
 import trio
 
 from passthrough.linux import mountinfo
+from passthrough.linux.pidfd import has_ended
 from passthrough.worker import control, fuse_mount
 from passthrough.worker.handover import Report, decode_report, encode
 from plugin.mounting import mountpoints
 from plugin.mounting.fd_store import FUSE, PROCESS_KINDS, Inherited, turns
-from plugin.mounting.process import PROC, Process, has_ended
+from plugin.mounting.process import PROC, Process
 from plugin.mounting.worker import Worker
 from plugin.volume import FileName, MountRecord, VolumeName
 

@@ -3,7 +3,6 @@
 import array
 import errno
 import os
-import select
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import trio
+
+from passthrough.linux.pidfd import has_ended
 
 # The return code of a worker that outlived its fork server; no process can have it.
 UNKNOWN_RETURNCODE: Final = 256
@@ -195,13 +196,6 @@ class ForkedProcess(Process):
         """Close the status socket and the process descriptor; the streams stay open."""
         self._status_socket.close()
         super().close()
-
-
-def has_ended(pid_fd: int) -> bool:
-    """Return whether the process of a process descriptor has ended; it may not be reaped yet."""
-    poll = select.poll()
-    poll.register(pid_fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def pid_of(pid_fd: int, proc: Path) -> int:
