@@ -2,8 +2,8 @@
 
 The guard writes the record once INIT is answered. It is a memfd that nothing can change any more,
 and the control page has its number. A worker shares the guard's descriptors: if it is compromised,
-it can put another memfd in the place. So the record has nothing that decides over rights. Options
-come from the keeper.
+it can put another memfd in the place. So the record has nothing that decides over rights, and each
+value is bounded. Options come from the keeper.
 
 **Version.** The memory of tables, requests, locks and streams has no other version than this one.
 It is raised with each change of their layout, and with each change of what a field means: the
@@ -13,6 +13,7 @@ layouts of each version.
 
 import fcntl
 import os
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -22,6 +23,7 @@ from passthrough.session.kernel import Begun
 VERSION: Final = 1
 
 _LONGEST: Final = 64 * 1024
+_LONGEST_REASON: Final = 500
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ALL_SEALS: Final = _SIZE_SEALS | fcntl.F_SEAL_WRITE
 
@@ -69,9 +71,25 @@ def load(fd: int) -> Record:
         version = msgspec.json.decode(text, type=_Head).version
         if version != VERSION:
             raise RecordError(f"its memory is of version {version}, not {VERSION}")
-        return msgspec.json.decode(text, type=Record)
+        found = msgspec.json.decode(text, type=Record)
     except (msgspec.DecodeError, RecursionError) as error:
         raise RecordError(f"the record of its session cannot be read: {error}") from error
+    if not all(_possible(found)):
+        raise RecordError("the record of its session has a value that cannot be")
+    return found
+
+
+def _possible(found: Record) -> Iterator[bool]:
+    """Yield for the values of a record whether each is possible."""
+    begun, offered = found.begun, found.begun.offered
+    for reason in (found.without_handles, begun.without_passthrough):
+        yield len(reason) <= _LONGEST_REASON and reason.isprintable()
+    for number in (offered.major, offered.minor, offered.max_readahead, begun.minor):
+        yield 0 <= number < 1 << 32
+    for flags in (offered.flags, begun.flags):
+        yield 0 <= flags < 1 << 64
+    for fd in begun.memory:
+        yield 0 <= fd < 1 << 31
 
 
 def check_memory(fd: int) -> None:

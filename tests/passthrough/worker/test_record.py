@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -103,14 +104,46 @@ def test_a_record_is_read_as_it_was_stored() -> None:
     ],
 )
 def test_another_record_is_refused(text: bytes, said: str) -> None:
-    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    os.write(fd, text)
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    fd = sealed(text)
 
     with pytest.raises(RecordError, match=said):
         record.load(fd)
     os.close(fd)
+
+
+def sealed(text: bytes) -> int:
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(fd, text)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("without_handles", "x" * 501),
+        ("without_handles", "\x1b[2J"),
+        ("begun.without_passthrough", "two\nlines"),
+        ("begun.minor", 1 << 32),
+        ("begun.minor", -1),
+        ("begun.flags", 1 << 64),
+        ("begun.offered", [7, 45, 1 << 32, 0]),
+        ("begun.memory", [3, 4, 5, 1 << 31]),
+    ],
+)
+def test_a_record_with_a_value_that_cannot_be_is_refused(place: str, value: object) -> None:
+    """A worker that is compromised may have written it."""
+    stored = record.store(BEGUN, "")
+    found = json.loads(os.pread(stored, 4096, 0))
+    *outer, name = place.split(".")
+    (found[outer[0]] if outer else found)[name] = value
+    fd = sealed(json.dumps(found).encode())
+
+    with pytest.raises(RecordError, match="has a value that cannot be"):
+        record.load(fd)
+    os.close(fd)
+    os.close(stored)
 
 
 def test_what_can_change_is_no_record_and_no_memory(tmp_path: Path) -> None:
