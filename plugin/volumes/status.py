@@ -96,9 +96,10 @@ class Status:
 
     def _passing(self, volume: Volume, in_flight: str, lasting: Lasting) -> dict[str, object]:
         errors = (volume.last_error, volume.source_error, lasting.error)
+        older = self._keeper.program_note(volume.name)
         texts = {
             "dead_references": _dead(volume.dead.total()),
-            "program": _program(self._keeper.program_note(volume.name)),
+            "program": f"older: {older}" if older else "",
             "waiting": in_flight,
             "error": "; ".join(dict.fromkeys(filter(None, errors))),
         }
@@ -106,7 +107,7 @@ class Status:
             "mounted": volume.state is State.MOUNTED,
             "references": volume.reference_count,
             self._pid: self._keeper.worker_pid(volume.name),
-            **_standby(self._keeper.deaths(volume.name), lasting),
+            **_standby(self._keeper.deaths(volume.name), lasting, older),
             **{name: text for name, text in texts.items() if text},
         }
 
@@ -180,20 +181,19 @@ def _maps_without_engine(config: Effective) -> list[str]:
     ]
 
 
-def _standby(deaths: Deaths | None, lasting: Lasting) -> dict[str, object]:
-    """Return the lines on the standby, and on the workers that have died."""
+def _standby(deaths: Deaths | None, lasting: Lasting, older: str) -> dict[str, object]:
+    """Return the lines on the standby, and on the workers that have died.
+
+    *older* says why an older program serves the mount; empty if none does.
+    """
     if deaths is None:
         text = lasting.standby
         if lasting.report is not None and text.startswith("on"):
-            text = "off: this mount has none; the log of its worker says why"
+            why = "an older program made it" if older else "the log of its worker says why"
+            text = f"off: this mount has none; {why}"
         return {"standby": text} if text else {}
     lines: dict[str, object] = {"standby": deaths.standby, "deaths": deaths.number}
     return lines | ({"last_death": deaths.last} if deaths.last else {})
-
-
-def _program(note: str) -> str:
-    """Return the line on a volume that an older program serves, for the reason *note*."""
-    return f"older: {note}" if note else ""
 
 
 def _dead(count: int) -> str:

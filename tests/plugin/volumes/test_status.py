@@ -85,3 +85,10 @@ def test_the_standby_and_the_deaths_of_workers_are_shown() -> None:
     described = described_with(Requested(), deaths=Deaths("missing", 2, "then, so"))
     assert (described["standby"], described["deaths"]) == ("missing", 2)
     assert described["last_death"] == "then, so"
+
+
+def test_a_mount_without_a_standby_has_the_reason() -> None:
+    described = described_with(Requested())
+    assert described["standby"] == "off: this mount has none; the log of its worker says why"
+    described = described_with(Requested(), note="it has no standby")
+    assert described["standby"] == "off: this mount has none; an older program made it"
