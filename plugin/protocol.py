@@ -165,7 +165,7 @@ class ListReply(Reply, frozen=True, kw_only=True):
 
 
 class VolumeProgram(ReplyPart, frozen=True, kw_only=True):
-    """The program that serves a mounted volume."""
+    """The program that serves a mount."""
 
     name: str
     older: str
@@ -177,7 +177,10 @@ class VolumeProgram(ReplyPart, frozen=True, kw_only=True):
 
 
 class ProgramsReply(Reply, frozen=True, kw_only=True):
-    """The programs that serve the mounted volumes; not a part of the volume plugin protocol."""
+    """The programs that serve the mounts; not a part of the volume plugin protocol.
+
+    Of detached mounts, it lists those that an older program serves.
+    """
 
     program: str
     """The identity of the plugin's own program."""

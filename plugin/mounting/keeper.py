@@ -30,7 +30,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import trio
 
@@ -46,6 +46,7 @@ from plugin.mounting.mount_spec import MountSpec, step
 from plugin.mounting.process import PROC
 from plugin.mounting.spawner import COMMAND, StartWorker, spawning
 from plugin.mounting.standby import Deaths
+from plugin.mounting.succession import ServedBy
 from plugin.mounting.worker import Worker
 from plugin.reserve import HiddenReserve, Reserve
 from plugin.volume import FileName, MountRecord, VolumeName
@@ -55,17 +56,6 @@ log = logging.getLogger(__name__)
 # Threads for umount2(2), and to read the mount table. They end, unless a worker hangs while its
 # mount is detached.
 KERNEL_THREADS = 64
-
-
-class ServedBy(NamedTuple):
-    """The program that serves a mounted volume."""
-
-    name: VolumeName
-    note: str
-    """Why it is an older program; empty if it is the plugin's own."""
-    loss: str
-    replaced_s: float
-    """The seconds that the replacement of an older program took; 0 if there was none."""
 
 
 class Supervise(Protocol):
@@ -182,11 +172,11 @@ class Keeper:
             await self._store_descriptors(present)
 
     def programs(self) -> list[ServedBy]:
-        """Return the programs that serve the mounted volumes."""
-        return [
-            ServedBy(name, mount.program_note, mount.loss, mount.replaced_s)
-            for name, mount in self._mounts.items()
-        ]
+        """Return the programs that serve the mounts, and older ones that serve detached mounts."""
+        mounted = [succession.served_by(name, mount) for name, mount in self._mounts.items()]
+        live = [(name, mount) for name in [*self._live] for mount in self._live_mounts(name)]
+        detached = [succession.served_by(*each) for each in live if each[1].detached]
+        return [*mounted, *(each for each in detached if each.note)]
 
     def program_note(self, name: VolumeName) -> str:
         """Return why an older program serves *name*; empty if none does."""

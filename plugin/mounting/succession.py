@@ -26,6 +26,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -37,10 +38,12 @@ from plugin.mounting.fd_store import FdStore
 from plugin.mounting.mount import Mount, duplicated
 from plugin.mounting.spawner import StartWorker
 from plugin.mounting.worker import Worker
+from plugin.volume import VolumeName
 
 log = logging.getLogger(__name__)
 
 PENDING = "it is about to be replaced"
+DETACHED = "the mount is detached, and still in use"
 # From the fork to the report. A request that is in hand delays it for 2 s at most.
 READY_S = 10.0
 # From KEEP to the note in the old page, which takes no call that could wait.
@@ -51,6 +54,25 @@ _LOOK_S = 0.001
 
 Supervise = Callable[[Mount, Worker, Callable[..., Awaitable[str]]], Awaitable[object]]
 """Supervise a worker of a mount by a function such as `Worker.run`; return once it serves."""
+
+
+class ServedBy(NamedTuple):
+    """The program that serves a mount."""
+
+    name: VolumeName
+    note: str
+    """Why it is an older program; empty if it is the plugin's own."""
+    loss: str
+    replaced_s: float
+    """The seconds that the replacement of an older program took; 0 if there was none."""
+    detached: bool
+    """True if the volume has been unmounted, and the mount is still in use."""
+
+
+def served_by(name: VolumeName, mount: Mount) -> ServedBy:
+    """Return the program that serves *mount* of the volume *name*."""
+    note = DETACHED if mount.detached and mount.program_note else mount.program_note
+    return ServedBy(name, note, mount.loss, mount.replaced_s, mount.detached)
 
 
 def note(mount: Mount, program: str) -> None:
@@ -64,6 +86,8 @@ def note(mount: Mount, program: str) -> None:
 
 def obstacle(mount: Mount) -> str:
     """Return why no other program can take over *mount*, as a part of a sentence; else empty."""
+    if mount.detached:
+        return DETACHED
     worker = mount.worker
     state, deaths = worker.standby.state, worker.standby.deaths()
     if state is None or deaths is None:

@@ -19,20 +19,25 @@ class Upgrade:
 
     async def run(self) -> None:
         """Let the plugin's program take over each volume that an older program serves."""
-        for name, note, _, _ in self._keeper.programs():
+        older = [each.name for each in self._keeper.programs() if each.note and not each.detached]
+        for name in older:
             try:
-                if note:
-                    async with self._locks.hold(name, "Upgrade"):
-                        await self._keeper.replace(name)
+                async with self._locks.hold(name, "Upgrade"):
+                    await self._keeper.replace(name)
             except Exception as error:  # a boundary: it costs one volume its upgrade
                 log.exception("volume %s: an older program serves on", name)
                 self._keeper.note_failure(name, str(error))
         self._done = True
 
     async def programs(self, _: EmptyRequest) -> Reply:
-        """Report the programs that serve the mounted volumes, for `passfs upgrade`."""
+        """Report the programs that serve the mounts, for `passfs upgrade`."""
         volumes = [
-            VolumeProgram(name=name, older=note, lost=loss, milliseconds=1000 * replaced_s)
-            for name, note, loss, replaced_s in self._keeper.programs()
+            VolumeProgram(
+                name=each.name,
+                older=each.note,
+                lost=each.loss,
+                milliseconds=1000 * each.replaced_s,
+            )
+            for each in self._keeper.programs()
         ]
         return ProgramsReply(program=self._keeper.program, done=self._done, volumes=volumes)

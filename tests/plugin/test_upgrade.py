@@ -162,11 +162,27 @@ def test_a_volume_without_a_standby_stays_with_its_program(service: Service) -> 
     service.end(signal.SIGTERM)
     service.environment["PROGRAM"] = "another"
     service.start()
-    volumes = {volume["Name"]: volume["Older"] for volume in programs(service)["Volumes"]}
-    assert volumes == {"vol": "", "alone": "it has no standby"}
+    assert {*outcomes(service)} == {("vol", ""), ("alone", "it has no standby")}
     assert status(service, "alone")["program"] == "older: it has no standby"
     assert status(service, "alone")["worker_pid"] == worker
     service.call("VolumeDriver.Unmount", Name="alone", ID="i")
     service.call("VolumeDriver.Mount", Name="alone", ID="i")
     assert "program" not in status(service, "alone")
     service.call("VolumeDriver.Unmount", Name="alone", ID="i")
+
+
+def test_a_detached_mount_in_use_is_listed(service: Service) -> None:
+    listed = ("vol", "the mount is detached, and still in use")
+    with file_in(service).open("w"):
+        service.call("VolumeDriver.Unmount", Name="vol", ID="i")
+        service.end(signal.SIGTERM)
+        service.environment["PROGRAM"] = "another"
+        service.start()
+        assert outcomes(service) == [listed]
+        service.call("VolumeDriver.Mount", Name="vol", ID="i")
+        assert outcomes(service) == [("vol", ""), listed]
+    wait_until(lambda: outcomes(service) == [("vol", "")])
+
+
+def outcomes(service: Service) -> list[tuple[str, str]]:
+    return [(volume["Name"], volume["Older"]) for volume in programs(service)["Volumes"]]
