@@ -21,7 +21,7 @@ from passthrough.options.effective import Effective
 from passthrough.session import negotiation, shutdown
 from passthrough.session.abi import Init
 from passthrough.session.backing import explain
-from passthrough.session.negotiation import Agreed, Offer
+from passthrough.session.negotiation import Agreed, Began, Offer
 from passthrough.session.rare import Rare
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,11 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """As `begin` has returned it."""
     memory: tuple[int, int, int, int]
     """The descriptors of the core's memory."""
+
+    @property
+    def began(self) -> Began:
+        """The part that a worker reports."""
+        return Began(self.without_passthrough, self.offered.flags, self.flags)
 
 
 class Served:
@@ -87,7 +92,7 @@ prepare: Final = Served
 
 
 def run(
-    served: Served, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
+    served: Served, fuse_fd: int, serving: Callable[[Began], object], keeper_fd: int | None
 ) -> None:
     """Serve on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or the keeper's end.
 
@@ -104,7 +109,8 @@ def run(
     except BaseException:
         _leave_device(served.core, fuse_fd)
         raise
-    serve(served, fuse_fd, lambda: serving(without_passthrough), keeper_fd)
+    began = begun(served, without_passthrough).began
+    serve(served, fuse_fd, lambda: serving(began), keeper_fd)
 
 
 def begin(served: Served, fuse_fd: int) -> str:

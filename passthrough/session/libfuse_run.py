@@ -19,6 +19,7 @@ from passthrough.core.binding import Lock, Requests
 from passthrough.core.face import Core
 from passthrough.session import libfuse, shutdown
 from passthrough.session.kernel import Served
+from passthrough.session.negotiation import Began
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ prepare: Final = Served
 
 
 def run(
-    served: Served, fuse_fd: int, serving: Callable[[str], object], keeper_fd: int | None
+    served: Served, fuse_fd: int, serving: Callable[[Began], object], keeper_fd: int | None
 ) -> None:
     """Serve on *fuse_fd*, the descriptor of a mount, until unmount, SIGTERM or keeper's end.
 
@@ -40,7 +41,7 @@ def run(
         # read(2) on /dev/fuse reports the end of the connection by ECONNABORTED in place of ENODEV
         # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
         with contextlib.suppress(ConnectionAbortedError):
-            libfuse.serve(served, fuse_fd, partial(serving, ""), scheduler)
+            libfuse.serve(served, fuse_fd, partial(serving, Began()), scheduler)
 
 
 class _EndedError(Exception):

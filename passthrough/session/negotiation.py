@@ -51,6 +51,17 @@ class FeatureState(NamedTuple):
     """The reason of the row, or that the kernel does not offer the feature that is wanted."""
 
 
+class Began(NamedTuple):
+    """A session that has begun to answer requests, as its worker reports it."""
+
+    without_passthrough: str = ""
+    """Why reads and writes do not pass through; empty if they do, or if the options forbid it."""
+    offered: int = 0
+    """The flags of INIT that the kernel offers; 0 with libfuse, whose binding hides them."""
+    used: int = 0
+    """The flags that INIT has agreed on; 0 with libfuse."""
+
+
 class Agreed(NamedTuple):
     """The result of INIT, valid until the mount ends."""
 
@@ -209,13 +220,20 @@ def agree(offered: Offer, config: Effective) -> Agreed:
         raise ProtocolError("option 'passthrough': 'on' cannot be had: this kernel has none")
     if config.idmap and not offered.flags & Init.ALLOW_IDMAP:
         raise ProtocolError("option 'idmap': 'true' cannot be had: this kernel has none")
-    features = []
-    for flag, wanted, reason in FEATURES:
-        is_wanted, is_offered = wanted(config), bool(offered.flags & flag)
-        if is_wanted and is_offered:
+    for flag, wanted, _ in FEATURES:
+        if wanted(config) and offered.flags & flag:
             flags |= flag
-        why = "the kernel does not offer it" if is_wanted and not is_offered else reason
-        used = is_wanted and is_offered
-        features.append(FeatureState(str(flag.name).lower(), is_wanted, used, why))
     minor = min(offered.minor, abi.MINOR)
-    return Agreed(minor, flags, offered.max_readahead, tuple(features))
+    features = states(offered.flags, int(flags), config)
+    return Agreed(minor, flags, offered.max_readahead, features)
+
+
+def states(offered: int, used: int, config: Effective) -> tuple[FeatureState, ...]:
+    """Return the state of each feature of a volume with *config*, by the flags of its INIT."""
+    found = []
+    for flag, wanted, reason in FEATURES:
+        is_wanted, is_used = wanted(config), bool(used & flag)
+        missing = is_wanted and not is_used and not offered & flag
+        why = "the kernel does not offer it" if missing else reason
+        found.append(FeatureState(str(flag.name).lower(), is_wanted, is_used, why))
+    return tuple(found)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, NoReturn
 from passthrough.options.choices import InodeFileHandles, Sandbox
 from passthrough.options.effective import Effective
 from passthrough.session import kernel
+from passthrough.session.negotiation import Began
 from passthrough.worker import control, record, sandbox, standby
 from passthrough.worker.control import ControlError, Page
 from passthrough.worker.handover import Handover, Report
@@ -37,8 +38,8 @@ class Volume(NamedTuple):
     config: Effective
     answer: Callable[[Report], object]
     """Writes the report to the keeper."""
-    serving: Callable[[str], object]
-    """Reports that requests are answered; with the reason why they do not pass through."""
+    serving: Callable[[Began], object]
+    """Reports that requests are answered."""
     keeper_fd: int | None
     without_handles: str = ""
 
@@ -62,8 +63,9 @@ def serve(volume: Volume, source_fd: int, procfs_fd: int | None) -> int:
         raise
     if procfs_fd is not None:
         sandbox.work_as_guard(procfs_fd)
-    page.record_fd = record.store(kernel.begun(served, without_passthrough), volume.without_handles)
-    work = partial(_work, volume, served, without_passthrough)
+    begun = kernel.begun(served, without_passthrough)
+    page.record_fd = record.store(begun, volume.without_handles)
+    work = partial(_work, volume, served, begun.began)
     return standby.run(page, work, served.note_descriptors)
 
 
@@ -79,16 +81,16 @@ def go_on(volume: Volume, keeper_fd: int, before: Predecessor, found: Record) ->
     page.take_history(before.page)
     _check_memory(found.begun.memory)
     served = kernel.go_on(volume.config, found.begun, volume.handover.fuse_fd)
-    without_passthrough = found.begun.without_passthrough
-    page.record_fd = record.store(kernel.begun(served, without_passthrough), found.without_handles)
+    begun = kernel.begun(served, found.begun.without_passthrough)
+    page.record_fd = record.store(begun, found.without_handles)
 
     def ready() -> None:
         served.note_descriptors(before.copied - {*served.core.memory})
         before.copied = frozenset()  # there may be many
 
-    report = partial(volume.serving, without_passthrough)
+    report = partial(volume.serving, begun.began)
     trial = Trial(before, page, keeper_fd, report)
-    work = partial(_work, volume, served, without_passthrough, trial=trial)
+    work = partial(_work, volume, served, begun.began, trial=trial)
     return standby.run(page, work, ready, trial)
 
 
@@ -117,7 +119,7 @@ def _page(fd: int | None) -> Page:
 def _work(
     volume: Volume,
     served: kernel.Served,
-    without_passthrough: str,
+    began: Began,
     fresh: Fresh,
     trial: Trial | None = None,
 ) -> int:
@@ -128,7 +130,7 @@ def _work(
         nonlocal reports
         if reports:
             reports = False
-            volume.serving(without_passthrough)
+            volume.serving(began)
         fresh.serves()
 
     try:

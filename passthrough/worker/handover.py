@@ -58,6 +58,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The reason why the worker holds no file handles, although the options ask for them."""
     without_passthrough: str = ""
     """The reason why reads and writes do not pass through, although the options ask for that."""
+    offered: int = 0
+    """The flags of INIT that the kernel offers; 0 if they are unknown (negotiation.py)."""
+    used: int = 0
+    """The flags that INIT has agreed on; 0 if they are unknown."""
 
 
 def encode(message: Handover | Report) -> bytes:

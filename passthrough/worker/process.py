@@ -36,6 +36,7 @@ from passthrough.options.choices import (
 from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.table import OptionError
 from passthrough.session import kernel
+from passthrough.session.negotiation import Began
 from passthrough.worker import guarded, sandbox, stderr
 from passthrough.worker.handover import Handover, Report, decode_handover, encode
 from passthrough.worker.predecessor import Predecessor, RefusedError
@@ -67,12 +68,12 @@ class Runner(Protocol):
         self,
         fs: Served,
         fuse_fd: int,
-        serving: Callable[[str], object],
+        serving: Callable[[Began], object],
         keeper_fd: int | None,
     ) -> None:
         """Serve until the session ends.
 
-        Calls *serving* with the reason why reads and writes do not pass through; empty if they do.
+        Calls *serving* once requests are answered.
         """
 
 
@@ -141,8 +142,8 @@ def serve(
         log.warning("%s", why)
     report = Report(serving=True, config=handover.config, without_handles=without_handles)
 
-    def serving(without_passthrough: str) -> None:
-        answer(msgspec.structs.replace(report, without_passthrough=without_passthrough))
+    def serving(began: Began) -> None:
+        answer(msgspec.structs.replace(report, **began._asdict()))
 
     if guards:
         volume = guarded.Volume(handover, config, answer, serving, keeper_fd, without_handles)
@@ -176,10 +177,10 @@ def _go_on(
     report = Report(serving=True, config=handover.config, without_handles=found.without_handles)
     answered = False
 
-    def serving(without_passthrough: str) -> None:
+    def serving(began: Began) -> None:
         nonlocal answered
         answered = True
-        answer(msgspec.structs.replace(report, without_passthrough=without_passthrough))
+        answer(msgspec.structs.replace(report, **began._asdict()))
 
     try:
         before.stop()

@@ -103,6 +103,14 @@ def test_a_feature_that_is_not_offered_is_not_used() -> None:
     assert by_name["writeback_cache"].reason.endswith("with writeback")
 
 
+def test_the_flags_of_init_tell_the_state_of_each_feature() -> None:
+    """A plugin has the flags alone, in the report of the worker."""
+    config = effective(session=KERNEL)
+    agreed = agree(NEW._replace(flags=REQUIRED), config)
+
+    assert negotiation.states(int(REQUIRED), int(agreed.flags), config) == agreed.features
+
+
 @pytest.mark.parametrize("minor", [40, 44, 45, 99])
 def test_the_lower_minor_version_holds(minor: int) -> None:
     assert agree(NEW._replace(minor=minor), effective()).minor == min(minor, 45)
