@@ -4,6 +4,7 @@
     storage    the data directory
     registry   the records; its lock keeps a second plugin away from the parts below
     listener   the socket; connections wait in its queue until the server accepts them
+    control    the control socket in the data directory
     inventory  finishes or undoes the removals that an earlier plugin left half done
     keeper     adopts the mounts of an earlier plugin, or clears them away
     driver     the nine verbs
@@ -29,15 +30,17 @@ from plugin.admin import host
 from plugin.admin.host import HostFacts
 from plugin.admin.settings import Settings
 from plugin.admin.source import HostView
+from plugin.api.answers import Answers
 from plugin.api.engine_restart import RestartDetector
-from plugin.api.listening import listening
-from plugin.api.server import serve
+from plugin.api.listening import controlling, listening
+from plugin.api.server import control, serve
 from plugin.errors import CannotStart
 from plugin.mounting.fd_store import NOTHING_INHERITED, Inherited, inherited
-from plugin.mounting.keeper import keeping
+from plugin.mounting.keeper import Keeper, keeping
 from plugin.mounting.process import PROC
 from plugin.mounting.program import identity
 from plugin.mounting.spawner import COMMAND
+from plugin.volumes.details import Details
 from plugin.volumes.driver import Driver
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
@@ -100,8 +103,7 @@ async def composed(
 ) -> AsyncIterator[tuple[Driver, socket.socket]]:
     """Build the driver and its listening socket from *settings*; take all of it down at the end.
 
-    *fork_server* is the command of the process that forks workers. *passed* comes from the service
-    manager.
+    *fork_server* is the command that forks workers; *passed* comes from the service manager.
 
     Raises:
         CannotStart: says what is in the way.
@@ -114,6 +116,7 @@ async def composed(
         # The lock comes first: the steps below clear away files and mounts of a live plugin.
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket, passed.listener) as listener,
+        controlling(settings.data_dir) as control_listener,
     ):
         inventory = Inventory(registry, storage)
         inventory.settle()
@@ -139,9 +142,17 @@ async def composed(
                 policy=policy,
                 nursery=background,
             )
+            background.start_soon(_control, driver, keeper, control_listener)
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
+
+
+async def _control(driver: Driver, keeper: Keeper, listener: socket.socket | None) -> None:
+    """Answer on the control socket, if there is one."""
+    if listener is not None:
+        details = Details(driver, keeper, kernel_features.linux_release())
+        await control(Answers(driver, details), listener)
 
 
 def _host(settings: Settings) -> HostView:

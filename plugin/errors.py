@@ -27,6 +27,14 @@ def escaped(message: str) -> str:
     return message.encode(errors="backslashreplace").decode()
 
 
+def printable(text: str) -> str:
+    """Return *text* with its unprintable characters escaped, newlines among them.
+
+    Text of users must neither forge a line nor command a terminal.
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class PluginError(Exception):
     """Base of all refusals; any other exception that reaches the server is a bug."""
 

@@ -7,6 +7,8 @@ alarm. Lines have no timestamp: dockerd and journald add their own.
 import logging
 import sys
 
+from plugin.errors import printable
+
 LINE = "%(levelname)s %(name)s: %(message)s"
 
 
@@ -19,8 +21,7 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line of *record*."""
-        line = super().formatMessage(record)
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        return printable(super().formatMessage(record))
 
 
 def _below_warning(record: logging.LogRecord) -> bool:

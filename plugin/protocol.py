@@ -17,6 +17,9 @@ VOLUMES_PER_PIECE = 16
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
+CONTROL_SOCKET = "control.sock"
+"""The name of the control socket in the data directory."""
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     """Base of the requests; `parse` builds each from the body of one HTTP request."""
@@ -139,7 +142,7 @@ class VolumeInfo(ReplyPart, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     created_at: datetime
     mountpoint: str = ""
-    status: msgspec.Raw | None = None
+    status: msgspec.Raw
     """A JSON object."""
 
 
@@ -187,6 +190,59 @@ class ProgramsReply(Reply, frozen=True, kw_only=True):
     done: bool
     """True if the plugin has tried to replace each older program since its start."""
     volumes: Sequence[VolumeProgram]
+
+
+class HealthReply(Reply, frozen=True, kw_only=True):
+    """The plugin as a whole, on the control socket."""
+
+    program: str
+    """The identity of the plugin's own program."""
+    pid: int
+    """In the plugin's own pid namespace, as all process ids on the control socket."""
+    volumes: int
+    mounted: int
+    lost: int
+    """The number of volumes with references to a mount that has ended."""
+
+
+class Feature(ReplyPart, frozen=True, kw_only=True):
+    """A feature of FUSE's INIT."""
+
+    name: str
+    wanted: bool
+    used: bool
+    reason: str
+    """The benefit of the feature and the options that it depends on, or why it cannot be had."""
+
+
+class MountDetails(ReplyPart, frozen=True, kw_only=True):
+    """The mount of a volume, and the processes that serve it."""
+
+    device: str
+    """MAJOR:MINOR, as in mountinfo."""
+    loss: str
+    """How its worker has ended, which makes the mount dead; else empty."""
+    worker: int
+    """0 if it is not known."""
+    guards: Sequence[int]
+    """Those that live."""
+    log: Sequence[str]
+    """The last lines that its processes have logged."""
+
+
+class DetailsReply(Reply, frozen=True, kw_only=True):
+    """One volume, on the control socket."""
+
+    volume: VolumeInfo
+    state: str
+    """As in `State` of volume.py."""
+    users: Mapping[str, int]
+    """The count of references by mount id."""
+    dead: Mapping[str, int]
+    """The references to mounts that have ended."""
+    mount: MountDetails | None
+    features: Sequence[Feature]
+    """Empty if they are unknown: not mounted, session=libfuse, or a worker of an older passfs."""
 
 
 class ErrorReply(Reply, frozen=True, kw_only=True):

@@ -24,8 +24,8 @@ SUFFIXES = (".py", ".pyx", ".pxd")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # The modules of `passthrough` that other packages import. `plugin` imports the options, the
-# id maps, the hand-over to a worker and its control page, the names of requests, and the system
-# calls around a mount; the benchmarks start the programs and read mounts.
+# id maps, the hand-over to a worker and its control page, the names of requests, the features of
+# INIT, and the system calls around a mount; the benchmarks start the programs and read mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
@@ -33,6 +33,7 @@ KNOWN_OF_OTHERS = {
         *("options.table", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
         *("worker.control", "worker.fuse_mount", "worker.handover"),
+        "session.negotiation",
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
         *("linux.pidfd", "linux.syscalls"),
     },
@@ -67,7 +68,7 @@ DOORS = {
         )
     },
     "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
-    "rich": {"plugin/__main__.py", "benchmarks/__main__.py"},
+    "rich": {"plugin/__main__.py", "plugin/commands/terminal.py", "benchmarks/__main__.py"},
     # The benchmarks run a database in a volume.
     "sqlite3": {
         *(f"plugin/volumes/{name}.py" for name in ("registry", "schema", "database")),

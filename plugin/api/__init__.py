@@ -1,9 +1,10 @@
-"""The volume plugin protocol: HTTP on a Unix socket.
+"""The volume plugin protocol, and the answers to the `passfs` command: HTTP on Unix sockets.
 
 The modules, from the top down:
 
     server          HTTP; the one place where a PluginError becomes a reply
+    answers         the table from path to answer, of the control socket
     verbs           the table from path to verb
-    listening       the socket
+    listening       the sockets
     engine_restart  ends a managed plugin after a restart of its engine
 """

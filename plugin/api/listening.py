@@ -1,13 +1,18 @@
-"""The plugin's Unix socket: its mode, the removal of a stale one, its own removal at the end."""
+"""The plugin's Unix sockets: their modes, the removal of a stale one, their removal at the end.
+
+The engine finds one socket by its path. The control socket lies in the data directory, which both
+kinds of installation share with the host.
+"""
 
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from plugin.errors import CannotStart
+from plugin.protocol import CONTROL_SOCKET
 
 log = logging.getLogger(__name__)
 
@@ -15,12 +20,16 @@ log = logging.getLogger(__name__)
 BACKLOG = 512
 # Mode 0660: a user that can talk to the plugin can mount any directory of the host.
 SOCKET_UMASK = 0o117
+# Mode 0600.
+CONTROL_UMASK = 0o177
 # For the answer of another process that listens on our socket already.
 PROBE_S = 1.0
 
 
 @contextmanager
-def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[socket.socket]:
+def listening(
+    path: Path, inherited: socket.socket | None = None, umask: int = SOCKET_UMASK
+) -> Iterator[socket.socket]:
     """Listen at *path*, and at the end remove the socket if it is still ours.
 
     At the end an *inherited* socket is closed, but its path stays, because the service manager goes
@@ -36,11 +45,11 @@ def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[so
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        umask = os.umask(SOCKET_UMASK)
+        former = os.umask(umask)
         try:
             listener.bind(os.fspath(path))
         finally:
-            os.umask(umask)
+            os.umask(former)
         # Without delay: until listen(2), another plugin would take the socket for a stale one.
         listener.listen(BACKLOG)
         ours = path.lstat()
@@ -52,6 +61,27 @@ def listening(path: Path, inherited: socket.socket | None = None) -> Iterator[so
                     path.unlink()
             except FileNotFoundError:
                 log.info("another process has removed %s", path)
+
+
+@contextmanager
+def controlling(data_dir: Path) -> Iterator[socket.socket | None]:
+    """Listen on the control socket in *data_dir*.
+
+    If no process can listen there, as on a file system without sockets, log a warning and yield
+    None: volumes are served nevertheless.
+    """
+    with ExitStack() as stack:
+        # A path may have more than the 107 bytes that the address of a socket has room for.
+        fd = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        listener: socket.socket | None = None
+        try:
+            path = Path(f"/proc/self/fd/{fd}", CONTROL_SOCKET)
+            listener = stack.enter_context(listening(path, umask=CONTROL_UMASK))
+        except (CannotStart, OSError) as error:
+            where = data_dir / CONTROL_SOCKET
+            log.warning("no `passfs` command will reach this plugin by %s: %s", where, error)
+        yield listener
 
 
 def _remove_stale(path: Path) -> None:

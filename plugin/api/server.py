@@ -1,4 +1,7 @@
-"""HTTP on the plugin's Unix socket, and the one place where an exception becomes a reply.
+"""HTTP on the plugin's Unix sockets, and the one place where an exception becomes a reply.
+
+The engine's socket has the verbs of the volume plugin protocol. The control socket has the answers
+to the `passfs` command (answers.py), for root alone.
 
 A refusal (`PluginError`) is answered with its own status and message. Any other exception is a bug:
 the server answers 500, logs the traceback and goes on.
@@ -6,10 +9,12 @@ the server answers 500, logs the traceback and goes on.
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import struct
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
+from urllib.parse import unquote
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -22,14 +27,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from plugin.api.answers import ANSWERS, Answer, Answers
 from plugin.api.verbs import VERBS, Perform, Verb
 from plugin.errors import PluginError, RequestTimeout, RequestTooLarge, quoted
-from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as VerbRequest
+from plugin.protocol import CONTENT_TYPE, ErrorReply, Reply, Request as VerbRequest, VolumeRequest
 from plugin.volumes.driver import Driver
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=VerbRequest)
 
 # A request with hundreds of options stays far below this limit.
 BODY_LIMIT_BYTES = 1 << 20
@@ -44,6 +52,8 @@ DRAIN_S = 1.5
 # wait for ever once we have refused the body and stopped reading. hypercorn reads up to 64 KiB at
 # once, so the queue takes bodies of up to 256 MiB.
 BODY_QUEUE = 4096
+# struct ucred of unix(7): pid, uid and gid of the process that has connected.
+UCRED = struct.Struct("=iII")
 
 
 async def serve(
@@ -52,10 +62,27 @@ async def serve(
     stopped: Callable[[], Awaitable[None]],
     on_probe: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Answer requests on *listener* until *stopped* returns, then close *listener*.
+    """Answer requests of an engine on *listener* until *stopped* returns, then close *listener*.
 
     Call *on_probe* for each connection that a client has closed without sending a byte, with the
     seconds that it was open.
+    """
+    await _serve(application(driver), listener, stopped, on_probe)
+
+
+async def control(answers: Answers, listener: socket.socket) -> None:
+    """Answer the `passfs` command on *listener*, until cancelled."""
+    await _serve(_control_application(answers), listener, trio.sleep_forever, admits=_is_root)
+
+
+async def _serve(
+    application: ASGIApp,
+    listener: socket.socket,
+    stopped: Callable[[], Awaitable[None]],
+    on_probe: Callable[[float], None] = lambda _: None,
+    admits: Callable[[trio.socket.SocketType], bool] = lambda _: True,
+) -> None:
+    """Serve *application*; close a connection at once that *admits* returns False for.
 
     hypercorn.trio.serve does the same, but cannot take a `Connection`.
     """
@@ -64,10 +91,13 @@ async def serve(
     config.max_app_queue_size = BODY_QUEUE
     config.errorlog = logging.getLogger("hypercorn")
     # Starlette types its scopes more loosely than hypercorn does.
-    app = ASGIWrapper(cast("ASGIFramework", application(driver)))
+    app = ASGIWrapper(cast("ASGIFramework", application))
     context = WorkerContext(max_requests=None)
 
     async def handle(stream: trio.SocketStream) -> None:
+        if not admits(stream.socket):
+            await stream.aclose()
+            return
         state = ConnectionState({})
         opened = trio.current_time()
         # hypercorn annotates the stream as one of TLS; it takes both.
@@ -140,22 +170,74 @@ class StreamedReply(Response):
 
 def application(driver: Driver) -> Starlette:
     """Return the verbs of *driver* at their paths; refuse all other paths and methods in JSON."""
-    routes = [
-        Route(path, _endpoint(driver, path, verb), methods=["POST"]) for path, verb in VERBS.items()
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse_route})
+    return _routed(
+        Route(
+            path, _endpoint(path, _parsed(verb), partial(_perform, driver, verb)), methods=["POST"]
+        )
+        for path, verb in VERBS.items()
+    )
+
+
+def _control_application(answers: Answers) -> ASGIApp:
+    """Return the routes of the control socket. The names of volumes in them are URL-quoted."""
+
+    async def perform(answer: Answer, call: VolumeRequest, _: Request) -> Reply:
+        return await answer(answers, call)
+
+    routed = _routed(
+        Route(
+            path, _endpoint(f"{method} {path}", _named, partial(perform, answer)), methods=[method]
+        )
+        for (method, path), answer in ANSWERS.items()
+    )
+
+    async def quoted_paths(scope: Scope, receive: Receive, send: Send) -> None:
+        """Leave the path quoted: a name may have a slash."""
+        if "raw_path" in scope:
+            scope["path"] = scope["raw_path"].decode("ascii", "replace")
+        await routed(scope, receive, send)
+
+    return quoted_paths
+
+
+def _routed(routes: Iterable[Route]) -> Starlette:
+    app = Starlette(routes=[*routes], exception_handlers={HTTPException: _refuse_route})
     app.router.redirect_slashes = False
     return app
 
 
-def _endpoint(driver: Driver, path: str, verb: Verb) -> Callable[[Request], Awaitable[Response]]:
+def _is_root(client: trio.socket.SocketType) -> bool:
+    """Return whether the process that has connected is root's, in the plugin's user namespace."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    return bool(UCRED.unpack(credentials)[1] == 0)
+
+
+def _parsed(verb: Verb) -> Callable[[Request], Awaitable[VerbRequest]]:
+    async def read(request: Request) -> VerbRequest:
+        return verb.request.parse(await _body(request))
+
+    return read
+
+
+async def _named(request: Request) -> VolumeRequest:
+    """Return the request for the volume that the path names, if it names one."""
+    return VolumeRequest(name=unquote(request.path_params.get("name", "")))
+
+
+def _endpoint(
+    path: str,
+    read: Callable[[Request], Awaitable[C]],
+    perform: Callable[[C, Request], Awaitable[Reply]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the function that answers the requests at *path*: *read* parses, *perform* acts."""
+
     async def answer(request: Request) -> Response:
         started = trio.current_time()
         subject = "-"
         try:
-            call = verb.request.parse(await _body(request))
+            call = await read(request)
             subject = call.subject
-            response = _response(await _perform(driver, verb, call, request))
+            response = _response(await perform(call, request))
         except ClientDisconnect:
             response = NoReply()
         except PluginError as error:

@@ -125,13 +125,15 @@ class Keeper:
 
     def deaths(self, name: VolumeName) -> Deaths | None:
         """Return the deaths of the workers of *name*; None if it has no standby."""
-        present = self._mounts.get(name)
-        return None if present is None else present.worker.standby.deaths()
+        return self._mounts[name].worker.standby.deaths() if name in self._mounts else None
 
     def report(self, name: VolumeName) -> Report | None:
         """Return the report of the worker of *name*, or None if *name* is not mounted."""
-        present = self._mounts.get(name)
-        return None if present is None else present.worker.report
+        return self._mounts[name].worker.report if name in self._mounts else None
+
+    def mounted(self, name: VolumeName) -> Mount | None:
+        """Return the mount of *name*, which may be lost; None if there is none."""
+        return self._mounts.get(name)
 
     async def mount(self, spec: MountSpec) -> Mount:
         """Mount a volume and return its mount; a present mount that is whole stays.

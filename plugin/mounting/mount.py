@@ -77,7 +77,8 @@ class Mount:
         """True from the beginning of the unmount on: the worker is expected to end."""
         self.source_unchecked = False
         """True if an earlier plugin opened the source, and this plugin has not."""
-        self._device = connection.device
+        self.device = connection.device
+        """st_dev of the file system."""
         self._fuse_fd = connection.fuse_fd
 
     @property
@@ -127,23 +128,23 @@ class Mount:
         if not self.worker.is_outlived:
             return
         # A mount that is gone does not keep the number of its device.
-        if self._device in [entry.device for entry in mountpoints.mounts_at(self.target)]:
+        if self.device in [entry.device for entry in mountpoints.mounts_at(self.target)]:
             try:
-                fuse_mount.abort(self._device)
+                fuse_mount.abort(self.device)
             except OSError as error:
                 log.warning("%s: users may hang, no abort was possible: %s", self.target, error)
 
     def is_whole(self) -> bool:
         """Return whether the worker lives, and this mount is the only one at its mount point."""
         found = [entry.device for entry in mountpoints.mounts_at(self.target)]
-        return not self.loss and not self.detached and found == [self._device]
+        return not self.loss and not self.detached and found == [self.device]
 
     def record(self, name: VolumeName) -> MountRecord:
         """Return the facts that the next plugin needs to adopt this mount of volume *name*.
 
         A detached mount has no device: a later mount at the same mount point may have the same one.
         """
-        device = NO_DEVICE if self.detached else self._device
+        device = NO_DEVICE if self.detached else self.device
         return MountRecord(name, self.number, device, encode(self.worker.report).decode())
 
     @contextmanager

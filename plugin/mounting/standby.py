@@ -96,6 +96,17 @@ class Standby:
             os.close(pid_fd)
         return self._serving.shown
 
+    def members(self) -> tuple[int, tuple[int, ...]]:
+        """Return the ids of the worker and of the guards that live, in the plugin's pid namespace.
+
+        The id of the worker is 0 if it is not known.
+        """
+        state = self._read()
+        if state is None or not state.generation:
+            return (0 if self._process is None else max(0, self._process.group)), ()
+        worker = state.worker_pid if self._lives(state.worker_pid) else 0
+        return worker, tuple(filter(self._lives, state.guard_pids))
+
     def deaths(self) -> Deaths | None:
         """Return the deaths so far, or None without a standby."""
         state = self._read()

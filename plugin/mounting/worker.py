@@ -83,6 +83,11 @@ class Worker:
         return self.standby.worker_pid() or first
 
     @property
+    def last_lines(self) -> list[str]:
+        """Return the worker's last log lines."""
+        return [*self._last_lines]
+
+    @property
     def last_log(self) -> str:
         """Return the worker's last log lines as the end of a sentence, or an empty string."""
         return f"; its last log lines: {' | '.join(self._last_lines)}" if self._last_lines else ""

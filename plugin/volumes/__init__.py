@@ -2,6 +2,7 @@
 
 The modules, from the top down:
 
+    details       the details of a volume for `passfs status`
     driver        the nine verbs
     creating      the steps of a Create that look at the host
     upgrade       has this program take over the volumes that an older one serves

@@ -103,11 +103,11 @@ class Driver:
         self._nursery = nursery
         # Get and List answer from these. Each change is written to the registry first.
         references, dead = registry.references, registry.dead
-        self._volumes = {
+        self.volumes = {
             record.name: Volume(record, references.get(record.name), dead.get(record.name))
             for record in registry.records
         }
-        for volume in self._volumes.values():
+        for volume in self.volumes.values():
             if keeper.watch(volume.name, partial(self._on_worker_end, volume)):
                 volume.apply(Event.MOUNT)
                 volume.last_error = ""
@@ -122,7 +122,7 @@ class Driver:
         self._listing = trio.Lock()
         nursery.start_soon(self._prepare_status)
         nursery.start_soon(self._purge)
-        checks = [self._source_check(volume) for volume in self._volumes.values()]
+        checks = [self._source_check(volume) for volume in self.volumes.values()]
         nursery.start_soon(check_sources, checks, self._locks)
         self.upgrade = Upgrade(keeper, self._locks)
         nursery.start_soon(self.upgrade.run)
@@ -140,8 +140,7 @@ class Driver:
         options = await creating.numbered(request.options, self._host)
         wanted = self._policy.parse(options)
         async with self._locks.hold(request.name, "Create") as lock:
-            existing = self._volumes.get(VolumeName(request.name))
-            if existing is not None:
+            if (existing := self.volumes.get(VolumeName(request.name))) is not None:
                 self._refuse_difference(existing, wanted)
                 return Reply()
             name = volume_name(request.name)
@@ -155,7 +154,7 @@ class Driver:
                 created_at=datetime.now(UTC),
             )
             await trio.to_thread.run_sync(self._inventory.add, record, wanted.effective)
-            self._volumes[name] = Volume(record, source_note=source_note)
+            self.volumes[name] = Volume(record, source_note=source_note)
         for note in wanted.effective.notes:
             log.warning("volume %s: %s", name, note)
         log.info("volume %s: created, %s", name, wanted.served or "with a directory of its own")
@@ -169,12 +168,12 @@ class Driver:
             PluginError: the volume still exists.
         """
         async with self._locks.hold(request.name, "Remove") as lock:
-            volume = self._volume(request.name)
+            volume = self.volume(request.name)
             await self._end_use(volume, lock)
             volume.check(Event.REMOVE)
             await trio.to_thread.run_sync(self._inventory.remove, volume.record)
             volume.apply(Event.REMOVE)
-            del self._volumes[volume.name]
+            del self.volumes[volume.name]
             self._status.forget(volume.name)
         self._nursery.start_soon(self._purge)
         log.info("volume %s: removed", volume.name)
@@ -191,7 +190,7 @@ class Driver:
 
     async def _mount(self, request: MountRequest) -> Reply:
         async with self._locks.hold(request.name, "Mount") as lock:
-            volume = self._volume(request.name)
+            volume = self.volume(request.name)
             try:
                 mount = await self._keeper.mount(self._mount_spec(volume, lock))
                 volume.last_error = volume.source_error = ""
@@ -219,29 +218,29 @@ class Driver:
             RegistryFailed: the reference is still counted.
         """
         key = (request.name, request.id)
-        if not self._volume(request.name).has_reference(request.id) and key not in self._mounting:
+        if not self.volume(request.name).has_reference(request.id) and key not in self._mounting:
             return Reply()  # without the lock: there is no reference to wait for
         async with self._locks.hold(request.name, "Unmount") as lock:
-            volume = self._volume(request.name)
+            volume = self.volume(request.name)
             if volume.has_reference(request.id):
                 await self._set_counts(volume, volume.counts_without(request.id), lock)
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
         """Return the mount point of a volume, empty if it is not mounted."""
-        return MountpointReply(mountpoint=mountpoint(self._volume(request.name), self._keeper))
+        return MountpointReply(mountpoint=mountpoint(self.volume(request.name), self._keeper))
 
     async def get(self, request: VolumeRequest) -> Reply:
         """Describe a volume, in any state."""
-        return GetReply(volume=self._describe(self._volume(request.name)))
+        return GetReply(volume=self.describe(self.volume(request.name)))
 
     async def list_volumes(self, _: EmptyRequest) -> Reply:
         """Describe all volumes, in any state."""
         described = []
         async with self._listing:
-            for number, volume in enumerate([*self._volumes.values()], 1):
+            for number, volume in enumerate([*self.volumes.values()], 1):
                 if volume.state is not State.REMOVED:  # since this List began
-                    described.append(msgspec.Raw(self._describe(volume).encode()))
+                    described.append(msgspec.Raw(self.describe(volume).encode()))
                 if not number % VOLUMES_AT_ONCE:
                     await trio.lowlevel.checkpoint()
         return ListReply(volumes=described)
@@ -252,14 +251,14 @@ class Driver:
 
     def is_idle(self) -> bool:
         """Return whether no volume is mounted, and no Mount is in flight."""
-        mounted = any(volume.state is State.MOUNTED for volume in self._volumes.values())
+        mounted = any(volume.state is State.MOUNTED for volume in self.volumes.values())
         return not mounted and not self._mounting
 
-    def _volume(self, name: str) -> Volume:
-        volume = self._volumes.get(VolumeName(name))
-        if volume is None:
+    def volume(self, name: str) -> Volume:
+        """Return the volume *name*, or raise NoSuchVolume."""
+        if VolumeName(name) not in self.volumes:
             raise NoSuchVolume(name)
-        return volume
+        return self.volumes[VolumeName(name)]
 
     @contextmanager
     def _in_flight(self, request: MountRequest) -> Iterator[None]:
@@ -271,12 +270,13 @@ class Driver:
         finally:
             self._mounting -= Counter([key])
 
-    def _describe(self, volume: Volume) -> VolumeInfo:
+    def describe(self, volume: Volume) -> VolumeInfo:
+        """Return *volume* as Get and List describe it."""
         return self._status.describe(volume, self._locks.in_flight(volume.name))
 
     async def _prepare_status(self) -> None:
         """Make the lasting part of each description, so that the first List is not slower."""
-        for volume in [*self._volumes.values()]:
+        for volume in [*self.volumes.values()]:
             if volume.state is not State.REMOVED:
                 self._status.lasting(volume)
             await trio.lowlevel.checkpoint()

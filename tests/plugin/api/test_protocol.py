@@ -4,6 +4,7 @@ import contextlib
 import json
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
@@ -83,7 +84,8 @@ def test_any_body_gives_a_request_or_a_refusal(body: bytes) -> None:
 
 
 def test_replies_are_written_as_documented() -> None:
-    info = VolumeInfo(name="v", created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    created_at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    info = VolumeInfo(name="v", created_at=created_at, status=msgspec.Raw(b"{}"))
     written = [
         reply.encode()
         for reply in (
@@ -98,6 +100,6 @@ def test_replies_are_written_as_documented() -> None:
         {},
         {"Implements": ["VolumeDriver"]},
         {"Capabilities": {"Scope": "local"}},
-        {"Volume": {"Name": "v", "CreatedAt": "2026-01-02T03:04:05Z"}},
+        {"Volume": {"Name": "v", "CreatedAt": "2026-01-02T03:04:05Z", "Status": {}}},
         {"Err": "no"},
     ]

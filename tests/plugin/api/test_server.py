@@ -259,7 +259,7 @@ async def test_a_bug_is_answered_and_logged_with_its_traceback(
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         with monkeypatch.context() as patch:
-            patch.setattr(Driver, "_describe", fail)
+            patch.setattr(Driver, "describe", fail)
             answer = await dockerd.call("List")
         assert (answer.status, answer.error) == (
             500,

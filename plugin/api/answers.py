@@ -1,0 +1,26 @@
+"""The table of the control socket: from method and path to the function that answers `passfs`."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from plugin.protocol import EmptyRequest, Reply, VolumeRequest
+from plugin.volumes.details import Details
+from plugin.volumes.driver import Driver
+
+
+class Answers(NamedTuple):
+    """The parts of the plugin that answer."""
+
+    driver: Driver
+    details: Details
+
+
+Answer = Callable[[Answers, VolumeRequest], Awaitable[Reply]]
+
+# A later part, such as counters of requests, is one more row.
+ANSWERS: Mapping[tuple[str, str], Answer] = {
+    ("GET", "/health"): lambda answers, _: answers.details.health(),
+    ("GET", "/volumes"): lambda answers, _: answers.driver.list_volumes(EmptyRequest()),
+    ("GET", "/volumes/{name}"): lambda answers, request: answers.details.get(request),
+}
+"""The paths are those of Starlette. The name of a volume in a path is URL-quoted."""
