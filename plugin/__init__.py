@@ -5,7 +5,8 @@ The rooms from the top down. A module imports from its own room and from the roo
     __main__         the `passfs` command
     app              the parts of the running plugin put together; its start and its end
     install/         installs the managed plugin into an engine; no request passes here
-    api/             the volume plugin protocol: HTTP on a Unix socket
+    commands/        the commands about volumes; no request passes here
+    api/             the volume plugin protocol and the answers to the commands: HTTP
     volumes/         the nine verbs, the records on disk, the directories
     mounting/        mounts: mount points, FUSE descriptors, the workers that serve them
     admin/           the administrator's decisions: settings, policy of options, allowed sources
@@ -30,6 +31,6 @@ Get fails. Each volume has a lock of its own, so that a source that hangs delays
 only.
 
 From the package `passthrough` the plugin imports the contract with a worker (options, handover),
-the system calls around a mount (fuse_mount and linux/), and the map of ids (idmap). It imports
-nothing of the file system.
+the system calls around a mount (fuse_mount and linux/), the map of ids (idmap), and the features of
+INIT (negotiation). It imports nothing of the file system.
 """

@@ -1,18 +1,24 @@
-"""The `passfs` command: `serve` runs the plugin; `install` and `upgrade` install it."""
+"""The `passfs` command: it runs and installs the plugin, and asks it about volumes."""
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from plugin.admin.settings import SETTINGS, Flag, Setting, Settings
-from plugin.errors import CannotStart, InvalidSetting
+from plugin.commands.document import Block
+from plugin.errors import CannotStart, InvalidSetting, printable
 from plugin.install.installation import TREE, Installation, InstallationError
+
+T = TypeVar("T")
+
+DATA_DIR = SETTINGS["data_dir"].default
 
 app = typer.Typer(
     name="passfs",
@@ -207,6 +213,71 @@ def upgrade(
         typer.echo("passfs upgrade: this program does not serve all mounted volumes", err=True)
         raise typer.Exit(3)
     typer.echo("this program serves all mounted volumes")
+
+
+_DataDir = Annotated[
+    str,
+    typer.Option(
+        "--data-dir", metavar="DIR", help=f"Data directory of the plugin on this host [{DATA_DIR}]."
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Volume = Annotated[str, typer.Argument(metavar="VOLUME", help="Name of the volume.")]
+
+
+@app.command("ls")
+def list_volumes(*, data_dir: _DataDir = DATA_DIR, json: _Json = False) -> None:
+    """List the volumes: source, cache, users and health."""
+    from plugin.commands import inquiry, views  # noqa: PLC0415
+    from plugin.commands.asking import Plugin  # noqa: PLC0415
+
+    with _refusals("ls"):
+        found = inquiry.rows(Plugin(data_dir))
+    _show(found, views.listing, json=json)
+
+
+@app.command()
+def status(
+    volume: Annotated[
+        str | None,
+        typer.Argument(metavar="[VOLUME]", help="Name of the volume [the plugin as a whole]."),
+    ] = None,
+    *,
+    data_dir: _DataDir = DATA_DIR,
+    json: _Json = False,
+) -> None:
+    """Show a volume: options, processes, users, errors."""
+    from plugin.commands import inquiry, views  # noqa: PLC0415
+    from plugin.commands.asking import Plugin  # noqa: PLC0415
+
+    plugin = Plugin(data_dir)
+    with _refusals("status"):
+        if volume is None:
+            _show(inquiry.plugin_view(plugin), views.plugin_document, json=json)
+        else:
+            _show(inquiry.view(plugin, volume), views.document, json=json)
+
+
+def _show(found: T, document: Callable[[T], Iterable[Block]], *, json: bool) -> None:
+    """Print what a command has *found*, as JSON or as its *document*."""
+    from plugin.commands import terminal  # noqa: PLC0415
+
+    if json:
+        terminal.show_json(found)
+    else:
+        terminal.show(document(found))
+
+
+@contextmanager
+def _refusals(command: str) -> Iterator[None]:
+    """Print a CommandError of the block, and end with the exit status 1."""
+    from plugin.commands.asking import CommandError  # noqa: PLC0415
+
+    try:
+        yield
+    except CommandError as error:
+        typer.echo(f"passfs {command}: {printable(str(error))}", err=True)
+        raise typer.Exit(1) from error
 
 
 def _fail(display: Display, command: str, error: Exception) -> NoReturn:

@@ -3,7 +3,6 @@
 import errno
 import http.client
 import os
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from plugin.commands.connection import Connection
 from plugin.install.installation import InstallationError
 from plugin.protocol import CONTENT_TYPE, ProgramsReply
 
@@ -58,7 +58,7 @@ def programs(path: str) -> ProgramsReply:
         OSError: it does not answer.
         InstallationError: it answers something else.
     """
-    connection = _Connection(path)
+    connection = Connection(path, _ANSWER_S)
     try:
         connection.request("POST", "/Passfs.Programs", b"{}", {"Content-Type": CONTENT_TYPE})
         body = connection.getresponse().read()
@@ -72,20 +72,6 @@ def programs(path: str) -> ProgramsReply:
         ) from error
     finally:
         connection.close()
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP on a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_ANSWER_S)
-        self.sock.connect(self._path)
 
 
 def _show(unit: str, name: str) -> str:

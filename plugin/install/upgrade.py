@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from plugin.admin.settings import SETTINGS
+from plugin.errors import printable
 from plugin.install import service
 from plugin.install.installation import TREE, InstallationError, Progress
 from plugin.mounting.program import identity
@@ -133,14 +134,9 @@ def _wait(path: str, program: str) -> ProgramsReply:
 
 def _outcome(volume: VolumeProgram) -> str:
     if volume.lost:
-        return f"restart its containers: its worker {_shown(volume.lost)}"
+        return f"restart its containers: its worker {printable(volume.lost)}"
     if volume.older:
-        return f"an older program serves on: {_shown(volume.older)}"
+        return f"an older program serves on: {printable(volume.older)}"
     if volume.milliseconds:
         return f"taken over in {volume.milliseconds:.0f} ms"
     return "has this program already"
-
-
-def _shown(text: str) -> str:
-    """Return *text* for a terminal; a worker may have written a part of it."""
-    return "".join(each if each.isprintable() else "?" for each in text)

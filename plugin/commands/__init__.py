@@ -1,0 +1,16 @@
+"""The commands about volumes, such as `passfs ls`; the plugin runs nothing of this room.
+
+They run on the host as root, and ask the plugin by the control socket in its data directory. So
+they work alike with a managed plugin and with the service. Facts about processes come from the
+host's /proc, which a managed plugin does not see. No function touches a mount, which may hang.
+
+The modules, from the top down:
+
+    terminal     shows a document: with colours and lines on a terminal, else as plain text
+    inquiry      asks the plugin about volumes, and adds facts about processes
+    views        what the plugin answers, as rows and documents
+    document     a document of pairs and tables, and its plain text
+    processes    the processes of a volume, by their ids on the host
+    asking       questions to the plugin
+    connection   HTTP on a Unix socket
+"""

@@ -1,0 +1,161 @@
+"""The processes of a volume, by their ids on the host: /proc of this process, proc(5).
+
+A managed plugin has a pid namespace of its own, and tells ids in that namespace. The kernel tells
+the command the plugin's id on the host (SO_PEERCRED of its socket). Another process of the plugin's
+pid namespace has its id there as the last number of NSpid.
+"""
+
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from passthrough.linux import mountinfo
+from passthrough.linux.mountinfo import FSTYPE
+
+PROC: Final = Path("/proc")
+_START_TIME: Final = 19  # the field starttime of proc_pid_stat(5), counted after the name
+_CONTAINER_ID_LENGTH: Final = 64
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of a volume; a number that cannot be read is None."""
+
+    role: str
+    pid: int
+    """On the host; 0 if it is not known."""
+    pid_in_plugin: int
+    uptime_s: float | None = None
+    memory_bytes: int | None = None
+    """Its share of memory: a page that several processes have counts in part (Pss)."""
+    descriptors: int | None = None
+    """Guards and worker share one table."""
+    threads: int | None = None
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount namespace other than the host's and the plugin's that has the volume mounted."""
+
+    pid: int
+    """Its process with the lowest id."""
+    command: str
+    container: str
+    """The first digits of the container's id; empty if there is none."""
+    target: str
+    """The mount point in that namespace."""
+
+
+def on_host(plugin_pid: int, wanted: Collection[int]) -> Mapping[int, int]:
+    """Return the ids on the host of the *wanted* processes of the plugin's pid namespace.
+
+    *plugin_pid* is the plugin's own id on the host. Processes that are not visible are left out.
+    """
+    namespace = _link(plugin_pid, "pid")
+    found = {}
+    for pid in _pids() if namespace and wanted else ():
+        if _link(pid, "pid") == namespace:
+            number = int(_status(pid).get("NSpid", "0").split()[-1])
+            if number in wanted:
+                found[number] = pid
+    return found
+
+
+def described(role: str, pid: int, pid_in_plugin: int) -> Process:
+    """Return the facts about the process *pid* of the host."""
+    if not pid:
+        return Process(role=role, pid=0, pid_in_plugin=pid_in_plugin)
+    status = _status(pid)
+    return Process(
+        role=role,
+        pid=pid,
+        pid_in_plugin=pid_in_plugin,
+        uptime_s=_uptime_s(pid),
+        memory_bytes=_memory_bytes(pid, status),
+        descriptors=_descriptors(pid),
+        threads=int(status["Threads"]) if "Threads" in status else None,
+    )
+
+
+def users(plugin_pid: int, device: str) -> list[User]:
+    """Return the mount namespaces that have the file system *device* (MAJOR:MINOR) mounted.
+
+    The namespaces of this process and of the plugin are left out, and copies of their mounts.
+    """
+    seen: set[str] = set()
+    ours: set[bytes] = set()
+    for pid in (os.getpid(), plugin_pid):
+        seen.add(_link(pid, "mnt"))
+        ours.update(entry.target for entry in _mounts(pid, device))
+    found = []
+    for pid in _pids():
+        namespace = _link(pid, "mnt")
+        if namespace and namespace not in seen:
+            seen.add(namespace)
+            targets = [each.target for each in _mounts(pid, device) if each.target not in ours]
+            found += [_user(pid, os.fsdecode(target)) for target in targets]
+    return found
+
+
+def _user(pid: int, target: str) -> User:
+    command = _read(pid, "comm").strip()
+    words = _read(pid, "cgroup").replace("-", "/").replace(".", "/").split("/")
+    ids = [word for word in words if len(word.strip()) == _CONTAINER_ID_LENGTH]
+    return User(pid=pid, command=command, container=ids[-1][:12] if ids else "", target=target)
+
+
+def _mounts(pid: int, device: str) -> Iterator[mountinfo.MountEntry]:
+    major, _, minor = device.partition(":")
+    number = os.makedev(int(major), int(minor))
+    with suppress(OSError):  # the process has ended
+        for entry in mountinfo.read(f"{PROC}/{pid}/mountinfo"):
+            if entry.fstype == FSTYPE and entry.device == number:
+                yield entry
+
+
+def _pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir(PROC) if name.isdecimal())
+
+
+def _link(pid: int, kind: str) -> str:
+    """Return what identifies a namespace of *pid*; empty if that cannot be read."""
+    with suppress(OSError):
+        return os.readlink(PROC / str(pid) / "ns" / kind)
+    return ""
+
+
+def _read(pid: int, name: str) -> str:
+    """Return the text of a file in /proc; empty if it cannot be read."""
+    with suppress(OSError):
+        return (PROC / str(pid) / name).read_text(errors="replace")
+    return ""
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = (line.partition(":") for line in _read(pid, "status").splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
+def _uptime_s(pid: int) -> float | None:
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    if len(fields) <= _START_TIME:
+        return None
+    started_s = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
+
+
+def _memory_bytes(pid: int, status: Mapping[str, str]) -> int | None:
+    rows = (line.split() for line in _read(pid, "smaps_rollup").splitlines())
+    shares = [int(row[1]) for row in rows if row[0] == "Pss:"]
+    resident = status.get("VmRSS", "").split()  # if this process may not read the other file
+    kib = shares or [int(word) for word in resident[:1]]
+    return 1024 * kib[0] if kib else None
+
+
+def _descriptors(pid: int) -> int | None:
+    with suppress(OSError):
+        return len(os.listdir(PROC / str(pid) / "fd"))
+    return None

@@ -1,0 +1,256 @@
+"""The commands as programs, beside a plugin that runs as a process."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from plugin.commands.asking import CommandError, Plugin
+from plugin.protocol import HealthReply
+from plugin.volume import VolumeName
+from plugin.volumes.registry import Registry
+from tests.support.fakes.hung import HungSource, is_opening
+from tests.support.tools.callers import Caller
+from tests.support.tools.processes import wait_until
+from tests.support.tools.records import record
+from tests.support.tools.service import Service, request, started
+
+pytestmark = pytest.mark.full
+
+EVIL = "evil\x1b[31m\nname\u202e"
+SHOWN = r"evil\x1b[31m\nname\u202e"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A plugin with an idle volume, a mounted one, and one with a name that harms a terminal."""
+    directory = tmp_path_factory.mktemp("commands")
+    (directory / "data").mkdir()
+    (directory / "source").mkdir()
+    with Registry.open(directory / "data") as registry:
+        registry.add(msgspec.structs.replace(record("evil"), name=VolumeName(EVIL)))
+    with started(directory) as service:
+        source = str(directory / "source")
+        service.call("VolumeDriver.Create", Name="idle", Opts={"cache": "never"})
+        service.call("VolumeDriver.Create", Name="vol", Opts={"source": source})
+        service.call("VolumeDriver.Mount", Name="vol", ID="a-mount-id")
+        yield service
+        service.call("VolumeDriver.Unmount", Name="vol", ID="a-mount-id")
+
+
+def passfs(service: Service, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "plugin", *arguments, "--data-dir", str(service.directory / "data")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,
+    )
+
+
+def printed(service: Service, *arguments: str) -> str:
+    """Return the output of a command that succeeds."""
+    done = passfs(service, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def on_terminal(service: Service, *arguments: str) -> str:
+    """Return the output of a command on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    with closing(os.fdopen(ours, "rb", buffering=0)) as terminal:
+        command = [sys.executable, "-m", "plugin", *arguments]
+        with subprocess.Popen(
+            [*command, "--data-dir", str(service.directory / "data")],
+            stdout=theirs,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+        ):
+            os.close(theirs)
+            output = b""
+            try:
+                while part := terminal.read(4096):
+                    output += part
+            except OSError:  # EIO: the command has closed the terminal
+                pass
+    return output.decode()
+
+
+def test_ls_prints_a_line_for_each_volume(service: Service) -> None:
+    data = service.directory / "data" / "volumes"
+    assert [line.split() for line in printed(service, "ls").splitlines()] == [
+        ["NAME", "SOURCE", "CACHE", "SESSION", "USERS", "HEALTH"],
+        [SHOWN, str(data / "evil"), "auto", "kernel", "0", "error:", *line_of_evil(service)],
+        ["idle", str(data / "idle"), "never", "kernel", "0", "idle"],
+        ["vol", str(service.directory / "source"), "auto", "kernel", "1", "ok"],
+    ]
+
+
+def line_of_evil(service: Service) -> list[str]:
+    """Return the words of the error of the volume whose directory is missing."""
+    error = service.call("VolumeDriver.Get", Name=EVIL)["Volume"]["Status"]["error"]
+    assert isinstance(error, str)
+    return error.split()
+
+
+def test_ls_on_a_terminal_is_a_table(service: Service) -> None:
+    output = on_terminal(service, "ls")
+    assert "\x1b[1m" in output  # rich's own
+    assert "\x1b[31m" not in output
+    assert "\u202e" not in output
+    assert "evil\\x1" in re.sub(r"\x1b\[[\d;]*m", "", output)
+
+
+def test_status_on_a_terminal_has_each_part(service: Service) -> None:
+    output = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(service, "status", "vol"))
+    for words in ("health", "Processes", "a-mount-id", "Options in force", "posix_acl"):
+        assert words in output
+
+
+def test_json_has_all_in_ascii(service: Service) -> None:
+    text = printed(service, "ls", "--json")
+    assert text.isascii()
+    evil, idle, vol = json.loads(text)
+    assert (evil["name"], evil["health"]) == (EVIL, "error")
+    assert (idle["own"], idle["health"], idle["users"]) == (True, "idle", 0)
+    assert (vol["own"], vol["health"], vol["users"]) == (False, "ok", 1)
+
+
+def test_status_has_processes_options_and_features(service: Service) -> None:
+    found = json.loads(printed(service, "status", "vol", "--json"))
+    described = service.call("VolumeDriver.Get", Name="vol")["Volume"]
+    assert found["status"] == described["Status"]
+    assert (found["state"], found["references"]) == ("mounted", {"a-mount-id": 1})
+    worker, *guards = found["processes"]
+    assert worker["pid"] == worker["pid_in_plugin"] == described["Status"]["worker_pid"]
+    assert [guard["role"] for guard in guards] == ["guard", "guard"]
+    for each in found["processes"]:
+        assert os.getpgid(each["pid"]) == os.getpgid(worker["pid"])
+        assert 0 <= each["uptime_s"] < 3600
+        assert each["memory_bytes"] > 2**18
+        assert each["descriptors"] == len(os.listdir(f"/proc/{each['pid']}/fd"))
+    states = {each["name"]: each["state"] for each in found["features"]}
+    assert states["posix_acl"] == states["max_pages"] == "on"
+    assert states["writeback_cache"] == "off"
+    reasons = {each["name"]: each["reason"] for each in found["features"]}
+    assert reasons["writeback_cache"].endswith("with writeback")
+
+
+def test_a_volume_without_a_standby_has_features_and_one_with_libfuse_says_why_not(
+    service: Service,
+) -> None:
+    for session in ("kernel", "libfuse"):
+        options = {"session": session, "standby": "off"}
+        service.call("VolumeDriver.Create", Name=session, Opts=options)
+        service.call("VolumeDriver.Mount", Name=session, ID="i")
+        text = printed(service, "status", session)
+        service.call("VolumeDriver.Unmount", Name=session, ID="i")
+        service.call("VolumeDriver.Remove", Name=session)
+        assert ("max_pages" in text) == (session == "kernel")
+        assert ("not known: libfuse has agreed on them" in text) == (session == "libfuse")
+
+
+def test_status_of_an_idle_volume_has_no_process(service: Service) -> None:
+    lines = printed(service, "status", "idle").splitlines()
+    assert lines[:3] == ["volume       idle", "health       idle", "state        idle"]
+    assert not {"Processes:", "Features of FUSE:"} & {*lines}
+
+
+def test_status_shows_a_namespace_that_uses_the_volume(service: Service) -> None:
+    target = service.directory / "inner"
+    target.mkdir()
+    bind = f"mount --bind {service.directory}/mounts/vol {target} && echo && read end"
+    command = ["unshare", "--mount", "sh", "-c", bind]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = json.loads(printed(service, "status", "vol", "--json"))
+    assert found["users"] == [
+        {"pid": process.pid, "command": "sh", "container": "", "target": str(target)}
+    ]
+
+
+def test_status_without_a_volume_shows_the_plugin(service: Service) -> None:
+    found = json.loads(printed(service, "status", "--json"))
+    assert service.process is not None
+    assert (found["volumes"], found["mounted"], found["lost"]) == (3, 1, 0)
+    assert found["process"]["pid"] == service.process.pid
+    assert f"plugin   {service.process.pid}" in printed(service, "status")
+
+
+def test_a_volume_that_does_not_exist_is_refused(service: Service) -> None:
+    done = passfs(service, "status", "no\x1b[31m")
+    assert done.returncode == 1
+    assert (done.stdout, done.stderr) == (
+        "",
+        "passfs status: no such volume: 'no\\x1b[31m'.\n",
+    )
+
+
+def test_a_locale_without_utf_8_is_no_error(service: Service) -> None:
+    service.call("VolumeDriver.Create", Name="idle", Opts={"cache": "never"})
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert passfs(service, "ls", env=environment).returncode == 0
+
+
+@contextmanager
+def hanging_mount(service: Service) -> Iterator[None]:
+    """Have a Mount hang in its source during the block."""
+    source = service.directory / "outer"
+    (source / "far").mkdir(parents=True)
+    service.call("VolumeDriver.Create", Name="far", Opts={"source": str(source / "far")})
+    assert service.process is not None
+    with closing(service.connect()) as client:
+        with HungSource(source):
+            client.sendall(request("VolumeDriver.Mount", Name="far", ID="i"))
+            wait_until(partial(is_opening, service.process.pid))
+            yield
+        client.recv(4096)
+    service.call("VolumeDriver.Remove", Name="far")
+
+
+def test_a_source_that_hangs_delays_no_command(service: Service) -> None:
+    with hanging_mount(service):
+        lines = [line.split() for line in printed(service, "ls").splitlines()]
+    assert ["busy:", "Mount,"] in [words[5:7] for words in lines]
+
+
+def test_a_worker_that_hangs_delays_no_command(service: Service) -> None:
+    before = json.loads(printed(service, "status", "vol", "--json"))
+    pids = [each["pid"] for each in before["processes"]]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert json.loads(printed(service, "status", "vol", "--json"))["health"] == "ok"
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("command", [["ls"], ["status"], ["status", "vol"]], ids=" ".join)
+def test_without_a_plugin_the_message_says_so(tmp_path: Path, command: list[str]) -> None:
+    done = passfs(Service(tmp_path), *command)
+    assert done.returncode == 1
+    missing = f"no plugin listens at {tmp_path}/data/control.sock. Is passfs running?"
+    assert done.stderr.startswith(f"passfs {command[0]}: {missing}")
+
+
+def test_another_user_is_told_to_be_root(service: Service) -> None:
+    def refusal() -> str:
+        with pytest.raises(CommandError) as refused:
+            Plugin(str(service.directory / "data")).ask("/health", HealthReply)
+        return str(refused.value)
+
+    assert Caller("user", 1000, 1000).run(refusal).endswith("run this command as root.")
