@@ -258,6 +258,70 @@ def status(
             _show(inquiry.view(plugin, volume), views.document, json=json)
 
 
+@app.command()
+def check(
+    volume: Annotated[
+        str | None, typer.Argument(metavar="[VOLUME]", help="Name of the volume [all].")
+    ] = None,
+    *,
+    data_dir: _DataDir = DATA_DIR,
+    json: _Json = False,
+) -> None:
+    """Compare the registry with disk and mounts.
+
+    Each finding says what it means, and how to mend it. The exit status is 1 if there is any.
+    """
+    from plugin.commands import inquiry, views  # noqa: PLC0415
+    from plugin.commands.asking import Plugin  # noqa: PLC0415
+
+    with _refusals("check"):
+        found = inquiry.findings(Plugin(data_dir), volume)
+    _show(found, views.finding_document, json=json)
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    volume: _Volume,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further lines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object on each line.")] = False,
+) -> None:
+    """Print the lines about a volume in the log."""
+    from plugin.commands import journal, terminal  # noqa: PLC0415
+
+    with _refusals("logs"):
+        for line in journal.lines(volume, follow=follow):
+            if json:
+                terminal.show_json_line(line)
+            else:
+                terminal.show_line(f"{line.time} {line.message}")
+
+
+@app.command("rm")
+def remove(
+    volume: _Volume,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove a volume that the engine has forgotten.")
+    ] = False,
+    data_dir: _DataDir = DATA_DIR,
+    json: _Json = False,
+) -> None:
+    """Remove a volume that the engine has forgotten.
+
+    A volume without a source loses its files, as by `docker volume rm`. No file of a source is
+    deleted.
+    """
+    from plugin.commands import inquiry, views  # noqa: PLC0415
+    from plugin.commands.asking import Plugin  # noqa: PLC0415
+
+    with _refusals("rm"):
+        removed = inquiry.remove(Plugin(data_dir), volume, force=force)
+    _show(removed, views.removal_document, json=json)
+
+
 def _show(found: T, document: Callable[[T], Iterable[Block]], *, json: bool) -> None:
     """Print what a command has *found*, as JSON or as its *document*."""
     from plugin.commands import terminal  # noqa: PLC0415

@@ -40,6 +40,7 @@ from plugin.mounting.keeper import Keeper, keeping
 from plugin.mounting.process import PROC
 from plugin.mounting.program import identity
 from plugin.mounting.spawner import COMMAND
+from plugin.volumes.check import Check
 from plugin.volumes.details import Details
 from plugin.volumes.driver import Driver
 from plugin.volumes.inventory import Inventory
@@ -142,17 +143,19 @@ async def composed(
                 policy=policy,
                 nursery=background,
             )
-            background.start_soon(_control, driver, keeper, control_listener)
+            background.start_soon(_control, driver, keeper, storage, control_listener)
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
 
 
-async def _control(driver: Driver, keeper: Keeper, listener: socket.socket | None) -> None:
+async def _control(
+    driver: Driver, keeper: Keeper, storage: Storage, listener: socket.socket | None
+) -> None:
     """Answer on the control socket, if there is one."""
     if listener is not None:
         details = Details(driver, keeper, kernel_features.linux_release())
-        await control(Answers(driver, details), listener)
+        await control(Answers(driver, details, Check(driver, keeper, storage)), listener)
 
 
 def _host(settings: Settings) -> HostView:

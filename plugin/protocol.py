@@ -245,6 +245,23 @@ class DetailsReply(Reply, frozen=True, kw_only=True):
     """Empty if they are unknown: not mounted, session=libfuse, or a worker of an older passfs."""
 
 
+class Finding(ReplyPart, frozen=True, kw_only=True, order=True):
+    """A disagreement of the registry, the disk and the mount table."""
+
+    volume: str
+    """The volume, or the name of a directory that belongs to none; empty for all volumes."""
+    problem: str
+    meaning: str
+    remedy: str
+
+
+class CheckReply(Reply, frozen=True, kw_only=True):
+    """The result of a check, on the control socket."""
+
+    findings: Sequence[Finding]
+    """Empty if all is well."""
+
+
 class ErrorReply(Reply, frozen=True, kw_only=True):
     """A refusal, or a bug; its status is never 200, because podman then ignores `Err`."""
 

@@ -60,7 +60,7 @@ DOORS = {
         f"plugin/{name}.py"
         for name in (
             *("app", "api/server", "volumes/driver", "volumes/source_check"),
-            "volumes/creating",
+            *("volumes/check", "volumes/creating"),
             *("volumes/volume_locks", "mounting/keeper", "mounting/detaching"),
             *("mounting/succession", "mounting/mount_spec", "mounting/mount"),
             *("mounting/worker", "mounting/standby", "mounting/spawner", "mounting/worker_output"),

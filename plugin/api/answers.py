@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from plugin.protocol import EmptyRequest, Reply, VolumeRequest
+from plugin.volumes.check import Check
 from plugin.volumes.details import Details
 from plugin.volumes.driver import Driver
 
@@ -13,6 +14,7 @@ class Answers(NamedTuple):
 
     driver: Driver
     details: Details
+    check: Check
 
 
 Answer = Callable[[Answers, VolumeRequest], Awaitable[Reply]]
@@ -22,5 +24,8 @@ ANSWERS: Mapping[tuple[str, str], Answer] = {
     ("GET", "/health"): lambda answers, _: answers.details.health(),
     ("GET", "/volumes"): lambda answers, _: answers.driver.list_volumes(EmptyRequest()),
     ("GET", "/volumes/{name}"): lambda answers, request: answers.details.get(request),
+    ("GET", "/volumes/{name}/check"): lambda answers, request: answers.check.one(request),
+    ("DELETE", "/volumes/{name}"): lambda answers, request: answers.driver.remove(request),
+    ("GET", "/check"): lambda answers, _: answers.check.all(),
 }
 """The paths are those of Starlette. The name of a volume in a path is URL-quoted."""

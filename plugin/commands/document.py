@@ -37,7 +37,7 @@ def plain(blocks: Iterable[Block]) -> Iterator[str]:
         if number:
             yield ""
         if block.title:
-            yield f"{block.title}:"
+            yield f"{shown(block.title)}:"
         header = [] if isinstance(block, Pairs) or not block.columns else [block.columns]
         rows = [*header, *block.rows]
         yield from _aligned([[shown(cell) for cell in row] for row in rows])

@@ -1,12 +1,20 @@
 """Asks the plugin about volumes, and adds the facts about processes that the host's /proc has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
 
 from plugin.commands import processes, views
-from plugin.commands.asking import Plugin, path_of
+from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.commands.processes import Process
-from plugin.commands.views import ListedVolumes, PluginView, Row, View
-from plugin.protocol import DetailsReply, HealthReply, MountDetails
+from plugin.commands.views import ListedVolumes, PluginView, Removal, Row, View
+from plugin.protocol import CheckReply, DetailsReply, HealthReply, MountDetails, Reply
+
+CHECK_S: Final = 40.0
+"""If sources and data directory hang, the plugin gives up after 26 s, check.py."""
+REMOVE_S: Final = 30.0
+"""The deadline of Remove in volume_locks.py is shorter."""
 
 
 def rows(plugin: Plugin) -> list[Row]:
@@ -21,6 +29,34 @@ def view(plugin: Plugin, volume: str) -> View:
         return views.view(reply, [], [])
     users = processes.users(plugin.pid, reply.mount.device)
     return views.view(reply, _serving(plugin, reply.mount), users)
+
+
+def findings(plugin: Plugin, volume: str | None) -> list[Mapping[str, str]]:
+    """Return what is wrong with *volume*, or with anything of the plugin."""
+    path = "/check" if volume is None else path_of(volume, "check")
+    reply = plugin.ask(path, CheckReply, limit_s=CHECK_S)
+    return [msgspec.structs.asdict(each) for each in reply.findings]
+
+
+def remove(plugin: Plugin, volume: str, *, force: bool) -> Removal:
+    """Remove *volume*, which no container may use, from the registry.
+
+    Raises:
+        CommandError: nothing is removed.
+    """
+    if not force:
+        raise CommandError(
+            "`docker volume rm` removes a volume. --force is for one that the engine has forgotten,"
+            " and does not ask the engine."
+        )
+    found = view(plugin, volume)
+    if found.users:
+        users = ", ".join(f"{each.command} {each.pid}" for each in found.users)
+        raise CommandError(
+            f"volume {volume!r} is in use: {users}. Stop these containers or programs first."
+        )
+    plugin.ask(path_of(volume), Reply, method="DELETE", limit_s=REMOVE_S)
+    return Removal(name=volume, references=sum(found.references.values()))
 
 
 def plugin_view(plugin: Plugin) -> PluginView:

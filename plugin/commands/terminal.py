@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from plugin.commands.document import Block, Pairs, plain, shown
+from plugin.errors import printable
 
 
 def show(blocks: Iterable[Block]) -> None:
@@ -19,6 +20,17 @@ def show(blocks: Iterable[Block]) -> None:
     else:
         for line in plain(blocks):
             sys.stdout.write(f"{line}\n")
+
+
+def show_line(text: str) -> None:
+    """Print a line of a stream at once."""
+    sys.stdout.write(f"{printable(text)}\n")
+    sys.stdout.flush()
+
+
+def show_json_line(value: object) -> None:
+    """Print *value* as JSON on one line, at once."""
+    show_line(json.dumps(msgspec.to_builtins(value)))
 
 
 def show_json(value: object) -> None:
@@ -35,7 +47,7 @@ def _show_by_rich(blocks: Iterable[Block]) -> None:
 
     console = Console(highlight=False, markup=False)
     for block in blocks:
-        title = Text(block.title, style="bold") if block.title else None
+        title = Text(shown(block.title), style="bold") if block.title else None
         if isinstance(block, Pairs):
             table = Table(title=title, title_justify="left", box=None, show_header=False)
             table.add_column(style="dim", no_wrap=True)

@@ -82,6 +82,14 @@ class PluginView(msgspec.Struct, frozen=True, kw_only=True):
     process: Process
 
 
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume that `passfs rm` has removed."""
+
+    name: str
+    references: int
+    """The count of references that were dropped."""
+
+
 def rows(reply: ListedVolumes) -> list[Row]:
     """Return the volumes of *reply*, by name."""
     return [_row(volume) for volume in sorted(reply.volumes, key=lambda volume: volume.name)]
@@ -219,6 +227,23 @@ def plugin_document(shown: PluginView) -> list[Block]:
 _PROCESS_COLUMNS: Final = (
     *("PROCESS", "PID", "PID IN PLUGIN", "UPTIME", "MEMORY", "DESCRIPTORS", "THREADS"),
 )
+
+
+def removal_document(removed: Removal) -> list[Block]:
+    """Return the document of `passfs rm`."""
+    dropped = str(removed.references) if removed.references else "none"
+    return [Pairs("", [("removed", removed.name), ("references dropped", dropped)])]
+
+
+def finding_document(found: Sequence[Mapping[str, str]]) -> list[Block]:
+    """Return the document of `passfs check`."""
+    return [
+        Pairs(
+            each["volume"] or "all volumes",
+            [(name, text) for name, text in each.items() if name != "volume"],
+        )
+        for each in found
+    ] or [Pairs("", [("check", "registry, disk and mounts agree")])]
 
 
 def duration(seconds: float) -> str:

@@ -85,7 +85,7 @@ class Keeper:
         """
         self._reserve = reserve
         self.program = program
-        self._mount_dir = mount_dir
+        self.mount_dir = mount_dir
         self._nursery = nursery
         self._start = start
         self._store = store
@@ -98,11 +98,11 @@ class Keeper:
 
     def target(self, directory: FileName) -> Path:
         """Return the mount point of a volume, by the *directory* of its record."""
-        return mountpoints.path_of(self._mount_dir, directory)
+        return mountpoints.path_of(self.mount_dir, directory)
 
     def mount_records(self, name: VolumeName) -> list[MountRecord]:
         """Return a record of each mount of *name* that the next plugin can adopt."""
-        return [mount.record(name) for mount in self._live_mounts(name) if mount.worker.stored]
+        return [mount.record(name) for mount in self.live_mounts(name) if mount.worker.stored]
 
     def watch(self, name: VolumeName, on_loss: Callable[[str], None]) -> bool:
         """Return whether a mount of *name* was adopted; *on_loss* is as in a MountSpec.
@@ -116,8 +116,7 @@ class Keeper:
 
     def is_served(self, name: VolumeName) -> bool:
         """Return whether *name* is mounted and not lost."""
-        present = self._mounts.get(name)
-        return present is not None and not present.loss
+        return name in self._mounts and not self._mounts[name].loss
 
     def worker_pid(self, name: VolumeName) -> int:
         """Return the process id of the worker that serves *name*, or 0."""
@@ -176,7 +175,7 @@ class Keeper:
     def programs(self) -> list[ServedBy]:
         """Return the programs that serve the mounts, and older ones that serve detached mounts."""
         mounted = [succession.served_by(name, mount) for name, mount in self._mounts.items()]
-        live = [(name, mount) for name in [*self._live] for mount in self._live_mounts(name)]
+        live = [(name, mount) for name in [*self._live] for mount in self.live_mounts(name)]
         detached = [succession.served_by(*each) for each in live if each[1].detached]
         return [*mounted, *(each for each in detached if each.note)]
 
@@ -225,9 +224,9 @@ class Keeper:
         with trio.move_on_at(deadline):
             for mount in self._live.get(name, ()):
                 await mount.worker.ended.wait()
-        return not self._live_mounts(name)
+        return not self.live_mounts(name)
 
-    def _live_mounts(self, name: VolumeName) -> list[Mount]:
+    def live_mounts(self, name: VolumeName) -> list[Mount]:
         """Return the mounts of *name* with live workers, and forget the others."""
         mounts = self._live.pop(name, ())
         live = [mount for mount in mounts if not mount.worker.ended.is_set()]
@@ -243,7 +242,7 @@ class Keeper:
                 mount.close_fuse_fd()
             else:
                 not_stored.append(mount)
-        await self._detacher.detach_all(self._mount_dir, not_stored)
+        await self._detacher.detach_all(self.mount_dir, not_stored)
         self._mounts.clear()
 
     def adopt(self, adopted: Adopted) -> None:
@@ -285,7 +284,7 @@ class Keeper:
                 with step(spec, "starting its worker", made.worker):
                     run = partial(made.worker.run, self._start, handover, spec.options.session)
                     await self._nursery.start(self._supervise, made, worker, run)
-                self._live[name] = [*self._live_mounts(name), made]
+                self._live[name] = [*self.live_mounts(name), made]
                 await self._store_descriptors(made)
                 if made.loss:
                     raise MountFailed(f"volume {name!r}: its worker {made.loss} at once")

@@ -2,6 +2,7 @@
 
 The modules, from the top down:
 
+    check         the registry against the disk and the mount table, for `passfs check`
     details       the details of a volume for `passfs status`
     driver        the nine verbs
     creating      the steps of a Create that look at the host

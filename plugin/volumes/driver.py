@@ -113,18 +113,18 @@ class Driver:
                 volume.last_error = ""
             else:
                 volume.mark_dead()
-        self._locks = VolumeLocks()
+        self.locks = VolumeLocks()
         # The (volume, mount id) pairs of the Mounts in flight.
         self._mounting: Counter[tuple[str, str]] = Counter()
-        self._purging = trio.CapacityLimiter(1)
+        self.purging = trio.CapacityLimiter(1)
         self._status = Status(keeper, policy, machine)
         # Only one List describes volumes at a time, so other requests wait for one List at most.
         self._listing = trio.Lock()
         nursery.start_soon(self._prepare_status)
         nursery.start_soon(self._purge)
-        checks = [self._source_check(volume) for volume in self.volumes.values()]
-        nursery.start_soon(check_sources, checks, self._locks)
-        self.upgrade = Upgrade(keeper, self._locks)
+        checks = [self.source_check(volume) for volume in self.volumes.values()]
+        nursery.start_soon(check_sources, checks, self.locks)
+        self.upgrade = Upgrade(keeper, self.locks)
         nursery.start_soon(self.upgrade.run)
 
     async def activate(self, _: EmptyRequest) -> Reply:
@@ -139,7 +139,7 @@ class Driver:
         """
         options = await creating.numbered(request.options, self._host)
         wanted = self._policy.parse(options)
-        async with self._locks.hold(request.name, "Create") as lock:
+        async with self.locks.hold(request.name, "Create") as lock:
             if (existing := self.volumes.get(VolumeName(request.name))) is not None:
                 self._refuse_difference(existing, wanted)
                 return Reply()
@@ -167,7 +167,7 @@ class Driver:
             VolumeInUse: it is in use; its mount is detached nevertheless.
             PluginError: the volume still exists.
         """
-        async with self._locks.hold(request.name, "Remove") as lock:
+        async with self.locks.hold(request.name, "Remove") as lock:
             volume = self.volume(request.name)
             await self._end_use(volume, lock)
             volume.check(Event.REMOVE)
@@ -189,7 +189,7 @@ class Driver:
             return await self._mount(request)
 
     async def _mount(self, request: MountRequest) -> Reply:
-        async with self._locks.hold(request.name, "Mount") as lock:
+        async with self.locks.hold(request.name, "Mount") as lock:
             volume = self.volume(request.name)
             try:
                 mount = await self._keeper.mount(self._mount_spec(volume, lock))
@@ -220,7 +220,7 @@ class Driver:
         key = (request.name, request.id)
         if not self.volume(request.name).has_reference(request.id) and key not in self._mounting:
             return Reply()  # without the lock: there is no reference to wait for
-        async with self._locks.hold(request.name, "Unmount") as lock:
+        async with self.locks.hold(request.name, "Unmount") as lock:
             volume = self.volume(request.name)
             if volume.has_reference(request.id):
                 await self._set_counts(volume, volume.counts_without(request.id), lock)
@@ -272,7 +272,7 @@ class Driver:
 
     def describe(self, volume: Volume) -> VolumeInfo:
         """Return *volume* as Get and List describe it."""
-        return self._status.describe(volume, self._locks.in_flight(volume.name))
+        return self._status.describe(volume, self.locks.in_flight(volume.name))
 
     async def _prepare_status(self) -> None:
         """Make the lasting part of each description, so that the first List is not slower."""
@@ -352,7 +352,7 @@ class Driver:
             )
         await self._set_counts(volume, ReferenceCounts(Counter(), Counter()), lock)
 
-    def _source_check(self, volume: Volume) -> SourceCheck:
+    def source_check(self, volume: Volume) -> SourceCheck:
         """Return the check of the source of *volume*, or of its own directory."""
 
         def check() -> None:
@@ -384,6 +384,6 @@ class Driver:
         The next Remove and the next start try again to delete the files that are left.
         """
         try:
-            await threads.call(self._storage.purge, self._purging, lambda _: None)
+            await threads.call(self._storage.purge, self.purging, lambda _: None)
         except OSError as error:
             log.warning("cannot delete the files of removed volumes: %s", error)

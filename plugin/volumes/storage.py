@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from passthrough.linux import mountinfo, syscalls
 from plugin.errors import StorageFailed, VolumeInUse
@@ -49,6 +50,14 @@ PURGE_ATTEMPTS = 100
 # Errors that may be gone at the next attempt. On a full disk the trash cannot take a subdirectory
 # until other files in it have been deleted.
 RETRIED = (errno.ENOTEMPTY, errno.ENOENT, *FULL)
+
+
+class Entries(NamedTuple):
+    """The names in the data directory."""
+
+    volumes: frozenset[str]
+    removed: frozenset[str]
+    trash: frozenset[str]
 
 
 class Storage:
@@ -78,6 +87,20 @@ class Storage:
         if self._host_path is None:
             return f"{directory_in(Path(), record) / inner} in the data directory"
         return str(directory_in(self._host_path, record) / inner)
+
+    def shown(self, directory: str) -> str:
+        """Return the path of the *directory* of a volume, for a message."""
+        above = self._host_path or Path("the data directory")
+        return str(above / VOLUMES / directory)
+
+    def entries(self) -> Entries:
+        """List the directories of volumes, those of removed ones, and the trash.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        places = (self._volumes, self._removed, self._trash)
+        return Entries(*(frozenset(os.listdir(place)) for place in places))
 
     def settle(self, records: Iterable[Record]) -> None:
         """Finish or undo the removals that a killed plugin left half done; before any other call.

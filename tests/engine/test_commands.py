@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.tools.driver import Driver, passfs
+import pytest
+
+from tests.support.tools.driver import Driver, execute, passfs
 
 
 def asked(driver: Driver, *arguments: str) -> Any:
@@ -36,3 +38,23 @@ def test_status_has_processes_of_the_host_and_the_container(driver: Driver) -> N
 def test_status_without_a_volume_has_the_process_of_the_plugin(driver: Driver) -> None:
     pid = asked(driver, "status")["process"]["pid"]
     assert b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_check_agrees_while_a_container_runs(driver: Driver) -> None:
+    with driver.volume() as volume, driver.container(volume):
+        assert asked(driver, "check", volume.name) == []
+
+
+def test_rm_refuses_a_volume_that_a_container_uses(driver: Driver) -> None:
+    with driver.volume() as volume, driver.container(volume) as container:
+        with pytest.raises(AssertionError, match=f"volume '{volume.name}' is in use: "):
+            passfs("rm", "--force", volume.name, "--data-dir", str(driver.data_dir))
+        execute(container, "echo still > /data/here")
+
+
+def test_the_engine_forgets_a_volume_that_rm_has_removed(driver: Driver) -> None:
+    with driver.volume() as volume:
+        removed = asked(driver, "rm", "--force", volume.name)
+        assert removed == {"name": volume.name, "references": 0}
+        listed = driver.client.volumes.list(filters={"driver": driver.name})
+        assert volume.name not in [each.name for each in listed]

@@ -140,7 +140,7 @@ def test_a_volume_that_is_lost_is_an_exit_status(host: Host) -> None:
     host.replies[0]["Volumes"][0]["Lost"] = "was killed by SIGKILL\x1b[2J"
     result = host.upgrade()
     assert result.exit_code == 3
-    assert "db: restart its containers: its worker was killed by SIGKILL?[2J" in result.output
+    assert "db: restart its containers: its worker was killed by SIGKILL\\x1b[2J" in result.output
 
 
 def test_without_a_service_the_command_says_what_to_do(host: Host) -> None:

@@ -434,7 +434,7 @@ async def test_requests_for_unknown_names_leave_no_locks(tmp_path: Path) -> None
         for number in range(50):
             with pytest.raises(PluginError):
                 await driver.remove(VolumeRequest(name=f"v{number}"))
-        assert not len(driver._locks)
+        assert not len(driver.locks)
 
 
 async def test_io_uring_is_refused_without_the_kernel_s_support_and_status_shows_the_transport(

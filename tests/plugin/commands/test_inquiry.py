@@ -1,4 +1,4 @@
-"""The commands as programs, beside a plugin that runs as a process."""
+"""`passfs ls` and `passfs status`, beside a plugin that runs as a process."""
 
 import json
 import os
@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -22,14 +21,16 @@ from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
 from tests.support.fakes.hung import HungSource, is_opening
 from tests.support.tools.callers import Caller
+from tests.support.tools.commands import passfs, printed, using
 from tests.support.tools.processes import wait_until
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
 
 pytestmark = pytest.mark.full
 
-EVIL = "evil\x1b[31m\nname\u202e"
-SHOWN = r"evil\x1b[31m\nname\u202e"
+COMMAND = (sys.executable, "-m", "plugin")
+EVIL = "evil\x1b[31m\nname\u202eü"
+SHOWN = r"evil\x1b[31m\nname\u202e" "ü"
 
 
 @pytest.fixture(scope="module")
@@ -49,41 +50,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.call("VolumeDriver.Unmount", Name="vol", ID="a-mount-id")
 
 
-def passfs(service: Service, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "plugin", *arguments, "--data-dir", str(service.directory / "data")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **more,
-    )
-
-
-def printed(service: Service, *arguments: str) -> str:
-    """Return the output of a command that succeeds."""
-    done = passfs(service, *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 def on_terminal(service: Service, *arguments: str) -> str:
     """Return the output of a command on a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     with closing(os.fdopen(ours, "rb", buffering=0)) as terminal:
-        command = [sys.executable, "-m", "plugin", *arguments]
-        with subprocess.Popen(
-            [*command, "--data-dir", str(service.directory / "data")],
+        process = subprocess.Popen(
+            [*COMMAND, *arguments, "--data-dir", str(service.directory / "data")],
             stdout=theirs,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-        ):
-            os.close(theirs)
-            output = b""
-            try:
-                while part := terminal.read(4096):
-                    output += part
-            except OSError:  # EIO: the command has closed the terminal
-                pass
+        )
+        os.close(theirs)
+        output = b""
+        with suppress(OSError):  # EIO: the command has closed the terminal
+            while part := terminal.read(4096):
+                output += part
+        assert process.wait(60) == 0
     return output.decode()
 
 
@@ -168,18 +149,26 @@ def test_status_of_an_idle_volume_has_no_process(service: Service) -> None:
 
 
 def test_status_shows_a_namespace_that_uses_the_volume(service: Service) -> None:
-    target = service.directory / "inner"
-    target.mkdir()
-    bind = f"mount --bind {service.directory}/mounts/vol {target} && echo && read end"
-    command = ["unshare", "--mount", "sh", "-c", bind]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    with using(service, "vol") as pid:
         found = json.loads(printed(service, "status", "vol", "--json"))
-    assert found["users"] == [
-        {"pid": process.pid, "command": "sh", "container": "", "target": str(target)}
-    ]
+    target = str(service.directory / "inner")
+    assert found["users"] == [{"pid": pid, "command": "sh", "container": "", "target": target}]
+
+
+def test_status_shows_the_users_of_a_dead_mount(service: Service) -> None:
+    service.call("VolumeDriver.Create", Name="dead", Opts={"standby": "off"})
+    service.call("VolumeDriver.Mount", Name="dead", ID="i")
+    with using(service, "dead") as pid:
+        os.kill(json.loads(printed(service, "status", "dead", "--json"))["processes"][0]["pid"], 9)
+        wait_until(
+            lambda: "error" in service.call("VolumeDriver.Get", Name="dead")["Volume"]["Status"]
+        )
+        found = json.loads(printed(service, "status", "dead", "--json"))
+    assert (found["health"], found["state"], found["processes"]) == ("lost", "lost", [])
+    assert found["dead_references"] == {"i": 1}
+    assert [user["pid"] for user in found["users"]] == [pid]
+    service.call("VolumeDriver.Unmount", Name="dead", ID="i")
+    service.call("VolumeDriver.Remove", Name="dead")
 
 
 def test_status_without_a_volume_shows_the_plugin(service: Service) -> None:
@@ -200,9 +189,14 @@ def test_a_volume_that_does_not_exist_is_refused(service: Service) -> None:
 
 
 def test_a_locale_without_utf_8_is_no_error(service: Service) -> None:
-    service.call("VolumeDriver.Create", Name="idle", Opts={"cache": "never"})
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    assert passfs(service, "ls", env=environment).returncode == 0
+    done = subprocess.run(
+        [*COMMAND, "ls", "--data-dir", str(service.directory / "data")],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert rb"\xfc" in done.stdout
 
 
 @contextmanager

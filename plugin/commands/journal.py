@@ -1,0 +1,88 @@
+"""The lines about a volume in the journal: those of the service, or of the engine that logs for it.
+
+dockerd logs what a managed plugin prints. Both units are read, so the command needs to know neither
+the kind of installation nor a running plugin.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from plugin.commands.asking import CommandError
+from plugin.errors import printable
+
+UNITS: Final = ("passfs.service", "docker.service")
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the journal."""
+
+    time: str
+    """In UTC."""
+    unit: str
+    message: str
+
+
+def lines(volume: str, units: Sequence[str] = UNITS, *, follow: bool = False) -> Iterator[Line]:
+    """Yield the lines about *volume*, the oldest first; if *follow* is set, wait for more.
+
+    Raises:
+        CommandError: there is no journal, or no line.
+    """
+    command = ["journalctl", "--no-pager", "--output=json", *(f"--unit={unit}" for unit in units)]
+    if follow:
+        command += ["--follow", "--lines=all"]
+    about = _about(volume)
+    found = False
+    for entry in _entries(command):
+        message = entry.get("MESSAGE")
+        if isinstance(message, str) and about.search(message):  # bytes that are no text are a list
+            found = True
+            yield _line(entry, message)
+    if not found:
+        raise CommandError(
+            f"the journal of {' and '.join(units)} has no line about {printable(volume)}. If"
+            " dockerd or passfs logs elsewhere, look there for lines with `volume NAME:`."
+        )
+
+
+def _about(volume: str) -> re.Pattern[str]:
+    """Return a pattern of the messages about *volume*, as log.py and server.py write them."""
+    name = printable(volume)
+    # dockerd quotes a message, and doubles its backslashes.
+    names = "|".join({re.escape(name), re.escape(name.replace("\\", "\\\\"))})
+    return re.compile(rf"(?:volume |/VolumeDriver\.\w+ )(?:{names})(?::| id=)")
+
+
+def _entries(command: Sequence[str]) -> Iterator[dict[str, Any]]:
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise CommandError(
+            "there is no journalctl(1) on this machine. Look for lines with `volume NAME:` in the"
+            " log of dockerd, or of passfs."
+        ) from error
+    try:
+        for line in process.stdout or ():
+            with suppress(msgspec.DecodeError):
+                yield msgspec.json.decode(line, type=dict[str, Any])
+        _, errors = process.communicate()
+        if process.returncode:
+            raise CommandError(f"`{' '.join(command)}` failed: {errors.decode().strip()}")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _line(entry: dict[str, Any], message: str) -> Line:
+    seconds = int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6
+    return Line(
+        time=f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        unit=str(entry.get("_SYSTEMD_UNIT", "")),
+        message=message,
+    )

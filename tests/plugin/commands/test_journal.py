@@ -1,0 +1,98 @@
+"""`passfs logs`, with a journalctl(1) that is a fake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tools.commands import Done, run
+
+EVIL = "evil\x1b[31m"
+# Messages of the service, of dockerd for a managed plugin, and about other volumes.
+MESSAGES = (
+    "INFO plugin.mounting.keeper: volume vol: mounted, worker 7",
+    'time="t" level=info msg="INFO plugin.volumes.driver: volume vol: created" plugin=abc',
+    "DEBUG plugin.api.server: /VolumeDriver.Mount vol id=abc: 200 in 2.0 ms",
+    "WARNING plugin.mounting.keeper: volume vol2: worker 7 was killed by SIGKILL",
+    "volume: vol",
+    r"INFO plugin.volumes.driver: volume evil\x1b[31m: created",
+    r'msg="INFO plugin.volumes.driver: volume evil\\x1b[31m: removed"',
+    "volume vol: forged \x1b[31m line",
+)
+# The end of the fake's output is that of journalctl, or with --follow a wait.
+JOURNALCTL = """#!/bin/sh
+here=$(dirname "$0")
+echo "$*" >> "$here/calls"
+cat "$here/journal"
+case "$*" in *--follow*) exec sleep 100 ;; esac
+if [ -e "$here/broken" ]; then echo "no journal" >&2; exit 1; fi
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the directory of the fake, which has a journal of MESSAGES."""
+    entries: list[dict[str, object]] = [{"MESSAGE": message} for message in MESSAGES]
+    entries.append({"MESSAGE": [255, 254]})  # bytes that are no text
+    text = "\n".join(
+        json.dumps(each | {"__REALTIME_TIMESTAMP": "1500000000", "_SYSTEMD_UNIT": "a.service"})
+        for each in entries
+    )
+    (tmp_path / "journal").write_text(f"{text}\n")
+    (tmp_path / "journalctl").write_text(JOURNALCTL)
+    (tmp_path / "journalctl").chmod(0o755)
+    return tmp_path
+
+
+def logs(path: Path, *arguments: str) -> Done:
+    return run("logs", *arguments, PATH=f"{path}:{os.environ['PATH']}")
+
+
+def test_the_lines_of_the_volume_alone_are_printed(path: Path) -> None:
+    done = logs(path, "vol")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [MESSAGES[0], MESSAGES[1], MESSAGES[2], r"volume vol: forged \x1b[31m line"]
+    assert done.stdout.splitlines() == [f"1970-01-01T00:25:00Z {line}" for line in lines]
+    assert (path / "calls").read_text() == (
+        "--no-pager --output=json --unit=passfs.service --unit=docker.service\n"
+    )
+
+
+def test_a_name_is_found_as_the_log_writes_it(path: Path) -> None:
+    lines = logs(path, EVIL, "--json").stdout.splitlines()
+    assert [json.loads(line)["message"] for line in lines] == [*MESSAGES[5:7]]
+    assert {*json.loads(lines[0])} == {"time", "unit", "message"}
+
+
+def test_follow_prints_at_once_and_ends_by_a_signal(path: Path) -> None:
+    command = [sys.executable, "-m", "plugin", "logs", "vol", "--follow"]
+    environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(b"worker 7\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    assert "--follow --lines=all" in (path / "calls").read_text()
+
+
+def test_a_volume_without_a_line_is_refused(path: Path) -> None:
+    done = logs(path, "other\x1b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert r"docker.service has no line about other\x1b." in done.stderr
+
+
+def test_an_error_of_journalctl_is_shown(path: Path) -> None:
+    (path / "broken").touch()
+    done = logs(path, "vol")
+    assert done.returncode == 1
+    assert done.stderr.endswith("failed: no journal\n")
+
+
+def test_without_journalctl_the_message_says_where_to_look(tmp_path: Path) -> None:
+    done = run("logs", "vol", PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("passfs logs: there is no journalctl(1) on this machine.")
