@@ -283,18 +283,15 @@ cdef int adopt_places(Crew *c) noexcept nogil:
 cdef int resume(Crew *c) noexcept nogil:
     """Start a thread for each request that a predecessor had in hand; 0 or -errno.
 
-    A thread that has answered its request is surplus.
+    Each one counts as soon as the request is found, because the others may wait for it
+    (`let_others_finish`). A thread that has answered its request is surplus.
     """
-    cdef Slot *slot
     cdef int index
     cdef int result = 0
     pthread_mutex_lock(&c.mutex)
     for index in range(c.top):
-        slot = c.slots[index]
-        if slot.resumes and result == 0:
-            result = _start(slot, SERVING)
-            c.size += result == 0
-            add32(&c.resuming, result == 0, RELEASE)
+        if c.slots[index].resumes and result == 0:
+            result = _start(c.slots[index], SERVING)
     pthread_mutex_unlock(&c.mutex)
     return result
 

@@ -68,7 +68,6 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcep
     cdef Tables *t = c.volume.tables
     cdef Slot *slot
     cdef int index, result
-    cdef int in_hand = 0
     if c.top:
         return -EBUSY
     end_of_death(t)
@@ -80,12 +79,13 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcep
         if _is_in_hand(c.volume, slot):
             slot.resumes = True
             store32(&slot.state, SERVING, RELEASE)
-            in_hand += 1
+            c.size += 1
             if _is_undone(slot):
                 settle(t, _journal(slot), _request(slot))
         else:
             _journal(slot).done = _request(slot).unique
             give_all_pages_back(&slot.buffers)  # of a thread that may never come again
+    c.resuming = c.size
     for index in range(c.top):
         if _is_undone(c.slots[index]):
             undo(t, _journal(c.slots[index]), _request(c.slots[index]))
@@ -99,7 +99,7 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcep
             _pin_removed(t, _journal(c.slots[index]))
     _close_ids(c)
     result = _note_lost(c.volume, kept, kept_count, lost)
-    return in_hand if result >= 0 else result
+    return c.size if result >= 0 else result
 
 
 cdef void _pin_removed(Tables *t, Journal *j) noexcept nogil:

@@ -144,3 +144,45 @@ class Successors:
     def write(self, at: int, number: int, size: int) -> None:
         """Change the memory."""
         os.pwrite(memory(self.core)[0], number.to_bytes(size, "little"), at)
+
+
+class Retiring(Successors):
+    """The first worker serves no further request once `retire` is called."""
+
+    def start(self) -> None:
+        """Make the worker that retires."""
+        self._asked, self._stopped = os.pipe(), os.pipe()
+        self.core.note_descriptors()
+        self._pid = clone()
+        if self._pid == 0:
+            try:
+                self.take_over()
+                self.core.start()
+                self.core.watch(self._asked[0], -1)
+                self.core.stop()
+                os.write(self._stopped[1], b"!")
+                signal.pause()
+            finally:
+                os._exit(1)
+
+    def threads(self) -> list[int]:
+        """Return the threads of the worker that serve."""
+        return sorted({*map(int, os.listdir(f"/proc/{self._pid}/task"))} - {self._pid})
+
+    def retire(self) -> None:
+        """Have the worker serve no further request, and wait until it has stopped."""
+        os.write(self._asked[1], b"!")
+        assert os.read(self._stopped[0], 1) == b"!"
+
+    def send(self, request: bytes) -> None:
+        """Send a request, and wait for nothing."""
+        self.kernel.send(request)
+
+    def start_successor(self) -> None:
+        """Make a worker, which takes over."""
+        super().start()
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        for fd in (*self._asked, *self._stopped):
+            os.close(fd)
