@@ -2,7 +2,8 @@
 
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
-    __main__         the `passfs` command
+    start            the entry point of `passfs`; starts the plugin, or runs __main__
+    __main__         the commands of `passfs`
     app              the parts of the running plugin put together; its start and its end
     install/         installs the managed plugin into an engine; no request passes here
     commands/        the commands about volumes; no request passes here

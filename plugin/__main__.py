@@ -1,7 +1,6 @@
 """The `passfs` command: it runs and installs the plugin, and asks it about volumes."""
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
-from plugin.admin.settings import SETTINGS, Flag, Setting, Settings
+from plugin.admin.settings import SETTINGS, Flag, Setting
 from plugin.commands.document import Block
-from plugin.errors import CannotStart, InvalidSetting, printable
+from plugin.errors import printable
 from plugin.install.installation import TREE, Installation, InstallationError
 
 T = TypeVar("T")
@@ -78,14 +77,10 @@ def serve(
     ] = False,
 ) -> None:
     """Run the plugin in the foreground. Settings come from the environment (PASSFS_...)."""
-    # Imported here, because the installer needs no server and the server no docker-py.
-    from plugin.app import run  # noqa: PLC0415
+    # Imported here, because the other commands need no server.
+    from plugin.app import serve_command  # noqa: PLC0415
 
-    try:
-        run(Settings.from_environment(os.environ), managed=managed)
-    except CannotStart as error:
-        typer.echo(f"passfs serve: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, InvalidSetting) else 1) from error
+    raise typer.Exit(serve_command(managed=managed))
 
 
 _Name = Annotated[

@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +35,7 @@ from plugin.api.answers import Answers
 from plugin.api.engine_restart import RestartDetector
 from plugin.api.listening import controlling, listening
 from plugin.api.server import control, serve
-from plugin.errors import CannotStart
+from plugin.errors import CannotStart, InvalidSetting
 from plugin.mounting.fd_store import NOTHING_INHERITED, Inherited, inherited
 from plugin.mounting.keeper import Keeper, keeping
 from plugin.mounting.process import PROC
@@ -51,6 +52,16 @@ log = logging.getLogger(__name__)
 
 # For the facts about the host: microseconds, unless they lie behind a dead file server.
 HOST_DEADLINE_S = 1.0
+
+
+def serve_command(*, managed: bool) -> int:
+    """Run the plugin with the settings in the environment; return the exit status."""
+    try:
+        run(Settings.from_environment(os.environ), managed=managed)
+    except CannotStart as error:
+        sys.stderr.write(f"passfs serve: {error}\n")
+        return 2 if isinstance(error, InvalidSetting) else 1
+    return 0
 
 
 def run(settings: Settings, *, managed: bool = False) -> None:
