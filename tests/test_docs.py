@@ -118,3 +118,15 @@ def test_names_of_the_code_in_documents_exist(document: Path) -> None:
     spans = re.findall(r"`([A-Z]\w+\.[a-z_]\w+|_[A-Z][A-Z_]+|_[a-z_]+)`", document.read_text())
 
     assert {span for span in spans if span.split(".")[-1] not in WORDS_OF_THE_CODE} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_test_that_a_table_names_is_there(document: Path) -> None:
+    """A table names tests as `test_x.py::test_name`, without the directory."""
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", document.read_text())
+
+    assert [
+        f"{file}::{name}"
+        for file, name in named
+        if not any(f"def {name}(" in path.read_text() for path in (ROOT / "tests").rglob(file))
+    ] == []

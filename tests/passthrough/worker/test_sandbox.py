@@ -539,7 +539,7 @@ def test_the_command_serves_from_a_sandbox_and_unmounts(source: Path, mountpoint
 
 
 def test_the_capabilities_are_documented_with_their_reasons() -> None:
-    table = (REPOSITORY / "docs" / "install.md").read_text().partition("| Capability |")[2]
+    table = (REPOSITORY / "docs" / "security.md").read_text().partition("| Capability |")[2]
     rows = re.findall(r"^\| `(CAP_\w+)` \| (.*) \|$", table, re.MULTILINE)
 
     assert dict(rows) == {name: reason for name, (_, reason) in sandbox.KEPT.items()}
