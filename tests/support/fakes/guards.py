@@ -43,12 +43,15 @@ def stand_by(control_fd: int, serve: Callable[[bool], object]) -> int:
 
 
 def take_over(
-    before_fd: int, control_fd: int, report: Callable[[], object], serve: Callable[[bool], object]
+    before_fd: int,
+    control_fd: int,
+    report: Callable[[control.Page], object],
+    serve: Callable[[bool], object],
 ) -> int:
     """Take over from the guards with the page *before_fd*; return the exit status.
 
-    *report* is called once a worker is ready. It serves once standard input has KEEP, and if that
-    ends before, the other guards go on.
+    *report* is called once a worker is ready, and notes in the page that the worker waits. It
+    serves once standard input has KEEP, and if that ends before, the other guards go on.
     """
     before, page = control.Page(before_fd), control.Page(control_fd)
     guards = before.state().guard_pids
@@ -68,8 +71,7 @@ def take_over(
         serve(False)
 
     worker = _make_worker(page, serve_once_kept)
-    page.waits = True
-    report()
+    report(page)
     if os.read(0, 1) != KEEP:
         os.kill(worker, signal.SIGKILL)
         for pid in guards:

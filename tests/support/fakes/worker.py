@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from passthrough.worker import forkserver
+from passthrough.worker import control, forkserver
 from passthrough.worker.handover import Handover, Report, decode_handover, encode
 
 COMMAND = (sys.executable, "-I", __file__)
@@ -118,9 +118,10 @@ def _take_over(
         _report(Report(serving=False, error="refused: its tables have version 3"))
         return 1
 
-    def ready() -> None:
+    def ready(page: control.Page) -> None:
         if failure == "hang":
             signal.pause()
+        page.waits = True
         if failure != "die":
             _report(Report(serving=True))
         if failure:  # in place of the note
