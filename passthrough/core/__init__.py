@@ -12,6 +12,7 @@ The modules, from the top down:
     service       a thread in service: reads, serves, replies
     resumed       requests that a predecessor had in hand
     takeover      goes on where a predecessor was killed
+    damage        what a predecessor has left: checked before it is used
     crew          the pools of threads
     entry         requests over io_uring
     uring         the io_uring system calls

@@ -89,7 +89,7 @@ cdef void make_present(Buffers *b, int32_t size) noexcept nogil:
 
 cdef void reply_present(Buffers *b, uint32_t length) noexcept nogil:
     """Map the pages of a reply that another process has made: a killed thread maps none itself."""
-    _touch(b.reply, REPLY_AT + length)
+    _touch(b.reply, REPLY_AT - OUT_HEADER + length)
 
 
 cdef void _touch(char *start, uint32_t size) noexcept nogil:

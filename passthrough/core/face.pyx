@@ -234,7 +234,7 @@ cdef class Core:
         opened since. `watch` closes those that the worker has lost.
 
         Raises:
-            OSError: memory has run out; EBUSY, this process serves already.
+            OSError: memory has run out, or (EPROTO) is damaged; EBUSY, this process serves already.
         """
         cdef list known = [*still_open(self._kept), *kept]
         cdef int count = len(known)

@@ -200,6 +200,7 @@ cdef struct Header:
 
 # In private memory; the mutex is, too: a successor's is its own.
 cdef struct Tables:
+    Limits limits  # those of the header, which a worker may spoil
     Header *header
     Inode *inodes
     char *short_handles

@@ -64,6 +64,7 @@ cdef struct Records:
 
 cdef int begin_records(Records *r, int *fd) noexcept nogil
 cdef void end_records(Records *r) noexcept nogil
+cdef bint are_records_sound(const Records *r) noexcept nogil
 cdef void recover_records(Records *r) noexcept nogil
 
 cdef Record *add_record(

@@ -78,6 +78,22 @@ cdef void recover_records(Records *r) noexcept nogil:
             _free(r, &r.at[index])
 
 
+cdef bint are_records_sound(const Records *r) noexcept nogil:
+    """Return whether no count of a dead worker's records is higher than a worker makes it."""
+    cdef const Record *record
+    cdef uint32_t index, most
+    if r.shared.end > MOST_RECORDS:
+        return False
+    for index in range(r.shared.end):
+        record = &r.at[index]
+        most = MOST_KEPT if record.current & LARGE else FEW_KEPT
+        if record.nodeid and (
+            record.opened_count > MOST_OPENED or kept_of(r, record).count > most
+        ):
+            return False
+    return True
+
+
 cdef void _free(Records *r, Record *record) noexcept nogil:
     cdef uint32_t index = <uint32_t>(record - r.at)
     if record.spread:

@@ -14,7 +14,7 @@ A worker may die between lock and drop. So the kernel drops its pages also for e
 served again.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from passthrough.core.abi cimport (
@@ -111,20 +111,16 @@ cdef int locks_recover(Volume *v) noexcept nogil:
     return recover_table(table)
 
 
-cdef int mark_lock_descriptors(Volume *v, uint8_t *bitmap, uint32_t size) noexcept nogil:
-    """Set the bits of descriptors with locks, those below `size`; return the highest, or -1."""
-    cdef int highest = -1
-    cdef const Records *records = &(<Locks *>v.locks).table.records
+cdef const Record *next_record(const Volume *v, uint32_t *index) noexcept nogil:
+    """Return the first record in use from `index` on, which becomes the next one's; or NULL."""
+    cdef const Records *records = &(<const Locks *>v.locks).table.records
     cdef const Record *record
-    cdef uint32_t index, fd
-    for index in range(records.shared.end):
-        record = &records.at[index]
-        fd = <uint32_t>(record.described >> 1)
+    while index[0] < records.shared.end:
+        record = &records.at[index[0]]
+        index[0] += 1
         if record.nodeid:
-            highest = max(highest, <int>fd)
-            if fd < size:
-                bitmap[fd >> 3] |= <uint8_t>(1 << (fd & 7))
-    return highest
+            return record
+    return NULL
 
 
 cdef uint32_t waiting(const Volume *v) noexcept nogil:

@@ -11,13 +11,15 @@ are known or lost. An id that was closed already gives ENOENT, and does no harm.
 
 import os
 
+from libc.limits cimport INT_MAX
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 
 from passthrough.core.backing cimport close_backing, new_backing
 from passthrough.core.layout cimport OPEN_TABLES, Tables, next_inode, next_open
 from passthrough.core.libc cimport ENOMEM, F_GETFD, fcntl
-from passthrough.core.locks cimport mark_lock_descriptors
+from passthrough.core.lock_records cimport Record
+from passthrough.core.locks cimport next_record
 
 cdef enum:
     BEYOND = 1024  # the host gives the lowest free number: no lost one is far behind all others
@@ -29,17 +31,22 @@ cdef struct Marks:
     uint8_t *bits
     uint32_t size
     int highest
+    int known  # a number from here on counts only if it is open: an attacker may have made it up
 
 
 cdef inline void _mark(Marks *m, int fd) noexcept nogil:
     """Add a descriptor, or note the highest as long as there are no bits."""
-    if m.bits == NULL:
-        m.highest = max(m.highest, fd)
-    elif fd >= 0 and <uint32_t>fd < m.size:
-        m.bits[fd >> 3] |= <uint8_t>(1 << (fd & 7))
+    if m.bits != NULL:
+        if fd >= 0 and <uint32_t>fd < m.size:
+            m.bits[fd >> 3] |= <uint8_t>(1 << (fd & 7))
+    elif fd > m.highest and (fd < m.known or fcntl(fd, F_GETFD) >= 0):
+        m.highest = fd
+        m.known = max(m.known, min(fd, INT_MAX // 2) * 2)  # so that few are looked at
 
 
-cdef void _mark_all(Marks *m, Tables *t, const int *kept, int kept_count) noexcept nogil:
+cdef void _mark_all(Marks *m, Volume *v, const int *kept, int kept_count) noexcept nogil:
+    cdef Tables *t = v.tables
+    cdef const Record *record
     cdef uint32_t index
     cdef int at, table
     for at in range(kept_count):
@@ -57,6 +64,11 @@ cdef void _mark_all(Marks *m, Tables *t, const int *kept, int kept_count) noexce
             _mark(m, t.opens[table][index].fd)
             _mark(m, t.opens[table][index].twin)
             index = next_open(t, table, index)
+    index = 0
+    record = next_record(v, &index)
+    while record != NULL:
+        _mark(m, record.described >> 1)
+        record = next_record(v, &index)
 
 
 cdef int find_lost(Volume *v, const int *kept, int kept_count, int **lost) noexcept nogil:
@@ -69,9 +81,9 @@ cdef int find_lost(Volume *v, const int *kept, int kept_count, int **lost) noexc
     cdef int count = 0
     m.bits = NULL
     m.size = 0
-    m.highest = 0
-    _mark_all(&m, v.tables, kept, kept_count)
-    m.size = <uint32_t>max(m.highest, mark_lock_descriptors(v, NULL, 0)) + BEYOND
+    m.highest = m.known = 0
+    _mark_all(&m, v, kept, kept_count)
+    m.size = <uint32_t>m.highest + BEYOND
     m.bits = <uint8_t *>calloc(m.size // 8 + 1, 1)
     lost[0] = <int *>malloc(m.size * sizeof(int))
     if m.bits == NULL or lost[0] == NULL:
@@ -79,8 +91,7 @@ cdef int find_lost(Volume *v, const int *kept, int kept_count, int **lost) noexc
         free(lost[0])
         lost[0] = NULL
         return -ENOMEM
-    _mark_all(&m, v.tables, kept, kept_count)
-    mark_lock_descriptors(v, m.bits, m.size)
+    _mark_all(&m, v, kept, kept_count)
     for fd in range(m.size):
         if not m.bits[fd >> 3] & 1 << (fd & 7) and fcntl(<int>fd, F_GETFD) >= 0:
             lost[0][count] = <int>fd

@@ -123,7 +123,7 @@ cdef Tables *create(
         libc.close(fd)
         return NULL
     h = t.header
-    h.limits = limits[0]
+    h.limits = t.limits = limits[0]
     h.offsets = offsets
     _point(t)
     h.version = VERSION
@@ -152,11 +152,8 @@ cdef Tables *adopt(int fd, int *error) noexcept nogil:
     Not before their owner is dead. EPROTO: they are not of this version. If NULL is returned, `fd`
     stays the caller's.
     """
-    cdef Offsets offsets
     cdef Tables *t
     cdef libc.struct_stat st
-    cdef Header *h
-    memset(&offsets, 0, sizeof(offsets))
     if libc.fstat(fd, &st) < 0:
         error[0] = libc.errno
         return NULL
@@ -166,17 +163,9 @@ cdef Tables *adopt(int fd, int *error) noexcept nogil:
     t = _map(fd, <uint64_t>st.st_size, error)
     if t == NULL:
         return NULL
-    h = t.header
-    if (
-        h.magic != 0x7061737366733134ULL
-        or h.version != VERSION
-        or h.header_size != sizeof(Header)
-        or not _lay_out(&h.limits, &offsets)
-        or memcmp(&offsets, &h.offsets, sizeof(offsets)) != 0
-        or offsets.size != <uint64_t>st.st_size
-        or not _is_within(h)
-    ):
-        libc.munmap(<void *>h, <size_t>st.st_size)
+    t.limits = t.header.limits
+    if not is_head_sound(t) or t.header.offsets.size != <uint64_t>st.st_size:
+        libc.munmap(<void *>t.header, <size_t>st.st_size)
         free(t)
         return NULL
     _point(t)
@@ -184,14 +173,25 @@ cdef Tables *adopt(int fd, int *error) noexcept nogil:
     return t
 
 
-cdef bint _is_within(const Header *h) noexcept nogil:
-    """Return whether no count is beyond its limit."""
+cdef bint is_head_sound(const Tables *t) noexcept nogil:
+    """Return whether tables are of this version, laid out as ever, and no end is out of range."""
+    cdef const Header *h = t.header
+    cdef Limits limits = t.limits
+    cdef Offsets offsets
+    memset(&offsets, 0, sizeof(offsets))
+    limits.spare = h.limits.spare  # steps.pxd
     return (
-        h.inode_end <= h.limits.inodes
-        and h.open_end[FILES] <= h.limits.opens[FILES]
-        and h.open_end[DIRECTORIES] <= h.limits.opens[DIRECTORIES]
-        and h.mounts <= h.limits.places
-        and h.places <= h.limits.places
+        h.magic == 0x7061737366733134ULL
+        and h.version == VERSION
+        and h.header_size == sizeof(Header)
+        and memcmp(&limits, &h.limits, sizeof(limits)) == 0
+        and _lay_out(&limits, &offsets)
+        and memcmp(&offsets, &h.offsets, sizeof(offsets)) == 0
+        and ROOT_INDEX < h.inode_end <= limits.inodes
+        and 0 < h.open_end[FILES] <= limits.opens[FILES]
+        and 0 < h.open_end[DIRECTORIES] <= limits.opens[DIRECTORIES]
+        and 0 < h.mounts <= limits.places
+        and 0 < h.places <= limits.places
     )
 
 

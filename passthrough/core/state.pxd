@@ -36,7 +36,8 @@ cdef enum Report:
     REPORT_MALFORMED = 9  # number: the opcode of a request without an answer
     REPORT_LOCK_HANGS = 10
     REPORT_REFUSED = 11  # number: opcode of a request that has crashed two workers; name: nodeid
-    REPORT_KINDS = 12
+    REPORT_DAMAGE = 12  # name: of what is damaged
+    REPORT_KINDS = 13
 
 
 cdef struct Ids:

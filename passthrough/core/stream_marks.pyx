@@ -82,6 +82,8 @@ cdef void keep_mark(
 
 
 cdef const KeptMark *kept_mark(const Kept *kept, uint64_t fh, uint64_t own) noexcept nogil:
-    """Return what an offset of a stream stands for, or NULL."""
+    """Return what an offset of a stream stands for, or NULL; an attacker may have made the mark."""
     cdef const KeptMark *mark = &kept.marks[own % MOST_KEPT_MARKS]
-    return mark if mark.own == own and mark.fh == fh else NULL
+    if mark.own != own or mark.fh != fh or mark.passed > NAMES_ROOM:
+        return NULL
+    return mark if not mark.passed or mark.names[mark.passed - 1] == 0 else NULL

@@ -4,6 +4,7 @@ Both share the table of descriptors and the memory of tables, requests and locks
 takes over has one thread, and is as it was before the first worker came: its own memory knows of no
 request. It may be killed at any instruction of this, and another one begins again.
 
+0. The memory is checked: the dead worker may have been taken over by an attacker (damage.pyx).
 1. A request is in hand if its number is not that of the last request done at its place. If the
    journal has nothing of it, the kernel is asked: it may have ended the request, see device.pyx.
 2. For each one, the journal and the tables tell whether the change announced last was made.
@@ -19,18 +20,20 @@ from libc.stdlib cimport free, malloc
 
 from passthrough.core.abi cimport fuse_in_header
 from passthrough.core.crew cimport MAX_SLOTS, SERVING, Slot, adopt_places
+from passthrough.core.damage cimport clear_unused, find_damage
 from passthrough.core.descriptions cimport clear_locks
 from passthrough.core.device cimport REQUEST_AT, give_all_pages_back, is_awaited
 from passthrough.core.grants cimport pin_fd
 from passthrough.core.journal cimport ANSWERED, Journal, note_removal
 from passthrough.core.layout cimport RELEASE, Tables, store32
-from passthrough.core.libc cimport EBUSY, ENOMEM, close, fstat, struct_stat
+from passthrough.core.libc cimport EBUSY, ENOMEM, EPROTO, close, fstat, struct_stat
 from passthrough.core.locks cimport locks_recover
 from passthrough.core.loop cimport is_silent
 from passthrough.core.lost cimport close_ids, find_lost
 from passthrough.core.memory cimport recover
+from passthrough.core.rare cimport report
 from passthrough.core.settle cimport drop_unopened, settle, undo
-from passthrough.core.state cimport Volume
+from passthrough.core.state cimport REPORT_DAMAGE, Volume
 from passthrough.core.steps cimport end_of_death
 
 
@@ -63,7 +66,8 @@ cdef inline bint _is_undone(const Slot *slot) noexcept nogil:
 cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcept nogil:
     """Take over tables, requests and locks; return how many requests are in hand, or -errno.
 
-    `kept`: descriptors that are not of the core's. Threads may start afterwards.
+    `kept`: descriptors that are not of the core's. Threads may start afterwards. -EPROTO: the
+    memory is damaged.
     """
     cdef Tables *t = c.volume.tables
     cdef Slot *slot
@@ -71,7 +75,9 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcep
     if c.top:
         return -EBUSY
     end_of_death(t)
-    result = adopt_places(c)
+    result = _check(c)
+    if result == 0:
+        result = adopt_places(c)
     if result < 0:
         return result
     for index in range(c.top):
@@ -100,6 +106,15 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcep
     _close_ids(c)
     result = _note_lost(c.volume, kept, kept_count, lost)
     return c.size if result >= 0 else result
+
+
+cdef int _check(Crew *c) noexcept nogil:
+    """Refuse memory that would lead this process astray: -EPROTO, with a line of the log."""
+    cdef const char *damage = find_damage(c)
+    if damage == NULL:
+        return clear_unused(c.volume.tables)
+    report(c.volume, REPORT_DAMAGE, 0, damage)
+    return -EPROTO
 
 
 cdef void _pin_removed(Tables *t, Journal *j) noexcept nogil:

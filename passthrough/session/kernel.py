@@ -79,7 +79,7 @@ class Served:
         """Go on where the last worker died; *kept* are descriptors that others have opened.
 
         Raises:
-            OSError: memory has run out.
+            OSError: memory has run out, or (EPROTO) is damaged.
         """
         self.core.take_over(kept)
 

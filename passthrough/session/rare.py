@@ -164,6 +164,13 @@ def _refused(number: int, name: bytes) -> None:
     )
 
 
+def _damage(_number: int, name: bytes) -> None:
+    log.error(
+        "the memory that the last worker has left is damaged, and is not used: %s is wrong",
+        os.fsdecode(name),
+    )
+
+
 # By Report of core/state.pxd.
 _REPORTS: Final = (
     _unmapped("map_uid"),
@@ -178,4 +185,5 @@ _REPORTS: Final = (
     _malformed,
     _lock_hangs,
     _refused,
+    _damage,
 )

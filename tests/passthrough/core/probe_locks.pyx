@@ -23,7 +23,7 @@ from passthrough.core.lock_records cimport (
 )
 from passthrough.core.locks cimport (
     Locks, do_getlk, do_interrupt, do_setlk, do_setlkw, file_released, locks_close, locks_open,
-    locks_recover, mark_lock_descriptors, owner_closed, waiting,
+    locks_recover, next_record, owner_closed, waiting,
 )
 from passthrough.core.lock_table cimport REMEMBERED, LockTable, find_owned
 from passthrough.core.memory cimport create, detach
@@ -312,13 +312,15 @@ cdef class Locking:
         if locks_recover(self.v) < 0:
             raise MemoryError
 
-    def marked(self, uint32_t size):
-        """Return which of `size` descriptors locks are held by."""
-        cdef bytearray bits = bytearray(size // 8 + 1)
-        cdef uint32_t fd
-        cdef int highest = mark_lock_descriptors(self.v, NULL, 0)
-        mark_lock_descriptors(self.v, <unsigned char *>bits, size)
-        return highest, {fd for fd in range(8 * len(bits)) if bits[fd >> 3] >> (fd & 7) & 1}
+    def recorded(self):
+        """Return the descriptors that locks are held by."""
+        cdef uint32_t index = 0
+        cdef const Record *record = next_record(self.v, &index)
+        found = set()
+        while record != NULL:
+            found.add(record.described >> 1)
+            record = next_record(self.v, &index)
+        return found
 
     def clear(self, int fd):
         """Clear the locks of a descriptor that is lost."""
