@@ -1,15 +1,14 @@
 """processes.py: the ids on the host of processes in a plugin's pid namespace."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from plugin.commands import processes
+from tests.support.tools.commands import processes_of
+from tests.support.tools.processes import wait_until
 from tests.support.tools.service import Service
 
 pytestmark = pytest.mark.full
@@ -25,16 +24,10 @@ def test_a_plugin_in_a_pid_namespace_of_its_own(tmp_path: Path) -> None:
     try:
         service.call("VolumeDriver.Create", Name="vol")
         service.call("VolumeDriver.Mount", Name="vol", ID="i")
-        command = [sys.executable, "-m", "plugin", "status", "vol", "--json"]
-        done = subprocess.run(
-            [*command, "--data-dir", str(tmp_path / "data")],
-            capture_output=True,
-            timeout=60,
-            check=True,
-        )
+        wait_until(lambda: len(processes_of(service, "vol")) == 3)
+        found = processes_of(service, "vol")
     finally:
         service.end(signal.SIGKILL)
-    found = json.loads(done.stdout)["processes"]
     assert [each["role"] for each in found] == ["worker", "guard", "guard"]
     for each in found:
         assert each["pid"] > 0

@@ -1,9 +1,10 @@
 """The commands about volumes, run in this process beside a plugin that runs as a process."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from typer.testing import CliRunner
 
@@ -45,6 +46,14 @@ def run(*arguments: str, **environment: str) -> Done:
     result = CliRunner(env=environment).invoke(app, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     return Done(result.exit_code, result.stdout, result.stderr)
+
+
+def processes_of(service: Service, volume: str) -> list[dict[str, Any]]:
+    """Return the processes of *volume* in `passfs status`."""
+    found: list[dict[str, Any]] = json.loads(printed(service, "status", volume, "--json"))[
+        "processes"
+    ]
+    return found
 
 
 def printed(service: Service, *arguments: str) -> str:
