@@ -30,7 +30,7 @@ KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
         *("options.choices", "options.effective", "options.parsing", "options.sessions"),
-        *("options.table", "options.vocabulary"),
+        *("options.owner", "options.table", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
         *("worker.control", "worker.fuse_mount", "worker.handover"),
         "session.negotiation",
@@ -85,6 +85,7 @@ PURE = {
     "passthrough/options/cache_policy.py",
     "passthrough/options/choices.py",
     "passthrough/options/effective.py",
+    "passthrough/options/owner.py",
     "passthrough/options/parsing.py",
     "passthrough/options/sessions.py",
     "passthrough/options/table.py",

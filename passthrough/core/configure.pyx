@@ -92,6 +92,9 @@ cdef configure(Volume *v, object config, int source_fd):
     o.squash = SQUASHES[config.squash]
     o.restricted = bool(config.map_uid or config.map_gid or o.squash)
     o.may_lack_owners = bool(config.map_uid)
+    o.shows_owner = config.owner is not None
+    if o.shows_owner:
+        v.shown.uid, v.shown.gid = config.owner
     o.libfuse = config.session is SessionKind.LIBFUSE
     _map(&v.users, config.map_uid)
     _map(&v.groups, config.map_gid)

@@ -7,6 +7,9 @@ owner in no range the kernel gets UNMAPPED, as on an idmapped mount.
 Squashing comes before the ranges, as in exports(5): the squashed ids act as one id of the host,
 the anonymous one. squash=root squashes the user 0 and the group 0, squash=all every id. With
 squash=root a caller with one of the two is a squashed caller: it has no supplementary groups.
+
+With `owner`, which squashes every id, each file shows the one owner that the option names. So a
+change of owner has no meaning: chown(2) succeeds, without effect, for files of the anonymous user.
 """
 
 from libc.stdint cimport int64_t, uint32_t
@@ -90,6 +93,10 @@ cdef int new_owner(Volume *v, const uint32_t *uid, const uint32_t *gid, Ids *out
         if gid != NULL:
             out.gid = gid[0]
         return 0
+    if v.options.shows_owner:
+        if uid != NULL or gid != NULL:
+            out.uid = v.anonymous.uid  # the host checks that the file has this owner
+        return 0
     if uid != NULL and not _host_user(v, uid[0], &out.uid):
         return _unmapped(v, REPORT_UNMAPPED_UID, uid[0])
     if gid != NULL and not _host_group(v, gid[0], &out.gid):
@@ -143,6 +150,9 @@ cdef void shown_ids(const Volume *v, uint32_t uid, uint32_t gid, Ids *out) noexc
     out.uid = uid
     out.gid = gid
     if not v.options.restricted:
+        return
+    if v.options.shows_owner:
+        out[0] = v.shown
         return
     out.uid = _inside_user(v, uid)
     if out.uid == UNMAPPED:

@@ -93,6 +93,7 @@ cdef struct Options:
     uint8_t noatime  # atime=noatime: files are opened with O_NOATIME
     uint8_t squash  # Squash
     uint8_t restricted  # container root is not the host's: a map or squashing
+    uint8_t shows_owner  # owner: every file shows Volume.shown
     uint8_t may_lack_owners  # map_uid may lack the owner of a file
     uint8_t libfuse  # session=libfuse: UTIME_NOW comes as a time
     uint8_t statx_first  # the source is a local file system, where statx(2) asks no server
@@ -119,6 +120,7 @@ cdef struct Volume:
     IdMap users
     IdMap groups
     Ids anonymous  # anon_uid, anon_gid
+    Ids shown  # owner
     Tables *tables
     int32_t device_fd  # /dev/fuse, for notifications and ioctls; -1: no more
     char links[LINKS_ROOM]  # the directory of links to descriptors; empty: it is the working one

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, NewType
 
 from passthrough.options.choices import Squash
 from passthrough.options.effective import Effective
+from passthrough.options.owner import ANONYMOUS
 from passthrough.options.values import Range
 
 ContainerId = NewType("ContainerId", int)
@@ -50,12 +51,12 @@ class IdMap:
     __slots__ = ("_anonymous", "_option", "_ranges", "_squash")
 
     def __init__(
-        self, option: str, ranges: tuple[Range, ...], squash: Squash, anonymous: int
+        self, option: str, ranges: tuple[Range, ...], squash: Squash, anonymous: int | None
     ) -> None:
         self._option = option
         self._ranges = ranges
         self._squash = squash
-        self._anonymous = HostId(anonymous)
+        self._anonymous = HostId(ANONYMOUS if anonymous is None else anonymous)
 
     def to_host(self, number: ContainerId) -> HostId:
         """Return the id of the host that *number* acts as.

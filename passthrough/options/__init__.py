@@ -6,6 +6,7 @@ The modules, from the top down:
     effective     Effective: the options in force, with every conflict decided
     timeouts      the timeouts that are given, and those of the cache policy
     parsing       parses options from text into Requested
+    owner         what the option owner implies, and what it excludes
     sessions      the kinds of session, and the options that each lacks
     table         Requested, and the table of options
     values        parses the values of options, and formats them

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from passthrough.options import sessions, values
+from passthrough.options import owner, sessions, values
 from passthrough.options.choices import (
     Atime,
     CachePolicy,
@@ -42,7 +42,8 @@ class Note(NamedTuple):
 class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options in force for a volume, made by `resolve`.
 
-    Only the options for a new directory, and `subpath`, may be None.
+    Only the options for a new directory, `subpath` and `owner` may be None, and with `owner` also
+    `anon_uid` and `anon_gid`, as long as the source is unknown.
     """
 
     requested: Requested
@@ -113,9 +114,16 @@ RULES: Final = (
         Rule(
             option,
             lambda options: options.squash is not Squash.NONE,
-            "with squash the host must check each open, and the kernel would send no request",
+            "with squash or owner the host must check each open, and the kernel would send no"
+            " request",
         )
         for option in ("no_open", "no_opendir")
+    ),
+    Rule(
+        "dev",
+        lambda options: options.squash is not Squash.NONE,
+        "with squash or owner the host must check each open, and the kernel opens device nodes by"
+        " itself",
     ),
     Rule(
         "posix_acl",
@@ -241,7 +249,7 @@ def resolve(requested: Requested, release: Release, file_handles_obstacle: str =
     """
     notes: list[Note] = []
     session = sessions.kind_of(requested.session, release)
-    current = msgspec.structs.replace(requested, session=session)
+    current = owner.implied(msgspec.structs.replace(requested, session=session))
     require_file_handles(current, file_handles_obstacle)
     _require_idmap(current, release)
     if file_handles_obstacle and current.inode_file_handles is not InodeFileHandles.NEVER:

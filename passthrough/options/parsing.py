@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from passthrough.options import sessions
+from passthrough.options import owner, sessions
 from passthrough.options.sessions import Release
 from passthrough.options.table import OPTIONS, OptionError, Requested, text_of
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical, suggestion
@@ -104,6 +104,8 @@ def _refusals(requested: Requested, release: Release, *, has_source: bool) -> It
         if value is not None and value not in accepted:
             reason = f"cannot be had with session={requested.session}: {lack.reason}"
             yield _Refusal(name, " or ".join(text_of(name, v) for v in accepted), reason)
+    for option, _, accepted_beside, why in owner.conflicts(requested):
+        yield _Refusal(option, accepted_beside, f"cannot be had beside owner: {why}")
     for name in FOR_A_NEW_DIRECTORY:
         if has_source and not requested.create and getattr(requested, name) is not None:
             reason = "is for a new directory, and the source exists already"

@@ -28,11 +28,13 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One value for each option; the defaults are those of a volume without options.
 
     Timeouts are in seconds. If a value is None, `resolve` derives it from `cache` or the session.
-    For `mode`, `uid` and `gid`, None means no change, and for `subpath` all of the source.
+    For `mode`, `uid` and `gid`, None means no change, and for `subpath` all of the source. For
+    `anon_uid` and `anon_gid` owner.py decides.
     """
 
     subpath: str | None = None
     create: bool = False
+    owner: values.Owner | None = None
     cache: CachePolicy = CachePolicy.AUTO
     entry_timeout: float | None = None
     attr_timeout: float | None = None
@@ -60,8 +62,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     map_uid: tuple[values.Range, ...] = ()
     map_gid: tuple[values.Range, ...] = ()
     squash: Squash = Squash.NONE
-    anon_uid: int = 65534
-    anon_gid: int = 65534
+    anon_uid: int | None = None
+    anon_gid: int | None = None
     idmap: bool = False
     no_open: bool = False
     no_opendir: bool = False
@@ -125,6 +127,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _TRUE_FALSE,
         "make the directory to serve when the volume is created, if it is missing and its parent"
         " exists",
+    ),
+    "owner": Option(
+        values.optional_owner,
+        "UID[:GID] or NAME[:GROUP], with names of the host; empty for 0:0; or none",
+        "show every file as this user's of the containers, and let all callers act as the user of"
+        " the host who owns the source",
+        "none",
+        explain=values.only_at_create,
     ),
     "cache": Option(
         values.word(CachePolicy),
@@ -221,10 +231,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
         values.identifier,
         _USER,
         "the user of the host that squashed callers act as",
+        "65534, or with owner the source's owner",
         explain=values.only_at_create,
     ),
     "anon_gid": Option(
-        values.identifier, _GROUP, "the same for groups", explain=values.only_at_create
+        values.identifier,
+        _GROUP,
+        "the same for groups",
+        "65534, or with owner the source's group",
+        explain=values.only_at_create,
     ),
     "idmap": Option(
         values.boolean,

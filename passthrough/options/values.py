@@ -42,6 +42,13 @@ class Range(NamedTuple):
     length: int
 
 
+class Owner(NamedTuple):
+    """A user and a group of containers."""
+
+    uid: int
+    gid: int
+
+
 # The parsers, up to `optional_mode`, and `ranges` turn a text into a value, or raise ValueError.
 
 
@@ -114,6 +121,16 @@ def optional_identifier(text: str) -> int | None:
     return None if text.strip().lower() == NOTHING else identifier(text)
 
 
+def optional_owner(text: str) -> Owner | None:
+    """Parse a user, and a group after a colon, by default of the same number, or `none`."""
+    if text.strip().lower() == NOTHING:
+        return None
+    uid, colon, gid = text.strip().partition(":")
+    if not uid and not colon:
+        return Owner(0, 0)  # a bare `-o owner`
+    return Owner(identifier(uid), identifier(gid if colon else uid))
+
+
 def optional_mode(text: str) -> int | None:
     """Parse permission bits in octal digits, chmod(1), or `none`."""
     word = text.strip().lower()
@@ -184,6 +201,8 @@ def as_text(value: object) -> str:
     if isinstance(value, float):
         # To the nanosecond, as the kernel keeps a timeout, and never in the form 1e+06.
         return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+    if isinstance(value, Owner):
+        return f"{value.uid}:{value.gid}"
     if isinstance(value, tuple):
         return ",".join(":".join(map(str, part)) for part in value) or NOTHING
     return str(value)

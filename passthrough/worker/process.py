@@ -34,6 +34,7 @@ from passthrough.options.choices import (
     Transport,
 )
 from passthrough.options.effective import Effective, require_io_uring, resolve
+from passthrough.options.owner import with_source
 from passthrough.options.table import OptionError
 from passthrough.session import kernel
 from passthrough.session.negotiation import Began
@@ -127,17 +128,15 @@ def serve(
     if handover.predecessor is not None:
         before = Predecessor(handover.predecessor.group, handover.predecessor.control_fd)
         return _go_on(handover, before, answer, keeper_fd)
-    without_handles = ""
-    if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
-        without_handles = filehandles.obstacle(handover.source_fd)
-    config = resolve(handover.config, kernel_features.linux_release(), without_handles)
-    require_io_uring(config, _io_uring_obstacle(config))
+    top = os.fstat(handover.source_fd)
+    requested = with_source(handover.config, top.st_uid, top.st_gid)
+    handover = msgspec.structs.replace(handover, config=requested)
+    config, without_handles = _in_force(handover)
     _prepare(config)
     # No module can be imported once the process has entered the sandbox.
     session = load(config.session)
     guards = config.standby is Standby.ON and _may_guard(config)
     source_fd, procfs_fd = _confine(config, handover.source_fd, guards=guards)
-    top = os.fstat(source_fd)
     if not config.readonly and (why := why_no_change_allowed(config, HostId(top.st_uid))):
         log.warning("%s", why)
     report = Report(serving=True, config=handover.config, without_handles=without_handles)
@@ -154,6 +153,20 @@ def serve(
     finally:
         fs.close()
     return 0
+
+
+def _in_force(handover: Handover) -> tuple[Effective, str]:
+    """Return the options in force for the source, and why no file is held by file handle.
+
+    Raises:
+        OptionError: the machine lacks a feature that the volume asks for.
+    """
+    without_handles = ""
+    if handover.config.inode_file_handles is not InodeFileHandles.NEVER:
+        without_handles = filehandles.obstacle(handover.source_fd)
+    config = resolve(handover.config, kernel_features.linux_release(), without_handles)
+    require_io_uring(config, _io_uring_obstacle(config))
+    return config, without_handles
 
 
 def _go_on(

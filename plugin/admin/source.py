@@ -23,6 +23,7 @@ from passthrough.linux import filehandles, mountinfo, syscalls
 from passthrough.linux.mountinfo import FSTYPE
 from passthrough.options.choices import InodeFileHandles
 from passthrough.options.effective import Effective, require_file_handles
+from passthrough.options.owner import with_source
 from passthrough.options.table import OptionError
 from plugin.admin import network, new_directory
 from plugin.errors import InvalidOption
@@ -244,6 +245,9 @@ class HostView(NamedTuple):
             mounts = mountinfo.read()
             self._check_apart(source, fd, mounts)
             network.check(source, options, fd, mounts)
+            if options.owner is not None:
+                found = os.fstat(fd)  # a file system that refuses root may refuse this
+                with_source(options.requested, found.st_uid, found.st_gid)
             return "" if mountinfo.of(mounts, fd).follows else self._private_note()
 
     def _fails_inside_allowed(self, source: str, error: OSError) -> bool:

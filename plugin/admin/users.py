@@ -18,8 +18,8 @@ from plugin.errors import InvalidOption
 
 PASSWD: Final = "/etc/passwd"  # noqa: S105 - no password
 GROUP: Final = "/etc/group"
-# Of a line of passwd(5) and group(5).
-_NAME, _NUMBER = 0, 2
+# Of a line of passwd(5) and group(5), and the user's group of the former.
+_NAME, _NUMBER, _GROUP_NUMBER = 0, 2, 3
 _KIND: Final = {PASSWD: "user", GROUP: "group"}
 # A file of this size has 100,000 users; a longer one is not read to its end.
 _LONGEST: Final = 1 << 23
@@ -59,7 +59,7 @@ class HostUsers(NamedTuple):
         Raises:
             LookupError: says which name is not known.
         """
-        return self._find(PASSWD, text)
+        return self._line(PASSWD, text)[_NUMBER]
 
     def group(self, text: str) -> str:
         """Return the number of a group.
@@ -67,14 +67,27 @@ class HostUsers(NamedTuple):
         Raises:
             LookupError: says which name is not known.
         """
-        return self._find(GROUP, text)
+        return self._line(GROUP, text)[_NUMBER]
 
-    def _find(self, file: str, name: str) -> str:
-        """Return the number of *name* in a file of the form of passwd(5) or group(5)."""
+    def owner(self, text: str) -> str:
+        """Return `user:group` in numbers; without a group in *text*, that of the user.
+
+        Raises:
+            LookupError: says which name is not known.
+        """
+        user, colon, group = text.partition(":")
+        if not colon:
+            fields = self._line(PASSWD, user)
+            return ":".join(fields[_NUMBER : _GROUP_NUMBER + 1])
+        uid = self.user(user) if is_name(user) else user
+        return f"{uid}:{self.group(group) if is_name(group) else group}"
+
+    def _line(self, file: str, name: str) -> list[str]:
+        """Return the line of *name* in a file of the form of passwd(5) or group(5)."""
         for line in self._read(file).split("\n"):
             fields = line.split(":")
             if fields[_NAME] == name and len(fields) > _NUMBER and fields[_NUMBER].isdigit():
-                return fields[_NUMBER]
+                return fields
         raise LookupError(f"{name!r} is no {_KIND[file]} in the host's {file}")
 
     def _read(self, file: str) -> str:
@@ -102,6 +115,7 @@ _NUMBERS: Final[Mapping[str, Callable[[HostUsers, str], str]]] = {
     "gid": HostUsers.group,
     "anon_uid": HostUsers.user,
     "anon_gid": HostUsers.group,
+    "owner": HostUsers.owner,
 }
 
 

@@ -26,6 +26,29 @@ def test_two_commands_write_a_file_on_the_host(driver: Driver) -> None:
         assert (driver.own_directory(demo) / "me").read_text().startswith("uid=0(root)")
 
 
+def test_all_users_of_containers_work_in_a_tree_of_one_user_of_the_host(
+    driver: Driver, source: Path
+) -> None:
+    """The engine is root: it copies files and changes owners."""
+    os.chown(source, 1000, 1001)
+    source.chmod(0o700)
+    with driver.volume(source=str(source), owner="7:8") as volume:
+        for user in ("0", "7:8", "33:33"):
+            name = user.partition(":")[0]
+            command = f"mkdir {name}; echo x > {name}/file; chown 5:5 {name}/file; stat -c %u:%g *"
+            output = driver.run(volume, f"cd /data; {command}", user=user)
+            assert set(output.split()) == {"7:8"}
+        with driver.container(volume) as container:
+            assert container.put_archive("/data", archive("copied", b"by docker cp"))
+            assert execute(container, "cat /data/copied") == "by docker cp"
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in source.rglob("*")} == {
+            (1000, 1001)
+        }
+    with driver.volume(owner="7:8") as volume:
+        seeded = driver.run(volume, "cat /seed/file; stat -c %u:%g /seed/file", at="/seed")
+        assert seeded.split() == ["seeded", "7:8"]
+
+
 def test_a_volume_is_a_fuse_mount_of_a_worker(driver: Driver) -> None:
     """A container sees the volume as fuse.passfs, and one mount of the host serves it."""
     with driver.volume(fsname="named") as volume:

@@ -606,6 +606,16 @@ def test_a_sticky_bit_holds_on_the_host_and_is_not_shown(by: Mapping[str, str]) 
         assert (beneath / "made").stat().st_mode & 0o7777 == 0o1755
 
 
+@pytest.mark.parametrize("squash", ["root", "all"])
+def test_no_caller_opens_a_device_node(by: Mapping[str, str], squash: str) -> None:
+    """The kernel opens it by itself, and asks for no right of the anonymous user."""
+    with volume({**by, "squash": squash, "dev": "true"}) as served:
+        os.mknod(served.source / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+
+        assert attempt(ROOT, (served.mountpoint / "null").read_bytes) == "EACCES"
+        assert "dev is false: with squash or owner the host must check each open" in served.logged()
+
+
 def test_callers_at_once_do_not_mix(by: Mapping[str, str]) -> None:
     """Each thread of the worker acts as one caller after the other."""
     member = Caller("member", USER.uid, 0)

@@ -34,7 +34,7 @@ from passthrough.options.sessions import (
     automatic,
 )
 from passthrough.options.table import OPTIONS, OptionError, Requested, Values, as_text
-from passthrough.options.values import Range
+from passthrough.options.values import Owner, Range
 
 RELEASE = FIRST_KERNEL_SESSION
 parse = partial(parse_options, release=RELEASE)
@@ -106,12 +106,29 @@ CONFLICTS |= {
         Note(
             option,
             "false",
-            "with squash the host must check each open, and the kernel would send no request",
+            "with squash or owner the host must check each open, and the kernel would send no"
+            " request",
         ),
     )
     for option, config in {
         "no_open": Requested(no_open=True, cache=CachePolicy.ALWAYS),
         "no_opendir": Requested(no_opendir=True),
+    }.items()
+}
+CONFLICTS |= {
+    f"dev with {name}": (
+        config,
+        Note(
+            "dev",
+            "false",
+            "with squash or owner the host must check each open, and the kernel opens device nodes"
+            " by itself",
+        ),
+    )
+    for name, config in {
+        "squash=root": Requested(dev=True, squash=Squash.ROOT),
+        "squash=all": Requested(dev=True, squash=Squash.ALL),
+        "owner": Requested(dev=True, owner=Owner(0, 0)),
     }.items()
 }
 CONFLICTS |= {
@@ -213,7 +230,7 @@ def test_every_value_that_was_left_open_is_decided() -> None:
     assert effective.entry_timeout == effective.dir_entry_timeout == 0
     assert effective.attr_timeout == effective.dir_attr_timeout == 2
     still_open = {name for name in OPTIONS if getattr(effective, name) is None}
-    assert still_open == {*FOR_A_NEW_DIRECTORY, "subpath"}
+    assert still_open == {*FOR_A_NEW_DIRECTORY, "subpath", "owner"}
 
 
 @given(

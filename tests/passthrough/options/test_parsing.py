@@ -21,7 +21,7 @@ from passthrough.options.choices import (
 from passthrough.options.parsing import OF_A_SOURCE, parse_options
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, LACKING, Lack
 from passthrough.options.table import OPTIONS, OptionError, Requested, as_text
-from passthrough.options.values import Range
+from passthrough.options.values import Owner, Range
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical
 
 SOURCE = ("source",)
@@ -39,6 +39,13 @@ ACCEPTED: dict[str, dict[str, object]] = {
         " a ": " a ",
     },
     "create": {"": True, "no": False},
+    "owner": {
+        "": Owner(0, 0),
+        " 5 ": Owner(5, 5),
+        "5:6": Owner(5, 6),
+        "0:4294967294": Owner(0, 4_294_967_294),
+        "None": None,
+    },
     "cache": {
         "never": CachePolicy.NEVER,
         "metadata": CachePolicy.METADATA,
@@ -206,8 +213,9 @@ def test_without_options_every_value_is_the_default() -> None:
         map_uid=(),
         map_gid=(),
         squash=Squash.NONE,
-        anon_uid=65_534,
-        anon_gid=65_534,
+        owner=None,
+        anon_uid=None,
+        anon_gid=None,
         idmap=False,
         no_open=False,
         no_opendir=False,
@@ -263,6 +271,7 @@ def test_malformed_durations_are_refused(text: str) -> None:
         *(("anon_uid", text) for text in NO_IDS),
         *(("anon_gid", text) for text in NO_IDS),
         *(("uid", text) for text in NO_IDS),
+        *(("owner", text) for text in (*filter(None, NO_IDS), ":", "5:", ":5", "5:6:7", "5:-1")),
         *(("gid", text) for text in NO_IDS),
         *(("mode", text) for text in NO_MODES),
     ],
@@ -455,7 +464,8 @@ def test_a_number_that_the_session_lacks_is_refused(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number 1 equals True."""
-    monkeypatch.setitem(LACKING, SessionKind.LIBFUSE, {"anon_uid": Lack("it has none")})
+    lack = Lack("it has none", without=65_534)
+    monkeypatch.setitem(LACKING, SessionKind.LIBFUSE, {"anon_uid": lack})
     parse({"session": "libfuse", "anon_uid": "65534"})
 
     with pytest.raises(OptionError, match="it has none; expected 65534"):
@@ -496,6 +506,7 @@ def test_every_option_is_shown_as_text() -> None:
     assert as_text(Requested(attr_timeout=2.5, entry_timeout=86_400.0, dir_attr_timeout=0.0)) == {
         "subpath": "none",
         "create": "false",
+        "owner": "none",
         "cache": "auto",
         "entry_timeout": "86400s",
         "attr_timeout": "2.5s",
@@ -523,8 +534,8 @@ def test_every_option_is_shown_as_text() -> None:
         "map_uid": "none",
         "map_gid": "none",
         "squash": "none",
-        "anon_uid": "65534",
-        "anon_gid": "65534",
+        "anon_uid": "65534, or with owner the source's owner",
+        "anon_gid": "65534, or with owner the source's group",
         "idmap": "false",
         "no_open": "false",
         "no_opendir": "false",

@@ -10,7 +10,7 @@ import pytest
 
 from passthrough.options.choices import SessionKind, Squash
 from passthrough.options.effective import Effective
-from passthrough.options.values import Range
+from passthrough.options.values import Owner, Range
 from passthrough.session.abi import Opcode
 from tests.support.fakes.kernel import CALLER, Connect, Kernel, attributes, entry, text
 from tests.support.tools import abi, wire
@@ -263,3 +263,37 @@ def test_squashed_callers_create_and_chown_as_the_anonymous_ids(
     assert setattr_(kernel, given, valid, uid=CALLER.uid, gid=CALLER.gid)[0] == 0
 
     assert owner(source / "name") == owner(source / "given") == expected
+
+
+@pytest.mark.parametrize("opcode", CREATING[:-1])
+def test_with_an_owner_each_reply_shows_it_and_the_host_has_that_of_the_source(
+    connect: Connect, source: Path, opcode: str
+) -> None:
+    os.chown(source, 70, 80)
+    shown = Owner(5, 6)
+    kernel = connect(effective(session=SessionKind.KERNEL, owner=shown, anon_uid=70, anon_gid=80))
+
+    reply = kernel.ask(Opcode[opcode], BODIES[opcode])
+
+    assert reply.error == 0
+    seen = entry(reply.body)
+    assert (seen["uid"], seen["gid"]) == shown
+    assert owner(source / "name") == (70, 80)
+
+
+@pytest.mark.parametrize(
+    ("uid", "expected"), [(70, 0), (71, errno.EPERM)], ids=["of the source's owner", "of another"]
+)
+@pytest.mark.parametrize("valid", [abi.FATTR_UID, abi.FATTR_GID, abi.FATTR_UID | abi.FATTR_GID])
+def test_with_an_owner_chown_changes_nothing(
+    connect: Connect, source: Path, valid: int, uid: int, expected: int
+) -> None:
+    made(source, "file", uid, 90)
+    kernel = connect(
+        effective(session=SessionKind.KERNEL, owner=Owner(5, 6), anon_uid=70, anon_gid=80)
+    )
+
+    error, _ = setattr_(kernel, kernel.lookup(b"file"), valid, uid=CALLER.uid, gid=CALLER.gid)
+
+    assert error == expected
+    assert owner(source / "file") == (uid, 90)

@@ -41,6 +41,8 @@ def refusal(host: HostUsers, given: Mapping[str, str]) -> str:
     [
         *(("uid", "alice", "1000"), ("gid", "alice", "1100"), ("gid", " staff ", "50")),
         *(("anon_uid", "_apt", "42"), ("Anon-GID", "staff", "50"), ("uid", "root", "0")),
+        *(("owner", "alice", "1000:1100"), ("owner", "alice:staff", "1000:50")),
+        *(("owner", "alice:7", "1000:7"), ("owner", "7:staff", "7:50"), ("owner", "7", "7")),
         *(("uid", "1000", "1000"), ("gid", "none", "none"), ("uid", "-1", "-1"), ("gid", "", "")),
     ],
 )
@@ -58,6 +60,8 @@ def test_a_name_becomes_the_number_that_the_host_has(
         ({"uid": "bob"}, "option 'uid': 'bob' is no user in the host's /etc/passwd"),
         ({"uid": "staff"}, "option 'uid': 'staff' is no user in the host's /etc/passwd"),
         ({"anon-gid": "bob"}, "option 'anon-gid': 'bob' is no group in the host's /etc/group"),
+        ({"owner": "bob"}, "option 'owner': 'bob' is no user in the host's /etc/passwd"),
+        ({"owner": "alice:bob"}, "option 'owner': 'bob' is no group in the host's /etc/group"),
         *(({"uid": name}, f"{name!r} is no user") for name in ("broken", "half", "wrong", "x")),
     ],
 )

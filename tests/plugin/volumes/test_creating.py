@@ -1,6 +1,7 @@
 """creating.py: names of users and new sources, as Create and later requests see them."""
 # ruff: noqa: ASYNC240 - calls on local directories, while no other task has work
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,52 @@ async def test_a_part_of_a_source_is_served_as_it_is_at_each_mount(tmp_path: Pat
     assert listed == [["one"], ["two"]]
     assert (status["source"], status["options"]["subpath"]) == (str(current), "current")
     assert "option 'subpath': 'current' leads out of the source" in refused.error
+
+
+@pytest.mark.logs("volume vol: cannot be mounted: option 'owner': .* because the source belongs ")
+async def test_the_owner_of_the_source_is_found_at_each_mount(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    opts = {"source": str(source), "owner": "7:8"}
+    shown: list[tuple[str, str]] = []
+    async with plugin(tmp_path) as dockerd:
+        as_root = await dockerd.call("Create", Name="vol", Opts=opts)
+        for uid in (1000, 1001):
+            os.chown(source, uid, uid)
+            await dockerd.do("Create", Name="vol", Opts=opts)
+            seen = Path((await dockerd.do("Mount", Name="vol", ID="1"))["Mountpoint"])
+            (seen / str(uid)).touch()
+            assert ((source / str(uid)).stat().st_uid, seen.stat().st_uid) == (uid, 7)
+            options = (await dockerd.volume("vol"))["Status"]["options"]
+            shown.append((options["owner"], options["anon_uid"]))
+            await dockerd.do("Unmount", Name="vol", ID="1")
+        options = (await dockerd.volume("vol"))["Status"]["options"]
+        shown.append((options["owner"], options["anon_uid"]))
+        os.chown(source, 0, 1001)
+        refused = await dockerd.call("Mount", Name="vol", ID="1")
+
+    assert shown[:2] == [("7:8", "1000"), ("7:8", "1001")]
+    assert shown[2] == ("7:8", "65534, or with owner the source's owner")
+    for answer in (as_root, refused):
+        assert "'7:8' would let any user of a container act as root" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("given", "owner"), [({}, (65534, 65534)), ({"uid": "5", "gid": "6"}, (5, 6))]
+)
+@pytest.mark.parametrize("has_source", [True, False])
+async def test_a_new_directory_with_an_owner_is_not_root_s(
+    tmp_path: Path, given: dict[str, str], owner: tuple[int, int], *, has_source: bool
+) -> None:
+    source = tmp_path / "source"
+    options = {"source": str(source), "create": ""} if has_source else {}
+    async with plugin(tmp_path) as dockerd:
+        await dockerd.do("Create", Name="vol", Opts={"owner": "7:8", **given, **options})
+        seen = Path((await dockerd.do("Mount", Name="vol", ID="1"))["Mountpoint"])
+        (seen / "file").touch()
+        os.chown(seen / "file", 33, 33)
+        made = (source if has_source else tmp_path / "data" / "volumes" / "vol") / "file"
+        found = (made.stat().st_uid, made.stat().st_gid), (seen / "file").stat().st_uid
+        await dockerd.do("Unmount", Name="vol", ID="1")
+
+    assert found == (owner, 7)
