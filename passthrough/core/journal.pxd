@@ -25,6 +25,7 @@ cdef extern from * nogil:
 
 cdef enum:
     LOG = 487  # the journal ends where a request begins: device.REQUEST_AT
+    MOST_CRASHES = 2
 
 
 # Journal.stage
@@ -69,6 +70,11 @@ cdef inline void begin_request(Journal *j, uint64_t unique) noexcept nogil:
     j.refused = 0
     j.removed_fd = 0
     store64(&j.unique, unique, RELEASE)
+
+
+cdef inline bint is_refused(const Journal *j) noexcept nogil:
+    """Return whether the request has crashed too many workers to be served again."""
+    return j.guilty >= MOST_CRASHES
 
 
 cdef inline void note_reply(Journal *j, uint32_t length) noexcept nogil:

@@ -2,7 +2,7 @@
 
 A complete reply is sent again: if the kernel has it already, it answers ENOENT. Everything else is
 served again, with the journal telling what calls may have been made. A request that has crashed two
-workers is not tried a third time: its caller gets EIO.
+workers is not tried a third time: its caller gets EIO. settle.pyx frees what it was to free.
 """
 
 from libc.stdint cimport uint32_t
@@ -10,13 +10,12 @@ from libc.stdio cimport snprintf
 
 from passthrough.core.abi cimport fuse_in_header
 from passthrough.core.device cimport REQUEST_AT, REQUEST_ROOM, reply_present
-from passthrough.core.journal cimport ANSWERED, CALLED, Journal
+from passthrough.core.journal cimport ANSWERED, CALLED, Journal, is_refused
 from passthrough.core.loop cimport OUT_HEADER, refuse, serve, serve_begun
 from passthrough.core.rare cimport report
 from passthrough.core.state cimport REPORT_REFUSED
 
 cdef enum:
-    MOST_CRASHES = 2
     DIGITS = 24
 
 
@@ -31,7 +30,7 @@ cdef uint32_t serve_again(Thread *t, Buffers *b) noexcept nogil:
     if j.stage == ANSWERED and OUT_HEADER <= j.reply_length <= OUT_HEADER + t.out_size:
         reply_present(b, j.reply_length)
         return j.reply_length
-    if j.guilty >= MOST_CRASHES:
+    if is_refused(j):
         _report(t)
         return refuse(t)
     t.again = j.stage == CALLED

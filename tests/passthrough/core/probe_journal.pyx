@@ -1,11 +1,14 @@
 """The journal of a request for tests."""
 
+import os
+
 from libc.stdint cimport int32_t
+from libc.string cimport memset
 
 from passthrough.core.backing cimport new_backing
 from passthrough.core.device cimport PAGE, PLACE_ROOM, PRESENT, REQUEST_AT
 from passthrough.core.face cimport Core
-from passthrough.core.journal cimport Journal, begin_call
+from passthrough.core.journal cimport Journal, begin_call, begin_request
 from passthrough.core.lost cimport close_ids
 
 SIZES = (sizeof(Journal), REQUEST_AT)
@@ -26,6 +29,16 @@ def memory(Core core not None):
 def call(Core core not None):
     """Note that the request makes a call."""
     begin_call(core._own.journal)
+
+
+def blame(Core core not None, long place, int guilty):
+    """Note that the request at a place of the memory has crashed so many workers at its begin."""
+    cdef Journal noted
+    cdef int fd = core._crew.memory_fd
+    memset(&noted, 0, sizeof(noted))
+    begin_request(&noted, int.from_bytes(os.pread(fd, 8, place + REQUEST_AT + 8), "little"))
+    noted.guilty = guilty
+    os.pwrite(fd, (<char *>&noted)[:sizeof(Journal)], place)
 
 
 def lose_backing(Core core not None):

@@ -99,15 +99,18 @@ cdef class Probe:
         take_back(self.t, self.j, nodeid, &gone)
         return (gone.fd, gone.mount_fd) if gone.gone else None
 
-    def begin(self, unique):
+    def begin(self, unique, guilty=0):
         begin_request(self.j, unique)
+        self.j.guilty = guilty
 
-    def settle(self, opcode):
+    def settle(self, opcode, nodeid=0, bytes body=b""):
         """Find out what has been done for the request, and take it back; return what is noted."""
-        cdef fuse_in_header h
-        h.opcode = opcode
-        settle(self.t, self.j, &h)
-        undo(self.t, self.j, &h)
+        cdef bytearray request = bytearray(sizeof(fuse_in_header)) + body
+        cdef fuse_in_header *h = <fuse_in_header *><char *>request
+        h.len = <uint32_t>len(request)
+        h.opcode, h.nodeid = opcode, nodeid
+        settle(self.t, self.j, h)
+        undo(self.t, self.j, h)
         drop_unopened(self.t)
         return dict(self.j[0])
 

@@ -10,6 +10,7 @@ import pytest
 from passthrough.session.abi import Opcode
 from tests.passthrough.core.probe_journal import SIZES
 from tests.passthrough.core.probe_tables import Probe
+from tests.support.tools import wire
 from tests.support.tools.core_tables import DIRECTORIES, ROOT, check, named, state
 from tests.support.tools.stepping import step_through
 
@@ -46,14 +47,14 @@ class Tables:
         os.pwrite(self.probe.fd, tables, 0)
         os.pwrite(self.notes, notes, 0)
 
-    def succeed(self, opcode: int) -> dict[str, Any]:
+    def succeed(self, opcode: int, nodeid: int = 0, body: bytes = b"") -> dict[str, Any]:
         """Take over; return the journal."""
-        noted = self.settle(opcode)
+        noted = self.settle(opcode, nodeid, body)
         check(self.probe)
         return noted
 
-    def settle(self, opcode: int) -> dict[str, Any]:
-        noted = self.probe.settle(opcode)
+    def settle(self, opcode: int, nodeid: int = 0, body: bytes = b"") -> dict[str, Any]:
+        noted = self.probe.settle(opcode, nodeid, body)
         self.probe.recover()
         return noted
 
@@ -169,6 +170,93 @@ def test_a_forget_of_many_goes_on_where_it_was() -> None:
         successor.set(*memory)
         forget_from(successor.probe, successor.succeed(Opcode.BATCH_FORGET)["settled"])
         assert state(successor.probe) == state(expected.probe)
+
+
+def test_a_refused_release_frees_its_file() -> None:
+    tables, expected = Tables(), Tables()
+    expected.probe.release(1)
+    tables.probe.begin(UNIQUE, guilty=2)
+    body = wire.RELEASE_IN.pack(1, 0, 0, 0)
+    target = nodeid(tables.probe, OPENED)
+
+    for work in (
+        functools.partial(tables.probe.release, 1),
+        functools.partial(tables.settle, Opcode.RELEASE, target, body),
+    ):
+        successor = Tables()
+        for memory in step_through([tables.probe.fd, tables.notes], work):
+            successor.set(*memory)
+            noted = successor.succeed(Opcode.RELEASE, target, body)
+            assert state(successor.probe) == state(expected.probe)
+            assert noted["backing"] == BACKING
+
+
+def test_a_refused_release_frees_its_directory() -> None:
+    tables, expected = Tables(), Tables()
+    fh, _ = tables.probe.open(ROOT, 22, table=DIRECTORIES)
+    tables.probe.begin(UNIQUE, guilty=2)
+
+    tables.succeed(Opcode.RELEASEDIR, ROOT, wire.RELEASE_IN.pack(fh, 0, 0, 0))
+
+    assert state(tables.probe) == state(expected.probe)
+
+
+def test_a_refused_release_leaves_a_file_of_which_the_kernel_knows_nothing() -> None:
+    tables = Tables()
+    known = nodeid(tables.probe, OPENED)
+    fh, _ = tables.probe.open(known, 25, kind=UNOPENED)
+    tables.probe.note(known, fh)
+    tables.probe.begin(UNIQUE, guilty=2)
+
+    tables.succeed(Opcode.RELEASE, known, wire.RELEASE_IN.pack(fh, 0, 0, 0))
+
+    assert tables.probe.opened(fh) is not None
+
+
+def test_a_refused_forget_gives_its_lookups_back() -> None:
+    tables, expected = Tables(), Tables()
+    target = nodeid(tables.probe, TWICE)
+    expected.probe.forget(target, 2)
+    tables.probe.begin(UNIQUE, guilty=2)
+
+    tables.succeed(Opcode.FORGET, target, wire.FORGET_IN.pack(2))
+
+    assert state(tables.probe) == state(expected.probe)
+
+
+def test_a_refused_forget_of_many_gives_all_lookups_back_once() -> None:
+    tables, expected = Tables(), Tables()
+    targets = [nodeid(tables.probe, ino) for ino in (TWICE, HANDLE, OPENED, TWICE)]
+    body = wire.BATCH_FORGET_IN.pack(len(targets))
+    body += b"".join(wire.FORGET_ONE.pack(target, 1) for target in targets)
+    tables.probe.begin(UNIQUE, guilty=2)
+    for target in targets:
+        expected.probe.forget(target)
+
+    def forget(count: int) -> None:
+        for target in targets[:count]:
+            tables.probe.forget(target)
+
+    for work in (
+        functools.partial(forget, len(targets) - 1),
+        functools.partial(tables.settle, Opcode.BATCH_FORGET, 0, body),
+    ):
+        successor = Tables()
+        for memory in step_through([tables.probe.fd, tables.notes], work):
+            successor.set(*memory)
+            successor.succeed(Opcode.BATCH_FORGET, 0, body)
+            assert state(successor.probe) == state(expected.probe)
+
+
+def test_a_refused_forget_that_is_too_short_gives_nothing_back() -> None:
+    tables = Tables()
+    before = state(tables.probe)
+    row = wire.FORGET_ONE.pack(nodeid(tables.probe, TWICE), 1)
+    tables.probe.begin(UNIQUE, guilty=2)
+
+    tables.succeed(Opcode.BATCH_FORGET, 0, wire.BATCH_FORGET_IN.pack(2) + row)
+
+    assert state(tables.probe) == before
 
 
 def test_the_id_of_a_released_file_is_noted() -> None:
