@@ -57,9 +57,27 @@ class RequestTimeout(PluginError):
 
 
 class RequestTooLarge(PluginError):
-    """The body of the request is longer than BODY_LIMIT_BYTES of `plugin.api.server`."""
+    """The body of the request is longer than BODY_LIMIT_BYTES of `plugin.api.connection`."""
 
     status = 413
+
+
+class HeadTooLarge(PluginError):
+    """The head of the request is longer than 16 KiB."""
+
+    status = 431
+
+
+class NoSuchPath(PluginError):
+    """The socket has no such path."""
+
+    status = 404
+
+
+class NoSuchMethod(PluginError):
+    """The path has other methods."""
+
+    status = 405
 
 
 class InvalidOption(PluginError):

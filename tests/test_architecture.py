@@ -54,12 +54,11 @@ DOORS = {
         "benchmarks/requests.py",
     },
     "docker": {"plugin/install/engine.py"},
-    "hypercorn": {"plugin/api/server.py"},
-    "starlette": {"plugin/api/server.py"},
+    "h11": {"plugin/api/connection.py"},
     "trio": {
         f"plugin/{name}.py"
         for name in (
-            *("app", "api/server", "volumes/driver", "volumes/source_check"),
+            *("app", "api/connection", "api/server", "volumes/driver", "volumes/source_check"),
             *("volumes/check", "volumes/creating"),
             *("volumes/volume_locks", "mounting/keeper", "mounting/detaching"),
             *("mounting/succession", "mounting/mount_spec", "mounting/mount"),

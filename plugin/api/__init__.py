@@ -2,7 +2,8 @@
 
 The modules, from the top down:
 
-    server          HTTP; the one place where a PluginError becomes a reply
+    server          paths, and the one place where a PluginError becomes a reply
+    connection      HTTP on one connection
     answers         the table from path to answer, of the control socket
     verbs           the table from path to verb
     listening       the sockets

@@ -28,4 +28,4 @@ ANSWERS: Mapping[tuple[str, str], Answer] = {
     ("DELETE", "/volumes/{name}"): lambda answers, request: answers.driver.remove(request),
     ("GET", "/check"): lambda answers, _: answers.check.all(),
 }
-"""The paths are those of Starlette. The name of a volume in a path is URL-quoted."""
+"""`{name}` stands for the URL-quoted name of a volume."""

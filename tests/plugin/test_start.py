@@ -28,12 +28,11 @@ STARTS = 5
 DEADLINE_S = 60
 
 LIBRARIES = {
-    *("anyio", "attr", "attrs", "h11", "h2", "hpack", "hypercorn", "hyperframe", "idna", "msgspec"),
-    *("outcome", "priority", "sniffio", "sortedcontainers", "starlette", "trio"),
-    *("typing_extensions", "wsproto"),
+    *("attr", "attrs", "h11", "idna", "msgspec", "outcome", "sniffio", "sortedcontainers", "trio"),
+    "typing_extensions",  # msgspec loads it if another package has installed it
 }
 # Modules that take long to load, and that no request needs.
-NEEDLESS = {"plugin.__main__", "plugin.install"}
+NEEDLESS = {"asyncio", "http.client", "plugin.__main__", "plugin.commands", "plugin.install"}
 
 
 @contextmanager
@@ -83,7 +82,7 @@ def test_the_plugin_loads_only_what_it_serves_with(tmp_path: Path) -> None:
     loaded = (tmp_path / "log").read_text().splitlines()[-1].split()
     packages = {name.partition(".")[0] for name in loaded if not name.startswith("_")}
     own = {"plugin", "passthrough"}
-    assert packages - sys.stdlib_module_names - own == LIBRARIES
+    assert packages - sys.stdlib_module_names - own <= LIBRARIES
     assert NEEDLESS & {*loaded} == set()
 
 

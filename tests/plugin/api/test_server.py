@@ -1,6 +1,7 @@
 """server.py: every request, also a malformed one, is answered, and the process goes on."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from plugin.api import server
+from plugin.api import connection as http, server
 from plugin.api.server import serve
 from plugin.api.verbs import VERBS
 from plugin.app import composed
@@ -131,13 +132,13 @@ async def test_times_have_a_zone(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    name = b"x" * server.BODY_LIMIT_BYTES
+    name = b"x" * http.BODY_LIMIT_BYTES
     answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": "%s"}' % name)
     assert (answer.status, answer.error) == (413, "the body is longer than 1048576 bytes")
 
 
 async def test_the_connection_is_closed_under_an_endless_body(tmp_path: Path) -> None:
-    """No queue is full before the limit is reached, so hypercorn does not wait for ever."""
+    """The client sends more than the limit, and reads nothing."""
     async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
         await connection.stream.send_all(
             b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -215,6 +216,68 @@ async def test_malformed_http_is_refused(tmp_path: Path, sent: bytes, status: by
             await connection.stream.send_all(sent)
             assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 " + status)
         assert await works(dockerd)
+
+
+async def test_requests_may_follow_each_other_without_a_wait(tmp_path: Path) -> None:
+    """Also behind a Mount, while which the plugin watches the connection."""
+    body = b'{"Name": "vol", "ID": "a"}'
+    mount = b"POST /VolumeDriver.Mount HTTP/1.1\r\nHost: x\r\nContent-Length: 26\r\n\r\n%b" % body
+    unmount = mount.replace(b"Mount", b"Unmount").replace(b"x\r\n", b"x\r\nConnection: close\r\n")
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        await dockerd.do("Create", Name="vol")
+        await connection.stream.send_all(mount + unmount)
+        answers = b"".join([data async for data in connection.stream])
+        assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200"]
+        assert (await dockerd.volume("vol"))["Status"]["references"] == 0
+
+
+async def test_a_client_may_wait_with_its_body(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        await connection.stream.send_all(
+            b"POST /VolumeDriver.List HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+        await connection.stream.send_all(b"{}")
+        assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_answer_to_head_has_no_body(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        answer = await connection.request("/VolumeDriver.List", method="HEAD")
+        assert (answer.status, answer.body) == (405, b"")
+        assert (await connection.request("/VolumeDriver.List")).status == 200
+
+
+@pytest.mark.logs("^plugin.api.server: a connection has failed$")
+async def test_a_bug_in_one_connection_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: http.Connection) -> None:
+        raise ZeroDivisionError
+
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as other:
+        await other.request("/VolumeDriver.List")
+        await trio.testing.wait_all_tasks_blocked()  # until the plugin waits for the next one
+        with monkeypatch.context() as patch:
+            patch.setattr(http.Connection, "can_go_on", fail)
+            async with dockerd.connection() as connection:
+                await connection.request("/VolumeDriver.List")
+                assert await connection.stream.receive_some() == b""
+        assert (await other.request("/VolumeDriver.List")).status == 200
+
+
+async def test_the_end_does_not_wait_for_idle_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for those that have sent nothing, nor for those between two requests."""
+    monkeypatch.setattr(server, "DRAIN_S", math.inf)
+    async with AsyncExitStack() as clients:
+        async with plugin(tmp_path, SERVE) as dockerd:
+            await clients.enter_async_context(dockerd.connection())
+            idle = await clients.enter_async_context(dockerd.connection())
+            assert (await idle.request("/VolumeDriver.List")).status == 200
+        assert await idle.stream.receive_some() == b""
 
 
 async def test_one_connection_serves_many_requests(

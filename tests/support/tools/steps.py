@@ -30,7 +30,7 @@ from passthrough.options.sessions import automatic
 from passthrough.worker import forkserver, process, sandbox
 from plugin import app
 from plugin.admin.settings import Settings
-from plugin.api.server import StreamedReply
+from plugin.api.connection import Connection
 from plugin.mounting import worker
 from plugin.mounting.fd_store import FIRST_FD, FdStore
 from plugin.mounting.mount import Mount
@@ -75,7 +75,7 @@ STEPS = {
     "store descriptors": Step(socket, "send_fds"),
     "notify the service manager": Step(FdStore, "_send"),
     "listen": Step(socket.socket, "bind"),
-    "answer": Step(StreamedReply, "__call__"),
+    "answer": Step(Connection, "reply"),
 }
 
 

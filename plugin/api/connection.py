@@ -1,0 +1,129 @@
+"""HTTP/1.1 on one connection: h11 knows the protocol, this module sends and receives the bytes."""
+
+import socket
+from collections.abc import Sequence
+
+import h11
+import trio
+
+from plugin.errors import BadRequest, HeadTooLarge, RequestTimeout, RequestTooLarge
+from plugin.protocol import CONTENT_TYPE
+
+# A request with hundreds of options stays far below this limit.
+BODY_LIMIT_BYTES = 1 << 20
+# dockerd sends a request in one piece; the deadline is for a client that stops in the middle.
+BODY_DEADLINE_S = 30.0
+# Received at once.
+_RECEIVE_BYTES = 1 << 16
+# Status of an error of h11: the head of the request is longer than 16 KiB.
+_HEAD_TOO_LARGE = 431
+
+
+class HungUp(Exception):  # noqa: N818 - no error: each client does so
+    """The client has closed the connection, and waits for no reply."""
+
+
+class Connection:
+    """The connection of one client: requests one after the other, each with its reply."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        """*stream* is borrowed."""
+        self._stream = stream
+        self._http = h11.Connection(h11.SERVER)
+        self.is_silent = True
+        """Whether the client has not sent a byte."""
+        self.method = ""
+        """The method of the present request."""
+        self.path = ""
+        """The path of the present request without a query, URL-quoted."""
+
+    async def head(self) -> None:
+        """Wait for the head of the next request.
+
+        Raises:
+            BadRequest: it is malformed.
+            HeadTooLarge: it is longer than 16 KiB.
+            HungUp: the client has closed the connection.
+        """
+        self.method = self.path = ""
+        request = await self._next_event()
+        assert isinstance(request, h11.Request)  # noqa: S101 - the first event of a cycle
+        self.method = request.method.decode()
+        self.path = request.target.partition(b"?")[0].decode()
+
+    async def body(self) -> bytes:
+        """Return the body of the present request.
+
+        Raises:
+            BadRequest: it is malformed.
+            RequestTooLarge: it is longer than BODY_LIMIT_BYTES.
+            RequestTimeout: it has not ended after BODY_DEADLINE_S.
+            HungUp: the client has closed the connection.
+        """
+        body = bytearray()
+        try:
+            with trio.fail_after(BODY_DEADLINE_S):
+                while isinstance(event := await self._next_event(), h11.Data):
+                    body += event.data
+                    if len(body) > BODY_LIMIT_BYTES:
+                        raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+        except trio.TooSlowError as error:
+            raise RequestTimeout(f"the body has not ended within {BODY_DEADLINE_S:g} s") from error
+        return bytes(body)
+
+    async def reply(self, status: int, pieces: Sequence[bytes]) -> None:
+        """Send a reply; between two *pieces* of its body the server answers other requests.
+
+        Raises:
+            HungUp: the client has closed the connection.
+        """
+        headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(sum(map(len, pieces))))]
+        if self._http.their_state is not h11.DONE:  # an unread rest of the request follows
+            headers.append(("Connection", "close"))
+        await self._send(h11.Response(status_code=status, headers=headers))
+        for piece in pieces if self.method != "HEAD" else []:
+            await self._send(h11.Data(data=piece))
+        await self._send(h11.EndOfMessage())
+
+    def can_go_on(self) -> bool:
+        """Return whether another request may follow, and prepare for it."""
+        if (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    async def wait_for_hangup(self) -> None:
+        """Wait until the client closes the connection; without end if it sends another request."""
+        try:
+            sent = await self._stream.socket.recv(1, socket.MSG_PEEK)
+        except OSError:  # it has closed the connection with unread data
+            return
+        if sent:
+            await trio.sleep_forever()
+
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                if self._http.they_are_waiting_for_100_continue:
+                    await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                self._http.receive_data(await self._receive())
+        except h11.RemoteProtocolError as error:
+            kind = HeadTooLarge if error.error_status_hint == _HEAD_TOO_LARGE else BadRequest
+            raise kind(f"the request is not accepted: {error}") from error
+        return event
+
+    async def _receive(self) -> bytes:
+        try:
+            received = await self._stream.receive_some(_RECEIVE_BYTES)
+        except trio.BrokenResourceError as error:
+            raise HungUp from error
+        if not received:
+            raise HungUp
+        self.is_silent = False
+        return bytes(received)
+
+    async def _send(self, event: h11.Event) -> None:
+        try:
+            await self._stream.send_all(self._http.send(event) or b"")
+        except trio.BrokenResourceError as error:
+            raise HungUp from error
