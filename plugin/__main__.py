@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -21,12 +22,31 @@ DATA_DIR = SETTINGS["data_dir"].default
 
 app = typer.Typer(
     name="passfs",
-    help="Docker volumes that pass a host directory through FUSE.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would read the defaults in brackets as markup
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"passfs {metadata.version('passfs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _general(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Docker volumes that pass a host directory through FUSE."""
+    del version
 
 
 class Display:

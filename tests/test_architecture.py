@@ -128,7 +128,7 @@ AT_IMPORT = {
     *("ctypes.byref", "ctypes.c_long", "ctypes.c_size_t", "ctypes.sizeof"),
     *("ctypes.CDLL", "ctypes.PyDLL", "logging.getLogger", "logging.getLevelName"),
     *("contextlib.nullcontext", "FIXED.items", "int"),
-    *("typer.Typer", "typer.Option", "typer.Argument", "app.command", "Console"),
+    *("typer.Typer", "typer.Option", "typer.Argument", "app.callback", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables
 }

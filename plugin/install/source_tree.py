@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tarfile
+import tomllib
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ BUNDLE = "ca-bundle.crt"
 
 
 def read_manifest(tree: Path) -> dict[str, Any]:
-    """Return the config.json of *tree*.
+    """Return the config.json of *tree*, with the version in the description.
 
     Raises:
         InstallationError: *tree* is not a source tree of this project.
@@ -34,7 +35,14 @@ def read_manifest(tree: Path) -> dict[str, Any]:
             "makes one), or name the checkout with --tree."
         )
     manifest: dict[str, Any] = json.loads((tree / "config.json").read_text(encoding="utf-8"))
+    manifest["description"] = f"passfs {version(tree)}: {manifest['description']}"
     return manifest
+
+
+def version(tree: Path) -> str:
+    """Return the version of *tree*; pyproject.toml has the only copy."""
+    project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["version"])
 
 
 def base_images(tree: Path) -> list[str]:

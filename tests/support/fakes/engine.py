@@ -135,6 +135,7 @@ class FakeEngine:
             "Name": f"{name}:latest",
             "Enabled": False,
             "Config": {
+                "Description": config["description"],
                 "Env": [{"Name": e["name"], "Value": e["value"]} for e in config["env"]],
                 "Mounts": [{"Name": m["name"], "Source": m["source"]} for m in config["mounts"]],
             },
@@ -234,7 +235,8 @@ def small_tree(directory: Path) -> Path:
             (directory / name / "__pycache__" / "module.pyc").write_text("compiled")
         else:
             (directory / name).write_text(f"{name}\n")
-    (directory / "Dockerfile").write_bytes((TREE / "Dockerfile").read_bytes())
+    for name in ("Dockerfile", "pyproject.toml"):
+        (directory / name).write_bytes((TREE / name).read_bytes())
     manifest = json.loads((TREE / "config.json").read_text())
     (data,) = (mount for mount in manifest["mounts"] if mount["name"] == "data")
     data["source"] = str(directory.parent / "default")  # not that of the machine
