@@ -1,6 +1,8 @@
 """The tables, links and paths of the documents agree with the code."""
 
+import ast
 import re
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -23,6 +25,11 @@ WORDS_OF_THE_CODE = {
     for path in (ROOT / package).rglob("*.py")
     for word in re.findall(r"\w+", path.read_text())
 }
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+LINES = "## Lines of the log"
+LOGGED = {f"log.{level}" for level in ("warning", "error", "exception", "critical")}
+# A line with words of its own.
+WORDS = re.compile(r"\b(?!volume\b)[a-z]{3}")
 COMMAND = "run `python -m tests.support.tools.option_tables`"
 
 
@@ -130,3 +137,22 @@ def test_each_test_that_a_table_names_is_there(document: Path) -> None:
         for file, name in named
         if not any(f"def {name}(" in path.read_text() for path in (ROOT / "tests").rglob(file))
     ] == []
+
+
+def test_each_warning_of_the_code_is_explained() -> None:
+    """docs/operations.md has a row for each line at WARNING or above, with … for each value.
+
+    A line of values alone, such as a note, has no row.
+    """
+    rows = re.findall(r"^\| (`+)(.+?)\1 \|", OPERATIONS.partition(LINES)[2], re.MULTILINE)
+
+    assert {line for _, line in rows} == {line for line in warnings() if WORDS.search(line)}
+
+
+def warnings() -> Iterator[str]:
+    """Yield the text of each line that the code logs at WARNING or above."""
+    for package in ("plugin", "passthrough"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGGED:
+                    yield re.sub(r"(%[.\d]*[a-z])+", "…", ast.literal_eval(node.args[0]))
