@@ -7,19 +7,22 @@ pid namespace has its id there as the last number of NSpid.
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from passthrough.linux import mountinfo
-from passthrough.linux.mountinfo import FSTYPE
+from passthrough.linux.mountinfo import FSTYPE, MountEntry
 
 PROC: Final = Path("/proc")
 _START_TIME: Final = 19  # the field starttime of proc_pid_stat(5), counted after the name
 _CONTAINER_ID_LENGTH: Final = 64
+
+Place: TypeAlias = tuple[int, bytes]
+"""A device and a path in it."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +41,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """A mount namespace other than the host's and the plugin's that has the volume mounted."""
+    """A mount namespace other than the host's and the plugin's that keeps the volume mounted."""
 
     pid: int
     """Its process with the lowest id."""
@@ -81,39 +84,59 @@ def described(role: str, pid: int, pid_in_plugin: int) -> Process:
 
 
 def users(plugin_pid: int, device: str) -> list[User]:
-    """Return the mount namespaces that have the file system *device* (MAJOR:MINOR) mounted.
+    """Return the mount namespaces that keep the file system *device* (MAJOR:MINOR) mounted.
 
-    The namespaces of this process and of the plugin are left out, and copies of their mounts.
+    The namespaces of this process and of the plugin are left out. So are copies of their mounts
+    that the kernel unmounts together with these, such as those below a bind mount of the host's
+    root that follows the host, mount_namespaces(7).
     """
-    seen: set[str] = set()
-    ours: set[bytes] = set()
+    seen, places = {""}, set[Place]()
     for pid in (os.getpid(), plugin_pid):
         seen.add(_link(pid, "mnt"))
-        ours.update(entry.target for entry in _mounts(pid, device))
+        places.update(place for _, place in _mounts(pid, device))
     found = []
     for pid in _pids():
         namespace = _link(pid, "mnt")
-        if namespace and namespace not in seen:
+        if namespace not in seen:
             seen.add(namespace)
-            targets = [each.target for each in _mounts(pid, device) if each.target not in ours]
-            found += [_user(pid, os.fsdecode(target)) for target in targets]
+            mounts = [
+                (place in places, entry.target)
+                for entry, place in _mounts(pid, device)
+                if not (entry.follows and place in places)
+            ]
+            if mounts:
+                found.append(_user(pid, os.fsdecode(min(mounts)[1])))
     return found
 
 
 def _user(pid: int, target: str) -> User:
     command = _read(pid, "comm").strip()
     words = _read(pid, "cgroup").replace("-", "/").replace(".", "/").split("/")
-    ids = [word for word in words if len(word.strip()) == _CONTAINER_ID_LENGTH]
+    ids = [word.strip() for word in words if len(word.strip()) == _CONTAINER_ID_LENGTH]
     return User(pid=pid, command=command, container=ids[-1][:12] if ids else "", target=target)
 
 
-def _mounts(pid: int, device: str) -> Iterator[mountinfo.MountEntry]:
+def _mounts(pid: int, device: str) -> list[tuple[MountEntry, Place]]:
+    """Return the mounts of the passfs *device* that the process sees, with their places."""
     major, _, minor = device.partition(":")
     number = os.makedev(int(major), int(minor))
-    with suppress(OSError):  # the process has ended
-        for entry in mountinfo.read(f"{PROC}/{pid}/mountinfo"):
-            if entry.fstype == FSTYPE and entry.device == number:
-                yield entry
+    try:
+        entries = {each.mount_id: each for each in mountinfo.read(f"{PROC}/{pid}/mountinfo")}
+    except OSError:  # the process has ended
+        return []
+    return [
+        (entry, _place(entry, entries.get(entry.parent_id)))
+        for entry in entries.values()
+        if entry.fstype == FSTYPE and entry.device == number
+    ]
+
+
+def _place(entry: MountEntry, parent: MountEntry | None) -> Place:
+    """Return the place of a mount point in the file system of the mount *parent*."""
+    if parent is None:  # outside of the process's root
+        return 0, entry.target
+    inner = os.path.relpath(entry.target, parent.target)
+    return parent.device, os.path.normpath(os.path.join(parent.root, inner))
 
 
 def _pids() -> list[int]:

@@ -37,7 +37,7 @@ def test_status_has_processes_of_the_host_and_the_container(driver: Driver) -> N
 
 def test_status_without_a_volume_has_the_process_of_the_plugin(driver: Driver) -> None:
     pid = asked(driver, "status")["process"]["pid"]
-    assert b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_check_agrees_while_a_container_runs(driver: Driver) -> None:
