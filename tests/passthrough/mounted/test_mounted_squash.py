@@ -616,6 +616,19 @@ def test_no_caller_opens_a_device_node(by: Mapping[str, str], squash: str) -> No
         assert "dev is false: with squash or owner the host must check each open" in served.logged()
 
 
+def test_a_fifo_opens_for_each_caller_that_reaches_it(by: Mapping[str, str]) -> None:
+    with volume({**by, "squash": "all"}) as served:
+        (served.source / "private").mkdir(mode=0o700)
+        for fifo in ("fifo", "private/fifo"):
+            os.mkfifo(served.source / fifo, 0o600)
+
+        def use(fifo: str) -> None:
+            os.close(os.open(served.mountpoint / fifo, os.O_RDWR))
+
+        assert attempt(USER, partial(use, "fifo")) == "allowed"
+        assert attempt(USER, partial(use, "private/fifo")) == "EACCES"
+
+
 def test_callers_at_once_do_not_mix(by: Mapping[str, str]) -> None:
     """Each thread of the worker acts as one caller after the other."""
     member = Caller("member", USER.uid, 0)
