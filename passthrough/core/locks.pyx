@@ -10,6 +10,8 @@ A file that was opened to be read before gives its locks up when its last descri
 
 The kernel's pages of a file may be older than a lock. If others may have changed the file, the
 kernel drops its pages before the caller hears of the lock: SQLite on two volumes depends on that.
+A process of its own waits for the drop (notify.pyx). If there is none to be had, the lock is given
+back, and the caller gets ENOLCK.
 A worker may die between lock and drop. So the kernel drops its pages also for each request that is
 served again.
 """
@@ -316,10 +318,11 @@ cdef int _taken(
     if passes(t, h.nodeid):
         return data_changed(t.volume, h.nodeid)
     about_to_block(t)
-    if not may_wait(t):
+    result = drop_pages(t.volume, h.nodeid) if may_wait(t) else -EAGAIN
+    if result == -EAGAIN:
         _give_lock_back(t, h, asked)
         return -ENOLCK
-    return drop_pages(t.volume, h.nodeid)
+    return result
 
 
 cdef void _give_lock_back(

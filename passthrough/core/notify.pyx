@@ -5,7 +5,8 @@ thread may call `drop_pages` only if another thread serves meanwhile. No signal 
 even SIGKILL, and a killed worker has not ended while one of its threads waits. Then the requests
 would never be answered, because the next worker comes after the end of the one before. So a process
 of its own waits. It shares the worker's private memory and descriptors, as a child of vfork(2)
-does, makes one call, and ends. It touches no table, so it may outlive the worker.
+does, makes one call, and ends. It touches no table, so it may outlive the worker. If there is no
+process to be had, the pages stay.
 
 The other notifications wait for no request, and take no lock of the kernel that a request holds.
 
@@ -24,7 +25,7 @@ from passthrough.core.abi cimport (
     fuse_notify_retrieve_out,
     fuse_out_header,
 )
-from passthrough.core.libc cimport EINTR, ENODEV, errno, iovec, pid_t, writev
+from passthrough.core.libc cimport EAGAIN, EINTR, ENODEV, errno, iovec, pid_t, writev
 
 cdef extern from "<sched.h>" nogil:
     enum:
@@ -61,7 +62,10 @@ cdef int data_changed(Volume *v, uint64_t nodeid) noexcept nogil:
 
 
 cdef int drop_pages(Volume *v, uint64_t nodeid) noexcept nogil:
-    """Do as `data_changed`, for pages that requests are under way for."""
+    """Do as `data_changed`, for pages that requests are under way for.
+
+    -EAGAIN: there is no process to be had, as with a limit of a cgroup, or it was killed.
+    """
     cdef char stack[STACK_SIZE]
     cdef Drop drop = Drop(volume=v, nodeid=nodeid, is_done=False)
     cdef void *top = <void *>(<uint64_t>(stack + STACK_SIZE) & ~<uint64_t>15)
@@ -69,8 +73,7 @@ cdef int drop_pages(Volume *v, uint64_t nodeid) noexcept nogil:
     cdef int pid = clone(_drop_pages, top, CLONE_VM | CLONE_VFORK | CLONE_FILES, &drop)
     while pid > 0 and waitpid(pid, NULL, __WALL) < 0 and errno == EINTR:
         pass
-    # There may be no process to be had, as with a limit of a cgroup, or it was killed.
-    return drop.result if drop.is_done else data_changed(v, nodeid)
+    return drop.result if drop.is_done else -EAGAIN
 
 
 cdef int _drop_pages(void *argument) noexcept nogil:

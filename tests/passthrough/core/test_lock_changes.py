@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.passthrough.core.probe_locks import STATES
+from tests.support.tools.callers import ROOT
 from tests.support.tools.core_locks import READ, UNLOCK, WRITE, Served, User
+from tests.support.tools.pids import threads_limited
 
 ALICE = 1
 
@@ -135,6 +137,25 @@ def test_a_lock_is_given_back_if_no_thread_can_serve_the_pages(
     assert bob.flock(WRITE) == "locked"
     assert served.told() == 1
     assert served.asked() == (1, 0)
+
+
+def test_a_lock_is_given_back_if_no_process_can_wait_for_the_pages(source: Path) -> None:
+    """The thread itself must not wait: the wait would outlast the death of the worker."""
+    (source / "file").touch()
+
+    def run() -> None:
+        volume = Served(source / "file")
+        user = User(volume, ALICE)
+        with threads_limited(os.getpid(), 0):
+            user.denied(WRITE, 0, 9, why="ENOLCK")
+            assert user.flock(WRITE) == "ENOLCK"
+        assert volume.told() == 0
+        assert user.held() == []
+        user.lock(WRITE)
+        assert volume.told() == 1
+        volume.end()
+
+    ROOT.run(run)
 
 
 # Other threads that are about to unlock

@@ -225,8 +225,8 @@ def test_the_last_thread_waits_for_no_lock(base: Path, transport: str, *, whole:
         assert served.logged().count("cannot start more than") == 1
 
 
-def test_a_lock_shows_the_host_s_data_if_no_process_can_be_made(base: Path) -> None:
-    """The pages that the kernel drops are those of a mapping, which ask for no attributes."""
+def test_a_lock_is_refused_if_no_process_can_drop_the_pages(base: Path) -> None:
+    """The pages are those of a mapping, which ask for no attributes."""
     with volume(base, passthrough="off", cache="auto") as served:
         path = served.mountpoint / "file"
         path.write_bytes(b"old")
@@ -234,8 +234,10 @@ def test_a_lock_shows_the_host_s_data_if_no_process_can_be_made(base: Path) -> N
             assert pages[:] == b"old"
             with threads_limited(served.worker_pid, 0):
                 (served.source / "file").write_bytes(b"new")
-                fcntl.lockf(file, fcntl.LOCK_EX)
-                assert pages[:] == b"new"
+                with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            assert pages[:] == b"new"
 
 
 def wait_for_first(waiters: Sequence[Call[str]]) -> None:
