@@ -9,10 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from passthrough.options.sessions import LACKING
+from passthrough.options.sessions import FIRST_IDMAP, FIRST_KERNEL_SESSION, LACKING, Release
 from passthrough.options.table import OPTIONS, Requested
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS
-from tests.support.tools import faults, lacks, option_tables
+from passthrough.session import abi
+from passthrough.worker.seccomp import MACHINES
+from tests.support.tools import faults, features, lacks, option_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -156,3 +158,29 @@ def warnings() -> Iterator[str]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGGED:
                     yield re.sub(r"(%[.\d]*[a-z])+", "…", ast.literal_eval(node.args[0]))
+
+
+def test_the_documented_features_of_init_are_those_of_the_code() -> None:
+    """The command `python -m tests.support.tools.features` updates the table."""
+    assert features.TABLE.present() == features.table()
+
+
+def test_the_releases_of_linux_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    rows = re.findall(r"^\| (\d+)\.(\d+) \| (?:7\.(\d+))? ?\| (.+?) \|", text, re.MULTILINE)
+    found: dict[str, tuple[Release, str]] = {
+        feature: ((int(major), int(minor)), protocol) for major, minor, protocol, feature in rows
+    }
+
+    assert found["`session=kernel`"] == (FIRST_KERNEL_SESSION, str(abi.LEAST_MINOR))
+    assert found["`idmap=true`"] == (FIRST_IDMAP, "")
+    (newest,) = [value for value in found.values() if value[1] == str(abi.MINOR)]
+    assert newest[0] == abi.MINOR_SINCE
+
+
+def test_the_machines_of_the_sandbox_are_documented() -> None:
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    names = re.search(r"^\| (.+) or (\w+) \| the sandbox \|", text, re.MULTILINE)
+
+    assert names is not None
+    assert {*names[1].split(", "), names[2]} == set(MACHINES)
