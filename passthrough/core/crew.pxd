@@ -118,6 +118,7 @@ cdef int in_flight(const Crew *c) noexcept nogil
 cdef bint add_thread(Crew *c, bint stays) noexcept nogil
 cdef int adopt_places(Crew *c) noexcept nogil
 cdef int resume(Crew *c) noexcept nogil
+cdef int start_thread(Run run, void *argument) noexcept nogil
 cdef bint another_reads(Crew *c, const Slot *slot) noexcept nogil
 cdef void leave(Crew *c, Slot *slot) noexcept nogil
 cdef void dismiss_parked(Crew *c) noexcept nogil

@@ -298,9 +298,7 @@ cdef int resume(Crew *c) noexcept nogil:
 
 cdef int _start(Slot *slot, int state) noexcept nogil:
     """Start the thread of a slot, in this state; 0 or -errno."""
-    cdef pthread_attr_t attributes
-    cdef pthread_t thread
-    cdef int error
+    cdef int result
     memset(&slot.thread, 0, sizeof(Thread))
     slot.thread.volume = slot.crew.volume
     slot.thread.of_crew = slot
@@ -310,13 +308,22 @@ cdef int _start(Slot *slot, int state) noexcept nogil:
     if slot.crew.queue != DEVICE:
         slot.thread.journal = &slot.journal
     store32(&slot.state, state, RELEASE)
+    result = start_thread(slot.crew.run, slot)
+    if result < 0:
+        store32(&slot.state, FREE, RELEASE)
+    return result
+
+
+cdef int start_thread(Run run, void *argument) noexcept nogil:
+    """Start a thread that is not waited for; 0 or -errno."""
+    cdef pthread_attr_t attributes
+    cdef pthread_t thread
+    cdef int error
     pthread_attr_init(&attributes)
     pthread_attr_setstacksize(&attributes, STACK_SIZE)
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED)
-    error = pthread_create(&thread, &attributes, slot.crew.run, slot)
+    error = pthread_create(&thread, &attributes, run, argument)
     pthread_attr_destroy(&attributes)
-    if error:
-        store32(&slot.state, FREE, RELEASE)
     return -error
 
 

@@ -13,7 +13,7 @@ cdef class Core:
     cdef Buffers _buffers
     cdef object _python
     cdef dict _kept  # descriptors that were open before the first worker, with their files
-    cdef Lost _lost
+    cdef Lost *_lost
     cdef bint _ready
     cdef bint _lent  # the threads have a reference to `_python`
     cdef int _inside  # calls of Python that use the memory without the interpreter's lock

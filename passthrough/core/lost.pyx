@@ -137,9 +137,9 @@ cdef void close_ids(Volume *v, int32_t *ids, int count, int32_t above) noexcept 
     end = new_backing(v)
     if end <= 0:
         return
-    for number in range(max(above + 1, end - MOST_IDS), end):
-        if not _has(v.tables, number):
-            close_backing(v, number)
+    for number in range(max(above, end - 1 - MOST_IDS), end - 1):
+        if not _has(v.tables, number + 1):
+            close_backing(v, number + 1)
     close_backing(v, end)
 
 

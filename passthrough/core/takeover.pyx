@@ -19,14 +19,17 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport free, malloc
 
 from passthrough.core.abi cimport fuse_in_header
-from passthrough.core.crew cimport MAX_SLOTS, SERVING, Slot, adopt_places
+from passthrough.core.crew cimport MAX_SLOTS, SERVING, Slot, adopt_places, start_thread
 from passthrough.core.damage cimport clear_unused, find_damage
 from passthrough.core.descriptions cimport clear_locks
 from passthrough.core.device cimport REQUEST_AT, give_all_pages_back, is_awaited
 from passthrough.core.grants cimport pin_fd
 from passthrough.core.journal cimport ANSWERED, Journal, note_removal
 from passthrough.core.layout cimport RELEASE, Tables, store32
-from passthrough.core.libc cimport EBUSY, ENOMEM, EPROTO, close, fstat, struct_stat
+from passthrough.core.libc cimport (
+    AT_EMPTY_PATH, AT_STATX_DONT_SYNC, EBUSY, ENOMEM, EPROTO, STATX_BASIC_STATS, close, makedev,
+    statx, struct_statx,
+)
 from passthrough.core.locks cimport locks_recover
 from passthrough.core.loop cimport is_silent
 from passthrough.core.lost cimport close_ids, find_lost
@@ -63,7 +66,7 @@ cdef inline bint _is_undone(const Slot *slot) noexcept nogil:
     return _is_noted(slot) and _journal(slot).stage != ANSWERED
 
 
-cdef int take_over(Crew *c, const int *kept, int kept_count, Lost *lost) noexcept nogil:
+cdef int take_over(Crew *c, const int *kept, int kept_count, Lost **lost) noexcept nogil:
     """Take over tables, requests and locks; return how many requests are in hand, or -errno.
 
     `kept`: descriptors that are not of the core's. Threads may start afterwards. -EPROTO: the
@@ -124,25 +127,37 @@ cdef void _pin_removed(Tables *t, Journal *j) noexcept nogil:
     note_removal(j, 0, 0)
 
 
-cdef int _note_lost(Volume *v, const int *kept, int kept_count, Lost *lost) noexcept nogil:
+cdef int _note_lost(Volume *v, const int *kept, int kept_count, Lost **lost) noexcept nogil:
     """Note the descriptors to close; 0 or -ENOMEM."""
-    cdef struct_stat st
     cdef int *fds = NULL
     cdef int at
+    cdef int noted = 0
     cdef int count = find_lost(v, kept, kept_count, &fds)
-    lost.count = 0
-    if count <= 0:
+    lost[0] = <Lost *>malloc((max(count, 0) + 1) * sizeof(Lost))
+    if lost[0] == NULL or count < 0:
         free(fds)
-        return count
-    lost.at = <LostOne *>malloc(count * sizeof(LostOne))
-    for at in range(count if lost.at != NULL else 0):
-        if fstat(fds[at], &st) == 0:
+        return -ENOMEM
+    for at in range(count):
+        if not _identify(fds[at], &lost[0][noted]):
+            continue
+        noted += 1
+        if v.locks_used:
             # An owner's former description would be in the way of the owner's own request.
             clear_locks(fds[at])
-            lost.at[lost.count] = LostOne(fd=fds[at], device=st.st_dev, ino=st.st_ino)
-            lost.count += 1
+    lost[0][noted].fd = -1
     free(fds)
-    return 0 if lost.at != NULL else -ENOMEM
+    return 0
+
+
+cdef bint _identify(int fd, Lost *one) noexcept nogil:
+    """Fill in a descriptor and its file, without asking a server; false: it is not open."""
+    cdef struct_statx found
+    if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &found) < 0:
+        return False
+    one.fd = fd
+    one.device = makedev(found.stx_dev_major, found.stx_dev_minor)
+    one.ino = found.stx_ino
+    return True
 
 
 cdef void _close_ids(Crew *c) noexcept nogil:
@@ -162,19 +177,28 @@ cdef void _close_ids(Crew *c) noexcept nogil:
     close_ids(c.volume, ids, count, above)
 
 
-cdef void close_lost(Lost *lost) noexcept nogil:
-    """Close what nothing accounts for; once.
+cdef void close_lost(Lost **lost) noexcept nogil:
+    """Have a thread close what nothing accounts for, once.
+
+    The server of a network file system may not answer: then close(2) hangs, and nothing else may.
+    """
+    cdef Lost *taken = lost[0]
+    lost[0] = NULL
+    if taken != NULL and (taken.fd < 0 or start_thread(_close, taken) < 0):
+        _close(taken)
+
+
+cdef void *_close(void *argument) noexcept nogil:
+    """Close descriptors, and free the array of them.
 
     A number that leads elsewhere now stays open. It was that of another process, as of a second
     fresh worker, which opens a descriptor of itself and then ends (standby.py).
     """
-    cdef struct_stat st
-    cdef const LostOne *one
-    cdef int at
-    for at in range(lost.count):
-        one = &lost.at[at]
-        if fstat(one.fd, &st) == 0 and st.st_dev == one.device and st.st_ino == one.ino:
+    cdef Lost *one = <Lost *>argument
+    cdef Lost now
+    while one.fd >= 0:
+        if _identify(one.fd, &now) and now.device == one.device and now.ino == one.ino:
             close(one.fd)
-    free(lost.at)
-    lost.at = NULL
-    lost.count = 0
+        one += 1
+    free(argument)
+    return NULL

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import random
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -176,6 +175,7 @@ def test_a_number_that_leads_elsewhere_meanwhile_stays(source: Path) -> None:
 
     def run() -> None:
         with _Replaced(source, CONFIG, FEATURES) as volume:
+            volume.ask(message(Opcode.STATFS, unique=2))
             lost = [os.open(source, os.O_PATH) for _ in range(2)]
             other = os.open(source / "other", os.O_PATH)
             volume.kill()
@@ -364,36 +364,6 @@ def descriptors() -> set[str]:
         except FileNotFoundError:
             continue  # that of the listing
     return found
-
-
-WHOLE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock, fcntl(2)
-
-
-class _Locking(Successors):
-    """Successors that lock a file, if they can, before they serve."""
-
-    locked: int | None = None
-
-    def take_over(self) -> None:
-        super().take_over()
-        if self.locked is not None:
-            fcntl.fcntl(self.locked, fcntl.F_OFD_SETLK, WHOLE)
-
-
-def test_locks_of_a_lost_descriptor_end_before_the_next_worker_serves(source: Path) -> None:
-    """Of an owner's former description, for example, which is in the way of the owner's new one."""
-    (source / "file").touch()
-
-    def run() -> None:
-        with _Locking(source, CONFIG, FEATURES) as volume:
-            lost, other = (os.open(source / "file", os.O_RDWR) for _ in range(2))
-            fcntl.fcntl(lost, fcntl.F_OFD_SETLK, WHOLE)
-            volume.kill()
-            volume.locked = other
-            volume.start()
-            volume.ask(message(Opcode.STATFS, unique=2))
-
-    ROOT.run(run)
 
 
 def test_a_descriptor_that_was_open_before_the_first_worker_stays(source: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ _FEATURES: Final = int(
 _FILES: Final = 3
 _TABLES, _REQUESTS, _, _STREAMS = range(4)
 _LIMIT_S: Final = 20
+_LONGEST: Final = 1 << 21
 _RESUMED_S: Final = 0.2
 _DESCRIPTORS: Final = 1024  # a limit
 _READING: Final = (
@@ -196,6 +198,9 @@ class Left:
         for fd, pages in self._pages.items():
             for at, data in _data(fd):
                 os.pwrite(fd, pages.get(at, bytes(len(data))), at)
+        with suppress(BlockingIOError):  # a successor must not wait for room for its replies
+            while self._kernel.recv(_LONGEST, socket.MSG_DONTWAIT):
+                pass
 
     def succeed(self, *, afresh: bool = False, extra: Sequence[bytes] = ()) -> str:
         """Take over in a process of its own, and serve: "served", "refused: WHY", or how it ended.
