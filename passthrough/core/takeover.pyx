@@ -15,14 +15,16 @@ request. It may be killed at any instruction of this, and another one begins aga
 7. A thread for each request in hand serves it again, or sends its reply (crew.pyx, resumed.pyx).
 """
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from passthrough.core.abi cimport fuse_in_header
 from passthrough.core.crew cimport MAX_SLOTS, SERVING, Slot, adopt_places, start_thread
 from passthrough.core.damage cimport clear_unused, find_damage
 from passthrough.core.descriptions cimport clear_locks
-from passthrough.core.device cimport REQUEST_AT, give_all_pages_back, is_awaited
+from passthrough.core.device cimport (
+    REQUEST_AT, REQUEST_ROOM, give_all_pages_back, is_awaited,
+)
 from passthrough.core.grants cimport pin_fd
 from passthrough.core.journal cimport ANSWERED, Journal, note_removal
 from passthrough.core.layout cimport RELEASE, Tables, store32
@@ -81,6 +83,8 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost **lost) noexce
     result = _check(c)
     if result == 0:
         result = adopt_places(c)
+    if result == 0:
+        result = _check_requests(c)
     if result < 0:
         return result
     for index in range(c.top):
@@ -114,8 +118,19 @@ cdef int take_over(Crew *c, const int *kept, int kept_count, Lost **lost) noexce
 cdef int _check(Crew *c) noexcept nogil:
     """Refuse memory that would lead this process astray: -EPROTO, with a line of the log."""
     cdef const char *damage = find_damage(c)
-    if damage == NULL:
-        return clear_unused(c.volume.tables)
+    return clear_unused(c.volume.tables) if damage == NULL else _refuse(c, damage)
+
+
+cdef int _check_requests(Crew *c) noexcept nogil:
+    """Refuse a request that is longer than its place."""
+    cdef int index
+    for index in range(c.top):
+        if _request(c.slots[index]).len > <uint32_t>(REQUEST_ROOM - REQUEST_AT):
+            return _refuse(c, b"a request")
+    return 0
+
+
+cdef int _refuse(Crew *c, const char *damage) noexcept nogil:
     report(c.volume, REPORT_DAMAGE, 0, damage)
     return -EPROTO
 

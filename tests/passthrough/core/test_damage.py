@@ -52,6 +52,7 @@ WRONG: dict[str, tuple[dict[str, int], str]] = {
     "too many places for requests": ({"places of requests": 1 << 20}, ROOM),
     "requests without pages": ({"present": 0}, ROOM),
     "requests of too many pages": ({"present": HIGH}, ROOM),
+    "a request that is too long": ({"length of a request": 1 << 30}, "a request"),
     "records without end": ({"end of records": HIGH}, RECORD),
     "too many files that lock": ({"opened": 1 << 20}, RECORD),
     "too many ranges": ({"ranges": 7}, RECORD),

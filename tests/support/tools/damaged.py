@@ -47,6 +47,9 @@ _FILES: Final = 3
 _TABLES, _REQUESTS, _, _STREAMS = range(4)
 _LIMIT_S: Final = 20
 _LONGEST: Final = 1 << 21
+_PLACES: Final = 3
+_MANY: Final = 1 << 12  # inodes
+_MOST: Final = 1 << 25  # inodes for which there is room
 _RESUMED_S: Final = 0.2
 _DESCRIPTORS: Final = 1024  # a limit
 _READING: Final = (
@@ -85,6 +88,8 @@ class Left:
         self._list()
         self._leave_a_request()
         self.values: Final = values_of(self.core, self.nodeid)
+        length_at = FIRST_AT + _PLACES * PLACE + SIZES[1]
+        self.values["length of a request"] = self.core.memory[_REQUESTS], length_at, 4
         self._pages: Final = {fd: dict(_data(fd)) for fd in self.core.memory}
 
     def _made(self, source_fd: int, memory: Sequence[int] | None = None) -> Core:
@@ -142,16 +147,23 @@ class Left:
                 self._again(opcode, wire.READ_IN.pack(fh, offset, 4096, 0, 0, 0))
 
     def _leave_a_request(self) -> None:
-        """Leave the reply of one request, and another request that has counted a lookup."""
-        self.write(_REQUESTS, 0, struct.pack("=i", 3))
-        for place, stage in (1, 2), (2, 0):
+        """Leave a reply, a request that has counted a lookup, and one that has crashed workers."""
+        self.write(_REQUESTS, 0, struct.pack("=i", _PLACES + 1))
+        rows = wire.BATCH_FORGET_IN.pack(1) + wire.FORGET_ONE.pack(self.nodeid, 1)
+        for place, stage, guilty, opcode, body in (
+            (1, 2, 0, Opcode.LOOKUP, text(b"0")),
+            (2, 0, 0, Opcode.LOOKUP, text(b"0")),
+            (_PLACES, 0, 2, Opcode.BATCH_FORGET, rows),
+        ):
             number = IN_HAND + 2 * place
             journal = FIRST_AT + place * PLACE
-            request = message(Opcode.LOOKUP, text(b"0"), abi.ROOT_ID, number)
+            request = message(opcode, body, abi.ROOT_ID, number)
             self.write(_REQUESTS, journal + SIZES[1], request)
             self.write(_REQUESTS, journal + JOURNAL["unique"], struct.pack("=Q", number))
-            self.write(_REQUESTS, journal + JOURNAL["stage"], struct.pack("=II", stage, 16))
-            if not stage:
+            self.write(
+                _REQUESTS, journal + JOURNAL["stage"], struct.pack("=III", stage, 16, guilty)
+            )
+            if place == 2:
                 self.write(_REQUESTS, journal + JOURNAL["count"], struct.pack("=II", 1, 1))
                 self.write(_REQUESTS, journal + JOURNAL["log"], struct.pack("=Q", self.nodeid))
 
@@ -180,6 +192,10 @@ class Left:
             data = (number % (1 << 8 * size)).to_bytes(size, sys.byteorder)
             os.pwrite(fd, data, at)
             done.append(f"{fd}:{at}={data.hex()}")
+        fd, at, size = self.values["end of inodes"]
+        end = int.from_bytes(os.pread(fd, size, at), sys.byteorder)
+        if _MANY < end <= _MOST:  # not wrong: the successor would look at all, which takes 2 GiB
+            self.poison({"end of inodes": _MANY})
         return " ".join(done)
 
     def _random_place(self, drawn: random.Random) -> tuple[int, int, int]:
