@@ -184,3 +184,20 @@ def test_the_machines_of_the_sandbox_are_documented() -> None:
 
     assert names is not None
     assert {*names[1].split(", "), names[2]} == set(MACHINES)
+
+
+def test_the_comparison_has_the_figures_of_the_benchmarks() -> None:
+    measured = table_of("performance.md", "## Compared with others, on an idle machine")
+    compared = table_of("comparison.md", "## Speed")
+
+    assert compared == {
+        group: [values[0], values[1], values[3]] for group, values in measured.items()
+    }
+
+
+def table_of(document: str, heading: str) -> dict[str, list[str]]:
+    """Return the rows of the first table of figures below *heading*, without the head."""
+    section = (ROOT / "docs" / document).read_text().partition(heading)[2]
+    rows = section.partition("--:|\n")[2].partition("\n\n")[0].splitlines()
+    cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows if row[0] == "|")
+    return {first: others for first, *others in cells}
