@@ -14,7 +14,7 @@ from passthrough.options.table import OPTIONS, Requested
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from passthrough.session import abi
 from passthrough.worker.seccomp import MACHINES
-from tests.support.tools import faults, features, lacks, option_tables
+from tests.support.tools import faults, features, lacks, man, option_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -201,3 +201,8 @@ def table_of(document: str, heading: str) -> dict[str, list[str]]:
     rows = section.partition("--:|\n")[2].partition("\n\n")[0].splitlines()
     cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows if row[0] == "|")
     return {first: others for first, *others in cells}
+
+
+def test_the_manual_page_is_current() -> None:
+    """The command `python -m tests.support.tools.man` writes the page."""
+    assert man.PAGE.read_text() == man.page()
