@@ -7,4 +7,4 @@ cdef configure(Volume *v, object config, int source_fd)
 cdef make_tables(Volume *v, object config, int source_fd)
 cdef set_links(Volume *v, bytes directory)
 cdef int *array_of(numbers) except NULL
-cdef int adopt_tables(Volume *v, int tables_fd) except -1
+cdef int adopt_tables(Volume *v, int tables_fd) except? -1

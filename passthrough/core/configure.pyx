@@ -177,7 +177,7 @@ cdef make_tables(Volume *v, object config, int source_fd):
         raise OSError(error, os.strerror(error))
 
 
-cdef int adopt_tables(Volume *v, int tables_fd) except -1:
+cdef int adopt_tables(Volume *v, int tables_fd) except? -1:
     """Map the tables of another program; return the directory that it served.
 
     Raises:

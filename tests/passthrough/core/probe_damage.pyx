@@ -74,6 +74,7 @@ cdef dict _slots(Tables *t, uint64_t nodeid):
     cdef uint64_t index = <uint32_t>nodeid
     return {
         "root": (t.fd, <char *>&t.inodes[1].nodeid - start, 8),
+        "descriptor of the root": (t.fd, <char *>&t.inodes[1].fd - start, 4),
         "place": (t.fd, <char *>&inode.place - start, 4),
         "notes": (t.fd, <char *>&inode.notes - start, 4),
         "flags": (t.fd, <char *>&inode.flags - start, 2),

@@ -1,5 +1,7 @@
 """damage.pyx: what a successor makes of memory in which its predecessor has left wrong values."""
 
+import errno
+import os
 import struct
 from pathlib import Path
 
@@ -103,6 +105,16 @@ def test_a_mark_of_a_stream_has_no_more_names_than_there_is_room_for(source: Pat
         left = Left(source, PLAIN)
         left.write(3, MARK["marks"] + MARK["passed"], struct.pack("=I", 1 << 27))
         assert left.succeed() == "served"
+
+    ROOT.run(run)
+
+
+@pytest.mark.parametrize("fd", [HIGH, (1 << 32) - 1], ids=["high", "none"])
+def test_another_program_needs_the_descriptor_of_the_source(source: Path, fd: int) -> None:
+    def run() -> None:
+        left = Left(source, PLAIN)
+        left.poison({"descriptor of the root": fd})
+        assert left.succeed(afresh=True) == f"refused: {os.strerror(errno.EIO)}"
 
     ROOT.run(run)
 
