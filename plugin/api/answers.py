@@ -19,7 +19,6 @@ class Answers(NamedTuple):
 
 Answer = Callable[[Answers, VolumeRequest], Awaitable[Reply]]
 
-# A later part, such as counters of requests, is one more row.
 ANSWERS: Mapping[tuple[str, str], Answer] = {
     ("GET", "/health"): lambda answers, _: answers.details.health(),
     ("GET", "/volumes"): lambda answers, _: answers.driver.list_volumes(EmptyRequest()),
