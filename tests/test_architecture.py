@@ -32,7 +32,7 @@ KNOWN_OF_OTHERS = {
         *("options.choices", "options.effective", "options.parsing", "options.sessions"),
         *("options.owner", "options.table", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
-        *("worker.control", "worker.fuse_mount", "worker.handover"),
+        *("worker.control", "worker.counters", "worker.fuse_mount", "worker.handover"),
         "session.negotiation",
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
         *("linux.pidfd", "linux.syscalls"),

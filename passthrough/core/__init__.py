@@ -62,6 +62,7 @@ The modules, from the top down:
     notify        notifications to the kernel
     rare          calls of Python: INIT, mounts below the source, the log
     crash         the request in which a thread crashes, noted for the next worker
+    counters      requests counted, with their times and errors
     memory        the memory of the tables: made, mapped, recovered, given back
     tables        inodes and open files: found, given out, taken back
     places        mounts and places: where inodes lie

@@ -33,6 +33,7 @@ cdef struct Buffers:
     char *request  # REQUEST_ROOM bytes; the journal comes first
     char *reply  # REPLY_ROOM bytes
     int32_t present  # bytes of `request` that have pages
+    uint32_t index  # of the place
 
 
 cdef Head *map_head(int *memory_fd, long places, int *error) noexcept nogil

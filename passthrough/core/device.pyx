@@ -67,6 +67,7 @@ cdef int make_buffers(Buffers *b, Head *head, int memory_fd, long index) noexcep
     b.request = <char *>place
     b.reply = b.request + REQUEST_ROOM
     b.present = 0
+    b.index = <uint32_t>index
     return 0
 
 
@@ -121,6 +122,7 @@ cdef void use_buffers(Thread *t, const Buffers *b) noexcept nogil:
     t.journal = <Journal *>b.request
     t.out = b.reply + REPLY_AT
     t.out_size = REPLY_ROOM - REPLY_AT
+    t.row = b.index
 
 
 cdef int receive(Thread *t, const Buffers *b) noexcept nogil:

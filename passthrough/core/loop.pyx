@@ -14,6 +14,7 @@ from passthrough.core.abi cimport fuse_in_header, fuse_out_header
 from passthrough.core.attributes cimport (
     do_access, do_getattr, do_statfs, do_statx, do_syncfs,
 )
+from passthrough.core.counters cimport count, nanoseconds
 from passthrough.core.data cimport do_read, do_write
 from passthrough.core.directories cimport (
     do_fsyncdir, do_opendir, do_readdir, do_readdirplus, do_releasedir,
@@ -80,6 +81,7 @@ cdef uint32_t serve_begun(Thread *t, uint32_t received) noexcept nogil:
     """Serve a request of which the journal may say how far a predecessor came, as `serve`."""
     cdef const fuse_in_header *h = t.request
     cdef const Row *row
+    cdef uint64_t began = nanoseconds()
     cdef uint32_t length
     cdef int result
     step(t, BEGUN)
@@ -100,11 +102,14 @@ cdef uint32_t serve_begun(Thread *t, uint32_t received) noexcept nogil:
             note_refusal(t.volume.tables, h.pid)
         else:
             end_refusal(t.volume.tables, h.pid)
-    if result == NO_ANSWER or row.flags & SILENT:
+    if result != NO_ANSWER and not row.flags & SILENT:
+        length = _reply(t, h.unique, &result)
+    else:
+        length = 0
         if result < 0 and result != NO_ANSWER:
             report(t.volume, REPORT_MALFORMED, h.opcode, NULL)
-        return 0
-    return _reply(t, h.unique, result)
+    count(t.row, h.opcode, -result if NO_ANSWER < result < 0 else 0, began)
+    return length
 
 
 cdef bint is_silent(const fuse_in_header *h) noexcept nogil:
@@ -114,7 +119,9 @@ cdef bint is_silent(const fuse_in_header *h) noexcept nogil:
 
 cdef uint32_t refuse(Thread *t) noexcept nogil:
     """Answer a request by EIO without serving it; return as `serve`."""
-    return 0 if is_silent(t.request) else _reply(t, t.request.unique, -EIO)
+    cdef int result = -EIO
+    count(t.row, t.request.opcode, EIO, nanoseconds())
+    return 0 if is_silent(t.request) else _reply(t, t.request.unique, &result)
 
 
 cdef int _handle(
@@ -131,14 +138,13 @@ cdef int _handle(
     return result
 
 
-cdef uint32_t _reply(Thread *t, uint64_t unique, int result) noexcept nogil:
+cdef uint32_t _reply(Thread *t, uint64_t unique, int *result) noexcept nogil:
+    """Make the header of a reply; a result that cannot be becomes -EIO."""
     cdef fuse_out_header *out = <fuse_out_header *>(t.out - OUT_HEADER)
-    cdef uint32_t length = <uint32_t>result if result > 0 else 0
-    if result < -LAST_ERRNO or length > t.out_size:
-        result = -EIO
-        length = 0
-    out.len = OUT_HEADER + length
-    out.error = result if result < 0 else 0
+    if result[0] < -LAST_ERRNO or result[0] > <int>t.out_size:
+        result[0] = -EIO
+    out.len = OUT_HEADER + <uint32_t>max(result[0], 0)
+    out.error = min(result[0], 0)
     out.unique = unique
     return out.len
 

@@ -163,6 +163,7 @@ cdef struct Thread:
     uint32_t hits  # a bit for each of 32 lookups that began with statx(2): 1, it was enough
     uint32_t lookups  # of names, for every 16th
     uint64_t served  # requests, for samples; one writer
+    uint32_t row  # of the counters
     void *of_crew  # crew.pyx; NULL: of no pool, as the one by which Python calls
 
 

@@ -15,6 +15,7 @@ The modules, from the top down:
     calls       the system calls that a worker makes, and those refused by name
     record      the record of a session, for another program
     control     the page of memory that plugin, guards and worker share
+    counters    requests that a volume has served, with their times and errors
     handover    the messages between keeper and worker
     stderr      lines of the log, for which no process waits
     fuse_mount  /dev/fuse, mount(2), umount2(2)

@@ -1,8 +1,10 @@
 """The control page of a volume: memory that the plugin, the guards and the worker share.
 
-The keeper makes a memfd of one page (`make`) and hands it over to the worker. The guards and the
-worker map the page (`Page`) and write to it. The plugin reads it (`read`), also after a restart,
-and takes no value unchecked. A worker without a keeper uses a page of its own.
+The keeper makes a memfd (`make`) and hands it over to the worker. The guards and the worker map the
+page (`Page`) and write to it. The plugin reads it (`read`), also after a restart, and takes no
+value unchecked. A worker without a keeper uses a page of its own.
+
+Behind the page lie the counters (counters.py). An older program made none.
 
 Process ids are those of the worker's own pid namespace. Descriptors are numbers in the table that
 guards and worker share. So another program that goes on with the volume (predecessor.py) has a page
@@ -25,8 +27,9 @@ from typing import Final, NamedTuple
 
 from passthrough.linux.pidfd import lives
 from passthrough.session.abi import Opcode
+from passthrough.worker import counters
 
-SIZE: Final = 4096
+SIZE: Final = counters.AT
 MAGIC: Final = 0x7061_7373_6663_7470
 VERSION: Final = 1
 GUARDS: Final = 2
@@ -67,7 +70,7 @@ _SETTLED_AT: Final = 56
 _HELD_BY_AT: Final = 60
 CRASH_AT: Final = 64
 _RECORD_FD_AT: Final = 80
-_WAITS_AT: Final = 84
+_WAITS_AT: Final = 84  # and counters.VERSION_AT
 _HELD_UNTIL_AT: Final = 88
 _PROGRAM_AT: Final = 96
 _RECENT_AT: Final = 128
@@ -145,11 +148,12 @@ def make(program: str = "") -> int:
     """
     fd = os.memfd_create("passfs-control", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, SIZE)
+        os.ftruncate(fd, counters.END)
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
         os.pwrite(fd, _HEAD.pack(MAGIC, VERSION), 0)
         os.pwrite(fd, _WORD.pack(0, NO_FD), WORD_AT)
         os.pwrite(fd, _PAIR.pack(NO_FD, NO_FD), _GUARD_FDS_AT)
+        os.pwrite(fd, _BYTE.pack(counters.VERSION), counters.VERSION_AT)
         os.pwrite(fd, program.encode("ascii")[:PROGRAM_ROOM], _PROGRAM_AT)
     except BaseException:
         os.close(fd)
@@ -239,11 +243,11 @@ class Page:
             ControlError: it is no page of this version.
             OSError: it cannot be mapped.
         """
-        if os.fstat(fd).st_size != SIZE:
+        if (size := os.fstat(fd).st_size) < SIZE:
             raise ControlError("no control page of this version")
-        self.memory = mmap.mmap(fd, SIZE)
-        """For core/clone.pyx, which writes the word and the crash."""
-        _checked(self.memory[:])
+        self.memory = mmap.mmap(fd, min(size, counters.END))
+        """For the core, which writes the word, the crash and the counters."""
+        self.state()
 
     @classmethod
     def private(cls) -> "Page":
@@ -264,7 +268,7 @@ class Page:
 
     def state(self) -> State:
         """Return the content; raise ControlError as `read` does."""
-        return _checked(self.memory[:])
+        return _checked(self.memory[:SIZE])
 
     @property
     def word(self) -> int:
@@ -350,9 +354,10 @@ class Page:
         self._store(_WAITS_AT, _BYTE.pack(waits))
 
     def take_history(self, before: "Page") -> None:
-        """Copy the deaths that another page has."""
+        """Copy the deaths and the counters that another page has."""
         self._store(_RECENT_AT, before.memory[_RECENT_AT : _RECENT_AT + RECENT * _DEATH.size])
         self._store(_DEATHS_AT, before.memory[_DEATHS_AT : _DEATHS_AT + _COUNT.size])
+        counters.copy(before.memory, self.memory)
 
     def crash(self) -> tuple[int, int]:
         """Return the opcode and the nodeid of the request in which the worker crashed, or zeros."""

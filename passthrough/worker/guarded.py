@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple, NoReturn
 
+from passthrough.core.counters import count_in
 from passthrough.options.choices import InodeFileHandles, Sandbox
 from passthrough.options.effective import Effective
 from passthrough.session import kernel
 from passthrough.session.negotiation import Began
-from passthrough.worker import control, record, sandbox, standby
+from passthrough.worker import control, counters, record, sandbox, standby
 from passthrough.worker.control import ControlError, Page
 from passthrough.worker.handover import Handover, Report
 from passthrough.worker.predecessor import Predecessor
@@ -53,7 +54,7 @@ def serve(volume: Volume, source_fd: int, procfs_fd: int | None) -> int:
         OSError: the session with the kernel failed before there was a worker.
     """
     fuse_fd = volume.handover.fuse_fd
-    page = _page(volume.handover.control_fd)
+    page = open_page(volume.handover.control_fd)
     served = kernel.prepare(volume.config, source_fd)
     try:
         without_passthrough = kernel.begin(served, fuse_fd)
@@ -77,7 +78,7 @@ def go_on(volume: Volume, keeper_fd: int, before: Predecessor, found: Record) ->
     Raises:
         OSError: their memory is not what it has to be.
     """
-    page = _page(volume.handover.control_fd)
+    page = open_page(volume.handover.control_fd)
     page.take_history(before.page)
     _check_memory(found.begun.memory)
     served = kernel.go_on(volume.config, found.begun, volume.handover.fuse_fd)
@@ -103,10 +104,18 @@ def _check_memory(fds: Iterable[int]) -> None:
         raise OSError(errno.EPROTO, str(error)) from error
 
 
-def _page(fd: int | None) -> Page:
-    """Return the control page *fd*, which is closed, or a page of this volume's own."""
-    if fd is None:
-        return Page.private()
+def open_page(fd: int | None) -> Page:
+    """Return the control page *fd*, which is closed, or a page of this volume's own.
+
+    This process, and its clones, count their requests behind the page from now on.
+    """
+    page = Page.private() if fd is None else _page(fd)
+    if counters.exist(page.memory):
+        count_in(page.memory, counters.AT)
+    return page
+
+
+def _page(fd: int) -> Page:
     try:
         return Page(fd)
     except ControlError as error:

@@ -147,6 +147,7 @@ def serve(
     if guards:
         volume = guarded.Volume(handover, config, answer, serving, keeper_fd, without_handles)
         return guarded.serve(volume, source_fd, procfs_fd)
+    guarded.open_page(handover.control_fd)
     fs = session.prepare(config, source_fd)
     try:
         session.run(fs, handover.fuse_fd, serving, keeper_fd)

@@ -232,3 +232,20 @@ def test_a_removed_file_keeps_its_number(
             stage.clear()
     stage.session.close()
     assert stage.session.left == {"inodes": 1, "files": 0, "directories": 0, "deaths": 10}
+
+
+@pytest.mark.slow
+def test_a_request_counts_once_although_a_worker_dies(steps_build: Path, tmp_path: Path) -> None:
+    stage = Stage(steps_build, tmp_path / "source", "plain")
+    prepare(stage.source)
+    with stage.word:
+        link = stage.kernel.lookup(b"link")
+        for step in ALWAYS:
+            stage.word.arm(step)
+            assert stage.kernel.ask(Opcode.READLINK, nodeid=link).body == b"file"
+            assert soon(lambda: not stage.word.is_armed())
+        stage.kernel.finish()
+    stage.session.close()
+    assert stage.session.left["deaths"] == len(ALWAYS)
+    requests = stage.session.requests
+    assert (requests["READLINK"], requests["LOOKUP"]) == (len(ALWAYS), 1)

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Self
 
 from passthrough.core.clone import clone
+from passthrough.core.counters import count_in
 from passthrough.options.choices import InodeFileHandles, SessionKind, Squash
 from passthrough.options.effective import Effective
 from passthrough.session.abi import Opcode
 from passthrough.session.kernel import Served
 from passthrough.session.rare import MAX_WRITE
+from passthrough.worker import control, counters
 from tests.passthrough.core.probe_steps import DYING, STEPS, TWICE, WORD_AT
 from tests.support.tools import wire
 from tests.support.tools.bodies import WITHOUT_ANSWER
+from tests.support.tools.counting import numbers
 from tests.support.tools.options import effective
 
 PLAIN = effective(session=SessionKind.KERNEL, posix_acl=False)
@@ -53,6 +56,9 @@ def main(source: str, device_fd: int, options: str) -> int:
     """Serve *source* on a socket until its other end is closed; print what is left then."""
     served = Served(OPTIONS[options], os.open(source, os.O_PATH | os.O_DIRECTORY))
     served.core.use_device(device_fd)
+    memory_fd = control.make()
+    memory = mmap.mmap(memory_fd, counters.END)
+    count_in(memory, counters.AT)
     while served.rare.agreed is None:
         if not served.core.serve_one():
             return 1
@@ -62,7 +68,8 @@ def main(source: str, device_fd: int, options: str) -> int:
         pid = clone()
         if not pid:
             _serve(served, first=not deaths)
-            sys.stdout.write(json.dumps(_left(served) | {"deaths": deaths}))
+            left = {**_left(served), "deaths": deaths}
+            sys.stdout.write(json.dumps({"left": left, "requests": numbers(memory_fd)}))
             sys.stdout.flush()
             os._exit(0)
         _, status = os.waitpid(pid, 0)
@@ -152,6 +159,8 @@ class Standby:
         device.close()
         self.left: dict[str, int] = {}
         """What the core had at its end."""
+        self.requests: dict[str, int] = {}
+        """The requests that it had counted, by operation."""
 
     def send(self, request: bytes) -> list[bytes]:
         """As of every ByteSession."""
@@ -206,7 +215,7 @@ class Standby:
             out, _ = self._process.communicate(timeout=LIMIT_S)
         finally:
             self._process.kill()
-        self.left = json.loads(out)
+        self.left, self.requests = json.loads(out).values()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,3 @@
+from mmap import mmap
+
+def count_in(memory: mmap | bytearray, at: int) -> None: ...
