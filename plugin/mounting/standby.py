@@ -18,7 +18,8 @@ from typing import NamedTuple
 import trio
 
 from passthrough.session.abi import Opcode
-from passthrough.worker import control
+from passthrough.worker import control, counters
+from passthrough.worker.counters import Counters
 from plugin.mounting.process import UNKNOWN_RETURNCODE, Process
 
 # A worker that fails by itself again and again is replaced after a pause of up to 1 s.
@@ -115,6 +116,16 @@ class Standby:
         lives = any(map(self._lives, state.guard_pids))
         last = _described(state.recent[-1]) if state.recent else ""
         return Deaths("ready" if lives else "missing", state.deaths, last)
+
+    def counters(self) -> Counters | None:
+        """Return what the volume has served so far; also without a standby.
+
+        None: an older program made the mount, or its processes have ended.
+        """
+        if self._page_fd >= 0:
+            with suppress(OSError):
+                return counters.read(self._page_fd)
+        return None
 
     def lives(self) -> bool:
         """Return whether a guard or the worker lives."""

@@ -9,6 +9,7 @@ import signal
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -364,3 +365,27 @@ async def test_processes_that_end_between_two_plugins_are_not_adopted(
             assert not keeper.is_served(NAME)
             assert mounted(mounts) == []
         assert manager.wait_for_count(0)
+
+
+async def test_the_next_plugin_reads_the_counters_of_a_mount(mounts: Path, source: Path) -> None:
+    """The worker is a real one."""
+    (source / "file").touch()
+    with ServiceManager(mounts.parent) as manager:
+        async with keeping(mounts, COMMAND, inherited_from(manager, mounts.parent)) as keeper:
+            await keeper.mount(mount_spec(source, options=effective(standby=Standby.ON)))
+            file = keeper.target(DIRECTORY) / "file"
+            assert await errors_after_a_request(keeper, file) == {"ENODATA": 1}
+            (record,) = keeper.mount_records(NAME)
+        async with adopted(mounts, manager, record) as vol:
+            assert await errors_after_a_request(vol.keeper, file) == {"ENODATA": 2}
+            await vol.keeper.unmount(NAME)
+            assert vol.keeper.counters(NAME) is None
+
+
+async def errors_after_a_request(keeper: Keeper, file: Path) -> dict[str, int]:
+    """Have a request fail; return the errors of the mount."""
+    with pytest.raises(OSError, match="No data"):
+        await in_thread(partial(os.getxattr, file, "user.absent"))
+    counters = keeper.counters(NAME)
+    assert counters is not None
+    return dict(counters.errors)
