@@ -17,12 +17,13 @@ from benchmarks.plan import Plan
 from benchmarks.report import Report
 from benchmarks.subjects import REPOSITORY
 
-_COMMAND = (
+NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--propagation", "private"),
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
-    *(sys.executable, "-m", "benchmarks.measure"),
 )
+"""The words before a command that runs in namespaces of its own."""
+_COMMAND = (*NAMESPACES, sys.executable, "-m", "benchmarks.measure")
 
 
 class MeasuringFailedError(Exception):
