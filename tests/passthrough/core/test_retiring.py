@@ -57,7 +57,7 @@ def test_a_lock_waits_for_the_successor_if_no_other_thread_is_left(source: Path)
     def run() -> None:
         with Retiring(source, CONFIG, FEATURES) as volume:
             nodeid, fh = volume.open()
-            first, *others = volume.threads()
+            first, *others = volume.readers_first()
             request = message(Opcode.SETLKW, flock(fh, owner=FIRST), nodeid, FIRST)
             with (source / "file").open("r+b") as held:
                 fcntl.flock(held, fcntl.LOCK_EX)
@@ -86,7 +86,7 @@ def test_a_lock_waits_for_the_successor_with_the_release_of_the_file_in_its_way(
             _, fh = volume.open(6)
             writing = message(Opcode.SETLK, flock(held, fcntl.F_WRLCK), nodeid, 10)
             assert volume.ask(writing).error == 0
-            first, *others = volume.threads()
+            first, *others = volume.readers_first()
             request = message(Opcode.SETLK, flock(fh), nodeid, FIRST)
             with one_held_before(FLOCK_CALL, [first, *others], lambda: volume.send(request)):
                 volume.retire()

@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -18,9 +19,12 @@ from passthrough.session.rare import Rare
 from tests.passthrough.core.probe_journal import memory
 from tests.support.fakes.kernel import Reply, entry, message, text
 from tests.support.tools import wire
+from tests.support.tools.processes import wait_until
 
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 _CLONE_FILES: Final = 0x400
+_READ: Final = {"x86_64": "0", "aarch64": "63"}[os.uname().machine]
+READERS: Final = 2  # service.pyx, on more than one processor
 _LARGEST: Final = 1 << 21
 _REQUEST_AT: Final = 4016
 _LIMIT_S: Final = 20.0
@@ -168,6 +172,24 @@ class Retiring(Successors):
     def threads(self) -> list[int]:
         """Return the threads of the worker that serve."""
         return sorted({*map(int, os.listdir(f"/proc/{self._pid}/task"))} - {self._pid})
+
+    def readers_first(self) -> list[int]:
+        """Return the threads that serve, those that read first, once two of them read.
+
+        A thread that was added for a moment may be parked, and takes no request.
+        """
+        wait_until(lambda: len(self._reading()) >= READERS)
+        reading = self._reading()
+        return [*reading, *(thread for thread in self.threads() if thread not in reading)]
+
+    def _reading(self) -> list[int]:
+        found = []
+        for thread in self.threads():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                call = Path(f"/proc/{self._pid}/task/{thread}/syscall").read_text().split()[0]
+                if call == _READ:
+                    found.append(thread)
+        return found
 
     def retire(self) -> None:
         """Have the worker serve no further request, and wait until it has stopped."""
