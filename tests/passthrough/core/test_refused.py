@@ -24,6 +24,7 @@ REFUSED = 300
 
 def refused(volume: Retiring, request: bytes) -> None:
     """Have a worker take a request that has crashed two workers."""
+    volume.readers_first()  # one that has just replied would end without another request
     volume.retire()
     volume.send(request)
     place = volume.await_in_hand(REFUSED)
