@@ -45,7 +45,7 @@ def test_all_users_of_containers_work_in_a_tree_of_one_user_of_the_host(
             (1000, 1001)
         }
     with driver.volume(owner="7:8") as volume:
-        seeded = driver.run(volume, "cat /seed/file; stat -c %u:%g /seed/file", at="/seed")
+        seeded = driver.run(volume, "cat /seed/link; stat -Lc %u:%g /seed/link", at="/seed")
         assert seeded.split() == ["seeded", "7:8"]
 
 

@@ -13,7 +13,7 @@ from tests.support.tools.callers import ROOT
 from tests.support.tools.files import outcome
 
 CHANGES = 300
-AT_LEAST_S, AT_MOST_S = 2.0, 10.0
+AT_LEAST_S, AT_MOST_S = 2.0, 5.0
 # The scheduler prefers processes that have slept, under any load. So several replacements happen
 # between LOOKUP and OPEN of every other open(2).
 PAUSE_S = 100e-6
