@@ -68,7 +68,8 @@ def test_a_lock_waits_for_the_successor_if_no_other_thread_is_left(source: Path)
                     wait_until(lambda: volume.threads() == [first])
                 time.sleep(SETTLED_S)  # the thread tries the lock, and then waits
                 volume.kill()
-                volume.start_successor()
+            # A successor closes what is open and was not before the first worker.
+            volume.start_successor()
             assert volume.reply_to(FIRST).error == 0
 
     ROOT.run(run)
