@@ -265,6 +265,7 @@ cdef Slot *_make_slot(Crew *c, long place, int *error) noexcept nogil:
         return NULL
     pthread_cond_init(&slot.wake_up, NULL)
     slot.crew = c
+    use_buffers(&slot.thread, &slot.buffers)  # others look at a request before its thread is there
     c.slots[c.top] = slot
     store32(&c.top, c.top + 1, RELEASE)
     return slot

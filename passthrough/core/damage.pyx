@@ -1,10 +1,12 @@
 """Shared memory as a dead worker has left it, checked before its successor uses it.
 
 An attacker who has taken a worker over can write anything into the memory. Each number by which the
-successor finds its way there is checked here: ends of arrays, indexes, counts, lengths. No other
-process can change them afterwards. A wrong one is no accident, so the volume is given up.
+successor finds its way there is checked here: ends of arrays, indexes, counts, lengths. A wrong one
+is no accident, so the volume is given up. A process that the attacker has left behind, or a file
+whose descriptor is that of this memory, can still change it afterwards: the successor is confined
+as its predecessor was.
 
-Not checked is what leads to no memory: numbers of descriptors, nodeids, lookups, times. Some values
+Not checked is what is no index: numbers of descriptors, nodeids, lookups, times. Some values
 are checked where they are used: logs of journals (settle.pyx), replies (resumed.pyx), and marks of
 streams (stream_marks.pyx), most of which no request ever asks for. All that is derived is made anew
 (memory.pyx).

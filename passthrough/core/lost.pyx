@@ -39,9 +39,12 @@ cdef inline void _mark(Marks *m, int fd) noexcept nogil:
     if m.bits != NULL:
         if fd >= 0 and <uint32_t>fd < m.size:
             m.bits[fd >> 3] |= <uint8_t>(1 << (fd & 7))
-    elif fd > m.highest and (fd < m.known or fcntl(fd, F_GETFD) >= 0):
+    elif fd > m.highest:
+        if fd >= m.known:
+            if fcntl(fd, F_GETFD) < 0:
+                return
+            m.known = min(fd, INT_MAX // 2) * 2  # so that few are looked at
         m.highest = fd
-        m.known = max(m.known, min(fd, INT_MAX // 2) * 2)  # so that few are looked at
 
 
 cdef void _mark_all(Marks *m, Volume *v, const int *kept, int kept_count) noexcept nogil:

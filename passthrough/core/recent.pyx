@@ -154,20 +154,23 @@ cdef bint is_nameless(int fd) noexcept nogil:
 cdef void drop_nameless(Volume *v) noexcept nogil:
     """Close what has lost its last name and is used no more, so that the host frees its space."""
     cdef Recent *r = <Recent *>v.recent
-    cdef uint64_t nodeid
+    cdef uint64_t used
     cdef int slot, fd
     for slot in range(r.limit):
         fd = -1
         pthread_mutex_lock(&r.mutex)
-        nodeid = r.nodeids[slot]
-        if nodeid and milliseconds() - r.kept[slot].used_ms >= UNUSED_MS:
+        used = r.kept[slot].used
+        if r.nodeids[slot] and milliseconds() - r.kept[slot].used_ms >= UNUSED_MS:
             r.kept[slot].users += 1  # no use that counts: it would begin the time anew
             fd = r.kept[slot].fd
         pthread_mutex_unlock(&r.mutex)
         if fd < 0:
             continue
         if is_nameless(fd):
-            drop_recent(v, nodeid)
+            pthread_mutex_lock(&r.mutex)
+            if r.kept[slot].used == used:
+                r.nodeids[slot] = 0  # the last user closes it
+            pthread_mutex_unlock(&r.mutex)
         leave_recent(v, slot + 1)
 
 

@@ -61,8 +61,10 @@ cdef int start_service(Crew *c, bint alone) noexcept nogil:
             break
     pthread_mutex_lock(&c.mutex)
     c.target = min(c.target, c.readers)
+    if c.size == 0 and not c.ended:  # a connection that ends ends its threads, too
+        result = -EAGAIN
     pthread_mutex_unlock(&c.mutex)
-    return 0 if c.size else -EAGAIN
+    return result
 
 
 cdef void *_run(void *argument) noexcept nogil:

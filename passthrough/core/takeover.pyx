@@ -151,6 +151,8 @@ cdef int _note_lost(Volume *v, const int *kept, int kept_count, Lost **lost) noe
     lost[0] = <Lost *>malloc((max(count, 0) + 1) * sizeof(Lost))
     if lost[0] == NULL or count < 0:
         free(fds)
+        free(lost[0])
+        lost[0] = NULL
         return -ENOMEM
     for at in range(count):
         if not _identify(fds[at], &lost[0][noted]):
