@@ -157,7 +157,7 @@ def _work(
             volume.handover.fuse_fd,
             serving,
             volume.keeper_fd,
-            unable=partial(_leave_to_another, fresh),
+            unable=partial(_leave_to_another, fresh, committed=trial is not None),
             ending=fresh.ends,
             retire=_retire,
         )
@@ -180,9 +180,12 @@ def _take_over(served: kernel.Served, fresh: Fresh) -> None:
         raise
 
 
-def _leave_to_another(fresh: Fresh, error: OSError) -> None:
-    """End a successor that lacks processes or memory; the tables are as after any death."""
-    if fresh.gone is not None and error.errno in _PASSING:
+def _leave_to_another(fresh: Fresh, error: OSError, *, committed: bool = False) -> None:
+    """End a successor that lacks processes or memory; the tables are as after any death.
+
+    So does the first worker of another program, once its upgrade is *committed*.
+    """
+    if (committed or fresh.gone is not None) and error.errno in _PASSING:
         log.warning("this worker cannot take over: %s", error)
         os._exit(_FAILED)
 
