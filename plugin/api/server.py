@@ -85,11 +85,11 @@ async def _serve(
     server = _Server(endpoints)
 
     async def handle(stream: trio.SocketStream) -> None:
-        if not admits(stream.socket):
-            return
         opened = trio.current_time()
         connection = Connection(stream)
         try:
+            if not admits(stream.socket):
+                return
             await server.converse(connection)
         except HungUp:
             if connection.is_silent:

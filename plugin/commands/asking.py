@@ -81,7 +81,7 @@ class Plugin:
 
 def path_of(volume: str, *more: str) -> str:
     """Return the path of the answer about *volume*."""
-    return "/".join(["/volumes", quote(volume, safe=""), *more])
+    return "/".join(["/volumes", quote(os.fsencode(volume), safe=""), *more])
 
 
 @contextmanager

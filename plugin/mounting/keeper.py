@@ -229,13 +229,17 @@ class Keeper:
         """
         with trio.move_on_at(deadline):
             for mount in self._live.get(name, ()):
-                await mount.worker.ended.wait()
+                for worker in mount.workers:
+                    await worker.ended.wait()
         return not self.live_mounts(name)
 
     def live_mounts(self, name: VolumeName) -> list[Mount]:
-        """Return the mounts of *name* with live workers, and forget the others."""
+        """Return the mounts of *name* with live workers, and forget the others.
+
+        A successor that has not taken its worker's place yet is a live worker, too.
+        """
         mounts = self._live.pop(name, ())
-        live = [mount for mount in mounts if not mount.worker.ended.is_set()]
+        live = [m for m in mounts if not all(worker.ended.is_set() for worker in m.workers)]
         if live:
             self._live[name] = live
         return live

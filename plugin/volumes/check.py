@@ -11,11 +11,12 @@ has it as well, and if no request has the volume's lock.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 import trio
 
 from passthrough.linux.mountinfo import MountEntry
 from plugin import threads
-from plugin.errors import NoSuchVolume, PluginError, StorageFailed
+from plugin.errors import NoSuchVolume, PluginError, StorageFailed, escaped
 from plugin.mounting import mountpoints
 from plugin.mounting.keeper import Keeper
 from plugin.protocol import CheckReply, Finding, Reply, VolumeRequest
@@ -105,7 +106,7 @@ class Check:
             if volume.state is not State.REMOVED
             for finding in self._of_volume(volume, disk)
         ]
-        return [*found, *self._of_no_volume(disk)]
+        return [*found, *map(_escaped, self._of_no_volume(disk))]
 
     def _read(self) -> Disk:
         directory = self.keeper.mount_dir
@@ -208,6 +209,12 @@ def _unchecked(volume: Volume) -> Finding:
         meaning="many sources hang, or there are too many volumes for one check",
         remedy="check it by itself: passfs check VOLUME",
     )
+
+
+def _escaped(finding: Finding) -> Finding:
+    """Return a finding about a name on the disk, which need not be UTF-8, for a reply in JSON."""
+    shown = {"volume": escaped(finding.volume), "problem": escaped(finding.problem)}
+    return msgspec.structs.replace(finding, **shown)
 
 
 def _busy(volume: Volume, verb: str) -> Finding:

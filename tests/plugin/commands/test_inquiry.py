@@ -193,6 +193,13 @@ def test_a_volume_that_does_not_exist_is_refused(service: Service) -> None:
     )
 
 
+def test_a_name_that_is_not_utf_8_is_refused(service: Service) -> None:
+    done = passfs(service, "status", os.fsdecode(b"\xff"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("passfs status: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_locale_without_utf_8_is_no_error(service: Service) -> None:
     done = subprocess.run(
         [*COMMAND, "ls", "--data-dir", str(service.directory / "data")],

@@ -223,6 +223,27 @@ async def test_the_new_program_serves_if_the_old_guards_die_on_trial(
     assert plugins.losses == []
 
 
+async def test_a_mount_is_live_between_the_old_processes_and_the_successor(
+    plugins: Plugins,
+    on_trial: list[Callable[[Mount], object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`passfs upgrade` asks for the live mounts all the time."""
+    monkeypatch.setattr(succession, "_LOOK_S", 0.2)
+    on_trial.append(kill_the_old_guards)
+
+    async def ask(keeper: Keeper) -> None:
+        while True:
+            keeper.live_mounts(NAME)
+            await trio.sleep(0)
+
+    async with plugins.plugin("new") as keeper, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, keeper)
+        await keeper.replace(NAME)
+        nursery.cancel_scope.cancel()
+        assert len(keeper.live_mounts(NAME)) == 1
+
+
 @pytest.mark.logs("an older program serves on: its successor has failed")
 @pytest.mark.logs("the volume fails until it is mounted again")
 @pytest.mark.logs("its mount is not whole")

@@ -74,6 +74,17 @@ async def test_a_directory_that_is_not_registered(tmp_path: Path) -> None:
         assert (answer.status, answer.error) == (404, "no such volume: 'stray'")
 
 
+async def test_a_name_that_is_not_utf_8_hides_no_other_finding(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE):
+        volumes = tmp_path / "data" / "volumes"
+        os.mkdir(os.fsencode(volumes) + b"/a\xff")
+        (volumes / "stray").mkdir()
+        assert await findings(tmp_path) == [
+            ("a\\udcff", f"{volumes}/a\\udcff belongs to no volume"),
+            ("stray", f"{volumes}/stray belongs to no volume"),
+        ]
+
+
 @pytest.mark.parametrize("registered", [True, False])
 async def test_a_mount_without_a_user(tmp_path: Path, *, registered: bool) -> None:
     async with plugin(tmp_path, SERVE) as dockerd:
