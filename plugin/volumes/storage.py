@@ -173,6 +173,7 @@ class Storage:
             os.fchown(directory, uid or 0, gid or 0)
             # After fchown(2), which clears the suid and sgid bits.
             os.fchmod(directory, VOLUME_MODE if mode is None else mode)
+            os.fsync(directory)
 
     def open(self, record: Record) -> int:
         """Open the directory of *record*; a missing directory is not made again.

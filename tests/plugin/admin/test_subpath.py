@@ -222,6 +222,14 @@ def test_a_directory_that_another_one_replaces_stays_as_it_is(
             new_directory.make(parent, "app", 0o777, OWNER)
         assert (tree.allowed / "app").stat().st_mode == before.st_mode
         (tree.allowed / "app").rename(precious)
+        replace = tree.other / "empty"
+        replace.mkdir()
+        os.chown(replace, 7, 7)
+        with pytest.raises(OSError, match="File exists"):
+            new_directory.make(parent, "app", 0o777, OWNER)
+        found = (tree.allowed / "app").stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o755, 7)
+        (tree.allowed / "app").rmdir()
         replace = tree.other / "link"
         replace.symlink_to(precious)
         with pytest.raises(OSError, match="symbolic links"):
