@@ -198,11 +198,12 @@ cdef void close_lost(Lost **lost) noexcept nogil:
     """Have a thread close what nothing accounts for, once.
 
     The server of a network file system may not answer: then close(2) hangs, and nothing else may.
+    Without a thread the descriptors stay, and the next worker finds them.
     """
     cdef Lost *taken = lost[0]
     lost[0] = NULL
     if taken != NULL and (taken.fd < 0 or start_thread(_close, taken) < 0):
-        _close(taken)
+        free(taken)
 
 
 cdef void *_close(void *argument) noexcept nogil:
