@@ -3,7 +3,8 @@
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
     start            the entry point of `passfs`; starts the plugin, or runs __main__
-    __main__         the commands of `passfs`
+    __main__         the program `passfs` with its commands
+    cli/             the commands as typer declares them
     app              the parts of the running plugin put together; its start and its end
     install/         installs the managed plugin into an engine; no request passes here
     commands/        the commands about volumes; no request passes here

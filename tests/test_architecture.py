@@ -66,8 +66,14 @@ DOORS = {
             *("mounting/process", "mounting/orphans", "threads"),
         )
     },
-    "typer": {"passthrough/__main__.py", "plugin/__main__.py", "benchmarks/__main__.py"},
-    "rich": {"plugin/__main__.py", "plugin/commands/terminal.py", "benchmarks/__main__.py"},
+    "typer": {
+        "passthrough/__main__.py",
+        "plugin/cli/app.py",
+        "plugin/cli/installing.py",
+        "plugin/cli/volumes.py",
+        "benchmarks/__main__.py",
+    },
+    "rich": {"plugin/cli/display.py", "plugin/commands/terminal.py", "benchmarks/__main__.py"},
     # The benchmarks run a database in a volume.
     "sqlite3": {
         *(f"plugin/volumes/{name}.py" for name in ("registry", "schema", "database")),
@@ -238,7 +244,7 @@ def upward_imports(module: Path) -> set[Path]:
         lines = order(package)
         if lines.index(own[level]) >= lines.index(other[level]):
             found.add(path)
-        if other[:2] == ("plugin", "install") and own[1] not in {"install", "__main__"}:
+        if other[:2] == ("plugin", "install") and own[1] not in {"install", "cli"}:
             found.add(path)
     return found
 

@@ -18,7 +18,7 @@ import pytest
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
-from plugin.__main__ import Display
+from plugin.cli.display import Display
 from plugin.install import image
 from plugin.install.installation import TREE
 from plugin.install.source_tree import read_manifest

@@ -32,7 +32,14 @@ LIBRARIES = {
     "typing_extensions",  # msgspec loads it if another package has installed it
 }
 # Modules that take long to load, and that no request needs.
-NEEDLESS = {"asyncio", "http.client", "plugin.__main__", "plugin.commands", "plugin.install"}
+NEEDLESS = {
+    "asyncio",
+    "http.client",
+    "plugin.__main__",
+    "plugin.cli",
+    "plugin.commands",
+    "plugin.install",
+}
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""The program `passfs` without its commands, and what they share."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Annotated, TypeVar
+
+import typer
+
+from plugin.admin.settings import SETTINGS
+from plugin.commands.document import Block
+from plugin.errors import printable
+
+T = TypeVar("T")
+
+DATA_DIR = SETTINGS["data_dir"].default
+
+app = typer.Typer(
+    name="passfs",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would read the defaults in brackets as markup
+)
+
+DataDir = Annotated[
+    str,
+    typer.Option(
+        "--data-dir", metavar="DIR", help=f"Data directory of the plugin on this host [{DATA_DIR}]."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Volume = Annotated[str, typer.Argument(metavar="VOLUME", help="Name of the volume.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"passfs {metadata.version('passfs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _general(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Docker volumes that pass a host directory through FUSE."""
+    del version
+
+
+def show(found: T, document: Callable[[T], Iterable[Block]], *, json: bool) -> None:
+    """Print what a command has *found*, as JSON or as its *document*."""
+    from plugin.commands import terminal  # noqa: PLC0415
+
+    if json:
+        terminal.show_json(found)
+    else:
+        terminal.show(document(found))
+
+
+@contextmanager
+def refusals(command: str) -> Iterator[None]:
+    """Print a CommandError of the block, and end with the exit status 1."""
+    from plugin.commands.asking import CommandError  # noqa: PLC0415
+
+    try:
+        yield
+    except CommandError as error:
+        typer.echo(f"passfs {command}: {printable(str(error))}", err=True)
+        raise typer.Exit(1) from error
