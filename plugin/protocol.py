@@ -160,11 +160,7 @@ class ListReply(Reply, frozen=True, kw_only=True):
 
     def pieces(self) -> Iterator[bytes]:
         """Return the reply as JSON in pieces of up to VOLUMES_PER_PIECE volumes."""
-        yield b'{"Volumes":['
-        for first in range(0, len(self.volumes), VOLUMES_PER_PIECE):
-            some = b",".join(self.volumes[first : first + VOLUMES_PER_PIECE])
-            yield b",%b" % some if first else some
-        yield b"]}"
+        return _listed(b"{", self.volumes)
 
 
 class VolumeProgram(ReplyPart, frozen=True, kw_only=True):
@@ -230,6 +226,51 @@ class MountDetails(ReplyPart, frozen=True, kw_only=True):
     """The last lines that its processes have logged."""
 
 
+class Operation(ReplyPart, frozen=True, kw_only=True):
+    """The requests of one operation."""
+
+    ns: int
+    """Their times in all, in nanoseconds."""
+    buckets: Sequence[int]
+    """How many took so long: number N, from 0, has those of less than 2 ** (8 + N) ns that are in
+    no bucket before; the last one has all longer ones."""
+
+
+class Counters(ReplyPart, frozen=True, kw_only=True):
+    """What a mount has served since it was made."""
+
+    operations: Mapping[str, Operation]
+    """By opcode, such as "LOOKUP"; those that there were."""
+    errors: Mapping[str, int]
+    """By errno, such as "ENOENT"; those that there were."""
+
+
+class VolumeCounters(ReplyPart, frozen=True, kw_only=True):
+    """A mount with its counters."""
+
+    name: str
+    """The volume."""
+    mount: int
+    """Another mount of the volume has another number, and counts from zero."""
+    worker: int
+    """0 if it is not known."""
+    counters: Counters | None
+    """None if they are unknown: a worker of an older passfs, or the mount has ended."""
+
+
+class CountersReply(Reply, frozen=True, kw_only=True):
+    """The counters of all mounts, on the control socket."""
+
+    at_ns: int
+    """When they were read, by CLOCK_MONOTONIC of clock_gettime(2)."""
+    volumes: Sequence[msgspec.Raw]
+    """The VolumeCounters of each, as JSON."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Return the reply as JSON in pieces of up to VOLUMES_PER_PIECE volumes."""
+        return _listed(b'{"AtNs":%d,' % self.at_ns, self.volumes)
+
+
 class DetailsReply(Reply, frozen=True, kw_only=True):
     """One volume, on the control socket."""
 
@@ -241,6 +282,10 @@ class DetailsReply(Reply, frozen=True, kw_only=True):
     dead: Mapping[str, int]
     """The references to mounts that have ended."""
     mount: MountDetails | None
+    at_ns: int
+    """As in CountersReply."""
+    counters: Counters | None
+    """None if it is not mounted; else as in VolumeCounters."""
     features: Sequence[Feature]
     """Empty if they are unknown: not mounted, session=libfuse, or a worker of an older passfs."""
 
@@ -266,3 +311,12 @@ class ErrorReply(Reply, frozen=True, kw_only=True):
     """A refusal, or a bug; its status is never 200, because podman then ignores `Err`."""
 
     err: str
+
+
+def _listed(head: bytes, volumes: Sequence[msgspec.Raw]) -> Iterator[bytes]:
+    """Return a JSON object that begins with *head* and ends with *volumes*, in pieces."""
+    yield head + b'"Volumes":['
+    for first in range(0, len(volumes), VOLUMES_PER_PIECE):
+        some = b",".join(volumes[first : first + VOLUMES_PER_PIECE])
+        yield b",%b" % some if first else some
+    yield b"]}"

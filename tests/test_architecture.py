@@ -59,7 +59,7 @@ DOORS = {
         f"plugin/{name}.py"
         for name in (
             *("app", "api/connection", "api/server", "volumes/driver", "volumes/source_check"),
-            *("volumes/check", "volumes/creating"),
+            *("volumes/check", "volumes/creating", "volumes/details"),
             *("volumes/volume_locks", "mounting/keeper", "mounting/detaching"),
             *("mounting/succession", "mounting/mount_spec", "mounting/mount"),
             *("mounting/worker", "mounting/standby", "mounting/spawner", "mounting/worker_output"),

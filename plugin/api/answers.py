@@ -25,6 +25,7 @@ ANSWERS: Mapping[tuple[str, str], Answer] = {
     ("GET", "/volumes/{name}"): lambda answers, request: answers.details.get(request),
     ("GET", "/volumes/{name}/check"): lambda answers, request: answers.check.one(request),
     ("DELETE", "/volumes/{name}"): lambda answers, request: answers.driver.remove(request),
+    ("GET", "/counters"): lambda answers, _: answers.details.counters(),
     ("GET", "/check"): lambda answers, _: answers.check.all(),
 }
 """`{name}` stands for the URL-quoted name of a volume."""

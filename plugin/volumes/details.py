@@ -5,6 +5,10 @@ answer.
 """
 
 import os
+import time
+
+import msgspec
+import trio
 
 from passthrough.options.effective import resolve
 from passthrough.options.sessions import Release
@@ -13,7 +17,18 @@ from passthrough.session import negotiation
 from passthrough.worker.handover import Report
 from plugin.mounting.keeper import Keeper
 from plugin.mounting.mount import Mount
-from plugin.protocol import DetailsReply, Feature, HealthReply, MountDetails, Reply, VolumeRequest
+from plugin.protocol import (
+    Counters,
+    CountersReply,
+    DetailsReply,
+    Feature,
+    HealthReply,
+    MountDetails,
+    Operation,
+    Reply,
+    VolumeCounters,
+    VolumeRequest,
+)
 from plugin.volume import State
 from plugin.volumes.driver import Driver
 
@@ -51,8 +66,21 @@ class Details:
             users=volume.references,
             dead=volume.dead,
             mount=None if mount is None else _described(mount),
+            at_ns=time.monotonic_ns(),
+            counters=None if mount is None else _counters(mount),
             features=[] if mount is None else self._features(mount.worker.report),
         )
+
+    async def counters(self) -> Reply:
+        """Return the counters of all mounts; the plugin answers requests between two of them."""
+        at_ns = time.monotonic_ns()
+        found = []
+        for name in [*self._driver.volumes]:
+            mount = self._keeper.mounted(name)
+            if mount is not None:
+                found.append(msgspec.Raw(_counted(name, mount).encode()))
+                await trio.lowlevel.checkpoint()
+        return CountersReply(at_ns=at_ns, volumes=found)
 
     def _features(self, report: Report) -> list[Feature]:
         """Return the features of INIT, or nothing if they are unknown."""
@@ -78,3 +106,27 @@ def _described(mount: Mount) -> MountDetails:
         guards=() if mount.loss else guards,
         log=mount.worker.last_lines,
     )
+
+
+def _counted(name: str, mount: Mount) -> VolumeCounters:
+    return VolumeCounters(
+        name=name,
+        mount=mount.number,
+        worker=_worker(mount),
+        counters=_counters(mount),
+    )
+
+
+def _worker(mount: Mount) -> int:
+    """Return the process id of the worker, in the plugin's pid namespace; 0 if it is not known."""
+    return 0 if mount.loss else mount.worker.standby.members()[0]
+
+
+def _counters(mount: Mount) -> Counters | None:
+    found = mount.worker.standby.counters()
+    if found is None:
+        return None
+    operations = {
+        name: Operation(ns=each.ns, buckets=each.buckets) for name, each in found.operations.items()
+    }
+    return Counters(operations=operations, errors=found.errors)

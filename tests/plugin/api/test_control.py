@@ -119,6 +119,72 @@ async def test_a_volume_has_its_references_and_processes(tmp_path: Path) -> None
             await dockerd.do("Unmount", Name="vol", ID="a")
 
 
+def fail(file: Path, times: int) -> None:
+    """Have *times* requests fail with ENODATA: the kernel keeps no names of attributes."""
+    for _ in range(times):
+        with pytest.raises(OSError, match="No data"):
+            os.getxattr(file, "user.absent")
+
+
+async def test_counters_are_those_of_each_mount(tmp_path: Path) -> None:
+    """The workers are real ones."""
+    async with plugin(tmp_path) as dockerd:
+        for name in ("idle", "one", "two"):
+            await dockerd.do("Create", Name=name)
+        files = []
+        for name in ("one", "two"):
+            mountpoint = (await dockerd.do("Mount", Name=name, ID="i"))["Mountpoint"]
+            files.append(Path(mountpoint, "file"))
+            await trio.to_thread.run_sync(files[-1].touch)
+        before = (await ask(tmp_path, "/counters")).json
+        await trio.to_thread.run_sync(fail, files[0], 3)
+        await trio.to_thread.run_sync(fail, files[1], 5)
+        after = (await ask(tmp_path, "/counters")).json
+        assert after["AtNs"] > before["AtNs"]
+        assert [each["Name"] for each in after["Volumes"]] == ["one", "two"]
+        for then, now, times in zip(before["Volumes"], after["Volumes"], (3, 5), strict=True):
+            details = (await ask(tmp_path, f"/volumes/{now['Name']}")).json
+            assert details["AtNs"] > after["AtNs"]
+            assert details["Mount"]["Worker"] == now["Worker"]
+            assert now["Mount"] == then["Mount"]
+            assert "GETXATTR" not in then["Counters"]["Operations"]
+            asked = now["Counters"]["Operations"]["GETXATTR"]
+            assert details["Counters"]["Operations"]["GETXATTR"] == asked
+            assert sum(asked["Buckets"]) == now["Counters"]["Errors"]["ENODATA"] == times
+            assert asked["Ns"] > 256 * times
+        assert (await ask(tmp_path, "/volumes/idle")).json["Counters"] is None
+        for name in ("one", "two"):
+            await dockerd.do("Unmount", Name=name, ID="i")
+
+
+async def test_another_mount_of_a_volume_has_another_number(tmp_path: Path) -> None:
+    numbers = set()
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        for _ in range(2):
+            await dockerd.do("Mount", Name="vol", ID="i")
+            (counted,) = (await ask(tmp_path, "/counters")).json["Volumes"]
+            assert counted["Counters"] == {"Operations": {}, "Errors": {}}
+            numbers.add(counted["Mount"])
+            await dockerd.do("Unmount", Name="vol", ID="i")
+        assert (await ask(tmp_path, "/counters")).json["Volumes"] == []
+    assert len(numbers) == 2
+
+
+@pytest.mark.logs("the volume fails until it is mounted again")
+async def test_a_mount_that_has_ended_has_no_counters(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await dockerd.do("Mount", Name="vol", ID="i")
+        os.kill((await ask(tmp_path, "/volumes/vol")).json["Mount"]["Worker"], 9)
+        with trio.fail_after(10):
+            while (await ask(tmp_path, "/volumes/vol")).json["State"] == "mounted":
+                await trio.lowlevel.checkpoint()
+        (lost,) = (await ask(tmp_path, "/counters")).json["Volumes"]
+        assert (lost["Worker"], lost["Counters"]) == (0, None)
+        await dockerd.do("Unmount", Name="vol", ID="i")
+
+
 @pytest.mark.parametrize("name", ["a/b", "100%", "..", "ü\n", "a?b#c", "check", "x/check"])
 async def test_a_name_of_an_older_passfs_is_quoted_in_the_path(tmp_path: Path, name: str) -> None:
     (tmp_path / "data").mkdir()
