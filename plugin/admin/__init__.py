@@ -3,6 +3,7 @@
 The modules, from the top down:
 
     settings       the settings in the environment
+    address        the address of a listener
     source         opens the directory that a volume serves, if the administrator allows it
     users          looks up names of the host's users and groups
     policy         default options and forbidden options

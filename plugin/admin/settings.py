@@ -18,13 +18,13 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
+from plugin.admin import address
+from plugin.admin.address import SOCKET_PATH_LIMIT_BYTES, Address
 from plugin.admin.policy import Ban, Policy, default_options, forbidden_options
 from plugin.errors import InvalidOption, InvalidSetting, quoted
 
 T = TypeVar("T")
 
-SOCKET_PATH_LIMIT_BYTES: Final = 107
-"""sockaddr_un.sun_path holds 108 bytes with the final NUL, unix(7)."""
 LAST_ID: Final = 4294967294
 """4294967295 means "no change" to chown(2)."""
 
@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Uid and gid."""
     log_level: int
     """As in `logging`."""
+    metrics: Address | None
+    """None if there are none."""
 
     def policy(self, release: Release) -> Policy:
         """Return the administrator's decisions about options, for Linux *release*.
@@ -82,6 +84,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
             raise _refused("PASSFS_FORBIDDEN_OPTIONS", str(ban), accepted)
         return policy
+
+    def check_managed(self) -> None:
+        """Refuse settings that a managed plugin has no use for.
+
+        Raises:
+            InvalidSetting: no process of the host reaches the metrics.
+        """
+        if self.metrics is None:
+            return
+        if not isinstance(self.metrics, Path) or not self.metrics.is_relative_to(self.data_dir):
+            accepted = (
+                f"a Unix socket in PASSFS_DATA_DIR={quoted(str(self.data_dir))}, such as"
+                f" {self.data_dir / 'metrics.sock'}: a managed plugin has no network, and the host"
+                " sees no other directory of the plugin"
+            )
+            raise _refused("PASSFS_METRICS", str(self.metrics), accepted)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -203,7 +221,7 @@ def _options(parse: Callable[[str], T]) -> Callable[[str, str], T]:
 
 
 def _socket(name: str, value: str) -> Path:
-    if len(value.encode(errors="surrogateescape")) > SOCKET_PATH_LIMIT_BYTES:
+    if not address.fits(value):
         raise _refused(name, value, f"a path of at most {SOCKET_PATH_LIMIT_BYTES} bytes")
     return _path(name, value)
 
@@ -222,6 +240,13 @@ def _log_level(name: str, value: str) -> int:
     except ValueError as error:
         raise _refused(name, value, f"one of {', '.join(LogLevel)}") from error
     return logging.getLevelNamesMapping()[level.name]
+
+
+def _metrics(name: str, value: str) -> Address | None:
+    try:
+        return address.parse(value) if value else None
+    except ValueError as error:
+        raise _refused(name, value, address.EXPECTED) from error
 
 
 _ROWS: Final = (
@@ -310,6 +335,15 @@ _ROWS: Final = (
         "info",
         "Least severe level that is logged: debug, info, warning or error",
         flag=Flag("--log-level", "LEVEL", kind=LogLevel),
+    ),
+    Setting(
+        "metrics",
+        _metrics,
+        "",
+        "Address of the metrics: the path of a Unix socket, or IP:PORT; a managed plugin takes a "
+        "socket in PASSFS_DATA_DIR",
+        "no metrics",
+        flag=Flag("--metrics", "ADDRESS"),
     ),
 )
 

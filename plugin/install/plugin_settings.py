@@ -37,7 +37,9 @@ def choose_settings(
     for field, text in wanted.settings.items():
         settings |= _as_engine_names(SETTINGS[field], text)
     try:
-        Settings.from_environment(settings).policy(kernel_features.linux_release())
+        read = Settings.from_environment(settings)
+        read.check_managed()
+        read.policy(kernel_features.linux_release())
     except InvalidSetting as error:
         raise InstallationError(str(error)) from error
     return settings

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from plugin.admin.address import TcpAddress
 from plugin.admin.policy import Ban
 from plugin.admin.settings import SETTINGS, Settings
 from plugin.errors import InvalidSetting
@@ -28,6 +29,7 @@ DEFAULTS = Settings.from_environment({})
         ("forbidden_options", ()),
         ("owner", (0, 0)),
         ("log_level", logging.INFO),
+        ("metrics", None),
     ],
 )
 def test_a_setting_has_its_default(field: str, expected: object) -> None:
@@ -68,6 +70,10 @@ def test_the_written_files_have_each_setting(section: Section) -> None:
         ),
         ("PASSFS_OWNER", "100000:100001", "owner", (100000, 100001)),
         ("PASSFS_LOG_LEVEL", "Debug", "log_level", logging.DEBUG),
+        ("PASSFS_METRICS", "/run/passfs/m.sock", "metrics", Path("/run/passfs/m.sock")),
+        ("PASSFS_METRICS", "unix:/m.sock", "metrics", Path("/m.sock")),
+        ("PASSFS_METRICS", "127.0.0.1:9464", "metrics", TcpAddress("127.0.0.1", 9464)),
+        ("PASSFS_METRICS", "[::1]:65535", "metrics", TcpAddress("::1", 65535)),
     ],
 )
 def test_each_variable_sets_its_field(name: str, value: str, field: str, expected: object) -> None:
@@ -114,6 +120,20 @@ def test_an_empty_path_is_refused(name: str) -> None:
         ("PASSFS_ALLOWED_SOURCES", "srv"),
         ("PASSFS_FORBIDDEN_OPTIONS", "cache=auto"),
         ("PASSFS_LOG_LEVEL", "loud"),
+        ("PASSFS_METRICS", "metrics.sock"),
+        ("PASSFS_METRICS", "unix:metrics.sock"),
+        ("PASSFS_METRICS", "/" + "s" * 107),
+        ("PASSFS_METRICS", "/run/../m.sock"),
+        ("PASSFS_METRICS", "/\0"),
+        ("PASSFS_METRICS", "9464"),
+        ("PASSFS_METRICS", ":9464"),
+        ("PASSFS_METRICS", "localhost:9464"),
+        ("PASSFS_METRICS", "127.0.0.1"),
+        ("PASSFS_METRICS", "127.0.0.1:0"),
+        ("PASSFS_METRICS", "127.0.0.1:65536"),
+        ("PASSFS_METRICS", "127.0.0.1:٣"),
+        ("PASSFS_METRICS", "::1:9464"),
+        ("PASSFS_METRICS", "[127.0.0.1]:9464"),
     ],
 )
 def test_a_refusal_names_variable_value_and_accepted_values(name: str, value: str) -> None:
@@ -179,3 +199,20 @@ def test_default_options_that_the_automatic_session_lacks_are_refused_at_the_sta
         match=r"^PASSFS_DEFAULT_OPTIONS='no_open=true' is not accepted: .* cannot be had with",
     ):
         settings.policy((6, 8))
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:9464", "/run/m.sock", "/var/lib/passfs-m.sock"])
+def test_a_managed_plugin_refuses_metrics_that_the_host_does_not_reach(value: str) -> None:
+    given = Settings.from_environment({"PASSFS_METRICS": value})
+    with pytest.raises(InvalidSetting) as refusal:
+        given.check_managed()
+    assert str(refusal.value) == (
+        f"PASSFS_METRICS='{value}' is not accepted; expected a Unix socket in"
+        " PASSFS_DATA_DIR='/var/lib/passfs', such as /var/lib/passfs/metrics.sock: a managed plugin"
+        " has no network, and the host sees no other directory of the plugin"
+    )
+
+
+@pytest.mark.parametrize("value", ["", "/var/lib/passfs/metrics.sock"])
+def test_a_managed_plugin_takes_a_socket_in_its_data_directory(value: str) -> None:
+    Settings.from_environment({"PASSFS_METRICS": value}).check_managed()

@@ -36,6 +36,20 @@ def test_a_first_install_creates_configures_and_enables(
     assert stat.S_IMODE(install.data_dir.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9464", "/run/m.sock"])
+def test_metrics_that_the_host_does_not_reach_are_refused(
+    docker: FakeEngine, install: Install, address: str
+) -> None:
+    with pytest.raises(InstallationError, match="expected a Unix socket in PASSFS_DATA_DIR"):
+        install(metrics=address)
+    assert docker.calls == []
+
+
+def test_metrics_in_the_data_directory_are_set(docker: FakeEngine, install: Install) -> None:
+    install(metrics="/var/lib/passfs/m.sock")
+    assert docker.settings()["PASSFS_METRICS"] == "/var/lib/passfs/m.sock"
+
+
 def test_the_root_file_system_keeps_owners_modes_and_links(
     docker: FakeEngine, install: Install
 ) -> None:
