@@ -1,35 +1,24 @@
 """The plugin's answers as rows and documents; no I/O."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from plugin.commands.document import Block, Pairs, Table
 from plugin.commands.processes import Process, User
 from plugin.protocol import DetailsReply, Feature, HealthReply, ReplyPart, VolumeInfo
+from plugin.volumes.health import health
 
 _UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 _MIB: Final = 1 << 20
 _UNKNOWN: Final = "not known: libfuse has agreed on them, or a worker of an older passfs"
-_NO_GUARD: Final = (
-    "both guards have died; restart its containers at the next opportunity, because the volume now"
-    " fails with its worker"
-)
 
 
 class ListedVolumes(ReplyPart, frozen=True, kw_only=True):
     """A ListReply as the command reads it."""
 
     volumes: Sequence[VolumeInfo]
-
-
-class Health(NamedTuple):
-    """The health of a volume in a word, with the reason."""
-
-    word: str
-    """ok, idle (not mounted), busy, degraded (served, with a caution), lost or error."""
-    reason: str = ""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,25 +96,6 @@ def listing(found: Sequence[Row]) -> list[Block]:
         for row in found
     ]
     return [Table("", columns, lines)]
-
-
-def health(status: Mapping[str, Any]) -> Health:
-    """Return the health of a volume by its Status."""
-    error, mounted = str(status.get("error", "")), bool(status.get("mounted"))
-    if waiting := status.get("waiting"):
-        return Health("busy", str(waiting))
-    if not mounted and status.get("references"):
-        return Health("lost", error)
-    if not mounted:
-        return Health("error", error) if error else Health("idle")
-    cautions = [
-        error,
-        _NO_GUARD if status.get("standby") == "missing" else "",
-        f"dead references: {dead}" if (dead := status.get("dead_references")) else "",
-        f"program: {program}" if (program := status.get("program")) else "",
-    ]
-    reason = "; ".join(filter(None, cautions))
-    return Health("degraded", reason) if reason else Health("ok")
 
 
 def view(reply: DetailsReply, processes: Sequence[Process], users: Sequence[User]) -> View:

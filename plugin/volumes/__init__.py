@@ -11,6 +11,7 @@ The modules, from the top down:
     registry      the volumes, references and mounts, changed in transactions
     schema        the tables of the registry, and the upgrade of older formats
     source_check  checks the source of each volume after a start
+    health        the health of a volume in a word, from its status
     status        the status that Get and List report
     old_names     directory names of volumes in a registry of an older format
     volume_locks  one request at a time for each volume

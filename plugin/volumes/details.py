@@ -41,7 +41,7 @@ class Details:
         self._keeper = keeper
         self._release = release
 
-    async def health(self) -> Reply:
+    async def health(self) -> HealthReply:
         """Report that the plugin answers, and count its volumes by state."""
         states = [volume.state for volume in self._driver.volumes.values()]
         return HealthReply(

@@ -6,6 +6,7 @@ import pytest
 
 from plugin.commands import views
 from plugin.commands.document import Block, Pairs, Table, plain
+from plugin.volumes.health import health
 
 SERVED = {"mounted": True, "references": 1}
 
@@ -26,7 +27,7 @@ SERVED = {"mounted": True, "references": 1}
     ],
 )
 def test_health_has_a_word_and_a_reason(status: dict[str, Any], word: str, reason: str) -> None:
-    found = views.health(status)
+    found = health(status)
     assert found.word == word
     assert found.reason.startswith(reason)
     assert bool(found.reason) == bool(reason)
