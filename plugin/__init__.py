@@ -9,6 +9,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     install/         installs the managed plugin into an engine; no request passes here
     commands/        the commands about volumes; no request passes here
     api/             the volume plugin protocol and the answers to the commands: HTTP
+    metrics/         the metrics for Prometheus
     volumes/         the nine verbs, the records on disk, the directories
     mounting/        mounts: mount points, FUSE descriptors, the workers that serve them
     admin/           the administrator's decisions: settings, policy of options, allowed sources

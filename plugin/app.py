@@ -5,6 +5,7 @@
     registry   the records; its lock keeps a second plugin away from the parts below
     listener   the socket; connections wait in its queue until the server accepts them
     control    the control socket in the data directory
+    metrics    the address of the metrics, if there is one
     inventory  finishes or undoes the removals that an earlier plugin left half done
     keeper     adopts the mounts of an earlier plugin, or clears them away
     driver     the nine verbs
@@ -33,9 +34,10 @@ from plugin.admin.settings import Settings
 from plugin.admin.source import HostView
 from plugin.api.answers import Answers
 from plugin.api.engine_restart import RestartDetector
-from plugin.api.listening import controlling, listening
-from plugin.api.server import control, serve
+from plugin.api.listening import controlling, exporting, listening
+from plugin.api.server import control, export, serve
 from plugin.errors import CannotStart, InvalidSetting
+from plugin.metrics.metrics import Metrics, Render
 from plugin.mounting.fd_store import NOTHING_INHERITED, Inherited, inherited
 from plugin.mounting.keeper import Keeper, keeping
 from plugin.mounting.process import PROC
@@ -75,6 +77,8 @@ def run(settings: Settings, *, managed: bool = False) -> None:
         CannotStart: says what is in the way.
     """
     logs.configure(settings.log_level)
+    if managed:
+        settings.check_managed()
     _raise_descriptor_limit()
     try:
         trio.run(partial(_run, settings, inherited(os.environ), managed=managed))
@@ -129,6 +133,7 @@ async def composed(
         Registry.open(settings.data_dir) as registry,
         listening(settings.socket, passed.listener) as listener,
         controlling(settings.data_dir) as control_listener,
+        exporting(settings.metrics) as metrics_listener,
     ):
         inventory = Inventory(registry, storage)
         inventory.settle()
@@ -145,16 +150,10 @@ async def composed(
             ) as keeper,
             trio.open_nursery() as background,
         ):
-            driver = Driver(
-                registry,
-                storage,
-                keeper,
-                _host(settings),
-                machine=machine,
-                policy=policy,
-                nursery=background,
-            )
+            parts = (registry, storage, keeper, _host(settings))
+            driver = Driver(*parts, machine=machine, policy=policy, nursery=background)
             background.start_soon(_control, driver, keeper, storage, control_listener)
+            background.start_soon(_export, driver, keeper, metrics_listener)
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
@@ -167,6 +166,22 @@ async def _control(
     if listener is not None:
         details = Details(driver, keeper, kernel_features.linux_release())
         await control(Answers(driver, details, Check(driver, keeper, storage)), listener)
+
+
+async def _export(driver: Driver, keeper: Keeper, listener: socket.socket | None) -> None:
+    """Answer at the address of the metrics, if there is one."""
+    if listener is not None:
+        render = await trio.to_thread.run_sync(_renderer)
+        details = Details(driver, keeper, kernel_features.linux_release())
+        log.info("metrics at %s", listener.getsockname())
+        await export(Metrics(driver, keeper, details, render), listener)
+
+
+def _renderer() -> Render:
+    """Load the library of Prometheus, which a plugin without metrics does without."""
+    from plugin.metrics.exposition import render  # noqa: PLC0415
+
+    return render
 
 
 def _host(settings: Settings) -> HostView:

@@ -1,4 +1,4 @@
-"""The volume plugin protocol, and the answers to the `passfs` command: HTTP on Unix sockets.
+"""The volume plugin protocol, the answers to the `passfs` command, and the metrics: HTTP.
 
 The modules, from the top down:
 

@@ -26,9 +26,10 @@ class HungUp(Exception):  # noqa: N818 - no error: each client does so
 class Connection:
     """The connection of one client: requests one after the other, each with its reply."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        """*stream* is borrowed."""
+    def __init__(self, stream: trio.SocketStream, *, is_single: bool = False) -> None:
+        """*stream* is borrowed; if *is_single*, its first request is the last one."""
         self._stream = stream
+        self._is_single = is_single
         self._http = h11.Connection(h11.SERVER)
         self.is_silent = True
         """Whether the client has not sent a byte."""
@@ -36,6 +37,8 @@ class Connection:
         """The method of the present request."""
         self.path = ""
         """The path of the present request without a query, URL-quoted."""
+        self.accept = ""
+        """The media types that the present request accepts, as in its header; empty for any."""
 
     async def head(self) -> None:
         """Wait for the head of the next request.
@@ -45,11 +48,13 @@ class Connection:
             HeadTooLarge: it is longer than 16 KiB.
             HungUp: the client has closed the connection.
         """
-        self.method = self.path = ""
+        self.method = self.path = self.accept = ""
         request = await self._next_event()
         assert isinstance(request, h11.Request)  # noqa: S101 - the first event of a cycle
         self.method = request.method.decode()
         self.path = request.target.partition(b"?")[0].decode()
+        types = [value for name, value in request.headers if name == b"accept"]
+        self.accept = b",".join(types).decode("latin-1")
 
     async def body(self) -> bytes:
         """Return the body of the present request.
@@ -71,14 +76,17 @@ class Connection:
             raise RequestTimeout(f"the body has not ended within {BODY_DEADLINE_S:g} s") from error
         return bytes(body)
 
-    async def reply(self, status: int, pieces: Sequence[bytes]) -> None:
+    async def reply(
+        self, status: int, pieces: Sequence[bytes], content_type: str = CONTENT_TYPE
+    ) -> None:
         """Send a reply; between two *pieces* of its body the server answers other requests.
 
         Raises:
             HungUp: the client has closed the connection.
         """
-        headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(sum(map(len, pieces))))]
-        if self._http.their_state is not h11.DONE:  # an unread rest of the request follows
+        headers = [("Content-Type", content_type), ("Content-Length", str(sum(map(len, pieces))))]
+        # An unread rest of the request follows if its body is not done.
+        if self._is_single or self._http.their_state is not h11.DONE:
             headers.append(("Connection", "close"))
         await self._send(h11.Response(status_code=status, headers=headers))
         for piece in pieces if self.method != "HEAD" else []:

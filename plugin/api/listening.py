@@ -1,7 +1,7 @@
-"""The plugin's Unix sockets: their modes, the removal of a stale one, their removal at the end.
+"""The plugin's sockets: their modes, the removal of a stale one, their removal at the end.
 
 The engine finds one socket by its path. The control socket lies in the data directory, which both
-kinds of installation share with the host.
+kinds of installation share with the host. The administrator chooses the address of the metrics.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from plugin.admin.address import Address, TcpAddress
 from plugin.errors import CannotStart
 from plugin.protocol import CONTROL_SOCKET
 
@@ -82,6 +83,29 @@ def controlling(data_dir: Path) -> Iterator[socket.socket | None]:
             where = data_dir / CONTROL_SOCKET
             log.warning("no `passfs` command will reach this plugin by %s: %s", where, error)
         yield listener
+
+
+@contextmanager
+def exporting(address: Address | None) -> Iterator[socket.socket | None]:
+    """Listen for metrics at *address*; in a directory with the setgid bit, for its group as well.
+
+    If that is not possible, log a warning and yield None: volumes are served nevertheless.
+    """
+    with ExitStack() as stack:
+        listener: socket.socket | None = None
+        try:
+            if isinstance(address, Path):
+                listener = stack.enter_context(listening(address))
+            elif address is not None:
+                listener = stack.enter_context(_tcp_listener(address))
+        except (CannotStart, OSError) as error:
+            log.warning("no metrics at %s: %s", address, error)
+        yield listener
+
+
+def _tcp_listener(address: TcpAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server(address, family=family, backlog=BACKLOG)
 
 
 def _remove_stale(path: Path) -> None:

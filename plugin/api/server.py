@@ -1,13 +1,15 @@
-"""The plugin's Unix sockets, and the one place where an exception becomes a reply.
+"""The plugin's sockets, and the one place where an exception becomes a reply.
 
 The engine's socket has the verbs of the volume plugin protocol. The control socket has the answers
-to the `passfs` command (answers.py), for root alone.
+to the `passfs` command (answers.py), for root alone. The address of the metrics has two pages, for
+every process that can connect.
 
 A refusal (`PluginError`) is answered with its own status and message. Any other exception is a bug:
 the server answers 500, logs the traceback and goes on.
 """
 
 import logging
+import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +23,8 @@ from plugin.api.answers import ANSWERS, Answer, Answers
 from plugin.api.connection import Connection, HungUp
 from plugin.api.verbs import VERBS, Perform, Verb
 from plugin.errors import NoSuchMethod, NoSuchPath, PluginError, quoted
-from plugin.protocol import ErrorReply, Reply, Request, VolumeRequest
+from plugin.metrics.metrics import Metrics
+from plugin.protocol import CONTENT_TYPE, EmptyRequest, ErrorReply, Reply, Request, VolumeRequest
 from plugin.volumes.driver import Driver
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,10 @@ KEEP_ALIVE_S = 75.0
 # At shutdown, for requests in flight. The engine kills a plugin after 10 s, and detaching the
 # mounts needs most of that time.
 DRAIN_S = 1.5
+# Of the clients of the metrics, which nothing else limits: connections at once, and seconds for a
+# request with its reply.
+METRICS_CLIENTS = 16
+METRICS_S = 30.0
 # struct ucred of unix(7): pid, uid and gid of the process that has connected.
 UCRED = struct.Struct("=iII")
 
@@ -48,6 +55,20 @@ Endpoints = Mapping[tuple[str, str], Endpoint]
 """By method and path. `{name}` in a path stands for the URL-quoted name of a volume."""
 
 
+class Terms(NamedTuple):
+    """The terms on which a socket serves its clients."""
+
+    on_probe: Callable[[float], None] = lambda _: None
+    """Called for each connection that a client has closed without sending a byte, with the seconds
+    that it was open."""
+    admits: Callable[[trio.socket.SocketType], bool] = lambda _: True
+    """A connection is closed at once if the result is False."""
+    clients: float = math.inf
+    """Further connections are closed at once."""
+    limit_s: float = math.inf
+    """If finite, a connection has one request, and is closed after so many seconds."""
+
+
 async def serve(
     driver: Driver,
     listener: socket.socket,
@@ -63,7 +84,7 @@ async def serve(
         ("POST", path): Endpoint(partial(_parse, verb), partial(_perform, driver, verb))
         for path, verb in VERBS.items()
     }
-    await _serve(endpoints, listener, stopped, on_probe)
+    await _serve(endpoints, listener, stopped, Terms(on_probe=on_probe))
 
 
 async def control(answers: Answers, listener: socket.socket) -> None:
@@ -71,29 +92,37 @@ async def control(answers: Answers, listener: socket.socket) -> None:
     endpoints = {
         key: Endpoint(_named, partial(_answer, answers, answer)) for key, answer in ANSWERS.items()
     }
-    await _serve(endpoints, listener, trio.sleep_forever, admits=_is_root)
+    await _serve(endpoints, listener, trio.sleep_forever, Terms(admits=_is_root))
+
+
+async def export(metrics: Metrics, listener: socket.socket) -> None:
+    """Answer scrapes of *metrics*, and checks of the plugin's health, until cancelled."""
+    endpoints = {
+        ("GET", "/metrics"): Endpoint(_nothing, lambda _, client: metrics.scrape(client.accept)),
+        ("GET", "/health"): Endpoint(_nothing, lambda *_: metrics.health()),
+    }
+    terms = Terms(clients=METRICS_CLIENTS, limit_s=METRICS_S)
+    await _serve(endpoints, listener, trio.sleep_forever, terms)
 
 
 async def _serve(
     endpoints: Endpoints,
     listener: socket.socket,
     stopped: Callable[[], Awaitable[None]],
-    on_probe: Callable[[float], None] = lambda _: None,
-    admits: Callable[[trio.socket.SocketType], bool] = lambda _: True,
+    terms: Terms,
 ) -> None:
-    """Serve *endpoints*; close a connection at once that *admits* returns False for."""
     server = _Server(endpoints)
 
     async def handle(stream: trio.SocketStream) -> None:
         opened = trio.current_time()
-        connection = Connection(stream)
+        connection = Connection(stream, is_single=terms.limit_s < math.inf)
         try:
-            if not admits(stream.socket):
-                return
-            await server.converse(connection)
+            if len(connections.child_tasks) <= terms.clients and terms.admits(stream.socket):
+                with trio.move_on_after(terms.limit_s):
+                    await server.converse(connection)
         except HungUp:
             if connection.is_silent:
-                on_probe(trio.current_time() - opened)
+                terms.on_probe(trio.current_time() - opened)
         except Exception:  # a bug, which must not end the other connections
             log.exception("a connection has failed")
 
@@ -152,13 +181,14 @@ class _Server:
 async def _reply(endpoints: Endpoints, connection: Connection) -> None:
     """Answer the present request of *connection*, with a refusal if need be."""
     started = trio.current_time()
-    subject, status = "-", 200
+    subject, status, form = "-", 200, CONTENT_TYPE
     try:
         body = await connection.body()
         endpoint, name = _endpoint(endpoints, connection.method, connection.path)
         call = endpoint.parse(name, body)
         subject = call.subject
-        pieces = [*(await endpoint.perform(call, connection)).pieces()]
+        reply = await endpoint.perform(call, connection)
+        form, pieces = reply.content_type, [*reply.pieces()]
     except HungUp:
         raise
     except PluginError as error:
@@ -169,7 +199,7 @@ async def _reply(endpoints: Endpoints, connection: Connection) -> None:
         pieces = [ErrorReply(err="internal error; the plugin's log says more").encode()]
     duration_ms = 1000 * (trio.current_time() - started)
     log.debug("%s %s: %d in %.1f ms", connection.path, subject, status, duration_ms)
-    await connection.reply(status, pieces)
+    await connection.reply(status, pieces, form)
 
 
 def _endpoint(endpoints: Endpoints, method: str, path: str) -> tuple[Endpoint, str]:
@@ -206,6 +236,10 @@ def _is_root(client: trio.socket.SocketType) -> bool:
     """Return whether the process that has connected is root's, in the plugin's user namespace."""
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
     return bool(UCRED.unpack(credentials)[1] == 0)
+
+
+def _nothing(_: str, __: bytes) -> EmptyRequest:
+    return EmptyRequest()
 
 
 def _named(name: str, _: bytes) -> VolumeRequest:

@@ -22,7 +22,7 @@ def identity(directory: Path = _PACKAGE) -> str:
     """
     digest = hashlib.blake2b(sys.version.encode(), digest_size=_DIGITS // 2)
     for package in _NEEDED:
-        digest.update(f"{package} {_version(package)}\0".encode())
+        digest.update(f"{package} {version(package)}\0".encode())
     for file in sorted(directory.rglob("*")):
         if file.suffix in _CODE:
             content = hashlib.blake2b(file.read_bytes()).hexdigest()
@@ -30,7 +30,8 @@ def identity(directory: Path = _PACKAGE) -> str:
     return digest.hexdigest()
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Return the version of the installed *package*; empty if there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

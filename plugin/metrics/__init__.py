@@ -1,0 +1,12 @@
+"""The metrics for Prometheus, and the plugin's health, at an address of the administrator's choice.
+
+The modules, from the top down:
+
+    exposition  the text that Prometheus scrapes
+    metrics     the answers at the address
+    snapshot    the facts about all volumes at one moment
+    usage       processor time and memory of a process
+
+The library prometheus-client takes longer to load than the plugin has time at its start. Only
+exposition imports it, and the plugin imports exposition only if the setting names an address.
+"""
