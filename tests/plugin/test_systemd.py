@@ -1,19 +1,25 @@
 """packaging/: the service under a real systemd, with the installed units."""
 
+import errno
 import os
+import re
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from passthrough.worker.control import GUARDS
+from plugin.admin.address import TcpAddress
 from plugin.mounting.fd_store import KINDS
 from tests.passthrough.core.probe_counts import PARKED, THREADS, WAITS
 from tests.support.tools.driver import UNIT
+from tests.support.tools.processes import wait_until
+from tests.support.tools.scraping import free_port, page
 from tests.support.tools.service import Service
 from tests.support.tools.systemd import Systemd
 
@@ -128,3 +134,29 @@ def test_a_stop_ends_the_workers_and_the_next_start_unmounts(
     assert not status(service)["mounted"]
     assert not target.exists()
     assert "WARNING" not in service.log.read_text()
+
+
+def test_metrics_at_a_tcp_address_need_a_drop_in(tmp_path: Path, systemd: Systemd) -> None:
+    """The unit allows Unix sockets alone; the drop-in is that of docs/metrics.md."""
+    document = (ROOT / "docs" / "metrics.md").read_text()
+    (families,) = re.findall(r"^    (RestrictAddressFamilies=.*)$", document, re.MULTILINE)
+    address = TcpAddress("127.0.0.1", free_port())
+    refusal = f"no metrics at {address}: [Errno {errno.EAFNOSUPPORT}]"
+    service = Service(tmp_path)
+    drop_in = systemd.unit.with_name(f"{systemd.unit.name}.d") / "own.conf"
+    drop_in.parent.mkdir()
+    for line in ("", families):
+        drop_in.write_text(f"[Service]\nEnvironment=PASSFS_METRICS={address}\n{line}\n")
+        systemd.control("daemon-reload")
+        systemd.control("restart", "passfs.service")
+        service.call("VolumeDriver.Capabilities")
+        assert (refusal in service.log.read_text()) == (not line)
+        service.log.write_text("")
+    wait_until(lambda: answers(address))
+
+
+def answers(address: TcpAddress) -> bool:
+    try:
+        return page(address, "/health").status == HTTPStatus.OK
+    except ConnectionRefusedError:
+        return False
