@@ -62,11 +62,11 @@ The modules, from the top down:
     notify        notifications to the kernel
     rare          calls of Python: INIT, mounts below the source, the log
     crash         the request in which a thread crashes, noted for the next worker
-    counters      requests counted, with their times and errors
     memory        the memory of the tables: made, mapped, recovered, given back
     tables        inodes and open files: found, given out, taken back
     places        mounts and places: where inodes lie
     slots         free slots of the tables, and their hash
+    counters      requests, data and opens counted; numbers of inodes and open files
     steps         steps of a request at which a test ends the process
     state         the structures of a volume and of a thread
     journal       how far a request in hand has come, for a successor

@@ -214,6 +214,7 @@ cdef struct Tables:
     uint32_t handle_size
     int32_t fd
     int32_t users[USERS]  # open files and directories of each group of users, `user_bits`
+    uint32_t passing  # inodes with a backing id; changed under the mutex
     bint trimming
     uint64_t hash_room  # entries that it may have; fewer while memory behind it is given back
     uint64_t hash_end  # entries that may have memory

@@ -14,7 +14,7 @@ from passthrough.core.abi cimport fuse_in_header, fuse_out_header
 from passthrough.core.attributes cimport (
     do_access, do_getattr, do_statfs, do_statx, do_syncfs,
 )
-from passthrough.core.counters cimport count, nanoseconds
+from passthrough.core.counters cimport count, count_reply, nanoseconds
 from passthrough.core.data cimport do_read, do_write
 from passthrough.core.directories cimport (
     do_fsyncdir, do_opendir, do_readdir, do_readdirplus, do_releasedir,
@@ -108,6 +108,8 @@ cdef uint32_t serve_begun(Thread *t, uint32_t received) noexcept nogil:
         length = 0
         if result < 0 and result != NO_ANSWER:
             report(t.volume, REPORT_MALFORMED, h.opcode, NULL)
+    if result > 0:
+        count_reply(t.row, h.opcode, t.out, result)
     count(t.row, h.opcode, -result if NO_ANSWER < result < 0 else 0, began)
     return length
 

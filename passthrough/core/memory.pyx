@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 
 from passthrough.core cimport libc
+from passthrough.core.counters cimport show
 from passthrough.core.shared cimport make_memory
 from passthrough.core.slots cimport (
     FIRST_HASH, fill_hash, free_inode, free_open, hash_entries, pthread_mutex_init,
@@ -236,6 +237,7 @@ cdef void recover(Tables *t) noexcept nogil:
             else:
                 free_open(t, table, file, index)
     _recover_inodes(t)
+    show(t)
     fill_hash(t, hash_entries(t, FIRST_HASH))
 
 
@@ -243,7 +245,7 @@ cdef void _recover_inodes(Tables *t) noexcept nogil:
     cdef Header *h = t.header
     cdef Inode *inode
     cdef uint32_t index
-    h.inodes = h.descriptors = h.by_handle = h.pins = 0
+    h.inodes = h.descriptors = h.by_handle = h.pins = t.passing = 0
     h.free_inode = NONE
     for index in range(h.inode_end - 1, 0, -1):
         inode = &t.inodes[index]
@@ -254,6 +256,7 @@ cdef void _recover_inodes(Tables *t) noexcept nogil:
                 h.by_handle += 1
                 h.pins += inode.fd >= 0
             t.mounts[t.places[inode.place].mount].users += 1
+            t.passing += inode.opens != 0 and inode.backing_id != 0
             if not inode.opens:
                 inode.backing_id = 0
                 inode.notes = 0

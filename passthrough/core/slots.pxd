@@ -18,6 +18,8 @@ from passthrough.core.layout cimport (
     RELEASE,
     REPLACED,
     ROOT_INDEX,
+    USER_SHIFT,
+    USERS,
     Header,
     Inode,
     OpenFile,
@@ -72,6 +74,21 @@ cdef inline uint32_t take_inode(Tables *t) noexcept nogil:
 
 cdef inline void count_inodes(Header *h, int change) noexcept nogil:
     store32(<int32_t *>&h.inodes, <int32_t>h.inodes + change, RELAXED)  # read without the mutex
+
+
+cdef inline void count_handles(Tables *t, int change) noexcept nogil:
+    cdef int32_t *count = <int32_t *>&t.header.by_handle
+    store32(count, count[0] + change, RELEASE)
+
+
+cdef inline void count_opens(
+    Tables *t, int table, uint32_t kind, int change
+) noexcept nogil:
+    """Count a descriptor of an open file, in all and for its group of users."""
+    cdef int32_t *count = <int32_t *>&t.header.opens[table]
+    store32(count, count[0] + change, RELAXED)
+    count = &t.users[kind >> USER_SHIFT & (USERS - 1)]
+    store32(count, count[0] + change, RELAXED)
 
 
 cdef inline void free_open(Tables *t, int table, OpenFile *file, uint32_t index) noexcept nogil:

@@ -23,6 +23,7 @@ from libc.errno cimport EAGAIN, EBADF, ENFILE, ENOENT, ESTALE
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from passthrough.core.counters cimport show
 from passthrough.core.journal cimport (
     announce_forget, announce_lookup, announce_open, announce_return, end_return, note_backing,
     note_settled,
@@ -30,8 +31,8 @@ from passthrough.core.journal cimport (
 from passthrough.core.libc cimport sched_yield
 from passthrough.core.places cimport drop_mount, place_of
 from passthrough.core.slots cimport (
-    count_inodes, current, free_inode, free_open, has_room, hash_of, insert, pthread_mutex_lock,
-    pthread_mutex_unlock, shown_number, take_inode, take_open, take_out,
+    count_handles, count_inodes, count_opens, current, free_inode, free_open, has_room, hash_of,
+    insert, pthread_mutex_lock, pthread_mutex_unlock, shown_number, take_inode, take_open, take_out,
 )
 from passthrough.core.steps cimport (
     COUNTED, FORGETTING, FORGOTTEN, GRANTED, GRANTING, OPENED, OPENING, step_of,
@@ -153,11 +154,12 @@ cdef uint32_t _add(
     count_inodes(h, 1)
     h.most = max(h.most, h.inodes)
     h.descriptors += not by_handle
-    _count_handles(t, by_handle)
+    count_handles(t, by_handle)
     t.mounts[t.places[place].mount].users += 1
     announce_lookup(j, (generation << 32) | index, 0)
     step_of(t, GRANTING)
     store64(&inode.nodeid, (generation << 32) | index, RELEASE)
+    show(t)
     return index
 
 
@@ -179,18 +181,6 @@ cdef inline void _set_told(Inode *inode) noexcept nogil:
 
 cdef void _set_flags(Inode *inode, int flags) noexcept nogil:
     store16(&inode.flags, <uint16_t>flags, RELEASE)
-
-
-cdef void _count_handles(Tables *t, int change) noexcept nogil:
-    cdef int32_t *count = <int32_t *>&t.header.by_handle
-    store32(count, count[0] + change, RELEASE)
-
-
-cdef void _count_opens(Tables *t, int table, uint32_t kind, int change) noexcept nogil:
-    cdef int32_t *count = <int32_t *>&t.header.opens[table]
-    store32(count, count[0] + change, RELAXED)
-    count = &t.users[kind >> USER_SHIFT & (USERS - 1)]
-    store32(count, count[0] + change, RELAXED)
 
 
 cdef void forget(
@@ -249,10 +239,11 @@ cdef void _leave(Tables *t, Inode *inode, Gone *gone) noexcept nogil:
     count_inodes(t.header, -1)
     t.header.descriptors -= not inode.flags & BY_HANDLE
     if inode.flags & BY_HANDLE:
-        _count_handles(t, -1)
+        count_handles(t, -1)
         t.header.pins -= inode.fd >= 0
     gone.mount_fd = drop_mount(t, t.places[inode.place].mount)
     free_inode(t, index)
+    show(t)
 
 
 cdef int find(Tables *t, uint32_t place, uint64_t ino, Granted *out) noexcept nogil:
@@ -331,15 +322,17 @@ cdef int open_add(
             store32(<int32_t *>&file.kind, <int32_t>made.kind, RELEASE)
             if not inode.opens:
                 store32(&inode.backing_id, backing_id, RELEASE)
+                t.passing += backing_id != 0
             _set_opens(inode, inode.opens + 1)
             _set_flags(inode, inode.flags & ~LISTED)
-            _count_opens(t, table, made.kind, made.fd >= 0)
+            count_opens(t, table, made.kind, made.fd >= 0)
             fh[0] = (file.fh >> 32 << 32) | index
             in_force[0] = inode.backing_id
             announce_open(j, table, fh[0])
             step_of(t, OPENING)
             store64(&file.fh, fh[0], RELEASE)
             step_of(t, OPENED)
+            show(t)
     pthread_mutex_unlock(&t.mutex)
     return result
 
@@ -368,14 +361,16 @@ cdef int open_release(
     if inode != NULL and inode.opens == 1 and inode.backing_id:
         note_backing(j, inode.backing_id)
     free_open(t, table, file, <uint32_t>fh)
-    _count_opens(t, table, file.kind, -(out.fd >= 0))
+    count_opens(t, table, file.kind, -(out.fd >= 0))
     if inode != NULL:
         _set_opens(inode, inode.opens - 1)
         if not inode.opens:
             out.backing_id = inode.backing_id
+            t.passing -= inode.backing_id != 0
             store32(&inode.backing_id, 0, RELEASE)
             _set_flags(inode, inode.flags & ~PRIVILEGED)
         _leave(t, inode, &out.gone)
+    show(t)
     pthread_mutex_unlock(&t.mutex)
     return 0
 

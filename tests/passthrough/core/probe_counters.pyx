@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint64_t
 
-from passthrough.core.counters cimport BUCKETS, ROWS, Row, bucket_of, count, nanoseconds
+from passthrough.core.counters cimport BUCKETS, Counted, bucket_of, count, nanoseconds
 
-SIZE = ROWS * sizeof(Row)
+SIZE = sizeof(Counted)
 LAST_BUCKET = BUCKETS - 1
 
 

@@ -54,11 +54,11 @@ _MEMORY = "/memfd:passfs-tables (deleted)"
 
 def main(source: str, device_fd: int, options: str) -> int:
     """Serve *source* on a socket until its other end is closed; print what is left then."""
-    served = Served(OPTIONS[options], os.open(source, os.O_PATH | os.O_DIRECTORY))
-    served.core.use_device(device_fd)
     memory_fd = control.make()
     memory = mmap.mmap(memory_fd, counters.END)
     count_in(memory, counters.AT)
+    served = Served(OPTIONS[options], os.open(source, os.O_PATH | os.O_DIRECTORY))
+    served.core.use_device(device_fd)
     while served.rare.agreed is None:
         if not served.core.serve_one():
             return 1
