@@ -21,6 +21,8 @@ CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 CONTROL_SOCKET = "control.sock"
 """The name of the control socket in the data directory."""
+BENCH_ID = "passfs-bench"
+"""The mount id of the reference that `passfs bench` has."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):

@@ -4,6 +4,7 @@ Each function imports what it needs, so that no command waits for the modules of
 
 The modules, from the top down:
 
+    measuring    the commands that measure volumes
     volumes      the commands about volumes: they ask the running plugin
     installing   run, install and upgrade the plugin
     display      the steps of an installation on a terminal

@@ -7,6 +7,8 @@ host's /proc, which a managed plugin does not see. No function touches a mount, 
 The modules, from the top down:
 
     terminal     shows a document: with colours and lines on a terminal, else as plain text
+    bench        measures a volume against its source
+    workloads    the calls that `bench` measures
     inquiry      asks the plugin about volumes, and adds facts about processes
     views        what the plugin answers, as rows and documents
     document     a document of pairs and tables, and its plain text

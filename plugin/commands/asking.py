@@ -27,7 +27,7 @@ class Plugin:
     """The plugin with one data directory."""
 
     def __init__(self, data_dir: str) -> None:
-        self._directory = data_dir
+        self.directory = data_dir
         self.pid = 0
         """Its process id on this host after the first answer; 0 if it is not visible."""
 
@@ -37,7 +37,7 @@ class Plugin:
         Raises:
             CommandError: no plugin answers, or it refuses.
         """
-        socket = str(Path(self._directory, CONTROL_SOCKET))
+        socket = str(Path(self.directory, CONTROL_SOCKET))
         try:
             status, body = self._exchange(method, path, limit_s)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
@@ -70,7 +70,7 @@ class Plugin:
 
     def _exchange(self, method: str, path: str, limit_s: float) -> tuple[int, bytes]:
         with (
-            _reachable(self._directory) as socket,
+            _reachable(self.directory) as socket,
             closing(Connection(socket, limit_s)) as connection,
         ):
             connection.request(method, path)

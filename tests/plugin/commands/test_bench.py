@@ -1,0 +1,167 @@
+"""`passfs bench`, beside a plugin that runs as a process."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plugin.commands.workloads import WORKLOADS
+from plugin.protocol import BENCH_ID
+from tests.support.tools.commands import passfs, printed
+from tests.support.tools.processes import wait_until
+from tests.support.tools.service import Service, started
+
+pytestmark = pytest.mark.full
+
+QUICK = ("--rounds", "2", "--size", "0.02")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("bench")
+    (directory / "data").mkdir()
+    with started(directory) as service:
+        yield service
+
+
+def made(service: Service, name: str, **options: str) -> Path:
+    """Make a volume over a source with one file, and return the source."""
+    source = service.directory / name
+    source.mkdir()
+    os.chown(source, 65534, 65534)  # owner and squash refuse a source of root
+    (source / "kept").write_text("kept")
+    service.call("VolumeDriver.Create", Name=name, Opts={"source": str(source)} | options)
+    return source
+
+
+def references(service: Service, name: str) -> dict[str, int]:
+    found: dict[str, int] = json.loads(printed(service, "status", name, "--json"))["references"]
+    return found
+
+
+def assert_untouched(service: Service, source: Path) -> None:
+    """Assert that nothing is left of a measurement: no file, no reference, no mount."""
+    assert [path.name for path in source.iterdir()] == ["kept"]
+    assert references(service, source.name) == {}
+    assert not os.path.ismount(service.directory / "mounts" / source.name)
+
+
+def test_each_workload_has_a_line_and_nothing_is_left(service: Service) -> None:
+    source = made(service, "vol")
+    result = json.loads(printed(service, "bench", "vol", *QUICK, "--json"))
+
+    assert (result["volume"], result["source"], result["rounds"]) == ("vol", str(source), 2)
+    assert [line["workload"] for line in result["lines"]] == [each.name for each in WORKLOADS]
+    for line in result["lines"]:
+        assert line["refusal"] == ""
+        assert 0 < line["source_s"] < 1
+        assert line["volume_s"] > line["source_s"] / 20
+        # The kernel sends at least a request for each file, and a bare directory needs none.
+        if line["workload"] in {"rename", "unlink", "stat, for the first time"}:
+            assert line["ratio"] > 1
+    assert_untouched(service, source)
+
+
+def test_the_table_has_the_ratios(service: Service) -> None:
+    made(service, "table")
+    lines = printed(service, "bench", "table", *QUICK).splitlines()
+
+    header = next(n for n, line in enumerate(lines) if line.startswith("WORKLOAD"))
+    assert lines[header].split() == ["WORKLOAD", "UNIT", "SOURCE", "VOLUME", "RATIO"]
+    assert len(lines) == header + 1 + len(WORKLOADS)
+    assert all(float(line.split()[-1]) > 0 for line in lines[header + 1 :])
+
+
+def test_a_volume_in_use_stays_mounted(service: Service) -> None:
+    made(service, "used")
+    service.call("VolumeDriver.Mount", Name="used", ID="container")
+    printed(service, "bench", "used", *QUICK)
+
+    assert references(service, "used") == {"container": 1}
+    service.call("VolumeDriver.Unmount", Name="used", ID="container")
+
+
+@pytest.mark.parametrize(
+    "options", [{"owner": ""}, {"squash": "all"}, {"cache": "never"}, {"cache": "always"}], ids=str
+)
+def test_volumes_that_map_users_and_cache_are_measured(
+    service: Service, options: dict[str, str]
+) -> None:
+    name = "-".join([*options, *options.values()])
+    source = made(service, name, **options)
+    result = json.loads(printed(service, "bench", name, *QUICK, "--json"))
+
+    assert [line["refusal"] for line in result["lines"]] == [""] * len(WORKLOADS)
+    assert_untouched(service, source)
+
+
+def test_a_call_that_the_volume_refuses_has_its_refusal(service: Service) -> None:
+    source = made(service, "sealed", seal_size="true")
+    result = json.loads(printed(service, "bench", "sealed", *QUICK, "--json"))
+
+    refusals = {line["workload"]: line["refusal"] for line in result["lines"]}
+    assert refusals["append 256 bytes"] == "Operation not permitted"
+    assert refusals["list with attributes"] == "Operation not permitted"  # of files with content
+    assert_untouched(service, source)
+
+
+def test_a_readonly_volume_is_refused(service: Service) -> None:
+    source = made(service, "readonly", readonly="true")
+    done = passfs(service, "bench", "readonly", *QUICK)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the volume takes no files of this user" in done.stderr
+    assert "Read-only file system" in done.stderr
+    assert_untouched(service, source)
+
+
+def test_a_second_command_is_refused(service: Service) -> None:
+    made(service, "second")
+    fd = os.open(service.directory / "data", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = passfs(service, "bench", "second", *QUICK)
+    finally:
+        os.close(fd)
+    assert done.returncode == 1
+    assert "another `passfs bench` runs" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_command_that_is_ended_cleans_up(service: Service, number: int) -> None:
+    source = made(service, f"ended-{number}")
+    process = running(service, source)
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    assert_untouched(service, source)
+
+
+def test_the_reference_of_a_killed_command_is_dropped_by_the_next_one(service: Service) -> None:
+    source = made(service, "killed")
+    process = running(service, source)
+    process.kill()
+    process.wait(60)
+    assert references(service, "killed") == {BENCH_ID: 1}
+
+    printed(service, "bench", "killed", *QUICK)
+    assert references(service, "killed") == {}
+
+
+def running(service: Service, source: Path) -> "subprocess.Popen[bytes]":
+    """Return a command that is measuring."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "plugin", "bench", source.name, "--rounds", "1000"),
+            *("--data-dir", str(service.directory / "data")),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: any(len([*path.iterdir()]) for path in source.glob(".passfs-bench-*")))
+    return process
