@@ -44,6 +44,10 @@ def _of_mount(value: Callable[[Served], float | None]) -> Callable[[VolumeFacts]
     return lambda volume: None if volume.served is None else value(volume.served)
 
 
+def _of_counters(value: Callable[[Counters], float]) -> Callable[[VolumeFacts], float | None]:
+    return _of_mount(lambda served: served.counters and value(served.counters))
+
+
 _ROWS: Final = (
     _Row(
         GaugeMetricFamily,
@@ -86,6 +90,54 @@ _ROWS: Final = (
         "passfs_worker_cpu_seconds_total",
         "Processor time of the worker since it began",
         _of_mount(lambda served: served.usage and served.usage.cpu_s),
+    ),
+    _Row(
+        CounterMetricFamily,
+        "passfs_opens_total",
+        "Regular files that the worker has opened for callers",
+        _of_counters(lambda counters: counters.opens),
+    ),
+    _Row(
+        CounterMetricFamily,
+        "passfs_passthrough_opens_total",
+        "Of passfs_opens_total, those whose data the kernel passes through",
+        _of_counters(lambda counters: counters.passing_opens),
+    ),
+    _Row(
+        CounterMetricFamily,
+        "passfs_read_bytes_total",
+        "Bytes that callers have read from the worker, without passthrough",
+        _of_counters(lambda counters: counters.bytes_read),
+    ),
+    _Row(
+        CounterMetricFamily,
+        "passfs_written_bytes_total",
+        "Bytes that callers have written to the worker, without passthrough",
+        _of_counters(lambda counters: counters.bytes_written),
+    ),
+    _Row(
+        GaugeMetricFamily,
+        "passfs_inodes",
+        "Inodes that the kernel remembers or has open",
+        _of_counters(lambda counters: counters.inodes),
+    ),
+    _Row(
+        GaugeMetricFamily,
+        "passfs_open_files",
+        "Regular files that are open, once for each open",
+        _of_counters(lambda counters: counters.open_files),
+    ),
+    _Row(
+        GaugeMetricFamily,
+        "passfs_open_directories",
+        "Directories that are open, once for each open",
+        _of_counters(lambda counters: counters.open_directories),
+    ),
+    _Row(
+        GaugeMetricFamily,
+        "passfs_passthrough_files",
+        "Open files whose data the kernel passes through, once for each file",
+        _of_counters(lambda counters: counters.passing_files),
     ),
 )
 

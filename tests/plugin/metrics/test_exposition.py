@@ -48,7 +48,7 @@ def volume(
     operations: Mapping[str, Operation] | None = None,
     errors: Mapping[str, int] | None = None,
 ) -> VolumeFacts:
-    counters = Counters(operations or {}, errors or {})
+    counters = Counters(operations or {}, errors or {}, 8, 6, 4096, 512, 5, 4, 3, 2)
     served = Served(guards=2, deaths=1, takeover_s=0.25, usage=Usage(1.5, 4096), counters=counters)
     return VolumeFacts(VolumeName(name), Word.OK, 3, 1, served)
 
@@ -139,6 +139,21 @@ def test_a_volume_that_is_not_mounted_has_no_counters() -> None:
     assert found.value("passfs_volume_health", volume="idle", health="idle") == 1
     shown = {name for name, labels in found.samples if ("volume", "idle") in labels}
     assert shown == {"passfs_references", "passfs_dead_references", "passfs_volume_health"}
+
+
+def test_opens_data_inodes_and_open_files_are_shown() -> None:
+    found = parsed(text(volume()))
+    shown = {
+        "passfs_opens_total": 8,
+        "passfs_passthrough_opens_total": 6,
+        "passfs_read_bytes_total": 4096,
+        "passfs_written_bytes_total": 512,
+        "passfs_inodes": 5,
+        "passfs_open_files": 4,
+        "passfs_open_directories": 3,
+        "passfs_passthrough_files": 2,
+    }
+    assert {name: found.value(name, volume="vol") for name in shown} == shown
 
 
 def test_volumes_are_counted_by_state() -> None:

@@ -5,7 +5,9 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tests.support.tools.service import Service
 ASKS = 20
 LIMIT_S = 20.0
 MIB = 1 << 20
+PROGRAM = "from plugin.start import main; main()"
 TAKEOVER = "passfs_last_takeover_seconds"
 MEMORY = "passfs_worker_resident_memory_bytes"
 SERVE = command("serve")
@@ -51,9 +54,9 @@ def answers(address: Address) -> bool:
 
 
 @contextlib.contextmanager
-def mounted(service: Service, name: str = "vol") -> Iterator[Path]:
+def mounted(service: Service, name: str = "vol", **options: str) -> Iterator[Path]:
     """Create and mount a volume; yield a file in it."""
-    service.call("VolumeDriver.Create", Name=name)
+    service.call("VolumeDriver.Create", Name=name, Opts=options)
     path = service.call("VolumeDriver.Mount", Name=name, ID="i")["Mountpoint"]
     file = Path(path, "file")
     file.touch()
@@ -141,6 +144,30 @@ def test_no_counter_of_a_mount_goes_backwards_and_a_remount_begins_anew(tmp_path
 
 
 @pytest.mark.full
+def test_opens_data_and_open_files_are_those_of_the_callers(tmp_path: Path) -> None:
+    address = tmp_path / "metrics.sock"
+
+    def value(name: str) -> float:
+        return scrape(address).value(f"passfs_{name}", volume="vol") or 0.0
+
+    with serving(tmp_path, address) as service, mounted(service, passthrough="off") as file:
+        opens, inodes, open_files = map(value, ("opens_total", "inodes", "open_files"))
+        with file.open("wb") as written:
+            written.write(bytes(MIB))
+            written.flush()
+            assert value("open_files") == open_files + 1
+        assert value("opens_total") == opens + 1
+        assert value("written_bytes_total") == MIB
+        assert value("passthrough_opens_total") == 0
+        file.with_name("another").touch()
+        assert value("inodes") == inodes + 1
+        with file.open("rb", buffering=0) as read:
+            os.posix_fadvise(read.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert len(read.read()) == MIB
+        assert value("read_bytes_total") >= MIB
+
+
+@pytest.mark.full
 def test_a_death_of_a_worker_is_counted_and_the_counters_go_on(tmp_path: Path) -> None:
     address = tmp_path / "metrics.sock"
     with serving(tmp_path, address) as service, mounted(service) as file:
@@ -182,3 +209,28 @@ async def test_the_plugin_is_healthy_with_volumes_in_any_state(tmp_path: Path) -
         assert health.pop("version") == metadata.version("passfs")
         assert health.pop("program")
         assert health == {"status": "ok", "volumes": 1, "mounted": 0, "lost": 0}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("arguments", "address", "accepted"),
+    [
+        ([], "127.0.0.1", "the absolute path of a Unix socket"),
+        (["--managed"], "127.0.0.1:9464", "a managed plugin has no network"),
+    ],
+)
+def test_the_program_refuses_an_address_at_its_start(
+    tmp_path: Path, arguments: Sequence[str], address: str, accepted: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "serve", *arguments],
+        env=os.environ | {"PASSFS_METRICS": address, "PASSFS_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"passfs serve: PASSFS_METRICS='{address}' is not accepted; ")
+    assert accepted in done.stderr
+    assert not (tmp_path / "data").exists()
