@@ -6,6 +6,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     __main__         the program `passfs` with its commands
     cli/             the commands as typer declares them
     app              the parts of the running plugin put together; its start and its end
+    doctor/          examines the machine and the plugin; no request passes here
     install/         installs the managed plugin into an engine; no request passes here
     commands/        the commands about volumes; no request passes here
     api/             the volume plugin protocol and the answers to the commands: HTTP

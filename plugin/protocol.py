@@ -346,6 +346,10 @@ class Finding(ReplyPart, frozen=True, kw_only=True, order=True):
     remedy: str
 
 
+CANNOT_BE_MOUNTED = "it cannot be mounted: "
+"""The beginning of the problem of a volume that no further container can have."""
+
+
 class CheckReply(Reply, frozen=True, kw_only=True):
     """The result of a check, on the control socket."""
 

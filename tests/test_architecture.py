@@ -25,7 +25,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 # The modules of `passthrough` that other packages import. `plugin` imports the options, the
 # id maps, the hand-over to a worker and its control page, the names of requests, the features of
-# INIT, and the system calls around a mount; the benchmarks start the programs and read mounts.
+# INIT, and the system calls around a mount. `passfs doctor` asks the kernel for its INIT, and knows
+# what the sandbox needs. The benchmarks start the programs and read mounts.
 KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
@@ -33,9 +34,9 @@ KNOWN_OF_OTHERS = {
         *("options.owner", "options.table", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
         *("worker.control", "worker.counters", "worker.fuse_mount", "worker.handover"),
-        "session.negotiation",
+        *("session.negotiation", "session.probe", "worker.sandbox", "worker.seccomp"),
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
-        *("linux.pidfd", "linux.syscalls"),
+        *("linux.pidfd", "linux.privileges", "linux.syscalls"),
     },
     "benchmarks": {
         *("options.choices", "options.parsing", "options.table", "worker.fuse_mount"),
@@ -73,6 +74,7 @@ DOORS = {
         "plugin/cli/app.py",
         "plugin/cli/installing.py",
         "plugin/cli/measuring.py",
+        "plugin/cli/machine.py",
         "plugin/cli/volumes.py",
         "benchmarks/__main__.py",
     },
@@ -102,6 +104,7 @@ PURE = {
     "passthrough/identity/idmap.py",
     "passthrough/options/values.py",
     "passthrough/options/vocabulary.py",
+    "plugin/doctor/finding.py",
     "plugin/errors.py",
     "plugin/volumes/old_names.py",
     "plugin/volume_options.py",
@@ -260,7 +263,7 @@ def upward_imports(module: Path) -> set[Path]:
         lines = order(package)
         if lines.index(own[level]) >= lines.index(other[level]):
             found.add(path)
-        if other[:2] == ("plugin", "install") and own[1] not in {"install", "cli"}:
+        if other[:2] == ("plugin", "install") and own[1] not in {"install", "doctor", "cli"}:
             found.add(path)
     return found
 

@@ -9,7 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from passthrough.options.sessions import FIRST_IDMAP, FIRST_KERNEL_SESSION, LACKING, Release
+from passthrough.options.sessions import (
+    FIRST_IDMAP,
+    FIRST_KERNEL_SESSION,
+    FIRST_SANDBOX,
+    LACKING,
+    Release,
+)
 from passthrough.options.table import OPTIONS, Requested
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from passthrough.session import abi
@@ -174,6 +180,8 @@ def test_the_releases_of_linux_are_those_of_the_code() -> None:
 
     assert found["`session=kernel`"] == (FIRST_KERNEL_SESSION, str(abi.LEAST_MINOR))
     assert found["`idmap=true`"] == (FIRST_IDMAP, "")
+    (sandbox,) = (value for feature, value in found.items() if feature.startswith("the [sandbox]"))
+    assert sandbox == (FIRST_SANDBOX, "")
     (newest,) = [value for value in found.values() if value[1] == str(abi.MINOR)]
     assert newest[0] == abi.MINOR_SINCE
 

@@ -107,6 +107,37 @@ def _contents(fd: int) -> bytes:
     return b"".join(parts)
 
 
+def covering(mounts: Sequence[MountEntry], path: bytes) -> MountEntry:
+    """Return the mount that *path* leads to, without a call to a file system.
+
+    *path* is absolute and has no symbolic link.
+
+    Raises:
+        LookupError: *mounts* has no root.
+    """
+    known = {mount.mount_id for mount in mounts if mount.mount_id != mount.parent_id}
+    within = [mount for mount in mounts if is_below(path, mount.target)]
+    found = next((mount for mount in within if mount.parent_id not in known), None)
+    if found is None:
+        raise LookupError(path)
+    while inner := [mount for mount in within if mount.parent_id == found.mount_id]:
+        # The walk of a path enters the first mount on its way.
+        found = min(inner, key=lambda mount: len(mount.target))
+        within.remove(found)
+    return found
+
+
+def place(mounts: Sequence[MountEntry], path: bytes) -> tuple[int, bytes]:
+    """Return the device that *path* leads to, and the path in it, as `position` without a call.
+
+    Raises:
+        LookupError: *mounts* has no root.
+    """
+    mount = covering(mounts, path)
+    relative = os.path.relpath(path, mount.target)
+    return mount.device, os.path.normpath(os.path.join(mount.root, relative))
+
+
 def of(mounts: Sequence[MountEntry], fd: int) -> MountEntry:
     """Return the mount that the file behind *fd* lies on.
 

@@ -8,6 +8,7 @@ several. An OSError has the call's man page as its file name, which the error me
 
 import ctypes
 import os
+from collections.abc import Mapping
 from typing import Final
 
 from passthrough.linux import syscalls
@@ -25,6 +26,7 @@ AT_RECURSIVE: Final = 0x8000
 OPEN_TREE_CLONE: Final = 1
 MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 FSOPEN_CLOEXEC: Final = 1
+FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 FSMOUNT_CLOEXEC: Final = 1
 MOUNT_ATTR_RDONLY: Final = 0x1
@@ -68,6 +70,7 @@ _SYS_FSMOUNT: Final = 432
 _SYS_MOUNT_SETATTR: Final = 442
 _SYS_PIDFD_GETFD: Final = 438
 
+_NO_OPTIONS: Final[Mapping[bytes, bytes]] = {}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -148,15 +151,38 @@ def new_tree(fstype: bytes) -> int:
     Raises:
         OSError: ENODEV if the kernel does not know *fstype*.
     """
-    words = (ctypes.c_char_p(fstype), ctypes.c_uint(FSOPEN_CLOEXEC))
-    context_fd = _checked(_libc.syscall(ctypes.c_long(_SYS_FSOPEN), *words), "fsopen(2)")
+    context_fd = new_file_system(fstype)
     try:
-        create = (ctypes.c_int(context_fd), ctypes.c_uint(FSCONFIG_CMD_CREATE), None, None, 0)
-        _checked(_libc.syscall(ctypes.c_long(_SYS_FSCONFIG), *create), "fsconfig(2)")
         mount = (ctypes.c_int(context_fd), ctypes.c_uint(FSMOUNT_CLOEXEC), ctypes.c_uint(0))
         return _checked(_libc.syscall(ctypes.c_long(_SYS_FSMOUNT), *mount), "fsmount(2)")
     finally:
         os.close(context_fd)
+
+
+def new_file_system(fstype: bytes, options: Mapping[bytes, bytes] = _NO_OPTIONS) -> int:
+    """Make a file system without a source that is mounted nowhere, fsopen(2) and fsconfig(2).
+
+    Returns:
+        Its descriptor, owned by the caller. Unless the file system is mounted, it ends with the
+        last duplicate of the descriptor.
+
+    Raises:
+        OSError: ENODEV if the kernel does not know *fstype*.
+    """
+    words = (ctypes.c_char_p(fstype), ctypes.c_uint(FSOPEN_CLOEXEC))
+    context_fd = _checked(_libc.syscall(ctypes.c_long(_SYS_FSOPEN), *words), "fsopen(2)")
+    steps = [(FSCONFIG_SET_STRING, *option) for option in options.items()]
+    try:
+        for command, name, value in (*steps, (FSCONFIG_CMD_CREATE, None, None)):
+            step = (
+                *(ctypes.c_int(context_fd), ctypes.c_uint(command)),
+                *(ctypes.c_char_p(name), ctypes.c_char_p(value), ctypes.c_int(0)),
+            )
+            _checked(_libc.syscall(ctypes.c_long(_SYS_FSCONFIG), *step), "fsconfig(2)")
+    except BaseException:
+        os.close(context_fd)
+        raise
+    return context_fd
 
 
 def change_tree(tree_fd: int, attributes: int, propagation: int, *, cleared: int = 0) -> None:

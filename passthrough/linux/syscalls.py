@@ -31,6 +31,10 @@ RESOLVE_IN_ROOT: Final = 0x10
 # rename(2)
 RENAME_NOREPLACE: Final = 1
 
+# fanotify_init(2)
+FAN_REPORT_DFID_NAME: Final = 0xC00
+_FAN_CLOEXEC: Final = 1
+
 # prctl(2) and capabilities(7)
 PR_SET_SECUREBITS: Final = 28
 SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
@@ -104,6 +108,7 @@ _libc.statx.argtypes = (
     ctypes.c_uint,
     ctypes.c_void_p,
 )
+_libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
 _libc.prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
 
@@ -214,6 +219,18 @@ def mount_id(fd: int) -> int:
         raise _failed()
     number: int = _STX_MNT_ID.unpack_from(answer)[0]
     return number
+
+
+def fanotify_init(flags: int) -> int:
+    """Open a group of fanotify(7) for notifications, fanotify_init(2); the caller owns it.
+
+    Raises:
+        OSError: ENOSYS or EINVAL if the kernel lacks it, EPERM without CAP_SYS_ADMIN.
+    """
+    fd: int = _libc.fanotify_init(flags | _FAN_CLOEXEC, os.O_RDONLY | os.O_CLOEXEC)
+    if fd < 0:
+        raise _failed()
+    return fd
 
 
 def filesystem_type(fd: int) -> int:

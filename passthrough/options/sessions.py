@@ -13,6 +13,9 @@ FIRST_KERNEL_SESSION: Final[Release] = (6, 9)
 """The first release on which `session=auto` stands for `kernel`."""
 
 
+FIRST_SANDBOX: Final[Release] = (5, 14)
+"""The first release with the sandbox: mount_setattr(2) with nosymfollow."""
+
 FIRST_IDMAP: Final[Release] = (6, 12)
 """The first release with idmapped mounts of FUSE."""
 

@@ -75,11 +75,11 @@ KEPT: Final = {
 }
 _FOR_FILE_HANDLES: Final = "CAP_DAC_READ_SEARCH"
 # The capabilities that `enter` itself needs; it drops those that are not in KEPT.
-_NEEDED_TO_ENTER: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
+NEEDED_TO_ENTER: Final = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": KEPT["CAP_SYS_ADMIN"][0]}
 # chroot(2) is for a guard alone.
-_NEEDED_BY_GUARD: Final = {"CAP_SYS_CHROOT": 18}
+NEEDED_BY_GUARD: Final = {"CAP_SYS_CHROOT": 18}
 
-_NAMESPACES: Final = (
+NAMESPACES: Final = (
     privileges.CLONE_NEWNS
     | privileges.CLONE_NEWNET
     | privileges.CLONE_NEWIPC
@@ -196,7 +196,7 @@ def enter_as_next_guard(process_fd: int, procfs_fd: int, *, by_file_handle: bool
     """
     with _reported():
         _prepare()
-        privileges.enter_namespaces(process_fd, _NAMESPACES)
+        privileges.enter_namespaces(process_fd, NAMESPACES)
         work_as_guard(procfs_fd)
         fdpath.will_work_in()  # the workers do
         mountinfo.keep("self/mountinfo")
@@ -226,7 +226,7 @@ def enter_as_worker(*, by_file_handle: bool) -> None:
 
 def lacks_for_guard() -> str:
     """Return the capability that a guard needs and this process lacks, or an empty text."""
-    return _missing(_NEEDED_BY_GUARD)
+    return _missing(NEEDED_BY_GUARD)
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def _prepare() -> None:
 
 def _check() -> None:
     """Raise SandboxError if a requirement is missing, before the process is changed."""
-    if missing := _missing(_NEEDED_TO_ENTER):
+    if missing := _missing(NEEDED_TO_ENTER):
         raise SandboxError(f"{missing} missing from the worker's capabilities")
     machine = os.uname().machine
     if machine not in seccomp.MACHINES:
@@ -292,7 +292,7 @@ def _enter_namespaces(
         cleared=0 if times is None else privileges.MOUNT_ATTR__ATIME,
     )
     os.close(source_fd)
-    privileges.unshare(_NAMESPACES)
+    privileges.unshare(NAMESPACES)
     old_root_fd = os.open("/", _DIRECTORY)
     privileges.change_tree(old_root_fd, 0, privileges.MS_PRIVATE)
     os.close(old_root_fd)

@@ -23,16 +23,16 @@ FAILURES = (DockerException, OSError)
 _TIMEOUT = 180  # seconds; the engine itself gives a plugin 120 for Create and Mount
 
 
-def connect() -> Client:
+def connect(limit_s: float = _TIMEOUT) -> Client:
     """Return a client of the engine that DOCKER_HOST names, else of the local one.
 
-    The caller closes the client.
+    The caller closes the client. *limit_s* is for each answer.
 
     Raises:
         InstallationError: no engine answers.
     """
     try:
-        return Client(**docker.utils.kwargs_from_env(), version="auto", timeout=_TIMEOUT)
+        return Client(**docker.utils.kwargs_from_env(), version="auto", timeout=limit_s)
     except DockerException as error:
         address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
         raise InstallationError(
@@ -65,6 +65,20 @@ def info(client: Client) -> Mapping[str, Any]:
     """Return the engine's description of itself (`docker info`)."""
     with request("describe itself"):
         answer: Mapping[str, Any] = client.info()
+    return answer
+
+
+def version(client: Client) -> Mapping[str, Any]:
+    """Return the engine's version, and that of its API (`docker version`)."""
+    with request("tell its version"):
+        answer: Mapping[str, Any] = client.version()
+    return answer
+
+
+def plugins(client: Client) -> list[dict[str, Any]]:
+    """Return the descriptions of all managed plugins."""
+    with request("list its plugins"):
+        answer: list[dict[str, Any]] = client.plugins()
     return answer
 
 

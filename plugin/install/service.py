@@ -35,6 +35,15 @@ def unit_path() -> Path | None:
     return Path(path) if state == "loaded" and path else None
 
 
+def active_state() -> str:
+    """Return the state of the service, such as "active", "inactive" or "failed".
+
+    Raises:
+        InstallationError: systemd does not answer.
+    """
+    return _show(UNIT, "ActiveState")
+
+
 def socket_path(default: str) -> str:
     """Return the path of the plugin's socket: that of the socket unit, or *default*."""
     listens = _show(SOCKET, "Listen")  # such as "/run/docker/plugins/passfs.sock (Stream)"

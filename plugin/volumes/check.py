@@ -19,7 +19,7 @@ from plugin import threads
 from plugin.errors import NoSuchVolume, PluginError, StorageFailed, escaped
 from plugin.mounting import mountpoints
 from plugin.mounting.keeper import Keeper
-from plugin.protocol import CheckReply, Finding, Reply, VolumeRequest
+from plugin.protocol import CANNOT_BE_MOUNTED, CheckReply, Finding, Reply, VolumeRequest
 from plugin.volume import FileName, State, Volume
 from plugin.volume_options import has_source
 from plugin.volumes.driver import Driver
@@ -230,7 +230,7 @@ def _unusable(volume: Volume, reason: str) -> Finding:
     kept = ", which deletes no file of its source" if has_source(volume.record.options) else ""
     return Finding(
         volume=volume.name,
-        problem=f"it cannot be mounted: {reason}",
+        problem=CANNOT_BE_MOUNTED + reason,
         meaning="containers that have the mount already may go on, and no further one starts",
         remedy=f"mend that, such as from a backup, or remove the volume{kept}",
     )

@@ -230,3 +230,42 @@ def test_contains_compares_positions_in_the_file_system_not_paths(tree: Tree) ->
 )
 def test_is_below(path: bytes, ancestor: bytes, *, expected: bool) -> None:
     assert mountinfo.is_below(path, ancestor) is expected
+
+
+TABLE = """\
+1 1 0:1 / / rw - rootfs rootfs rw
+20 1 8:1 / / rw - ext4 /dev/sda rw
+21 20 8:2 / /srv rw - ext4 /dev/sdb rw
+22 21 8:3 /inner /srv/disk rw - ext4 /dev/sdc rw
+23 22 8:4 / /srv/disk rw - ext4 /dev/sdd rw
+24 20 8:5 / /a rw - ext4 /dev/sde rw
+25 99 8:6 / /a/b rw - ext4 /dev/sdf rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "device", "inner"),
+    [
+        (b"/", (8, 1), b"/"),
+        (b"/srv", (8, 2), b"/"),
+        (b"/srvother", (8, 1), b"/srvother"),
+        (b"/srv/x/y", (8, 2), b"/x/y"),
+        (b"/srv/disk/x", (8, 4), b"/x"),
+        (b"/a/b", (8, 5), b"/b"),  # another mount hides the mount point
+    ],
+)
+def test_the_place_of_a_path(
+    tmp_path: Path, path: bytes, device: tuple[int, int], inner: bytes
+) -> None:
+    (tmp_path / "table").write_text(TABLE)
+    table = mountinfo.read(str(tmp_path / "table"))
+    assert mountinfo.place(table, path) == (os.makedev(*device), inner)
+
+
+def test_the_place_of_a_path_is_that_of_the_opened_directory(tmp_path: Path) -> None:
+    table = mountinfo.read()
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        assert mountinfo.place(table, bytes(tmp_path)) == mountinfo.position(table, fd)
+    finally:
+        os.close(fd)

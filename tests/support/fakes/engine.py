@@ -45,11 +45,18 @@ def root_file_system() -> bytes:
     return archive.getvalue()
 
 
+class Plugins(dict[str, dict[str, Any]]):
+    """The plugins by name; a call, as of the method of this name, lists them."""
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return json.loads(json.dumps([*self.values()]))  # type: ignore[no-any-return]
+
+
 class FakeEngine:
     """The methods of docker.APIClient that the installer uses; `calls` has their order."""
 
     def __init__(self) -> None:
-        self.plugins: dict[str, dict[str, Any]] = {}
+        self.plugins = Plugins()
         self.calls: list[str] = []
         self.running: list[dict[str, Any]] = []
         self.local_images = {BASE: "sha256:" + 64 * "b"}
@@ -119,6 +126,10 @@ class FakeEngine:
     def containers(self) -> list[dict[str, Any]]:
         self._fails("containers")
         return self.running
+
+    def version(self) -> dict[str, str]:
+        self._fails("version")
+        return {"Version": "29.1", "ApiVersion": "1.52"}
 
     def inspect_plugin(self, name: str) -> dict[str, Any]:
         self._fails("inspect")
