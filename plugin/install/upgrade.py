@@ -58,7 +58,7 @@ def upgrade(wanted: Upgrade, progress: Progress) -> bool:
         raise InstallationError("`passfs upgrade` writes the unit of the service: run it as root.")
     program = identity()
     progress.step(f"Writing {installed}")
-    progress.line(_write_unit(_unit_of(wanted.tree), installed))
+    progress.line(_write_unit(_unit_of(wanted.tree, installed), installed))
     progress.step(f"Restarting {service.UNIT}")
     service.restart()
     progress.step("Waiting until this program serves the volumes")
@@ -69,24 +69,35 @@ def upgrade(wanted: Upgrade, progress: Progress) -> bool:
     return not any(volume.older or volume.lost for volume in reply.volumes)
 
 
-def _unit_of(tree: Path | None) -> str:
-    """Return the text of the unit in *tree*, with this program."""
+def _unit_of(tree: Path | None, installed: Path) -> str:
+    """Return the text of the unit in *tree*, with this program.
+
+    Without a tree, return that of the *installed* unit if it starts this program: a package of the
+    distribution has replaced both.
+    """
+    program = Path(sys.prefix) / "bin" / "passfs"
     # A virtual environment lies in the tree that it was made for, unless the program runs from it.
     trees = [TREE, Path(sys.prefix).parent] if tree is None else [tree]
     units = [each / "packaging" / service.UNIT for each in trees]
     found = next((unit for unit in units if unit.is_file()), None)
+    if found is None and tree is None and _starts(installed, program):
+        return installed.read_text(encoding="utf-8")
     if found is None:
         raise InstallationError(
             f"there is no {' and no '.join(map(str, units))}; --tree takes the directory of a"
             " checkout."
         )
-    program = Path(sys.prefix) / "bin" / "passfs"
     if not program.exists():
         raise InstallationError(
             f"there is no {program}, which the service would start; install passfs into this"
             f" environment first: {sys.executable} -m pip install {found.parents[1]}"
         )
     return found.read_text(encoding="utf-8").replace(_PROGRAM, str(program))
+
+
+def _starts(unit: Path, program: Path) -> bool:
+    lines = unit.read_text(encoding="utf-8").splitlines()
+    return any(line.startswith(f"ExecStart={program} ") for line in lines)
 
 
 def _write_unit(text: str, path: Path) -> str:

@@ -127,6 +127,26 @@ def test_a_unit_that_is_as_it_should_be_stays(host: Host) -> None:
     assert not Path(f"{host.unit}.old").exists()
 
 
+@pytest.mark.parametrize("program", ["passfs", "other"])
+def test_the_unit_of_a_package_stays(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """It starts this program, and no source tree is there."""
+    monkeypatch.setattr(upgrade, "TREE", tmp_path / "none")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "lib" / "passfs"))
+    unit = UNIT.read_text().replace("/opt/passfs/.venv/bin/passfs", f"{sys.prefix}/bin/{program}")
+    host.unit.write_text(unit)
+    host.replies = [reply()]
+    result = host.upgrade()
+    if program == "passfs":
+        assert (result.exit_code, host.unit.read_text()) == (0, unit)
+        assert "it is as it was" in result.output
+        assert host.calls == ["daemon-reload", "restart passfs.service"]
+    else:
+        assert result.exit_code == 1
+        assert "--tree takes the directory of a checkout" in result.output
+
+
 def test_a_volume_that_stays_with_an_older_program_is_an_exit_status(host: Host) -> None:
     host.replies = [reply(("db", "it has no standby", 0.0), ("web", "", 20.0))]
     result = host.upgrade()
