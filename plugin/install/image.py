@@ -15,7 +15,7 @@ from plugin.install.source_tree import base_images, write_context
 
 IMAGE = "passfs-rootfs:latest"
 
-SCRATCH = "/var/tmp"  # noqa: S108  # for about 160 MB; /tmp may be a small tmpfs
+SCRATCH = "/var/tmp"  # noqa: S108  # for about 100 MB; /tmp may be a small tmpfs
 # Bytes. SCRATCH holds the root file system as an archive and unpacked. The temporary directory
 # holds docker-py's archive of the plugin.
 _SCRATCH_SPACE, _TMP_SPACE = 400_000_000, 200_000_000

@@ -13,12 +13,14 @@ from plugin.install.installation import InstallationError
 
 CONTEXT = (
     *("Dockerfile", "LICENSE", "README.md"),
-    *("passthrough", "plugin", "pyproject.toml", "setup.py"),
+    *("packaging/passfs.1", "passthrough", "plugin", "pyproject.toml", "setup.py"),
 )
 """The files of the image build; .dockerignore lists the same for `docker build`."""
 
 BUNDLE = "ca-bundle.crt"
 """Name of the CA bundle in the build's context."""
+
+_NO_IMAGE = "scratch"  # the empty base of a Dockerfile
 
 
 def read_manifest(tree: Path) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def base_images(tree: Path) -> list[str]:
     """Return the names of the images that the Dockerfile of *tree* starts from."""
     text = (tree / "Dockerfile").read_text(encoding="utf-8")
     names = re.findall(r"^FROM\s+(\S+)", text, re.MULTILINE)
-    return list(dict.fromkeys(names))
+    return [name for name in dict.fromkeys(names) if name != _NO_IMAGE]
 
 
 def write_context(file: IO[bytes], tree: Path, ca_bundle: Path | None) -> None:

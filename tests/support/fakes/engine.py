@@ -245,6 +245,7 @@ def small_tree(directory: Path) -> Path:
             (directory / name / "module.py").write_text(f"# {name}\n")
             (directory / name / "__pycache__" / "module.pyc").write_text("compiled")
         else:
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(f"{name}\n")
     for name in ("Dockerfile", "pyproject.toml"):
         (directory / name).write_bytes((TREE / name).read_bytes())
