@@ -7,6 +7,9 @@ the two threads do not alternate: the first that finds the other one idle leaves
 A few threads that leave are parked until the pool is idle. Waking a parked thread costs a fraction
 of starting one.
 
+If a thread cannot be prepared, the others serve without it. If it was to resume a request, the
+worker ends, and the next one finds the request.
+
 The threads are no threads of Python: they take the interpreter's lock only in rare.pyx.
 """
 
@@ -78,7 +81,7 @@ cdef void *_run(void *argument) noexcept nogil:
     if not unprepared:
         result = _work(c, slot)
     pthread_mutex_lock(&c.mutex)
-    if unprepared and c.size > 1:
+    if unprepared and c.size > 1 and not slot.resumes:
         result = 1  # the other threads serve without this one
     if result <= 0 and not is_stopped(c.volume):
         c.error = -result

@@ -185,12 +185,13 @@ def serve(
 ) -> None:
     """Serve as `run` does, after `begin`, or after a worker that has died.
 
-    Calls *unable* if no thread can be started, and *ending* with the exit status once the end is
-    decided, before it closes anything. On SIGUSR1 calls *retire* instead, once no request is served
+    Calls *unable* with an OSError, and *ending* with the exit status once the end is decided,
+    before it closes anything. On SIGUSR1 calls *retire* instead, once no request is served
     any more; a successor goes on.
 
     Raises:
-        OSError: there is no thread to be had, or the connection broke.
+        OSError: there is no thread to be had, or none for a request of the worker before; or the
+            connection broke.
     """
     core = served.core
     try:
@@ -198,11 +199,11 @@ def serve(
             try:
                 try:
                     core.start(_processors(served))
+                    serving()
+                    end = core.watch(wakeup_fd, -1 if keeper_fd is None else keeper_fd)
                 except OSError as error:
                     unable(error)
                     raise
-                serving()
-                end = core.watch(wakeup_fd, -1 if keeper_fd is None else keeper_fd)
                 if retire is not None and shutdown.is_to_retire(wakeup_fd):
                     core.stop()
                     _finish(core)
