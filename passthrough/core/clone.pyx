@@ -18,7 +18,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 
 from passthrough.core.layout cimport SEQ_CST
 from passthrough.core.libc cimport (
-    EBUSY, F_DUPFD_CLOEXEC, SYS_gettid, close, errno, fcntl, prctl, syscall,
+    EBUSY, EMFILE, F_DUPFD_CLOEXEC, SYS_gettid, close, errno, fcntl, prctl, syscall,
 )
 
 cdef extern from "Python.h":
@@ -46,6 +46,9 @@ cdef extern from * nogil:
     bint compare_exchange "__atomic_compare_exchange_n"(
         uint64_t *place, uint64_t *expected, uint64_t wanted, bint weak, int success, int failure
     )
+
+# Duplicates that fill gaps, at most: 1 s of work. A worker may open a descriptor of any number.
+MOST_FILLED = 1 << 20
 
 # The C library's own note of the thread's id, which pthread_mutex_lock(3) compares. The kernel
 # knows the place in a process that the C library has made (CONFIG_CHECKPOINT_RESTORE).
@@ -80,7 +83,7 @@ def clone():
     return pid
 
 
-def copy_descriptors(int process_fd, numbers):
+def copy_descriptors(int process_fd, numbers, *, int most_filled=MOST_FILLED):
     """Copy these descriptors of a process under the same numbers, which are free here.
 
     pidfd_getfd(2) gives the lowest free number. So duplicates of `process_fd` fill the gaps between
@@ -89,14 +92,15 @@ def copy_descriptors(int process_fd, numbers):
 
     Raises:
         OSError: EPERM, this process may not; EBADF, one is not open there; EBUSY, one is open here;
-            EINVAL or EMFILE, one is too high here.
+            EINVAL or EMFILE, one is too high here, or more than `most_filled` numbers between
+            them are free.
     """
     cdef int number, fd
     cdef int free_from = 0
     cdef list filled = []  # first and end of runs of numbers
     try:
         for number in sorted(numbers):
-            _fill(process_fd, free_from, number, filled)
+            most_filled = _fill(process_fd, free_from, number, filled, most_filled)
             fd = <int>syscall(SYS_pidfd_getfd, process_fd, number, 0)
             if fd < 0:
                 raise _failed("pidfd_getfd(2)")
@@ -109,8 +113,11 @@ def copy_descriptors(int process_fd, numbers):
             os.closerange(first, end)
 
 
-cdef _fill(int process_fd, int start, int end, list filled):
-    """Have no number free from `start` on and below `end`, by duplicates of `process_fd`."""
+cdef int _fill(int process_fd, int start, int end, list filled, int most) except -1:
+    """Have no number free from `start` on and below `end`, by duplicates of `process_fd`.
+
+    Return how many more than these there may be, of `most`.
+    """
     cdef int fd
     cdef list run = None
     while start < end:
@@ -119,11 +126,16 @@ cdef _fill(int process_fd, int start, int end, list filled):
             raise _failed("fcntl(2)")
         if fd >= end:
             close(fd)
-            return
+            return most
+        if not most:
+            close(fd)
+            raise OSError(EMFILE, f"too many free numbers below the descriptor {end}")
+        most -= 1
         if run is None or fd != start:
             run = [fd, fd]
             filled.append(run)
         start = run[1] = fd + 1
+    return most
 
 
 cdef _failed(str call):

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -210,5 +211,29 @@ def test_a_descriptor_that_cannot_be_copied_leaves_no_other(
             with pytest.raises(OSError, match=re.escape(f"[Errno {number}]")):
                 copy_descriptors(process_fd, numbers)
             assert open_here() - before <= {200, 201}
+
+    assert forked(work) == 0
+
+
+@pytest.mark.parametrize(("most", "refused"), [(99, True), (100, False)])
+def test_wide_gaps_between_descriptors_are_refused(
+    tmp_path: Path, most: int, *, refused: bool
+) -> None:
+    """A worker under control of an attacker may open a descriptor of any number."""
+    (tmp_path / "file").touch()
+    numbers = (500, 551, 602)  # 100 free numbers between them
+
+    def work() -> None:
+        with process_with(tmp_path / "file", numbers) as process_fd:
+            copied = partial(copy_descriptors, process_fd, numbers)
+            before = open_here()
+            free = 500 - len(before) + 1  # the listing has ended
+            if refused:
+                with pytest.raises(OSError, match="free numbers below the descriptor 602"):
+                    copied(most_filled=free + most)
+                assert open_here() - before == {500, 551}
+            else:
+                copied(most_filled=free + most)
+                assert open_here() - before == {*numbers}
 
     assert forked(work) == 0
