@@ -2,13 +2,15 @@
 
 The rooms from the top down. A module imports from its own room and from the rooms below it:
 
-    __main__    serves a directory from the command line, in the foreground
-    worker/     the processes of one mount: their start, their sandbox, the report
-    session/    FUSE: the kernel's protocol spoken directly, or through pyfuse3
-    core/       the request path, compiled
-    identity/   ids and credentials, for the plugin and the start of a worker
-    options/    the options of a volume, as requested and as in force
-    linux/      wrappers of the system calls that `os` lacks, and the features of the running kernel
+    __main__      serves a directory from the command line, in the foreground
+    mount_helper  the helper of mount(8)
+    standalone/   a mount without Docker: its start and its end
+    worker/       the processes of one mount: their start, their sandbox, the report
+    session/      FUSE: the kernel's protocol spoken directly, or through pyfuse3
+    core/         the request path, compiled
+    identity/     ids and credentials, for the plugin and the start of a worker
+    options/      the options of a volume, as requested and as in force
+    linux/        wrappers of system calls that `os` lacks, and the features of the running kernel
 
 The docstring of each room lists its modules in the same way.
 

@@ -37,6 +37,9 @@ KNOWN_OF_OTHERS = {
         *("session.negotiation", "session.probe", "worker.sandbox", "worker.seccomp"),
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
         *("linux.pidfd", "linux.privileges", "linux.syscalls"),
+        # `passfs mount` needs no plugin.
+        *(f"standalone.{name}" for name in ("background", "foreground", "making")),
+        *(f"standalone.{name}" for name in ("statuses", "unmounting", "words")),
     },
     "benchmarks": {
         *("options.choices", "options.parsing", "options.table", "worker.fuse_mount"),
@@ -72,9 +75,11 @@ DOORS = {
     "typer": {
         "passthrough/__main__.py",
         "plugin/cli/app.py",
+        "plugin/cli/completion.py",
         "plugin/cli/installing.py",
         "plugin/cli/measuring.py",
         "plugin/cli/machine.py",
+        "plugin/cli/mounting.py",
         "plugin/cli/volumes.py",
         "benchmarks/__main__.py",
     },
@@ -100,6 +105,7 @@ PURE = {
     "passthrough/options/sessions.py",
     "passthrough/options/table.py",
     "passthrough/options/timeouts.py",
+    "passthrough/standalone/words.py",
     "passthrough/worker/handover.py",
     "passthrough/identity/idmap.py",
     "passthrough/options/values.py",

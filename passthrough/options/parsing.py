@@ -1,6 +1,6 @@
 """Parses options from text, and refuses those that a volume cannot have.
 
-Text comes from `docker volume create -o` and from `python -m passthrough -o` alike; all other
+Text comes from `docker volume create -o`, from `passfs mount -o` and from fstab(5) alike; all other
 modules work with typed values.
 """
 

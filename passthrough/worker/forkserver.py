@@ -116,7 +116,7 @@ def _start(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> tuple[in
     try:
         pid = os.fork()
         if pid == 0:
-            _run_child(name, fds[1:], work)
+            run_child(name, fds[1:], work)
         pid_fd = _open_pidfd(pid)
     except OSError as error:
         with status_socket, suppress(OSError):
@@ -151,11 +151,14 @@ def _reap(pid_fd: int, child: _Child) -> None:
         child.status_socket.send(b"%d" % status)
 
 
-def _run_child(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> NoReturn:
-    """Do *work* in the child, with *fds* as 0, 1, 2 and so on, and no other open descriptor."""
+def run_child(name: bytes, fds: Sequence[int], work: Callable[[], int]) -> NoReturn:
+    """Do *work* in the child, with *fds* as 0, 1, 2 and so on, and no other open descriptor.
+
+    The child has a session of its own; *name* is its name in ps(1).
+    """
     status = 1
     try:
-        # Ctrl-C in the plugin's terminal shall reach the plugin alone, which ends its workers.
+        # Ctrl-C in the terminal shall reach the parent alone, which ends its workers.
         os.setsid()
         _renumber(fds)
         privileges.name_thread(name)

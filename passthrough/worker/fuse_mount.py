@@ -40,7 +40,7 @@ def mount(target: Path, config: Effective) -> int:
         if config.squash is not Squash.ALL:
             data += ",default_permissions"
         syscalls.mount(
-            config.fsname.encode(),
+            os.fsencode(config.fsname),
             os.fsencode(target),
             FSTYPE.encode(),
             _flags(config),
@@ -52,16 +52,20 @@ def mount(target: Path, config: Effective) -> int:
     return fd
 
 
-def unmount(target: Path, *, abort: bool = False) -> None:
+def unmount(target: Path, *, abort: bool = False, lazy: bool = True) -> None:
     """Detach the uppermost mount at *target*; open files in it stay usable.
+
+    Unless *lazy* is set, a mount that is in use is not detached.
 
     With *abort* the connection ends as well, which frees processes that wait for a dead worker:
     waiting requests fail with ECONNABORTED, later ones with ENOTCONN.
 
     Raises:
-        OSError: EINVAL if nothing is mounted at *target*.
+        OSError: EINVAL if nothing is mounted at *target*; EBUSY if it is in use.
     """
-    flags = syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW
+    flags = syscalls.UMOUNT_NOFOLLOW
+    if lazy:
+        flags |= syscalls.MNT_DETACH
     if abort:
         flags |= syscalls.MNT_FORCE
     syscalls.umount2(os.fsencode(target), flags)

@@ -91,13 +91,23 @@ def load(session: SessionKind) -> Runner:
 
 def main() -> int:
     """Serve the Handover on standard input; return the exit status."""
-    logging.basicConfig(handlers=[stderr.handler()], force=True)
+    log_to_stderr()
     try:
         handover = decode_handover(_read_line(_STDIN))
     except msgspec.DecodeError as error:
         return _refuse(f"no usable hand-over: {error}")
+    return serve_and_report(handover, _STDIN)
+
+
+def log_to_stderr(form: logging.Formatter | None = None) -> None:
+    """Send the log of this process and its children to standard error, in lines of *form*."""
+    logging.basicConfig(handlers=[stderr.handler(form)], force=True)
+
+
+def serve_and_report(handover: Handover, keeper_fd: int | None) -> int:
+    """Serve as `serve` does; write the report, or the refusal, to standard output."""
     try:
-        return serve(handover, lambda report: os.write(_STDOUT, encode(report)), keeper_fd=_STDIN)
+        return serve(handover, lambda report: os.write(_STDOUT, encode(report)), keeper_fd)
     except (OptionError, SandboxError, RefusedError) as error:
         return _refuse(str(error))
     except OSError as error:

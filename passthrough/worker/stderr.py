@@ -14,9 +14,32 @@ from typing import Final
 
 _STDERR: Final = 2
 _LINE: Final = "%(levelname)s %(name)s: %(message)s"
+# syslog(3)
+_DAEMON: Final = 3 << 3
+_NOTICE: Final = 5
+_SEVERITIES: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 
 
-def handler() -> logging.Handler:
+class Prefixed(logging.Formatter):
+    """Lines for `logger --prio-prefix`: each begins with its priority, syslog(3), and a name."""
+
+    def __init__(self, about: str) -> None:
+        super().__init__("%(name)s: %(message)s")
+        self._about = about.encode("unicode_escape", "surrogateescape").decode()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of *record*: several of a traceback."""
+        prefix = f"<{_DAEMON | _SEVERITIES.get(record.levelno, _NOTICE)}>{self._about}: "
+        return "\n".join(prefix + line for line in super().format(record).split("\n"))
+
+
+def handler(form: logging.Formatter | None = None) -> logging.Handler:
     """Return the handler of this process and its children, which waits for no room.
 
     A pipe gets an open file description of these processes' own: O_NONBLOCK belongs to that, and
@@ -28,7 +51,7 @@ def handler() -> logging.Handler:
             os.dup2(fd, _STDERR, inheritable=False)
             os.close(fd)
     lines = _Lines()
-    lines.setFormatter(logging.Formatter(_LINE))
+    lines.setFormatter(form or logging.Formatter(_LINE))
     return lines
 
 

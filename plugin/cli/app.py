@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from plugin.admin.settings import SETTINGS
+from plugin.cli import completion
 from plugin.commands.document import Block
 from plugin.errors import printable
 
@@ -18,7 +19,6 @@ DATA_DIR = SETTINGS["data_dir"].default
 app = typer.Typer(
     name="passfs",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would read the defaults in brackets as markup
 )
@@ -30,7 +30,10 @@ DataDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Volume = Annotated[str, typer.Argument(metavar="VOLUME", help="Name of the volume.")]
+Volume = Annotated[
+    str,
+    typer.Argument(metavar="VOLUME", help="Name of the volume.", autocompletion=completion.volumes),
+]
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from plugin.cli import completion
 from plugin.cli.app import DATA_DIR, DataDir, Json, Volume, app, refusals, show
 
 
@@ -22,7 +23,11 @@ def list_volumes(*, data_dir: DataDir = DATA_DIR, json: Json = False) -> None:
 def status(
     volume: Annotated[
         str | None,
-        typer.Argument(metavar="[VOLUME]", help="Name of the volume [the plugin as a whole]."),
+        typer.Argument(
+            metavar="[VOLUME]",
+            help="Name of the volume [the plugin as a whole].",
+            autocompletion=completion.volumes,
+        ),
     ] = None,
     *,
     data_dir: DataDir = DATA_DIR,
@@ -43,7 +48,12 @@ def status(
 @app.command()
 def check(
     volume: Annotated[
-        str | None, typer.Argument(metavar="[VOLUME]", help="Name of the volume [all].")
+        str | None,
+        typer.Argument(
+            metavar="[VOLUME]",
+            help="Name of the volume [all].",
+            autocompletion=completion.volumes,
+        ),
     ] = None,
     *,
     data_dir: DataDir = DATA_DIR,

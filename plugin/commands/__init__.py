@@ -12,6 +12,7 @@ The modules, from the top down:
     inquiry      asks the plugin about volumes, and adds facts about processes
     views        what the plugin answers, as rows and documents
     document     a document of pairs and tables, and its plain text
+    mounts       mounts without Docker
     journal      the lines about a volume in the log
     processes    the processes of a volume, by their ids on the host
     asking       questions to the plugin

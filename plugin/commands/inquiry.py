@@ -22,6 +22,12 @@ def rows(plugin: Plugin) -> list[Row]:
     return views.rows(plugin.ask("/volumes", ListedVolumes))
 
 
+def names(plugin: Plugin, limit_s: float) -> list[str]:
+    """Return the names of all volumes; the plugin has *limit_s* for the answer."""
+    reply = plugin.ask("/volumes", ListedVolumes, limit_s=limit_s)
+    return sorted(volume.name for volume in reply.volumes)
+
+
 def view(plugin: Plugin, volume: str) -> View:
     """Return *volume* with its processes and its users."""
     reply = plugin.ask(path_of(volume), DetailsReply)

@@ -36,6 +36,7 @@ def show_json_line(value: object) -> None:
 def show_json(value: object) -> None:
     """Print *value* as JSON, in ASCII: no control character reaches the terminal."""
     sys.stdout.write(f"{json.dumps(msgspec.to_builtins(value), indent=2)}\n")
+    sys.stdout.flush()  # `passfs mount --foreground` goes on
 
 
 def _show_by_rich(blocks: Iterable[Block]) -> None:

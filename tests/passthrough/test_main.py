@@ -149,8 +149,8 @@ def test_a_mountpoint_may_be_named_through_a_symlink(
         (["ro,rw"], "option 'rw': is given twice, here as ''; expected one of the two: ro"),
         (["cache=auto", "cache=never"], "option 'cache': 'never' is not accepted; expected one"),
         (["mode=0700"], "option 'mode': '0700' is for a new directory, and the source exists"),
-        (["Subpath=a"], "option 'subpath': is for volumes of the plugin; expected --source"),
-        (["create"], "option 'create': is for volumes of the plugin; expected --source with"),
+        (["Subpath=a"], "option 'subpath': is for volumes of the plugin; expected the directory"),
+        (["create"], "option 'create': is for volumes of the plugin; expected the directory"),
         (["source=/"], "option 'source': is not known, given here as '/'; expected one of"),
     ],
 )

@@ -51,6 +51,8 @@ def _commands() -> Iterator[str]:
     yield ".SH COMMANDS\n"
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name, command in commands.items():
+        if command.hidden:  # another name of a command
+            continue
         places = (p.metavar or p.name.upper() for p in command.params if p.opts[0][0] != "-")
         yield f".SS passfs {' '.join([name, *map(_plain, places)])}\n{_plain(command.help)}\n"
         for option in command.params:
