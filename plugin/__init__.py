@@ -19,6 +19,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     volume_options   `-o key=value`, and the refusals
     foreign_options  refusals of options of Docker's local driver
     reserve          disk space that the plugin sets aside for a full disk
+    events           the events in the life of a volume, with a line of the log for each
     log              the log lines on standard output and standard error
     threads          system calls that may never return, each in a thread
     errors           refusals, with the HTTP status of each

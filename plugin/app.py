@@ -30,7 +30,7 @@ from passthrough.linux import kernel_features
 from plugin import log as logs, threads
 from plugin.admin import host
 from plugin.admin.host import HostFacts
-from plugin.admin.settings import Settings
+from plugin.admin.settings import LogFormat, Settings
 from plugin.admin.source import HostView
 from plugin.api.answers import Answers
 from plugin.api.engine_restart import RestartDetector
@@ -76,7 +76,7 @@ def run(settings: Settings, *, managed: bool = False) -> None:
     Raises:
         CannotStart: says what is in the way.
     """
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, as_json=settings.log_format is LogFormat.JSON)
     if managed:
         settings.check_managed()
     _raise_descriptor_limit()

@@ -57,7 +57,7 @@ def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
         InvalidOption: names the option, quotes the value and says what is accepted.
     """
     sources = _sources(given)
-    others = {written: text for written, text in given.items() if written not in sources}
+    others = without_source(given)
     try:
         foreign_options.refuse(others)
         requested = parse_options(others, release, others=(SOURCE,), has_source=bool(sources))
@@ -88,6 +88,11 @@ def require_io_uring(options: Effective, obstacle: str) -> None:
 def has_source(given: Mapping[str, str]) -> bool:
     """Return whether *given* contain a source; the options need not be valid."""
     return bool(_sources(given))
+
+
+def without_source(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the options *given* but the source."""
+    return {name: text for name, text in given.items() if canonical(name) != SOURCE}
 
 
 def refused_source(

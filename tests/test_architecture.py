@@ -33,8 +33,9 @@ KNOWN_OF_OTHERS = {
         *("options.choices", "options.effective", "options.parsing", "options.sessions"),
         *("options.owner", "options.table", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
-        *("worker.control", "worker.counters", "worker.fuse_mount", "worker.handover"),
-        *("session.negotiation", "session.probe", "worker.sandbox", "worker.seccomp"),
+        *("worker.control", "worker.counters", "worker.events", "worker.fuse_mount"),
+        *("session.negotiation", "session.probe"),
+        *("worker.handover", "worker.sandbox", "worker.seccomp"),
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
         *("linux.pidfd", "linux.privileges", "linux.syscalls"),
         # `passfs mount` needs no plugin.
@@ -161,6 +162,7 @@ AT_IMPORT = {
     *("contextlib.nullcontext", "FIXED.items", "int"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.callback", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
+    *("Event", "events.refused"),  # rows of the table of events, and a decorator
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables
 }
 

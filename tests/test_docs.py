@@ -1,6 +1,7 @@
 """The tables, links and paths of the documents agree with the code."""
 
 import ast
+import logging
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -20,7 +21,8 @@ from passthrough.options.table import OPTIONS, Requested
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from passthrough.session import abi
 from passthrough.worker.seccomp import MACHINES
-from tests.support.tools import faults, features, lacks, man, option_tables
+from plugin.events import EVENTS
+from tests.support.tools import events, faults, features, lacks, man, option_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -164,6 +166,12 @@ def warnings() -> Iterator[str]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGGED:
                     yield re.sub(r"(%[.\d]*[a-z])+", "…", ast.literal_eval(node.args[0]))
+    yield from (events.line(event) for event in EVENTS if event.level >= logging.WARNING)
+
+
+def test_the_documented_events_are_those_of_the_code() -> None:
+    """The command `python -m tests.support.tools.events` writes the table."""
+    assert events.TABLE.present() == events.table()
 
 
 def test_the_documented_features_of_init_are_those_of_the_code() -> None:

@@ -17,6 +17,7 @@ The modules, from the top down:
     control     the page of memory that plugin, guards and worker share
     counters    requests that a volume has served, with their times and errors
     handover    the messages between keeper and worker
+    events      events in the life of a volume, and their lines
     stderr      lines of the log, for which no process waits
     fuse_mount  /dev/fuse, mount(2), umount2(2)
 """

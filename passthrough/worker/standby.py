@@ -34,7 +34,7 @@ from passthrough.core.clone import clone
 from passthrough.core.crash import catch_crashes
 from passthrough.linux import privileges
 from passthrough.linux.pidfd import end_child, has_ended
-from passthrough.worker import backoff, control, successor
+from passthrough.worker import backoff, control, events, successor
 from passthrough.worker.control import NO_FD, Death, End, Page
 from passthrough.worker.successor import Fresh, Gone
 from passthrough.worker.trial import Trial
@@ -287,7 +287,8 @@ class _Guard:
         death = Death(time.time(), boot_s, gone.pid, gone.status, opcode, nodeid)
         self.page.add_death(death)
         how = control.describe(gone.status)
-        log.warning("worker %d %s%s", gone.pid, how, control.describe_request(opcode, nodeid))
+        cause = how + control.describe_request(opcode, nodeid)
+        events.tell(events.WORKER_DIED, worker=gone.pid, cause=cause)
         return death
 
     def _wait_after(self, death: Death, gone: Gone) -> bool:
@@ -295,10 +296,8 @@ class _Guard:
         recent = self.page.state().recent
         self._wait_s = backoff.wait_after(death, recent, gone.lived_s, self._wait_s)
         if self._wait_s == math.inf:
-            log.error(
-                "the worker has died %d times within %g s by its own fault: it is given up",
-                *(backoff.MOST_DEATHS, backoff.WITHIN_S),
-            )
+            limits = {"deaths": backoff.MOST_DEATHS, "within_s": backoff.WITHIN_S}
+            events.tell(events.GIVEN_UP, **limits)
             self.page.end(End.GIVEN_UP, GIVEN_UP_STATUS)
             return False
         self._sleep(self._wait_s)
@@ -319,7 +318,7 @@ class _Guard:
         if fd != NO_FD:
             if not has_ended(fd):
                 return
-            log.warning("guard %d has ended; another one follows", pid)
+            events.tell(events.GUARD_REPLACED, guard=pid)
             self.page.set_guard(other, 0, NO_FD)
             os.close(fd)
         if time.monotonic() < self._mended_s + _RETRY_S:

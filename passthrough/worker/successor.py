@@ -1,6 +1,5 @@
 """A worker that a guard has just made, and the one before it."""
 
-import logging
 import math
 import os
 import time
@@ -9,11 +8,9 @@ from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
 from passthrough.core.clone import exchange
-from passthrough.worker import control
+from passthrough.worker import control, events
 from passthrough.worker.control import NO_FD, End, Page
 from passthrough.worker.trial import Trial
-
-log = logging.getLogger(__name__)
 
 _WAKE: Final = b"\0"
 _FD_SHIFT: Final = 32
@@ -76,7 +73,8 @@ class Fresh:
             with suppress(BlockingIOError):  # the guard is awake
                 os.write(fd, _WAKE)
         if self.gone is not None:
-            log.warning("worker %d took over after %.1f ms", os.getpid(), 1e3 * spent_s)
+            took_ms = 1e3 * spent_s
+            events.tell(events.WORKER_REPLACED, worker=os.getpid(), takeover_ms=took_ms)
 
     def wait_for_commit(self, trial: Trial) -> None:
         """Wait until a worker on trial may serve."""

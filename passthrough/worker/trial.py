@@ -8,7 +8,6 @@ while it waits because it sees the guard's end. The second guard, which is made 
 ends with the first one, too. If the first guard dies after the commit, both go on.
 """
 
-import logging
 import os
 import select
 import signal
@@ -18,11 +17,10 @@ from contextlib import suppress
 from typing import Final
 
 from passthrough.linux import pidfd, privileges
+from passthrough.worker import events
 from passthrough.worker.control import Page
 from passthrough.worker.handover import KEEP
 from passthrough.worker.predecessor import Predecessor
-
-log = logging.getLogger(__name__)
 
 _WORKER_LIMIT_S: Final = 10.0
 _KEEP_LIMIT_S: Final = 3.0
@@ -98,4 +96,4 @@ class Trial:
         os.write(self._go[1], _WAKE)
         self.before.dismiss()
         waited_ms = 1e3 * (time.monotonic() - self.before.stopped_s)
-        log.warning("serves in place of another program, after %.1f ms without service", waited_ms)
+        events.tell(events.TAKEN_OVER, without_service_ms=waited_ms)

@@ -38,6 +38,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class LogFormat(StrEnum):
+    """The values of PASSFS_LOG_FORMAT."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The values of all settings; SETTINGS has a row for each field, with its meaning."""
 
@@ -59,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Uid and gid."""
     log_level: int
     """As in `logging`."""
+    log_format: LogFormat
     metrics: Address | None
     """None if there are none."""
 
@@ -242,6 +250,13 @@ def _log_level(name: str, value: str) -> int:
     return logging.getLevelNamesMapping()[level.name]
 
 
+def _log_format(name: str, value: str) -> LogFormat:
+    try:
+        return LogFormat(value.lower())
+    except ValueError as error:
+        raise _refused(name, value, f"one of {', '.join(LogFormat)}") from error
+
+
 def _metrics(name: str, value: str) -> Address | None:
     try:
         return address.parse(value) if value else None
@@ -335,6 +350,13 @@ _ROWS: Final = (
         "info",
         "Least severe level that is logged: debug, info, warning or error",
         flag=Flag("--log-level", "LEVEL", kind=LogLevel),
+    ),
+    Setting(
+        "log_format",
+        _log_format,
+        "text",
+        "Format of the log: text, or json with an object on each line",
+        flag=Flag("--log-format", "FORMAT", kind=LogFormat),
     ),
     Setting(
         "metrics",

@@ -24,7 +24,15 @@ from plugin.api.connection import Connection, HungUp
 from plugin.api.verbs import VERBS, Perform, Verb
 from plugin.errors import NoSuchMethod, NoSuchPath, PluginError, quoted
 from plugin.metrics.metrics import Metrics
-from plugin.protocol import CONTENT_TYPE, EmptyRequest, ErrorReply, Reply, Request, VolumeRequest
+from plugin.protocol import (
+    CONTENT_TYPE,
+    EmptyRequest,
+    ErrorReply,
+    MountRequest,
+    Reply,
+    Request,
+    VolumeRequest,
+)
 from plugin.volumes.driver import Driver
 
 log = logging.getLogger(__name__)
@@ -254,7 +262,7 @@ def _parse(verb: Verb, _: str, body: bytes) -> Request:
     return verb.request.parse(body)
 
 
-async def _perform(driver: Driver, verb: Verb, call: Request, connection: Connection) -> Reply:
+async def _perform(driver: Driver, verb: Verb, call: Any, connection: Connection) -> Reply:  # noqa: ANN401 - of the verb's type
     """Perform *verb*; if it has an undo and the client hangs up meanwhile, undo it.
 
     A verb is never cancelled when its client hangs up. It runs to its end, and so does its undo.
@@ -272,7 +280,7 @@ async def _perform(driver: Driver, verb: Verb, call: Request, connection: Connec
             refusal = error  # raised below: the nursery would wrap it into an exception group
         nursery.cancel_scope.cancel()
     if hung_up.is_set():
-        log.info("the client of %s %s has hung up", connection.path, call.subject)
+        log.info("volume %s: the client of %s has hung up", call.name, connection.path)
         if refusal is None:
             await _undo(driver, verb.undo, call)
         raise HungUp
@@ -286,9 +294,9 @@ async def _watch_client(connection: Connection, hung_up: trio.Event) -> None:
     hung_up.set()
 
 
-async def _undo(driver: Driver, undo: Perform, call: Request) -> None:
+async def _undo(driver: Driver, undo: Perform, call: MountRequest) -> None:
     """Undo a verb after its client has hung up; log a refusal, because no client waits for it."""
     try:
         await undo(driver, call)
     except PluginError as error:
-        log.warning("%s: cannot be undone: %s", call.subject, error)
+        log.warning("volume %s: a Mount cannot be undone: %s", call.name, error)

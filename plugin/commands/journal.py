@@ -1,12 +1,12 @@
 """The lines about a volume in the journal: those of the service, or of the engine that logs for it.
 
 dockerd logs what a managed plugin prints. Both units are read, so the command needs to know neither
-the kind of installation nor a running plugin.
+the kind of installation nor a running plugin. The lines have either format of PASSFS_LOG_FORMAT.
 """
 
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,18 +14,25 @@ from typing import Any, Final
 import msgspec
 
 from plugin.commands.asking import CommandError
-from plugin.errors import printable
+from plugin.errors import escaped, printable
 
 UNITS: Final = ("passfs.service", "docker.service")
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+# The line of a managed plugin, as dockerd logs it.
+_OF_DOCKERD: Final = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the journal."""
 
     time: str
     """In UTC."""
     unit: str
     message: str
+    """A line in the JSON format has the message that it would have as text."""
+    fields: Mapping[str, Any] = {}
+    """Of a line in the JSON format."""
 
 
 def lines(volume: str, units: Sequence[str] = UNITS, *, follow: bool = False) -> Iterator[Line]:
@@ -41,9 +48,12 @@ def lines(volume: str, units: Sequence[str] = UNITS, *, follow: bool = False) ->
     found = False
     for entry in _entries(command):
         message = entry.get("MESSAGE")
-        if isinstance(message, str) and about.search(message):  # bytes that are no text are a list
+        if not isinstance(message, str):  # bytes that are no text are a list
+            continue
+        fields = _fields(message)
+        if _is_about(volume, fields) or about.search(message):
             found = True
-            yield _line(entry, message)
+            yield _line(entry, message, fields)
     if not found:
         raise CommandError(
             f"the journal of {' and '.join(units)} has no line about {printable(volume)}. If"
@@ -56,7 +66,28 @@ def _about(volume: str) -> re.Pattern[str]:
     name = printable(volume)
     # dockerd quotes a message, and doubles its backslashes.
     names = "|".join({re.escape(name), re.escape(name.replace("\\", "\\\\"))})
-    return re.compile(rf"(?:volume |/VolumeDriver\.\w+ )(?:{names})(?::| id=)")
+    begins = r'(?:^|")(?:[A-Z]+ [\w.]+: )?(?:volume |/VolumeDriver\.\w+ )'
+    return re.compile(rf"{begins}(?:{names})(?::| id=)")
+
+
+def _fields(message: str) -> Mapping[str, Any]:
+    """Return the fields of a line in the JSON format; empty for another line."""
+    quoted = _OF_DOCKERD.search(message)
+    text = message if quoted is None else re.sub(r"\\(.)", r"\1", quoted[1])
+    if text.startswith("{"):
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(text, type=dict[str, Any])
+    return {}
+
+
+def _is_about(volume: str, fields: Mapping[str, Any]) -> bool:
+    return fields.get("volume") == escaped(volume)
+
+
+def _as_text(fields: Mapping[str, Any]) -> str:
+    """Return the line with *fields* as the text format has it."""
+    head = f"{fields.get('level', '')} {fields.get('logger', '')}: {fields.get('message', '')}"
+    return " | ".join([head, *str(fields.get("traceback", "")).splitlines()])
 
 
 def _entries(command: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -79,10 +110,11 @@ def _entries(command: Sequence[str]) -> Iterator[dict[str, Any]]:
         process.communicate()
 
 
-def _line(entry: dict[str, Any], message: str) -> Line:
+def _line(entry: dict[str, Any], message: str, fields: Mapping[str, Any]) -> Line:
     seconds = int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6
     return Line(
         time=f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}",
         unit=str(entry.get("_SYSTEMD_UNIT", "")),
-        message=message,
+        message=_as_text(fields) if fields else message,
+        fields=fields,
     )

@@ -107,12 +107,13 @@ async def _detach(
 
     *present* are the mounts at its mount point, if the caller has read the table.
     """
+    volume = mount.worker.volume
     with trio.CancelScope(shield=True):
         try:
             with scope:
                 await detach_target(mount.target, trio.CapacityLimiter(1), present)
             if scope.cancelled_caught:
-                log.warning("%s: its worker does not answer and is killed", mount.target)
+                log.warning("volume %s: its worker does not answer and is killed", volume)
                 mount.worker.kill()
                 mount.close_fuse_fd()  # the kernel waits as long as the connection exists
                 with trio.move_on_after(AFTER_KILL_S) as after_kill:
@@ -120,7 +121,7 @@ async def _detach(
                 if after_kill.cancelled_caught:
                     # The mount counts as gone: no worker serves it, and the next Mount or Remove
                     # clears the mount point.
-                    log.warning("%s: umount2(2) still hangs after the kill", mount.target)
+                    log.warning("volume %s: umount2(2) still hangs after the kill", volume)
         except OSError as error:
             raise MountFailed(f"cannot unmount {mount.target}: {error.strerror}") from error
         finally:

@@ -37,7 +37,7 @@ import trio
 from passthrough.worker import control
 from passthrough.worker.counters import Counters
 from passthrough.worker.handover import Handover, Report
-from plugin import threads
+from plugin import events, threads
 from plugin.errors import MountFailed
 from plugin.mounting import mountpoints, succession
 from plugin.mounting.detaching import UNDO_DEADLINE_S, Detacher, clear_all, detach_target
@@ -105,15 +105,15 @@ class Keeper:
         """Return a record of each mount of *name* that the next plugin can adopt."""
         return [mount.record(name) for mount in self.live_mounts(name) if mount.worker.stored]
 
-    def watch(self, name: VolumeName, on_loss: Callable[[str], None]) -> bool:
-        """Return whether a mount of *name* was adopted; *on_loss* is as in a MountSpec.
+    def watch(self, name: VolumeName, on_loss: Callable[[str], None]) -> Mount | None:
+        """Return the mount of *name* that was adopted, or None; *on_loss* is as in a MountSpec.
 
-        If its worker has ended by now, the result is False, and *on_loss* is not called.
+        If its worker has ended by now, the result is None, and *on_loss* is not called.
         """
         if not self.is_served(name):
-            return False
+            return None
         self._mounts[name].on_loss = on_loss
-        return True
+        return self._mounts[name]
 
     def is_served(self, name: VolumeName) -> bool:
         """Return whether *name* is mounted and not lost."""
@@ -156,11 +156,10 @@ class Keeper:
             if whole:
                 await self._reuse(present, spec)
                 return present
-            log.warning("volume %s: its mount is not whole, making a new one", spec.name)
+            events.tell(events.NOT_WHOLE, spec.name)
             await self.unmount(spec.name)
-        made = self._mounts[spec.name] = await self._make_mount(spec)
-        log.info("volume %s: mounted, worker %d", spec.name, made.worker.pid)
-        return made
+        self._mounts[spec.name] = await self._make_mount(spec)
+        return self._mounts[spec.name]
 
     async def _reuse(self, present: Mount, spec: MountSpec) -> None:
         """Prepare *present* for one more reference.
@@ -206,19 +205,21 @@ class Keeper:
             own = (self.program, self._start, self._store, supervise)
             await succession.replace(self._mounts[name], *own)
 
-    async def unmount(self, name: VolumeName, deadline: float = math.inf) -> None:
-        """Detach the mount of *name*, if there is one; its worker serves its remaining users.
+    async def unmount(self, name: VolumeName, deadline: float = math.inf) -> bool:
+        """Detach the mount of *name*; return whether there was one.
+
+        The worker serves the remaining users of the mount.
 
         A worker that does not answer until *deadline*, by trio's clock, is killed.
 
         Raises:
             MountFailed: the mount is still there.
         """
-        present = self._mounts.get(name)
-        if present is not None:
-            await self._detacher.detach(present, deadline)
-            del self._mounts[name]
-            log.info("volume %s: unmounted", name)
+        if (present := self._mounts.get(name)) is None:
+            return False
+        await self._detacher.detach(present, deadline)
+        del self._mounts[name]
+        return True
 
     async def wait_until_unused(self, name: VolumeName, deadline: float) -> bool:
         """Wait until the detached mounts of *name* have no users; return False at *deadline*.
@@ -254,11 +255,12 @@ class Keeper:
                 not_stored.append(mount)
         await self._detacher.detach_all(self.mount_dir, not_stored)
         self._mounts.clear()
+        for mount in not_stored:
+            events.tell(events.UNMOUNTED, mount.worker.volume)
 
     def adopt(self, adopted: Adopted) -> None:
         """Keep and supervise the mounts of an earlier plugin."""
         for name, mount in adopted.whole.items():
-            log.info("volume %s: served on by worker %d", name, mount.worker.pid)
             self._mounts[name] = mount
         for mount in (*adopted.whole.values(), *adopted.detached):
             self._live.setdefault(mount.worker.volume, []).append(mount)
@@ -309,7 +311,8 @@ class Keeper:
             with mount.duplicated_descriptors() as descriptors:
                 await trio.to_thread.run_sync(self._store.add, mount.number, descriptors)
         except OSError as error:
-            log.warning("%s is served, but it will end with the plugin: %s", mount.target, error)
+            volume = mount.worker.volume
+            log.warning("volume %s: its mount will end with the plugin: %s", volume, error)
         else:
             mount.worker.stored = True
 
@@ -335,18 +338,13 @@ class Keeper:
         await succession.wait_for_successor(mount, worker)
         keys = mount.keys if worker is mount.worker else worker.keys
         if worker is not mount.worker:
-            log.info("volume %s: processes of another program have ended", worker.volume)
+            log.debug("volume %s: processes of another program have ended", worker.volume)
         elif mount.detached:
-            log.info("volume %s: worker %d %s", worker.volume, worker.pid, ended)
+            log.debug("volume %s: worker %d %s", worker.volume, worker.pid, ended)
         else:
             mount.loss = ended
             mount.end_connection()
-            log.warning(
-                "volume %s: worker %d %s; the volume fails until it is mounted again",
-                worker.volume,
-                worker.pid,
-                ended,
-            )
+            events.tell(events.LOST, worker.volume, worker=worker.pid, cause=ended)
             mount.on_loss(f"its worker {ended}")
         if self._store.exists:
             await trio.to_thread.run_sync(self._store.remove, {mount.number: keys})

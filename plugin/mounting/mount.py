@@ -28,6 +28,7 @@ from passthrough.linux import mountinfo
 from passthrough.linux.pidfd import has_ended
 from passthrough.worker import control, fuse_mount
 from passthrough.worker.handover import Report, decode_report, encode
+from plugin.events import Field
 from plugin.mounting import mountpoints
 from plugin.mounting.fd_store import FUSE, PROCESS_KINDS, Inherited, turns
 from plugin.mounting.process import PROC, Process
@@ -87,6 +88,12 @@ class Mount:
         return self._fuse_fd
 
     @property
+    def place(self) -> dict[str, Field]:
+        """The worker and the device, as events have them."""
+        device = f"{os.major(self.device)}:{os.minor(self.device)}"
+        return {"worker": self.worker.pid, "device": device}
+
+    @property
     def keys(self) -> list[str]:
         """The keys of the descriptors in the fd store."""
         return [FUSE, *self.worker.keys]
@@ -132,7 +139,8 @@ class Mount:
             try:
                 fuse_mount.abort(self.device)
             except OSError as error:
-                log.warning("%s: users may hang, no abort was possible: %s", self.target, error)
+                volume = self.worker.volume
+                log.warning("volume %s: users may hang, no abort was possible: %s", volume, error)
 
     def is_whole(self) -> bool:
         """Return whether the worker lives, and this mount is the only one at its mount point."""
@@ -206,7 +214,7 @@ def adopt_mounts(
         target = mountpoints.path_of(mount_dir, used.get(name, FileName(UNKNOWN_VOLUME)))
         workers, ended[number] = _adopt_workers(name, record, stored, proc)
         if not workers:
-            log.info("volume %s: its worker has ended, or its descriptors were lost", name)
+            log.debug("volume %s: its worker has ended, or its descriptors were lost", name)
             ended[number] = [*stored]
             if FUSE in stored:
                 os.close(stored[FUSE])
@@ -269,7 +277,7 @@ def _report_of(record: MountRecord | None) -> Report:
         try:
             return decode_report(record.report.encode())
         except msgspec.DecodeError:  # another version wrote it; the report is only shown
-            log.info("volume %s: its worker's report is of another version", record.volume)
+            log.debug("volume %s: its worker's report is of another version", record.volume)
     return Report(serving=True)
 
 

@@ -22,7 +22,7 @@ import trio
 
 from plugin.mounting.orphans import reap_orphans
 from plugin.mounting.process import PROC, ForkedProcess
-from plugin.mounting.worker_output import forward_log
+from plugin.mounting.worker_output import Message, forward_log
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Spawner:
         """Forward the fork server's log until it ends, and reap it."""
         assert fork_server.stderr is not None  # noqa: S101 - opened as a pipe
         try:
-            await forward_log(fork_server.stderr, lambda level, text: log.log(level, "%s", text))
+            await forward_log(fork_server.stderr, _log)
         finally:
             with trio.CancelScope(shield=True):
                 with trio.move_on_after(0 if self._closing else END_GRACE_S):
@@ -192,6 +192,10 @@ class Spawner:
                 "the fork server ended with %d; the next mount begins another",
                 fork_server.returncode,
             )
+
+
+def _log(message: Message) -> None:
+    log.log(message.level, "%s", message.text, extra={"traceback": message.traceback})
 
 
 def _open_channels(

@@ -33,6 +33,7 @@ import trio
 from passthrough.options.choices import SessionKind
 from passthrough.worker import control
 from passthrough.worker.handover import Handover, Predecessor, Report
+from plugin import events
 from plugin.errors import MountFailed
 from plugin.mounting.fd_store import FdStore
 from plugin.mounting.mount import Mount, duplicated
@@ -110,13 +111,9 @@ async def replace(
     volume = mount.worker.volume
     if reason:
         mount.program_note = reason
-        log.warning("volume %s: an older program serves on: %s", volume, reason)
+        events.tell(events.NOT_TAKEN_OVER, volume, reason=reason)
         return
     mount.replaced_s = trio.current_time() - began_s
-    log.info(
-        "volume %s: taken over from an older program after %.0f ms, worker %d",
-        *(volume, 1000 * mount.replaced_s, mount.worker.pid),
-    )
 
 
 async def _take_over(

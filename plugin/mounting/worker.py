@@ -24,12 +24,13 @@ import trio
 
 from passthrough.options.choices import SessionKind
 from passthrough.worker.handover import KEEP, Handover, Report, decode_report, encode
+from plugin import events
 from plugin.errors import MountFailed
 from plugin.mounting.fd_store import FUSE, KINDS, key_of
 from plugin.mounting.process import ForkedProcess, Process
 from plugin.mounting.spawner import StartWorker
 from plugin.mounting.standby import Standby
-from plugin.mounting.worker_output import forward_log, lines
+from plugin.mounting.worker_output import Message, forward_log, lines
 from plugin.volume import VolumeName
 
 log = logging.getLogger(__name__)
@@ -263,12 +264,15 @@ class Worker:
             await self._wait(process)
             return
         log.error(
-            "volume %s: worker %d is stuck in the kernel and does not end", self.volume, self.pid
+            "volume %s: worker %d is stuck in the kernel and does not end",
+            *(self.volume, self.pid),
         )
 
-    def _log(self, level: int, text: str) -> None:
-        self._last_lines.append(text)
-        log.log(level, "volume %s: %s", self.volume, text)
+    def _log(self, message: Message) -> None:
+        self._last_lines.extend([message.text, *message.traceback.splitlines()])
+        if not events.retell(self.volume, message.text):
+            extra = {"traceback": message.traceback}
+            log.log(message.level, "volume %s: %s", self.volume, message.text, extra=extra)
 
 
 def _descriptors_of(handover: Handover) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """The output of worker processes: lines of text, and their log lines for the plugin's log."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 import trio
 
@@ -14,28 +16,55 @@ LEVELS: Final = {
 }
 
 
+class Message(NamedTuple):
+    """A record in the log of another process."""
+
+    level: int
+    text: str
+    traceback: str
+    """The lines after the first; empty without any."""
+
+
 async def lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[str, None]:
     """Yield the lines of *stream* as text; a line over LINE_LIMIT_BYTES is cut into pieces."""
+    async with aclosing(_batches(stream)) as batches:
+        async for batch in batches:
+            for line in batch:
+                yield line
+
+
+async def forward_log(stream: trio.abc.ReceiveStream, log: Callable[[Message], object]) -> None:
+    """Call *log* with each message until *stream* ends, then close the stream.
+
+    A process writes a traceback together with the line before it. Other lines without a level have
+    the level of the message before.
+    """
+    level = logging.WARNING  # of lines before the first one with a level
+    async with stream, aclosing(_batches(stream)) as batches:
+        async for batch in batches:
+            for message in _messages(batch, level):
+                log(message)
+                level = message.level
+
+
+async def _batches(stream: trio.abc.ReceiveStream) -> AsyncGenerator[list[str], None]:
+    """Yield the lines that arrive together."""
     unfinished = b""
     async for chunk in stream:
         *complete, unfinished = (unfinished + chunk).split(b"\n")
         if len(unfinished) > LINE_LIMIT_BYTES:
             complete.append(unfinished)
             unfinished = b""
-        for line in complete:
-            yield line.decode(errors="replace")
+        yield [line.decode(errors="replace") for line in complete]
     if unfinished:
-        yield unfinished.decode(errors="replace")
+        yield [unfinished.decode(errors="replace")]
 
 
-async def forward_log(stream: trio.abc.ReceiveStream, log: Callable[[int, str], object]) -> None:
-    """Call *log* with the level and text of each line until *stream* ends, then close the stream.
-
-    A line without a level, as in a traceback, has the level of the line before it.
-    """
-    level = logging.WARNING  # of lines before the first one with a level
-    async with stream:
-        async for line in lines(stream):
-            word, _, text = line.partition(" ")
-            level = LEVELS.get(word, level)
-            log(level, text if word in LEVELS else line)
+def _messages(batch: Sequence[str], level: int) -> Iterator[Message]:
+    """Yield the messages in the lines *batch*; *level* is that of the message before."""
+    starts = [at for at, line in enumerate(batch) if not at or line.partition(" ")[0] in LEVELS]
+    for at, end in pairwise([*starts, len(batch)]):
+        word, _, text = batch[at].partition(" ")
+        level = LEVELS.get(word, level)
+        first = text if word in LEVELS else batch[at]
+        yield Message(level, first, "\n".join(batch[at + 1 : end]))

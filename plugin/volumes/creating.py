@@ -1,20 +1,50 @@
-"""The steps of a Create that look at the host, each until the deadline of the verb.
+"""The steps of a Create beside the record.
 
-Each runs in a thread that can be left behind, because a path may lead to a dead file server.
+Those that look at the host have the deadline of the verb. Each runs in a thread that can be left
+behind, because a path may lead to a dead file server.
 """
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 
 import trio
 
-from plugin import threads, volume_options
+from plugin import events, threads, volume_options
 from plugin.admin import users
+from plugin.admin.policy import Policy
 from plugin.admin.source import HostView
 from plugin.admin.users import HostUsers
-from plugin.errors import InvalidOption
+from plugin.errors import InvalidOption, VolumeExists
+from plugin.volume import Volume, VolumeName
 from plugin.volume_options import VolumeOptions
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock
+
+log = logging.getLogger(__name__)
+
+
+def refuse_difference(existing: Volume, wanted: VolumeOptions, policy: Policy) -> None:
+    """Refuse a Create of a volume that exists with other options than *wanted*.
+
+    Raises:
+        VolumeExists: names the options.
+    """
+    try:
+        have = policy.parse(existing.record.options)
+    except InvalidOption as error:
+        raise VolumeExists(
+            f"volume {existing.name!r} exists with options that are not accepted: {error}"
+        ) from error
+    if difference := volume_options.difference(have, wanted):
+        raise VolumeExists(f"volume {existing.name!r} exists with other options: {difference}")
+
+
+def tell(name: VolumeName, given: Mapping[str, str], created: VolumeOptions) -> None:
+    """Log that the volume *name* has been created with the options *given*, and their notes."""
+    options = volume_options.without_source(given)
+    events.tell(events.CREATED, name, source=created.source or "", options=options)
+    for note in created.effective.notes:
+        log.warning("volume %s: %s", name, note)
 
 
 async def numbered(given: Mapping[str, str], host: HostView) -> Mapping[str, str]:

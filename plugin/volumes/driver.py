@@ -22,15 +22,13 @@ import msgspec
 import trio
 
 from passthrough.linux import kernel_features
-from plugin import threads, volume_options
+from plugin import events, threads, volume_options
 from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
 from plugin.admin.source import HostView
 from plugin.errors import (
-    InvalidOption,
     NoSuchVolume,
     PluginError,
-    VolumeExists,
     VolumeInUse,
     escaped,
 )
@@ -59,7 +57,6 @@ from plugin.volume import (
     VolumeName,
     volume_name,
 )
-from plugin.volume_options import VolumeOptions
 from plugin.volumes import creating
 from plugin.volumes.inventory import Inventory
 from plugin.volumes.registry import Registry
@@ -108,11 +105,7 @@ class Driver:
             for record in registry.records
         }
         for volume in self.volumes.values():
-            if keeper.watch(volume.name, partial(self._on_worker_end, volume)):
-                volume.apply(Event.MOUNT)
-                volume.last_error = ""
-            else:
-                volume.mark_dead()
+            self._find_mount(volume)
         self.locks = VolumeLocks()
         # The (volume, mount id) pairs of the Mounts in flight.
         self._mounting: Counter[tuple[str, str]] = Counter()
@@ -131,6 +124,7 @@ class Driver:
         """Report the kind of this plugin."""
         return ActivateReply()
 
+    @events.refused(events.CREATE_REFUSED)
     async def create(self, request: CreateRequest) -> Reply:
         """Create a volume; succeed if it exists with the same options.
 
@@ -141,7 +135,7 @@ class Driver:
         wanted = self._policy.parse(options)
         async with self.locks.hold(request.name, "Create") as lock:
             if (existing := self.volumes.get(VolumeName(request.name))) is not None:
-                self._refuse_difference(existing, wanted)
+                creating.refuse_difference(existing, wanted, self._policy)
                 return Reply()
             name = volume_name(request.name)
             volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
@@ -155,11 +149,10 @@ class Driver:
             )
             await trio.to_thread.run_sync(self._inventory.add, record, wanted.effective)
             self.volumes[name] = Volume(record, source_note=source_note)
-        for note in wanted.effective.notes:
-            log.warning("volume %s: %s", name, note)
-        log.info("volume %s: created, %s", name, wanted.served or "with a directory of its own")
+            creating.tell(name, options, wanted)
         return Reply()
 
+    @events.refused(events.REMOVE_REFUSED)
     async def remove(self, request: VolumeRequest) -> Reply:
         """Remove a volume, and its files if it has no source.
 
@@ -175,10 +168,12 @@ class Driver:
             volume.apply(Event.REMOVE)
             del self.volumes[volume.name]
             self._status.forget(volume.name)
+            kept = volume_options.has_source(volume.record.options)
+            events.tell(events.REMOVED, volume.name, files="kept" if kept else "deleted")
         self._nursery.start_soon(self._purge)
-        log.info("volume %s: removed", volume.name)
         return Reply()
 
+    @events.refused(events.MOUNT_REFUSED)
     async def mount(self, request: MountRequest) -> Reply:
         """Mount a volume, if it is not mounted, and count one more reference.
 
@@ -191,24 +186,30 @@ class Driver:
     async def _mount(self, request: MountRequest) -> Reply:
         async with self.locks.hold(request.name, "Mount") as lock:
             volume = self.volume(request.name)
+            before = self._keeper.mounted(volume.name)
             try:
-                mount = await self._keeper.mount(self._mount_spec(volume, lock))
+                spec = self._mount_spec(volume, lock)
+                mount = await self._keeper.mount(spec)
                 volume.last_error = volume.source_error = ""
                 counts = volume.counts_with(request.id)
                 await self._write_counts(volume, counts)
             except PluginError as error:
-                log.warning("volume %s: cannot be mounted: %s", volume.name, error)
                 self._set_error(volume, str(error))
                 if volume.state in {State.IDLE, State.LEFT}:
                     await self._keeper.unmount(volume.name)
                 raise
             volume.apply(Event.MOUNT)
             volume.counts = counts
+            place = {} if mount is before else mount.place | {"session": spec.options.session}
+            event = events.REFERENCED if mount is before else events.MOUNTED
+            count = volume.reference_count
+            events.tell(event, volume.name, request.id, references=count, **place)
             if mount.loss:  # the worker died while the counts were written
                 volume.apply(Event.LOSE)
                 volume.mark_dead()
         return MountpointReply(mountpoint=str(mount.target))
 
+    @events.refused(events.UNMOUNT_REFUSED)
     async def unmount(self, request: MountRequest) -> Reply:
         """Count one reference less, and unmount after the last; ignore an unknown id.
 
@@ -223,7 +224,7 @@ class Driver:
         async with self.locks.hold(request.name, "Unmount") as lock:
             volume = self.volume(request.name)
             if volume.has_reference(request.id):
-                await self._set_counts(volume, volume.counts_without(request.id), lock)
+                await self._release(volume, request.id, lock)
         return Reply()
 
     async def path(self, request: VolumeRequest) -> Reply:
@@ -281,6 +282,17 @@ class Driver:
                 self._status.lasting(volume)
             await trio.lowlevel.checkpoint()
 
+    def _find_mount(self, volume: Volume) -> None:
+        """Go on with the mount of *volume* that the keeper has adopted, if there is one."""
+        count = volume.reference_count
+        if mount := self._keeper.watch(volume.name, partial(self._on_worker_end, volume)):
+            volume.apply(Event.MOUNT)
+            volume.last_error = ""
+            events.tell(events.ADOPTED, volume.name, references=count, **mount.place)
+        elif count:
+            volume.mark_dead()
+            events.tell(events.LEFT, volume.name, references=count)
+
     def _mount_spec(self, volume: Volume, lock: VolumeLock) -> MountSpec:
         """Return the spec of a mount of *volume*, for the request that holds *lock*."""
         resolved = self._policy.parse(volume.record.options)
@@ -320,16 +332,25 @@ class Driver:
         values = (volume.name, counts.references, mounts, counts.dead)
         await trio.to_thread.run_sync(self._registry.write_references, *values)
 
-    async def _set_counts(self, volume: Volume, counts: ReferenceCounts, lock: VolumeLock) -> None:
-        """Let *volume* have *counts*, and unmount it if there are no references."""
+    async def _set_counts(self, volume: Volume, counts: ReferenceCounts, lock: VolumeLock) -> bool:
+        """Let *volume* have *counts*, and unmount it if there are no references; return whether."""
         if counts != volume.counts:
             await self._write_counts(volume, counts)
             volume.counts = counts
         # Also if the counts are as before: an earlier unmount may have failed.
-        if volume.state is not State.IDLE and not volume.references:
-            await self._keeper.unmount(volume.name, lock.deadline)
-            volume.apply(Event.UNMOUNT)
-            volume.last_error = ""
+        if volume.state is State.IDLE or volume.references:
+            return False
+        unmounted = await self._keeper.unmount(volume.name, lock.deadline)
+        volume.apply(Event.UNMOUNT)
+        volume.last_error = ""
+        return unmounted
+
+    async def _release(self, volume: Volume, mount_id: str, lock: VolumeLock) -> None:
+        """Count one reference of *mount_id* less, and unmount *volume* after the last."""
+        if await self._set_counts(volume, volume.counts_without(mount_id), lock):
+            events.tell(events.UNMOUNTED, volume.name, mount_id)
+        else:
+            events.tell(events.RELEASED, volume.name, mount_id, references=volume.reference_count)
 
     async def _end_use(self, volume: Volume, lock: VolumeLock) -> None:
         """Detach the mount of *volume*; then drop its references if no process uses the mount.
@@ -338,8 +359,8 @@ class Driver:
         still counted may be of an engine that was killed before it sent Unmount, or of a second
         engine. The kernel can tell: it ends the worker's session once no process uses the mount.
         """
-        if volume.state is not State.IDLE:
-            await self._keeper.unmount(volume.name, lock.deadline)
+        if await self._keeper.unmount(volume.name, lock.deadline):
+            events.tell(events.UNMOUNTED, volume.name)
         lock.note_step("waiting until no process uses its mount")
         deadline = min(trio.current_time() + SESSION_END_S, lock.deadline)
         if not await self._keeper.wait_until_unused(volume.name, deadline):
@@ -367,16 +388,6 @@ class Driver:
             volume.source_error = "" if volume.state is State.MOUNTED else error
 
         return SourceCheck(volume.name, check, report)
-
-    def _refuse_difference(self, existing: Volume, wanted: VolumeOptions) -> None:
-        try:
-            have = self._policy.parse(existing.record.options)
-        except InvalidOption as error:
-            raise VolumeExists(
-                f"volume {existing.name!r} exists with options that are not accepted: {error}"
-            ) from error
-        if difference := volume_options.difference(have, wanted):
-            raise VolumeExists(f"volume {existing.name!r} exists with other options: {difference}")
 
     async def _purge(self) -> None:
         """Delete the files in the trash.

@@ -360,13 +360,13 @@ async def test_a_mount_is_undone_if_its_client_hangs_up(
         assert await has_one_volume(dockerd)
         os.close(writer)
         with trio.fail_after(10):
-            while "volume vol: unmounted" not in caplog.messages:
+            while "volume vol: unmounted, mount a" not in caplog.messages:
                 await trio.lowlevel.checkpoint()
         assert (await dockerd.volume("vol"))["Status"]["references"] == 0
         await dockerd.do("Remove", Name="vol")
 
 
-@pytest.mark.logs("^plugin.api.server: vol id=a: cannot be undone: the mount is busy$")
+@pytest.mark.logs("^plugin.api.server: volume vol: a Mount cannot be undone: the mount is busy$")
 async def test_a_refused_undo_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -386,7 +386,9 @@ async def test_a_refused_undo_is_logged(
                 writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
             os.close(writer)
             with trio.fail_after(10):
-                while "vol id=a: cannot be undone: the mount is busy" not in caplog.messages:
+                while (
+                    "volume vol: a Mount cannot be undone: the mount is busy" not in caplog.messages
+                ):
                     await trio.lowlevel.checkpoint()
         assert await has_one_volume(dockerd)
 

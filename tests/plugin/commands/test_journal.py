@@ -23,6 +23,21 @@ MESSAGES = (
     r'msg="INFO plugin.volumes.driver: volume evil\\x1b[31m: removed"',
     "volume vol: forged \x1b[31m line",
 )
+# The same line in the JSON format, of the service and of dockerd.
+OBJECT = {
+    "time": "2026-01-01T00:00:00.000Z",
+    "level": "ERROR",
+    "logger": "plugin.a",
+    "message": "volume new: bug",
+    "volume": "new",
+    "traceback": 'Traceback:\n  no "line"',
+}
+OBJECTS = (
+    json.dumps(OBJECT),
+    f'time="t" level=error msg={json.dumps(json.dumps(OBJECT))} plugin=abc',
+    json.dumps(OBJECT | {"volume": "other"}).replace("new:", "other:"),
+    '{"volume": "new"',
+)
 # The end of the fake's output is that of journalctl, or with --follow a wait.
 JOURNALCTL = """#!/bin/sh
 here=$(dirname "$0")
@@ -36,7 +51,7 @@ if [ -e "$here/broken" ]; then echo "no journal" >&2; exit 1; fi
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Return the directory of the fake, which has a journal of MESSAGES."""
-    entries: list[dict[str, object]] = [{"MESSAGE": message} for message in MESSAGES]
+    entries: list[dict[str, object]] = [{"MESSAGE": message} for message in (*MESSAGES, *OBJECTS)]
     entries.append({"MESSAGE": [255, 254]})  # bytes that are no text
     text = "\n".join(
         json.dumps(each | {"__REALTIME_TIMESTAMP": "1500000000", "_SYSTEMD_UNIT": "a.service"})
@@ -66,6 +81,26 @@ def test_a_name_is_found_as_the_log_writes_it(path: Path) -> None:
     lines = logs(path, EVIL, "--json").stdout.splitlines()
     assert [json.loads(line)["message"] for line in lines] == [*MESSAGES[5:7]]
     assert {*json.loads(lines[0])} == {"time", "unit", "message"}
+
+
+def test_a_line_in_the_json_format_is_printed_as_text(path: Path) -> None:
+    done = logs(path, "new")
+    line = 'ERROR plugin.a: volume new: bug | Traceback: |   no "line"'
+    assert done.stdout.splitlines() == [f"1970-01-01T00:25:00Z {line}"] * 2
+
+
+def test_a_line_in_the_json_format_has_its_fields(path: Path) -> None:
+    lines = [json.loads(line) for line in logs(path, "new", "--json").stdout.splitlines()]
+    assert [line["fields"] for line in lines] == [OBJECT] * 2
+
+
+def test_a_name_in_a_text_of_another_volume_is_not_found(path: Path) -> None:
+    """The name of a volume is first in each line."""
+    with (path / "journal").open("a") as journal:
+        text = "INFO plugin.events: volume a: cannot be created: volume vol3: removed"
+        journal.write(json.dumps({"MESSAGE": text}) + "\n")
+    assert logs(path, "vol3").returncode == 1
+    assert text in logs(path, "a").stdout
 
 
 def test_follow_prints_at_once_and_ends_by_a_signal(path: Path) -> None:

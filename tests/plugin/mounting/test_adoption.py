@@ -359,7 +359,7 @@ def test_a_mount_succeeds_although_the_service_manager_does_not_answer(
     """The mount ends with the plugin, as it would without a service manager."""
     mount_without_answer(service, manager)
     assert service.mounted() == ["vol", "vol2"]
-    assert "vol2 is served, but it will end with the plugin" in service.log.read_text()
+    assert "volume vol2: its mount will end with the plugin" in service.log.read_text()
     assert service.end(signal.SIGTERM)[0] == 0
     assert service.mounted() == ["vol"]
     service.start()

@@ -61,7 +61,9 @@ async def test_unmounting_an_unmounted_volume_succeeds(mounts: Path) -> None:
         await keeper.unmount(NAME)
 
 
-@pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+@pytest.mark.logs(
+    "volume data: mount lost: worker [0-9]+ was killed by SIGKILL; the volume fails until"
+)
 async def test_calls_after_the_death_of_a_worker_fail(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         assert await lose_worker(keeper, source) == "its worker was killed by SIGKILL"
@@ -71,7 +73,9 @@ async def test_calls_after_the_death_of_a_worker_fail(mounts: Path, source: Path
         assert mounted(mounts) == ["data"]
 
 
-@pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+@pytest.mark.logs(
+    "volume data: mount lost: worker [0-9]+ was killed by SIGKILL; the volume fails until"
+)
 @pytest.mark.logs("volume data: its mount is not whole, making a new one")
 async def test_calls_after_the_death_of_a_worker_over_io_uring_fail_until_the_next_mount(
     mounts: Path, source: Path
@@ -93,7 +97,9 @@ async def test_calls_after_the_death_of_a_worker_over_io_uring_fail_until_the_ne
 
 
 @pytest.mark.logs("volume data: bug in supervising worker [0-9]+")
-@pytest.mark.logs("volume data: worker [0-9]+ is not supervised any more, because of a bug")
+@pytest.mark.logs(
+    "volume data: mount lost: worker [0-9]+ is not supervised any more, because of a bug"
+)
 async def test_a_bug_in_supervising_a_worker_costs_one_volume(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,7 +164,9 @@ async def test_a_mount_that_was_unmounted_by_hand_is_made_anew(mounts: Path, sou
         await in_thread(os.close, fd)
 
 
-@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+@pytest.mark.logs(
+    "volume data: mount lost: worker [0-9]+ ended with status 0; the volume fails until"
+)
 async def test_an_unmount_by_hand_ends_the_worker_and_is_a_loss(mounts: Path, source: Path) -> None:
     async with keeping(mounts) as keeper:
         send, receive = trio.open_memory_channel[str](1)

@@ -39,7 +39,9 @@ async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source:
         assert workers() == set()
 
 
-@pytest.mark.logs("volume data: worker [0-9]+ ended with status 0; the volume fails until")
+@pytest.mark.logs(
+    "volume data: mount lost: worker [0-9]+ ended with status 0; the volume fails until"
+)
 async def test_a_worker_that_ends_at_once_is_a_failure_or_a_loss(
     mounts: Path, source: Path
 ) -> None:
@@ -198,8 +200,8 @@ async def test_a_worker_that_hangs_does_not_delay_the_start(
 
 
 @pytest.mark.logs(
-    "mounts/data: (its worker does not answer and is killed|umount2.2. still hangs after the kill"
-    "|Device or resource busy)"
+    "volume data: (its worker does not answer and is killed|umount2.2. still hangs after the kill"
+    "|cannot unmount .*: Device or resource busy)"
 )
 async def test_a_mount_counts_as_gone_if_its_unmount_hangs_after_the_kill(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,7 +87,7 @@ async def test_the_end_reads_the_mount_table_once(
     assert mounted(mounts) == []
 
 
-@pytest.mark.logs("mounts/hung[0-9]+: its worker does not answer and is killed")
+@pytest.mark.logs("volume hung[0-9]+: its worker does not answer and is killed")
 async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
     tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,7 +110,7 @@ async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
             assert len(workers()) == HUNG + HEALTHY
         assert mounted(mounts) == []
         assert list(mounts.iterdir()) == []
-        ended = [text.rpartition("/")[2].partition(":")[0] for text in caplog.messages]
+        ended = [text.split(":")[0].removeprefix("volume ") for text in caplog.messages]
         assert sorted(ended) == sorted(hung)
     finally:
         for fd in ends.values():

@@ -33,7 +33,9 @@ from tests.support.tools.processes import kill_all, lives, members
 
 STAND_BY = command("stand by")
 WITHIN_S = 10.0
-LOST = pytest.mark.logs("volume data: worker [0-9]+ was killed by SIGKILL; the volume fails until")
+LOST = pytest.mark.logs(
+    "volume data: mount lost: worker [0-9]+ was killed by SIGKILL; the volume fails until"
+)
 
 
 class Volume:
@@ -157,7 +159,7 @@ async def test_a_kill_reaches_all_processes_also_without_the_first_guard(
         assert not any(map(lives, group))
 
 
-@pytest.mark.logs("volume data: worker [0-9]+ has died too often")
+@pytest.mark.logs("volume data: mount lost: worker [0-9]+ has died too often")
 async def test_a_service_that_is_given_up_is_a_loss_with_the_reason(
     mounts: Path, source: Path
 ) -> None:

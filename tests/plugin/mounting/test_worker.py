@@ -84,20 +84,21 @@ async def test_a_worker_ends_with_the_plugin(handover: Handover) -> None:
 
 
 @pytest.mark.logs("^plugin.mounting.worker: volume data: b: two$")
-@pytest.mark.logs("^plugin.mounting.worker: volume data:   a line more$")
 async def test_log_lines_of_a_worker_keep_their_levels(
     handover: Handover, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line without a level, as in a traceback, has the level of the line before it."""
+    """Lines without a level, as in a traceback, belong to the line before them."""
     caplog.set_level(logging.DEBUG)
     async with spawning(command("log")) as start, trio.open_nursery() as nursery:
         await nursery.start(Worker(NAME).run, start, handover, SessionKind.KERNEL)
         while "volume data: c: three" not in caplog.messages:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("DEBUG", "volume data: a: one"),
-        ("WARNING", "volume data: b: two"),
-        ("WARNING", "volume data:   a line more"),
-        ("INFO", "volume data: c: three"),
+    assert [
+        (record.levelname, record.getMessage(), record.__dict__["traceback"])
+        for record in caplog.records
+    ] == [
+        ("DEBUG", "volume data: a: one", ""),
+        ("WARNING", "volume data: b: two", "  a line more"),
+        ("INFO", "volume data: c: three", ""),
     ]

@@ -20,7 +20,7 @@ from tests.support.tools.service import started
 pytestmark = pytest.mark.full
 
 SERVE = command("serve")
-KILLED = "volume vol: worker [0-9]+ was killed by SIGKILL"
+KILLED = "volume vol: mount lost: worker [0-9]+ was killed by SIGKILL"
 NOT_WHOLE = "volume vol: its mount is not whole, making a new one"
 
 

@@ -264,7 +264,7 @@ async def test_a_missing_directory_of_a_volume_is_never_made_again(
         await dockerd.do("Remove", Name="vol")
 
 
-@pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
+@pytest.mark.logs("volume vol: mount lost: worker [0-9]+ was killed by SIGKILL")
 @pytest.mark.logs("volume vol: its mount is not whole, making a new one")
 async def test_a_dead_worker_is_in_the_status_and_replaced_by_the_next_mount(
     tmp_path: Path,

@@ -134,7 +134,7 @@ async def test_a_mount_that_cannot_be_recorded_is_unmounted(
         assert mounted(tmp_path) == []
 
 
-@pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
+@pytest.mark.logs("volume vol: mount lost: worker [0-9]+ was killed by SIGKILL")
 async def test_a_worker_s_death_while_the_registry_is_written_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

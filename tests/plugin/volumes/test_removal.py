@@ -135,7 +135,7 @@ SITUATIONS: dict[str, tuple[Situation, set[str]]] = {
 
 
 def marked(situation: str) -> object:
-    killed = pytest.mark.logs("volume vol: worker [0-9]+ was killed by SIGKILL")
+    killed = pytest.mark.logs("volume vol: mount lost: worker [0-9]+ was killed by SIGKILL")
     return pytest.param(situation, marks=[killed] if situation == "dead worker" else [])
 
 
