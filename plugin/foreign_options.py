@@ -26,7 +26,7 @@ def refuse(given: Mapping[str, str]) -> None:
 
 
 def _instead(found: Mapping[str, str]) -> str:
-    """Return the options to give in place of those *found*, whose values may be secret."""
+    """Return the options to give instead of *found*; it quotes no value that may be secret."""
     texts = {canonical(written): text.strip() for written, text in found.items()}
     device = next((texts[name] for name in _DIRECTORY if name in texts), "/DIRECTORY")
     flags = [f"-o {word}" for word in texts.get("o", "").split(",") if canonical(word) in ALIASES]

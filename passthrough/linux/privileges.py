@@ -277,7 +277,7 @@ def thread_name() -> bytes:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, PR_SET_CHILD_SUBREAPER."""
+    """Become the parent of orphaned descendants, PR_SET_CHILD_SUBREAPER of prctl(2)."""
     _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
 
 

@@ -55,7 +55,7 @@ class Began(NamedTuple):
     """A session that has begun to answer requests, as its worker reports it."""
 
     without_passthrough: str = ""
-    """Why reads and writes do not pass through; empty if they do, or if the options forbid it."""
+    """The reason why the worker copies data; empty with kernel passthrough, or if it is off."""
     offered: int = 0
     """The flags of INIT that the kernel offers; 0 with libfuse, whose binding hides them."""
     used: int = 0

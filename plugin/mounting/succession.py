@@ -187,7 +187,7 @@ async def resolve(mount: Mount, program: str, store: FdStore) -> None:
 
 
 async def _settle(worker: Worker) -> None:
-    """Let *worker* serve, whose predecessor has ended; if it is not ready in time, kill it."""
+    """Let a *worker* without a predecessor serve; kill the worker at READY_S if it is not ready."""
     with trio.move_on_after(READY_S):
         while (state := worker.standby.state) is not None and not state.settled:
             if worker.ended.is_set():

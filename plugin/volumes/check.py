@@ -295,4 +295,4 @@ RULES: tuple[Rule, ...] = (
     _has_lost_its_mount,
     _has_detached_mounts,
 )
-"""What can be wrong with a volume that no request has locked."""
+"""The rules for a volume that no request has locked."""

@@ -77,8 +77,8 @@ def resources() -> Mapping[str, Mapping[str, int]]:
 def test_no_container_notices_crashes_of_the_service(driver: Driver) -> None:
     """Volumes are mounted before a crash and unmounted after it; workers die before or after it.
 
-    Containers of another volume start all the time. The engine refuses one whose request the dead
-    plugin had begun.
+    Containers of another volume start all the time. The engine refuses a container if the plugin
+    died during its request.
     """
     rng = random.Random(SEED)  # noqa: S311 - reproducible, not secret
     with driver.volume(standby="on") as volume, driver.container(volume) as container:

@@ -179,7 +179,7 @@ def open_here() -> set[int]:
 
 
 def test_descriptors_are_copied_and_no_duplicate_of_them_is_closed(tmp_path: Path) -> None:
-    """This process would lose its locks: close(2) ends them, by whatever descriptor."""
+    """Each close(2) of a file ends all locks of the process on it, fcntl_locking(2)."""
     file = tmp_path / "file"
     file.write_bytes(b"content")
 

@@ -87,7 +87,7 @@ def test_every_file_shows_the_given_owner(by: Mapping[str, str]) -> None:
 
 
 def test_all_callers_create_and_change_as_the_owner_of_the_source(by: Mapping[str, str]) -> None:
-    """Nobody but that owner may enter the source, and the volume lets every caller in."""
+    """The source lets only its owner in, and the volume lets every caller in."""
     with volume(by) as served:
         source, seen = served.source, served.mountpoint
         for caller in CALLERS:
@@ -122,7 +122,7 @@ SAME = [
     or "of its own" in case.name
     or "of a stranger" in case.name
 ]
-"""The host's user owns some of these files, and may use others as a member or as any user."""
+"""The owner of the source owns some of these files; modes of others admit group or all."""
 
 SHOWING = {"stat", "look up", "list, then look up"}
 """The operations whose result has an owner."""

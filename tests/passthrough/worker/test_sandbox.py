@@ -48,7 +48,7 @@ MAY_BE_USED = {
 
 
 class OfSuccessor(Keeper):
-    """A keeper whose first worker dies: a guard has made the one that serves."""
+    """A keeper whose first worker has died, so that the second worker serves."""
 
     def serve(self, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         process = super().serve(within)

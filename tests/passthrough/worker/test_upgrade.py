@@ -285,7 +285,7 @@ def status(pid: int, field: str) -> str:
     return next(line for line in lines if line.startswith(f"{field}:"))
 
 
-# What goes wrong
+# Failures
 
 
 def test_a_program_with_another_layout_is_refused(
