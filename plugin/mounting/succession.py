@@ -210,7 +210,11 @@ async def conclude(mount: Mount, successor: Worker) -> str:
     if limit.cancelled_caught:
         # It alone writes the note. The other processes go on if it has, and end otherwise.
         successor.kill_leader()
-        await _decision(mount, successor)
+        with trio.move_on_after(LEAVE_S):
+            await _decision(mount, successor)
+    if mount.worker is not successor and not successor.ended.is_set():
+        successor.log_stuck()
+        return "its successor is stuck in the kernel; the old program goes on after its end"
     if mount.worker is not successor:
         return f"its successor has failed{successor.last_log}"
     await dismiss(mount)

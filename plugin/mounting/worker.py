@@ -118,14 +118,18 @@ class Worker:
         os.write(self._process.stdin.fileno(), KEEP)
 
     async def give_up(self) -> None:
-        """End the processes of this successor; for one that is supervised."""
+        """End the processes of this successor; for one that is supervised.
+
+        One that is stuck in the kernel has not ended on return.
+        """
         assert self._process is not None  # noqa: S101 - a precondition
         await self._process.stdin.aclose()
-        with trio.move_on_after(END_GRACE_S):
-            await self.ended.wait()
-            return
-        self.kill()
-        await self.ended.wait()
+        for grace_s in (END_GRACE_S, KILL_GRACE_S):
+            with trio.move_on_after(grace_s):
+                await self.ended.wait()
+                return
+            self.kill()
+        self.log_stuck()
 
     @property
     def group(self) -> int:
@@ -263,6 +267,10 @@ class Worker:
         with trio.move_on_after(KILL_GRACE_S):
             await self._wait(process)
             return
+        self.log_stuck()
+
+    def log_stuck(self) -> None:
+        """Log that a kill has not ended the processes."""
         log.error(
             "volume %s: worker %d is stuck in the kernel and does not end",
             *(self.volume, self.pid),

@@ -280,6 +280,26 @@ async def test_a_successor_that_serves_at_the_last_moment_is_not_killed(
     assert plugins.losses == []
 
 
+@pytest.mark.logs("an older program serves on: its successor is stuck in the kernel")
+@pytest.mark.logs("worker [0-9]+ is stuck in the kernel and does not end")
+async def test_a_successor_that_a_kill_does_not_end_is_left_to_itself(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upgrade of other volumes goes on. Once the kill ends it, the old program does, too."""
+    stuck: list[Worker] = []
+    kill = Worker.kill_leader
+    monkeypatch.setattr(Worker, "kill_leader", lambda successor: stuck.append(successor))  # noqa: PLW0108 - bound
+    monkeypatch.setattr(succession, "COMMIT_S", 0.1)
+    monkeypatch.setattr(succession, "LEAVE_S", 0.1)
+    async with plugins.plugin("new", command("stand by", "hang at the note")) as keeper:
+        with trio.fail_after(WITHIN_S):
+            await keeper.replace(NAME)
+        assert keeper.program_note(NAME).startswith("its successor is stuck")
+        kill(stuck[0])
+        await until(lambda: plugins.names == FIRST and lives(keeper.worker_pid(NAME)))
+    assert plugins.losses == []
+
+
 @pytest.mark.logs("an older program serves on: the service manager does not store its successor")
 async def test_the_old_program_serves_on_if_the_service_manager_does_not_answer(
     plugins: Plugins, monkeypatch: pytest.MonkeyPatch
