@@ -6,7 +6,7 @@ policy applies to existing volumes at their next Mount.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, parse_option
@@ -14,7 +14,7 @@ from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
 from passthrough.options.table import OPTIONS, OptionError, text_of
 from passthrough.options.vocabulary import ALIASES, canonical
 from plugin import volume_options
-from plugin.errors import InvalidOption
+from plugin.errors import InvalidOption, quoted
 from plugin.volume_options import SOURCE, VolumeOptions
 
 
@@ -52,13 +52,20 @@ class Policy(NamedTuple):
             option = _option_of(written)
             for ban in self.forbidden:
                 if ban.option == option and _forbids(ban, has, defaults):
-                    meaning = (
-                        repr(defaults[option]) if option in defaults else "a directory of its own"
-                    )
-                    accepted = f"the option left out; the default is {meaning}"
-                    reason = f"{text!r} is forbidden by the administrator of this plugin"
-                    raise InvalidOption(str(OptionError(written, text, accepted, reason)))
+                    raise _forbidden(written, text, defaults)
         return resolved
+
+    def refuse_names(self, named: Mapping[str, str]) -> None:
+        """Refuse one of the options *named*, with names of users, if all its values are forbidden.
+
+        The names have not been looked up, so the refusal does not tell whether the host has them.
+
+        Raises:
+            InvalidOption: as of `parse`.
+        """
+        for written, text in named.items():
+            if Ban(_option_of(written)) in self.forbidden:
+                raise _forbidden(written, text, self._defaults_as_text())
 
     def contradiction(self) -> Ban | None:
         """Return a ban that forbids a default, or None."""
@@ -67,8 +74,8 @@ class Policy(NamedTuple):
 
     def _with_defaults(self, given: Mapping[str, str]) -> VolumeOptions:
         without_default = {_option_of(written) for written in given}
-        if volume_options.has_source(given):
-            without_default |= set(FOR_A_NEW_DIRECTORY)  # refused together with a source
+        if volume_options.has_source(given) and not _creates(given):
+            without_default |= set(FOR_A_NEW_DIRECTORY)  # refused for a source that exists
         used = {name: text for name, text in self.defaults.items() if name not in without_default}
         try:
             return volume_options.parse(used | dict(given), self.release)
@@ -127,6 +134,26 @@ def _option_of(written: str) -> str:
     """Return the canonical name of the option *written*, which may be an alias."""
     name = canonical(written)
     return ALIASES[name][0] if name in ALIASES else name
+
+
+def _creates(given: Mapping[str, str]) -> bool:
+    """Return whether the options *given* ask for a new source; they need not be valid."""
+    with suppress(OptionError):
+        return any(
+            parse_option(written, text)[1] is True
+            for written, text in given.items()
+            if _option_of(written) == "create"
+        )
+    return False
+
+
+def _forbidden(written: str, text: str, defaults: Mapping[str, str]) -> InvalidOption:
+    """Return the refusal of a forbidden option."""
+    option = _option_of(written)
+    meaning = repr(defaults[option]) if option in defaults else "a directory of its own"
+    accepted = f"the option left out; the default is {meaning}"
+    reason = f"{quoted(text)} is forbidden by the administrator of this plugin"
+    return InvalidOption(str(OptionError(written, text, accepted, reason)))
 
 
 def _forbids(ban: Ban, has: Mapping[str, str], defaults: Mapping[str, str]) -> bool:

@@ -103,7 +103,7 @@ class HostView(NamedTuple):
         """Make the directory that a volume serves, if it is missing and *options* ask for that.
 
         Its parent must exist, and lie in an allowed directory. If the body fails, the directory is
-        removed again.
+        removed again, unless it has files by then, or another program has replaced it.
 
         Raises:
             InvalidOption: has the reason.
@@ -116,13 +116,17 @@ class HostView(NamedTuple):
                 self._check_allowed(source, parent)
                 self._check_apart(source, parent, mountinfo.read(), is_parent=True)
             try:
-                new_directory.make(parent, name, options.mode, owner)
+                made = new_directory.make(parent, name, options.mode, owner)
             except OSError as error:
                 reason = f"cannot be made: {error.strerror}"
                 accepted = "a path at which the plugin can make a directory"
                 raise refused_source(source, reason, accepted) from error
-            with new_directory.removed_on_failure(parent, name):
+            try:
                 yield
+            except BaseException:
+                if made is not None:
+                    made.remove(parent, name)
+                raise
 
     def _exists(self, source: str, subpath: str | None) -> bool:
         """Return whether the directory to serve exists; refuse it if it cannot be opened."""

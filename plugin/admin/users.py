@@ -119,9 +119,9 @@ _NUMBERS: Final[Mapping[str, Callable[[HostUsers, str], str]]] = {
 }
 
 
-def has_names(given: Mapping[str, str]) -> bool:
-    """Return whether the options *given* have a name that is to be looked up."""
-    return any(_has_name(written, text) for written, text in given.items())
+def named(given: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the options *given* that have a name to look up."""
+    return {written: text for written, text in given.items() if _has_name(written, text)}
 
 
 def _has_name(written: str, text: str) -> bool:

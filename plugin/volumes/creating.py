@@ -5,11 +5,14 @@ behind, because a path may lead to a dead file server.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import Final, NamedTuple
 
 import trio
 
+from passthrough.linux import kernel_features
 from plugin import events, threads, volume_options
 from plugin.admin import users
 from plugin.admin.policy import Policy
@@ -21,6 +24,11 @@ from plugin.volume_options import VolumeOptions
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock
 
 log = logging.getLogger(__name__)
+
+# Names that are looked up at once. A lookup takes milliseconds, unless the host's files hang.
+LOOKUPS: Final = 4
+# The removal of a new source takes milliseconds, unless its file system hangs.
+UNDO_S: Final = 2.0
 
 
 def refuse_difference(existing: Volume, wanted: VolumeOptions, policy: Policy) -> None:
@@ -47,47 +55,89 @@ def tell(name: VolumeName, given: Mapping[str, str], created: VolumeOptions) -> 
         log.warning("volume %s: %s", name, note)
 
 
-async def numbered(given: Mapping[str, str], host: HostView) -> Mapping[str, str]:
-    """Return the options *given* with numbers in place of names of the host's users and groups.
+class Names:
+    """The names of the host's users and groups, as options have them."""
 
-    Raises:
-        InvalidOption: the host has no such user or group, or does not answer.
-    """
-    if not users.has_names(given):
-        return given
-    look_up = partial(HostUsers(host.root, host.directory).numbered, given)
-    try:
-        with trio.fail_after(SOURCE_DEADLINE_S):
-            return await threads.call(look_up, trio.CapacityLimiter(1), lambda _: None)
-    except trio.TooSlowError as error:
-        raise InvalidOption(
-            f"the host's {users.PASSWD} has not answered within {SOURCE_DEADLINE_S:g} s; give uids"
-            " and gids as numbers"
-        ) from error
+    def __init__(self, policy: Policy, host: HostView) -> None:
+        self._policy = policy
+        self._users = HostUsers(host.root, host.directory)
+        self._limiter = trio.CapacityLimiter(LOOKUPS)
+
+    async def numbered(self, given: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the options *given* with numbers in place of names.
+
+        Raises:
+            InvalidOption: the administrator forbids such an option; the host has no such user or
+                group, or does not answer.
+        """
+        if not (named := users.named(given)):
+            return given
+        self._policy.refuse_names(named)
+        look_up = partial(self._users.numbered, given)
+        try:
+            with trio.fail_after(SOURCE_DEADLINE_S):
+                return await threads.call(look_up, self._limiter, lambda _: None)
+        except trio.TooSlowError as error:
+            raise InvalidOption(
+                f"the host's {users.PASSWD} has not answered within {SOURCE_DEADLINE_S:g} s; give"
+                " uids and gids as numbers"
+            ) from error
 
 
-async def check_source(
+@asynccontextmanager
+async def checked_source(
     wanted: VolumeOptions, host: HostView, lock: VolumeLock, owner: tuple[int, int]
-) -> str:
-    """Return the note on the source of *wanted*; refuse a source that cannot be mounted.
+) -> AsyncIterator[str]:
+    """Yield the note on the source of *wanted*; refuse a source that cannot be mounted.
 
-    If *wanted* asks for that, a missing source is made, with *owner* as its user and group.
+    If *wanted* asks for that, a missing source is made, with *owner* as its user and group. If the
+    body fails, it is removed again.
 
     Raises:
         InvalidOption: has the reason.
     """
+    volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
     if (source := wanted.source) is None:
-        return ""
+        yield ""
+        return
     lock.note_step(f"checking source {source!r}")
 
-    def check() -> str:
-        with host.made(source, wanted.effective, owner):
-            return host.check(source, wanted.effective)
+    def check() -> _Checked:
+        with ExitStack() as stack:
+            stack.enter_context(host.made(source, wanted.effective, owner))
+            return _Checked(host.check(source, wanted.effective), stack.pop_all())
 
     try:
         with trio.fail_at(lock.deadline):
-            return await threads.call(check, lock.limiter, lambda _: None)
+            checked = await threads.call(check, lock.limiter, _Checked.undo)
     except trio.TooSlowError as error:
         raise volume_options.refused_source(
             source, f"has not answered within {SOURCE_DEADLINE_S:g} s"
         ) from error
+    try:
+        yield checked.note
+    except BaseException:
+        with trio.move_on_after(UNDO_S, shield=True):
+            await threads.call(checked.undo, lock.limiter, lambda _: None)
+        raise
+    checked.keep()
+
+
+class _Checked(NamedTuple):
+    """A source that a Create has checked, and perhaps made."""
+
+    note: str
+    made: ExitStack
+
+    def keep(self) -> None:
+        """Keep the source, of which the volume has been created."""
+        self.made.close()
+
+    def undo(self) -> None:
+        """Remove the source if the Create has made it."""
+        with suppress(_FailedError), self.made:
+            raise _FailedError
+
+
+class _FailedError(Exception):
+    """The Create has failed."""

@@ -21,7 +21,6 @@ from functools import partial
 import msgspec
 import trio
 
-from passthrough.linux import kernel_features
 from plugin import events, threads, volume_options
 from plugin.admin.host import HostFacts
 from plugin.admin.policy import Policy
@@ -110,6 +109,7 @@ class Driver:
         # The (volume, mount id) pairs of the Mounts in flight.
         self._mounting: Counter[tuple[str, str]] = Counter()
         self.purging = trio.CapacityLimiter(1)
+        self._names = creating.Names(policy, host)
         self._status = Status(keeper, policy, machine)
         # Only one List describes volumes at a time, so other requests wait for one List at most.
         self._listing = trio.Lock()
@@ -131,23 +131,22 @@ class Driver:
         Raises:
             PluginError: no volume has been created.
         """
-        options = await creating.numbered(request.options, self._host)
+        options = await self._names.numbered(request.options)
         wanted = self._policy.parse(options)
         async with self.locks.hold(request.name, "Create") as lock:
             if (existing := self.volumes.get(VolumeName(request.name))) is not None:
                 creating.refuse_difference(existing, wanted, self._policy)
                 return Reply()
             name = volume_name(request.name)
-            volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
             owner = self._inventory.owner(wanted.effective)
-            source_note = await creating.check_source(wanted, self._host, lock, owner)
             record = Record(
                 name=name,
                 directory=FileName(name),
                 options=options,
                 created_at=datetime.now(UTC),
             )
-            await trio.to_thread.run_sync(self._inventory.add, record, wanted.effective)
+            async with creating.checked_source(wanted, self._host, lock, owner) as source_note:
+                await trio.to_thread.run_sync(self._inventory.add, record, wanted.effective)
             self.volumes[name] = Volume(record, source_note=source_note)
             creating.tell(name, options, wanted)
         return Reply()

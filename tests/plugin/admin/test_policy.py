@@ -50,6 +50,24 @@ def test_defaults_for_new_directories_do_not_apply_to_sources() -> None:
     assert (with_source.mode, with_source.uid, with_source.readonly) == (None, None, True)
 
 
+@pytest.mark.parametrize("create", [{"create": "true"}, {"Create": ""}])
+def test_defaults_for_a_new_directory_apply_to_a_source_that_is_made(
+    create: dict[str, str],
+) -> None:
+    decided = policy("mode=0770,uid=5,gid=6")
+    made = decided.parse({"source": "/srv", "gid": "7", **create}).requested
+    assert (made.mode, made.uid, made.gid) == (0o770, 5, 7)
+    kept = decided.parse({"source": "/srv", "create": "false"}).requested
+    assert (kept.mode, kept.uid, kept.gid) == (None, None, None)
+    assert refusal(decided, {"source": "/srv", "create": "perhaps"}).startswith("option 'create'")
+
+
+def test_a_name_is_refused_before_the_lookup_if_all_values_are_forbidden() -> None:
+    policy("", "uid=0,gid=0,mode").refuse_names({"uid": "root", "gid": "root"})
+    with pytest.raises(InvalidOption, match=r"'root' is forbidden by the administrator"):
+        policy("uid=5", "uid").refuse_names({"UID": "root"})
+
+
 def test_a_default_keeps_the_locks_of_all_volumes_on_the_host() -> None:
     decided = policy("locks=host")
     assert decided.parse({}).effective.locks is Locks.HOST

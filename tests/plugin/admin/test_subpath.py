@@ -1,10 +1,11 @@
 """source.py with the options `subpath` and `create`: a directory below the source, or a new one."""
 
+import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -198,6 +199,91 @@ def test_a_directory_that_cannot_be_a_source_is_removed_again(
     assert list(tree.allowed.iterdir()) == []
 
 
+@pytest.fixture
+def parent(tree: Tree) -> Iterator[int]:
+    fd = os.open(tree.allowed, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def test_a_new_source_is_never_seen_without_its_owner_and_mode(
+    tree: Tree, parent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin that is killed at any step leaves no such directory, either."""
+    app = tree.allowed / "app"
+    seen: list[bool] = []
+
+    def observed(real: Callable[..., object]) -> Callable[..., object]:
+        def observe(*arguments: object, **options: object) -> object:
+            result = real(*arguments, **options)
+            seen.append(app.exists())
+            if app.exists():
+                found = app.stat()
+                assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o2770, OWNER[0])
+            return result
+
+        return observe
+
+    for module, name in (
+        *((os, name) for name in ("mkdir", "fchown", "fchmod", "fsync")),
+        (syscalls, "renameat2"),
+    ):
+        monkeypatch.setattr(module, name, observed(getattr(module, name)))
+    assert new_directory.make(parent, "app", 0o2770, OWNER) is not None
+    assert seen == [False] * 4 + [True] * 2
+    assert os.listdir(parent) == ["app"]
+
+
+def test_of_two_programs_that_make_a_source_one_does(
+    tree: Tree, parent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = syscalls.renameat2
+
+    def other_first(*arguments: Any) -> None:
+        (tree.allowed / "app").mkdir(mode=0o700)
+        real(*arguments)
+
+    monkeypatch.setattr(syscalls, "renameat2", other_first)
+    assert new_directory.make(parent, "app", 0o777, OWNER) is None
+    assert stat.S_IMODE((tree.allowed / "app").stat().st_mode) == 0o700
+    assert os.listdir(parent) == ["app"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_source_is_made_without_rename_noreplace(
+    tree: Tree, parent: int, monkeypatch: pytest.MonkeyPatch, *, exists: bool
+) -> None:
+    """NFS lacks it."""
+
+    def refuse(*_: object) -> None:
+        if exists:
+            (tree.allowed / "app").mkdir(mode=0o700)
+        raise OSError(errno.EINVAL, "no such flag")
+
+    monkeypatch.setattr(syscalls, "renameat2", refuse)
+    made = new_directory.make(parent, "app", 0o777, OWNER)
+    assert (made is None) == exists
+    mode = stat.S_IMODE((tree.allowed / "app").stat().st_mode)
+    assert mode == (0o700 if exists else 0o777)
+    assert os.listdir(parent) == ["app"]
+
+
+def test_only_the_empty_directory_of_this_create_is_removed(tree: Tree, parent: int) -> None:
+    app = tree.allowed / "app"
+    made = new_directory.make(parent, "app", None, OWNER)
+    assert made is not None
+    (app / "file").touch()
+    made.remove(parent, "app")
+    (app / "file").unlink()
+    app.rename(tree.allowed / "mine")
+    app.mkdir()
+    made.remove(parent, "app")
+    assert sorted(os.listdir(parent)) == ["app", "mine"]
+    made.remove(parent, "mine")
+    made.remove(parent, "mine")
+    assert os.listdir(parent) == ["app"]
+
+
 def test_a_directory_that_another_one_replaces_stays_as_it_is(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,31 +295,34 @@ def test_a_directory_that_another_one_replaces_stays_as_it_is(
     replace = precious
 
     def openat2(*arguments: int | bytes) -> int:
-        new = tree.allowed / "app"
+        new = next(tree.allowed.glob(".passfs-*"))
         new.rmdir()
         replace.rename(new)
+        replaced.append(new)
         return real(*arguments)  # type: ignore[arg-type]
 
     real = syscalls.openat2
+    replaced: list[Path] = []
     parent = os.open(tree.allowed, os.O_RDONLY | os.O_DIRECTORY)
     monkeypatch.setattr(syscalls, "openat2", openat2)
     try:
         with pytest.raises(OSError, match="not empty"):
             new_directory.make(parent, "app", 0o777, OWNER)
-        assert (tree.allowed / "app").stat().st_mode == before.st_mode
-        (tree.allowed / "app").rename(precious)
+        assert replaced[-1].stat().st_mode == before.st_mode
+        replaced[-1].rename(precious)
         replace = tree.other / "empty"
         replace.mkdir()
         os.chown(replace, 7, 7)
         with pytest.raises(OSError, match="File exists"):
             new_directory.make(parent, "app", 0o777, OWNER)
-        found = (tree.allowed / "app").stat()
+        found = replaced[-1].stat()
         assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o755, 7)
-        (tree.allowed / "app").rmdir()
+        replaced[-1].rmdir()
         replace = tree.other / "link"
         replace.symlink_to(precious)
         with pytest.raises(OSError, match="symbolic links"):
             new_directory.make(parent, "app", 0o777, OWNER)
     finally:
         os.close(parent)
+    assert not (tree.allowed / "app").exists()
     assert (precious.stat().st_mode, precious.stat().st_uid) == (before.st_mode, before.st_uid)

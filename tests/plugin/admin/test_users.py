@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.admin.users import HostUsers, has_names
+from plugin.admin.users import HostUsers, named
 from plugin.errors import InvalidOption
 
 USERS = """root:x:0:0:root:/root:/bin/bash
@@ -97,5 +97,5 @@ def test_a_plugin_that_sees_a_part_of_the_host_knows_no_names(tmp_path: Path) ->
 
 
 def test_only_options_for_ids_have_names() -> None:
-    assert not has_names({"fsname": "alice", "uid": "5", "gid": "none", "map_uid": "0:a:1"})
-    assert has_names({"UID": "alice"})
+    assert not named({"fsname": "alice", "uid": "5", "gid": "none", "map_uid": "0:a:1"})
+    assert named({"UID": "alice", "gid": "5"}) == {"UID": "alice"}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from plugin.errors import RegistryFailed
+from plugin.volumes.inventory import Inventory
 from tests.support.fakes.dockerd import plugin
 from tests.support.fakes.worker import command
 
@@ -50,6 +52,47 @@ async def test_a_missing_source_is_made_by_create_alone(tmp_path: Path) -> None:
 
     assert (made.st_mode & 0o7777, made.st_uid, made.st_gid) == (0o750, 5, 6)
     assert f"{str(source)!r} does not exist" in refused.error
+
+
+async def test_a_refused_create_leaves_no_new_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "app"
+    opts = {"source": str(source), "create": ""}
+
+    def fail(*_: object) -> None:
+        assert source.is_dir()
+        raise RegistryFailed("the disk is full")
+
+    async with plugin(tmp_path, SERVE) as dockerd:
+        with monkeypatch.context() as patch:
+            patch.setattr(Inventory, "add", fail)
+            refused = await dockerd.call("Create", Name="vol", Opts=opts)
+        assert (refused.error, source.exists()) == ("the disk is full", False)
+        await dockerd.do("Create", Name="vol", Opts=opts)
+    assert source.is_dir()
+
+
+async def test_defaults_for_a_new_directory_apply_to_a_new_source(tmp_path: Path) -> None:
+    source = tmp_path / "app"
+    defaults = {"PASSFS_DEFAULT_OPTIONS": "mode=0750,uid=5"}
+    async with plugin(tmp_path, SERVE, **defaults) as dockerd:
+        opts = {"source": str(source), "create": "", "uid": "7"}
+        await dockerd.do("Create", Name="vol", Opts=opts)
+    assert (source.stat().st_mode & 0o7777, source.stat().st_uid) == (0o750, 7)
+
+
+async def test_a_forbidden_option_does_not_tell_whether_a_user_exists(tmp_path: Path) -> None:
+    (tmp_path / "host" / "etc").mkdir(parents=True)
+    (tmp_path / "host" / "etc" / "passwd").write_text("alice:x:1000:1100::/:/bin/sh\n")
+    given = {"PASSFS_HOST_ROOT": str(tmp_path / "host"), "PASSFS_FORBIDDEN_OPTIONS": "uid"}
+    async with plugin(tmp_path, SERVE, **given) as dockerd:
+        refusals = [
+            (await dockerd.call("Create", Name="vol", Opts={"uid": name})).error.replace(name, "X")
+            for name in ("alice", "bob")
+        ]
+    assert refusals[0] == refusals[1]
+    assert "is forbidden by the administrator" in refusals[0]
 
 
 @pytest.mark.parametrize(
