@@ -63,7 +63,7 @@ class RequestTooLarge(PluginError):
 
 
 class HeadTooLarge(PluginError):
-    """The head of the request is longer than 16 KiB."""
+    """The head of the request is longer than HEAD_LIMIT_BYTES of `plugin.api.connection`."""
 
     status = 431
 

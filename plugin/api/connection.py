@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 import h11
 import trio
@@ -13,10 +14,14 @@ from plugin.protocol import CONTENT_TYPE
 BODY_LIMIT_BYTES = 1 << 20
 # dockerd sends a request in one piece; the deadline is for a client that stops in the middle.
 BODY_DEADLINE_S = 30.0
-# Received at once.
-_RECEIVE_BYTES = 1 << 16
-# Status of an error of h11: the head of the request is longer than 16 KiB.
-_HEAD_TOO_LARGE = 431
+# The request line with all headers. h11 checks the length of an unfinished head alone.
+HEAD_LIMIT_BYTES = 1 << 14
+# dockerd reads a reply at once; the deadline is for a client that does not read.
+REPLY_DEADLINE_S = 30.0
+# The rest of a refused request is read and dropped, up to these limits. A client that sends its
+# whole body before it reads would otherwise get EPIPE in place of the refusal.
+DROP_LIMIT_BYTES = 1 << 24
+DROP_DEADLINE_S = 5.0
 
 
 class HungUp(Exception):  # noqa: N818 - no error: each client does so
@@ -30,7 +35,8 @@ class Connection:
         """*stream* is borrowed; if *is_single*, its first request is the last one."""
         self._stream = stream
         self._is_single = is_single
-        self._http = h11.Connection(h11.SERVER)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT_BYTES)
+        self._length = 0
         self.is_silent = True
         """Whether the client has not sent a byte."""
         self.method = ""
@@ -45,14 +51,16 @@ class Connection:
 
         Raises:
             BadRequest: it is malformed.
-            HeadTooLarge: it is longer than 16 KiB.
+            HeadTooLarge: it is longer than HEAD_LIMIT_BYTES.
             HungUp: the client has closed the connection.
         """
         self.method = self.path = self.accept = ""
-        request = await self._next_event()
+        request = await self._next_event(is_head=True)
         assert isinstance(request, h11.Request)  # noqa: S101 - the first event of a cycle
         self.method = request.method.decode()
         self.path = request.target.partition(b"?")[0].decode()
+        lengths = [int(value) for name, value in request.headers if name == b"content-length"]
+        self._length = max(lengths, default=0)
         types = [value for name, value in request.headers if name == b"accept"]
         self.accept = b",".join(types).decode("latin-1")
 
@@ -68,10 +76,10 @@ class Connection:
         body = bytearray()
         try:
             with trio.fail_after(BODY_DEADLINE_S):
+                _check_length(self._length)
                 while isinstance(event := await self._next_event(), h11.Data):
                     body += event.data
-                    if len(body) > BODY_LIMIT_BYTES:
-                        raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+                    _check_length(len(body))
         except trio.TooSlowError as error:
             raise RequestTimeout(f"the body has not ended within {BODY_DEADLINE_S:g} s") from error
         return bytes(body)
@@ -82,16 +90,31 @@ class Connection:
         """Send a reply; between two *pieces* of its body the server answers other requests.
 
         Raises:
-            HungUp: the client has closed the connection.
+            HungUp: the client has closed the connection, or does not read.
         """
         headers = [("Content-Type", content_type), ("Content-Length", str(sum(map(len, pieces))))]
         # An unread rest of the request follows if its body is not done.
         if self._is_single or self._http.their_state is not h11.DONE:
             headers.append(("Connection", "close"))
-        await self._send(h11.Response(status_code=status, headers=headers))
-        for piece in pieces if self.method != "HEAD" else []:
-            await self._send(h11.Data(data=piece))
-        await self._send(h11.EndOfMessage())
+        with trio.move_on_after(REPLY_DEADLINE_S) as limit:
+            await self._send(h11.Response(status_code=status, headers=headers))
+            for piece in pieces if self.method != "HEAD" else []:
+                await self._send(h11.Data(data=piece))
+            await self._send(h11.EndOfMessage())
+        if limit.cancelled_caught:
+            raise HungUp
+        if self._http.their_state is not h11.DONE:
+            await self._drop_rest()
+
+    async def _drop_rest(self) -> None:
+        """Read the rest of a refused request, which is lost, until the client has the reply."""
+        with trio.move_on_after(DROP_DEADLINE_S), suppress(trio.BrokenResourceError):
+            await self._stream.send_eof()
+            dropped = 0
+            while dropped < DROP_LIMIT_BYTES and (
+                received := await self._stream.receive_some(HEAD_LIMIT_BYTES)
+            ):
+                dropped += len(received)
 
     def can_go_on(self) -> bool:
         """Return whether another request may follow, and prepare for it."""
@@ -109,20 +132,24 @@ class Connection:
         if sent:
             await trio.sleep_forever()
 
-    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    async def _next_event(
+        self, *, is_head: bool = False
+    ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 if self._http.they_are_waiting_for_100_continue:
                     await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                self._http.receive_data(await self._receive())
+                present = len(self._http.trailing_data[0]) if is_head else 0
+                if present >= HEAD_LIMIT_BYTES:
+                    raise HeadTooLarge(f"the head is longer than {HEAD_LIMIT_BYTES} bytes")
+                self._http.receive_data(await self._receive(HEAD_LIMIT_BYTES - present))
         except h11.RemoteProtocolError as error:
-            kind = HeadTooLarge if error.error_status_hint == _HEAD_TOO_LARGE else BadRequest
-            raise kind(f"the request is not accepted: {error}") from error
+            raise BadRequest(f"the request is not accepted: {error}") from error
         return event
 
-    async def _receive(self) -> bytes:
+    async def _receive(self, most_bytes: int) -> bytes:
         try:
-            received = await self._stream.receive_some(_RECEIVE_BYTES)
+            received = await self._stream.receive_some(most_bytes)
         except trio.BrokenResourceError as error:
             raise HungUp from error
         if not received:
@@ -135,3 +162,8 @@ class Connection:
             await self._stream.send_all(self._http.send(event) or b"")
         except trio.BrokenResourceError as error:
             raise HungUp from error
+
+
+def _check_length(length: int) -> None:
+    if length > BODY_LIMIT_BYTES:
+        raise RequestTooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from plugin.api import connection as http, server
-from plugin.api.server import serve
+from plugin.api.server import KEEP_ALIVE_S, serve
 from plugin.api.verbs import VERBS
 from plugin.app import composed
 from plugin.errors import MountFailed
@@ -135,6 +136,84 @@ async def test_a_body_that_is_too_long_is_refused(tmp_path: Path) -> None:
     name = b"x" * http.BODY_LIMIT_BYTES
     answer = await ask(tmp_path, "/VolumeDriver.Create", b'{"Name": "%s"}' % name)
     assert (answer.status, answer.error) == (413, "the body is longer than 1048576 bytes")
+
+
+@pytest.mark.parametrize("mib", [2, 15])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_client_may_send_a_long_body_before_it_reads(
+    tmp_path: Path, mib: int, *, is_chunked: bool
+) -> None:
+    """It gets the refusal, and no EPIPE."""
+    length = mib << 20
+    head = b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\n"
+    if is_chunked:
+        sent = head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % length + b"x" * length
+    else:
+        sent = head + b"Content-Length: %d\r\n\r\n" % length + b"x" * length
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        with trio.fail_after(20):
+            await connection.stream.send_all(sent)
+            received = b"".join([data async for data in connection.stream])
+        assert received.startswith(b"HTTP/1.1 413 ")
+        assert b"the body is longer than 1048576 bytes" in received
+
+
+async def test_the_length_of_a_body_is_refused_before_the_body(tmp_path: Path) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        await connection.stream.send_all(
+            b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n"
+        )
+        with trio.fail_after(20):
+            assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_client_that_does_not_read_is_left_at_the_deadline(
+    autojump_clock: Callable[[], None],
+) -> None:
+    del autojump_clock
+    ours, theirs = socket.socketpair()
+    async with (
+        trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream,
+        trio.SocketStream(trio.socket.from_stdlib_socket(theirs)) as client,
+    ):
+        connection = http.Connection(stream)
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await connection.head()
+        began = trio.current_time()
+        with pytest.raises(http.HungUp):
+            await connection.reply(200, [b"x" * 65536] * 100)
+        assert trio.current_time() - began == pytest.approx(http.REPLY_DEADLINE_S)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /VolumeDriver.List HTTP/1.1\r\nHost: x\r\nX: "])
+async def test_a_client_without_a_whole_head_is_left_at_the_deadline(
+    tmp_path: Path, sent: bytes, autojump_clock: Callable[[], None]
+) -> None:
+    del autojump_clock
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        began = trio.current_time()
+        await connection.stream.send_all(sent)
+        with trio.move_on_after(KEEP_ALIVE_S / 2):
+            await connection.stream.receive_some()
+            pytest.fail("the connection has ended")
+        assert await connection.stream.receive_some() == b""
+        assert trio.current_time() - began == pytest.approx(KEEP_ALIVE_S)
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"]
+)
+@pytest.mark.parametrize(("length", "status"), [(16384, b"200"), (16385, b"431"), (65536, b"431")])
+async def test_a_head_of_more_than_16_kib_is_refused(
+    tmp_path: Path, before: bytes, length: int, status: bytes
+) -> None:
+    """Whether it comes alone, or behind another request."""
+    start = b"POST /VolumeDriver.List HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: "
+    sent = start + b"x" * (length - len(start) - 4) + b"\r\n\r\n"
+    async with plugin(tmp_path, SERVE) as dockerd, dockerd.connection() as connection:
+        await connection.stream.send_all(before + sent)
+        answers = b"".join([data async for data in connection.stream])
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers)[-1] == status
 
 
 async def test_the_connection_is_closed_under_an_endless_body(tmp_path: Path) -> None:
