@@ -7,7 +7,7 @@ import msgspec
 
 from plugin.commands import processes, views
 from plugin.commands.asking import CommandError, Plugin, path_of
-from plugin.commands.processes import Process
+from plugin.commands.processes import Process, User
 from plugin.commands.views import ListedVolumes, PluginView, Removal, Row, View
 from plugin.protocol import CheckReply, DetailsReply, HealthReply, MountDetails, Reply
 
@@ -57,9 +57,14 @@ def remove(plugin: Plugin, volume: str, *, force: bool) -> Removal:
         )
     found = view(plugin, volume)
     if found.users:
-        users = ", ".join(f"{each.command} {each.pid}" for each in found.users)
         raise CommandError(
-            f"volume {volume!r} is in use: {users}. Stop these containers or programs first."
+            f"volume {volume!r} is in use: {_shown(found.users)}. Stop these containers or programs"
+            " first."
+        )
+    if (found.references or found.dead_references) and (left := _left(plugin, found)):
+        raise CommandError(
+            f"volume {volume!r} may be in use: {_shown(left)}. An earlier plugin has left a dead"
+            " mount there, perhaps of this volume. Stop these containers or programs first."
         )
     plugin.ask(path_of(volume), Reply, method="DELETE", limit_s=REMOVE_S)
     return Removal(name=volume, references=sum(found.references.values()))
@@ -69,6 +74,16 @@ def plugin_view(plugin: Plugin) -> PluginView:
     """Return the plugin as a whole."""
     reply = plugin.ask("/health", HealthReply)
     return views.plugin_view(reply, processes.described("plugin", plugin.pid, reply.pid))
+
+
+def _left(plugin: Plugin, found: View) -> Sequence[User]:
+    """Return the processes with dead mounts that may be of the volume *found*."""
+    fsname = str(found.status.get("options", {}).get("fsname", ""))
+    return processes.left(plugin.pid, fsname)
+
+
+def _shown(users: Sequence[User]) -> str:
+    return ", ".join(f"{each.command} {each.pid}" for each in users)
 
 
 def _serving(plugin: Plugin, mount: MountDetails) -> Sequence[Process]:

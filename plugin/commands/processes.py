@@ -5,9 +5,11 @@ the command the plugin's id on the host (SO_PEERCRED of its socket). Another pro
 pid namespace has its id there as the last number of NSpid.
 """
 
+import errno
 import os
+import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -20,6 +22,8 @@ from passthrough.linux.mountinfo import FSTYPE, MountEntry
 PROC: Final = Path("/proc")
 _START_TIME: Final = 19  # the field starttime of proc_pid_stat(5), counted after the name
 _CONTAINER_ID_LENGTH: Final = 64
+# A dead mount answers at once, and a worker in milliseconds.
+_ANSWER_S: Final = 1.0
 
 Place: TypeAlias = tuple[int, bytes]
 """A device and a path in it."""
@@ -90,10 +94,32 @@ def users(plugin_pid: int, device: str) -> list[User]:
     that the kernel unmounts together with these, such as those below a bind mount of the host's
     root that follows the host, mount_namespaces(7).
     """
+    major, _, minor = device.partition(":")
+    number = os.makedev(int(major), int(minor))
+    return _users(plugin_pid, lambda _, entry: entry.device == number)
+
+
+def left(plugin_pid: int, fsname: str) -> list[User]:
+    """Return the mount namespaces with a dead mount of the name *fsname*, without its plugin.
+
+    An earlier plugin was killed, and no later one serves the mount. Mounts of this plugin, dead
+    ones among them, are left out. The kernel does not tell the volume of a mount.
+    """
+    here = {entry.device for pid in (os.getpid(), plugin_pid) for entry, _ in _mounts(pid)}
+
+    def is_left(pid: int, entry: MountEntry) -> bool:
+        same = entry.source == os.fsencode(fsname)
+        return same and entry.device not in here and _is_dead(pid, entry.target)
+
+    return _users(plugin_pid, is_left)
+
+
+def _users(plugin_pid: int, is_wanted: Callable[[int, MountEntry], bool]) -> list[User]:
+    """Return the other mount namespaces that have a mount for which *is_wanted*."""
     seen, places = {""}, set[Place]()
     for pid in (os.getpid(), plugin_pid):
         seen.add(_link(pid, "mnt"))
-        places.update(place for _, place in _mounts(pid, device))
+        places.update(place for entry, place in _mounts(pid) if is_wanted(pid, entry))
     found = []
     for pid in _pids():
         namespace = _link(pid, "mnt")
@@ -101,12 +127,31 @@ def users(plugin_pid: int, device: str) -> list[User]:
             seen.add(namespace)
             mounts = [
                 (place in places, entry.target)
-                for entry, place in _mounts(pid, device)
-                if not (entry.follows and place in places)
+                for entry, place in _mounts(pid)
+                if is_wanted(pid, entry) and not (entry.follows and place in places)
             ]
             if mounts:
                 found.append(_user(pid, os.fsdecode(min(mounts)[1])))
     return found
+
+
+def _is_dead(pid: int, target: bytes) -> bool:
+    """Return whether no worker serves the mount at *target* of process *pid*.
+
+    A worker that hangs does not answer, but serves.
+    """
+    errors: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(os.fsencode(PROC / str(pid) / "root") + target)
+        except OSError as error:
+            errors.append(error.errno)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    return errors == [errno.ENOTCONN]
 
 
 def _user(pid: int, target: str) -> User:
@@ -116,10 +161,8 @@ def _user(pid: int, target: str) -> User:
     return User(pid=pid, command=command, container=ids[-1][:12] if ids else "", target=target)
 
 
-def _mounts(pid: int, device: str) -> list[tuple[MountEntry, Place]]:
-    """Return the mounts of the passfs *device* that the process sees, with their places."""
-    major, _, minor = device.partition(":")
-    number = os.makedev(int(major), int(minor))
+def _mounts(pid: int) -> list[tuple[MountEntry, Place]]:
+    """Return the mounts of passfs that the process sees, with their places."""
     try:
         entries = {each.mount_id: each for each in mountinfo.read(f"{PROC}/{pid}/mountinfo")}
     except OSError:  # the process has ended
@@ -127,7 +170,7 @@ def _mounts(pid: int, device: str) -> list[tuple[MountEntry, Place]]:
     return [
         (entry, _place(entry, entries.get(entry.parent_id)))
         for entry in entries.values()
-        if entry.fstype == FSTYPE and entry.device == number
+        if entry.fstype == FSTYPE
     ]
 
 

@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from passthrough.worker.fuse_mount import unmount
+from plugin.commands import processes
 from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
-from tests.support.tools.commands import passfs, printed, using
+from tests.support.tools.commands import passfs, printed, processes_of, using
+from tests.support.tools.processes import wait_until
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, started
 
@@ -100,6 +104,41 @@ def test_rm_refuses_a_volume_that_a_container_uses(service: Service) -> None:
     assert service.mounted() == ["vol"]
     service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     service.call("VolumeDriver.Remove", Name="vol")
+
+
+def test_rm_refuses_a_volume_that_a_killed_plugin_has_left(tmp_path: Path) -> None:
+    """Its container has a dead mount, which the next plugin does not see."""
+    name = f"left-{os.getpid()}"  # other programs of this machine may have dead mounts
+    with started(tmp_path) as service:
+        service.call("VolumeDriver.Create", Name="vol", Opts={"fsname": name})
+        service.call("VolumeDriver.Mount", Name="vol", ID="i")
+        with using(service, "vol") as pid:
+            service.end(signal.SIGKILL)
+            service.start()
+            wait_until(lambda: processes.left(os.getpid(), name) != [])
+            done = passfs(service, "rm", "vol", "--force")
+            assert (done.returncode, names(service)) == (1, ["vol"])
+            assert done.stderr.startswith(
+                f"passfs rm: volume 'vol' may be in use: sh {pid}. An earlier plugin has left"
+            )
+            assert processes.left(os.getpid(), "other") == []
+        assert json.loads(printed(service, "rm", "vol", "--force", "--json"))["name"] == "vol"
+
+
+def test_a_mount_that_a_worker_serves_is_not_left(tmp_path: Path) -> None:
+    """Also if the worker does not answer."""
+    name = f"served-{os.getpid()}"
+    with started(tmp_path) as service:
+        service.call("VolumeDriver.Create", Name="vol", Opts={"fsname": name, "standby": "off"})
+        service.call("VolumeDriver.Mount", Name="vol", ID="i")
+        with using(service, "vol"):
+            worker = processes_of(service, "vol")[0]["pid"]
+            unmount(service.directory / "mounts" / "vol")
+            assert processes.left(os.getpid(), name) == []
+            os.kill(worker, signal.SIGSTOP)
+            assert processes.left(os.getpid(), name) == []
+            os.kill(worker, signal.SIGCONT)
+        service.call("VolumeDriver.Unmount", Name="vol", ID="i")
 
 
 def test_rm_refuses_a_volume_with_an_open_file(service: Service) -> None:
