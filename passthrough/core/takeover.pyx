@@ -11,12 +11,14 @@ request. It may be killed at any instruction of this, and another one begins aga
 3. The lookups and open files of requests without a reply are taken back (settle.pyx).
 4. Tables and locks make anew all that is derived (memory.pyx, locks.pyx).
 5. Files whose names were taken away are pinned, as the thread had begun to (names.pyx).
-6. Lost ids are closed. Lost descriptors are found, and closed once threads serve (lost.pyx).
+6. Lost ids are closed. Lost descriptors are found (lost.pyx). Their locks end before threads serve,
+   if servers answer, and the descriptors are closed afterwards.
 7. A thread for each request in hand serves it again, or sends its reply (crew.pyx, resumed.pyx).
 """
 
 from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 
 from passthrough.core.abi cimport fuse_in_header
 from passthrough.core.crew cimport MAX_SLOTS, SERVING, Slot, adopt_places, start_thread
@@ -27,10 +29,10 @@ from passthrough.core.device cimport (
 )
 from passthrough.core.grants cimport pin_fd
 from passthrough.core.journal cimport ANSWERED, Journal, note_removal
-from passthrough.core.layout cimport RELEASE, Tables, store32
+from passthrough.core.layout cimport ACQUIRE, RELEASE, SEQ_CST, Tables, add32, load32, store32
 from passthrough.core.libc cimport (
-    AT_EMPTY_PATH, AT_STATX_DONT_SYNC, EBUSY, ENOMEM, EPROTO, STATX_BASIC_STATS, close, makedev,
-    statx, struct_statx,
+    AT_EMPTY_PATH, AT_STATX_DONT_SYNC, EBADF, EBUSY, ENOMEM, EPROTO, STATX_BASIC_STATS, close,
+    errno, makedev, statx, struct_statx, timespec,
 )
 from passthrough.core.locks cimport locks_recover
 from passthrough.core.loop cimport is_silent
@@ -40,6 +42,23 @@ from passthrough.core.rare cimport report
 from passthrough.core.settle cimport drop_unopened, settle, undo
 from passthrough.core.state cimport REPORT_DAMAGE, Volume
 from passthrough.core.steps cimport end_of_death
+
+cdef extern from "<time.h>" nogil:
+    int nanosleep(const timespec *time, timespec *left)
+
+cdef enum:
+    LONGEST_MS = 1000  # that the callers of requests in hand wait for a server
+
+# Ending.state
+cdef enum:
+    BEGUN = 0
+    DONE = 1  # one of the two threads has left
+
+
+# Lost descriptors follow, whose locks a thread ends.
+cdef struct Ending:
+    int32_t state
+    int32_t spare
 
 
 cdef inline Journal *_journal(const Slot *slot) noexcept nogil:
@@ -155,22 +174,69 @@ cdef int _note_lost(Volume *v, const int *kept, int kept_count, Lost **lost) noe
         lost[0] = NULL
         return -ENOMEM
     for at in range(count):
-        if not _identify(fds[at], &lost[0][noted]):
-            continue
-        noted += 1
-        if v.locks_used:
-            # An owner's former description would be in the way of the owner's own request.
-            clear_locks(fds[at])
+        noted += _identify(fds[at], &lost[0][noted])
     lost[0][noted].fd = -1
     free(fds)
+    return _end_locks(lost[0], noted) if noted and v.locks_used else 0
+
+
+cdef int _end_locks(const Lost *lost, int count) noexcept nogil:
+    """End the locks of lost descriptors; 0 or -ENOMEM.
+
+    An owner's former description would be in the way of the owner's own request. But a server may
+    not answer: after LONGEST_MS, or without a thread, the locks stay until they are closed.
+    """
+    cdef Ending *ending = <Ending *>malloc(sizeof(Ending) + (count + 1) * sizeof(Lost))
+    cdef int _ms
+    if ending == NULL:
+        return -ENOMEM
+    ending.state = BEGUN
+    memcpy(ending + 1, lost, (count + 1) * sizeof(Lost))
+    if start_thread(_clear, ending) < 0:
+        free(ending)
+        return 0
+    for _ms in range(LONGEST_MS):
+        if load32(&ending.state, ACQUIRE) == DONE:
+            break
+        _sleep()
+    _leave(ending)
     return 0
 
 
+cdef void *_clear(void *argument) noexcept nogil:
+    """End the locks of descriptors."""
+    cdef Ending *ending = <Ending *>argument
+    cdef const Lost *one = <const Lost *>(ending + 1)
+    while one.fd >= 0:
+        clear_locks(one.fd)
+        one += 1
+    _leave(ending)
+    return NULL
+
+
+cdef void _sleep() noexcept nogil:
+    cdef timespec time
+    time.tv_sec = 0
+    time.tv_nsec = 1000000  # 1 ms
+    nanosleep(&time, NULL)
+
+
+cdef void _leave(Ending *ending) noexcept nogil:
+    """Free the memory that two threads share, if the other one has left it."""
+    if add32(&ending.state, 1, SEQ_CST) == DONE:
+        free(ending)
+
+
 cdef bint _identify(int fd, Lost *one) noexcept nogil:
-    """Fill in a descriptor and its file, without asking a server; false: it is not open."""
+    """Fill in a descriptor and its file, without asking a server; false: it is not open.
+
+    If its file system has only an error for an answer, the file is known by zeros.
+    """
     cdef struct_statx found
     if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &found) < 0:
-        return False
+        if errno == EBADF:
+            return False
+        memset(&found, 0, sizeof(found))
     one.fd = fd
     one.device = makedev(found.stx_dev_major, found.stx_dev_minor)
     one.ino = found.stx_ino

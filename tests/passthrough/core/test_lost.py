@@ -3,9 +3,12 @@
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
-from contextlib import suppress
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -15,8 +18,10 @@ from passthrough.options.choices import SessionKind
 from passthrough.session.abi import Init, Opcode
 from tests.support.fakes.kernel import message
 from tests.support.tools import wire
-from tests.support.tools.callers import ROOT
+from tests.support.tools.callers import ROOT, USER
+from tests.support.tools.mounted import mounted
 from tests.support.tools.options import effective
+from tests.support.tools.processes import wait_until
 from tests.support.tools.successors import Successors, clone
 
 CONFIG = effective(session=SessionKind.KERNEL)
@@ -122,3 +127,60 @@ def test_a_close_that_hangs_does_not_keep_the_worker_from_its_work(source: Path)
             assert volume.hear() == b"ended"
 
     ROOT.run(run)
+
+
+@contextmanager
+def refusing(target: Path) -> Iterator[None]:
+    """Mount a file system of another user on *target*: statx(2) fails, without a request."""
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id={USER.uid},group_id={USER.gid}"
+    words = ["mount", "-i", "-t", "fuse", "-o", options, "none", str(target)]
+    subprocess.run(words, pass_fds=[device], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(target)], check=True)
+        os.close(device)
+
+
+def test_a_lost_descriptor_without_attributes_is_closed(source: Path, mountpoint: Path) -> None:
+    """As with a server that answers with an error."""
+
+    def run() -> None:
+        with refusing(mountpoint), _Watched(source, CONFIG, FEATURES) as volume:
+            volume.ask(message(Opcode.STATFS, unique=2))
+            lost = os.open(mountpoint, os.O_PATH)
+            with pytest.raises(PermissionError):
+                os.fstat(lost)
+            volume.kill()
+            volume.start()
+            volume.ask(message(Opcode.STATFS, unique=4))
+            wait_until(lambda: not os.path.lexists(f"/proc/self/fd/{lost}"))
+
+    ROOT.run(run)
+
+
+def test_an_unlock_that_hangs_does_not_keep_the_worker_from_its_work(
+    source: Path, base: Path
+) -> None:
+    """The lost descriptor is of a file on another volume, whose worker is stopped."""
+    (source / "file").touch()
+    with mounted(base, {"session": "kernel", "locks": "host"}) as other:
+        (other.source / "file").touch()
+
+        def run() -> None:
+            with _Watched(source, CONFIG, FEATURES) as volume:
+                nodeid, fh = volume.open()
+                body = wire.LK_IN.pack(fh, 1, 0, 9, fcntl.F_WRLCK, 1, 0)
+                assert volume.ask(message(Opcode.SETLK, body, nodeid, 10)).error == 0
+                lost = os.open(other.mountpoint / "file", os.O_RDWR)
+                volume.kill()
+                os.kill(other.worker_pid, signal.SIGSTOP)
+                try:
+                    volume.start()
+                    assert volume.ask(message(Opcode.STATFS, unique=12)).error == 0
+                finally:
+                    os.kill(other.worker_pid, signal.SIGCONT)
+                wait_until(lambda: not os.path.lexists(f"/proc/self/fd/{lost}"))
+
+        ROOT.run(run)
