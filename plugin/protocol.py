@@ -262,6 +262,8 @@ class MountDetails(ReplyPart, frozen=True, kw_only=True):
 
     device: str
     """MAJOR:MINOR, as in mountinfo."""
+    number: int
+    """Another mount of the volume has another number, and counts from zero."""
     loss: str
     """How its worker has ended, which makes the mount dead; else empty."""
     worker: int
@@ -272,14 +274,18 @@ class MountDetails(ReplyPart, frozen=True, kw_only=True):
     """The last lines that its processes have logged."""
 
 
+FIRST_BOUND_NS = 256
+"""The bound of the first bucket of an Operation."""
+
+
 class Operation(ReplyPart, frozen=True, kw_only=True):
     """The requests of one operation."""
 
     ns: int
     """Their times in all, in nanoseconds."""
     buckets: Sequence[int]
-    """How many took so long: number N, from 0, has those of less than 2 ** (8 + N) ns that are in
-    no bucket before; the last one has all longer ones."""
+    """How many took so long: number N, from 0, has those of less than FIRST_BOUND_NS << N that
+    are in no bucket before; the last one has all longer ones."""
 
 
 class Counters(ReplyPart, frozen=True, kw_only=True):
@@ -297,7 +303,7 @@ class VolumeCounters(ReplyPart, frozen=True, kw_only=True):
     name: str
     """The volume."""
     mount: int
-    """Another mount of the volume has another number, and counts from zero."""
+    """Its number, as in MountDetails."""
     worker: int
     """0 if it is not known."""
     counters: Counters | None

@@ -111,6 +111,8 @@ PURE = {
     "passthrough/identity/idmap.py",
     "passthrough/options/values.py",
     "passthrough/options/vocabulary.py",
+    "plugin/commands/load.py",
+    "plugin/commands/units.py",
     "plugin/doctor/finding.py",
     "plugin/errors.py",
     "plugin/volumes/old_names.py",

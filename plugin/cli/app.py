@@ -1,7 +1,7 @@
 """The program `passfs` without its commands, and what they share."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import Annotated, TypeVar
 
@@ -64,6 +64,17 @@ def show(found: T, document: Callable[[T], Iterable[Block]], *, json: bool) -> N
         terminal.show_json(found)
     else:
         terminal.show(document(found))
+
+
+def within(interval: str, least: float, most: float) -> float:
+    """Return *interval* in seconds; refuse one that is not *least* to *most*."""
+    with suppress(ValueError):
+        if least <= (seconds := float(interval)) <= most:
+            return seconds
+    raise typer.BadParameter(
+        f"{interval!r} is not accepted; expected {least:g} to {most:g} seconds",
+        param_hint="'--interval'",
+    )
 
 
 @contextmanager

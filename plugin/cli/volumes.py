@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from plugin.cli import completion
-from plugin.cli.app import DATA_DIR, DataDir, Json, Volume, app, refusals, show
+from plugin.cli.app import DATA_DIR, DataDir, Json, Volume, app, refusals, show, within
 
 
 @app.command("ls")
@@ -30,19 +30,26 @@ def status(
         ),
     ] = None,
     *,
+    interval: Annotated[
+        str,
+        typer.Option(
+            metavar="SECONDS",
+            help="Measure rates of requests for 0 to 60 seconds; with 0 show none [1].",
+        ),
+    ] = "1",
     data_dir: DataDir = DATA_DIR,
     json: Json = False,
 ) -> None:
-    """Show a volume: options, processes, users, errors."""
-    from plugin.commands import inquiry, views  # noqa: PLC0415
+    """Show a volume: options, processes, users, requests, errors."""
+    from plugin.commands import inquiry, views, volume_view  # noqa: PLC0415
     from plugin.commands.asking import Plugin  # noqa: PLC0415
 
-    plugin = Plugin(data_dir)
+    plugin, seconds = Plugin(data_dir), within(interval, 0.0, 60.0)
     with refusals("status"):
         if volume is None:
             show(inquiry.plugin_view(plugin), views.plugin_document, json=json)
         else:
-            show(inquiry.view(plugin, volume), views.document, json=json)
+            show(inquiry.view(plugin, volume, seconds), volume_view.document, json=json)
 
 
 @app.command()

@@ -6,15 +6,19 @@ host's /proc, which a managed plugin does not see. No function touches a mount, 
 
 The modules, from the top down:
 
-    terminal     shows a document: with colours and lines on a terminal, else as plain text
-    bench        measures a volume against its source
-    workloads    the calls that `bench` measures
-    inquiry      asks the plugin about volumes, and adds facts about processes
-    views        what the plugin answers, as rows and documents
-    document     a document of pairs and tables, and its plain text
-    mounts       mounts without Docker
-    journal      the lines about a volume in the log
-    processes    the processes of a volume, by their ids on the host
-    asking       questions to the plugin
-    connection   HTTP on a Unix socket
+    terminal      shows a document: with colours and lines on a terminal, else as plain text
+    bench         measures a volume against its source
+    workloads     the calls that `bench` measures
+    inquiry       asks the plugin about volumes, and adds facts about processes
+    volume_view   one volume as a document
+    views         other answers of the plugin as rows and documents
+    process_view  processes as a table
+    load          rates and times of requests by the counters
+    document      a document of pairs and tables, and its plain text
+    units         durations, times, rates and sizes as text
+    mounts        mounts without Docker
+    journal       the lines about a volume in the log
+    processes     the processes of a volume, by their ids on the host
+    asking        questions to the plugin
+    connection    HTTP on a Unix socket
 """

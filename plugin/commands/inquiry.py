@@ -1,14 +1,16 @@
 """Asks the plugin about volumes, and adds the facts about processes that the host's /proc has."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from plugin.commands import processes, views
+from plugin.commands import processes, views, volume_view
 from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.commands.processes import Process, User
-from plugin.commands.views import ListedVolumes, PluginView, Removal, Row, View
+from plugin.commands.views import ListedVolumes, PluginView, Removal, Row
+from plugin.commands.volume_view import View
 from plugin.protocol import CheckReply, DetailsReply, HealthReply, MountDetails, Reply
 
 CHECK_S: Final = 40.0
@@ -28,13 +30,24 @@ def names(plugin: Plugin, limit_s: float) -> list[str]:
     return sorted(volume.name for volume in reply.volumes)
 
 
-def view(plugin: Plugin, volume: str) -> View:
-    """Return *volume* with its processes and its users."""
-    reply = plugin.ask(path_of(volume), DetailsReply)
+def view(
+    plugin: Plugin,
+    volume: str,
+    interval_s: float = 0,
+    pause: Callable[[float], object] = time.sleep,
+) -> View:
+    """Return *volume* with its processes and its users.
+
+    Measure the rates of its requests during a *pause* of *interval_s*; 0: do not.
+    """
+    before, reply = None, plugin.ask(path_of(volume), DetailsReply)
+    if interval_s and reply.counters is not None:
+        pause(interval_s)
+        before, reply = reply, plugin.ask(path_of(volume), DetailsReply)
     if reply.mount is None:
-        return views.view(reply, [], [])
+        return volume_view.view(before, reply, [], [])
     users = processes.users(plugin.pid, reply.mount.device)
-    return views.view(reply, _serving(plugin, reply.mount), users)
+    return volume_view.view(before, reply, _serving(plugin, reply.mount), users)
 
 
 def findings(plugin: Plugin, volume: str | None) -> list[Mapping[str, str]]:

@@ -101,6 +101,7 @@ def _described(mount: Mount) -> MountDetails:
     worker, guards = mount.worker.standby.members()
     return MountDetails(
         device=f"{os.major(mount.device)}:{os.minor(mount.device)}",
+        number=mount.number,
         loss=mount.loss,
         worker=0 if mount.loss else worker,
         guards=() if mount.loss else guards,

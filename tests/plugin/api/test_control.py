@@ -5,7 +5,7 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import trio
 
+from passthrough.worker import counters
 from plugin.protocol import CONTROL_SOCKET
 from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
@@ -169,6 +170,30 @@ async def test_another_mount_of_a_volume_has_another_number(tmp_path: Path) -> N
             await dockerd.do("Unmount", Name="vol", ID="i")
         assert (await ask(tmp_path, "/counters")).json["Volumes"] == []
     assert len(numbers) == 2
+
+
+def control_page() -> int:
+    """Return the descriptor of the only control page in this process."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # of the listing itself
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:passfs-control"):
+                found.append(int(fd))
+    (page,) = found
+    return page
+
+
+async def test_any_number_that_a_worker_has_written_is_answered(tmp_path: Path) -> None:
+    """A worker that is compromised can write the memory of the counters."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await dockerd.do("Mount", Name="vol", ID="i")
+        page = control_page()
+        os.pwrite(page, b"\xff" * (counters.END - counters.AT), counters.AT)
+        (counted,) = (await ask(tmp_path, "/counters")).json["Volumes"]
+        assert counted["Counters"]["Operations"]["LOOKUP"]["Ns"] >= 2**64 - 1
+        assert (await ask(tmp_path, "/volumes/vol")).json["Counters"] == counted["Counters"]
+        await dockerd.do("Unmount", Name="vol", ID="i")
 
 
 @pytest.mark.logs("the volume fails until it is mounted again")

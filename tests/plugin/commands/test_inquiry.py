@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from plugin.commands import inquiry
 from plugin.commands.asking import CommandError, Plugin
 from plugin.protocol import HealthReply
 from plugin.volume import VolumeName
 from plugin.volumes.registry import Registry
 from tests.support.fakes.hung import HungSource, is_opening
 from tests.support.tools.callers import Caller
-from tests.support.tools.commands import passfs, printed, processes_of, using
+from tests.support.tools.commands import passfs, printed, processes_of, status, using
 from tests.support.tools.processes import wait_until
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
@@ -114,7 +115,7 @@ def test_json_has_all_in_ascii(service: Service) -> None:
 
 
 def test_status_has_processes_options_and_features(service: Service) -> None:
-    found = json.loads(printed(service, "status", "vol", "--json"))
+    found = status(service, "vol")
     described = service.call("VolumeDriver.Get", Name="vol")["Volume"]
     assert found["status"] == described["Status"]
     assert (found["state"], found["references"]) == ("mounted", {"a-mount-id": 1})
@@ -133,6 +134,56 @@ def test_status_has_processes_options_and_features(service: Service) -> None:
     assert reasons["writeback_cache"].endswith("with writeback")
 
 
+def fail(service: Service, times: int) -> None:
+    """Have *times* requests to `vol` fail: the kernel keeps no names of attributes."""
+    for _ in range(times):
+        with pytest.raises(OSError, match="No data"):
+            os.getxattr(service.directory / "mounts" / "vol", "user.absent")
+
+
+def test_status_has_requests_and_errors_with_their_rates(service: Service) -> None:
+    fail(service, 3)
+    plugin = Plugin(str(service.directory / "data"))
+    found = inquiry.view(plugin, "vol", 1, pause=lambda _: fail(service, 40))
+    assert found.measured_s is not None
+    assert found.operations is not None
+    assert found.errors is not None
+    asked = {each.name: each for each in found.operations}["GETXATTR"]
+    failed = {each.name: each for each in found.errors}["ENODATA"]
+    assert failed.requests == asked.requests >= 43
+    for rate in (asked.per_second, failed.per_second):
+        assert rate is not None
+        assert rate * found.measured_s == pytest.approx(40)
+    assert asked.median_below_us is not None
+    assert asked.p99_below_us is not None
+    assert 0.256 <= asked.median_below_us <= asked.p99_below_us
+    assert 0.1 < asked.mean_us < 1e7
+
+
+def test_status_shows_requests_and_errors_as_tables(service: Service) -> None:
+    fail(service, 1)
+    measured = printed(service, "status", "vol", "--interval", "0.1").splitlines()
+    first = measured.index("Requests:") + 1
+    assert measured[first].split("  ")[0] == "OPERATION"
+    assert {"MEAN", "MEDIAN", "P99", "PER"} <= {*measured[first].split()}
+    (row,) = [line.split() for line in measured if line.startswith("GETXATTR")]
+    assert re.fullmatch(
+        r"\d+ \d+ [\d.]+ [nu]?m?s [\d.]+ [nu]?m?s [\d.]+ [nu]?m?s", " ".join(row[1:])
+    )
+    (row,) = [line.split() for line in measured if line.startswith("ENODATA")]
+    assert row[2:] == ["0", "No", "data", "available"]
+    found = status(service, "vol")
+    assert found["measured_s"] is None
+    assert {each["per_second"] for each in found["operations"]} == {None}
+
+
+@pytest.mark.parametrize("seconds", ["-1", "61", "nan", "x"])
+def test_status_refuses_an_interval(service: Service, seconds: str) -> None:
+    done = passfs(service, "status", "vol", "--interval", seconds)
+    assert done.returncode == 2
+    assert f"'--interval': '{seconds}' is not accepted; expected 0 to 60 seconds" in done.stderr
+
+
 def test_a_volume_without_a_standby_has_features_and_one_with_libfuse_says_why_not(
     service: Service,
 ) -> None:
@@ -140,7 +191,7 @@ def test_a_volume_without_a_standby_has_features_and_one_with_libfuse_says_why_n
         options = {"session": session, "standby": "off"}
         service.call("VolumeDriver.Create", Name=session, Opts=options)
         service.call("VolumeDriver.Mount", Name=session, ID="i")
-        text = printed(service, "status", session)
+        text = printed(service, "status", session, "--interval", "0")
         service.call("VolumeDriver.Unmount", Name=session, ID="i")
         service.call("VolumeDriver.Remove", Name=session)
         assert ("max_pages" in text) == (session == "kernel")
@@ -150,12 +201,14 @@ def test_a_volume_without_a_standby_has_features_and_one_with_libfuse_says_why_n
 def test_status_of_an_idle_volume_has_no_process(service: Service) -> None:
     lines = printed(service, "status", "idle").splitlines()
     assert lines[:3] == ["volume       idle", "health       idle", "state        idle"]
-    assert not {"Processes:", "Features of FUSE:"} & {*lines}
+    assert not {"Processes:", "Requests:", "Features of FUSE:"} & {*lines}
+    found = status(service, "idle")
+    assert (found["operations"], found["errors"], found["measured_s"]) == (None, None, None)
 
 
 def test_status_shows_a_namespace_that_uses_the_volume(service: Service) -> None:
     with using(service, "vol") as pid:
-        found = json.loads(printed(service, "status", "vol", "--json"))
+        found = status(service, "vol")
     target = str(service.directory / "inner")
     assert found["users"] == [{"pid": pid, "command": "sh", "container": "", "target": target}]
 
@@ -164,13 +217,16 @@ def test_status_shows_the_users_of_a_dead_mount(service: Service) -> None:
     service.call("VolumeDriver.Create", Name="dead", Opts={"standby": "off"})
     service.call("VolumeDriver.Mount", Name="dead", ID="i")
     with using(service, "dead") as pid:
-        os.kill(json.loads(printed(service, "status", "dead", "--json"))["processes"][0]["pid"], 9)
+        os.kill(status(service, "dead")["processes"][0]["pid"], 9)
         wait_until(
             lambda: "error" in service.call("VolumeDriver.Get", Name="dead")["Volume"]["Status"]
         )
-        found = json.loads(printed(service, "status", "dead", "--json"))
+        found = status(service, "dead")
+        shown = [line.split(maxsplit=1) for line in printed(service, "status", "dead").splitlines()]
     assert (found["health"], found["state"], found["processes"]) == ("lost", "lost", [])
     assert found["dead_references"] == {"i": 1}
+    assert found["operations"] is None
+    assert ["requests", "not known: the mount has ended"] in shown
     assert [user["pid"] for user in found["users"]] == [pid]
     service.call("VolumeDriver.Unmount", Name="dead", ID="i")
     service.call("VolumeDriver.Remove", Name="dead")
@@ -234,12 +290,12 @@ def test_a_source_that_hangs_delays_no_command(service: Service) -> None:
 
 
 def test_a_worker_that_hangs_delays_no_command(service: Service) -> None:
-    before = json.loads(printed(service, "status", "vol", "--json"))
+    before = status(service, "vol")
     pids = [each["pid"] for each in before["processes"]]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
-        assert json.loads(printed(service, "status", "vol", "--json"))["health"] == "ok"
+        assert status(service, "vol")["health"] == "ok"
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)

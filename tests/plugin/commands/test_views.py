@@ -1,11 +1,15 @@
-"""views.py and document.py: health, rows and plain text."""
+"""views.py, volume_view.py and document.py: health, rows and plain text."""
 
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
-from plugin.commands import views
+from plugin.commands import volume_view
 from plugin.commands.document import Block, Pairs, Table, plain
+from plugin.commands.processes import Process
+from plugin.protocol import DetailsReply, MountDetails, VolumeInfo
 from plugin.volumes.health import health
 
 SERVED = {"mounted": True, "references": 1}
@@ -33,16 +37,40 @@ def test_health_has_a_word_and_a_reason(status: dict[str, Any], word: str, reaso
     assert bool(found.reason) == bool(reason)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (7200, "2 h"), (90_061, "1 d 1 h")],
-)
-def test_a_duration_has_two_units(seconds: float, text: str) -> None:
-    assert views.duration(seconds) == text
-
-
 def test_plain_text_is_aligned_and_without_control_characters() -> None:
     pairs: Block = Pairs("", [("a", "\x1b[1m"), ("long", "")])
     table: Block = Table("Rows", ("X", "Y"), [("1\n", "2")])
     lines = ["a     \\x1b[1m", "long  -", "", "Rows:", "X    Y", "1\\n  2"]
     assert [*plain([pairs, table])] == lines
+
+
+def details(mount: MountDetails | None) -> DetailsReply:
+    """Return a volume without counters."""
+    return DetailsReply(
+        volume=VolumeInfo(
+            name="vol", created_at=datetime(2026, 1, 1, tzinfo=UTC), status=msgspec.Raw(b"{}")
+        ),
+        state="",
+        users={},
+        dead={},
+        mount=mount,
+        at_ns=0,
+        counters=None,
+        features=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("worker", "text"),
+    [(7, "not known: its worker is of an older passfs"), (0, "not known: the mount has ended")],
+)
+def test_status_says_why_requests_are_not_known(worker: int, text: str) -> None:
+    mount = MountDetails(device="0:1", number=1, loss="", worker=worker, guards=[], log=[])
+    serving = [Process(role="worker", pid=7, pid_in_plugin=7)] if worker else []
+    shown = volume_view.document(volume_view.view(None, details(mount), serving, []))
+    assert ("requests", text) in shown[0].rows
+
+
+def test_status_of_an_idle_volume_says_nothing_of_requests() -> None:
+    (summary,) = volume_view.document(volume_view.view(None, details(None), [], []))
+    assert "requests" not in [row[0] for row in summary.rows]

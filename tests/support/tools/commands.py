@@ -48,11 +48,14 @@ def run(*arguments: str, **environment: str) -> Done:
     return Done(result.exit_code, result.stdout, result.stderr)
 
 
+def status(service: Service, volume: str) -> Any:
+    """Return the JSON of `passfs status` about *volume*, without rates of requests."""
+    return json.loads(printed(service, "status", volume, "--interval", "0", "--json"))
+
+
 def processes_of(service: Service, volume: str) -> list[dict[str, Any]]:
     """Return the processes of *volume* in `passfs status`."""
-    found: list[dict[str, Any]] = json.loads(printed(service, "status", volume, "--json"))[
-        "processes"
-    ]
+    found: list[dict[str, Any]] = status(service, volume)["processes"]
     return found
 
 
