@@ -12,6 +12,8 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -25,16 +27,19 @@ AT: Final = 4096
 
 _ROWS: Final = 16
 _OPCODES: Final = 54
-_ERRORS: Final = 288
 _BUCKETS: Final = 31
 _FIRST_BITS: Final = 8
-_CELL: Final = 1 + _BUCKETS  # the sum of nanoseconds, and the buckets
-_SUMS: Final = 4  # in the room of a cell
-# Of a thread: sums, cells, errors.
-_ROW: Final = Struct(f"<{_CELL + _OPCODES * _CELL + _ERRORS}Q")
+# Of a thread: sums in the room of a cell, cells, errors.
+_SUMS: Final = Struct("<4Q")
+_CELL: Final = Struct(f"<{1 + _BUCKETS}Q")  # the sum of nanoseconds, and the buckets
+_ERRORS: Final = Struct("<288Q")
+_CELLS_AT: Final = _CELL.size
+_ERRORS_AT: Final = _CELLS_AT + _OPCODES * _CELL.size
+_ROW: Final = _ERRORS_AT + _ERRORS.size
 _GAUGES: Final = Struct("<4Q")
-_GAUGES_AT: Final = AT + _ROWS * _ROW.size
+_GAUGES_AT: Final = AT + _ROWS * _ROW
 END: Final = _GAUGES_AT + _GAUGES.size
+_NAMES: Final = {each.value: each.name for each in Opcode}
 
 
 class Operation(NamedTuple):
@@ -98,13 +103,12 @@ def read(fd: int) -> Counters | None:
     memory = os.pread(fd, END, 0)  # a map would allocate all pages that no thread has touched
     if not exist(memory):
         return None
-    rows = (memory[at : at + _ROW.size] for at in range(AT, _GAUGES_AT, _ROW.size))
-    used = [_ROW.unpack(row) for row in rows if not _is_empty(row)]  # most are of no thread
-    sums = [*map(sum, zip(*used, strict=True))] or [0] * (_ROW.size // 8)
+    rows = [memory[at : at + _ROW] for at in range(AT, _GAUGES_AT, _ROW)]
+    used = [row for row in rows if not _is_empty(row)]  # most are of no thread
     return Counters(
-        dict(_operations(sums[_CELL:-_ERRORS])),
-        dict(_errors(sums[-_ERRORS:])),
-        *sums[:_SUMS],
+        dict(_operations(used)),
+        dict(_errors(used)),
+        *(_summed(used, _SUMS, 0) or (0, 0, 0, 0)),
         *_GAUGES.unpack_from(memory, _GAUGES_AT),
     )
 
@@ -123,18 +127,28 @@ def copy(before: mmap.mmap, after: mmap.mmap) -> None:
 
 
 def _is_empty(part: bytes) -> bool:
-    return part.count(0) == len(part)
+    return part == bytes(len(part))
 
 
-def _operations(sums: Sequence[int]) -> Iterator[tuple[str, Operation]]:
-    names = {each.value: each.name for each in Opcode}
+def _operations(rows: Sequence[bytes]) -> Iterator[tuple[str, Operation]]:
     for opcode in range(_OPCODES):
-        ns, *buckets = sums[opcode * _CELL : (opcode + 1) * _CELL]
+        ns, *buckets = _summed(rows, _CELL, _CELLS_AT + opcode * _CELL.size) or [0]
         if any(buckets):
-            yield names.get(opcode, str(opcode)), Operation(ns, tuple(buckets))
+            yield _NAMES.get(opcode, str(opcode)), Operation(ns, tuple(buckets))
 
 
-def _errors(sums: Sequence[int]) -> Iterator[tuple[str, int]]:
-    for number, count in enumerate(sums):
+def _errors(rows: Sequence[bytes]) -> Iterator[tuple[str, int]]:
+    for number, count in enumerate(_summed(rows, _ERRORS, _ERRORS_AT)):
         if count:
             yield errno.errorcode.get(number, str(number)), count
+
+
+def _summed(rows: Sequence[bytes], numbers: Struct, at: int) -> Sequence[int]:
+    """Return the sums of the *numbers* at the byte *at* of each row; nothing if all are zero."""
+    parts = [row[at : at + numbers.size] for row in rows]
+    used = [numbers.unpack(part) for part in parts if not _is_empty(part)]
+    return reduce(_added, used) if used else ()
+
+
+def _added(first: Sequence[int], second: Sequence[int]) -> Sequence[int]:
+    return [*map(add, first, second)]
