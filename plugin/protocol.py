@@ -289,12 +289,25 @@ class Operation(ReplyPart, frozen=True, kw_only=True):
 
 
 class Counters(ReplyPart, frozen=True, kw_only=True):
-    """What a mount has served since it was made."""
+    """What a mount has served since it was made, and what its worker holds now.
+
+    passthrough/worker/counters.py says more about each number.
+    """
 
     operations: Mapping[str, Operation]
     """By opcode, such as "LOOKUP"; those that there were."""
     errors: Mapping[str, int]
     """By errno, such as "ENOENT"; those that there were."""
+    opens: int = 0
+    passing_opens: int = 0
+    """Of the opens, those whose data the kernel passes through."""
+    bytes_read: int = 0
+    bytes_written: int = 0
+    """By the worker, without data that the kernel passes through."""
+    inodes: int = 0
+    open_files: int = 0
+    open_directories: int = 0
+    passing_files: int = 0
 
 
 class VolumeCounters(ReplyPart, frozen=True, kw_only=True):

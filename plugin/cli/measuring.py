@@ -2,11 +2,53 @@
 
 import signal
 import sys
+from contextlib import suppress
+from itertools import islice
 from typing import Annotated
 
 import typer
 
-from plugin.cli.app import DATA_DIR, DataDir, Json, Volume, app, refusals, show
+from plugin.cli.app import DATA_DIR, DataDir, Json, Volume, app, refusals, show, within
+
+
+@app.command()
+def top(
+    *,
+    interval: Annotated[
+        str, typer.Option(metavar="SECONDS", help="Time between samples, 0.1 to 3600 [1].")
+    ] = "1",
+    count: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="End after so many samples [none on a terminal, else 1]."
+        ),
+    ] = None,
+    data_dir: DataDir = DATA_DIR,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each sample.")
+    ] = False,
+) -> None:
+    """Show the volumes with most load, live on a terminal.
+
+    The key q ends it.
+    """
+    from plugin.commands import screen, terminal  # noqa: PLC0415
+    from plugin.commands.asking import Plugin  # noqa: PLC0415
+    from plugin.commands.ranking import ranking_document  # noqa: PLC0415
+    from plugin.commands.sampling import Sampler, rankings  # noqa: PLC0415
+
+    seconds, sampler = within(interval, 0.1, 3600.0), Sampler(Plugin(data_dir))
+    with refusals("top"), suppress(KeyboardInterrupt):
+        if screen.is_possible() and not json:
+            screen.follow(sampler, seconds, count)
+            return
+        for number, found in enumerate(islice(rankings(sampler, seconds), count or 1)):
+            if json:
+                terminal.show_json_line(found)
+                continue
+            if number:
+                typer.echo()
+            terminal.show(ranking_document(found))
 
 
 @app.command()

@@ -6,10 +6,13 @@ host's /proc, which a managed plugin does not see. No function touches a mount, 
 
 The modules, from the top down:
 
+    screen        shows the volumes by load on a terminal, live
     terminal      shows a document: with colours and lines on a terminal, else as plain text
     bench         measures a volume against its source
     workloads     the calls that `bench` measures
     inquiry       asks the plugin about volumes, and adds facts about processes
+    sampling      takes samples of the load of all volumes
+    ranking       the volumes by load as rows and a document
     volume_view   one volume as a document
     views         other answers of the plugin as rows and documents
     process_view  processes as a table

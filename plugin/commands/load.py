@@ -56,6 +56,9 @@ class Load(NamedTuple):
     """
     mean_us: float | None
     """None if there was no request."""
+    read_per_s: float
+    written_per_s: float
+    """Bytes, by the worker."""
 
 
 def operations(before: Reading | None, after: Reading) -> list[OperationLoad]:
@@ -106,6 +109,8 @@ def load(before: Reading, after: Reading) -> Load | None:
         errors_per_s=sum(new.errors.values()) / new.seconds,
         busy=ns / 1e9 / new.seconds,
         mean_us=ns / requests / 1000 if requests else None,
+        read_per_s=new.data["read"] / new.seconds,
+        written_per_s=new.data["written"] / new.seconds,
     )
 
 
@@ -131,6 +136,8 @@ class _Counted(NamedTuple):
     ns: Mapping[str, int]
     """Their times, by operation."""
     errors: Mapping[str, int]
+    data: Mapping[str, int]
+    """Bytes that were read and written."""
 
 
 def _between(before: Reading | None, after: Reading) -> _Counted:
@@ -139,7 +146,7 @@ def _between(before: Reading | None, after: Reading) -> _Counted:
     Another mount has counted from zero, and so has one whose numbers went back.
     """
     if before is None or after.counters is None or after.at_ns <= before.at_ns:
-        return _Counted(0.0, {}, {}, {})
+        return _Counted(0.0, {}, {}, {}, {})
     seconds = (after.at_ns - before.at_ns) / 1e9
     now = _numbers(after.counters)
     if before.counters is None or before.mount != after.mount:
@@ -150,10 +157,12 @@ def _between(before: Reading | None, after: Reading) -> _Counted:
 
 
 def _numbers(counters: Counters) -> tuple[Mapping[str, int], ...]:
-    """Return requests and times by operation, and errors."""
+    """Return requests and times by operation, errors by errno, and bytes."""
     rows = counters.operations.items()
+    requests = {name: sum(each.buckets) for name, each in rows}
     times = {name: each.ns for name, each in rows}
-    return {name: sum(each.buckets) for name, each in rows}, times, counters.errors
+    data = {"read": counters.bytes_read, "written": counters.bytes_written}
+    return requests, times, counters.errors, data
 
 
 def _minus(now: Mapping[str, int], before: Mapping[str, int]) -> Mapping[str, int]:

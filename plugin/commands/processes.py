@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -20,7 +20,10 @@ from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE, MountEntry
 
 PROC: Final = Path("/proc")
-_START_TIME: Final = 19  # the field starttime of proc_pid_stat(5), counted after the name
+# Fields of proc_pid_stat(5), counted after the name.
+_UTIME: Final = 11
+_STIME: Final = 12
+_START_TIME: Final = 19
 _CONTAINER_ID_LENGTH: Final = 64
 # A dead mount answers at once, and a worker in milliseconds.
 _ANSWER_S: Final = 1.0
@@ -42,6 +45,18 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: int | None = None
     """Guards and worker share one table."""
     threads: int | None = None
+
+
+class Usage(NamedTuple):
+    """The processor time and the memory that a process has used, at a time."""
+
+    at_ns: int
+    """By CLOCK_MONOTONIC."""
+    pid: int
+    """On the host."""
+    cpu_s: float
+    memory_bytes: int | None
+    """As in Process."""
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +96,19 @@ def described(role: str, pid: int, pid_in_plugin: int) -> Process:
         pid=pid,
         pid_in_plugin=pid_in_plugin,
         uptime_s=_uptime_s(pid),
-        memory_bytes=_memory_bytes(pid, status),
+        memory_bytes=_memory_bytes(pid),
         descriptors=_descriptors(pid),
         threads=int(status["Threads"]) if "Threads" in status else None,
     )
+
+
+def usage(pid: int) -> Usage | None:
+    """Return the usage of the process *pid* of the host; None if it has ended."""
+    at_ns, fields = time.monotonic_ns(), _stat(pid)
+    if len(fields) <= _STIME:
+        return None
+    cpu_s = (int(fields[_UTIME]) + int(fields[_STIME])) / os.sysconf("SC_CLK_TCK")
+    return Usage(at_ns, pid, cpu_s, _memory_bytes(pid))
 
 
 def users(plugin_pid: int, device: str) -> list[User]:
@@ -205,20 +229,26 @@ def _status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in lines}
 
 
+def _stat(pid: int) -> list[str]:
+    """Return the fields of the file `stat` after the name, which may have blanks."""
+    return _read(pid, "stat").rpartition(")")[2].split()
+
+
 def _uptime_s(pid: int) -> float | None:
-    fields = _read(pid, "stat").rpartition(")")[2].split()
+    fields = _stat(pid)
     if len(fields) <= _START_TIME:
         return None
     started_s = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
-def _memory_bytes(pid: int, status: Mapping[str, str]) -> int | None:
+def _memory_bytes(pid: int) -> int | None:
     rows = (line.split() for line in _read(pid, "smaps_rollup").splitlines())
     shares = [int(row[1]) for row in rows if row[0] == "Pss:"]
-    resident = status.get("VmRSS", "").split()  # if this process may not read the other file
-    kib = shares or [int(word) for word in resident[:1]]
-    return 1024 * kib[0] if kib else None
+    if shares:
+        return 1024 * shares[0]
+    resident = _status(pid).get("VmRSS", "").split()  # this process may not read the other file
+    return 1024 * int(resident[0]) if resident else None
 
 
 def _descriptors(pid: int) -> int | None:

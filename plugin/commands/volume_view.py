@@ -13,7 +13,7 @@ from plugin.commands.load import ErrorLoad, OperationLoad, Reading
 from plugin.commands.process_view import process_table
 from plugin.commands.processes import Process, User
 from plugin.commands.views import status_of
-from plugin.protocol import DetailsReply, Feature
+from plugin.protocol import Counters, DetailsReply, Feature
 from plugin.volumes.health import health
 
 _UNCOUNTED: Final = "not known: its worker is of an older passfs"
@@ -44,6 +44,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     operations: Sequence[OperationLoad] | None
     """None if the counters are not known."""
     errors: Sequence[ErrorLoad] | None
+    numbers: Mapping[str, int] | None
+    """Opens, bytes, inodes and open files, as in Counters; None if they are not known."""
     features: Sequence[Mapping[str, Any]]
     log: Sequence[str]
 
@@ -78,6 +80,7 @@ def view(
         measured_s=(reply.at_ns - before.at_ns) / 1e9 if before is not None and counted else None,
         operations=load.operations(earlier, _reading(reply)) if counted else None,
         errors=load.errors(earlier, _reading(reply)) if counted else None,
+        numbers=None if reply.counters is None else _numbers(reply.counters),
         features=[_feature(feature) for feature in reply.features],
         log=[] if reply.mount is None else reply.mount.log,
     )
@@ -129,12 +132,33 @@ def _summary(shown: View) -> Pairs:
             *((name, str(value)) for name, value in shown.status.items() if name not in own),
             *([("features", _UNKNOWN)] if shown.device and not shown.features else []),
             *([("requests", uncounted)] if shown.device and shown.operations is None else []),
+            *([] if shown.numbers is None else _held(shown.numbers)),
             ("mount point", shown.mountpoint),
             ("device", shown.device),
             ("created", shown.created_at),
             *(("note", str(note)) for note in shown.status.get("notes", [])),
         ],
     )
+
+
+def _numbers(counters: Counters) -> dict[str, int]:
+    """Return the numbers of *counters*, without those of requests."""
+    numbers = msgspec.structs.asdict(counters)
+    return {name: numbers[name] for name in numbers if name not in {"operations", "errors"}}
+
+
+def _held(numbers: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return the lines on data, inodes and open files."""
+    opens, passing = numbers["opens"], numbers["passing_opens"]
+    share = f": {units.percent(min(passing / opens, 1.0))}" if opens else ""
+    read, written = units.size(numbers["bytes_read"]), units.size(numbers["bytes_written"])
+    return [
+        ("passed through", f"{passing} of {opens} opens{share}"),
+        ("data by the worker", f"{read} read, {written} written"),
+        ("inodes", str(numbers["inodes"])),
+        ("open files", f"{numbers['open_files']}, {numbers['passing_files']} passed through"),
+        ("open directories", str(numbers["open_directories"])),
+    ]
 
 
 def _references(shown: View) -> Table:

@@ -130,4 +130,4 @@ def _counters(mount: Mount) -> Counters | None:
     operations = {
         name: Operation(ns=each.ns, buckets=each.buckets) for name, each in found.operations.items()
     }
-    return Counters(operations=operations, errors=found.errors)
+    return Counters(**{**found._asdict(), "operations": operations})

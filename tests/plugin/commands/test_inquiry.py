@@ -177,6 +177,22 @@ def test_status_shows_requests_and_errors_as_tables(service: Service) -> None:
     assert {each["per_second"] for each in found["operations"]} == {None}
 
 
+def test_status_has_the_files_and_data_of_the_volume(service: Service) -> None:
+    file = service.directory / "mounts" / "vol" / "new"
+    before = status(service, "vol")["numbers"]
+    with file.open("wb"):
+        found = status(service, "vol")["numbers"]
+        lines = printed(service, "status", "vol", "--interval", "0").splitlines()
+    assert found["opens"] == before["opens"] + 1
+    assert found["open_files"] == before["open_files"] + 1
+    assert found["inodes"] == before["inodes"] + 1
+    shown = dict(line.split("  ", 1) for line in lines if "  " in line)
+    assert shown["inodes"].strip() == str(found["inodes"])
+    assert shown["open files"].strip().startswith(f"{found['open_files']}, ")
+    assert f" of {found['opens']} opens: " in shown["passed through"]
+    file.unlink()
+
+
 @pytest.mark.parametrize("seconds", ["-1", "61", "nan", "x"])
 def test_status_refuses_an_interval(service: Service, seconds: str) -> None:
     done = passfs(service, "status", "vol", "--interval", seconds)
