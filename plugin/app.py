@@ -43,6 +43,7 @@ from plugin.mounting.keeper import Keeper, keeping
 from plugin.mounting.process import PROC
 from plugin.mounting.program import identity
 from plugin.mounting.spawner import COMMAND
+from plugin.volumes.changing import Changing
 from plugin.volumes.check import Check
 from plugin.volumes.details import Details
 from plugin.volumes.driver import Driver
@@ -125,7 +126,7 @@ async def composed(
         CannotStart: says what is in the way.
         OSError: a directory cannot be made or read.
     """
-    policy = settings.policy(kernel_features.linux_release())
+    policy, host_view = settings.policy(kernel_features.linux_release()), _host(settings)
     storage = Storage(settings.data_dir, settings.owner)
     storage.prepare()
     with (
@@ -150,9 +151,10 @@ async def composed(
             ) as keeper,
             trio.open_nursery() as background,
         ):
-            parts = (registry, storage, keeper, _host(settings))
+            parts = (registry, storage, keeper, host_view)
             driver = Driver(*parts, machine=machine, policy=policy, nursery=background)
-            background.start_soon(_control, driver, keeper, storage, control_listener)
+            changing = Changing(driver, keeper, registry, policy, host_view)
+            background.start_soon(_control, driver, keeper, storage, changing, control_listener)
             background.start_soon(_export, driver, keeper, metrics_listener)
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
@@ -160,12 +162,16 @@ async def composed(
 
 
 async def _control(
-    driver: Driver, keeper: Keeper, storage: Storage, listener: socket.socket | None
+    driver: Driver,
+    keeper: Keeper,
+    storage: Storage,
+    changing: Changing,
+    listener: socket.socket | None,
 ) -> None:
     """Answer on the control socket, if there is one."""
     if listener is not None:
         details = Details(driver, keeper, kernel_features.linux_release())
-        await control(Answers(driver, details, Check(driver, keeper, storage)), listener)
+        await control(Answers(driver, details, Check(driver, keeper, storage), changing), listener)
 
 
 async def _export(driver: Driver, keeper: Keeper, listener: socket.socket | None) -> None:

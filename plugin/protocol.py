@@ -96,6 +96,16 @@ class MountRequest(VolumeRequest, frozen=True, kw_only=True):
         return f"{self.name} id={self.id[:12]}"
 
 
+class SetRequest(VolumeRequest, frozen=True, kw_only=True):
+    """A change of options, on the control socket; the name is in the path."""
+
+    name: str = ""
+    options: Mapping[str, str | None]
+    """As `docker volume create -o` takes them; null takes an option away."""
+    dry_run: bool = False
+    """Only tell what the change would do."""
+
+
 class ReplyPart(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     """Base of the replies and of their parts."""
 
@@ -353,6 +363,24 @@ class DetailsReply(Reply, frozen=True, kw_only=True):
     """None if it is not mounted; else as in VolumeCounters."""
     features: Sequence[Feature]
     """Empty if they are unknown: not mounted, session=libfuse, or a worker of an older passfs."""
+
+
+class OptionChange(ReplyPart, frozen=True, kw_only=True):
+    """An option with another value."""
+
+    option: str
+    before: str
+    """Empty if it is not known, because the options of before are not accepted any more."""
+    after: str
+    when: str
+    """"now" or "next mount"."""
+
+
+class SetReply(Reply, frozen=True, kw_only=True):
+    """A change of options, on the control socket."""
+
+    changes: Sequence[OptionChange]
+    notes: Sequence[str]
 
 
 class Finding(ReplyPart, frozen=True, kw_only=True, order=True):

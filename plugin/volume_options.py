@@ -18,8 +18,8 @@ from passthrough.options.choices import Locks
 from passthrough.options.effective import Effective, resolve
 from passthrough.options.parsing import parse_options
 from passthrough.options.sessions import Release
-from passthrough.options.table import OptionError, Requested, as_text
-from passthrough.options.vocabulary import canonical
+from passthrough.options.table import OPTIONS, OptionError, Requested, as_text
+from passthrough.options.vocabulary import canonical, option_of, suggestion
 from plugin import foreign_options
 from plugin.errors import InvalidOption
 
@@ -71,6 +71,26 @@ def parse(given: Mapping[str, str], release: Release) -> VolumeOptions:
     if source is not None:
         _check_text(source)
     return VolumeOptions(source, in_force, requested)
+
+
+def changed(given: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the options *given* to a volume after *changes*, where None takes an option away.
+
+    Raises:
+        InvalidOption: an option is changed twice, or one that is not known is taken away.
+    """
+    options = {option_of(written): written for written in changes}
+    known = {*OPTIONS, SOURCE, *map(option_of, given)}
+    for written, text in changes.items():
+        option = option_of(written)
+        if options[option] != written:
+            reason = f"is given twice, also as {options[option]!r}"
+            raise InvalidOption(str(OptionError(written, text or "", "the option once", reason)))
+        if text is None and option not in known:
+            accepted = suggestion(option, known)
+            raise InvalidOption(str(OptionError(written, "", accepted, "is not known")))
+    kept = {written: text for written, text in given.items() if option_of(written) not in options}
+    return kept | {written: text for written, text in changes.items() if text is not None}
 
 
 def require_io_uring(options: Effective, obstacle: str) -> None:

@@ -31,11 +31,11 @@ KNOWN_OF_OTHERS = {
     "passthrough": set[str](),
     "plugin": {
         *("options.choices", "options.effective", "options.parsing", "options.sessions"),
-        *("options.owner", "options.table", "options.vocabulary"),
+        *("options.owner", "options.table", "options.timeouts", "options.vocabulary"),
         *("identity.idmap", "session.abi"),
         *("worker.control", "worker.counters", "worker.events", "worker.fuse_mount"),
         *("session.negotiation", "session.probe"),
-        *("worker.handover", "worker.sandbox", "worker.seccomp"),
+        *("worker.handover", "worker.live", "worker.sandbox", "worker.seccomp"),
         *("linux.filehandles", "linux.kernel_features", "linux.mountinfo"),
         *("linux.pidfd", "linux.privileges", "linux.syscalls"),
         # `passfs mount` needs no plugin.
@@ -65,7 +65,7 @@ DOORS = {
         f"plugin/{name}.py"
         for name in (
             *("app", "api/connection", "api/server", "volumes/driver", "volumes/source_check"),
-            *("volumes/check", "volumes/creating", "volumes/details"),
+            *("volumes/changing", "volumes/check", "volumes/creating", "volumes/details"),
             *("metrics/metrics", "metrics/snapshot"),
             *("volumes/volume_locks", "mounting/keeper", "mounting/detaching"),
             *("mounting/succession", "mounting/mount_spec", "mounting/mount"),
@@ -115,6 +115,7 @@ PURE = {
     "plugin/commands/units.py",
     "plugin/doctor/finding.py",
     "plugin/errors.py",
+    "plugin/volumes/differences.py",
     "plugin/volumes/old_names.py",
     "plugin/volume_options.py",
     "plugin/foreign_options.py",

@@ -69,6 +69,7 @@ The modules, from the top down:
     counters      requests, data and opens counted; numbers of inodes and open files
     steps         steps of a request at which a test ends the process
     state         the structures of a volume and of a thread
+    timeouts      timeouts of names and attributes, which the plugin can change
     journal       how far a request in hand has come, for a successor
     layout        the tables' flat memory, which another process can map
     shared        memory that workers of a volume share

@@ -10,7 +10,7 @@ from passthrough.core.state cimport Thread
 
 
 cdef void fill_entry(const Thread *t, const Entry *entry, fuse_entry_out *out) noexcept nogil
-cdef void fill_absent(const Thread *t, fuse_entry_out *out) noexcept nogil
+cdef bint fill_absent(const Thread *t, fuse_entry_out *out) noexcept nogil
 cdef int reply_stat(Thread *t, const Inode *inode, const struct_stat *st) noexcept nogil
 
 cdef int do_getattr(Thread *t, const fuse_in_header *h, const char *arg, uint32_t n) noexcept nogil

@@ -30,7 +30,10 @@ from passthrough.core.libc cimport (
 )
 from passthrough.core.opening cimport reopen
 from passthrough.core.squash cimport may_execute
-from passthrough.core.state cimport SQUASH_ALL, Ids, Timeout, about_to_block
+from passthrough.core.state cimport SQUASH_ALL, Ids, about_to_block
+from passthrough.core.timeouts cimport (
+    DIR_ATTR, DIR_ENTRY, FILE_ATTR, FILE_ENTRY, NEGATIVE, Timeout, timeout_of,
+)
 
 
 # In replies
@@ -75,16 +78,12 @@ cdef void _fill_attr(
     out.flags = 0
 
 
-cdef inline const Timeout *_attr_timeout(const Thread *t, uint32_t mode) noexcept nogil:
-    if _is_directory(mode):
-        return &t.volume.options.dir_attr
-    return &t.volume.options.file_attr
+cdef inline Timeout _attr_timeout(const Thread *t, uint32_t mode) noexcept nogil:
+    return timeout_of(&t.volume.timeouts, DIR_ATTR if _is_directory(mode) else FILE_ATTR)
 
 
-cdef inline const Timeout *_entry_timeout(const Thread *t, uint32_t mode) noexcept nogil:
-    if _is_directory(mode):
-        return &t.volume.options.dir_entry
-    return &t.volume.options.file_entry
+cdef inline Timeout _entry_timeout(const Thread *t, uint32_t mode) noexcept nogil:
+    return timeout_of(&t.volume.timeouts, DIR_ENTRY if _is_directory(mode) else FILE_ENTRY)
 
 
 cdef void fill_entry(const Thread *t, const Entry *entry, fuse_entry_out *out) noexcept nogil:
@@ -92,7 +91,7 @@ cdef void fill_entry(const Thread *t, const Entry *entry, fuse_entry_out *out) n
 
     The generation is 0: a nodeid is never given out twice, so that it needs none.
     """
-    cdef const Timeout *known = _entry_timeout(t, entry.st.st_mode)
+    cdef Timeout known = _entry_timeout(t, entry.st.st_mode)
     out.nodeid = entry.granted.nodeid
     out.generation = 0
     out.entry_valid = known.seconds
@@ -105,17 +104,22 @@ cdef void fill_entry(const Thread *t, const Entry *entry, fuse_entry_out *out) n
         out.attr.flags = FUSE_ATTR_SUBMOUNT
 
 
-cdef void fill_absent(const Thread *t, fuse_entry_out *out) noexcept nogil:
-    """Write a negative entry: there is no such name, for as long as the timeout says."""
+cdef bint fill_absent(const Thread *t, fuse_entry_out *out) noexcept nogil:
+    """Write a negative entry: there is no such name, for as long as the timeout says.
+
+    Return whether there is a timeout.
+    """
+    cdef Timeout known = timeout_of(&t.volume.timeouts, NEGATIVE)
     memset(out, 0, sizeof(fuse_entry_out))
-    out.entry_valid = t.volume.options.negative.seconds
-    out.entry_valid_nsec = t.volume.options.negative.nanoseconds
+    out.entry_valid = known.seconds
+    out.entry_valid_nsec = known.nanoseconds
+    return known.seconds or known.nanoseconds
 
 
 cdef int reply_stat(Thread *t, const Inode *inode, const struct_stat *st) noexcept nogil:
     """Write the answer of GETATTR and SETATTR; return its length."""
     cdef fuse_attr_out *out = <fuse_attr_out *>t.out
-    cdef const Timeout *known = _attr_timeout(t, st.st_mode)
+    cdef Timeout known = _attr_timeout(t, st.st_mode)
     out.attr_valid = known.seconds
     out.attr_valid_nsec = known.nanoseconds
     out.dummy = 0
@@ -160,7 +164,7 @@ cdef int do_statx(Thread *t, const fuse_in_header *h, const char *arg, uint32_t 
 cdef int _reply_statx(Thread *t, const Inode *inode, const struct_statx *found) noexcept nogil:
     """Write the answer of STATX; the kernel takes no more of it than this."""
     cdef fuse_statx_out *out = <fuse_statx_out *>t.out
-    cdef const Timeout *known = _attr_timeout(t, found.stx_mode)
+    cdef Timeout known = _attr_timeout(t, found.stx_mode)
     cdef Ids owner
     memset(out, 0, sizeof(fuse_statx_out))
     out.attr_valid = known.seconds

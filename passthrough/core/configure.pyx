@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc
 from libc.string cimport memset
 
@@ -15,13 +15,15 @@ from passthrough.core.layout cimport (
 from passthrough.core.libc cimport S_IFMT, close, fstat, fstatfs, struct_stat, struct_statfs
 from passthrough.core.memory cimport adopt, create
 from passthrough.core.state cimport (
-    LINKS_ROOM, MAX_RANGES, SQUASH_ALL, SQUASH_NONE, SQUASH_ROOT, IdMap, Options, Timeout, Volume,
+    LINKS_ROOM, MAX_RANGES, SQUASH_ALL, SQUASH_NONE, SQUASH_ROOT, IdMap, Options, Volume,
 )
+from passthrough.core.timeouts cimport live_words
 from passthrough.linux import filehandles, syscalls
 from passthrough.options.choices import (
     CachePolicy, InodeFileHandles, SessionKind, Squash, Submounts,
 )
 from passthrough.options.effective import adds_noatime
+from passthrough.options.timeouts import timeouts, words
 
 cdef enum:
     # Address space for so many inodes; memory only for those that there are.
@@ -38,7 +40,6 @@ PINS_SHARE = 8
 OWN_SHARE = 4
 MOST_OWN = 512
 LEAST_OPENS = 64
-NS_PER_S = 1_000_000_000
 SQUASHES = {
     Squash.NONE: SQUASH_NONE,
     Squash.ROOT: SQUASH_ROOT,
@@ -71,11 +72,9 @@ cdef configure(Volume *v, object config, int source_fd):
     cdef Options *o = &v.options
     cdef struct_statfs found
     memset(o, 0, sizeof(Options))
-    _set(&o.file_entry, config.entry_timeout)
-    _set(&o.file_attr, config.attr_timeout)
-    _set(&o.dir_entry, config.dir_entry_timeout)
-    _set(&o.dir_attr, config.dir_attr_timeout)
-    _set(&o.negative, config.negative_timeout)
+    for kind, word in enumerate(words(timeouts(config))):
+        v.timeouts.given[kind] = word
+    v.timeouts.live = live_words()
     o.readonly = config.readonly
     o.seal_size = config.seal_size
     o.hide_submounts = config.submounts is Submounts.HIDE
@@ -106,12 +105,6 @@ cdef configure(Volume *v, object config, int source_fd):
     o.statx_first = o.source_type in LOCAL
     o.silent_close = o.source_type in SILENT_CLOSE
     o.reserves = o.source_type not in WITHOUT_RESERVE
-
-
-cdef _set(Timeout *timeout, double seconds):
-    """Set a timeout; a day is the longest that an option can give."""
-    timeout.seconds = <uint64_t>seconds
-    timeout.nanoseconds = <uint32_t>((seconds - <uint64_t>seconds) * NS_PER_S)
 
 
 cdef _map(IdMap *ids, ranges):

@@ -193,7 +193,7 @@ cdef int _list(
     if result:
         return result
     listing.room = min(read.size, <uint32_t>MAX_REPLY, t.out_size)
-    listing.fresh_ms = fresh_ms(&t.volume.options) if plus else 0
+    listing.fresh_ms = fresh_ms(t) if plus else 0
     if not t.volume.options.no_readdir:
         stream_expect(listing.stream, listing.room, plus)
         result = _fill(t, &listing, read.offset, plus)

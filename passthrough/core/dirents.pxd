@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t
 from passthrough.core.abi cimport fuse_dirent, fuse_direntplus
 from passthrough.core.layout cimport Inode, Tables
 from passthrough.core.listing cimport Record, Stream
-from passthrough.core.state cimport Options, Thread
+from passthrough.core.state cimport Thread
 
 
 cdef enum:
@@ -22,7 +22,7 @@ cdef struct Listing:
     uint32_t fresh_ms  # so long a name goes without the entry that a listing has given before
 
 
-cdef uint32_t fresh_ms(const Options *o) noexcept nogil
+cdef uint32_t fresh_ms(const Thread *t) noexcept nogil
 cdef void put_name(
     Thread *t, const Listing *listing, const Record *record, char *place, uint32_t size
 ) noexcept nogil

@@ -36,9 +36,12 @@ from passthrough.core.names cimport (
 )
 from passthrough.core.rare cimport report
 from passthrough.core.squash cimport enter_powerless, leave_powerless
-from passthrough.core.state cimport REPORT_LEFT_OUT, SQUASH_NONE, Ids, Options, Timeout
+from passthrough.core.state cimport REPORT_LEFT_OUT, SQUASH_NONE, Ids
 from passthrough.core.stream_marks cimport opener_of
 from passthrough.core.tables cimport find, set_listed
+from passthrough.core.timeouts cimport (
+    DIR_ATTR, DIR_ENTRY, FILE_ATTR, FILE_ENTRY, Timeout, timeout_of,
+)
 
 cdef enum:
     KIND_SHIFT = 12  # from st_mode to DT_*, as S_IFMT is laid out
@@ -47,15 +50,16 @@ cdef enum:
     LONG_S = 3600  # seconds; a longer timeout counts as this
 
 
-cdef uint32_t fresh_ms(const Options *o) noexcept nogil:
+cdef uint32_t fresh_ms(const Thread *t) noexcept nogil:
     """Return for how long a listing need not repeat an entry, in ms."""
     cdef uint32_t shortest = min(
-        min(_ms(&o.file_entry), _ms(&o.file_attr)), min(_ms(&o.dir_entry), _ms(&o.dir_attr))
+        min(_ms(t, FILE_ENTRY), _ms(t, FILE_ATTR)), min(_ms(t, DIR_ENTRY), _ms(t, DIR_ATTR))
     )
     return min(shortest // FRESH_SHARE, <uint32_t>FRESH_MS)
 
 
-cdef inline uint32_t _ms(const Timeout *timeout) noexcept nogil:
+cdef inline uint32_t _ms(const Thread *t, int kind) noexcept nogil:
+    cdef Timeout timeout = timeout_of(&t.volume.timeouts, kind)
     cdef uint64_t seconds = min(timeout.seconds, <uint64_t>LONG_S)
     return <uint32_t>(seconds * 1000) + timeout.nanoseconds // 1000000
 

@@ -71,11 +71,8 @@ cdef int do_lookup(Thread *t, const fuse_in_header *h, const char *arg, uint32_t
     error = _find(t, h.nodeid, name, &entry)
     if not error:
         return _reply_entry(t, &entry)
-    if error != -ENOENT or not (
-        t.volume.options.negative.seconds or t.volume.options.negative.nanoseconds
-    ):
+    if error != -ENOENT or not fill_absent(t, <fuse_entry_out *>t.out):
         return error
-    fill_absent(t, <fuse_entry_out *>t.out)
     return sizeof(fuse_entry_out)
 
 

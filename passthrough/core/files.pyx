@@ -44,10 +44,11 @@ from passthrough.core.locks cimport file_released, owner_closed
 from passthrough.core.notify cimport attributes_changed
 from passthrough.core.opening cimport reopen, request_flags
 from passthrough.core.powerless cimport enter_itself, leave_itself
-from passthrough.core.state cimport Options, Timeout, uses
+from passthrough.core.state cimport Options, uses
 from passthrough.core.steps cimport RELEASED, note_call, step
 from passthrough.core.syncs cimport after_sync, before_sync
 from passthrough.core.tables cimport open_add, open_release
+from passthrough.core.timeouts cimport FILE_ATTR, Timeout, timeout_given, timeout_of
 
 
 # Added
@@ -106,7 +107,7 @@ cdef bint _needs_flush(
         return load32(&t.volume.locks_used, ACQUIRE) != 0
     if uses(t, FUSE_POSIX_LOCKS) or _reports_on_close(t, nodeid):
         return True
-    return kind & MAPPABLE != 0 and not (passes_through and not _remembers_attributes(t))
+    return kind & MAPPABLE != 0 and not (passes_through and not _remembered_s(t))
 
 
 cdef bint _reports_on_close(Thread *t, uint64_t nodeid) noexcept nogil:
@@ -125,10 +126,16 @@ cdef bint _is_on_source(Thread *t, uint64_t nodeid) noexcept nogil:
     return inode != NULL and mount_of(t.volume.tables, inode) == 0
 
 
-cdef bint _remembers_attributes(Thread *t) noexcept nogil:
-    """Return whether the kernel answers stat(2) of a file without asking each time."""
-    cdef const Timeout *timeout = &t.volume.options.file_attr
-    return timeout.seconds != 0 or timeout.nanoseconds != 0
+cdef uint64_t _remembered_s(Thread *t) noexcept nogil:
+    """Return for how many seconds the kernel may answer stat(2) of a file without asking.
+
+    0 stands for no time at all. If the timeout has become shorter, the kernel may still remember
+    attributes for that of the mount's options.
+    """
+    cdef Timeout known = timeout_of(&t.volume.timeouts, FILE_ATTR)
+    cdef Timeout given = timeout_given(&t.volume.timeouts, FILE_ATTR)
+    cdef bint more = known.nanoseconds or given.nanoseconds
+    return max(known.seconds, given.seconds) + more
 
 
 cdef int _add_first(
@@ -299,12 +306,12 @@ cdef void _tell_stores(Thread *t, OpenFile *file) noexcept nogil:
     cdef timespec now
     cdef uint32_t mark
     cdef uint32_t kind = <uint32_t>load32(<const int32_t *>&file.kind, ACQUIRE)
-    if not kind & MAPPABLE or not _remembers_attributes(t) or not passes(t, file.nodeid):
+    if not kind & MAPPABLE or not _remembered_s(t) or not passes(t, file.nodeid):
         return
     if fstat(file.fd, &st) < 0:
         return
     clock_gettime(CLOCK_REALTIME, &now)
-    if now.tv_sec - st.st_mtim.tv_sec > <long>t.volume.options.file_attr.seconds + 1:
+    if now.tv_sec - st.st_mtim.tv_sec > <long>_remembered_s(t) + 1:
         return
     mark = _mark_of(&st)
     if kind >> MARK_SHIFT << MARK_SHIFT == mark:

@@ -7,6 +7,7 @@ from passthrough.core.abi cimport fuse_in_header
 from passthrough.core.journal cimport Journal
 from passthrough.core.layout cimport SEQ_CST, Tables, load32
 from passthrough.core.libc cimport cap_data
+from passthrough.core.timeouts cimport Known
 
 
 # A handler returns the length of the body that it has written to `Thread.out`, or -errno, or
@@ -56,11 +57,6 @@ cdef struct IdMap:
     IdRange ranges[MAX_RANGES]
 
 
-cdef struct Timeout:
-    uint64_t seconds
-    uint32_t nanoseconds
-
-
 cdef enum Squash:
     SQUASH_NONE = 0
     SQUASH_ROOT = 1
@@ -69,11 +65,6 @@ cdef enum Squash:
 
 # Effective options, and the features that INIT has agreed on; constant after INIT.
 cdef struct Options:
-    Timeout file_entry
-    Timeout file_attr
-    Timeout dir_entry
-    Timeout dir_attr
-    Timeout negative  # both 0: absent names are not cached
     uint64_t init_flags  # agreed FUSE_* flags
     uint32_t minor
     uint32_t source_type  # f_type of statfs(2)
@@ -117,6 +108,7 @@ cdef struct Sweep:
 
 cdef struct Volume:
     Options options
+    Known timeouts
     IdMap users
     IdMap groups
     Ids anonymous  # anon_uid, anon_gid

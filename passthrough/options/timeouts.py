@@ -1,8 +1,11 @@
 """Timeouts: those that a volume gives, and those of its cache policy.
 
 `CachePolicy` (choices.py) lists the other effects of the option `cache`.
+
+The timeouts can change while the volume is mounted (passthrough/worker/live.py).
 """
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from passthrough.options.choices import CachePolicy
@@ -17,6 +20,11 @@ _TIMEOUT_S: Final = {
     CachePolicy.AUTO: 1.0,
     CachePolicy.ALWAYS: _LONG_S,
 }
+
+# A word, as core/timeouts.pxd reads it: a bit that makes it not 0, seconds, nanoseconds.
+_GIVEN: Final = 1 << 63
+_SECONDS_SHIFT: Final = 30
+_NS_PER_S: Final = 1_000_000_000
 
 
 class Timeouts(NamedTuple):
@@ -41,6 +49,13 @@ def timeouts(options: Values) -> Timeouts:
         dir_attr_timeout=_either(options.dir_attr_timeout, attr_s),
         negative_timeout=_either(options.negative_timeout, policy_s),
     )
+
+
+def words(each: Timeouts) -> Iterator[int]:
+    """Yield for each timeout the word that the core reads, not 0."""
+    for seconds in each:
+        whole, ns = divmod(round(seconds * _NS_PER_S), _NS_PER_S)
+        yield _GIVEN | whole << _SECONDS_SHIFT | ns
 
 
 def _either(given_s: float | None, default_s: float) -> float:

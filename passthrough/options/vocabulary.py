@@ -36,6 +36,12 @@ def canonical(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
+def option_of(written: str) -> str:
+    """Return the canonical name of the option that *written*, its name or an alias, sets."""
+    name = canonical(written)
+    return ALIASES[name][0] if name in ALIASES else name
+
+
 def is_name(text: str) -> bool:
     """Return whether *text* may be the name of a user or group."""
     return (text[:1].isalpha() or text[:1] == "_") and text.lower() != NOTHING

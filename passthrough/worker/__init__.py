@@ -16,6 +16,7 @@ The modules, from the top down:
     record      the record of a session, for another program
     control     the page of memory that plugin, guards and worker share
     counters    requests that a volume has served, with their times and errors
+    live        timeouts that change while a volume is served
     handover    the messages between keeper and worker
     events      events in the life of a volume, and their lines
     stderr      lines of the log, for which no process waits

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 
 from passthrough.linux.pidfd import lives
 from passthrough.session.abi import Opcode
-from passthrough.worker import counters
+from passthrough.worker import counters, live
 
 SIZE: Final = counters.AT
 MAGIC: Final = 0x7061_7373_6663_7470
@@ -70,10 +70,10 @@ _SETTLED_AT: Final = 56
 _HELD_BY_AT: Final = 60
 CRASH_AT: Final = 64
 _RECORD_FD_AT: Final = 80
-_WAITS_AT: Final = 84  # and counters.VERSION_AT
+_WAITS_AT: Final = 84  # then counters.VERSION_AT and live.VERSION_AT
 _HELD_UNTIL_AT: Final = 88
 _PROGRAM_AT: Final = 96
-_RECENT_AT: Final = 128
+_RECENT_AT: Final = 128  # and live.AT
 
 
 class End(enum.IntEnum):
@@ -154,6 +154,7 @@ def make(program: str = "") -> int:
         os.pwrite(fd, _WORD.pack(0, NO_FD), WORD_AT)
         os.pwrite(fd, _PAIR.pack(NO_FD, NO_FD), _GUARD_FDS_AT)
         os.pwrite(fd, _BYTE.pack(counters.VERSION), counters.VERSION_AT)
+        os.pwrite(fd, _BYTE.pack(live.VERSION), live.VERSION_AT)
         os.pwrite(fd, program.encode("ascii")[:PROGRAM_ROOM], _PROGRAM_AT)
     except BaseException:
         os.close(fd)

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Final, NamedTuple, NoReturn
 
 from passthrough.core.counters import count_in
+from passthrough.core.timeouts import live_in
 from passthrough.options.choices import InodeFileHandles, Sandbox
 from passthrough.options.effective import Effective
 from passthrough.session import kernel
 from passthrough.session.negotiation import Began
-from passthrough.worker import control, counters, record, sandbox, standby
+from passthrough.worker import control, counters, live, record, sandbox, standby
 from passthrough.worker.control import ControlError, Page
 from passthrough.worker.handover import Handover, Report
 from passthrough.worker.predecessor import Predecessor
@@ -107,11 +108,14 @@ def _check_memory(fds: Iterable[int]) -> None:
 def open_page(fd: int | None) -> Page:
     """Return the control page *fd*, which is closed, or a page of this volume's own.
 
-    This process, and its clones, count their requests behind the page from now on.
+    This process, and its clones, count their requests behind the page from now on. The core that
+    they make next has the timeouts of the page.
     """
     page = Page.private() if fd is None else _page(fd)
     if counters.exist(page.memory):
         count_in(page.memory, counters.AT)
+    if live.exist(page.memory):
+        live_in(page.memory, live.AT)
     return page
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, parse_option
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
 from passthrough.options.table import OPTIONS, OptionError, text_of
-from passthrough.options.vocabulary import ALIASES, canonical
+from passthrough.options.vocabulary import canonical, option_of
 from plugin import volume_options
 from plugin.errors import InvalidOption, quoted
 from plugin.volume_options import SOURCE, VolumeOptions
@@ -49,7 +49,7 @@ class Policy(NamedTuple):
             return resolved
         has, defaults = resolved.requested_as_text(), self._defaults_as_text()
         for written, text in given.items():
-            option = _option_of(written)
+            option = option_of(written)
             for ban in self.forbidden:
                 if ban.option == option and _forbids(ban, has, defaults):
                     raise _forbidden(written, text, defaults)
@@ -64,7 +64,7 @@ class Policy(NamedTuple):
             InvalidOption: as of `parse`.
         """
         for written, text in named.items():
-            if Ban(_option_of(written)) in self.forbidden:
+            if Ban(option_of(written)) in self.forbidden:
                 raise _forbidden(written, text, self._defaults_as_text())
 
     def contradiction(self) -> Ban | None:
@@ -73,7 +73,7 @@ class Policy(NamedTuple):
         return next((ban for ban in self.forbidden if _forbids(ban, defaults, defaults)), None)
 
     def _with_defaults(self, given: Mapping[str, str]) -> VolumeOptions:
-        without_default = {_option_of(written) for written in given}
+        without_default = {option_of(written) for written in given}
         if volume_options.has_source(given) and not _creates(given):
             without_default |= set(FOR_A_NEW_DIRECTORY)  # refused for a source that exists
         used = {name: text for name, text in self.defaults.items() if name not in without_default}
@@ -130,26 +130,20 @@ def _ban(name: str, sign: str, value: str) -> Ban:
     return Ban(option, text_of(option, meaning))
 
 
-def _option_of(written: str) -> str:
-    """Return the canonical name of the option *written*, which may be an alias."""
-    name = canonical(written)
-    return ALIASES[name][0] if name in ALIASES else name
-
-
 def _creates(given: Mapping[str, str]) -> bool:
     """Return whether the options *given* ask for a new source; they need not be valid."""
     with suppress(OptionError):
         return any(
             parse_option(written, text)[1] is True
             for written, text in given.items()
-            if _option_of(written) == "create"
+            if option_of(written) == "create"
         )
     return False
 
 
 def _forbidden(written: str, text: str, defaults: Mapping[str, str]) -> InvalidOption:
     """Return the refusal of a forbidden option."""
-    option = _option_of(written)
+    option = option_of(written)
     meaning = repr(defaults[option]) if option in defaults else "a directory of its own"
     accepted = f"the option left out; the default is {meaning}"
     reason = f"{quoted(text)} is forbidden by the administrator of this plugin"

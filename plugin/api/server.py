@@ -17,9 +17,10 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import msgspec
 import trio
 
-from plugin.api.answers import ANSWERS, Answer, Answers
+from plugin.api.answers import ANSWERS, BODIES, Answer, Answers
 from plugin.api.connection import Connection, HungUp
 from plugin.api.verbs import VERBS, Perform, Verb
 from plugin.errors import NoSuchMethod, NoSuchPath, PluginError, quoted
@@ -98,7 +99,8 @@ async def serve(
 async def control(answers: Answers, listener: socket.socket) -> None:
     """Answer the `passfs` command on *listener*, until cancelled."""
     endpoints = {
-        key: Endpoint(_named, partial(_answer, answers, answer)) for key, answer in ANSWERS.items()
+        key: Endpoint(partial(_named, BODIES.get(key)), partial(_answer, answers, answer))
+        for key, answer in ANSWERS.items()
     }
     await _serve(endpoints, listener, trio.sleep_forever, Terms(admits=_is_root))
 
@@ -250,8 +252,11 @@ def _nothing(_: str, __: bytes) -> EmptyRequest:
     return EmptyRequest()
 
 
-def _named(name: str, _: bytes) -> VolumeRequest:
-    return VolumeRequest(name=name)
+def _named(kind: type[VolumeRequest] | None, name: str, body: bytes) -> VolumeRequest:
+    """Return the request about the volume *name*; *kind* is None if it has no body."""
+    if kind is None:
+        return VolumeRequest(name=name)
+    return msgspec.structs.replace(kind.parse(body), name=name)
 
 
 async def _answer(answers: Answers, answer: Answer, call: VolumeRequest, _: Connection) -> Reply:

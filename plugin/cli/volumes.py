@@ -98,6 +98,39 @@ def logs(
                 terminal.show_line(f"{line.time} {line.message}")
 
 
+@app.command("set")
+def set_options(
+    volume: Volume,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTION[=VALUE]]...", help="Options as for `docker volume create -o`."
+        ),
+    ] = None,
+    *,
+    unset: Annotated[
+        list[str] | None,
+        typer.Option("--unset", metavar="OPTION", help="Let an option have its default again."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the differences, and change nothing.")
+    ] = False,
+    data_dir: DataDir = DATA_DIR,
+    json: Json = False,
+) -> None:
+    """Change options of a volume, and show the differences.
+
+    Timeouts change at once, and everything else at the next mount.
+    """
+    from plugin.commands import changes  # noqa: PLC0415
+    from plugin.commands.asking import Plugin  # noqa: PLC0415
+
+    plugin = Plugin(data_dir)
+    with refusals("set"):
+        changed = changes.change(plugin, volume, options or (), unset or (), dry_run=dry_run)
+    show(changed, changes.document, json=json)
+
+
 @app.command("rm")
 def remove(
     volume: Volume,

@@ -11,6 +11,7 @@ The modules, from the top down:
     bench         measures a volume against its source
     workloads     the calls that `bench` measures
     inquiry       asks the plugin about volumes, and adds facts about processes
+    changes       changes options of volumes, and shows the differences
     sampling      takes samples of the load of all volumes
     ranking       the volumes by load as rows and a document
     volume_view   one volume as a document

@@ -2,7 +2,7 @@
 
 import http.client
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -31,15 +31,22 @@ class Plugin:
         self.pid = 0
         """Its process id on this host after the first answer; 0 if it is not visible."""
 
-    def ask(self, path: str, kind: type[T], method: str = "GET", limit_s: float = ANSWER_S) -> T:
-        """Return the answer of type *kind*.
+    def ask(
+        self,
+        path: str,
+        kind: type[T],
+        method: str = "GET",
+        limit_s: float = ANSWER_S,
+        body: Mapping[str, object] | None = None,
+    ) -> T:
+        """Return the answer of type *kind*; *body* is sent as JSON.
 
         Raises:
             CommandError: no plugin answers, or it refuses.
         """
         socket = str(Path(self.directory, CONTROL_SOCKET))
         try:
-            status, body = self._exchange(method, path, limit_s)
+            status, answer = self._exchange(method, path, limit_s, body)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             raise CommandError(
                 f"no plugin listens at {socket}. Is passfs running? --data-dir names the data"
@@ -60,20 +67,22 @@ class Plugin:
             ) from error
         try:
             if status == http.HTTPStatus.OK:
-                return msgspec.json.decode(body, type=kind)
-            reason = msgspec.json.decode(body, type=ErrorReply).err
+                return msgspec.json.decode(answer, type=kind)
+            reason = msgspec.json.decode(answer, type=ErrorReply).err
         except msgspec.DecodeError as error:
             raise CommandError(
                 f"the plugin at {socket} is of another version than this command: {error}."
             ) from error
         raise CommandError(f"{reason}.")
 
-    def _exchange(self, method: str, path: str, limit_s: float) -> tuple[int, bytes]:
+    def _exchange(
+        self, method: str, path: str, limit_s: float, body: Mapping[str, object] | None
+    ) -> tuple[int, bytes]:
         with (
             _reachable(self.directory) as socket,
             closing(Connection(socket, limit_s)) as connection,
         ):
-            connection.request(method, path)
+            connection.request(method, path, None if body is None else msgspec.json.encode(body))
             self.pid = connection.peer_pid
             response = connection.getresponse()
             return response.status, response.read()

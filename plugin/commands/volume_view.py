@@ -109,6 +109,10 @@ def document(shown: View) -> list[Block]:
             [_error(each) for each in shown.errors or []],
         ),
         Pairs("Options in force", [(name, str(value)) for name, value in options.items()]),
+        Pairs(
+            "Options of the next mount that differ",
+            [(name, str(value)) for name, value in shown.status.get("next_mount", {}).items()],
+        ),
         Table(
             "Features of FUSE",
             ("FEATURE", "STATE", "REASON"),
@@ -121,7 +125,7 @@ def document(shown: View) -> list[Block]:
 
 def _summary(shown: View) -> Pairs:
     own = {"options", "notes", "mounted", "references", "dead_references", "error", "waiting"}
-    own |= {"worker_pid", "worker_pid_in_plugin"}
+    own |= {"worker_pid", "worker_pid_in_plugin", "next_mount"}
     uncounted = _UNCOUNTED if shown.processes else _ENDED
     return Pairs(
         "",

@@ -26,6 +26,8 @@ import trio
 
 from passthrough.linux import mountinfo
 from passthrough.linux.pidfd import has_ended
+from passthrough.options.table import Requested
+from passthrough.options.timeouts import timeouts
 from passthrough.worker import control, fuse_mount
 from passthrough.worker.handover import Report, decode_report, encode
 from plugin.events import Field
@@ -147,13 +149,36 @@ class Mount:
         found = [entry.device for entry in mountpoints.mounts_at(self.target)]
         return not self.loss and not self.detached and found == [self.device]
 
-    def record(self, name: VolumeName) -> MountRecord:
+    def record(self, name: VolumeName, report: Report | None = None) -> MountRecord:
         """Return the facts that the next plugin needs to adopt this mount of volume *name*.
 
-        A detached mount has no device: a later mount at the same mount point may have the same one.
+        *report* replaces that of its worker. A detached mount has no device: a later mount at the
+        same mount point may have the same one.
         """
         device = NO_DEVICE if self.detached else self.device
-        return MountRecord(name, self.number, device, encode(self.worker.report).decode())
+        text = encode(report or self.worker.report).decode()
+        return MountRecord(name, self.number, device, text)
+
+    def let_options(self, config: Requested) -> None:
+        """Let the timeouts of *config*, which has the mount's other options, be in force.
+
+        Raises:
+            OSError: the worker's timeouts cannot be reached.
+        """
+        self.worker.report = msgspec.structs.replace(self.worker.report, config=config)
+        for worker in self.workers:
+            worker.standby.change_timeouts(timeouts(config))
+
+    def restore_timeouts(self) -> None:
+        """Let the timeouts be in force that the registry has; the plugin before may have died."""
+        if (config := self.worker.report.config) is not None:
+            try:
+                self.let_options(config)
+            except OSError as error:
+                log.warning(
+                    "volume %s: its mount may go on with earlier timeouts: %s",
+                    *(self.worker.volume, error.strerror),
+                )
 
     @contextmanager
     def duplicated_descriptors(self) -> Iterator[dict[str, int]]:
@@ -226,6 +251,7 @@ def adopt_mounts(
             and _is_whole(mounts.get(found.target, []), record, found)
         ):
             adopted.whole[record.volume] = found
+            found.restore_timeouts()
         else:
             found.detached = True
             found.close_fuse_fd()

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import trio
 
+from passthrough.options.timeouts import Timeouts
 from passthrough.session.abi import Opcode
-from passthrough.worker import control, counters
+from passthrough.worker import control, counters, live
 from passthrough.worker.counters import Counters
 from plugin.mounting.process import UNKNOWN_RETURNCODE, Process
 
@@ -126,6 +127,22 @@ class Standby:
             with suppress(OSError):
                 return counters.read(self._page_fd)
         return None
+
+    def can_change_timeouts(self) -> bool:
+        """Return whether the worker takes other timeouts; one of an older program does not."""
+        if self._page_fd >= 0:
+            with suppress(OSError):
+                return live.can_change(self._page_fd)
+        return False
+
+    def change_timeouts(self, timeouts: Timeouts) -> None:
+        """Let *timeouts* be in force, if the worker takes them; also without a standby.
+
+        Raises:
+            OSError: the page cannot be mapped.
+        """
+        if self.can_change_timeouts():
+            live.change(self._page_fd, timeouts)
 
     def lives(self) -> bool:
         """Return whether a guard or the worker lives."""

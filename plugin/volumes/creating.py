@@ -86,12 +86,12 @@ class Names:
 
 @asynccontextmanager
 async def checked_source(
-    wanted: VolumeOptions, host: HostView, lock: VolumeLock, owner: tuple[int, int]
+    wanted: VolumeOptions, host: HostView, lock: VolumeLock, owner: tuple[int, int] | None = None
 ) -> AsyncIterator[str]:
     """Yield the note on the source of *wanted*; refuse a source that cannot be mounted.
 
     If *wanted* asks for that, a missing source is made, with *owner* as its user and group. If the
-    body fails, it is removed again.
+    body fails, it is removed again. Without *owner*, a missing source is refused.
 
     Raises:
         InvalidOption: has the reason.
@@ -104,7 +104,8 @@ async def checked_source(
 
     def check() -> _Checked:
         with ExitStack() as stack:
-            stack.enter_context(host.made(source, wanted.effective, owner))
+            if owner is not None:
+                stack.enter_context(host.made(source, wanted.effective, owner))
             return _Checked(host.check(source, wanted.effective), stack.pop_all())
 
     try:

@@ -105,6 +105,19 @@ class Registry:
         with self._locked_and_reported():
             self._execute([(insert, values)])
 
+    def change(self, record: Record, mount_records: Iterable[MountRecord]) -> None:
+        """Write other options of a volume, and its mounts as `write_references` does.
+
+        On return the change survives a power cut.
+
+        Raises:
+            RegistryFailed: nothing was written.
+        """
+        options = msgspec.json.encode(record.options).decode()
+        update = "UPDATE volumes SET options = ? WHERE name = ?"
+        mounts = _replace_served(record.name, mount_records)
+        self._change([(update, (options, record.name)), *mounts])
+
     def remove(self, name: VolumeName) -> None:
         """Delete a volume and its references; on return the change survives a power cut.
 

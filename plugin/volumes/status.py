@@ -32,6 +32,7 @@ from plugin.mounting.keeper import Keeper
 from plugin.mounting.standby import Deaths
 from plugin.protocol import VolumeInfo
 from plugin.volume import Record, State, Volume, VolumeName, directory_in
+from plugin.volumes.differences import differences
 
 # Volumes with equal options share one text of 1 KiB.
 SHARED_TEXTS = 256
@@ -135,8 +136,23 @@ class Status:
         except OptionError as refused:  # of a mount of another version, which goes on
             standby, members = "", _members({"options": as_text(requested)})
             problem = str(refused)
-        status = b"%b,%b" % (_members(serves), members)
+        next_mount = self._next_mount(requested, resolved.effective, obstacles[0])
+        status = b"%b,%b" % (_members(serves | next_mount), members)
         return Lasting(record, report, note, status, problem, standby)
+
+    def _next_mount(
+        self, present: Requested, after: Effective, file_handles_obstacle: str
+    ) -> dict[str, object]:
+        """Return the line on the options that the next mount has in place of the *present* ones."""
+        if present == after.requested:
+            return {}
+        try:
+            config = resolve(present, self._policy.release, file_handles_obstacle)
+            after = resolve(after.requested, self._policy.release, file_handles_obstacle)
+        except OptionError:
+            return {}
+        found = {each.option: each.after for each in differences(config, after)}
+        return {"next_mount": found} if found else {}
 
     def _data_path(self, record: Record) -> str:
         """Return the host's path of the volume's own directory, if the plugin knows that path."""

@@ -21,6 +21,8 @@ RELEASE_DEADLINE_S = 24.0
 # Seconds from `VolumeLocks.hold` on: they include the wait for earlier requests on the volume.
 DEADLINES_S = {
     "Create": SOURCE_DEADLINE_S,
+    # Of the `passfs` command (changing.py).
+    "Set": SOURCE_DEADLINE_S,
     "Mount": MOUNT_DEADLINE_S,
     "Unmount": RELEASE_DEADLINE_S,
     "Remove": RELEASE_DEADLINE_S,

@@ -1,6 +1,6 @@
-"""The plugin is killed by SIGKILL at every step of four verbs, of its start and of its end.
+"""The plugin is killed by SIGKILL at every step of its verbs, of its start and of its end.
 
-The verbs are Create, Mount, Unmount and Remove; the others change nothing.
+The verbs are Create, Mount, Unmount and Remove, and `passfs set`; the others change nothing.
 
 Between two crash points (tests/support/tools/steps.py) nothing changes outside the plugin's memory.
 So a crash at each of them stands for a crash at any time. A commit is SQLite's code, and
@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from passthrough.worker import control
+from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.mounting.fd_store import KINDS
+from plugin.protocol import SetReply
 from tests.plugin.mounting.test_adoption import User
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.processes import kill_all
@@ -66,6 +68,8 @@ class Case(NamedTuple):
     """Further steps without a service manager."""
     with_manager: AbstractSet[str] = frozenset()
     """Further steps with a service manager."""
+    options: Mapping[str, str] = {}
+    """The options of the Create."""
     own: bool = True
     """True if the volume has a directory of its own, False if it has a source."""
 
@@ -89,6 +93,13 @@ CASES = {
     "remove-leak": Case(
         ("Create", "Mount i"), "Remove", RECORD | UNMOUNT | ASIDE | DELETE, with_manager=NOTIFY
     ),
+    "set": Case(("Create",), "set", RECORD),
+    "set-mounted": Case(
+        ("Create", "Mount i"),
+        "set",
+        RECORD | {"change timeouts"},
+        options={"cache": "never"},
+    ),
     "end": Case(
         ("Create", "Mount i"),
         "end",
@@ -111,6 +122,7 @@ class Volume(NamedTuple):
     exists: bool = False
     own: bool = False
     references: int = 0
+    timeout: str = ""
     data: str = ""
 
 
@@ -130,7 +142,8 @@ class CrashTest:
         if (event := EVENTS.get(action)) is not None:
             return event(self)
         verb, _, mount_id = action.partition(" ")
-        options = {} if self.case.own else {"source": str(self.source)}
+        source = {} if self.case.own else {"source": str(self.source)}
+        options = {**self.case.options, **source}
         reply = self.plugin.try_call(f"VolumeDriver.{verb}", Name="vol", ID=mount_id, Opts=options)
         assert reply is None or not reply.get("Err"), (action, reply)
         return reply
@@ -165,6 +178,7 @@ class CrashTest:
             exists=True,
             own="data" in status,
             references=status["references"],
+            timeout=status["options"]["attr_timeout"],
             data=file.read_text() if file.exists() else "",
         )
 
@@ -228,6 +242,14 @@ class CrashTest:
             self.write()
             self.do("Unmount z")
 
+    def remembers(self) -> bool:
+        """Return whether the kernel goes on with attributes that the host has changed meanwhile."""
+        with (self.target / "file").open() as file:
+            os.utime(file.fileno())
+            before = os.fstat(file.fileno()).st_mtime_ns
+            os.utime(self.files / "file", (1, 1))
+            return os.fstat(file.fileno()).st_mtime_ns == before
+
     def write(self) -> None:
         """Write through the mount, and check the file behind it."""
         (self.target / "written").write_text(DATA)
@@ -259,6 +281,8 @@ class CrashTest:
                 if stays:
                     self.write()
                 self.restart_if_dead()
+                if stays and self.case.act == "set":
+                    assert self.remembers() == (self.volume().timeout == new.timeout)
             assert self.volume() in ([new] if reply is not None else [*old, new])
             assert self.is_mounted() or not stays
             self.repeat()
@@ -306,7 +330,18 @@ def half_of_a_removal(test: CrashTest) -> None:
     (test.data_dir / "volumes" / "vol").rename(test.data_dir / "removed" / "vol")
 
 
+def set_timeout(test: CrashTest) -> object:
+    """Change a timeout by `passfs set`, and return the reply, or None without one."""
+    try:
+        return Plugin(str(test.data_dir)).ask(
+            path_of("vol"), SetReply, "PATCH", body={"Options": {"attr_timeout": "1h"}}
+        )
+    except CommandError:
+        return None
+
+
 EVENTS: Mapping[str, Callable[[CrashTest], object]] = {
+    "set": set_timeout,
     "kill": kill,
     "end": end,
     "start": start,

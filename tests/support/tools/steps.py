@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Self
 
 from passthrough.linux import kernel_features, syscalls
 from passthrough.options.sessions import automatic
-from passthrough.worker import forkserver, process, sandbox
+from passthrough.worker import forkserver, live, process, sandbox
 from plugin import app
 from plugin.admin.settings import Settings
 from plugin.api.connection import Connection
@@ -71,6 +71,7 @@ STEPS = {
     "start the fork server": Step(Spawner, "start_fork_server", is_observed=True),
     "start a worker": Step(Spawner, "_request_fork", is_observed=True),
     "hand over": Step(worker, "_hand_over", is_observed=True),
+    "change timeouts": Step(live, "change", is_observed=True),
     "let a successor serve": Step(worker.Worker, "keep", is_observed=True),
     "store descriptors": Step(socket, "send_fds"),
     "notify the service manager": Step(FdStore, "_send"),

@@ -1,0 +1,3 @@
+from mmap import mmap
+
+def live_in(memory: mmap | bytearray, at: int) -> None: ...
