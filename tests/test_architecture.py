@@ -84,7 +84,10 @@ DOORS = {
         "plugin/cli/volumes.py",
         "benchmarks/__main__.py",
     },
-    "rich": {"plugin/cli/display.py", "plugin/commands/terminal.py", "benchmarks/__main__.py"},
+    "rich": {
+        *("plugin/cli/display.py", "plugin/commands/screen.py", "plugin/commands/terminal.py"),
+        "benchmarks/__main__.py",
+    },
     # The benchmarks run a database in a volume.
     "sqlite3": {
         *(f"plugin/volumes/{name}.py" for name in ("registry", "schema", "database")),
