@@ -76,6 +76,11 @@ def test_the_package_has_the_version_of_the_project(package: Path) -> None:
     assert package.name == f"passfs_{version}-{revision}_{field(package, 'Architecture')}.deb"
 
 
+def test_the_package_has_the_dashboard_for_grafana(package: Path) -> None:
+    files = subprocess.check_output(["dpkg-deb", "--contents", package], text=True).split()
+    assert "./usr/share/doc/passfs/grafana/passfs.json" in files
+
+
 def test_containers_notice_no_upgrade_and_data_outlives_a_purge(
     machine: Machine, package: Path, tmp_path: Path
 ) -> None:
