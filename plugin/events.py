@@ -75,6 +75,12 @@ UNMOUNTED: Final = Event(
 UNMOUNT_REFUSED: Final = Event(
     "unmount_refused", logging.INFO, "cannot be unmounted: {reason}", "an Unmount that failed"
 )
+CHANGED: Final = Event(
+    "changed",
+    logging.INFO,
+    "option {option} changes from {before} to {after}, {when}",
+    "an option that `passfs set` changes, now or for the next mount",
+)
 REMOVED: Final = Event(
     "removed",
     logging.INFO,
@@ -117,7 +123,17 @@ NOT_TAKEN_OVER: Final = Event(
 
 EVENTS: Final = (
     *(CREATED, CREATE_REFUSED, MOUNTED, REFERENCED, MOUNT_REFUSED, RELEASED, UNMOUNTED),
-    *(UNMOUNT_REFUSED, REMOVED, REMOVE_REFUSED, LOST, NOT_WHOLE, ADOPTED, LEFT, NOT_TAKEN_OVER),
+    *(
+        UNMOUNT_REFUSED,
+        CHANGED,
+        REMOVED,
+        REMOVE_REFUSED,
+        LOST,
+        NOT_WHOLE,
+        ADOPTED,
+        LEFT,
+        NOT_TAKEN_OVER,
+    ),
     *of_workers.EVENTS,
 )
 """All events, those of workers and guards last."""

@@ -9,7 +9,6 @@ report of the mount, in the table `served`. One transaction changes both. If the
 the mount has its new timeouts, the next plugin takes them from the report.
 """
 
-import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -21,7 +20,7 @@ from passthrough.options.table import OptionError, Requested
 from passthrough.options.timeouts import Timeouts
 from passthrough.options.vocabulary import option_of
 from passthrough.worker.handover import Report
-from plugin import volume_options
+from plugin import events, volume_options
 from plugin.admin.policy import Policy
 from plugin.admin.source import HostView
 from plugin.errors import InvalidOption, MountFailed
@@ -36,13 +35,12 @@ from plugin.volumes.driver import Driver
 from plugin.volumes.registry import Registry
 from plugin.volumes.volume_locks import VolumeLock
 
-log = logging.getLogger(__name__)
-
 NOW: Final = "now"
 NEXT: Final = "next mount"
 
 _ANOTHER: Final = "another volume, made by `docker volume create`"
-# The options that say which files a volume has, or how its directory is made.
+# The options that say which files a volume has, or how its directory is made; and a setting that
+# users look for among the options.
 _FIXED: Final[Mapping[str, tuple[str, str]]] = {
     SOURCE: (_ANOTHER, "says which files the volume has"),
     "subpath": (_ANOTHER, "says which files the volume has"),
@@ -50,6 +48,10 @@ _FIXED: Final[Mapping[str, tuple[str, str]]] = {
     "mode": ("chmod(1) on the directory", "counts only when the directory is made"),
     "uid": ("chown(1) on the directory", "counts only when the directory is made"),
     "gid": ("chgrp(1) on the directory", "counts only when the directory is made"),
+    "log_level": (
+        "PASSFS_LOG_LEVEL, and a restart of the service, which no container notices",
+        "is a setting of the plugin",
+    ),
 }
 _CACHED: Final = (
     "names and attributes that the kernel has cached already keep the timeouts that they came with"
@@ -192,8 +194,7 @@ class Changing:
         if plan.old_next is None:
             volume.source_error = ""  # of the check after the start, which has read those options
         for each in plan.changes():
-            change = (each.option, each.before, each.after, each.when)
-            log.info("volume %s: %s changes from %s to %s: %s", volume.name, *change)
+            events.tell(events.CHANGED, volume.name, **msgspec.structs.asdict(each))
         if mount is None or plan.new is None:
             return
         try:

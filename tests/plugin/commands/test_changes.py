@@ -231,6 +231,8 @@ def test_the_output_is_a_table_with_notes(service: Service) -> None:
             ["posix_acl", "true", "false", "next", "mount"],
         ]
         assert [line.split()[0] for line in lines[6:] if line] == ["note", "note"]
+        told = "volume vol: option xattr changes from true to false, next mount"
+        assert told in service.log.read_text()
         unchanged = printed(service, "set", "vol", "xattr=false").splitlines()
         assert unchanged == ["volume  vol", "set     no option changes"]
 
@@ -259,6 +261,7 @@ def test_create_compares_with_the_options_that_were_set(service: Service) -> Non
         (("vol", "--unset", "atr_timeout"), "option 'atr_timeout': is not known; expected attr_"),
         (("vol", "source=/srv"), "option 'source': cannot change: it says which files the volume"),
         (("vol", "--unset", "subpath"), "option 'subpath': cannot change: it says which files"),
+        (("vol", "log_level=debug"), "option 'log_level': cannot change: it is a setting of the"),
         (("vol", "mode=0700"), "option 'mode': cannot change: it counts only when the directory"),
         (
             ("vol", "passthrough=on", "writeback"),
