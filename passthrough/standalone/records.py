@@ -6,6 +6,7 @@ of them has ended. The file holds the mount point, because the kernel gives a de
 another file system later.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -18,13 +19,24 @@ from passthrough.linux.mountinfo import MountEntry
 
 DIRECTORY: Final = Path("/run/passfs/standalone")
 _LOOK_S: Final = 0.01
+_NO_PLACE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def add(mount: MountEntry) -> int:
     """Record *mount*; return a descriptor with the lock, which the caller owns.
 
-    Drops the records of mounts that are gone.
+    Drops the records of mounts that are gone. If this process may not write to /run, as root of a
+    user namespace, there is no record, and the descriptor is one of /dev/null.
     """
+    try:
+        return _add(mount)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _add(mount: MountEntry) -> int:
     DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep()
     path = _path_of(mount)

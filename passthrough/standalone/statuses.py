@@ -25,6 +25,8 @@ def attempt(program: str, step: Callable[[], int]) -> int:
         return _say(program, str(error), USAGE)
     except (OSError, ServiceError, UnmountError) as error:
         return refuse(program, error)
+    except KeyboardInterrupt:  # of SIGINT or SIGTERM
+        return _say(program, "interrupted", FAILURE)
 
 
 def refuse(program: str, error: Exception) -> int:

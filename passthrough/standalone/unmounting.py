@@ -51,6 +51,7 @@ def _find(directory: str) -> MountEntry:
     if not records.has(mount):
         raise UnmountError(
             f"{directory} is the mount of a volume: stop the containers that use it. `passfs ls`"
-            " lists the volumes, and the engine unmounts one after its last container"
+            " lists the volumes, and the engine unmounts one after its last container. umount(8)"
+            f" unmounts a mount without Docker that is not recorded in {records.DIRECTORY}"
         )
     return mount

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fakes.hung import HungSource
 from tests.support.tools.callers import OTHER, USER, Caller
 from tests.support.tools.mounts import mounts_at, options_at
-from tests.support.tools.processes import lives
+from tests.support.tools.processes import lives, wait_until
 from tests.support.tools.rings import switched_for
 from tests.support.tools.standalone import (
     LIMIT_S,
@@ -249,6 +250,19 @@ def test_a_worker_that_cannot_serve_leaves_nothing(source: Path, mountpoint: Pat
     assert (done.status, done.out) == (32, "")
     reason = "option 'sandbox': namespace is not possible here: CAP_SETPCAP missing"
     assert done.err.startswith(f"passfs mount: {reason}")
+    assert mounts_at(mountpoint) == []
+
+
+def test_a_signal_undoes_a_mount_that_is_not_served_yet(source: Path, mountpoint: Path) -> None:
+    """A source that hangs delays the worker, and does not hold the command."""
+    with HungSource(source):
+        words = [*PASSFS, "mount", str(source), str(mountpoint)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: len(mounts_at(mountpoint)) == 1)
+            process.terminate()
+            _, errors = process.communicate(timeout=LIMIT_S)
+
+    assert (process.returncode, errors) == (32, "passfs mount: interrupted\n")
     assert mounts_at(mountpoint) == []
 
 
