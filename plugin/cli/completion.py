@@ -1,10 +1,14 @@
 """The completion of arguments in a shell: it waits for nothing, and reports no error."""
 
+import re
 from typing import Final
 
 import typer
 
 from plugin.admin.settings import SETTINGS
+
+# The scripts of shells split and evaluate an answer. Only volumes of an older passfs have others.
+_HARMLESS: Final = re.compile(r"[\w./-]+", re.ASCII)
 
 ANSWER_S: Final = 1.0
 """A shell shows nothing meanwhile. The plugin answers in milliseconds."""
@@ -20,7 +24,7 @@ def volumes(context: typer.Context, incomplete: str) -> list[str]:
         names = inquiry.names(plugin, ANSWER_S)
     except CommandError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete) and _HARMLESS.fullmatch(name)]
 
 
 def mount_options(incomplete: str) -> list[str]:

@@ -34,6 +34,17 @@ passfs \\- Docker volumes that pass a host directory through FUSE
 passfs is a Docker volume plugin. Each volume is a FUSE file system that mirrors one directory of
 the host. README.md and docs/ in the source tree say more.
 """
+_HELPER = """\
+.SH MOUNT HELPER
+mount(8) calls mount.fuse.passfs, if it is in /sbin, for the type fuse.passfs. A line of fstab(5):
+.PP
+.nf
+/srv/app /mnt/app fuse.passfs owner=0:0,cache=auto,nofail 0 0
+.fi
+.PP
+The options are those of volumes, without source, subpath and create. Words for mount(8) and systemd
+are ignored. mount(8) takes a bare owner for a word of its own: write owner=0:0.
+"""
 _TAIL = """\
 .SH SEE ALSO
 .BR docker\\-volume\\-create (1),
@@ -44,7 +55,7 @@ _TAIL = """\
 
 def page() -> str:
     """Return the manual page in the format of man(7)."""
-    return "".join((_HEAD, *_commands(), *_options(), *_settings(), _TAIL))
+    return "".join((_HEAD, *_commands(), _HELPER, *_options(), *_settings(), _TAIL))
 
 
 def _commands() -> Iterator[str]:
