@@ -73,7 +73,7 @@ def wait_until_listening(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 def test_the_program_begins_at_this_entry_point() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"passfs": ENTRY_POINT}
+    assert project["scripts"]["passfs"] == ENTRY_POINT
 
 
 def test_the_plugin_loads_only_what_it_serves_with(tmp_path: Path) -> None:
