@@ -22,6 +22,11 @@ VERSION = source_tree.version(REPOSITORY)
 UNITS = ("passfs.socket", "passfs.service")
 DATA = "/var/lib/passfs/volumes/vol"
 PAGE = "/usr/share/man/man1/passfs.1.gz"
+COMPLETIONS = (
+    "/usr/share/bash-completion/completions/passfs",
+    "/usr/share/zsh/vendor-completions/_passfs",
+    "/usr/share/fish/vendor_completions.d/passfs.fish",
+)
 SYSTEM_PYTHON = "/usr/bin/python3"
 LIMIT_S = 800.0
 
@@ -88,6 +93,7 @@ def test_containers_notice_no_upgrade_and_data_outlives_a_purge(
     machine.run("apt-get", "update")
     machine.run("apt-get", "install", "--yes", "--no-install-recommends", "/passfs.deb")
     is_installed(machine)
+    mounts_without_docker(machine)
 
     machine.call("VolumeDriver.Create", Name="vol")
     target = machine.call("VolumeDriver.Mount", Name="vol", ID="i")["Mountpoint"]
@@ -120,5 +126,17 @@ def is_installed(machine: Machine) -> None:
     assert machine.run("systemd-analyze", "verify", *UNITS) == ""
     page = gzip.decompress(machine.inside(PAGE).read_bytes())
     assert page == (REPOSITORY / "packaging" / "passfs.1").read_bytes()
+    for file in COMPLETIONS:
+        assert "_PASSFS_COMPLETE=complete_" in machine.inside(file).read_text()
     document = machine.run("systemctl", "show", "--value", "--property=Documentation", UNITS[1])
     assert machine.inside(document.strip().removeprefix("file://")).is_file()
+
+
+def mounts_without_docker(machine: Machine) -> None:
+    """Mount a directory by mount(8), which finds its helper in /sbin."""
+    machine.run("mount", "-t", "fuse.passfs", "/srv", "/mnt")
+    machine.inside("/mnt/file").write_text("mounted\n")
+    assert machine.run("findmnt", "--noheadings", "--output=FSTYPE", "/mnt") == "fuse.passfs\n"
+    machine.run("umount", "/mnt")
+    assert machine.inside("/srv/file").read_text() == "mounted\n"
+    assert not machine.inside("/mnt/file").exists()
