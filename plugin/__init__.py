@@ -16,6 +16,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     admin/           the administrator's decisions: settings, policy of options, allowed sources
     volume           a volume: record, state, references
     protocol         the protocol's requests and replies
+    counted          the counters of a mount as the control socket tells them
     volume_options   `-o key=value`, and the refusals
     foreign_options  refusals of options of Docker's local driver
     reserve          disk space that the plugin sets aside for a full disk

@@ -115,6 +115,7 @@ PURE = {
     "passthrough/options/values.py",
     "passthrough/options/vocabulary.py",
     "plugin/commands/load.py",
+    "plugin/counted.py",
     "plugin/commands/units.py",
     "plugin/doctor/finding.py",
     "plugin/errors.py",

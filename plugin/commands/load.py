@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from plugin.protocol import FIRST_BOUND_NS, Counters
+from plugin.counted import FIRST_BOUND_NS, Counters
 
 _WAITING: Final = {"SETLK", "SETLKW"}
 """Their times are of waits for locks, in which no thread works."""

@@ -13,7 +13,8 @@ from plugin.commands.load import ErrorLoad, OperationLoad, Reading
 from plugin.commands.process_view import process_table
 from plugin.commands.processes import Process, User
 from plugin.commands.views import status_of
-from plugin.protocol import Counters, DetailsReply, Feature
+from plugin.counted import Counters
+from plugin.protocol import DetailsReply, Feature
 from plugin.volumes.health import health
 
 _UNCOUNTED: Final = "not known: its worker is of an older passfs"

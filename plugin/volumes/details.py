@@ -15,16 +15,15 @@ from passthrough.options.sessions import Release
 from passthrough.options.table import OptionError
 from passthrough.session import negotiation
 from passthrough.worker.handover import Report
+from plugin.counted import Counters, Operation
 from plugin.mounting.keeper import Keeper
 from plugin.mounting.mount import Mount
 from plugin.protocol import (
-    Counters,
     CountersReply,
     DetailsReply,
     Feature,
     HealthReply,
     MountDetails,
-    Operation,
     Reply,
     VolumeCounters,
     VolumeRequest,

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from passthrough.worker.counters import bounds_ns
 from plugin.commands import load
 from plugin.commands.load import Reading
-from plugin.protocol import FIRST_BOUND_NS, Counters, Operation
+from plugin.counted import FIRST_BOUND_NS, Counters, Operation
 
 SECOND_NS = 1_000_000_000
 BUCKETS = len(bounds_ns()) + 1

@@ -6,7 +6,7 @@ from plugin.commands.document import Table
 from plugin.commands.load import Reading
 from plugin.commands.processes import Usage
 from plugin.commands.ranking import Measured, Sample, fitting, ranking, ranking_document, summary
-from plugin.protocol import Counters, Operation
+from plugin.counted import Counters, Operation
 from plugin.volumes.health import Health, Word
 
 SECOND_NS = 1_000_000_000
