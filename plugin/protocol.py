@@ -15,8 +15,6 @@ from plugin.errors import BadRequest
 
 # 16 volumes of 1.5 KiB. Other requests wait while one piece is sent.
 VOLUMES_PER_PIECE = 16
-# Of metrics, for the same reason.
-BYTES_PER_PIECE = 1 << 16
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
@@ -219,43 +217,6 @@ class HealthReply(Reply, frozen=True, kw_only=True):
     mounted: int
     lost: int
     """The number of volumes with references to a mount that has ended."""
-
-
-class Liveness(Reply, frozen=True, kw_only=True, rename=None):
-    """The plugin as a whole, at the address of the metrics."""
-
-    status: str = "ok"
-    """The plugin answers; no volume makes it unhealthy."""
-    version: str
-    program: str
-    """The identity of the plugin's own program."""
-    volumes: int
-    mounted: int
-    lost: int
-    """As in HealthReply."""
-
-    @property
-    def content_type(self) -> str:
-        """The media type of the reply."""
-        return "application/json"
-
-
-class Exposition(Reply, frozen=True, kw_only=True):
-    """The metrics in a text format of Prometheus."""
-
-    text: bytes
-    form: str
-    """The media type of the format."""
-
-    @property
-    def content_type(self) -> str:
-        """The media type of the reply."""
-        return self.form
-
-    def pieces(self) -> Iterator[bytes]:
-        """Return the text in pieces; the server may answer others between two of them."""
-        for first in range(0, len(self.text), BYTES_PER_PIECE):
-            yield self.text[first : first + BYTES_PER_PIECE]
 
 
 class Feature(ReplyPart, frozen=True, kw_only=True):

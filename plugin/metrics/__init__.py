@@ -4,6 +4,7 @@ The modules, from the top down:
 
     exposition  the text that Prometheus scrapes
     metrics     the answers at the address
+    pages       the pages at the address
     snapshot    the facts about all volumes at one moment
     usage       processor time and memory of a process
 

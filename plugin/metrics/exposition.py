@@ -20,8 +20,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from passthrough.worker.counters import Counters, Operation, bounds_ns
+from plugin.metrics.pages import Exposition
 from plugin.metrics.snapshot import Served, Snapshot, VolumeFacts
-from plugin.protocol import Exposition
 from plugin.volumes.health import Word
 
 # The worker counts in finer buckets. Each bound is a series of each operation of each volume.

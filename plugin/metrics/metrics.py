@@ -7,10 +7,11 @@ from typing import TypeAlias
 import trio
 
 from plugin.metrics import snapshot
+from plugin.metrics.pages import Exposition, Liveness
 from plugin.metrics.snapshot import Snapshot
 from plugin.mounting.keeper import Keeper
 from plugin.mounting.program import version
-from plugin.protocol import Exposition, Liveness, Reply
+from plugin.protocol import Reply
 from plugin.volumes.details import Details
 from plugin.volumes.driver import Driver
 

@@ -13,8 +13,8 @@ import trio
 
 from plugin import app
 from plugin.api import server
+from plugin.metrics.pages import Exposition
 from plugin.metrics.snapshot import Snapshot
-from plugin.protocol import Exposition
 from tests.support.fakes.dockerd import Dockerd, plugin
 from tests.support.fakes.worker import command
 from tests.support.tools.scraping import Page, free_port, page
