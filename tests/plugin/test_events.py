@@ -15,6 +15,7 @@ from passthrough.worker import events as of_workers
 from plugin import events
 from plugin.volume_options import SOURCE_ACCEPTED
 from tests.support.fakes.service_manager import ServiceManager
+from tests.support.tools.commands import passfs
 from tests.support.tools.service import Service
 
 pytestmark = pytest.mark.full
@@ -171,6 +172,18 @@ def test_a_volume_of_its_own_is_lost_and_mounted_again(service: Service) -> None
         "removed, files deleted",
     ]
     assert told(service) == [f"volume vol: {text}" for text in texts]
+
+
+def test_each_option_that_changes_is_one_event(service: Service) -> None:
+    service.call("VolumeDriver.Create", Name="vol")
+    assert passfs(service, "set", "vol", "readonly=true").returncode == 0
+    service.call("VolumeDriver.Remove", Name="vol")
+
+    assert [text.removeprefix("volume vol: ") for text in told(service)] == [
+        "created, source none, options none",
+        "option readonly changes from false to true, next mount",
+        "removed, files deleted",
+    ]
 
 
 def test_a_guard_that_dies_is_one_event(service: Service) -> None:
