@@ -101,10 +101,10 @@ def unmount(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Unmount a mount of `passfs mount`, and wait for the end of its processes.
+    """Unmount a mount of `passfs mount`.
 
-    The exit status is that of umount(8): 1 after wrong use, 32 if the mount is in use, is that of a
-    volume, or is served on elsewhere.
+    The command waits for the end of its processes. The exit status is that of umount(8): 1 after
+    wrong use, 32 if the mount is in use, is that of a volume, or is served on elsewhere.
     """
     from passthrough.standalone import statuses, unmounting  # noqa: PLC0415
     from plugin.commands import mounts, terminal  # noqa: PLC0415

@@ -53,7 +53,7 @@ def registry(facts: Facts) -> Found:
     first = (unusable or found)[0]
     return Found(
         State.ERROR if unusable else State.WARNING,
-        f"{len(found)} findings, such as {first['volume'] or 'all volumes'}: {first['problem']}",
+        f"findings: {len(found)}, such as {first['volume'] or 'all volumes'}: {first['problem']}",
         first["meaning"],
         "passfs check has them all, each with its remedy",
     )

@@ -262,7 +262,7 @@ def test_a_source_that_is_gone_is_an_error(tmp_path: Path) -> None:
         result = examined(data(service))
     assert result.status == 1
     state, text = found(result, "passfs check")
-    assert (state, text.startswith("1 findings, such as vol: it cannot be mounted")) == (
+    assert (state, text.startswith("findings: 1, such as vol: it cannot be mounted")) == (
         State.ERROR,
         True,
     )
