@@ -51,7 +51,7 @@ START = NOTIFY | {
     "answer",
 }
 UPGRADE = (START - {"answer"}) | STORE
-UPGRADE |= {"start a worker", "hand over", "let a successor serve"}
+UPGRADE |= {"start a worker", "hand over", "let a successor serve", "change timeouts"}
 FIRST_START = START | {"move a file", "sync a directory"}
 
 
@@ -111,6 +111,7 @@ CASES = {
         "start",
         START,
         without_manager={"unmount", "remove a directory"},
+        with_manager={"change timeouts"},
     ),
     "give-back": Case(("Create", "kill", "half of a removal"), "start", START | ASIDE),
 }
