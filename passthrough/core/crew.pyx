@@ -331,7 +331,8 @@ cdef int start_thread(Run run, void *argument) noexcept nogil:
 cdef void leave(Crew *c, Slot *slot) noexcept nogil:
     """Have a slot without a thread; under the mutex.
 
-    A request that came once the pool was stopped stays, for a successor.
+    A request stays for a successor if it came once the pool was stopped, or if this thread was to
+    resume it.
     """
     cdef int index
     c.size -= 1
@@ -339,7 +340,8 @@ cdef void leave(Crew *c, Slot *slot) noexcept nogil:
         if c.slots[index] == slot:
             break
     else:
-        give_all_pages_back(&slot.buffers)
+        if not slot.resumes:
+            give_all_pages_back(&slot.buffers)
     store32(&slot.state, FREE, RELEASE)
 
 
