@@ -204,10 +204,10 @@ cdef int _end_locks(const Lost *lost, int count) noexcept nogil:
 
 
 cdef void *_clear(void *argument) noexcept nogil:
-    """End the locks of descriptors."""
+    """End the locks of descriptors, until the other thread has left: then their numbers are reused."""
     cdef Ending *ending = <Ending *>argument
     cdef const Lost *one = <const Lost *>(ending + 1)
-    while one.fd >= 0:
+    while one.fd >= 0 and load32(&ending.state, ACQUIRE) == BEGUN:
         clear_locks(one.fd)
         one += 1
     _leave(ending)
