@@ -45,7 +45,7 @@ class Made(NamedTuple):
     def handover(self) -> Handover:
         """The hand-over to the process that serves."""
         return Handover(
-            volume=os.path.abspath(self.wanted.source),
+            volume=self.wanted.source,
             config=self.wanted.options.requested,
             fuse_fd=self.fuse_fd,
             source_fd=self.source_fd,
@@ -113,7 +113,7 @@ def make(wanted: Wanted) -> Made:
         entry = mountinfo.at(os.fsencode(target))[-1]
         lock_fd = records.add(entry)
         undo.pop_all()
-        return Made(wanted, entry, fuse_fd, source_fd, lock_fd)
+        return Made(wanted._replace(source=path), entry, fuse_fd, source_fd, lock_fd)
 
 
 def _check_free(target: Path, source: str) -> None:

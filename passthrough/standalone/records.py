@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,25 +39,40 @@ def add(mount: MountEntry) -> int:
 
 def _add(mount: MountEntry) -> int:
     DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep()
     path = _path_of(mount)
-    # Processes of an earlier mount with this number may be about to end: they keep their lock.
-    path.unlink(missing_ok=True)
-    # For reading: a worker has no use for the file.
-    fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.write_bytes(mount.target)
-    except BaseException:
-        os.close(fd)
-        raise
+    with _sole_writer():
+        _sweep()
+        # Processes of an earlier mount with this number may be about to end: they keep their lock.
+        path.unlink(missing_ok=True)
+        # For reading: a worker has no use for the file.
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.write_bytes(mount.target)
+        except BaseException:
+            os.close(fd)
+            raise
     return fd
+
+
+@contextmanager
+def _sole_writer() -> Iterator[None]:
+    """Have other processes wait: one that sweeps would take a record without its lock for old."""
+    directory = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def has(mount: MountEntry) -> bool:
     """Return whether *mount* was made without Docker; its processes may have ended."""
-    with suppress(FileNotFoundError):
+    try:
         return _path_of(mount).read_bytes() == mount.target
+    except OSError as error:
+        if error.errno not in _NO_PLACE | {errno.ENOENT}:
+            raise
     return False
 
 
