@@ -17,12 +17,12 @@ Field: TypeAlias = str | int | float
 """A value in the line of an event."""
 
 _PATTERNS: Final[Mapping[str, str]] = {
-    "d": r"\d+",
-    "g": r"\d+(?:\.\d+)?",
-    ".1f": r"\d+\.\d",
+    "d": r"[0-9]{1,18}",
+    "g": r"[0-9]{1,18}(?:\.[0-9]{1,18})?",
+    ".1f": r"[0-9]{1,18}\.[0-9]",
     "": r".*",
 }
-"""By the format of a field."""
+"""By the format of a field. The lengths bound what a worker under an attacker's control logs."""
 
 
 class Event(NamedTuple):
