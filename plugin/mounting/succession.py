@@ -89,6 +89,8 @@ def obstacle(mount: Mount) -> str:
     """Return why no other program can take over *mount*, as a part of a sentence; else empty."""
     if mount.detached:
         return DETACHED
+    if mount.successor is not None:  # it hangs in the kernel
+        return "processes of another program, which were to take over before, have not ended"
     worker = mount.worker
     state, deaths = worker.standby.state, worker.standby.deaths()
     if state is None or deaths is None:
