@@ -8,8 +8,8 @@ from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.commands.document import Block, Pairs, Table
 from plugin.protocol import SetReply
 
-SET_S = 15.0
-"""The deadline of Set in volume_locks.py is shorter."""
+SET_S = 30.0
+"""Names of users and the volume's lock may take 10 s each, users.py and volume_locks.py."""
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
