@@ -79,7 +79,7 @@ def bench(
         if sys.stderr.isatty():
             typer.echo(f"measuring: {workload}", err=True)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in steps.ENDING:
         signal.signal(number, _end)
     with refusals("bench"):
         result = steps.bench(Plugin(data_dir), volume, rounds, size, progress)

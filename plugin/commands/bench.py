@@ -7,13 +7,15 @@ keeps the volume mounted meanwhile, by a reference as a container has it.
 import fcntl
 import os
 import secrets
+import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple
 
 import msgspec
 
+from plugin.commands import units
 from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.commands.document import Block, Pairs, Table
 from plugin.commands.processes import PROC
@@ -23,6 +25,8 @@ from plugin.protocol import BENCH_ID, DetailsReply, MountpointReply, Reply
 
 MOUNT_S: Final = 60.0
 """The deadline of Mount in volume_locks.py is shorter."""
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals after which the command removes what it has made, and ends."""
 _SPARE: Final = 4  # times the bytes of a round, so that other programs do not run out of space
 _ROUND_BYTES: Final = 70 << 20
 
@@ -70,7 +74,8 @@ def bench(
         CommandError: the volume cannot be measured.
     """
     load = os.getloadavg()[0]
-    with _alone(plugin), _held(plugin, volume) as mountpoint:
+    left = plugin.ask(path_of(volume), DetailsReply)
+    with _alone(plugin), _held(plugin, volume, left) as mountpoint:
         details = plugin.ask(path_of(volume), DetailsReply)
         status = status_of(details.volume)
         source = str(status.get("source", status.get("data", "")))
@@ -93,28 +98,35 @@ def bench(
 @contextmanager
 def _alone(plugin: Plugin) -> Iterator[None]:
     """Let no other bench run: it would be measured as well, and drop the reference of this one."""
-    fd = os.open(plugin.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as stack:
+        try:
+            fd = os.open(plugin.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CommandError(
+                "another `passfs bench` runs; try again when it has ended."
+            ) from error
+        except OSError as error:
+            raise CommandError(
+                f"{plugin.directory} cannot be locked against another `passfs bench`:"
+                f" {error.strerror}."
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise CommandError("another `passfs bench` runs; try again when it has ended.") from error
-    finally:
-        os.close(fd)
 
 
 @contextmanager
-def _held(plugin: Plugin, volume: str) -> Iterator[str]:
+def _held(plugin: Plugin, volume: str, found: DetailsReply) -> Iterator[str]:
     """Keep *volume* mounted, and yield its mount point as the plugin sees it."""
     path = path_of(volume, "bench")
-    left = plugin.ask(path_of(volume), DetailsReply).users.get(BENCH_ID, 0)
+    left = found.users.get(BENCH_ID, 0) + found.dead.get(BENCH_ID, 0)
     for _ in range(left):  # by a command that was killed
         plugin.ask(path, Reply, method="DELETE", limit_s=MOUNT_S)
-    reply = plugin.ask(path, MountpointReply, method="POST", limit_s=MOUNT_S)
     try:
-        yield reply.mountpoint
-    finally:
-        plugin.ask(path, Reply, method="DELETE", limit_s=MOUNT_S)
+        yield plugin.ask(path, MountpointReply, method="POST", limit_s=MOUNT_S).mountpoint
+    finally:  # also after an answer that has not come: the plugin may mount nevertheless
+        with _undisturbed():
+            plugin.ask(path, Reply, method="DELETE", limit_s=MOUNT_S)
 
 
 @contextmanager
@@ -144,7 +156,8 @@ def _directory(source: str, mount: str, size: float) -> Iterator[_Subjects]:
             )
         yield subjects
     finally:
-        _remove(subjects)
+        with _undisturbed():
+            _remove(subjects)
 
 
 def _remove(at: _Subjects) -> None:
@@ -188,12 +201,23 @@ def _time(workload: Workload, parent: str, bare: str, size: float) -> float:
     """Measure *workload* in a new directory, whose names no cache knows."""
     name = secrets.token_hex(8)
     at = Site(os.path.join(parent, name), os.path.join(bare, name), size)
-    os.mkdir(at.directory, 0o700)
     try:
+        os.mkdir(at.directory, 0o700)
         return measured(workload, at)
     finally:
-        clear(at)
-        _remove(_Subjects(at.bare, at.directory))
+        with _undisturbed():
+            clear(at)
+            _remove(_Subjects(at.bare, at.directory))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a signal that ends the command wait until the block, which cleans up, has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def document(result: Result) -> list[Block]:
@@ -213,7 +237,7 @@ def document(result: Result) -> list[Block]:
             ("WORKLOAD", "UNIT", "SOURCE", "VOLUME", "RATIO"),
             [
                 (
-                    *(line.workload, line.unit, _text(line.source_s), _text(line.volume_s)),
+                    *(line.workload, line.unit, _time_of(line.source_s), _time_of(line.volume_s)),
                     line.refusal if line.ratio is None else f"{line.ratio:.2f}",
                 )
                 for line in result.lines
@@ -222,5 +246,5 @@ def document(result: Result) -> list[Block]:
     ]
 
 
-def _text(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e6 * seconds:.1f} us"
+def _time_of(unit_s: float | None) -> str:
+    return units.time(None if unit_s is None else 1e6 * unit_s)

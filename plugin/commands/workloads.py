@@ -4,6 +4,7 @@ Each workload makes the files that it needs, outside of the measured time, and r
 by name. So nothing is deleted that another program has put into the directory.
 """
 
+import errno
 import os
 import random
 import time
@@ -60,7 +61,10 @@ def measured(workload: Workload, at: Site) -> float:
     workload.prepare(at)
     began = time.perf_counter()
     units = workload.run(at)
-    return (time.perf_counter() - began) / units
+    took = time.perf_counter() - began
+    if not units:  # no_readdir
+        raise FileNotFoundError(errno.ENOENT, "the files are not listed")
+    return took / units
 
 
 def clear(at: Site) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from plugin.commands.workloads import WORKLOADS
 from plugin.protocol import BENCH_ID
-from tests.support.tools.commands import passfs, printed
+from tests.support.tools.commands import passfs, printed, run
 from tests.support.tools.processes import wait_until
 from tests.support.tools.service import Service, started
 
@@ -165,3 +165,19 @@ def running(service: Service, source: Path) -> "subprocess.Popen[bytes]":
     )
     wait_until(lambda: any(len([*path.iterdir()]) for path in source.glob(".passfs-bench-*")))
     return process
+
+
+def test_a_volume_that_lists_no_files_has_a_refusal(service: Service) -> None:
+    service.call("VolumeDriver.Create", Name="unlisted", Opts={"no_readdir": "true"})
+    result = json.loads(printed(service, "bench", "unlisted", *QUICK, "--json"))
+
+    refusals = {line["workload"]: line["refusal"] for line in result["lines"]}
+    assert refusals.pop("list with attributes") == "the files are not listed"
+    assert set(refusals.values()) == {""}
+
+
+def test_no_plugin_to_ask_is_a_clear_error(tmp_path: Path) -> None:
+    done = run("bench", "vol", "--data-dir", str(tmp_path / "missing"))
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no plugin listens" in done.stderr
