@@ -23,6 +23,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     events           the events in the life of a volume, with a line of the log for each
     log              the log lines on standard output and standard error
     threads          system calls that may never return, each in a thread
+    children         the same for the commands, each in a child process
     errors           refusals, with the HTTP status of each
 
 The docstring of each room lists its modules in the same way.

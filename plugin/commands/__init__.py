@@ -2,7 +2,7 @@
 
 They run on the host as root, and ask the plugin by the control socket in its data directory. So
 they work alike with a managed plugin and with the service. Facts about processes come from the
-host's /proc, which a managed plugin does not see. No function touches a mount, which may hang.
+host's /proc, which a managed plugin does not see. `bench` alone works in a mount, which may hang.
 
 The modules, from the top down:
 
@@ -22,6 +22,7 @@ The modules, from the top down:
     units         durations, times, rates and sizes as text
     mounts        mounts without Docker
     journal       the lines about a volume in the log
+    directory     the directory of a volume on the host: whose it is
     processes     the processes of a volume, by their ids on the host
     asking        questions to the plugin
     connection    HTTP on a Unix socket

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from plugin.commands import processes, views, volume_view
+from plugin.commands import directory, processes, views, volume_view
 from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.commands.processes import Process, User
 from plugin.commands.views import ListedVolumes, PluginView, Removal, Row
@@ -44,10 +44,12 @@ def view(
     if interval_s and reply.counters is not None:
         pause(interval_s)
         before, reply = reply, plugin.ask(path_of(volume), DetailsReply)
+    status = views.status_of(reply.volume)
+    whose = directory.look_at(str(status.get("source", status.get("data", ""))))
     if reply.mount is None:
-        return volume_view.view(before, reply, [], [])
+        return volume_view.view(before, reply, [], [], whose)
     users = processes.users(plugin.pid, reply.mount.device)
-    return volume_view.view(before, reply, _serving(plugin, reply.mount), users)
+    return volume_view.view(before, reply, _serving(plugin, reply.mount), users, whose)
 
 
 def findings(plugin: Plugin, volume: str | None) -> list[Mapping[str, str]]:

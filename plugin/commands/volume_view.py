@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from plugin.commands import load, units
+from plugin.commands.directory import Directory
 from plugin.commands.document import Block, Pairs, Table
 from plugin.commands.load import ErrorLoad, OperationLoad, Reading
 from plugin.commands.process_view import process_table
@@ -28,6 +29,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     created_at: str
     mountpoint: str
+    directory: Directory | None
+    """Whose directory it is on the host; None if that is not known."""
     state: str
     health: str
     reason: str
@@ -56,6 +59,7 @@ def view(
     reply: DetailsReply,
     processes: Sequence[Process],
     users: Sequence[User],
+    directory: Directory | None = None,
 ) -> View:
     """Return the volume of *reply* with its *processes* and *users*.
 
@@ -69,6 +73,7 @@ def view(
         name=reply.volume.name,
         created_at=f"{reply.volume.created_at:%Y-%m-%dT%H:%M:%SZ}",
         mountpoint=reply.volume.mountpoint,
+        directory=directory,
         state=reply.state,
         health=word,
         reason=reason,
@@ -135,6 +140,7 @@ def _summary(shown: View) -> Pairs:
             ("health", f"{shown.health}: {shown.reason}" if shown.reason else shown.health),
             ("state", shown.state),
             *((name, str(value)) for name, value in shown.status.items() if name not in own),
+            *([("owner on the host", str(shown.directory))] if shown.directory else []),
             *([("features", _UNKNOWN)] if shown.device and not shown.features else []),
             *([("requests", uncounted)] if shown.device and shown.operations is None else []),
             *([] if shown.numbers is None else _held(shown.numbers)),

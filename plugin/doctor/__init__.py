@@ -16,6 +16,5 @@ The modules, from the top down:
     rights       the user of the command, and the capabilities of the plugin
     kernel       the kernel: its release, FUSE, io_uring, what the sandbox needs
     facts        what several checks need to know
-    children     calls that may hang, each in a child process
     finding      what a check has found
 """

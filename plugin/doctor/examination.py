@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from plugin.children import Call, Child, Failed, Silent, running as calling
 from plugin.doctor import kernel, limits, mounts, rights, running, storage, volumes
-from plugin.doctor.children import Call, Child, Failed, Silent, running as calling
 from plugin.doctor.facts import Facts, Machine, gathered
 from plugin.doctor.finding import Finding, Found, State, unchecked
 

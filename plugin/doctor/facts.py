@@ -10,9 +10,9 @@ import msgspec
 from passthrough.linux import kernel_features
 from passthrough.options.sessions import Release
 from passthrough.session import probe
+from plugin.children import Call, Failed, running
 from plugin.commands.asking import CommandError, Plugin
 from plugin.commands.views import ListedVolumes, status_of
-from plugin.doctor.children import Call, Failed, running
 from plugin.install import engine_facts, service
 from plugin.install.installation import InstallationError
 from plugin.install.plugin_settings import mount_sources

@@ -13,10 +13,10 @@ import msgspec
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE, MountEntry
+from plugin.children import Call, Failed, made
 from plugin.commands import processes
-from plugin.doctor.children import Call, Failed, made
 from plugin.doctor.facts import Facts
-from plugin.doctor.finding import Found, State, listed
+from plugin.doctor.finding import Found, State, listed, unchecked
 
 OPEN_S: Final = 2.0
 _CONNECTION: Final = "fuse_connection:"
@@ -45,7 +45,10 @@ def dead(facts: Facts) -> Found:
     ]
     if not seen:
         return Found(State.OK, "no mount of passfs")
-    held = _held(proc)
+    try:
+        held = _held(proc)
+    except PermissionError:
+        return unchecked("this user may not see the descriptors of other processes")
     if not held.known:
         return Found(
             State.NOTE,
@@ -78,7 +81,10 @@ def dead(facts: Facts) -> Found:
 
 def hidden(facts: Facts) -> Found:
     """Compare the directory of each mounted volume with the one that its path leads to now."""
-    served = list(_served(facts))
+    try:
+        served = list(_served(facts))
+    except PermissionError:
+        return unchecked("this user may not see the mounts of a worker")
     if not served:
         return Found(State.OK, "no volume is mounted")
     mounts = mountinfo.read(str(facts.machine.proc / "self/mountinfo"))
@@ -157,7 +163,11 @@ def _passfs_mounts(proc: Path, pid: int) -> list[MountEntry]:
 
 
 def _held(proc: Path) -> Held:
-    """Look at all descriptors of /dev/fuse, fdinfo in proc(5)."""
+    """Look at all descriptors of /dev/fuse, fdinfo in proc(5).
+
+    Raises:
+        PermissionError: this user may not see the descriptors of a process.
+    """
     numbers: set[int] = set()
     descriptors = 0
     for info in _fuse_descriptors(proc):
@@ -169,9 +179,13 @@ def _held(proc: Path) -> Held:
 
 
 def _fuse_descriptors(proc: Path) -> Iterator[str]:
-    """Yield what fdinfo tells about each descriptor of /dev/fuse."""
+    """Yield what fdinfo tells about each descriptor of /dev/fuse.
+
+    Raises:
+        PermissionError: this user may not see the descriptors of a process.
+    """
     for pid in filter(str.isdecimal, os.listdir(proc)):
-        with suppress(OSError):  # the process has ended
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
             for number in os.listdir(proc / pid / "fd"):
                 if _link(proc / pid / "fd" / number).endswith("/fuse"):
                     yield (proc / pid / "fdinfo" / number).read_text()
@@ -186,11 +200,15 @@ def _paths(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _served(facts: Facts) -> Iterator[tuple[str, str, Place]]:
-    """Yield each mounted volume with its path, and the place of the directory that it serves."""
+    """Yield each mounted volume with its path, and the place of the directory that it serves.
+
+    Raises:
+        PermissionError: this user may not see the mounts of a worker.
+    """
     statuses = facts.statuses()
     workers = _workers(facts, statuses)
     for name, path in _paths(facts):
-        with suppress(OSError, LookupError):  # the worker has ended
+        with suppress(FileNotFoundError, ProcessLookupError, LookupError):  # it has ended
             table = facts.machine.proc / str(workers.get(name, 0)) / "mountinfo"
             root = _root(mountinfo.read(str(table)))
             # With sandbox=none the worker's root is the plugin's own.

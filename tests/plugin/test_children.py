@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from plugin.doctor.children import Call, Failed, Silent, made, running
+from plugin.children import Call, Failed, Silent, made, running
 from tests.support.fakes.hung import HungSource
 from tests.support.tools.processes import wait_until
 
 HUNG = """
 import sys, time
-from plugin.doctor.children import Call, Silent, made
+from plugin.children import Call, Silent, made
 try:
     made(Call(lambda: time.sleep(1000), int, 0.1))
 except Silent as silence:

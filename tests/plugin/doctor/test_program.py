@@ -184,6 +184,21 @@ def test_another_user_is_told_what_was_not_checked(base: Path) -> None:
     assert {"FUSE", "sandbox"} <= unchecked
 
 
+def test_another_user_takes_no_healthy_mount_for_a_dead_one(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    service = Service(tmp_path)
+    service.start()
+    try:
+        service.call("VolumeDriver.Create", Name="vol")
+        service.call("VolumeDriver.Mount", Name="vol", ID="i")
+        within = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+        result = examined(tmp_path, within=within)
+    finally:
+        service.end(signal.SIGTERM)
+    assert found(result, "dead mounts")[0] is State.WARNING
+    assert found(result, "dead mounts")[1].startswith("not checked: ")
+
+
 def test_private_mounts_are_found(tmp_path: Path) -> None:
     private = ("unshare", "--mount", "--propagation=private")
     shared = ("unshare", "--mount", "--propagation=shared")
