@@ -140,7 +140,7 @@ def _summary(shown: View) -> Pairs:
             ("health", f"{shown.health}: {shown.reason}" if shown.reason else shown.health),
             ("state", shown.state),
             *((name, str(value)) for name, value in shown.status.items() if name not in own),
-            *([("owner on the host", str(shown.directory))] if shown.directory else []),
+            *([("belongs to", str(shown.directory))] if shown.directory else []),
             *([("features", _UNKNOWN)] if shown.device and not shown.features else []),
             *([("requests", uncounted)] if shown.device and shown.operations is None else []),
             *([] if shown.numbers is None else _held(shown.numbers)),

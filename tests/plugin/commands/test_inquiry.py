@@ -134,6 +134,29 @@ def test_status_has_processes_options_and_features(service: Service) -> None:
     assert reasons["writeback_cache"].endswith("with writeback")
 
 
+def test_status_tells_whose_the_directory_is(service: Service) -> None:
+    source = service.directory / "source"
+    before = source.stat()
+    os.chown(source, 0, 41_002)
+    source.chmod(0o2770)
+    try:
+        assert status(service, "vol")["directory"] == {
+            "uid": 0,
+            "gid": 41_002,
+            "user": "root",
+            "group": "",
+            "mode": "2770",
+        }
+        assert "belongs to   0:41002 (root:41002), mode 2770" in printed(service, "status", "vol")
+    finally:
+        os.chown(source, before.st_uid, before.st_gid)
+        source.chmod(before.st_mode)
+
+
+def test_status_does_not_know_whose_a_missing_directory_is(service: Service) -> None:
+    assert status(service, EVIL)["directory"] is None
+
+
 def fail(service: Service, times: int) -> None:
     """Have *times* requests to `vol` fail: the kernel keeps no names of attributes."""
     for _ in range(times):
