@@ -91,7 +91,11 @@ def obstacle(mount: Mount) -> str:
         return DETACHED
     if mount.successor is not None:  # it hangs in the kernel
         return "processes of another program, which were to take over before, have not ended"
-    worker = mount.worker
+    return _obstacle_of(mount.worker)
+
+
+def _obstacle_of(worker: Worker) -> str:
+    """Return why nothing can follow *worker* and its guards; empty if it can."""
     state, deaths = worker.standby.state, worker.standby.deaths()
     if state is None or deaths is None:
         return "it has no standby"

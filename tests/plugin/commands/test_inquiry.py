@@ -147,7 +147,8 @@ def test_status_tells_whose_the_directory_is(service: Service) -> None:
             "group": "",
             "mode": "2770",
         }
-        assert "belongs to   0:41002 (root:41002), mode 2770" in printed(service, "status", "vol")
+        shown = " ".join(printed(service, "status", "vol").split())
+        assert "belongs to 0:41002 (root:41002), mode 2770" in shown
     finally:
         os.chown(source, before.st_uid, before.st_gid)
         source.chmod(before.st_mode)
