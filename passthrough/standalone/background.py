@@ -9,6 +9,7 @@ again if that restarts.
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -24,6 +25,8 @@ LOGGER: Final = ("logger", "--tag", "passfs", "--prio-prefix", "--priority", "da
 # The name of the first process in ps(1), of which the kernel keeps 15 bytes.
 _PROCESS_NAME: Final = b"passfs:"
 _REPORT_BYTES: Final = 1 << 16
+_END_S: Final = 2.0
+_LOOK_S: Final = 0.01
 
 
 class ServiceError(Exception):
@@ -113,10 +116,14 @@ def _report(reader: int) -> Report:
 
 
 def _give_up(made: Made, child: int) -> None:
-    """Unmount, and end the processes."""
+    """End the processes, and unmount; a process that hangs in the kernel is left behind."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # another one would leave the mount
+        signal.signal(number, signal.SIG_IGN)
     if child:
         for kill in (os.killpg, os.kill):  # right after the fork it leads no group
             with suppress(ProcessLookupError):
                 kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        until = time.monotonic() + _END_S
+        while os.waitpid(child, os.WNOHANG)[0] == 0 and time.monotonic() < until:
+            time.sleep(_LOOK_S)
     made.undo()
