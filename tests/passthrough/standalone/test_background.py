@@ -124,7 +124,7 @@ def test_the_log_goes_to_the_systems_log(source: Path, mountpoint: Path, tmp_pat
         assert passfs("unmount", mountpoint).status == 0
 
     assert line.startswith("<28>")  # daemon.warning
-    assert f"passfs: {mountpoint}: passthrough.worker.standby: worker" in line
+    assert f"passfs: {mountpoint}: passthrough.worker.events: worker" in line
     assert line.endswith("was killed by SIGKILL")
 
 
