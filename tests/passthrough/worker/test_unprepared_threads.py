@@ -118,8 +118,10 @@ def is_locked(file: Path) -> bool:
     return subprocess.run(["flock", "-n", file, "true"], check=False).returncode == 1
 
 
-def waits(process: subprocess.Popen[bytes]) -> bool:
-    return "fuse" in Path(f"/proc/{process.pid}/stack").read_text()
+def has_a_waiting_lock(worker: int) -> bool:
+    """Return whether a thread of the worker waits for a lock of the host."""
+    stacks = Path(f"/proc/{worker}/task").glob("*/stack")
+    return any("locks_lock_inode_wait" in stack.read_text() for stack in stacks)
 
 
 def test_a_request_in_hand_outlives_a_thread_that_cannot_be_prepared(
@@ -129,7 +131,7 @@ def test_a_request_in_hand_outlives_a_thread_that_cannot_be_prepared(
     with locking(file, "cat") as holder:
         wait_until(lambda: is_locked(file))
         with locking(file, "true") as waiter:
-            wait_until(lambda: waits(waiter))
+            wait_until(lambda: has_a_waiting_lock(keeper.state.worker_pid))
             fails.touch()
             kill(keeper.state.worker_pid)
             wait_until(lambda: not fails.exists())
