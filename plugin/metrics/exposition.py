@@ -1,7 +1,7 @@
 """The text that Prometheus scrapes: a table of metrics, each with the fact that it shows.
 
-The library writes the text. A text of 200 busy volumes takes it a second, so `render` belongs in a
-thread.
+The library writes the text. A text of 200 busy volumes takes it two seconds, so `render` belongs
+in a thread.
 """
 
 from collections.abc import Callable, Iterable, Iterator
