@@ -134,7 +134,7 @@ def test_status_has_processes_options_and_features(service: Service) -> None:
     assert reasons["writeback_cache"].endswith("with writeback")
 
 
-def test_status_tells_whose_the_directory_is(service: Service) -> None:
+def test_status_tells_the_owner_of_the_directory(service: Service) -> None:
     source = service.directory / "source"
     before = source.stat()
     os.chown(source, 0, 41_002)
@@ -154,7 +154,7 @@ def test_status_tells_whose_the_directory_is(service: Service) -> None:
         source.chmod(before.st_mode)
 
 
-def test_status_does_not_know_whose_a_missing_directory_is(service: Service) -> None:
+def test_status_knows_no_owner_of_a_missing_directory(service: Service) -> None:
     assert status(service, EVIL)["directory"] is None
 
 
