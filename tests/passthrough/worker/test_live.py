@@ -1,7 +1,8 @@
 """live.py: timeouts that change while a volume is served, as its replies have them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,12 +45,16 @@ def source(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def core_of(source: Path) -> Iterator[Core]:
-    """Yield a volume with the timeouts GIVEN."""
+def answering(source: Path) -> Iterator[Callable[[], Timeouts]]:
+    """Have a thread serve a volume with the timeouts GIVEN; yield what asks for those in replies.
+
+    Serving takes capabilities from a thread.
+    """
     config = effective(session=SessionKind.KERNEL, **GIVEN._asdict())
     core = Core(config, os.open(source, os.O_PATH | os.O_DIRECTORY), Rare(config))
-    yield core
-    assert core.close()
+    with ThreadPoolExecutor(1) as thread:
+        yield lambda: thread.submit(timeouts, core).result()
+        assert thread.submit(core.close).result()
 
 
 def timeouts(core: Core) -> Timeouts:
@@ -73,24 +78,24 @@ def timeouts(core: Core) -> Timeouts:
 
 @pytest.mark.usefixtures("page")
 def test_a_page_without_words_leaves_the_timeouts_of_the_options(source: Path) -> None:
-    with core_of(source) as core:
-        assert timeouts(core) == GIVEN
+    with answering(source) as replies:
+        assert replies() == GIVEN
 
 
 def test_changed_timeouts_are_in_the_next_reply(page: int, source: Path) -> None:
-    with core_of(source) as core:
+    with answering(source) as replies:
         assert live.can_change(page)
         live.change(page, OTHERS)
-        assert timeouts(core) == OTHERS
+        assert replies() == OTHERS
         live.change(page, GIVEN)
-        assert timeouts(core) == GIVEN
+        assert replies() == GIVEN
 
 
 def test_any_word_is_taken(page: int, source: Path) -> None:
     """A worker that is compromised may have written it, for its own volume."""
     os.pwrite(page, b"\xff" * (live.END - live.AT), live.AT)
-    with core_of(source) as core:
-        assert timeouts(core).entry_timeout > GIVEN.entry_timeout
+    with answering(source) as replies:
+        assert replies().entry_timeout > GIVEN.entry_timeout
 
 
 def test_the_words_lie_behind_the_last_death(page: int) -> None:
