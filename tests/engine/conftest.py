@@ -180,7 +180,7 @@ def _fuse_holders() -> Iterator[str]:
 def _is_of_the_tests(pid: str) -> bool:
     """Return whether this process or the engine has started *pid*; others may use FUSE too."""
     while pid != "0":
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         name, _, fields = stat.partition("(")[2].rpartition(")")
         if pid == str(os.getpid()) or name.startswith("containerd-shim"):
             return True

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import docker.errors
 import pytest
 
+from plugin.commands.connection import Connection
 from plugin.install.installation import TREE
 from plugin.install.installer import BUILD, build_stamp
 from plugin.install.plugin_settings import environment, mount_sources
@@ -50,6 +51,20 @@ def _while_disabled(engine: OwnEngine, driver: Driver, wanted: Mapping[str, str]
 def _logs_requests(engine: OwnEngine, driver: Driver, _: Path) -> None:
     with driver.volume() as volume:
         assert f"/VolumeDriver.Create {volume.name}" in engine.log.read_text()
+
+
+def _logs_objects(engine: OwnEngine, driver: Driver, _: Path) -> None:
+    with driver.volume() as volume:
+        assert rf"\"volume\":\"{volume.name}\"" in engine.log.read_text()
+
+
+def _answers_on_the_host(_: OwnEngine, __: Driver, directory: Path) -> None:
+    """The plugin's data directory is `data` on the host."""
+    with contextlib.closing(
+        Connection(str(directory / "data" / "metrics.sock"), 10.0)
+    ) as connection:
+        connection.request("GET", "/metrics")
+        assert b"passfs_volume" in connection.getresponse().read()
 
 
 def _sees_one_directory(engine: OwnEngine, driver: Driver, directory: Path) -> None:
@@ -103,6 +118,8 @@ def _gives_directories(_: OwnEngine, driver: Driver, directory: Path) -> None:
 
 SETTINGS: Mapping[str, Setting] = {
     "PASSFS_LOG_LEVEL": Setting("debug", _logs_requests),
+    "PASSFS_LOG_FORMAT": Setting("json", _logs_objects),
+    "PASSFS_METRICS": Setting("/var/lib/passfs/metrics.sock", _answers_on_the_host),
     "PASSFS_HOST_DIR": Setting("{}/host", _sees_one_directory),
     "PASSFS_ALLOWED_SOURCES": Setting("{}/host/source", _allows_one_directory),
     "PASSFS_DEFAULT_OPTIONS": Setting("cache=never,readonly=false", _has_defaults),
