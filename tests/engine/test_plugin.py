@@ -55,7 +55,7 @@ def _logs_requests(engine: OwnEngine, driver: Driver, _: Path) -> None:
 
 def _logs_objects(engine: OwnEngine, driver: Driver, _: Path) -> None:
     with driver.volume() as volume:
-        assert rf"\"volume\":\"{volume.name}\"" in engine.log.read_text()
+        assert rf"\"volume\": \"{volume.name}\"" in engine.log.read_text()
 
 
 def _answers_on_the_host(_: OwnEngine, __: Driver, directory: Path) -> None:
