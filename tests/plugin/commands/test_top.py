@@ -1,5 +1,6 @@
 """`passfs top`, beside a plugin that runs as a process: in a pipe, as JSON, and on a terminal."""
 
+import codecs
 import fcntl
 import json
 import os
@@ -161,16 +162,18 @@ class Terminal:
         self.ours = ours
         self.process = process
         self.output = ""
+        self._returned = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read_until(self, text: str) -> str:
-        """Return the output from here on, until *text* has come."""
-        found, end = "", time.monotonic() + LIMIT_S
-        while text not in found:
+        """Return the output after what was returned before, up to *text*."""
+        end = time.monotonic() + LIMIT_S
+        while (at := self.output.find(text, self._returned)) < 0:
             left = end - time.monotonic()
-            assert select.select([self.ours], [], [], max(0, left))[0], found
-            found += os.read(self.ours, 65536).decode()
-        self.output += found
-        return found
+            assert select.select([self.ours], [], [], max(0, left))[0], self.output
+            self.output += self._decoder.decode(os.read(self.ours, 65536))
+        begin, self._returned = self._returned, at + len(text)
+        return self.output[begin : self._returned]
 
     def lines(self) -> list[str]:
         """Return the lines of all that was drawn, without colours."""
