@@ -204,7 +204,7 @@ cdef int _end_locks(const Lost *lost, int count) noexcept nogil:
 
 
 cdef void *_clear(void *argument) noexcept nogil:
-    """End the locks of descriptors, until the other thread has left: then their numbers are reused."""
+    """End the locks of descriptors, until the other thread leaves: it frees their numbers."""
     cdef Ending *ending = <Ending *>argument
     cdef const Lost *one = <const Lost *>(ending + 1)
     while one.fd >= 0 and load32(&ending.state, ACQUIRE) == BEGUN:
