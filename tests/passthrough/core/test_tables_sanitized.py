@@ -16,7 +16,10 @@ for budget in (1 << 40, 5000, 0):
     assert probe.live() == [1]
 """
 
-MODULES = ("memory", "notify", "places", "recent", "settle", "shared", "stress", "sweep", "tables")
+MODULES = (
+    *("counters", "memory", "notify", "places", "recent", "settle", "shared", "stress"),
+    *("sweep", "tables"),
+)
 """The modules that the program needs, and what they need."""
 
 
