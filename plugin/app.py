@@ -126,7 +126,8 @@ async def composed(
         CannotStart: says what is in the way.
         OSError: a directory cannot be made or read.
     """
-    policy, host_view = settings.policy(kernel_features.linux_release()), _host(settings)
+    release, host_view = kernel_features.linux_release(), _host(settings)
+    policy = settings.policy(release)
     storage = Storage(settings.data_dir, settings.owner)
     storage.prepare()
     with (
@@ -154,31 +155,27 @@ async def composed(
             parts = (registry, storage, keeper, host_view)
             driver = Driver(*parts, machine=machine, policy=policy, nursery=background)
             changing = Changing(driver, keeper, registry, policy, host_view)
-            background.start_soon(_control, driver, keeper, storage, changing, control_listener)
-            background.start_soon(_export, driver, keeper, metrics_listener)
+            details = Details(driver, keeper, release)
+            answers = Answers(driver, details, Check(driver, keeper, storage), changing)
+            background.start_soon(_control, answers, control_listener)
+            background.start_soon(_export, driver, keeper, details, metrics_listener)
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
             yield driver, listener
             background.cancel_scope.cancel()
 
 
-async def _control(
-    driver: Driver,
-    keeper: Keeper,
-    storage: Storage,
-    changing: Changing,
-    listener: socket.socket | None,
-) -> None:
+async def _control(answers: Answers, listener: socket.socket | None) -> None:
     """Answer on the control socket, if there is one."""
     if listener is not None:
-        details = Details(driver, keeper, kernel_features.linux_release())
-        await control(Answers(driver, details, Check(driver, keeper, storage), changing), listener)
+        await control(answers, listener)
 
 
-async def _export(driver: Driver, keeper: Keeper, listener: socket.socket | None) -> None:
+async def _export(
+    driver: Driver, keeper: Keeper, details: Details, listener: socket.socket | None
+) -> None:
     """Answer at the address of the metrics, if there is one."""
     if listener is not None:
         render = await trio.to_thread.run_sync(_renderer)
-        details = Details(driver, keeper, kernel_features.linux_release())
         log.info("metrics at %s", listener.getsockname())
         await export(Metrics(driver, keeper, details, render), listener)
 

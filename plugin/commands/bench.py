@@ -43,7 +43,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float | None
     """The median over the rounds of the volume's time by the source's."""
     refusal: str = ""
-    """What a call was refused with; empty if none was."""
+    """The reason of a refused call; empty if none was refused."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ SET_S = 30.0
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """What `passfs set` has changed, or with --dry-run would change."""
+    """The changes that `passfs set` has made, or with --dry-run would make."""
 
     volume: str
     dry_run: bool
