@@ -66,6 +66,15 @@ def test_the_list_of_subcommands_has_whole_sentences() -> None:
     assert "..." not in result.output.partition("Commands:")[2]
 
 
+def test_each_command_of_passfs_has_json_but_the_server() -> None:
+    program = typer.main.get_command(PROGRAMS["plugin"])
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in program.commands.items()  # type: ignore[attr-defined]
+    }
+    assert [name for name in options if "--json" not in options[name]] == ["serve"]
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_python_m_shows_its_help(name: str) -> None:
     done = subprocess.run(

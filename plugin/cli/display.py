@@ -5,10 +5,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 
 class Display:
-    """Numbered steps, and a bar for a count of bytes; plain lines without a terminal."""
+    """Numbered steps, and a bar for a count of bytes; plain lines without a terminal.
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, markup=False)
+    With *stderr* they go to standard error, which leaves standard output to a document.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        self._console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
         self._steps = 0
         self._bar: Progress | None = None
         self._task = TaskID(0)

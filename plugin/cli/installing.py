@@ -1,14 +1,15 @@
 """The commands that run, install and upgrade the plugin."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from plugin.admin.settings import SETTINGS, Flag, Setting
-from plugin.cli.app import app
+from plugin.cli.app import Json, app
 from plugin.cli.display import Display
 from plugin.install.installation import TREE, Installation, InstallationError
 
@@ -80,9 +81,11 @@ def install(
         typer.Option(metavar="DIR", help="Source tree to build from [that of this command]."),
     ] = None,
     force: _Force = False,
+    json: Json = False,
     **settings: str | list[str] | None,
 ) -> None:
     """Build the managed plugin and enable it. Run it again to upgrade; settings stay."""
+    from plugin.commands import terminal  # noqa: PLC0415
     from plugin.install import engine, installer  # noqa: PLC0415
 
     wanted = Installation(
@@ -96,32 +99,27 @@ def install(
         tree=TREE if tree is None else Path(tree),
         force=force,
     )
-    display = Display()
-    if tree == "":
-        _fail(
-            display,
-            "install",
-            InstallationError("--tree takes the directory of a checkout, not ''."),
-        )
-    try:
+    with _steps("install", json=json) as display:
+        if tree == "":
+            raise InstallationError("--tree takes the directory of a checkout, not ''.")
         with engine.connect() as client:
-            installer.install(client, wanted, display)
-    except InstallationError as error:
-        _fail(display, "install", error)
-    typer.echo(f"{name} is ready: docker volume create -d {name} demo")
+            installed = installer.install(client, wanted, display)
+    if json:
+        terminal.show_json(installed)
+    else:
+        typer.echo(f"{name} is ready: docker volume create -d {name} demo")
 
 
 @app.command()
-def uninstall(*, name: _Name = "passfs", force: _Force = False) -> None:
+def uninstall(*, name: _Name = "passfs", force: _Force = False, json: Json = False) -> None:
     """Disable and remove the managed plugin. Its volumes stay in the data directory."""
+    from plugin.commands import terminal  # noqa: PLC0415
     from plugin.install import engine, installer  # noqa: PLC0415
 
-    display = Display()
-    try:
-        with engine.connect() as client:
-            installer.uninstall(client, Installation(name=name, force=force), display)
-    except InstallationError as error:
-        _fail(display, "uninstall", error)
+    with _steps("uninstall", json=json) as display, engine.connect() as client:
+        removed = installer.uninstall(client, Installation(name=name, force=force), display)
+    if json:
+        terminal.show_json(removed)
 
 
 @app.command()
@@ -139,27 +137,35 @@ def upgrade(
             metavar="PATH", help="Socket of the plugin [that of passfs.socket, or the default]."
         ),
     ] = "",
+    json: Json = False,
 ) -> None:
     """Upgrade the service on the host, and its mounted volumes.
 
     Running containers do not notice. The exit status is 3 if another program serves a volume on,
     or a mount is lost.
     """
+    from plugin.commands import terminal  # noqa: PLC0415
     from plugin.install import upgrade as steps  # noqa: PLC0415
 
-    display = Display()
     wanted = steps.Upgrade(tree=None if tree is None else Path(tree), socket=socket)
-    try:
-        complete = steps.upgrade(wanted, display)
-    except InstallationError as error:
-        _fail(display, "upgrade", error)
-    if not complete:
+    with _steps("upgrade", json=json) as display:
+        upgraded = steps.upgrade(wanted, display)
+    if json:
+        terminal.show_json(upgraded)
+    if not upgraded.complete:
         typer.echo("passfs upgrade: this program does not serve all mounted volumes", err=True)
         raise typer.Exit(3)
-    typer.echo("this program serves all mounted volumes")
+    if not json:
+        typer.echo("this program serves all mounted volumes")
 
 
-def _fail(display: Display, command: str, error: Exception) -> NoReturn:
-    display.close()
-    typer.echo(f"passfs {command}: {error}", err=True)
-    raise typer.Exit(1)
+@contextmanager
+def _steps(command: str, *, json: bool) -> Iterator[Display]:
+    """Yield the display of *command*; print an InstallationError, and end with the status 1."""
+    display = Display(stderr=json)
+    try:
+        yield display
+    except InstallationError as error:
+        display.close()
+        typer.echo(f"passfs {command}: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -12,5 +12,5 @@ The modules, from the top down:
     directories      the directories of the plugin, and those for temporary files
     plugin_settings  the settings of an installed plugin, and the new ones
     source_tree      the files that a plugin is built from
-    installation     the arguments of the command, the display, and the error
+    installation     the arguments and results of the commands, the display, the error
 """

@@ -1,7 +1,8 @@
-"""The arguments of `passfs install` and `passfs uninstall`, the display, and the error."""
+"""The arguments and results of `passfs install` and `uninstall`, the display, and the error."""
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,34 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     ca_bundle: str | None = None
     """PEM file. None means the bundle of the last install; empty means no bundle."""
     force: bool = False
+
+
+class Done(StrEnum):
+    """The work of a `passfs install`."""
+
+    CREATED = "created"
+    REPLACED = "replaced"
+    """By a new build."""
+    CONFIGURED = "configured"
+    ENABLED = "enabled"
+    NOTHING = "nothing"
+
+
+class Installed(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin that is installed and enabled."""
+
+    plugin: str
+    done: Done
+    settings: Mapping[str, str]
+    """Those in force, as `docker plugin set` names them."""
+
+
+class Uninstalled(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin that has been removed."""
+
+    plugin: str
+    data_dir: str | None
+    """It still has the registry, and the volumes without a source."""
 
 
 class Progress(Protocol):

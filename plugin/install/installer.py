@@ -16,7 +16,15 @@ from typing import Any
 from plugin.install import engine, engine_facts, image, kept_files
 from plugin.install.directories import check_unused, copy_registry, prepare_directories
 from plugin.install.engine import Client
-from plugin.install.installation import Installation, InstallationError, Progress, check_name
+from plugin.install.installation import (
+    Done,
+    Installation,
+    InstallationError,
+    Installed,
+    Progress,
+    Uninstalled,
+    check_name,
+)
 from plugin.install.plugin_settings import choose_settings, environment, mount_sources
 from plugin.install.source_tree import digest, read_manifest
 
@@ -24,7 +32,7 @@ BUILD = "PASSFS_BUILD_ID"
 """The variable in the plugin's environment that identifies the build; not a setting."""
 
 
-def install(client: Client, wanted: Installation, progress: Progress) -> None:
+def install(client: Client, wanted: Installation, progress: Progress) -> Installed:
     """Build, create and enable the plugin; replace an older one and keep its settings.
 
     Raises:
@@ -41,9 +49,9 @@ def install(client: Client, wanted: Installation, progress: Progress) -> None:
     tree_digest = digest(wanted.tree)
     if former is not None and _is_built_from(client, former, tree_digest, wanted.tree):
         kept_files.keep_bundle(settings["data.source"], bundle)
-        _reconfigure(client, former, wanted, settings, progress)
+        done = _reconfigure(client, former, wanted, settings, progress)
         kept_files.remove(file)
-        return
+        return Installed(plugin=wanted.name, done=done, settings=settings)
     _refuse_while_in_use(client, wanted)  # before the build, which takes minutes
     image.check_scratch_space()
     progress.step(f"Building the image {image.IMAGE}")
@@ -71,9 +79,11 @@ def install(client: Client, wanted: Installation, progress: Progress) -> None:
             _report(settings, progress)
             progress.step(f"Enabling {wanted.name}")
             engine.enable(client, wanted.name)
+    done = Done.CREATED if former is None else Done.REPLACED
+    return Installed(plugin=wanted.name, done=done, settings=settings)
 
 
-def uninstall(client: Client, wanted: Installation, progress: Progress) -> None:
+def uninstall(client: Client, wanted: Installation, progress: Progress) -> Uninstalled:
     """Disable and remove the plugin; the data directory stays.
 
     Raises:
@@ -91,6 +101,7 @@ def uninstall(client: Client, wanted: Installation, progress: Progress) -> None:
     progress.line(
         f"volumes and data stay in {data}: `passfs install --data-dir {data}` finds them again"
     )
+    return Uninstalled(plugin=wanted.name, data_dir=data)
 
 
 def _choose_settings(
@@ -142,16 +153,16 @@ def _reconfigure(
     wanted: Installation,
     settings: Mapping[str, str],
     progress: Progress,
-) -> None:
+) -> Done:
     """Give *settings* to the installed plugin, which has the current build, and enable it."""
     present = mount_sources(former) | environment(former)
     if settings.items() <= present.items():
         if former["Enabled"]:
             progress.line("this plugin is installed and has these settings: nothing to do")
-        else:
-            progress.step(f"Enabling {wanted.name}")
-            engine.enable(client, wanted.name)
-        return
+            return Done.NOTHING
+        progress.step(f"Enabling {wanted.name}")
+        engine.enable(client, wanted.name)
+        return Done.ENABLED
     progress.step(f"Configuring {wanted.name}")
     _refuse_while_in_use(client, wanted)
     engine.disable(client, former)
@@ -164,6 +175,7 @@ def _reconfigure(
         before = {key: value for key, value in present.items() if key in settings}
         _restore(client, former | {"Name": wanted.name}, before, error)
         raise InstallationError(f"{error} {wanted.name} has its former settings again.") from error
+    return Done.CONFIGURED
 
 
 def _restore(

@@ -8,8 +8,9 @@ and names the volumes that stay with an older program.
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -45,8 +46,20 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     """The plugin's socket; empty: that of the socket unit."""
 
 
-def upgrade(wanted: Upgrade, progress: Progress) -> bool:
-    """Upgrade the service; return whether this program serves all of its volumes.
+class Upgraded(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that runs this program."""
+
+    unit: str
+    former_unit: str | None
+    """The copy of a unit that was replaced."""
+    complete: bool
+    """True if this program serves all mounted volumes."""
+    volumes: Sequence[Mapping[str, Any]]
+    """The fields of VolumeProgram, by name."""
+
+
+def upgrade(wanted: Upgrade, progress: Progress) -> Upgraded:
+    """Upgrade the service, and its mounted volumes with it.
 
     Raises:
         InstallationError: a step failed; the volumes are served nevertheless.
@@ -58,15 +71,26 @@ def upgrade(wanted: Upgrade, progress: Progress) -> bool:
         raise InstallationError("`passfs upgrade` writes the unit of the service: run it as root.")
     program = identity()
     progress.step(f"Writing {installed}")
-    progress.line(_write_unit(_unit_of(wanted.tree, installed), installed))
+    former = _write_unit(_unit_of(wanted.tree, installed), installed)
+    progress.line(
+        f"the former unit is {former}; put settings of your own into drop-ins"
+        if former
+        else "it is as it was"
+    )
     progress.step(f"Restarting {service.UNIT}")
     service.restart()
     progress.step("Waiting until this program serves the volumes")
     path = wanted.socket or service.socket_path(SETTINGS["socket"].default)
     reply = _wait(path, program)
-    for volume in sorted(reply.volumes, key=lambda volume: volume.name):
+    volumes = sorted(reply.volumes, key=lambda volume: volume.name)
+    for volume in volumes:
         progress.line(f"{volume.name}: {_outcome(volume)}")
-    return not any(volume.older or volume.lost for volume in reply.volumes)
+    return Upgraded(
+        unit=str(installed),
+        former_unit=former,
+        complete=not any(volume.older or volume.lost for volume in volumes),
+        volumes=[msgspec.structs.asdict(volume) for volume in volumes],
+    )
 
 
 def _unit_of(tree: Path | None, installed: Path) -> str:
@@ -100,12 +124,12 @@ def _starts(unit: Path, program: Path) -> bool:
     return any(line.startswith(f"ExecStart={program} ") for line in lines)
 
 
-def _write_unit(text: str, path: Path) -> str:
-    """Write the unit *text* to *path*, and keep the former one; return what was done."""
+def _write_unit(text: str, path: Path) -> str | None:
+    """Write the unit *text* to *path*; return the copy of a unit that was replaced."""
     try:
         former = path.read_text(encoding="utf-8")
         if former == text:
-            return "it is as it was"
+            return None
         kept = path.with_name(path.name + _OLD)
         kept.write_text(former, encoding="utf-8")
         new = path.with_name(path.name + ".new")
@@ -113,7 +137,7 @@ def _write_unit(text: str, path: Path) -> str:
         new.replace(path)
     except OSError as error:
         raise InstallationError(f"cannot write the unit {path}: {error.strerror}.") from error
-    return f"the former unit is {kept}; put settings of your own into drop-ins"
+    return str(kept)
 
 
 def _wait(path: str, program: str) -> ProgramsReply:

@@ -163,6 +163,42 @@ def test_a_volume_that_is_lost_is_an_exit_status(host: Host) -> None:
     assert "db: restart its containers: its worker was killed by SIGKILL\\x1b[2J" in result.output
 
 
+def test_the_document_has_the_units_and_each_volume(host: Host) -> None:
+    host.replies = [reply(("web", "", 30.6), ("db", "", 0.0))]
+    result = host.upgrade("--json")
+    assert result.exit_code == 0, result.output
+    volume = {"older": "", "lost": ""}
+    assert json.loads(result.stdout) == {
+        "unit": str(host.unit),
+        "former_unit": f"{host.unit}.old",
+        "complete": True,
+        "volumes": [
+            volume | {"name": "db", "milliseconds": 0.0},
+            volume | {"name": "web", "milliseconds": 30.6},
+        ],
+    }
+    assert "2. Restarting passfs.service" in result.stderr
+    assert json.loads(host.upgrade("--json").stdout)["former_unit"] is None
+
+
+def test_the_document_of_an_upgrade_that_is_not_complete_comes_with_its_exit_status(
+    host: Host,
+) -> None:
+    host.replies = [reply(("db", "it has no standby", 0.0))]
+    result = host.upgrade("--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert (document["complete"], document["volumes"][0]["older"]) == (False, "it has no standby")
+    assert "this program does not serve all mounted volumes" in result.stderr
+
+
+def test_an_error_has_no_document(host: Host) -> None:
+    (host.directory / "broken").touch()
+    result = host.upgrade("--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "`systemctl restart passfs.service` failed: Job failed." in result.stderr
+
+
 def test_without_a_service_the_command_says_what_to_do(host: Host) -> None:
     (host.directory / "state").write_text("not-found\n")
     result = host.upgrade()
