@@ -25,37 +25,46 @@ UNCHECKED = {
 }
 SANITIZERS = "-fsanitize=address,undefined"
 THREADS = "-fsanitize=thread"
-FRAMES = ["-g3", "-fno-omit-frame-pointer"]
+FRAMES = ["-g1", "-fno-omit-frame-pointer"]  # lines and functions, and no variables
+
+DIRECTIVES: dict[str, dict[str, Any]] = {
+    "unchecked": UNCHECKED,
+    "checked": {"boundscheck": True, "wraparound": False},
+    "traced": {"boundscheck": True, "wraparound": False, "linetrace": True},
+}
+"""The directives of Cython. Kinds of build with the same directives share their C."""
 
 
 class Kind(NamedTuple):
-    """A kind of build: directives of Cython, flags of the compiler and the linker, macros."""
+    """A kind of build: a row of DIRECTIVES, flags of the compiler and the linker, macros."""
 
-    directives: dict[str, Any]
+    directives: str
     compile: list[str]
     link: list[str]
     macros: dict[str, str]
 
 
 KINDS = {
-    "release": Kind(UNCHECKED, ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1"}),
+    "release": Kind("unchecked", ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1"}),
     # Checks of indices and assertions.
-    "debug": Kind({"boundscheck": True, "wraparound": False}, ["-Og", *FRAMES], [], {}),
+    "debug": Kind("checked", ["-Og", "-g3"], [], {}),
     # AddressSanitizer and UndefinedBehaviorSanitizer. Python needs LD_PRELOAD with libasan.so.
     # Python's own flags have -fwrapv, which would hide a signed overflow.
     "sanitize": Kind(
-        {"boundscheck": True, "wraparound": False},
+        "unchecked",
         ["-O1", *FRAMES, "-fno-wrapv", SANITIZERS, "-fno-sanitize-recover=undefined"],
         [SANITIZERS],
         {},
     ),
     # ThreadSanitizer. Python needs LD_PRELOAD with libtsan.so.
-    "threads": Kind(UNCHECKED, ["-O1", *FRAMES, THREADS], [THREADS], {}),
+    "threads": Kind("unchecked", ["-O1", *FRAMES, THREADS], [THREADS], {}),
     # As a release, with the steps of requests at which tests end the process (steps.pxd).
-    "steps": Kind(UNCHECKED, ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1", "PASSFS_STEPS": "1"}),
+    "steps": Kind(
+        "unchecked", ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1", "PASSFS_STEPS": "1"}
+    ),
     # Line tracing, for coverage. It holds the interpreter's lock at each line.
     "trace": Kind(
-        {"boundscheck": True, "wraparound": False, "linetrace": True},
+        "traced",
         ["-Og", *FRAMES],
         [],
         {"CYTHON_TRACE": "1", "CYTHON_TRACE_NOGIL": "1"},
@@ -98,8 +107,8 @@ def extensions(
     ]
     translated: list[Extension] = cythonize(
         modules,
-        build_dir=directory(kind),
-        compiler_directives={"language_level": 3, **rules.directives},
+        build_dir=generated(kind),
+        compiler_directives={"language_level": 3, **DIRECTIVES[rules.directives]},
         include_path=["."],
         force=force,
         nthreads=jobs if jobs > 1 else 0,
@@ -116,8 +125,13 @@ def sources(*directories: str) -> list[str]:
     ]
 
 
+def generated(kind: str) -> str:
+    """Return the directory of the C from which builds of *kind* are made."""
+    return f"{GENERATED}/{KINDS[kind].directives}"
+
+
 def directory(kind: str) -> str:
-    """Return the directory of all that a build of *kind* makes: C, objects, libraries."""
+    """Return the directory of all that a build of *kind* makes from C: objects, libraries."""
     return f"{GENERATED}/{kind}"
 
 

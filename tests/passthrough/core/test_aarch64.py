@@ -21,7 +21,7 @@ from passthrough.worker.calls import ALLOWED, BY_FILE_HANDLE, BY_RING, REFUSED
 from tests.support.tools.core_builds import CORE, ROOT
 
 COMPILER = "aarch64-linux-gnu-gcc"  # of the package gcc-aarch64-linux-gnu
-GENERATED = ROOT / "build/core/release/passthrough/core"
+GENERATED = ROOT / "build/core/unchecked/passthrough/core"
 FLAGS = (
     *("-O1", "-fPIC", "-fwrapv", "-DNDEBUG", "-DCYTHON_WITHOUT_ASSERTIONS=1", "-Wall", "-Werror"),
     *("-Wno-unused-function", "-Wno-unused-variable"),

@@ -13,7 +13,11 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "sanitize": ("libasan.so", "libubsan.so"),
 }
 """The kinds of builds, with the libraries that Python needs before any other."""
-_COPIED = ("passthrough", "tests", "setup.py", "pyproject.toml", "README.md", "scripts/core")
+_COPIED = (
+    *("passthrough", "tests", "setup.py", "pyproject.toml", "README.md", "scripts/core"),
+    # The dates are copied, too: a build with the same directives translates no module again.
+    "build/core/unchecked",
+)
 _BUILT = shutil.ignore_patterns("*.so", "__pycache__")
 CORE = tuple(path.stem for path in (ROOT / "passthrough/core").glob("*.pyx"))
 """The names of all modules that are not of tests."""
@@ -26,11 +30,11 @@ class Build:
         self._target = target
         self._kind = kind
         for name in _COPIED:
-            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, target / name, ignore=_BUILT)
             else:
-                shutil.copy(ROOT / name, target / name)
+                shutil.copy2(ROOT / name, target / name)
         environment = os.environ | {"PASSFS_BUILD": kind, "PYTHONPATH": str(target)}
         command = [sys.executable, "scripts/core", f"-j{len(os.sched_getaffinity(0))}", *names]
         subprocess.run(command, cwd=target, env=environment, check=True, capture_output=True)

@@ -10,6 +10,7 @@ from tests.support.tools.generated import REPOSITORY
 
 PACKAGES = ("passthrough", "plugin")
 BESIDE = ("LICENSE", "README.md", "packaging/passfs.1", "pyproject.toml", "setup.py")
+GENERATED = "build/core/unchecked"
 BUILT = "build/core/release"
 LIMIT_S = 300.0
 
@@ -30,9 +31,9 @@ def wheel(directory: Path) -> Path:
     """
     copy = directory / "copy"
     copy_sources(copy)
-    for name in ("passthrough", *(path.name for path in (REPOSITORY / BUILT).glob("lib.*"))):
-        ignored = shutil.ignore_patterns("tests")
-        shutil.copytree(REPOSITORY / BUILT / name, copy / BUILT / name, ignore=ignored)
+    libraries = (f"{BUILT}/{path.name}" for path in (REPOSITORY / BUILT).glob("lib.*"))
+    for name in (f"{GENERATED}/passthrough", *libraries):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("tests"))
     words = ["-W", "ignore", "setup.py", "-q", "bdist_wheel", "--dist-dir", str(directory)]
     environment = {**os.environ, "PASSFS_BUILD": "release"}
     command = [sys.executable, *words]
