@@ -22,8 +22,7 @@ def known_names() -> list[str]:
 
 def installed_names() -> list[str]:
     """Return the known names without those of peers that are not installed."""
-    missing = {name for name, peer in KNOWN_PEERS.items() if not shutil.which(peer.program)}
-    return [name for name in known_names() if name not in missing]
+    return [n for n in known_names() if n not in KNOWN_PEERS or not _missing(KNOWN_PEERS[n])]
 
 
 def passfs(names: Sequence[str], more: Sequence[str], common: Sequence[str]) -> dict[str, Passfs]:
@@ -50,7 +49,8 @@ def peers(names: Sequence[str], more: Sequence[str]) -> dict[str, Peer]:
     """Return the peers: those of *names* that are no sessions, and NAME=COMMAND of *more*.
 
     Raises:
-        ArgumentError: an unknown name, or a command without {source} or {mountpoint}.
+        ArgumentError: an unknown name, a program that is not installed, or a command without
+            {source} or {mountpoint}.
     """
     unknown = [name for name in names if name not in known_names()]
     if unknown:
@@ -59,11 +59,22 @@ def peers(names: Sequence[str], more: Sequence[str]) -> dict[str, Peer]:
             " --passfs and --peer add others"
         )
     found = {name: KNOWN_PEERS[name] for name in names if name in KNOWN_PEERS}
+    for name, peer in found.items():
+        if lacking := _missing(peer):
+            raise ArgumentError(
+                f"--subjects: {name!r} needs {' and '.join(lacking)}, not installed here;"
+                " docs/performance.md names the packages"
+            )
     for name, command in (_pair(text, "--peer") for text in more):
         if not all(place in command for place in ("{source}", "{mountpoint}")):
             raise ArgumentError(f"--peer {name}: {command!r} lacks {{source}} or {{mountpoint}}")
         found[name] = Peer(command)
     return found
+
+
+def _missing(peer: Peer) -> list[str]:
+    """Return the programs that *peer* needs and that are not installed."""
+    return [name for name in (peer.program, *peer.needs) if not shutil.which(name)]
 
 
 def _sessions() -> list[str]:

@@ -26,16 +26,16 @@ def _size(at: Site) -> int:
 
 def _no_large(at: Site) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{at.source}/large")
+        os.unlink(f"{at.mount}/large")
     at.drop()
 
 
 def _large(at: Site) -> None:
-    """Make the large file in the source, unless it exists."""
+    """Make the large file, unless it exists."""
     with contextlib.suppress(FileNotFoundError):
-        if os.stat(f"{at.source}/large").st_size == _size(at):
+        if os.stat(f"{at.mount}/large").st_size == _size(at):
             return
-    with open(f"{at.source}/large", "wb") as file:
+    with open(f"{at.mount}/large", "wb") as file:
         file.writelines(os.urandom(_MIB) for _ in range(_size(at) // _MIB))
 
 
@@ -90,7 +90,7 @@ def _random_write(at: Site) -> int:
 
 def _no_log(at: Site) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{at.source}/log")
+        os.unlink(f"{at.mount}/log")
     at.drop()
 
 

@@ -18,7 +18,7 @@ class Site(NamedTuple):
     """The directories and processes of one subject."""
 
     source: str
-    """The source directory, for preparations that bypass the subject."""
+    """The source directory. A subject with a cache of its own sees changes there late or never."""
     mount: str
     """The mount point of the subject. For the bare directory, the source."""
     scratch: str

@@ -1,4 +1,8 @@
-"""Lines: names and attributes of many small files in one directory."""
+"""Lines: names and attributes of many small files in one directory.
+
+Preparations go through the mount, too: rclone and sshfs keep names and attributes longer than the
+kernel does, and do not see what changes behind them.
+"""
 
 import os
 import shutil
@@ -17,26 +21,26 @@ def _names(at: Site, prefix: str = "f") -> Iterator[str]:
 
 
 def _empty(at: Site) -> None:
-    shutil.rmtree(f"{at.source}/{_DIRECTORY}", ignore_errors=True)
-    os.mkdir(f"{at.source}/{_DIRECTORY}")
+    shutil.rmtree(f"{at.mount}/{_DIRECTORY}", ignore_errors=True)
+    os.mkdir(f"{at.mount}/{_DIRECTORY}")
     at.drop()
 
 
 def _files(at: Site) -> None:
-    """Make the files in the source, unless they exist."""
-    os.makedirs(f"{at.source}/{_DIRECTORY}", exist_ok=True)
+    """Make the files, unless they exist."""
+    os.makedirs(f"{at.mount}/{_DIRECTORY}", exist_ok=True)
     for n in range(at.scaled(_FILES)):
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-            fd = os.open(f"{at.source}/{_DIRECTORY}/f{n:05}", flags, 0o644)
+            fd = os.open(f"{at.mount}/{_DIRECTORY}/f{n:05}", flags, 0o644)
         except FileExistsError:
             continue
         os.write(fd, _CONTENT)
         os.close(fd)
 
 
-def _known_files(at: Site) -> None:
-    """Make the files through the mount, as a program does that removes its files later."""
+def _new_files(at: Site) -> None:
+    """Make the files anew: the kernel knows their names and attributes."""
     _empty(at)
     _create(at)
 
@@ -92,6 +96,6 @@ LINES = (
     Line("open+read+close warm", "metadata", "file", warm(_files, _read), _read),
     Line("scan cold", "metadata", "file", cold(_files), _scan),
     Line("scan warm", "metadata", "file", warm(_files, _scan), _scan),
-    Line("rename", "metadata", "file", _known_files, _rename),
-    Line("unlink", "metadata", "file", _known_files, _unlink),
+    Line("rename", "metadata", "file", _new_files, _rename),
+    Line("unlink", "metadata", "file", _new_files, _unlink),
 )

@@ -10,9 +10,12 @@ class Passfs(msgspec.Struct, frozen=True):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """A subject: any program that mounts. *command* contains {source} and {mountpoint}."""
+    """A subject: any program that mounts."""
 
     command: str
+    """Contains {source} and {mountpoint}. {cache} is an empty directory, new for each mount."""
+    needs: tuple[str, ...] = ()
+    """The programs that the command starts."""
 
     @property
     def program(self) -> str:

@@ -4,6 +4,7 @@ Only the child touches the mount. It reports through a pipe. If a line does not 
 kills the subject's processes, so that the child's call fails, and then the child.
 """
 
+import functools
 import gc
 import os
 import select
@@ -41,16 +42,25 @@ def chosen(plan: Plan) -> list[Line]:
 
 
 def through(plan: Plan, at: Site) -> Iterator[Outcome]:
-    """Run the chosen lines in *at*; the others still run after one has failed."""
-    wanted = chosen(plan)
-    missing = [line.name for line in wanted]
-    for result in in_child(lambda send: _run_lines(plan, wanted, at, send)):
-        if isinstance(result, str):
-            yield from ((name, result) for name in missing)
-            return
-        missing.remove(result["name"])
-        yield result["name"], result.get("failure") or Sample(**result["sample"])
-    yield from ((name, "the measuring process ended before this line") for name in missing)
+    """Run the chosen lines in *at*; the others still run after one has failed.
+
+    A line may kill its process: a map of a file that cannot be read or written gives SIGBUS. Then
+    another process runs the lines after that one. Lines of real work cannot go on without it.
+    """
+    left = chosen(plan)
+    while left:
+        for result in in_child(functools.partial(_run_lines, plan, left, at)):
+            if isinstance(result, str):
+                yield from ((line.name, result) for line in left)
+                return
+            left = left[1:]
+            yield result["name"], result.get("failure") or Sample(**result["sample"])
+        if left:
+            fatal, *left = left
+            yield fatal.name, "the measuring process ended in this line"
+            if fatal.group == "work":
+                yield from ((line.name, f"cannot run after {fatal.name!r}") for line in left)
+                return
 
 
 def in_child(

@@ -22,6 +22,8 @@ from passthrough.linux import mountinfo
 from passthrough.worker.fuse_mount import unmount
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_SFTP_SERVER = "/usr/lib/openssh/sftp-server"
+_RCLONE = "rclone mount --config= --cache-dir={cache}"
 # Names with one word before the slash are modes of one program.
 KNOWN_PEERS = {
     "bindfs": Peer("bindfs {source} {mountpoint}"),
@@ -29,6 +31,14 @@ KNOWN_PEERS = {
     "mergerfs": Peer("mergerfs {source} {mountpoint}"),
     "passthrough_hp": Peer("passthrough_hp {source} {mountpoint}"),
     "passthrough_hp/single": Peer("passthrough_hp --single {source} {mountpoint}"),
+    "rclone": Peer(f"{_RCLONE} {{source}} {{mountpoint}}"),
+    "rclone/writes": Peer(f"{_RCLONE} --vfs-cache-mode=writes {{source}} {{mountpoint}}"),
+    # sshfs appends ssh's arguments to ssh_command. The shell ignores them, and starts the server
+    # that sshd would start: no network and no encryption.
+    "sshfs": Peer(
+        f'sshfs -o "ssh_command=sh -c {_SFTP_SERVER}" local:{{source}} {{mountpoint}}',
+        needs=(_SFTP_SERVER,),
+    ),
 }
 
 _START_S, _END_S, _POLL_S = 20.0, 10.0, 0.005
@@ -57,9 +67,9 @@ class Subject(NamedTuple):
         """Return this subject with more options; for passfs only."""
         return self._replace(options={**self.options, **more})
 
-    def words(self, at: Directories) -> list[str]:
-        """Return the command line that mounts."""
-        places = {"source": str(at.source), "mountpoint": str(at.mountpoint)}
+    def words(self, at: Directories, cache: str) -> list[str]:
+        """Return the command line that mounts; *cache* is an empty directory."""
+        places = {"source": str(at.source), "mountpoint": str(at.mountpoint), "cache": cache}
         options = [w for key, value in self.options.items() for w in ("-o", f"{key}={value}")]
         return [word.format(**places) for word in self.command] + options
 
@@ -76,7 +86,7 @@ def subjects(plan: Plan) -> list[Subject]:
 
 @contextmanager
 def mounted(subject: Subject, at: Directories) -> Iterator[list[int]]:
-    """Mount *subject* for the length of a block, and yield the processes that serve it.
+    """Mount *subject* for the length of a block, and yield the processes that it has started.
 
     Raises:
         SubjectError: it does not mount, or its processes do not end after the unmount.
@@ -84,10 +94,14 @@ def mounted(subject: Subject, at: Directories) -> Iterator[list[int]]:
     if not subject.command:
         yield []
         return
-    with tempfile.TemporaryFile() as output:
+    before = set(processes.running())
+    with (
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryDirectory(prefix="cache-", dir=at.scratch) as cache,
+    ):
         try:
             process = subprocess.Popen(
-                subject.words(at),
+                subject.words(at, cache),
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -100,7 +114,8 @@ def mounted(subject: Subject, at: Directories) -> Iterator[list[int]]:
             raise SubjectError(f"{subject.name} cannot be started: {error}") from error
         try:
             _wait_until_served(subject, process, at, output)
-            yield processes.serving()
+            # Not only those with /dev/fuse open: sshfs hands its requests to an SFTP server.
+            yield [pid for pid in processes.running() if pid not in before]
         finally:
             _take_down(process, at.mountpoint)
         if _wait_until_gone(process):

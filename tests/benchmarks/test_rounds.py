@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rounds, subjects
+from benchmarks import rounds, subjects, work
+from benchmarks.lines import Line, Site
+from benchmarks.plan import Plan
+from benchmarks.report import Sample
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,6 +55,46 @@ def test_an_exception_of_the_child_is_its_last_value() -> None:
 
 def test_a_child_may_end_without_a_value() -> None:
     assert list(rounds.in_child(lambda _: os._exit(3))) == []
+
+
+def line(name: str, group: str, run: Callable[[Site], int]) -> Line:
+    return Line(name, group, "run", lambda _: None, run)
+
+
+@pytest.mark.parametrize(
+    ("group", "after"), [("data", Sample), ("work", "cannot run after 'fatal'")]
+)
+def test_a_line_may_kill_its_process(
+    group: str, after: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SIGBUS does, which a map gets if the file system refuses its pages."""
+    lines = (
+        line("good", "metadata", lambda _: 1),
+        line("fatal", group, lambda _: os._exit(3)),
+        line("next", group, lambda _: 1),
+    )
+    monkeypatch.setattr(rounds, "LINES", lines)
+    monkeypatch.setattr(work, "LINES", [li for li in lines if li.group == "work"])
+    site = Site(str(tmp_path), str(tmp_path), str(tmp_path), [], lambda count: count)
+    plan = Plan(
+        passfs={},
+        peers={},
+        rounds=1,
+        size=1,
+        least_s=0,
+        lines=("*",),
+        busy=0,
+        costs=False,
+        stage=str(tmp_path),
+        on_tmpfs=False,
+        seed=1,
+    )
+
+    outcomes = dict(rounds.through(plan, site))
+
+    assert isinstance(outcomes["good"], Sample)
+    assert outcomes["fatal"] == "the measuring process ended in this line"
+    assert outcomes["next"] == after or type(outcomes["next"]) is after
 
 
 def test_outside_of_namespaces_no_process_is_killed() -> None:
