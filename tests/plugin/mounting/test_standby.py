@@ -29,7 +29,7 @@ from tests.support.fakes.service_manager import ServiceManager
 from tests.support.fakes.worker import command
 from tests.support.tools.mount_specs import DIRECTORY, NAME, SERVE, in_thread, mount_spec
 from tests.support.tools.options import effective
-from tests.support.tools.processes import kill_all, lives, members
+from tests.support.tools.processes import group, kill_all, lives, members
 
 STAND_BY = command("stand by")
 WITHIN_S = 10.0
@@ -149,14 +149,14 @@ async def test_a_kill_reaches_all_processes_also_without_the_first_guard(
 ) -> None:
     async with volume(mounts, source) as vol:
         pid = vol.keeper.worker_pid(NAME)
-        group = members(pid)
+        before = members(pid)
         first = os.getpgid(pid)
         os.kill(first, signal.SIGKILL)
         await until(lambda: not lives(first))
-        assert members(pid) == group - {first}
+        assert members(pid) >= before - {first}  # perhaps with the next guard
         vol.keeper._mounts[NAME].worker.kill()
         await until(lambda: vol.losses)
-        assert not any(map(lives, group))
+        await until(lambda: not group(first))
 
 
 @pytest.mark.logs("volume data: mount lost: worker [0-9]+ has died too often")
