@@ -8,6 +8,7 @@ A subject is the bare directory or a file system over it. A line is one workload
 results. From the top down; a module imports only those below itself:
 
     __main__.py   the command: options, and files of results
+    abilities.py  tries what programs rely on, on passfs and on other file systems
     builds.py     compares requests of this checkout with another one
     arguments.py  subjects from the command's options
     isolation.py  runs measure.py in namespaces of its own

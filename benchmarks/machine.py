@@ -60,12 +60,17 @@ def facts_after(watch: Watch) -> dict[str, Fact]:
 
 
 def version(program: str) -> str:
-    """Return the first line that *program* prints for --version; empty if it does not know it."""
+    """Return the line with the program's name that it prints for --version, or else the first.
+
+    Empty if *program* does not know the option. fusermount3 prints a line before sshfs's.
+    """
     done = subprocess.run(
         [program, "--version"], capture_output=True, text=True, check=False, timeout=10
     )
     printed = "" if done.returncode else done.stdout or done.stderr
-    return next(iter(printed.splitlines()), "").strip()
+    lines = printed.splitlines()
+    named = (line for line in lines if os.path.basename(program) in line.lower())
+    return next(named, next(iter(lines), "")).strip()
 
 
 @contextmanager

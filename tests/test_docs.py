@@ -209,6 +209,8 @@ def test_the_comparison_has_the_figures_of_the_benchmarks() -> None:
     assert compared == {
         group: [values[0], values[1], values[3]] for group, values in measured.items()
     }
+    measured = table_of("performance.md", "## Compared with rclone and sshfs")
+    assert table_of("comparison.md", "### File systems of the other plugins") == measured
 
 
 def table_of(document: str, heading: str) -> dict[str, list[str]]:
