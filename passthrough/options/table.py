@@ -4,7 +4,8 @@ The option `source` is not in the table: the plugin finds the directory to serve
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from enum import StrEnum
+from typing import Final, NamedTuple, get_args
 
 import msgspec
 
@@ -305,6 +306,17 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "the name of the file system in df and mount",
     ),
 }
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words that the option *name* accepts; empty if other texts are its values."""
+    kind = Values.__annotations__[name]
+    for each in get_args(kind) or (kind,):
+        if each is bool:
+            return ("true", "false")
+        if isinstance(each, type) and issubclass(each, StrEnum):
+            return tuple(each)
+    return ()
 
 
 def text_of(name: str, value: object) -> str:

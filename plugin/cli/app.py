@@ -1,11 +1,13 @@
 """The program `passfs` without its commands, and what they share."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from plugin.admin.settings import SETTINGS
 from plugin.cli import completion
@@ -16,8 +18,19 @@ T = TypeVar("T")
 
 DATA_DIR = SETTINGS["data_dir"].default
 
+
+class _Program(TyperGroup):
+    """A program that completes words with a `=` in bash as well."""
+
+    def main(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - the library's
+        """Run the command of the arguments, or answer the script of a shell."""
+        with completion.whole_words(os.environ):
+            return super().main(*arguments, **named)
+
+
 app = typer.Typer(
     name="passfs",
+    cls=_Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would read the defaults in brackets as markup

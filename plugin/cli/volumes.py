@@ -104,13 +104,20 @@ def set_options(
     options: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OPTION[=VALUE]]...", help="Options as for `docker volume create -o`."
+            metavar="[OPTION[=VALUE]]...",
+            help="Options as for `docker volume create -o`.",
+            autocompletion=completion.changes,
         ),
     ] = None,
     *,
     unset: Annotated[
         list[str] | None,
-        typer.Option("--unset", metavar="OPTION", help="Let an option have its default again."),
+        typer.Option(
+            "--unset",
+            metavar="OPTION",
+            help="Let an option have its default again.",
+            autocompletion=completion.changed_options,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the differences, and change nothing.")

@@ -20,7 +20,7 @@ from passthrough.options.choices import (
 )
 from passthrough.options.parsing import OF_A_SOURCE, parse_options
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, LACKING, Lack
-from passthrough.options.table import OPTIONS, OptionError, Requested, as_text
+from passthrough.options.table import OPTIONS, OptionError, Requested, as_text, words_of
 from passthrough.options.values import Owner, Range
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical
 
@@ -558,3 +558,15 @@ def test_options_are_immutable() -> None:
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="turbo"):
         msgspec.json.decode(b'{"turbo": true}', type=Requested)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_words_of_an_option_are_those_that_its_refusal_lists(name: str) -> None:
+    words, accepts = words_of(name), OPTIONS[name].accepts
+    if words:
+        assert accepts == f"{', '.join(words[:-1])} or {words[-1]}"
+        assert [OPTIONS[name].show(OPTIONS[name].parse(word)) for word in words] == [*words]
+    else:
+        assert any(
+            sign in accepts for sign in ("number", "digits", "UID", "container:", "path", "letters")
+        )

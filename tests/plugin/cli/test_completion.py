@@ -1,6 +1,9 @@
 """The completion of arguments in bash, zsh and fish."""
 
 import os
+import pty
+import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,11 +56,12 @@ def output(environment: dict[str, str], *command: str, cwd: Path | None = None) 
 
 
 def completed(*words: str) -> list[str]:
-    """Return the completions of the last of *words*, as bash asks for them."""
+    """Return the completions of the last of *words*, as bash asks for them: it splits at `=`."""
+    split = [part for word in words for part in re.split("(=)", word) if part or not word]
     environment = {
         "_PASSFS_COMPLETE": "complete_bash",
-        "COMP_WORDS": " ".join(["passfs", *words]),
-        "COMP_CWORD": str(len(words)),
+        "COMP_WORDS": "\n".join(["passfs", *split]),
+        "COMP_CWORD": str(len(split)),
     }
     return asked(environment).split()
 
@@ -90,15 +94,57 @@ def test_commands_and_options_are_completed() -> None:
 @pytest.mark.parametrize(
     ("word", "completions"),
     [
-        ("cac", ["cache="]),
         ("ro,nos", ["ro,nosuid"]),
         ("ro,no_open", ["ro,no_open=", "ro,no_opendir="]),
-        ("sub", ["submounts="]),  # no subpath, which is for volumes
+        ("cac", ["cache=never", "cache=metadata", "cache=auto", "cache=always"]),
+        ("ro,cache=a", ["auto", "always"]),
+        ("sub", ["submounts=cross", "submounts=hide"]),  # no subpath, which is for volumes
         ("zz", []),
     ],
 )
 def test_the_words_of_options_are_completed(word: str, completions: list[str]) -> None:
     assert completed("mount", "/srv", "/mnt", "-o", word) == completions
+
+
+@pytest.mark.parametrize(
+    ("word", "completions"),
+    [
+        ("dir", ["dir_attr_timeout=", "dir_entry_timeout=", "diratime="]),
+        ("loc", ["locks=host", "locks=local"]),
+        ("locks=", ["host", "local"]),
+        ("readonly=f", ["false"]),
+        ("entry_timeout=5", []),
+        ("nosu", ["nosuid"]),
+    ],
+)
+def test_the_changes_of_options_are_completed(word: str, completions: list[str]) -> None:
+    assert completed("set", "db", word) == completions
+    assert completed("set", "--data-dir=/none", "db", "cache=auto", word) == completions
+
+
+def test_a_value_does_not_follow_a_blank() -> None:
+    assert "cache=" in completed("set", "db", "cache=", "")
+
+
+def test_names_of_options_with_a_default_are_completed() -> None:
+    assert completed("set", "db", "--unset", "dir") == [
+        *("dir_entry_timeout", "dir_attr_timeout", "diratime"),
+    ]
+
+
+def test_an_option_is_completed_if_it_can_be_changed(service: Service) -> None:
+    """The plugin is asked to change each option to the value that it has."""
+    in_force = service.call("VolumeDriver.Get", Name="db")["Volume"]["Status"]["options"]
+    names = {word.removesuffix("=") for word in completed("set", "db", "")} & in_force.keys()
+    accepted = {
+        name
+        for name, value in in_force.items()
+        if CliRunner()
+        .invoke(app, ["set", *data_dir(service), "db", "--dry-run", f"{name}={value}"])
+        .exit_code
+        == 0
+    }
+    assert names == accepted
 
 
 def test_a_real_bash_completes(service: Service, tmp_path: Path) -> None:
@@ -112,6 +158,46 @@ def test_a_real_bash_completes(service: Service, tmp_path: Path) -> None:
 
     assert lines == ["complete -o default -F _passfs_completion passfs", "data", "db"]
     assert list(tmp_path.iterdir()) == []
+
+
+def read_until(terminal: int, end: bytes) -> bytes:
+    """Return what the terminal receives, up to *end*."""
+    received = b""
+    while end not in received:
+        assert select.select([terminal], [], [], LIMIT_S)[0], received
+        received += os.read(terminal, 4096)
+    return received
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (b"set db cache=al\t", b"<set><db><cache=always>"),
+        (b"set --data-dir=/none db lock\th\t", b"<set><--data-dir=/none><db><locks=host>"),
+        (b"mount -o ro,cache=al\t", b"<mount><-o><ro,cache=always>"),
+    ],
+)
+def test_a_bash_that_is_typed_into_completes_values(typed: bytes, completed: bytes) -> None:
+    ours, theirs = pty.openpty()
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TERM": "dumb"}
+    command = ("setsid", "--ctty", "bash", "--noprofile", "--norc", "-i")
+    with os.fdopen(ours, "r+b", buffering=0) as terminal:
+        bash = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"PS1": "> "}
+        )
+        os.close(theirs)
+        try:
+            for line in (
+                b'eval "$(_PASSFS_COMPLETE=source_bash passfs)"\n',
+                b"passfs() { printf '<%s>' \"$@\"; echo; }\n",
+                b"passfs " + typed + b"\n",
+            ):
+                read_until(ours, b"> ")
+                terminal.write(line)
+            assert completed in read_until(ours, completed)
+        finally:
+            bash.kill()
+            bash.wait()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +216,17 @@ def test_other_shells_get_names(
     found = asked(question | environment)
 
     assert "".join(found.split()) == "".join(answer.split())
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_whole_words(shell: str) -> None:
+    question = {
+        "_PASSFS_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": "passfs set db locks=l",
+    }
+
+    assert re.findall(r"[\w=]*=\w+", asked(question)) == ["locks=local"]
 
 
 @pytest.mark.parametrize(
