@@ -24,6 +24,7 @@ The rooms from the top down. A module imports from its own room and from the roo
     log              the log lines on standard output and standard error
     threads          system calls that may never return, each in a thread
     children         the same for the commands, each in a child process
+    process_stat     processor time, memory and start of a process
     errors           refusals, with the HTTP status of each
 
 The docstring of each room lists its modules in the same way.

@@ -83,11 +83,6 @@ class Counters(NamedTuple):
     passing_files: int = 0
     """Open files whose data the kernel passes through now, once for each file."""
 
-    @property
-    def passing_share(self) -> float | None:
-        """Return the share of opens that pass through, 0 to 1; None if nothing was opened."""
-        return min(self.passing_opens / self.opens, 1.0) if self.opens else None
-
 
 def bounds_ns() -> tuple[int, ...]:
     """Return the bounds of all buckets but the last, in nanoseconds."""

@@ -7,7 +7,6 @@ pid namespace has its id there as the last number of NSpid.
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -18,12 +17,10 @@ import msgspec
 
 from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE, MountEntry
+from plugin import process_stat
+from plugin.children import Call, Failed, made
 
 PROC: Final = Path("/proc")
-# Fields of proc_pid_stat(5), counted after the name.
-_UTIME: Final = 11
-_STIME: Final = 12
-_START_TIME: Final = 19
 _CONTAINER_ID_LENGTH: Final = 64
 # A dead mount answers at once, and a worker in milliseconds.
 _ANSWER_S: Final = 1.0
@@ -104,11 +101,8 @@ def described(role: str, pid: int, pid_in_plugin: int) -> Process:
 
 def usage(pid: int) -> Usage | None:
     """Return the usage of the process *pid* of the host; None if it has ended."""
-    at_ns, fields = time.monotonic_ns(), _stat(pid)
-    if len(fields) <= _STIME:
-        return None
-    cpu_s = (int(fields[_UTIME]) + int(fields[_STIME])) / os.sysconf("SC_CLK_TCK")
-    return Usage(at_ns, pid, cpu_s, _memory_bytes(pid))
+    at_ns, stat = time.monotonic_ns(), process_stat.read(pid)
+    return None if stat is None else Usage(at_ns, pid, stat.cpu_s, _memory_bytes(pid))
 
 
 def users(plugin_pid: int, device: str) -> list[User]:
@@ -164,18 +158,18 @@ def _is_dead(pid: int, target: bytes) -> bool:
 
     A worker that hangs does not answer, but serves.
     """
-    errors: list[int | None] = []
 
-    def ask() -> None:
+    def ask() -> bool:
         try:
             os.statvfs(os.fsencode(PROC / str(pid) / "root") + target)
         except OSError as error:
-            errors.append(error.errno)
+            return error.errno == errno.ENOTCONN
+        return False
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_ANSWER_S)
-    return errors == [errno.ENOTCONN]
+    try:
+        return made(Call(ask, bool, _ANSWER_S))
+    except Failed:
+        return False
 
 
 def _user(pid: int, target: str) -> User:
@@ -229,17 +223,11 @@ def _status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in lines}
 
 
-def _stat(pid: int) -> list[str]:
-    """Return the fields of the file `stat` after the name, which may have blanks."""
-    return _read(pid, "stat").rpartition(")")[2].split()
-
-
 def _uptime_s(pid: int) -> float | None:
-    fields = _stat(pid)
-    if len(fields) <= _START_TIME:
+    stat = process_stat.read(pid)
+    if stat is None:
         return None
-    started_s = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - stat.started_s)
 
 
 def _memory_bytes(pid: int) -> int | None:

@@ -6,7 +6,6 @@ The modules, from the top down:
     metrics     the answers at the address
     pages       the pages at the address
     snapshot    the facts about all volumes at one moment
-    usage       processor time and memory of a process
 
 The library prometheus-client takes longer to load than the plugin has time at its start. Only
 exposition imports it, and the plugin imports exposition only if the setting names an address.

@@ -10,9 +10,10 @@ import msgspec
 import trio
 
 from passthrough.worker.counters import Counters
-from plugin.metrics.usage import Usage, usage
+from plugin import process_stat
 from plugin.mounting.keeper import Keeper
 from plugin.mounting.mount import Mount
+from plugin.process_stat import ProcessStat
 from plugin.volume import State, Volume, VolumeName
 from plugin.volumes.driver import Driver
 from plugin.volumes.health import Word, health
@@ -27,7 +28,7 @@ class Served(NamedTuple):
     """Of workers; None without a standby."""
     takeover_s: float
     """From the last death of a worker to the service of the next one; 0 if there was none yet."""
-    usage: Usage | None
+    usage: ProcessStat | None
     """Of the worker that serves; None if it is not known."""
     counters: Counters | None
     """None if an older program has made the mount."""
@@ -87,6 +88,6 @@ def _served(mount: Mount) -> Served:
         guards=None if deaths is None else len(guards),
         deaths=None if deaths is None else deaths.number,
         takeover_s=0.0 if state is None else state.last_takeover_us / 1e6,
-        usage=usage(worker) if worker else None,
+        usage=process_stat.read(worker) if worker else None,
         counters=standby.counters(),
     )

@@ -35,7 +35,6 @@ from typing import Protocol
 import trio
 
 from passthrough.worker import control
-from passthrough.worker.counters import Counters
 from passthrough.worker.handover import Handover, Report
 from plugin import events, threads
 from plugin.errors import MountFailed
@@ -126,11 +125,6 @@ class Keeper:
     def deaths(self, name: VolumeName) -> Deaths | None:
         """Return the deaths of the workers of *name*; None if it has no standby."""
         return self._mounts[name].worker.standby.deaths() if name in self._mounts else None
-
-    def counters(self, name: VolumeName) -> Counters | None:
-        """Return what the mount of *name* has served; None if it is not mounted or not counted."""
-        present = self._mounts.get(name)
-        return None if present is None else present.worker.standby.counters()
 
     def report(self, name: VolumeName) -> Report | None:
         """Return the report of the worker of *name*, or None if *name* is not mounted."""

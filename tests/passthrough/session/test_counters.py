@@ -121,14 +121,14 @@ def test_inodes_and_open_files_are_those_of_the_present(counted: int, connect: C
     kernel.ask(Opcode.RELEASEDIR, wire.RELEASE_IN.pack(stream, 0, 0, 0))
     assert held(counted) == (1, 0, 0)
     present = found(counted)
-    assert (present.opens, present.passing_opens, present.passing_share) == (2, 0, 0.0)
+    assert (present.opens, present.passing_opens) == (2, 0)
 
 
 def test_an_open_that_fails_does_not_count(counted: int, connect: Connect) -> None:
     kernel = connect(UNCACHED)
     assert kernel.ask(Opcode.OPEN, wire.OPEN_IN.pack(0, 0)).error
 
-    assert (found(counted).opens, found(counted).passing_share) == (0, None)
+    assert (found(counted).opens, found(counted).passing_opens) == (0, 0)
 
 
 def test_without_open_no_open_counts(counted: int, connect: Connect) -> None:

@@ -13,7 +13,7 @@ from passthrough.session.abi import Opcode
 from passthrough.worker.counters import Counters, Operation, bounds_ns
 from plugin.metrics.exposition import render
 from plugin.metrics.snapshot import Served, Snapshot, VolumeFacts
-from plugin.metrics.usage import Usage
+from plugin.process_stat import ProcessStat
 from plugin.volume import State, VolumeName
 from plugin.volumes.health import Word
 from tests.support.tools.scraping import parsed
@@ -49,7 +49,8 @@ def volume(
     errors: Mapping[str, int] | None = None,
 ) -> VolumeFacts:
     counters = Counters(operations or {}, errors or {}, 8, 6, 4096, 512, 5, 4, 3, 2)
-    served = Served(guards=2, deaths=1, takeover_s=0.25, usage=Usage(1.5, 4096), counters=counters)
+    used = ProcessStat(cpu_s=1.5, resident_bytes=4096, started_s=0.0)
+    served = Served(guards=2, deaths=1, takeover_s=0.25, usage=used, counters=counters)
     return VolumeFacts(VolumeName(name), Word.OK, 3, 1, served)
 
 

@@ -381,13 +381,15 @@ async def test_the_next_plugin_reads_the_counters_of_a_mount(mounts: Path, sourc
         async with adopted(mounts, manager, record) as vol:
             assert await errors_after_a_request(vol.keeper, file) == {"ENODATA": 2}
             await vol.keeper.unmount(NAME)
-            assert vol.keeper.counters(NAME) is None
+            assert vol.keeper.mounted(NAME) is None
 
 
 async def errors_after_a_request(keeper: Keeper, file: Path) -> dict[str, int]:
     """Have a request fail; return the errors of the mount."""
     with pytest.raises(OSError, match="No data"):
         await in_thread(partial(os.getxattr, file, "user.absent"))
-    counters = keeper.counters(NAME)
+    mount = keeper.mounted(NAME)
+    assert mount is not None
+    counters = mount.worker.standby.counters()
     assert counters is not None
     return dict(counters.errors)
