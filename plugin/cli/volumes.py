@@ -85,13 +85,23 @@ def logs(
     volume: Volume,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further lines.")] = False,
+    lines: Annotated[
+        int | None,
+        typer.Option("--lines", "-n", metavar="N", min=1, help="Only the last N lines [all]."),
+    ] = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", help="Only lines since then, such as yesterday or '1 hour ago' [all]."
+        ),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object on each line.")] = False,
 ) -> None:
     """Print the lines about a volume in the log."""
     from plugin.commands import journal, terminal  # noqa: PLC0415
 
     with refusals("logs"):
-        for line in journal.lines(volume, follow=follow):
+        for line in journal.lines(volume, follow=follow, since=since, last=lines):
             if json:
                 terminal.show_json_line(line)
             else:

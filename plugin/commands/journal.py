@@ -6,8 +6,8 @@ the kind of installation nor a running plugin. The lines have either format of P
 
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,7 +17,8 @@ from plugin.commands.asking import CommandError
 from plugin.errors import escaped, printable
 
 UNITS: Final = ("passfs.service", "docker.service")
-
+# Those that a line is made of; journalctl adds times and cursor.
+_FIELDS: Final = ("--output=json", "--output-fields=MESSAGE,_SYSTEMD_UNIT")
 
 # The line of a managed plugin, as dockerd logs it.
 _OF_DOCKERD: Final = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
@@ -35,30 +36,76 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a line in the JSON format."""
 
 
-def lines(volume: str, units: Sequence[str] = UNITS, *, follow: bool = False) -> Iterator[Line]:
+def lines(
+    volume: str,
+    units: Sequence[str] = UNITS,
+    *,
+    follow: bool = False,
+    since: str = "",
+    last: int | None = None,
+) -> Iterator[Line]:
     """Yield the lines about *volume*, the oldest first; if *follow* is set, wait for more.
+
+    *since* leaves out earlier lines, in the words of journalctl(1), and *last* all but so many.
 
     Raises:
         CommandError: there is no journal, or no line.
     """
-    command = ["journalctl", "--no-pager", "--output=json", *(f"--unit={unit}" for unit in units)]
-    if follow:
-        command += ["--follow", "--lines=all"]
-    about = _about(volume)
-    found = False
-    for entry in _entries(command):
-        message = entry.get("MESSAGE")
-        if not isinstance(message, str):  # bytes that are no text are a list
-            continue
-        fields = _fields(message)
-        if _is_about(volume, fields) or about.search(message):
-            found = True
-            yield _line(entry, message, fields)
+    command = ["journalctl", "--no-pager", *_FIELDS, *(f"--unit={unit}" for unit in units)]
+    start = [f"--since={since}"] if since else []
+    about, found = _about(volume), False
+    if last is not None:
+        newest, cursor = _newest([*command, *start], volume, about, last)
+        yield from newest
+        found, start = bool(newest), [f"--after-cursor={cursor}"] if cursor else start
+    if last is None or follow:
+        more = ("--follow", "--lines=all") if follow else ()
+        for entry in _entries([*command, *start, *more]):
+            if line := _line_about(volume, about, entry):
+                found = True
+                yield line
     if not found:
         raise CommandError(
-            f"the journal of {' and '.join(units)} has no line about {printable(volume)}. If"
-            " dockerd or passfs logs elsewhere, look there for lines with `volume NAME:`."
+            f"the journal of {' and '.join(units)} has no line about {printable(volume)}"
+            f"{' since ' + printable(since) if since else ''}. If dockerd or passfs logs elsewhere,"
+            " look there for lines with `volume NAME:`."
         )
+
+
+def _newest(
+    command: Sequence[str], volume: str, about: re.Pattern[str], number: int
+) -> tuple[list[Line], str]:
+    """Return the last lines about *volume*, the oldest first, and the cursor of the journal's end.
+
+    The journal is read backwards, and no further than these lines.
+    """
+    found: list[Line] = []
+    cursor = ""
+    with closing(_entries([*command, "--reverse"])) as entries:
+        for entry in entries:
+            cursor = cursor or str(entry.get("__CURSOR", ""))
+            if line := _line_about(volume, about, entry):
+                found.append(line)
+            if len(found) == number:
+                break
+    return found[::-1], cursor
+
+
+def _line_about(volume: str, about: re.Pattern[str], entry: Mapping[str, Any]) -> Line | None:
+    """Return the line of *entry* if it is about *volume*."""
+    message = entry.get("MESSAGE")
+    if not isinstance(message, str):  # bytes that are no text are a list
+        return None
+    fields = _fields(message)
+    if fields.get("volume") != escaped(volume) and not about.search(message):
+        return None
+    seconds = int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6
+    return Line(
+        time=f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        unit=str(entry.get("_SYSTEMD_UNIT", "")),
+        message=_as_text(fields) if fields else message,
+        fields=fields,
+    )
 
 
 def _about(volume: str) -> re.Pattern[str]:
@@ -80,17 +127,14 @@ def _fields(message: str) -> Mapping[str, Any]:
     return {}
 
 
-def _is_about(volume: str, fields: Mapping[str, Any]) -> bool:
-    return fields.get("volume") == escaped(volume)
-
-
 def _as_text(fields: Mapping[str, Any]) -> str:
     """Return the line with *fields* as the text format has it."""
     head = f"{fields.get('level', '')} {fields.get('logger', '')}: {fields.get('message', '')}"
     return " | ".join([head, *str(fields.get("traceback", "")).splitlines()])
 
 
-def _entries(command: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _entries(command: Sequence[str]) -> Generator[dict[str, Any], None, None]:
+    """Yield the entries that *command* prints; it ends with the generator."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError as error:
@@ -108,13 +152,3 @@ def _entries(command: Sequence[str]) -> Iterator[dict[str, Any]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def _line(entry: dict[str, Any], message: str, fields: Mapping[str, Any]) -> Line:
-    seconds = int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6
-    return Line(
-        time=f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}",
-        unit=str(entry.get("_SYSTEMD_UNIT", "")),
-        message=_as_text(fields) if fields else message,
-        fields=fields,
-    )

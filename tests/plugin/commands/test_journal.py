@@ -38,14 +38,26 @@ OBJECTS = (
     json.dumps(OBJECT | {"volume": "other"}).replace("new:", "other:"),
     '{"volume": "new"',
 )
-# The end of the fake's output is that of journalctl, or with --follow a wait.
+COMMAND = (
+    "--no-pager --output=json --output-fields=MESSAGE,_SYSTEMD_UNIT"
+    " --unit=passfs.service --unit=docker.service"
+)
+# The end of the fake's output is that of journalctl, or with --follow a wait. Read backwards, it
+# never ends.
 JOURNALCTL = """#!/bin/sh
 here=$(dirname "$0")
 echo "$*" >> "$here/calls"
-cat "$here/journal"
+case "$*" in
+*--reverse*) tac "$here/journal"; [ -e "$here/short" ] || exec sleep 100 ;;
+*--after-cursor*) cat "$here/later"; exec sleep 100 ;;
+*) cat "$here/journal" ;;
+esac
 case "$*" in *--follow*) exec sleep 100 ;; esac
 if [ -e "$here/broken" ]; then echo "no journal" >&2; exit 1; fi
 """
+
+
+COMMON = {"__REALTIME_TIMESTAMP": "1500000000", "_SYSTEMD_UNIT": "a.service"}
 
 
 @pytest.fixture
@@ -54,8 +66,8 @@ def path(tmp_path: Path) -> Path:
     entries: list[dict[str, object]] = [{"MESSAGE": message} for message in (*MESSAGES, *OBJECTS)]
     entries.append({"MESSAGE": [255, 254]})  # bytes that are no text
     text = "\n".join(
-        json.dumps(each | {"__REALTIME_TIMESTAMP": "1500000000", "_SYSTEMD_UNIT": "a.service"})
-        for each in entries
+        json.dumps(each | COMMON | {"__CURSOR": f"cursor {number}"})
+        for number, each in enumerate(entries)
     )
     (tmp_path / "journal").write_text(f"{text}\n")
     (tmp_path / "journalctl").write_text(JOURNALCTL)
@@ -72,9 +84,7 @@ def test_the_lines_of_the_volume_alone_are_printed(path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = [MESSAGES[0], MESSAGES[1], MESSAGES[2], r"volume vol: forged \x1b[31m line"]
     assert done.stdout.splitlines() == [f"1970-01-01T00:25:00Z {line}" for line in lines]
-    assert (path / "calls").read_text() == (
-        "--no-pager --output=json --unit=passfs.service --unit=docker.service\n"
-    )
+    assert (path / "calls").read_text() == (f"{COMMAND}\n")
 
 
 def test_a_name_is_found_as_the_log_writes_it(path: Path) -> None:
@@ -112,6 +122,47 @@ def test_follow_prints_at_once_and_ends_by_a_signal(path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
     assert "--follow --lines=all" in (path / "calls").read_text()
+
+
+def test_the_last_lines_are_read_backwards_and_no_further(path: Path) -> None:
+    done = logs(path, "vol", "--lines", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.partition(" ")[2] for line in done.stdout.splitlines()] == [
+        MESSAGES[2],
+        r"volume vol: forged \x1b[31m line",
+    ]
+    assert (path / "calls").read_text() == f"{COMMAND} --reverse\n"
+
+
+def test_a_short_journal_has_fewer_lines(path: Path) -> None:
+    (path / "short").touch()
+    assert len(logs(path, "vol", "-n", "9").stdout.splitlines()) == 4
+    assert "has no line about nothing" in logs(path, "nothing", "-n", "9").stderr
+
+
+def test_follow_goes_on_behind_the_last_lines(path: Path) -> None:
+    later = json.dumps({"MESSAGE": "volume vol: later"} | COMMON)
+    (path / "later").write_text(f"{later}\n")
+    command = [sys.executable, "-m", "plugin", "logs", "vol", "--follow", "--lines=1"]
+    environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(b" line\n")
+        assert process.stdout.readline().endswith(b"volume vol: later\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    newest = len(MESSAGES) + len(OBJECTS)
+    assert (path / "calls").read_text().splitlines() == [
+        f"{COMMAND} --reverse",
+        f"{COMMAND} --after-cursor=cursor {newest} --follow --lines=all",
+    ]
+
+
+def test_journalctl_leaves_out_what_is_earlier(path: Path) -> None:
+    assert logs(path, "vol", "--since", "1 hour ago").returncode == 0
+    assert (path / "calls").read_text() == f"{COMMAND} --since=1 hour ago\n"
+    done = logs(path, "third", "--since", "today")
+    assert "has no line about third since today." in done.stderr
 
 
 def test_a_volume_without_a_line_is_refused(path: Path) -> None:
