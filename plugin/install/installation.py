@@ -58,7 +58,7 @@ class Uninstalled(msgspec.Struct, frozen=True, kw_only=True):
     """A plugin that has been removed."""
 
     plugin: str
-    data_dir: str | None
+    data_dir: str
     """It still has the registry, and the volumes without a source."""
 
 

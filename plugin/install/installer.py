@@ -40,7 +40,7 @@ def install(client: Client, wanted: Installation, progress: Progress) -> Install
     """
     check_name(wanted.name)
     manifest = read_manifest(wanted.tree)
-    former = engine.inspect(client, wanted.name)
+    former = _installed(client, wanted.name)
     settings, file = _choose_settings(client, manifest, former, wanted)
     data_dirs = [settings["data.source"]]
     if former is not None:
@@ -89,7 +89,7 @@ def uninstall(client: Client, wanted: Installation, progress: Progress) -> Unins
     Raises:
         InstallationError: there is no such plugin, or its volumes are in use, without force.
     """
-    former = engine.inspect(client, wanted.name)
+    former = _installed(client, wanted.name)
     if former is None:
         raise InstallationError(
             f"there is no plugin {wanted.name}; `docker plugin ls` lists the installed plugins."
@@ -97,11 +97,21 @@ def uninstall(client: Client, wanted: Installation, progress: Progress) -> Unins
     _refuse_while_in_use(client, wanted)
     progress.step(f"Removing the plugin {wanted.name}")
     engine.remove(client, wanted.name)
-    data = mount_sources(former).get("data.source")
+    data = mount_sources(former)["data.source"]
     progress.line(
         f"volumes and data stay in {data}: `passfs install --data-dir {data}` finds them again"
     )
     return Uninstalled(plugin=wanted.name, data_dir=data)
+
+
+def _installed(client: Client, name: str) -> dict[str, Any] | None:
+    """Return the description of the plugin *name*; refuse one of another program."""
+    plugin = engine.inspect(client, name)
+    if plugin is not None and "data.source" not in mount_sources(plugin):
+        raise InstallationError(
+            f"the plugin {name} is not passfs, and stays as it is; give another name with --name."
+        )
+    return plugin
 
 
 def _choose_settings(

@@ -2,6 +2,7 @@
 
 import contextlib
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,17 @@ def test_uninstall_removes_the_plugin_and_no_data(docker: FakeEngine, install: I
 def test_uninstall_of_a_missing_plugin_is_refused(docker: FakeEngine) -> None:
     with pytest.raises(InstallationError, match="there is no plugin passfs"):
         installer.uninstall(docker, Installation(), Transcript())
+
+
+@pytest.mark.parametrize("command", [installer.install, installer.uninstall])
+def test_a_plugin_of_another_program_stays(
+    docker: FakeEngine, command: Callable[..., object]
+) -> None:
+    config = {"Env": None, "Mounts": None, "Description": "sshFS plugin for Docker"}
+    docker.plugins["vieux/sshfs"] = {"Enabled": True, "Config": config, "Settings": {"Env": None}}
+    with pytest.raises(InstallationError, match=r"the plugin vieux/sshfs is not passfs.*--name"):
+        command(docker, Installation(name="vieux/sshfs"), Transcript())
+    assert docker.calls == []
 
 
 def test_without_an_engine_the_error_names_the_address(
