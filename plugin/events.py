@@ -3,9 +3,8 @@
 The line is `volume NAME: TEXT, mount ID`. The id is that of the engine's request; without a request
 the line ends with the text. The JSON format of the log has the fields of the text as well.
 
-EVENTS is the table, and `tell` the only function that logs an event. The events of workers and
-guards are in passthrough/worker/events.py: they log lines, and `retell` reads the fields from
-these lines.
+EVENTS is the table, and `tell` logs an event. The events of workers and guards are in
+passthrough/worker/events.py: they log lines, and `retell` reads the fields from these lines.
 """
 
 import logging
@@ -15,6 +14,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 
 from passthrough.worker import events as of_workers
 from passthrough.worker.events import Event
+from plugin import log as logs
 from plugin.errors import NoSuchVolume, PluginError
 
 log = logging.getLogger(__name__)
@@ -141,19 +141,27 @@ EVENTS: Final = (
 
 def tell(event: Event, volume: str, mount_id: str = "", /, **fields: Field) -> None:
     """Log *event* of *volume*; *mount_id* is that of the engine's request, if there is one."""
+    if log.isEnabledFor(event.level):
+        _write(event, volume, mount_id, fields)
+
+
+def _write(event: Event, volume: str, mount_id: str, fields: Mapping[str, Field]) -> None:
     text = event.text.format(**{name: _shown(value) for name, value in fields.items()})
     tail = f", mount {mount_id}" if mount_id else ""
     ids = {"mount_id": mount_id} if mount_id else {}
     extra = {"fields": {"event": event.name, **ids, **fields}}
-    log.log(event.level, "volume %s: %s%s", volume, text, tail, extra=extra)
+    logs.write(log, event.level, "volume %s: %s%s", volume, text, tail, extra=extra)
 
 
 def retell(volume: str, line: str) -> bool:
-    """Log the event in *line*, by a process of *volume*; return False if there is none."""
+    """Log the event in *line*, by a process of *volume*; return False if there is none.
+
+    Whether the level of the event is logged is the caller's decision.
+    """
     if (found := of_workers.told(line)) is None:
         return False
     event, fields = found
-    tell(event, volume, **fields)
+    _write(event, volume, "", fields)
     return True
 
 

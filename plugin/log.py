@@ -70,6 +70,14 @@ class Json(Text):
         return text if len(text) <= LONGEST_JSON_BYTES else _encoded(dict(_short(line)))
 
 
+def write(
+    logger: logging.Logger, level: int, text: str, *values: object, extra: Mapping[str, object]
+) -> None:
+    """Log a record also if *level* is below that of the log, as the option `log_level` asks for."""
+    unknown = "(unknown file)", 0
+    logger.handle(logger.makeRecord(logger.name, level, *unknown, text, values, None, extra=extra))
+
+
 def configure(level: int, *, as_json: bool = False) -> None:
     """Send the records of all loggers from *level* on to the process's two streams."""
     ordinary = logging.StreamHandler(sys.stdout)

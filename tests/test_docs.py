@@ -3,7 +3,7 @@
 import ast
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from passthrough.options.vocabulary import ALIASES, MEANINGLESS
 from passthrough.session import abi
 from passthrough.worker.seccomp import MACHINES
 from plugin.events import EVENTS
+from plugin.mounting import failures
 from tests.support.tools import events, faults, features, lacks, man, option_tables
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,7 @@ WORDS_OF_THE_CODE = {
 }
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 LINES = "## Lines of the log"
+DEBUG_LINES = "## Lines at the level debug"
 LOGGED = {f"log.{level}" for level in ("warning", "error", "exception", "critical")}
 # A line with words of its own.
 WORDS = re.compile(r"\b(?!volume\b)[a-z]{3}")
@@ -159,14 +161,27 @@ def test_each_warning_of_the_code_is_explained() -> None:
     assert {line for _, line in rows} == {line for line in warnings() if WORDS.search(line)}
 
 
+def test_each_line_of_workers_at_debug_is_explained() -> None:
+    section = OPERATIONS.partition(DEBUG_LINES)[2].partition(LINES)[0]
+    rows = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+
+    told = failures.LINE.replace("{}", "…")
+    assert sorted(rows) == sorted({told, *logged({"log.debug"}, ["passthrough"])})
+
+
 def warnings() -> Iterator[str]:
     """Yield the text of each line that the code logs at WARNING or above."""
-    for package in ("plugin", "passthrough"):
+    yield from logged(LOGGED, ["plugin", "passthrough"])
+    yield from (events.line(event) for event in EVENTS if event.level >= logging.WARNING)
+
+
+def logged(calls: Collection[str], packages: Iterable[str]) -> Iterator[str]:
+    """Yield the text of each line that *packages* log by one of *calls*, with … for each value."""
+    for package in packages:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGGED:
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
                     yield re.sub(r"(%[.\d]*[a-z])+", "…", ast.literal_eval(node.args[0]))
-    yield from (events.line(event) for event in EVENTS if event.level >= logging.WARNING)
 
 
 def test_the_documented_events_are_those_of_the_code() -> None:

@@ -1,6 +1,7 @@
 """The words that options accept; table.py describes each option."""
 
 import enum
+import logging
 
 
 class CachePolicy(enum.StrEnum):
@@ -89,6 +90,20 @@ class Standby(enum.StrEnum):
 
     ON = "on"
     OFF = "off"
+
+
+class LogLevel(enum.StrEnum):
+    """The least severe level of the lines that are logged; the names are those of `logging`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def number(self) -> int:
+        """The level as in `logging`."""
+        return logging.getLevelNamesMapping()[self.name]
 
 
 class Sandbox(enum.StrEnum):

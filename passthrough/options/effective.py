@@ -42,8 +42,8 @@ class Note(NamedTuple):
 class Effective(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options in force for a volume, made by `resolve`.
 
-    Only the options for a new directory, `subpath` and `owner` may be None, and with `owner` also
-    `anon_uid` and `anon_gid`, as long as the source is unknown.
+    Only the options for a new directory, `subpath`, `owner` and `log_level` may be None, and with
+    `owner` also `anon_uid` and `anon_gid`, as long as the source is unknown.
     """
 
     requested: Requested

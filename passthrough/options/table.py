@@ -15,6 +15,7 @@ from passthrough.options.choices import (
     CachePolicy,
     InodeFileHandles,
     Locks,
+    LogLevel,
     Passthrough,
     Sandbox,
     SessionKind,
@@ -30,7 +31,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Timeouts are in seconds. If a value is None, `resolve` derives it from `cache` or the session.
     For `mode`, `uid` and `gid`, None means no change, and for `subpath` all of the source. For
-    `anon_uid` and `anon_gid` owner.py decides.
+    `anon_uid` and `anon_gid` owner.py decides, and for `log_level` the plugin's setting.
     """
 
     subpath: str | None = None
@@ -76,6 +77,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gid: int | None = None
     sandbox: Sandbox = Sandbox.NAMESPACE
     fsname: str = "passfs"
+    log_level: LogLevel | None = None
 
 
 class Requested(Values, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -304,6 +306,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         values.fsname,
         "1 to 128 letters, digits or _.:/@+-",
         "the name of the file system in df and mount",
+    ),
+    "log_level": Option(
+        values.word_or_auto(LogLevel),
+        "auto, debug, info, warning or error",
+        "the least severe lines that the volume's processes log; auto follows the plugin's setting",
+        values.AUTO,
     ),
 }
 

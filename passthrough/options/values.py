@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 
 from passthrough.options.vocabulary import NOTHING, is_name
 
+AUTO: Final = "auto"
+
 # The kernel keeps a timeout as 64-bit seconds; no mount lives for ten years.
 _LONGEST_S: Final = 10 * 365 * 86_400.0
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -73,6 +75,15 @@ def word(words: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum]:
 
     def parse(text: str) -> enum.StrEnum:
         return words(text.strip().lower())
+
+    return parse
+
+
+def word_or_auto(words: type[enum.StrEnum]) -> Callable[[str], enum.StrEnum | None]:
+    """Return a parser that accepts one of *words*, or `auto`, which is None."""
+
+    def parse(text: str) -> enum.StrEnum | None:
+        return None if text.strip().lower() == AUTO else words(text.strip().lower())
 
     return parse
 

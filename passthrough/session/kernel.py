@@ -18,7 +18,7 @@ from passthrough.core.face import KEEPER_ENDED, Core
 from passthrough.linux import kernel_features
 from passthrough.options.choices import Passthrough, Transport
 from passthrough.options.effective import Effective
-from passthrough.session import negotiation, shutdown
+from passthrough.session import abi, negotiation, shutdown
 from passthrough.session.abi import Init
 from passthrough.session.backing import explain
 from passthrough.session.negotiation import Agreed, Began, Offer
@@ -75,13 +75,15 @@ class Served:
         """
         self.core.note_descriptors(but)
 
-    def take_over(self, kept: Collection[int]) -> None:
+    def take_over(self, kept: Collection[int]) -> int:
         """Go on where the last worker died; *kept* are descriptors that others have opened.
+
+        Return how many requests it had in hand.
 
         Raises:
             OSError: memory has run out, or (EPROTO) is damaged.
         """
-        self.core.take_over(kept)
+        return self.core.take_over(kept)
 
     def close(self) -> None:
         """Close all descriptors, unless the host holds a thread up."""
@@ -126,6 +128,7 @@ def begin(served: Served, fuse_fd: int) -> str:
     fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
     served.core.use_device(fuse_fd)
     _negotiate(served, fuse_fd)
+    _log_features(served.rare.agreed)
     return _without_passthrough(served)
 
 
@@ -207,9 +210,11 @@ def serve(
                 if retire is not None and shutdown.is_to_retire(wakeup_fd):
                     core.stop()
                     _finish(core)
+                    log.debug("makes room; requests left: %d", core.in_flight())
                     retire()
                 if end == KEEPER_ENDED:
                     log.info(shutdown.KEEPER_ENDED)
+                log.debug("the session ends; requests in service: %d", core.in_flight())
                 ending(0)
             except BaseException:
                 ending(1)
@@ -236,6 +241,16 @@ def _negotiate(served: Served, fuse_fd: int) -> None:
             raise served.rare.broken
 
 
+def _log_features(agreed: Agreed | None) -> None:
+    """Log the features that INIT has agreed on, and those that the kernel does not offer."""
+    if agreed is not None:
+        used = ", ".join(each.feature for each in agreed.features if each.used)
+        log.debug("INIT: FUSE %d.%d with %s", abi.MAJOR, agreed.minor, used)
+        for each in agreed.features:
+            if each.wanted and not each.used:
+                log.debug("INIT: without %s: %s", each.feature, each.reason)
+
+
 def _without_passthrough(served: Served) -> str:
     """Return why the kernel passes no reads and writes through although the options allow it.
 
@@ -247,6 +262,7 @@ def _without_passthrough(served: Served) -> str:
     if not number:
         return ""
     why = explain(number)
+    log.debug("reads and writes do not pass through: %s", why)
     if served.config.passthrough is Passthrough.ON:
         raise OSError(errno.EPERM, f"option 'passthrough': 'on' cannot be had: {why}")
     served.core.pass_nothing_through()

@@ -42,6 +42,7 @@ def run(
         # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
         with contextlib.suppress(ConnectionAbortedError):
             libfuse.serve(served, fuse_fd, partial(serving, Began()), scheduler)
+        log.debug("the session ends; requests in service: %d", served.core.in_flight())
 
 
 class _EndedError(Exception):

@@ -102,7 +102,7 @@ def _work(handover: Handover, about: str) -> int:
     """Serve in the first process; return its exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    process.log_to_stderr(stderr.Prefixed(about))
+    process.log_to_stderr(handover.config.log_level, stderr.Prefixed(about))
     return process.serve_and_report(handover, keeper_fd=None)
 
 

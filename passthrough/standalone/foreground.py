@@ -111,7 +111,7 @@ def _child(
     parent_fd: int,
     refuse: Callable[[Exception], int],
 ) -> int:
-    process.log_to_stderr()
+    process.log_to_stderr(handover.config.log_level)
     try:
         return process.serve(handover, serving, parent_fd)
     except (OSError, OptionError, SandboxError) as error:

@@ -138,6 +138,7 @@ def _work(
 ) -> int:
     """Serve in a worker; return its exit status."""
     reports = fresh.reports and trial is None
+    in_hand = 0
 
     def serving() -> None:
         nonlocal reports
@@ -145,6 +146,8 @@ def _work(
             reports = False
             volume.serving(began)
         fresh.serves()
+        if fresh.gone is not None or trial is not None:
+            log.debug("%d requests of the worker before go on", in_hand)
 
     try:
         if trial is not None:
@@ -153,7 +156,7 @@ def _work(
             by_file_handle = volume.config.inode_file_handles is not InodeFileHandles.NEVER
             sandbox.enter_as_worker(by_file_handle=by_file_handle)
         if fresh.gone is not None or trial is not None:
-            _take_over(served, fresh)
+            in_hand = _take_over(served, fresh)
         if trial is not None:
             fresh.wait_for_commit(trial)
         kernel.serve(
@@ -176,9 +179,9 @@ def _work(
     return 0
 
 
-def _take_over(served: kernel.Served, fresh: Fresh) -> None:
+def _take_over(served: kernel.Served, fresh: Fresh) -> int:
     try:
-        served.take_over(fresh.kept)
+        return served.take_over(fresh.kept)
     except OSError as error:
         _leave_to_another(fresh, error)
         raise

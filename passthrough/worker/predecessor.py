@@ -174,6 +174,7 @@ class Predecessor:
                 _await_stop(pid, pid_fd)
             stopped = set(self._guards)
             self._find_guards()
+        log.debug("the other program's guards are stopped: %s", sorted(stopped))
 
     def retire(self) -> None:
         """End the worker, and what else there is beside the guards.
@@ -194,6 +195,7 @@ class Predecessor:
         later = word & ~_GENERATION | (word + 1) & _GENERATION
         if not exchange(self.page.memory, control.WORD_AT, word, later):
             raise OSError(errno.EBUSY, "the other program has made a worker")
+        log.debug("the other program's worker %d has ended", pid)
 
     def _end_others(self) -> None:
         """Kill fresh workers, and processes that make one call for a worker (core/notify.pyx).
@@ -246,6 +248,7 @@ class Predecessor:
             self.page = Page(self._page_fd)
         os.close(self._page_fd)
         self.copied = frozenset(numbers)
+        log.debug("%d descriptors of the other program are copied", len(numbers))
         return moved
 
     def enter(self, *, confined: bool, by_file_handle: bool) -> None:

@@ -27,6 +27,7 @@ from passthrough.identity.idmap import HostId, why_no_change_allowed
 from passthrough.linux import filehandles, kernel_features, memory
 from passthrough.options.choices import (
     InodeFileHandles,
+    LogLevel,
     Sandbox,
     SessionKind,
     Squash,
@@ -35,7 +36,7 @@ from passthrough.options.choices import (
 )
 from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.owner import with_source
-from passthrough.options.table import OptionError
+from passthrough.options.table import OptionError, Requested, as_text
 from passthrough.session import kernel
 from passthrough.session.negotiation import Began
 from passthrough.worker import guarded, sandbox, stderr
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
+_PACKAGE: Final = "passthrough"
 # A hand-over has only names and numbers, a few KiB at most.
 _LONGEST_HANDOVER: Final = 64 * 1024
 
@@ -91,7 +93,7 @@ def load(session: SessionKind) -> Runner:
 
 def main() -> int:
     """Serve the Handover on standard input; return the exit status."""
-    log_to_stderr()
+    log_to_stderr(LogLevel.DEBUG)  # the plugin leaves out what the volume's level excludes
     try:
         handover = decode_handover(_read_line(_STDIN))
     except msgspec.DecodeError as error:
@@ -99,9 +101,13 @@ def main() -> int:
     return serve_and_report(handover, _STDIN)
 
 
-def log_to_stderr(form: logging.Formatter | None = None) -> None:
-    """Send the log of this process and its children to standard error, in lines of *form*."""
+def log_to_stderr(level: LogLevel | None, form: logging.Formatter | None = None) -> None:
+    """Send the log of this process and its children to standard error, in lines of *form*.
+
+    None is the level `warning`, which libraries have in any case.
+    """
     logging.basicConfig(handlers=[stderr.handler(form)], force=True)
+    logging.getLogger(_PACKAGE).setLevel((level or LogLevel.WARNING).number)
 
 
 def serve_and_report(handover: Handover, keeper_fd: int | None) -> int:
@@ -153,6 +159,7 @@ def serve(
 
     def serving(began: Began) -> None:
         answer(msgspec.structs.replace(report, **began._asdict()))
+        log.debug("requests are answered, by session=%s", config.session)
 
     if guards:
         volume = guarded.Volume(handover, config, answer, serving, keeper_fd, without_handles)
@@ -242,12 +249,20 @@ def _prepare(config: Effective) -> None:
     """Log the notes of *config*, and set what all processes of the volume have in common."""
     for note in config.notes:
         log.warning("%s", note)
+    log.debug("options given: %s", _given(config.requested) or "none")
     _raise_limits()
+    log.debug("limits: %d open descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     memory.use_one_arena()
     # The kernel has applied the caller's umask already; the worker's own must not apply again.
     os.umask(0)
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
+
+
+def _given(requested: Requested) -> str:
+    """Return the options that are not those of a volume without options."""
+    given, default = as_text(requested), as_text(Requested())
+    return ", ".join(f"{name}={text}" for name, text in given.items() if text != default[name])
 
 
 def _may_guard(config: Effective) -> bool:

@@ -8,7 +8,6 @@ The plugin takes a default from this table, and not from config.json: after `doc
 the engine still holds the environment of the older plugin.
 """
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -17,6 +16,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
+from passthrough.options.choices import LogLevel
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, Release
 from plugin.admin import address
 from plugin.admin.address import SOCKET_PATH_LIMIT_BYTES, Address
@@ -27,15 +27,6 @@ T = TypeVar("T")
 
 LAST_ID: Final = 4294967294
 """4294967295 means "no change" to chown(2)."""
-
-
-class LogLevel(StrEnum):
-    """The values of PASSFS_LOG_LEVEL; the names are those of `logging`."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 class LogFormat(StrEnum):
@@ -244,10 +235,9 @@ def _owner(name: str, value: str) -> tuple[int, int]:
 
 def _log_level(name: str, value: str) -> int:
     try:
-        level = LogLevel(value.lower())
+        return LogLevel(value.lower()).number
     except ValueError as error:
         raise _refused(name, value, f"one of {', '.join(LogLevel)}") from error
-    return logging.getLevelNamesMapping()[level.name]
 
 
 def _log_format(name: str, value: str) -> LogFormat:

@@ -9,6 +9,7 @@ The modules, from the top down:
     mount          one mount with its worker, made by this plugin or adopted from an earlier one
     program        the identity of the program that workers run
     worker         the processes that serve one mount, from their start to their end
+    failures       requests that fail, as a line of the log at the level debug
     standby        the control page: the worker that serves now, the guards, deaths of workers
     spawner        starts worker processes by way of the fork server
     process        the process of a mount that the plugin has started or adopted

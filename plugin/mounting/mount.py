@@ -160,12 +160,12 @@ class Mount:
         return MountRecord(name, self.number, device, text)
 
     def let_options(self, config: Requested) -> None:
-        """Let the timeouts of *config*, which has the mount's other options, be in force.
+        """Let the timeouts and the log level of *config* be in force; all else is the mount's own.
 
         Raises:
             OSError: the worker's timeouts cannot be reached.
         """
-        self.worker.report = msgspec.structs.replace(self.worker.report, config=config)
+        self.worker.let_options(config)
         for worker in self.workers:
             worker.standby.change_timeouts(timeouts(config))
 

@@ -23,9 +23,12 @@ import msgspec
 import trio
 
 from passthrough.options.choices import SessionKind
+from passthrough.options.table import Requested
+from passthrough.worker.counters import Counters
 from passthrough.worker.handover import KEEP, Handover, Report, decode_report, encode
-from plugin import events
+from plugin import events, log as logs
 from plugin.errors import MountFailed
+from plugin.mounting import failures
 from plugin.mounting.fd_store import FUSE, KINDS, key_of
 from plugin.mounting.process import ForkedProcess, Process
 from plugin.mounting.spawner import StartWorker
@@ -75,6 +78,8 @@ class Worker:
         go on after the plugin."""
         self._process: Process | None = None
         self._all_ended = trio.Event()
+        self._requested: Requested | None = None
+        self._options_changed = trio.Event()
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     @property
@@ -169,6 +174,7 @@ class Worker:
         Raises:
             MountFailed: it never served; quotes its report or its last log lines.
         """
+        self._requested = handover.config
         passed = _descriptors_of(handover)
         passed |= {f"{kind}_fd": fd for kind, fd in self.standby.descriptors().items()}
         process = await start(handover.volume, session, [*passed.values()])
@@ -233,6 +239,7 @@ class Worker:
         """Follow the workers until all processes of the mount have ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.standby.follow)
+            nursery.start_soon(self._tell_failures)
             await self._wait(process)
             nursery.cancel_scope.cancel()
 
@@ -276,11 +283,45 @@ class Worker:
             *(self.volume, self.pid),
         )
 
+    def let_options(self, config: Requested) -> None:
+        """Let `config.log_level` be in force for all lines from now on."""
+        self.report = msgspec.structs.replace(self.report, config=config)
+        self._options_changed.set()
+        self._options_changed = trio.Event()
+
+    def _logs(self, level: int) -> bool:
+        """Return whether lines of *level* are logged: by the option, or by the plugin's setting.
+
+        The processes send all of their lines, so that another level takes effect at once.
+        """
+        config = self.report.config or self._requested
+        if config is None or config.log_level is None:
+            return log.isEnabledFor(level)
+        return level >= config.log_level.number
+
     def _log(self, message: Message) -> None:
+        if not self._logs(message.level):
+            return
         self._last_lines.extend([message.text, *message.traceback.splitlines()])
         if not events.retell(self.volume, message.text):
             extra = {"traceback": message.traceback}
-            log.log(message.level, "volume %s: %s", self.volume, message.text, extra=extra)
+            logs.write(log, message.level, "volume %s: %s", self.volume, message.text, extra=extra)
+
+    async def _tell_failures(self) -> None:
+        """Log at the level `debug` how many requests fail, until cancelled."""
+        before: Counters | None = None
+        while True:
+            changed = self._options_changed
+            if not self._logs(logging.DEBUG):
+                before = None
+                await changed.wait()
+                continue
+            now = self.standby.counters()
+            if before is not None and now is not None and (text := failures.between(before, now)):
+                self._log(Message(logging.DEBUG, text, ""))
+            before = now
+            with trio.move_on_after(failures.INTERVAL_S):
+                await changed.wait()
 
 
 def _descriptors_of(handover: Handover) -> dict[str, int]:

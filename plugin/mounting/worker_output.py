@@ -37,14 +37,14 @@ async def forward_log(stream: trio.abc.ReceiveStream, log: Callable[[Message], o
     """Call *log* with each message until *stream* ends, then close the stream.
 
     A process writes a traceback together with the line before it. Other lines without a level have
-    the level of the message before.
+    the level of the message before, and at least WARNING: a library in C has written them.
     """
     level = logging.WARNING  # of lines before the first one with a level
     async with stream, aclosing(_batches(stream)) as batches:
         async for batch in batches:
             for message in _messages(batch, level):
                 log(message)
-                level = message.level
+                level = max(message.level, logging.WARNING)
 
 
 async def _batches(stream: trio.abc.ReceiveStream) -> AsyncGenerator[list[str], None]:
@@ -62,9 +62,21 @@ async def _batches(stream: trio.abc.ReceiveStream) -> AsyncGenerator[list[str], 
 
 def _messages(batch: Sequence[str], level: int) -> Iterator[Message]:
     """Yield the messages in the lines *batch*; *level* is that of the message before."""
-    starts = [at for at, line in enumerate(batch) if not at or line.partition(" ")[0] in LEVELS]
+    starts = [at for at in range(len(batch)) if _begins(batch, at)]
     for at, end in pairwise([*starts, len(batch)]):
         word, _, text = batch[at].partition(" ")
-        level = LEVELS.get(word, level)
+        level = LEVELS.get(word, max(level, logging.WARNING))
         first = text if word in LEVELS else batch[at]
         yield Message(level, first, "\n".join(batch[at + 1 : end]))
+
+
+def _begins(batch: Sequence[str], at: int) -> bool:
+    """Return whether a message begins there; lines below WARNING have no traceback."""
+    if not at or _level_of(batch[at]) is not None:
+        return True
+    before = _level_of(batch[at - 1])
+    return before is not None and before < logging.WARNING
+
+
+def _level_of(line: str) -> int | None:
+    return LEVELS.get(line.partition(" ")[0])

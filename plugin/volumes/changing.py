@@ -1,8 +1,9 @@
 """Changes the options of a volume, for `passfs set`.
 
 The options that result are checked as those of a Create. The change is on disk before it has any
-effect. A mount takes new timeouts at once (passthrough/worker/live.py). Everything else waits for
-the next mount: the kernel has agreed on it, or open files and the sandbox depend on it.
+effect. A mount takes new timeouts at once (passthrough/worker/live.py), and so does the keeper with
+another log level (plugin/mounting/worker.py). Everything else waits for the next mount: the kernel
+has agreed on it, or open files and the sandbox depend on it.
 
 The registry has the options of the next mount in the table `volumes`, and those in force in the
 report of the mount, in the table `served`. One transaction changes both. If the plugin dies before
@@ -37,10 +38,10 @@ from plugin.volumes.volume_locks import VolumeLock
 
 NOW: Final = "now"
 NEXT: Final = "next mount"
+LOG_LEVEL: Final = "log_level"
 
 _ANOTHER: Final = "another volume, made by `docker volume create`"
-# The options that say which files a volume has, or how its directory is made; and a setting that
-# users look for among the options.
+# The options that say which files a volume has, or how its directory is made.
 _FIXED: Final[Mapping[str, tuple[str, str]]] = {
     SOURCE: (_ANOTHER, "says which files the volume has"),
     "subpath": (_ANOTHER, "says which files the volume has"),
@@ -48,10 +49,6 @@ _FIXED: Final[Mapping[str, tuple[str, str]]] = {
     "mode": ("chmod(1) on the directory", "counts only when the directory is made"),
     "uid": ("chown(1) on the directory", "counts only when the directory is made"),
     "gid": ("chgrp(1) on the directory", "counts only when the directory is made"),
-    "log_level": (
-        "PASSFS_LOG_LEVEL, and a restart of the service, which no container notices",
-        "is a setting of the plugin",
-    ),
 }
 _CACHED: Final = (
     "names and attributes that the kernel has cached already keep the timeouts that they came with"
@@ -136,8 +133,9 @@ class Changing:
             mount = None
         old = None if mount is None else self._in_force(mount.worker.report)
         new = old
-        if mount is not None and old is not None and mount.worker.standby.can_change_timeouts():
-            new = self._with_timeouts(mount.worker.report, wanted.requested, changes)
+        if mount is not None and old is not None:
+            named = _at_once(mount) & {option_of(written) for written in changes}
+            new = self._with(mount.worker.report, wanted.requested, named)
         return Plan(
             record=msgspec.structs.replace(volume.record, options=options),
             next=wanted,
@@ -163,14 +161,11 @@ class Changing:
         except OptionError:
             return None
 
-    def _with_timeouts(
-        self, report: Report, wanted: Requested, changes: Collection[str]
-    ) -> Effective | None:
-        """Return the options of a mount with those of *changes* that are timeouts."""
+    def _with(self, report: Report, wanted: Requested, named: Collection[str]) -> Effective | None:
+        """Return the options of a mount with those that are *named* as *wanted*."""
         assert report.config is not None  # noqa: S101 - its options are known
-        named = {*Timeouts._fields} & {option_of(written) for written in changes}
-        timeouts = {name: getattr(wanted, name) for name in named}
-        config = msgspec.structs.replace(report.config, **timeouts)
+        changed = {name: getattr(wanted, name) for name in named}
+        config = msgspec.structs.replace(report.config, **changed)
         return self._in_force(msgspec.structs.replace(report, config=config))
 
     async def _check(self, plan: Plan, lock: VolumeLock) -> str:
@@ -206,6 +201,12 @@ class Changing:
             ) from error
 
 
+def _at_once(mount: Mount) -> set[str]:
+    """Return the options that *mount* takes at once; no timeouts if an older program serves it."""
+    takes_timeouts = mount.worker.standby.can_change_timeouts()
+    return {LOG_LEVEL, *(Timeouts._fields if takes_timeouts else ())}
+
+
 def _change(option: str, before: str, after: str, when: str) -> OptionChange:
     return OptionChange(option=option, before=before, after=after, when=when)
 
@@ -221,10 +222,10 @@ def _refuse_fixed(changes: Mapping[str, str | None]) -> None:
 
 def _notes(plan: Plan, changes: Collection[str]) -> Iterator[str]:
     """Yield what the user cannot see in the table."""
-    when = {each.when for each in plan.changes()}
-    if NOW in when:
+    changed = plan.changes()
+    if any(each.when == NOW and each.option in Timeouts._fields for each in changed):
         yield _CACHED
-    if plan.mount is not None and NEXT in when:
+    if plan.mount is not None and any(each.when == NEXT for each in changed):
         yield _WAITS
         timeouts = {*Timeouts._fields} & {option_of(written) for written in changes}
         takes = plan.old is not None and plan.mount.worker.standby.can_change_timeouts()

@@ -259,3 +259,20 @@ def test_source_and_mountpoint_must_be_given(source: Path, mountpoint: Path, mis
 
     assert done.returncode == 2
     assert missing.encode() in done.stderr
+
+
+@pytest.mark.parametrize("session", ["kernel", "libfuse"])
+@pytest.mark.parametrize("level", ["", "debug"])
+def test_the_log_level_holds_without_docker(
+    source: Path, mountpoint: Path, session: str, level: str
+) -> None:
+    options = [f"session={session}", *([f"log_level={level}"] if level else [])]
+    with serving(source, mountpoint, *options) as process:
+        fuse_mount.unmount(mountpoint)
+        status, _, err = ended(process)
+    assert status == 0
+    if not level:
+        assert err == b""
+    else:
+        assert f"options given: {', '.join(options[:1])}".encode() in err
+        assert b"DEBUG passthrough.worker.process: requests are answered" in err

@@ -230,7 +230,7 @@ def test_every_value_that_was_left_open_is_decided() -> None:
     assert effective.entry_timeout == effective.dir_entry_timeout == 0
     assert effective.attr_timeout == effective.dir_attr_timeout == 2
     still_open = {name for name in OPTIONS if getattr(effective, name) is None}
-    assert still_open == {*FOR_A_NEW_DIRECTORY, "subpath", "owner"}
+    assert still_open == {*FOR_A_NEW_DIRECTORY, "subpath", "owner", "log_level"}
 
 
 @given(

@@ -10,6 +10,7 @@ from passthrough.options.choices import (
     CachePolicy,
     InodeFileHandles,
     Locks,
+    LogLevel,
     Passthrough,
     Sandbox,
     SessionKind,
@@ -107,6 +108,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "gid": {"4294967294": 4_294_967_294, "none": None},
     "sandbox": {"namespace": Sandbox.NAMESPACE, "none": Sandbox.NONE},
     "fsname": {"server:/data": "server:/data", "a" * 128: "a" * 128},
+    "log_level": {"Debug": LogLevel.DEBUG, " error": LogLevel.ERROR, "auto": None},
 }
 DURATIONS_S = {
     "0": 0.0,
@@ -176,6 +178,10 @@ REFUSED = [
     ),
     ("mode", "u=rwx", "'u=rwx' is not accepted; expected three or four octal digits, or none"),
     ("mode", "99999", "'99999' is not accepted; expected three or four octal digits, or none"),
+    (
+        *("log_level", "trace"),
+        "'trace' is not accepted; expected auto, debug, info, warning or error",
+    ),
     ("fsname", "", "'' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a,suid", "'a,suid' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
     ("fsname", "a\n", r"'a\n' is not accepted; expected 1 to 128 letters, digits or _.:/@+-"),
@@ -227,6 +233,7 @@ def test_without_options_every_value_is_the_default() -> None:
         gid=None,
         sandbox=Sandbox.NAMESPACE,
         fsname="passfs",
+        log_level=None,
     )
 
 
@@ -547,6 +554,7 @@ def test_every_option_is_shown_as_text() -> None:
         "gid": "none",
         "sandbox": "namespace",
         "fsname": "passfs",
+        "log_level": "auto",
     }
 
 

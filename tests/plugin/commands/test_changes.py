@@ -261,7 +261,7 @@ def test_create_compares_with_the_options_that_were_set(service: Service) -> Non
         (("vol", "--unset", "atr_timeout"), "option 'atr_timeout': is not known; expected attr_"),
         (("vol", "source=/srv"), "option 'source': cannot change: it says which files the volume"),
         (("vol", "--unset", "subpath"), "option 'subpath': cannot change: it says which files"),
-        (("vol", "log_level=debug"), "option 'log_level': cannot change: it is a setting of the"),
+        (("vol", "log_level=all"), "option 'log_level': 'all' is not accepted; expected auto, de"),
         (("vol", "mode=0700"), "option 'mode': cannot change: it counts only when the directory"),
         (
             ("vol", "passthrough=on", "writeback"),
