@@ -213,7 +213,7 @@ def serve(
                     log.debug("makes room; requests left: %d", core.in_flight())
                     retire()
                 if end == KEEPER_ENDED:
-                    log.info(shutdown.KEEPER_ENDED)
+                    shutdown.log_end_of_keeper()
                 log.debug("the session ends; requests in service: %d", core.in_flight())
                 ending(0)
             except BaseException:

@@ -42,7 +42,7 @@ def run(
         # if it comes while a request is being read; pyfuse3 knows ENODEV alone.
         with contextlib.suppress(ConnectionAbortedError):
             libfuse.serve(served, fuse_fd, partial(serving, Began()), scheduler)
-        log.debug("the session ends; requests in service: %d", served.core.in_flight())
+        log.debug("the session ends")
 
 
 class _EndedError(Exception):
@@ -100,5 +100,5 @@ class Scheduler:
     def _end(self, fd: int) -> Exception:
         """Return the error that ends the session because *fd* is readable."""
         if fd == self._keeper_fd:
-            log.info(shutdown.KEEPER_ENDED)
+            shutdown.log_end_of_keeper()
         return _EndedError()

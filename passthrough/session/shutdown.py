@@ -1,20 +1,20 @@
 """The ends of a session besides unmounting: a signal, and the end of the keeper."""
 
 import contextlib
+import logging
 import os
 import select
 import signal
 from collections.abc import Callable, Iterator
 from typing import Final
 
+log = logging.getLogger(__name__)
+
 WAKE: Final = b"\0"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _READ_BYTES: Final = 512
 RETIRE: Final = signal.SIGUSR1
 """A worker with a standby makes room for another one; no request is lost."""
-
-KEEPER_ENDED: Final = "the keeper of this mount has ended; so does its worker"
-"""The log text of both sessions."""
 
 
 @contextlib.contextmanager
@@ -38,6 +38,11 @@ def wakeup_pipe(*, retires: bool = False) -> Iterator[tuple[int, Callable[[], ob
             signal.signal(number, handler)
         os.close(read_fd)
         os.close(write_fd)
+
+
+def log_end_of_keeper() -> None:
+    """Log that the session ends because the keeper has ended."""
+    log.debug("the keeper of this mount has ended; so does its worker")
 
 
 def is_to_retire(wakeup_fd: int) -> bool:

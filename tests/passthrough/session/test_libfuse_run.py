@@ -15,7 +15,7 @@ import pytest
 
 from passthrough.core.face import Core
 from passthrough.options.choices import SessionKind
-from passthrough.session import abi, libfuse, shutdown
+from passthrough.session import abi, libfuse
 from passthrough.session.abi import Opcode
 from passthrough.session.kernel import Served
 from passthrough.session.libfuse_run import Scheduler, run
@@ -127,7 +127,7 @@ def test_only_a_kernel_that_can_is_asked_to_forget_removed_files(
 def test_wait_readable_returns_if_there_is_a_request(
     ends: Ends, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     ends.kernel.send(b"one")
 
     ends.wait()
@@ -138,7 +138,7 @@ def test_wait_readable_returns_if_there_is_a_request(
 def test_a_signal_takes_precedence_over_requests(
     ends: Ends, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     ends.kernel.send(b"one")
     ends.signal.send(b"\x0f")
 
@@ -150,13 +150,13 @@ def test_a_signal_takes_precedence_over_requests(
 def test_the_end_of_the_keeper_takes_precedence_over_requests(
     ends: Ends, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     ends.kernel.send(b"one")
     ends.keeper.close()
 
     with pytest.raises(Scheduler.ClosedResourceError):
         ends.wait()
-    assert caplog.messages == [shutdown.KEEPER_ENDED]
+    assert caplog.messages == ["the keeper of this mount has ended; so does its worker"]
 
 
 async def test_tasks_run_at_the_end_of_the_nursery() -> None:

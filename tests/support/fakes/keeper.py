@@ -81,6 +81,11 @@ class Keeper:
         return control.read(self.control_fd)
 
     @property
+    def told(self) -> list[str]:
+        """Return the lines of the log above DEBUG, as a volume without options has them."""
+        return [line for line in self.log.read_text().splitlines() if not line.startswith("DEBUG ")]
+
+    @property
     def worker_pid(self) -> int:
         """Return the process that serves: the last one started, or with a standby a clone."""
         return self.processes[-1].pid if self.control_fd is None else self.state.worker_pid
