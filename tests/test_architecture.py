@@ -169,6 +169,7 @@ AT_IMPORT = {
     *("contextlib.nullcontext", "FIXED.items", "int"),
     *("typer.Typer", "typer.Option", "typer.Argument", "app.callback", "app.command", "Console"),
     *("Path", "Path(__file__).resolve", "msgspec.field", "values.word"),
+    "values.word_or_auto",
     *("Event", "events.refused"),  # rows of the table of events, and a decorator
     *("Line", "cold", "warm", "Peer"),  # rows of the benchmarks' tables
 }
