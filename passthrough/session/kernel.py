@@ -245,10 +245,11 @@ def _log_features(agreed: Agreed | None) -> None:
     """Log the features that INIT has agreed on, and those that the kernel does not offer."""
     if agreed is not None:
         used = ", ".join(each.feature for each in agreed.features if each.used)
-        log.debug("INIT: FUSE %d.%d with %s", abi.MAJOR, agreed.minor, used)
-        for each in agreed.features:
-            if each.wanted and not each.used:
-                log.debug("INIT: without %s: %s", each.feature, each.reason)
+        missing = [each.feature for each in agreed.features if each.wanted and not each.used]
+        log.debug(
+            "INIT: FUSE %d.%d with %s; without %s",
+            *(abi.MAJOR, agreed.minor, used, ", ".join(missing) or "none"),
+        )
 
 
 def _without_passthrough(served: Served) -> str:

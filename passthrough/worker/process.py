@@ -159,7 +159,6 @@ def serve(
 
     def serving(began: Began) -> None:
         answer(msgspec.structs.replace(report, **began._asdict()))
-        log.debug("requests are answered, by session=%s", config.session)
 
     if guards:
         volume = guarded.Volume(handover, config, answer, serving, keeper_fd, without_handles)
@@ -249,9 +248,12 @@ def _prepare(config: Effective) -> None:
     """Log the notes of *config*, and set what all processes of the volume have in common."""
     for note in config.notes:
         log.warning("%s", note)
-    log.debug("options given: %s", _given(config.requested) or "none")
     _raise_limits()
-    log.debug("limits: %d open descriptors", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    log.debug(
+        "session %s, options %s, at most %d open descriptors",
+        *(config.session, _given(config.requested) or "none", most),
+    )
     memory.use_one_arena()
     # The kernel has applied the caller's umask already; the worker's own must not apply again.
     os.umask(0)
