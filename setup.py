@@ -25,7 +25,8 @@ UNCHECKED = {
 }
 SANITIZERS = "-fsanitize=address,undefined"
 THREADS = "-fsanitize=thread"
-FRAMES = ["-g1", "-fno-omit-frame-pointer"]  # lines and functions, and no variables
+LINES = "-g1"  # for backtraces: functions and lines, and no variables
+FRAMES = [LINES, "-fno-omit-frame-pointer"]
 
 DIRECTIVES: dict[str, dict[str, Any]] = {
     "unchecked": UNCHECKED,
@@ -45,7 +46,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "release": Kind("unchecked", ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1"}),
+    "release": Kind("unchecked", ["-O2", LINES], [], {"CYTHON_WITHOUT_ASSERTIONS": "1"}),
     # Checks of indices and assertions.
     "debug": Kind("checked", ["-Og", "-g3"], [], {}),
     # AddressSanitizer and UndefinedBehaviorSanitizer. Python needs LD_PRELOAD with libasan.so.
@@ -60,7 +61,10 @@ KINDS = {
     "threads": Kind("unchecked", ["-O1", *FRAMES, THREADS], [THREADS], {}),
     # As a release, with the steps of requests at which tests end the process (steps.pxd).
     "steps": Kind(
-        "unchecked", ["-O2"], [], {"CYTHON_WITHOUT_ASSERTIONS": "1", "PASSFS_STEPS": "1"}
+        "unchecked",
+        ["-O2", LINES],
+        [],
+        {"CYTHON_WITHOUT_ASSERTIONS": "1", "PASSFS_STEPS": "1"},
     ),
     # Line tracing, for coverage. It holds the interpreter's lock at each line.
     "trace": Kind(
