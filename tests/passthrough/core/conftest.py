@@ -1,5 +1,6 @@
-"""Probes of inodes, and a volume that serves locks on one file for two owners."""
+"""Probes of inodes, a volume with locks of two owners on one file, and builds with sanitizers."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.passthrough.core.probe_inodes import Probe
 from tests.support.tools.checks import descriptors_below
+from tests.support.tools.core_builds import CORE, LIBRARIES, Build
 from tests.support.tools.core_inodes import Python, Serve, serving
 from tests.support.tools.core_locks import Served, User
 
@@ -45,3 +47,13 @@ def serve(source: Path, python: Python) -> Iterator[Serve]:
 @pytest.fixture
 def by_handle(serve: Serve) -> Probe:
     return serve(budget=0)
+
+
+@pytest.fixture(scope="session", params=LIBRARIES)
+def sanitized(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Build]:
+    """Build the core with a sanitizer, and the probes of all tests that have this fixture."""
+    target = tmp_path_factory.mktemp(request.param)
+    yield Build(target, request.param, *CORE, "fuzz", "requests", "stress")
+    shutil.rmtree(target)

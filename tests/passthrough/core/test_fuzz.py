@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from passthrough.linux import syscalls
-from tests.support.tools.core_builds import CORE, Build
+from tests.support.tools.core_builds import BUILD_LIMIT_S, Build
 from tests.support.tools.core_fuzz import OPTIONS, ROOT
 
 REQUESTS = int(os.environ.get("PASSFS_FUZZ_REQUESTS", "100000"))
@@ -25,7 +25,6 @@ THREADS = 4
 SANITIZED = {"sanitize": (1_000_000, 0), "threads": (100_000, THREADS)}
 # A limit to what requests can take, and to how many files there are.
 MEMORY = "size=8m,nr_inodes=3000,mode=0777"
-BUILD_LIMIT_S = 1200.0
 
 
 @pytest.fixture(params=OPTIONS)
@@ -72,13 +71,11 @@ def test_each_reply_is_well_formed_and_nothing_is_left(
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.timeout(BUILD_LIMIT_S)
-@pytest.mark.parametrize("kind", SANITIZED)
-def test_no_request_makes_a_wrong_access_or_a_race(kind: str, tmp_path: Path) -> None:
-    build = Build(tmp_path / "build", kind, *CORE, "fuzz", "requests")
-    requests, threads = SANITIZED[kind]
+def test_no_request_makes_a_wrong_access_or_a_race(sanitized: Build, tmp_path: Path) -> None:
+    requests, threads = SANITIZED[sanitized.kind]
     for name in OPTIONS:
         (tmp_path / name).mkdir()
         for volume in mounted(name, tmp_path / name):
-            done = build.run(*program(*volume, requests // len(OPTIONS), threads))
+            done = sanitized.run(*program(*volume, requests // len(OPTIONS), threads))
 
             assert (done.returncode, done.stderr) == (0, ""), name

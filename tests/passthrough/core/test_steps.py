@@ -16,6 +16,7 @@ from passthrough.session.abi import Init, Opcode
 from tests.support.fakes.kernel import EVERYTHING, Kernel, Reply
 from tests.support.tools import wire
 from tests.support.tools.abi import ROOT_ID
+from tests.support.tools.core_builds import BUILD_LIMIT_S
 from tests.support.tools.core_operations import (
     ALWAYS,
     APPENDS_A_PART,
@@ -28,6 +29,8 @@ from tests.support.tools.core_operations import (
     tree,
 )
 from tests.support.tools.core_standby import LIMIT_S, Standby
+
+pytestmark = pytest.mark.timeout(BUILD_LIMIT_S)
 
 APPENDS = 16
 """So many that each thread has served one."""

@@ -13,10 +13,13 @@ import pytest
 
 from passthrough.linux.syscalls import RENAME_NOREPLACE, renameat2
 from tests.passthrough.core.probe_steps import STEPS
+from tests.support.tools.core_builds import BUILD_LIMIT_S
 from tests.support.tools.core_operations import prepare, tree
 from tests.support.tools.core_standby import Word
 from tests.support.tools.host_calls import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.tools.mounted import Mounted, mounted
+
+pytestmark = pytest.mark.timeout(BUILD_LIMIT_S)
 
 LIMIT_S = 90.0
 AT_FDCWD = -100

@@ -21,14 +21,16 @@ _COPIED = (
 _BUILT = shutil.ignore_patterns("*.so", "__pycache__")
 CORE = tuple(path.stem for path in (ROOT / "passthrough/core").glob("*.pyx"))
 """The names of all modules that are not of tests."""
+BUILD_LIMIT_S = 1200.0
+"""For a test that may be the first one to need a build."""
 
 
 class Build:
     """A build of a kind in the directory *target*, of the modules and probes *names*."""
 
     def __init__(self, target: Path, kind: str, *names: str) -> None:
+        self.kind = kind
         self._target = target
-        self._kind = kind
         for name in _COPIED:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_dir():
@@ -43,7 +45,7 @@ class Build:
         """Run Python with *words* on the build."""
         environment = os.environ | {
             "PYTHONPATH": str(self._target),
-            "LD_PRELOAD": " ".join(_library(name) for name in LIBRARIES[self._kind]),
+            "LD_PRELOAD": " ".join(_library(name) for name in LIBRARIES[self.kind]),
             "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
             "TSAN_OPTIONS": "exitcode=66",
         }
