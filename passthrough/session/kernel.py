@@ -18,7 +18,7 @@ from passthrough.core.face import KEEPER_ENDED, Core
 from passthrough.linux import kernel_features
 from passthrough.options.choices import Passthrough, Transport
 from passthrough.options.effective import Effective
-from passthrough.session import abi, negotiation, shutdown
+from passthrough.session import negotiation, shutdown
 from passthrough.session.abi import Init
 from passthrough.session.backing import explain
 from passthrough.session.negotiation import Agreed, Began, Offer
@@ -128,7 +128,6 @@ def begin(served: Served, fuse_fd: int) -> str:
     fcntl.fcntl(fuse_fd, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
     served.core.use_device(fuse_fd)
     _negotiate(served, fuse_fd)
-    _log_features(served.rare.agreed)
     return _without_passthrough(served)
 
 
@@ -239,17 +238,6 @@ def _negotiate(served: Served, fuse_fd: int) -> None:
             raise OSError(errno.EBADF, f"descriptor {fuse_fd} belongs to no FUSE mount")
         if served.rare.broken is not None:
             raise served.rare.broken
-
-
-def _log_features(agreed: Agreed | None) -> None:
-    """Log the features that INIT has agreed on, and those that the kernel does not offer."""
-    if agreed is not None:
-        used = ", ".join(each.feature for each in agreed.features if each.used)
-        missing = [each.feature for each in agreed.features if each.wanted and not each.used]
-        log.debug(
-            "INIT: FUSE %d.%d with %s; without %s",
-            *(abi.MAJOR, agreed.minor, used, ", ".join(missing) or "none"),
-        )
 
 
 def _without_passthrough(served: Served) -> str:

@@ -40,7 +40,7 @@ from functools import cache
 from typing import Final, NamedTuple, NoReturn
 
 from passthrough.linux import kernel_features, privileges
-from passthrough.options.choices import SessionKind
+from passthrough.options.choices import LogLevel, SessionKind
 from passthrough.options.sessions import automatic
 from passthrough.worker import process, sandbox
 
@@ -63,6 +63,7 @@ def main() -> int:
     """Fork workers until the keeper ends; return the exit status."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     sandbox.preload()
+    process.set_level(LogLevel.DEBUG)  # of the workers
     prepare(automatic(kernel_features.linux_release()).session)  # the default of volumes
     serve(process.main, prepare)
     return 0

@@ -36,7 +36,7 @@ from passthrough.options.choices import (
 )
 from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.owner import with_source
-from passthrough.options.table import OptionError, Requested, as_text
+from passthrough.options.table import OptionError
 from passthrough.session import kernel
 from passthrough.session.negotiation import Began
 from passthrough.worker import guarded, sandbox, stderr
@@ -107,7 +107,17 @@ def log_to_stderr(level: LogLevel | None, form: logging.Formatter | None = None)
     None is the level `warning`, which libraries have in any case.
     """
     logging.basicConfig(handlers=[stderr.handler(form)], force=True)
-    logging.getLogger(_PACKAGE).setLevel((level or LogLevel.WARNING).number)
+    set_level(level or LogLevel.WARNING)
+
+
+def set_level(level: LogLevel) -> None:
+    """Log from *level* on; no change if the fork server has set it.
+
+    A change writes to all loggers. In a worker, these pages would be shared no more.
+    """
+    logger = logging.getLogger(_PACKAGE)
+    if logger.level != level.number:
+        logger.setLevel(level.number)
 
 
 def serve_and_report(handover: Handover, keeper_fd: int | None) -> int:
@@ -249,22 +259,11 @@ def _prepare(config: Effective) -> None:
     for note in config.notes:
         log.warning("%s", note)
     _raise_limits()
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    log.debug(
-        "session %s, options %s, at most %d open descriptors",
-        *(config.session, _given(config.requested) or "none", most),
-    )
     memory.use_one_arena()
     # The kernel has applied the caller's umask already; the worker's own must not apply again.
     os.umask(0)
     if config.squash is not Squash.NONE:
         credentials.drop_groups()
-
-
-def _given(requested: Requested) -> str:
-    """Return the options that are not those of a volume without options."""
-    given, default = as_text(requested), as_text(Requested())
-    return ", ".join(f"{name}={text}" for name, text in given.items() if text != default[name])
 
 
 def _may_guard(config: Effective) -> bool:

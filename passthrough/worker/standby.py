@@ -300,7 +300,6 @@ class _Guard:
             events.tell(events.GIVEN_UP, **limits)
             self.page.end(End.GIVEN_UP, GIVEN_UP_STATUS)
             return False
-        log.debug("the next worker is made after %g s", self._wait_s)
         self._sleep(self._wait_s)
         return True
 
@@ -332,7 +331,6 @@ class _Guard:
             return
         if pid:
             self.page.set_guard(other, pid, os.pidfd_open(pid))
-            log.debug("guard %d is made", pid)
             return
         self._first = False
         self._worker = 0
