@@ -137,6 +137,7 @@ def test_a_second_plugin_leaves_the_first_alone(service: Service) -> None:
     assert service.call("VolumeDriver.Get", Name="vol")["Volume"]["Status"]["mounted"]
 
 
+@pytest.mark.alone
 def test_the_plugin_answers_within_3_s_with_500_volumes(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with Registry.open(tmp_path / "data") as registry:

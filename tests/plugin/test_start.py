@@ -87,6 +87,7 @@ def test_the_plugin_loads_only_what_it_serves_with(tmp_path: Path) -> None:
     assert NEEDLESS & {*loaded} == set()
 
 
+@pytest.mark.alone
 def test_the_plugin_listens_within_half_a_second(tmp_path: Path) -> None:
     """By the clock, without the time in which its main thread waited for a processor."""
     for _ in range(STARTS):

@@ -500,6 +500,7 @@ def leave_mounts(count: int, directory: Path, manager: ServiceManager, worker: i
             )
 
 
+@pytest.mark.alone
 def test_500_mounts_are_adopted_within_3_s(tmp_path: Path, manager: ServiceManager) -> None:
     """The time counts until the first request is answered."""
     worker = subprocess.Popen(["sleep", "infinity"])

@@ -34,6 +34,7 @@ HUNG = detaching.THREADS + 6
 HEALTHY = 20
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_signal_unmounts_500_volumes_cleanly(tmp_path: Path) -> None:
     """With real workers that have served a file each."""

@@ -131,6 +131,7 @@ def get_s(service: Service) -> float:
     return statistics.median(taken)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_list_takes_at_most_half_a_second_of_processor_time(service: Service) -> None:
     wait_until_idle(service)
