@@ -59,10 +59,10 @@ KINDS = {
     ),
     # ThreadSanitizer. Python needs LD_PRELOAD with libtsan.so.
     "threads": Kind("unchecked", ["-O1", *FRAMES, THREADS], [THREADS], {}),
-    # As a release, with the steps of requests at which tests end the process (steps.pxd).
+    # With the steps of requests at which tests end the process (steps.pxd).
     "steps": Kind(
         "unchecked",
-        ["-O2", LINES],
+        ["-O1", LINES],
         [],
         {"CYTHON_WITHOUT_ASSERTIONS": "1", "PASSFS_STEPS": "1"},
     ),

@@ -23,7 +23,7 @@ from tests.support.tools.core_builds import CORE, ROOT
 COMPILER = "aarch64-linux-gnu-gcc"  # of the package gcc-aarch64-linux-gnu
 GENERATED = ROOT / "build/core/unchecked/passthrough/core"
 FLAGS = (
-    *("-O1", "-fPIC", "-fwrapv", "-DNDEBUG", "-DCYTHON_WITHOUT_ASSERTIONS=1", "-Wall", "-Werror"),
+    *("-O0", "-fPIC", "-fwrapv", "-DNDEBUG", "-DCYTHON_WITHOUT_ASSERTIONS=1", "-Wall", "-Werror"),
     *("-Wno-unused-function", "-Wno-unused-variable"),
     f"-I{sysconfig.get_path('include')}",
 )
@@ -46,7 +46,7 @@ _Static_assert(sizeof(((struct statfs *)0)->f_type) == 8, "statfs");
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # 15 s of processor time
+@pytest.mark.timeout(300)  # half a minute of processor time
 def test_each_module_compiles(tmp_path: Path) -> None:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         said = list(pool.map(partial(compile_module, tmp_path), CORE))

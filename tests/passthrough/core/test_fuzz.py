@@ -22,7 +22,7 @@ REQUESTS = int(os.environ.get("PASSFS_FUZZ_REQUESTS", "100000"))
 SEED = os.environ.get("PASSFS_FUZZ_SEED", "1")
 THREADS = 4
 # By the kind of sanitizer: requests for all volumes together, and threads; 0 for the one there is.
-SANITIZED = {"sanitize": (1_000_000, 0), "threads": (100_000, THREADS)}
+SANITIZED = {"sanitize": (300_000, 0), "threads": (100_000, THREADS)}
 # A limit to what requests can take, and to how many files there are.
 MEMORY = "size=8m,nr_inodes=3000,mode=0777"
 
