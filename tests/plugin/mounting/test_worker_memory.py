@@ -37,10 +37,13 @@ async def test_an_idle_worker_has_little_memory_of_its_own(tmp_path: Path, sessi
         for name in ("one", "two"):
             await dockerd.do("Create", Name=name, Opts={"session": session})
             await dockerd.do("Mount", Name=name, ID="a")
+        # While both workers live: the last one has the pages of libraries to itself.
+        pids = [(await dockerd.volume(name))["Status"]["worker_pid"] for name in ("one", "two")]
+        sizes = [own_bytes(pid) for pid in pids]
         for name in ("one", "two"):
-            pid = (await dockerd.volume(name))["Status"]["worker_pid"]
-            assert own_bytes(pid) <= OWN_BYTES
             await dockerd.do("Unmount", Name=name, ID="a")
+
+    assert max(sizes) <= OWN_BYTES
 
 
 @pytest.mark.logs("worker [0-9]+ was killed by SIGKILL")
