@@ -9,6 +9,7 @@ import pytest
 from passthrough.linux import syscalls
 from tests.passthrough.core.probe_steps import BUILT
 from tests.support.tools.core_builds import CORE, ROOT, Build
+from tests.support.tools.disks import ext4
 from tests.support.tools.mounts import mounts_at
 
 
@@ -19,6 +20,14 @@ def source(tmp_path: Path) -> Path:
     path.mkdir()
     path.chmod(0o777)
     return path
+
+
+@pytest.fixture
+def reused_numbers(source: Path) -> Iterator[None]:
+    """Have *source* on ext4, which gives the inode number of a removed file to the next file."""
+    with ext4(source):
+        source.chmod(0o777)
+        yield
 
 
 @pytest.fixture
