@@ -323,7 +323,7 @@ def words_of(name: str) -> tuple[str, ...]:
         if each is bool:
             return ("true", "false")
         if isinstance(each, type) and issubclass(each, StrEnum):
-            return tuple(each)
+            return (*((values.AUTO,) if OPTIONS[name].left_open == values.AUTO else ()), *each)
     return ()
 
 

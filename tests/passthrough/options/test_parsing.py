@@ -21,7 +21,7 @@ from passthrough.options.choices import (
 )
 from passthrough.options.parsing import OF_A_SOURCE, parse_options
 from passthrough.options.sessions import FIRST_KERNEL_SESSION, LACKING, Lack
-from passthrough.options.table import OPTIONS, OptionError, Requested, as_text, words_of
+from passthrough.options.table import OPTIONS, OptionError, Requested, as_text, text_of, words_of
 from passthrough.options.values import Owner, Range
 from passthrough.options.vocabulary import ALIASES, MEANINGLESS, canonical
 
@@ -573,7 +573,7 @@ def test_the_words_of_an_option_are_those_that_its_refusal_lists(name: str) -> N
     words, accepts = words_of(name), OPTIONS[name].accepts
     if words:
         assert accepts == f"{', '.join(words[:-1])} or {words[-1]}"
-        assert [OPTIONS[name].show(OPTIONS[name].parse(word)) for word in words] == [*words]
+        assert [text_of(name, OPTIONS[name].parse(word)) for word in words] == [*words]
     else:
         assert any(
             sign in accepts for sign in ("number", "digits", "UID", "container:", "path", "letters")
