@@ -23,8 +23,8 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reused_numbers(source: Path) -> Iterator[None]:
-    """Have *source* on ext4, which gives the inode number of a removed file to the next file."""
+def on_ext4(source: Path) -> Iterator[None]:
+    """Have *source* on ext4, which reuses inode numbers and knows all modes of fallocate(2)."""
     with ext4(source):
         source.chmod(0o777)
         yield

@@ -152,7 +152,7 @@ def replaced(source: Path, name: str) -> None:
     pytest.fail(f"the file system of {source} gives no inode number twice")
 
 
-@pytest.mark.usefixtures("reused_numbers")
+@pytest.mark.usefixtures("on_ext4")
 def test_a_file_replaced_after_statx_is_not_taken_for_the_one_before(
     serve: Serve, source: Path
 ) -> None:

@@ -195,7 +195,7 @@ def test_a_call_on_a_replaced_path_gets_at_most_one_estale(
     kernel.forget_all()
 
 
-@pytest.mark.usefixtures("reused_numbers")
+@pytest.mark.usefixtures("on_ext4")
 def test_a_file_with_a_reused_number_is_another_inode(
     held: Callable[..., Kernel], source: Path
 ) -> None:

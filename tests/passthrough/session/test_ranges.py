@@ -109,6 +109,7 @@ ALLOCATED = {
 GROWING = {"beyond the end", "zeros beyond the end", "collapsed", "inserted"}
 
 
+@pytest.mark.usefixtures("on_ext4")
 @pytest.mark.parametrize(("mode", "block", "after"), ALLOCATED.values(), ids=ALLOCATED)
 def test_fallocate_does_as_the_host(
     kernel: Kernel, blocks: Path, mode: int, block: int, after: str
@@ -147,6 +148,7 @@ def test_what_the_host_cannot_do_it_says(kernel: Kernel, blocks: Path) -> None:
     assert letters(blocks) == "abcd"
 
 
+@pytest.mark.usefixtures("on_ext4")
 @pytest.mark.parametrize("name", ALLOCATED)
 def test_seal_size_refuses_what_would_change_the_size(
     connect: Connect, blocks: Path, name: str
@@ -321,6 +323,7 @@ def test_an_ioctl_needs_an_open_file_or_directory(kernel: Kernel, flags: int) ->
     assert ioctl(kernel, 7, 0x5401, flags=flags)[0] == errno.EBADF
 
 
+@pytest.mark.usefixtures("on_ext4")
 @pytest.mark.parametrize(("left_to_this_side", "left"), [(False, 0o6777), (True, 0o777)])
 def test_suid_and_sgid_bits_stay_unless_the_kernel_leaves_them_to_this_side(
     connect: Connect, blocks: Path, left_to_this_side: bool, left: int
