@@ -28,7 +28,7 @@ from tests.support.tools.service import Service
 
 pytestmark = pytest.mark.full
 
-MOUNTS = 500
+MOUNTS = 100
 CALLERS = 4
 HUNG = detaching.THREADS + 6
 HEALTHY = 20
@@ -36,7 +36,7 @@ HEALTHY = 20
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_signal_unmounts_500_volumes_cleanly(tmp_path: Path) -> None:
+def test_a_signal_unmounts_100_volumes_cleanly(tmp_path: Path) -> None:
     """With real workers that have served a file each."""
     service = Service(tmp_path)
     (tmp_path / "data").mkdir()
