@@ -88,7 +88,8 @@ class Postgres:
         self._run(f"pg_amcheck -h {SOCKET} -d postgres --install-missing --heapallindexed")
         self._run(f"pg_ctl stop -D {CLUSTER} -m fast -w -s")
         self._run(f"pg_checksums --check -D {CLUSTER}")
-        assert self.complaints() == []
+        complaints = self.complaints()
+        assert not complaints, complaints
         return done
 
     def complaints(self) -> list[str]:
