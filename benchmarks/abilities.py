@@ -1,7 +1,7 @@
 """Tries on each file system what programs rely on: `python -m benchmarks.abilities`.
 
 It prints a table in Markdown, the one in docs/comparison.md. The peers get `allow_other` besides
-their defaults, because without it a container's user who is not root cannot enter the mount.
+their defaults: without this option, only root can enter their mounts.
 """
 
 import errno
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What a program relies on, and the function that tries it and returns a cell's text."""
+    """A need of programs, and the function that tries it; it returns the text of a cell."""
 
     name: str
     attempt: Callable[[Place], str]

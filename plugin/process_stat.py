@@ -12,7 +12,7 @@ _RSS: Final = 21
 
 
 class ProcessStat(NamedTuple):
-    """What a process has used, and its start."""
+    """The processor time and the memory of a process, and its start."""
 
     cpu_s: float
     """In user mode and in the kernel, since the process began."""

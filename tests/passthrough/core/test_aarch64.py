@@ -18,10 +18,9 @@ import pytest
 from passthrough.linux import privileges, syscalls
 from passthrough.worker import seccomp
 from passthrough.worker.calls import ALLOWED, BY_FILE_HANDLE, BY_RING, REFUSED
-from tests.support.tools.core_builds import CORE, ROOT
+from tests.support.tools.core_builds import CORE, GENERATED, ROOT
 
 COMPILER = "aarch64-linux-gnu-gcc"  # of the package gcc-aarch64-linux-gnu
-GENERATED = ROOT / "build/core/unchecked/passthrough/core"
 FLAGS = (
     *("-O0", "-fPIC", "-fwrapv", "-DNDEBUG", "-DCYTHON_WITHOUT_ASSERTIONS=1", "-Wall", "-Werror"),
     *("-Wno-unused-function", "-Wno-unused-variable"),
@@ -55,7 +54,7 @@ def test_each_module_compiles(tmp_path: Path) -> None:
 
 def compile_module(target: Path, name: str) -> str:
     """Return what the compiler says on the module *name*."""
-    source = GENERATED / f"{name}.c"
+    source = ROOT / GENERATED / "passthrough/core" / f"{name}.c"
     command = [COMPILER, *FLAGS, "-c", str(source), "-o", str(target / f"{name}.o")]
     return subprocess.run(command, check=False, capture_output=True, text=True).stderr
 

@@ -13,10 +13,12 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "sanitize": ("libasan.so", "libubsan.so"),
 }
 """The kinds of builds, with the libraries that Python needs before any other."""
+GENERATED = "build/core/unchecked"
+"""The C of all builds without checks of indices, in this checkout."""
 _COPIED = (
     *("passthrough", "tests", "setup.py", "pyproject.toml", "README.md", "scripts/core"),
     # The dates are copied, too: a build with the same directives translates no module again.
-    "build/core/unchecked",
+    GENERATED,
 )
 _BUILT = shutil.ignore_patterns("*.so", "__pycache__")
 CORE = tuple(path.stem for path in (ROOT / "passthrough/core").glob("*.pyx"))

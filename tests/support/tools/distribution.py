@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.tools.core_builds import GENERATED
 from tests.support.tools.generated import REPOSITORY
 
 PACKAGES = ("passthrough", "plugin")
 BESIDE = ("LICENSE", "README.md", "packaging/passfs.1", "pyproject.toml", "setup.py")
-GENERATED = "build/core/unchecked"
 BUILT = "build/core/release"
 LIMIT_S = 300.0
 
