@@ -17,7 +17,7 @@ from passthrough.linux import mountinfo
 from passthrough.linux.mountinfo import FSTYPE
 from tests.support.tools.files import public_directory
 from tests.support.tools.namespaces import MACHINE, leave_machine
-from tests.support.tools.processes import children, reap
+from tests.support.tools.processes import children, descriptors, reap
 
 PR_SET_CHILD_SUBREAPER = 36
 SLOW_S = 5.0
@@ -96,12 +96,12 @@ def _orphans_become_children() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a passfs mount or a child process."""
-    descriptors, mounts, processes = _descriptors(), _mounts(), children()
+    opened, mounts, processes = descriptors(), _mounts(), children()
     yield
-    if _descriptors() - descriptors:
+    if descriptors().items() - opened.items():
         gc.collect()  # too slow after each of 12,000 tests
 
-    assert _descriptors() - descriptors == set()
+    assert descriptors().items() - opened.items() == set()
     reap(processes)
     assert _mounts() - mounts == set()
     assert children() - processes == set()
@@ -112,17 +112,6 @@ def base() -> Iterator[Path]:
     """Return a directory that every user may enter."""
     with public_directory() as path:
         yield path
-
-
-def _descriptors() -> set[tuple[int, str]]:
-    """Return the number of each open descriptor, and the path or object behind it."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
-        except FileNotFoundError:  # os.listdir() has closed its own descriptor
-            continue
-    return found
 
 
 def _mounts() -> set[bytes]:

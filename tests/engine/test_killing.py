@@ -19,7 +19,7 @@ import pytest
 from docker.models.volumes import Volume
 
 from tests.standby.killing import Killing
-from tests.standby.volume import descendants, descriptors, is_alive, kill
+from tests.standby.volume import descendants, is_alive, kill, targets
 from tests.support.tools.busy import Busy
 from tests.support.tools.driver import Driver, execute
 from tests.support.tools.members import Members
@@ -59,9 +59,7 @@ def resources() -> Mapping[str, Mapping[str, int]]:
     """
     names = (Path(f"/proc/{pid}/comm") for pid in descendants(os.getpid()) if is_alive(pid))
     kinds = {
-        name: Counter(
-            {re.sub(r"\d+", "N", kind): len(all_) for kind, all_ in descriptors(pid).items()}
-        )
+        name: Counter({re.sub(r"\d+", "N", kind): len(all_) for kind, all_ in targets(pid).items()})
         for name, pid in (("service", service()), ("manager", os.getpid()))
     }
     stored = {kind: number for kind, number in kinds["manager"].items() if "/" in kind}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from tests.soak.lap import forget
 from tests.support.tools.mounted import Mounted, device_of
-from tests.support.tools.processes import children, parent
+from tests.support.tools.processes import children, descriptors, parent
 from tests.support.tools.rings import rings
 
 LIMIT_S = 30.0
@@ -79,7 +79,7 @@ class Watch(NamedTuple):
         pid = self.served.worker_pid
         return Resources(
             answer["held"],
-            _descriptors(pid),
+            Counter(descriptors(pid).values()),
             len(os.listdir(f"/proc/{pid}/task")) - rings(pid),
             _others(pid, self.served.process.pid),
             _unanswered(self.served.mountpoint),
@@ -151,14 +151,6 @@ def _others(worker: int, command: int) -> dict[int, str]:
             status = _status(pid)
             if status["Name"] != "passfs-guard" or status["State"].startswith("Z"):
                 found[pid] = status["State"]
-    return found
-
-
-def _descriptors(pid: int) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed since the listing
-            found[os.readlink(f"/proc/{pid}/fd/{name}")] += 1
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak.resources import locked
-from tests.standby.volume import Resources, Volume, descriptors, volume
+from tests.standby.volume import Resources, Volume, targets, volume
 
 
 @pytest.fixture
@@ -76,4 +76,4 @@ def test_descriptors_and_guards_are_counted() -> None:
     ]
     assert before.differences(before) == []
     with opened(Path("/dev/null"), os.O_RDONLY):
-        assert descriptors(os.getpid())["/dev/null"] != []
+        assert targets(os.getpid())["/dev/null"] != []

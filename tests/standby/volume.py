@@ -18,7 +18,7 @@ from passthrough.worker.control import State
 from tests.passthrough.core.probe_outside import held
 from tests.soak.lap import forget
 from tests.support.tools.mounted import Mounted, mounted
-from tests.support.tools.processes import children
+from tests.support.tools.processes import children, descriptors
 
 CONTROL, TABLES = "/memfd:passfs-control (deleted)", "/memfd:passfs-tables (deleted)"
 GUARDS = 2
@@ -116,7 +116,7 @@ class Volume:
         """Return the current resources."""
         assert self._tables is not None
         pid = self.worker()
-        opened = descriptors(pid)
+        opened = targets(pid)
         return Resources(
             held(self._tables),
             Counter({target: len(numbers) for target, numbers in opened.items()}),
@@ -183,24 +183,21 @@ def is_alive(pid: int) -> bool:
     return pid > 0 and stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
-def descriptors(pid: int) -> dict[str, list[str]]:
+def targets(pid: int) -> dict[str, list[str]]:
     """Return the descriptors of each target in a process; all pipes count as one target."""
     found: dict[str, list[str]] = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed since the listing
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
-            kind = re.sub(r"\d+", "N", target) if ":[" in target else target
-            found.setdefault(kind, []).append(f"{name} {target}")
+    for fd, target in descriptors(pid).items():
+        kind = re.sub(r"\d+", "N", target) if ":[" in target else target
+        found.setdefault(kind, []).append(f"{fd} {target}")
     return found
 
 
 def open_target(pid: int, target: str) -> int | None:
     """Open the memory that a descriptor of *pid* leads to; None if no descriptor does."""
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        path = f"/proc/{pid}/fd/{name}"
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(path) == target:
-                return os.open(path, os.O_RDONLY)
+    for fd, found in descriptors(pid).items():
+        if found == target:
+            with contextlib.suppress(FileNotFoundError):  # closed since
+                return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
     return None
 
 

@@ -1,13 +1,12 @@
 """Files that are held by file handle, and that the host removes."""
 
-import contextlib
-import os
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.processes import descriptors
 
 USED_S = 1.0  # a removed file that was used so lately stays open
 FREED_S = 12.0
@@ -39,10 +38,6 @@ def test_a_removed_file_is_open_until_its_last_use_is_a_while_ago(
 
 def open_ones(served: Mounted) -> set[str]:
     """Return the names that the host has removed, and that the worker has open."""
-    names = set()
-    for descriptor in Path(f"/proc/{served.worker_pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            path, deleted, _ = os.readlink(descriptor).partition(" (deleted)")
-            if deleted:
-                names.add(Path(path).name)
-    return names
+    removed = " (deleted)"
+    targets = descriptors(served.worker_pid).values()
+    return {Path(path.removesuffix(removed)).name for path in targets if path.endswith(removed)}

@@ -16,6 +16,7 @@ from tests.support.tools.callers import ROOT as ROOT_USER
 from tests.support.tools.checks import descriptors_below
 from tests.support.tools.mounts import mounted_on, mounts_at
 from tests.support.tools.options import effective
+from tests.support.tools.processes import descriptors
 
 
 @pytest.fixture(params=[SessionKind.KERNEL, SessionKind.LIBFUSE])
@@ -190,7 +191,7 @@ def test_serve_leaves_no_descriptor_and_no_umask(source: Path, mountpoint: Path)
         config = Requested(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
         process.serve(handover, lambda _: fuse_mount.unmount(mountpoint))
-        opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()]
+        opened = list(descriptors().values())
         return descriptors_below(source), opened, os.umask(0)
 
     below, opened, umask = ROOT_USER.run(serve)
@@ -198,8 +199,3 @@ def test_serve_leaves_no_descriptor_and_no_umask(source: Path, mountpoint: Path)
     assert below == set()
     assert "/dev/fuse" not in opened
     assert umask == 0
-
-
-def open_fds() -> list[str]:
-    fds = os.listdir("/proc/self/fd")
-    return [fd for fd in fds if os.path.lexists(f"/proc/self/fd/{fd}")]

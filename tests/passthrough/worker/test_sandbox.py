@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from tests.support.tools.callers import ROOT
 from tests.support.tools.driver import unit
 from tests.support.tools.inside import PROBES, probe
 from tests.support.tools.mounts import MS_BIND, mounted_on, mounts_at
-from tests.support.tools.processes import wait_until
+from tests.support.tools.processes import descriptors, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -242,10 +243,13 @@ def test_a_guard_has_no_descriptor_of_proc(keeper: Keeper) -> None:
     """A worker shares the descriptors of its guards."""
     keeper.serve()
     pid = keeper.processes[0].pid
-    links = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
-    of_proc = [os.readlink(link) for link in links if os.stat(link).st_dev == PROC_DEVICE]
+    of_proc = []
+    for fd, target in descriptors(pid).items():
+        with suppress(FileNotFoundError):  # the worker may close it meanwhile
+            if os.stat(f"/proc/{pid}/fd/{fd}").st_dev == PROC_DEVICE:
+                of_proc.append(target.rpartition("/")[2])
 
-    assert [path.rpartition("/")[2] for path in of_proc] == ["mountinfo"]
+    assert of_proc == ["mountinfo"]
 
 
 @pytest.mark.parametrize("call", ["mount", "umount", "pivot_root", "clone_tree", "chroot"])

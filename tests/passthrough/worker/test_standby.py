@@ -24,7 +24,7 @@ from tests.support.tools import wire
 from tests.support.tools.callers import ROOT
 from tests.support.tools.inside import probe
 from tests.support.tools.pids import threads_limited
-from tests.support.tools.processes import alive, wait_until
+from tests.support.tools.processes import alive, descriptors, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -131,9 +131,9 @@ def test_a_request_that_the_kernel_has_ended_is_not_served(
 @contextlib.contextmanager
 def requests_of(pid: int) -> Iterator[int]:
     """Return a descriptor of the memory of a worker's requests."""
-    paths = Path(f"/proc/{pid}/fd").iterdir()
-    path = next(fd for fd in paths if os.readlink(fd) == "/memfd:passfs-requests (deleted)")
-    fd = os.open(path, os.O_RDWR)
+    memory = "/memfd:passfs-requests (deleted)"
+    found = next(fd for fd, target in descriptors(pid).items() if target == memory)
+    fd = os.open(f"/proc/{pid}/fd/{found}", os.O_RDWR)
     try:
         yield fd
     finally:

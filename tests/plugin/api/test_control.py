@@ -5,7 +5,7 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import Answer, Dockerd, plugin
 from tests.support.fakes.hung import HungSource, is_opening
 from tests.support.fakes.worker import command
-from tests.support.tools.processes import wait_until
+from tests.support.tools.processes import descriptors, wait_until
 from tests.support.tools.records import record
 
 SERVE = command("serve")
@@ -174,12 +174,8 @@ async def test_another_mount_of_a_volume_has_another_number(tmp_path: Path) -> N
 
 def control_page() -> int:
     """Return the descriptor of the only control page in this process."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # of the listing itself
-            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:passfs-control"):
-                found.append(int(fd))
-    (page,) = found
+    found = descriptors().items()
+    (page,) = (fd for fd, target in found if target.startswith("/memfd:passfs-control"))
     return page
 
 

@@ -17,7 +17,7 @@ from plugin.mounting import spawner
 from plugin.mounting.process import UNKNOWN_RETURNCODE, ForkedProcess
 from plugin.mounting.spawner import spawning
 from tests.support.fakes.worker import command
-from tests.support.tools.processes import children, workers
+from tests.support.tools.processes import children, descriptors, workers
 
 AT_ONCE = 50
 
@@ -40,11 +40,6 @@ async def end(process: ForkedProcess) -> None:
     process.kill()
     await process.wait()
     await close(process)
-
-
-def descriptors(pid: int) -> dict[int, str]:
-    """Return the open descriptors of a process, and what they lead to."""
-    return {int(link.name): os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def name(pid: int) -> str:

@@ -1,11 +1,12 @@
 """Checks that tests of several rooms share."""
 
 import errno
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.support.tools.processes import descriptors
 
 
 def fails(number: int, operation: Callable[[], object]) -> None:
@@ -17,12 +18,4 @@ def fails(number: int, operation: Callable[[], object]) -> None:
 
 def descriptors_below(directory: Path) -> set[int]:
     """Return this process's descriptors of *directory* and of files below it."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = Path(os.readlink(f"/proc/self/fd/{name}"))
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-        if target.is_relative_to(directory):
-            found.add(int(name))
-    return found
+    return {fd for fd, path in descriptors().items() if Path(path).is_relative_to(directory)}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -30,6 +30,7 @@ from tests.support.tools import wire
 from tests.support.tools.bodies import WITHOUT_ANSWER
 from tests.support.tools.counting import numbers
 from tests.support.tools.options import effective
+from tests.support.tools.processes import descriptors
 
 PLAIN = effective(session=SessionKind.KERNEL, posix_acl=False)
 SQUASHED = effective(
@@ -103,9 +104,8 @@ class Word:
     """
 
     def __init__(self, pid: int) -> None:
-        paths = Path(f"/proc/{pid}/fd").iterdir()
-        path = next(fd for fd in paths if os.readlink(fd) == _MEMORY)
-        with path.open("r+b") as memory:
+        found = next(fd for fd, target in descriptors(pid).items() if target == _MEMORY)
+        with Path(f"/proc/{pid}/fd/{found}").open("r+b") as memory:
             self._memory = mmap.mmap(memory.fileno(), mmap.PAGESIZE)
 
     def arm(self, step: str, *, passes: int = 0, twice: bool = False) -> None:
@@ -201,12 +201,10 @@ class Standby:
 
     def removed(self, source: Path) -> int:
         """Return how many descriptors lead to files of *source* that have no name."""
-        found = 0
-        for fd in Path(f"/proc/{self._process.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed since the listing
-                target = os.readlink(fd)
-                found += target.startswith(f"{source}/") and target.endswith(" (deleted)")
-        return found
+        targets = descriptors(self._process.pid).values()
+        return sum(
+            target.startswith(f"{source}/") and target.endswith(" (deleted)") for target in targets
+        )
 
     def close(self) -> None:
         """End the processes."""

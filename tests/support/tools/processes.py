@@ -50,6 +50,18 @@ def parent(pid: int) -> int:
     return int(_stat(pid)[1])
 
 
+def descriptors(pid: int | str = "self") -> dict[int, str]:
+    """Return the open descriptors of a process, each with what it leads to.
+
+    Descriptors that the process closes meanwhile may be missing.
+    """
+    found: dict[int, str] = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
 def _processes() -> Iterator[int]:
     return (int(path.name) for path in Path("/proc").glob("[0-9]*"))
 

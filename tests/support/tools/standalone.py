@@ -12,7 +12,7 @@ from typing import NamedTuple
 from passthrough.standalone import records
 from tests.support.tools.generated import REPOSITORY
 from tests.support.tools.mounts import mounted_on, mounts_at
-from tests.support.tools.processes import children, lives, wait_until
+from tests.support.tools.processes import children, descriptors, lives, wait_until
 
 LIMIT_S = 60.0
 PASSFS = (sys.executable, "-c", "from plugin.start import main; main()")
@@ -121,9 +121,6 @@ def _name(pid: int) -> str:
 
 
 def _open_files(pid: int) -> set[str]:
-    found = set()
     with contextlib.suppress(OSError):
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                found.add(os.readlink(fd))
-    return found
+        return set(descriptors(pid).values())
+    return set()
