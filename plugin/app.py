@@ -103,9 +103,10 @@ async def _run(
         number = await anext(signals)
         log.info("ending on %s", signal.Signals(number).name)
         passed.store.notify("STOPPING=1")
+        keeper.note_end()
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with composed(settings, passed=passed) as (driver, listener):
+        async with composed(settings, passed=passed) as (driver, keeper, listener):
             passed.store.notify("READY=1")
             on_probe = RestartDetector(driver.is_idle).note_probe if managed else lambda _: None
             await serve(driver, listener, signalled, on_probe)
@@ -117,8 +118,8 @@ async def composed(
     settings: Settings,
     fork_server: Sequence[str] = COMMAND,
     passed: Inherited = NOTHING_INHERITED,
-) -> AsyncIterator[tuple[Driver, socket.socket]]:
-    """Build the driver and its listening socket from *settings*; take all of it down at the end.
+) -> AsyncIterator[tuple[Driver, Keeper, socket.socket]]:
+    """Build driver, keeper and listening socket from *settings*; take all of it down at the end.
 
     *fork_server* is the command that forks workers; *passed* comes from the service manager.
 
@@ -160,7 +161,7 @@ async def composed(
             background.start_soon(_control, answers, control_listener)
             background.start_soon(_export, driver, keeper, details, metrics_listener)
             log.info("serving %d volumes on %s", len(registry.records), listener.getsockname())
-            yield driver, listener
+            yield driver, keeper, listener
             background.cancel_scope.cancel()
 
 

@@ -28,11 +28,12 @@ UNMOUNT_DEADLINE_S = 3.0
 UNMOUNT_MIN_S = 0.5
 # After a Mount that has failed: the mount has had no users.
 UNDO_DEADLINE_S = 1.0
-# At shutdown all mounts are detached in parallel. Of the 10 s that the engine gives the plugin, the
-# first second is for this. Each mount that is detached moves the deadline of the others, up to
-# SHUTDOWN_LIMIT_S.
+# At shutdown all mounts are detached in parallel, in the first second. Each mount that is detached
+# moves the deadline of the others, up to SHUTDOWN_LIMIT_S after the signal: the engine gives the
+# plugin 10 s, of which requests in flight take up to 3.5 before, and the ends of the workers and of
+# the fork server 3 after it.
 SHUTDOWN_DEADLINE_S = 1.0
-SHUTDOWN_LIMIT_S = 3.0
+SHUTDOWN_LIMIT_S = 6.5
 # The minimum for a mount that gets its thread late. A worker that answers needs milliseconds.
 SHUTDOWN_MIN_S = 0.25
 # The kernel detaches the mount of a killed worker within milliseconds.
@@ -47,6 +48,11 @@ class Detacher:
 
     def __init__(self) -> None:
         self._threads = trio.CapacityLimiter(THREADS)
+        self._ending_since = math.inf
+
+    def note_end(self) -> None:
+        """Note that the plugin ends, from now on."""
+        self._ending_since = min(trio.current_time(), self._ending_since)
 
     async def detach(self, mount: Mount, deadline: float = math.inf) -> None:
         """Detach *mount*; if umount2(2) has not returned at *deadline*, kill the worker.
@@ -76,6 +82,7 @@ class Detacher:
         # One read for all mounts: the length of the mount table grows with their number.
         present = await trio.to_thread.run_sync(mountpoints.mounts_below, mount_dir)
         began = trio.current_time()
+        limit = min(began, self._ending_since) + SHUTDOWN_LIMIT_S
         pending = set[trio.CancelScope]()
 
         async def attempt(mount: Mount) -> None:
@@ -91,7 +98,7 @@ class Detacher:
                 finally:
                     pending.remove(scope)
             if not scope.cancelled_caught:
-                later = min(trio.current_time() + SHUTDOWN_DEADLINE_S, began + SHUTDOWN_LIMIT_S)
+                later = min(trio.current_time() + SHUTDOWN_DEADLINE_S, limit)
                 for other in pending:
                     other.deadline = max(other.deadline, later)
 

@@ -239,6 +239,10 @@ class Keeper:
             self._live[name] = live
         return live
 
+    def note_end(self) -> None:
+        """Note that the plugin ends, so that `close` knows how much time is left for it."""
+        self._detacher.note_end()
+
     async def close(self) -> None:
         """Detach every mount that the service manager does not store, as far as time allows."""
         not_stored = []

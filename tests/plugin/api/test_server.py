@@ -414,7 +414,10 @@ async def test_a_bug_is_answered_and_logged_with_its_traceback(
 @pytest.mark.logs("bug in /VolumeDriver.Mount vol id=a")
 async def test_a_bug_in_mount_is_answered_with_500(tmp_path: Path) -> None:
     """The server runs Mount in a nursery, which wraps exceptions into a group."""
-    async with composed(settings(tmp_path), SERVE) as (_, listener), trio.open_nursery() as nursery:
+    async with (
+        composed(settings(tmp_path), SERVE) as (_, _, listener),
+        trio.open_nursery() as nursery,
+    ):
         stop = trio.Event()
         unfinished = Driver.__new__(Driver)  # has none of its attributes
         nursery.start_soon(serve, unfinished, listener, stop.wait)

@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -116,3 +117,29 @@ async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
     finally:
         for fd in ends.values():
             os.close(fd)
+
+
+KILLED = "volume slow: its worker does not answer and is killed"
+
+
+@pytest.mark.parametrize(
+    "used_s", [pytest.param(0.0), pytest.param(1.5, marks=pytest.mark.logs(KILLED))]
+)
+async def test_workers_have_the_time_that_requests_in_flight_have_not_used(
+    mounts: Path, monkeypatch: pytest.MonkeyPatch, used_s: float
+) -> None:
+    """The deadline of a worker moves while others answer, until the plugin has used its time."""
+
+    def unmount_late(target: Path) -> None:
+        time.sleep(late_s.pop(target.name, 0.0))
+        unmount(target)
+
+    late_s = {"quick": 0.5, "slow": 1.25}
+    monkeypatch.setattr(detaching, "SHUTDOWN_LIMIT_S", 2.0)
+    monkeypatch.setattr(mountpoints, "unmount", unmount_late)
+    async with keeping(mounts, SERVE) as keeper:
+        await mount_all(keeper, mounts.parent, ["quick", "slow"])
+        keeper.note_end()
+        await trio.sleep(used_s)
+
+    assert mounted(mounts) == []

@@ -415,7 +415,7 @@ async def test_create_refuses_a_source_without_file_handles_if_they_are_mandator
 
 async def test_get_describes_a_volume_with_options_of_another_version(tmp_path: Path) -> None:
     """If Get answered with an error, dockerd would forget the volume."""
-    async with composed(settings(tmp_path), SERVE) as (driver, _):
+    async with composed(settings(tmp_path), SERVE) as (driver, _, _):
         await insert(driver, "vol", {"later": "1"})
     async with plugin(tmp_path, SERVE) as dockerd:
         status = (await dockerd.volume("vol"))["Status"]
@@ -430,7 +430,7 @@ async def insert(driver: Driver, name: str, options: dict[str, str]) -> None:
 
 
 async def test_requests_for_unknown_names_leave_no_locks(tmp_path: Path) -> None:
-    async with composed(settings(tmp_path), SERVE) as (driver, _):
+    async with composed(settings(tmp_path), SERVE) as (driver, _, _):
         for number in range(50):
             with pytest.raises(PluginError):
                 await driver.remove(VolumeRequest(name=f"v{number}"))

@@ -174,7 +174,7 @@ async def test_a_source_above_the_mount_directory_keeps_its_files(tmp_path: Path
         await dockerd.do("Create", Name="vol", Opts={"source": str(source)})
     inside = msgspec.structs.replace(settings(tmp_path), mount_dir=source / "mounts")
     stop = trio.Event()
-    async with composed(inside) as (driver, listener), trio.open_nursery() as nursery:
+    async with composed(inside) as (driver, _, listener), trio.open_nursery() as nursery:
         nursery.start_soon(serve, driver, listener, stop.wait)
         dockerd = Dockerd(inside.socket)
         refused = await dockerd.call("Create", Name="vol2", Opts={"source": str(source)})

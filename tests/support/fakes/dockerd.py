@@ -165,7 +165,7 @@ async def plugin(
     """Run a plugin in this process; yield its engine. The next plugin finds its data."""
     stop = trio.Event()
     async with (
-        composed(settings(directory, **environment), worker) as (driver, listener),
+        composed(settings(directory, **environment), worker) as (driver, _, listener),
         trio.open_nursery() as own,
     ):
         own.start_soon(serve, driver, listener, stop.wait)
