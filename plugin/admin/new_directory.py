@@ -47,8 +47,8 @@ def make(parent: int, name: str, mode: int | None, owner: tuple[int, int]) -> Ma
         None if another program has made the directory meanwhile.
 
     Raises:
-        OSError: as the kernel reports it; EEXIST or ENOTEMPTY if another program has replaced the
-            directory.
+        OSError: as the kernel reports it; EPERM if it is another user's, ENOTEMPTY if another
+            program has replaced it.
     """
     hidden = f".passfs-{secrets.token_hex(8)}"
     made = _make(parent, hidden, mode, owner)
@@ -87,15 +87,13 @@ def _make(parent: int, name: str, mode: int | None, owner: tuple[int, int]) -> M
     """Make a directory, and give it owner and mode."""
     os.mkdir(name, _HIDDEN_MODE, dir_fd=parent)
     try:
-        fd = syscalls.openat2(parent, os.fsencode(name), os.O_RDONLY | os.O_DIRECTORY, _RESOLVE)
+        fd = _open_new(parent, name)
     except OSError:
-        with suppress(OSError):
+        with suppress(OSError):  # such as ENOTEMPTY
             os.rmdir(name, dir_fd=parent)
         raise
     try:
-        found = os.fstat(fd)
-        _check_new(fd, found)
-        made = Made.of(found)
+        made = Made.of(os.fstat(fd))
         with _removed_on_failure(made, parent, name):
             os.fchown(fd, *owner)
             os.fchmod(fd, NEW_MODE if mode is None else mode)
@@ -105,14 +103,27 @@ def _make(parent: int, name: str, mode: int | None, owner: tuple[int, int]) -> M
     return made
 
 
-def _check_new(fd: int, found: os.stat_result) -> None:
-    """Refuse a directory that a user with write access to the parent has put into the place."""
-    for replaced, number in (
-        (found.st_uid != os.geteuid(), errno.EEXIST),
-        (os.listdir(fd), errno.ENOTEMPTY),
-    ):
-        if replaced:
-            raise OSError(number, os.strerror(number))
+def _open_new(parent: int, name: str) -> int:
+    """Open a new directory."""
+    fd = syscalls.openat2(parent, os.fsencode(name), os.O_RDONLY | os.O_DIRECTORY, _RESOLVE)
+    try:
+        _check_new(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_new(fd: int) -> None:
+    """Refuse a directory that a user with write access to the parent has put into the place.
+
+    A server of NFS with root_squash gives each new directory to another user than root.
+    """
+    if (user := os.fstat(fd).st_uid) != os.geteuid():
+        reason = f"user {user} owns the new directory, as on NFS with root_squash"
+        raise PermissionError(errno.EPERM, reason)
+    if os.listdir(fd):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
 @contextmanager

@@ -313,11 +313,9 @@ def test_a_directory_that_another_one_replaces_stays_as_it_is(
         replace = tree.other / "empty"
         replace.mkdir()
         os.chown(replace, 7, 7)
-        with pytest.raises(OSError, match="File exists"):
+        with pytest.raises(OSError, match="user 7 owns the new directory, as on NFS with root_sq"):
             new_directory.make(parent, "app", 0o777, OWNER)
-        found = replaced[-1].stat()
-        assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o755, 7)
-        replaced[-1].rmdir()
+        assert not replaced[-1].exists()  # it may be the new one, on NFS
         replace = tree.other / "link"
         replace.symlink_to(precious)
         with pytest.raises(OSError, match="symbolic links"):
