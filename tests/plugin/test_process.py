@@ -20,7 +20,7 @@ from plugin.mounting import detaching, spawner, worker
 from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import settings
 from tests.support.fakes.hung import HungSource, is_opening
-from tests.support.tools.processes import alive, children, wait_until
+from tests.support.tools.processes import children, lives, wait_until
 from tests.support.tools.records import record
 from tests.support.tools.service import Service, request, started
 
@@ -70,7 +70,7 @@ def test_a_hanging_worker_does_not_delay_the_end(service: Service) -> None:
     assert status == 0, service.log.read_text()
     assert seconds < 8
     assert service.mounted() == []
-    wait_until(lambda: not alive(worker))
+    wait_until(lambda: not lives(worker))
 
 
 def test_a_hanging_source_worker_and_fork_server_do_not_delay_the_end(

@@ -23,7 +23,7 @@ import pytest
 from tests.plugin.mounting.test_adoption import User
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.driver import restricted
-from tests.support.tools.processes import alive, wait_until
+from tests.support.tools.processes import lives, wait_until
 from tests.support.tools.service import Service
 
 pytestmark = pytest.mark.full
@@ -67,7 +67,7 @@ def status(service: Service, name: str = "vol") -> dict[str, Any]:
 
 
 def has_ended(pid: int) -> bool:
-    return not alive(pid)
+    return not lives(pid)
 
 
 def file_in(service: Service) -> Path:

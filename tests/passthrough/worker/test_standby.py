@@ -24,7 +24,7 @@ from tests.support.tools import wire
 from tests.support.tools.callers import ROOT
 from tests.support.tools.inside import probe
 from tests.support.tools.pids import threads_limited
-from tests.support.tools.processes import alive, descriptors, wait_until
+from tests.support.tools.processes import descriptors, lives, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -75,7 +75,7 @@ def kill_guard(keeper: Keeper, at: int) -> None:
 def assert_gone(keeper: Keeper) -> None:
     pids = [*keeper.state.guard_pids, keeper.state.worker_pid]
     assert keeper.processes[0].pid in pids
-    wait_until(lambda: not any(map(alive, pids)))
+    wait_until(lambda: not any(map(lives, pids)))
 
 
 def test_another_worker_follows_one_that_is_killed(keeper: Keeper, mountpoint: Path) -> None:
@@ -226,7 +226,7 @@ def test_guards_and_workers_follow_each_other_for_long(keeper: Keeper, mountpoin
     assert keeper.state.deaths == 6
     fuse_mount.unmount(mountpoint)
     pids = [*keeper.state.guard_pids, keeper.state.worker_pid]
-    wait_until(lambda: not any(map(alive, pids)))
+    wait_until(lambda: not any(map(lives, pids)))
 
 
 def test_a_worker_serves_on_without_guards(keeper: Keeper, mountpoint: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_worker_serves_on_without_guards(keeper: Keeper, mountpoint: Path) -> 
     assert on_mount("cat", f"{mountpoint}/file") == "below"
     assert keeper.state.worker_pid == worker
     fuse_mount.unmount(mountpoint)
-    wait_until(lambda: not alive(worker))
+    wait_until(lambda: not lives(worker))
     assert keeper.state.ended is End.ORDERLY
 
 

@@ -24,7 +24,7 @@ from passthrough.worker import control, fuse_mount
 from tests.support.fakes.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
 from tests.support.tools.inside import probe
 from tests.support.tools.mounts import MS_BIND, MS_SHARED
-from tests.support.tools.processes import alive, wait_until
+from tests.support.tools.processes import lives, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -104,7 +104,7 @@ def upgrade(keeper: Keeper, module: str = INSIDE) -> Keeper:
     report = report_of(after.processes[0])
     assert report.serving, (report.error, after.log.read_text(), keeper.log.read_text())
     after.keep()
-    wait_until(lambda: not any(map(alive, before)))
+    wait_until(lambda: not any(map(lives, before)))
     wait_until(lambda: len(after.state.guard_pids) == 2)
     return after
 
@@ -117,7 +117,7 @@ def assert_serves(keeper: Keeper) -> None:
 def undone(keeper: Keeper, after: Keeper) -> None:
     """Assert that the program before serves, and that the other one has ended."""
     assert_serves(keeper)
-    wait_until(lambda: not any(map(alive, processes(after) - {0})))
+    wait_until(lambda: not any(map(lives, processes(after) - {0})))
     assert len(keeper.state.guard_pids) == 2
 
 
@@ -340,7 +340,7 @@ def test_if_it_is_killed_before_the_commit_the_other_goes_on(
     assert after.processes[0].wait(LIMIT_S) == -signal.SIGKILL
 
     if worker := after.state.worker_pid:
-        wait_until(lambda: not alive(worker))
+        wait_until(lambda: not lives(worker))
     os.killpg(keeper.group, signal.SIGCONT)
 
     undone(keeper, after)
@@ -359,7 +359,7 @@ def test_if_it_is_killed_after_the_commit_it_goes_on(
 
     assert after.processes[0].wait(LIMIT_S) == -signal.SIGKILL
     os.killpg(keeper.group, signal.SIGCONT)
-    wait_until(lambda: not any(map(alive, processes(keeper))))
+    wait_until(lambda: not any(map(lives, processes(keeper))))
     assert_serves(after)
     wait_until(lambda: is_whole(after))
     worker = after.state.worker_pid
@@ -372,7 +372,7 @@ def is_whole(keeper: Keeper) -> bool:
     """Return whether guards and worker live, and the worker serves."""
     state = keeper.state
     pids = {*state.guard_pids, state.worker_pid}
-    return len(pids) == 3 and all(map(alive, pids)) and state.settled == state.generation
+    return len(pids) == 3 and all(map(lives, pids)) and state.settled == state.generation
 
 
 ENDS: dict[str, Callable[[Keeper], object]] = {
@@ -406,9 +406,9 @@ def test_held_guards_make_no_worker(keeper: Keeper) -> None:
     time.sleep(0.3)
 
     assert processes(keeper) - {*keeper.state.guard_pids} == {keeper.state.worker_pid}
-    assert not alive(keeper.state.worker_pid)
+    assert not lives(keeper.state.worker_pid)
     after.keep()
-    wait_until(lambda: not any(map(alive, processes(keeper))))
+    wait_until(lambda: not any(map(lives, processes(keeper))))
     assert_serves(after)
 
 
@@ -418,7 +418,7 @@ def test_it_serves_if_the_other_dies_on_trial(keeper: Keeper) -> None:
     assert report_of(after.processes[0]).serving
 
     os.killpg(keeper.group, signal.SIGKILL)
-    wait_until(lambda: not any(map(alive, processes(keeper))))
+    wait_until(lambda: not any(map(lives, processes(keeper))))
     after.keep()
 
     assert_serves(after)

@@ -104,11 +104,3 @@ def wait_until(holds: Callable[[], bool], limit_s: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.001)
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process has not ended; a zombie has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
