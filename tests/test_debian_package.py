@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 VERSION = source_tree.version(REPOSITORY)
 UNITS = ("passfs.socket", "passfs.service")
 DATA = "/var/lib/passfs/volumes/vol"
-PAGE = "/usr/share/man/man1/passfs.1.gz"
+PAGES = ("/usr/share/man/man1/passfs.1.gz", "/usr/share/man/man8/mount.fuse.passfs.8.gz")
 COMPLETIONS = (
     "/usr/share/bash-completion/completions/passfs",
     "/usr/share/zsh/vendor-completions/_passfs",
@@ -81,6 +81,27 @@ def test_the_package_has_the_version_of_the_project(package: Path) -> None:
     assert package.name == f"passfs_{version}-{revision}_{field(package, 'Architecture')}.deb"
 
 
+def test_the_script_installs_all_that_the_package_is_built_with() -> None:
+    """A clean installation has not even build-essential, which each package takes for granted."""
+    control = (REPOSITORY / "packaging" / "debian" / "control").read_text()
+    script = (REPOSITORY / "scripts" / "deb").read_text()
+    needed = re.search("(?m)^Build-Depends: (.*)$", control)
+    installed = re.search("(?m)^install_packages (.*)$", script)
+    assert needed is not None
+    assert installed is not None
+    names = {re.sub(r"-compat \(.*\)", "", name) for name in needed[1].split(", ")}
+    assert {"build-essential", *names} - {"gcc"} == set(installed[1].split())
+
+
+def test_lintian_finds_nothing(package: Path) -> None:
+    # The core of this checkout has the library path of the Python that has compiled it.
+    but = "--suppress-tags=custom-library-search-path"
+    command = ["lintian", "--allow-root", "--fail-on=error,warning", but, str(package)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert found.stdout == ""
+    assert found.returncode == 0
+
+
 def test_the_package_has_the_dashboard_for_grafana(package: Path) -> None:
     files = subprocess.check_output(["dpkg-deb", "--contents", package], text=True).split()
     assert "./usr/share/doc/passfs/grafana/passfs.json" in files
@@ -124,8 +145,9 @@ def is_installed(machine: Machine) -> None:
     assert machine.run("systemctl", "is-enabled", *UNITS).split() == ["enabled", "enabled"]
     assert machine.run("systemctl", "is-active", *UNITS).split() == ["active", "active"]
     assert machine.run("systemd-analyze", "verify", *UNITS) == ""
-    page = gzip.decompress(machine.inside(PAGE).read_bytes())
-    assert page == (REPOSITORY / "packaging" / "passfs.1").read_bytes()
+    for page in PAGES:
+        text = gzip.decompress(machine.inside(page).read_bytes())
+        assert text == (REPOSITORY / "packaging" / "passfs.1").read_bytes()
     for file in COMPLETIONS:
         assert "_PASSFS_COMPLETE=complete_" in machine.inside(file).read_text()
     document = machine.run("systemctl", "show", "--value", "--property=Documentation", UNITS[1])

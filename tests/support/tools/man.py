@@ -21,7 +21,7 @@ _HEAD = """\
 .\\" python -m tests.support.tools.man writes this file.
 .TH PASSFS 1 "" passfs "passfs"
 .SH NAME
-passfs \\- Docker volumes that pass a host directory through FUSE
+passfs, mount.fuse.passfs \\- Docker volumes that pass a host directory through FUSE
 .SH SYNOPSIS
 .B passfs
 .I COMMAND
