@@ -21,7 +21,9 @@ UNITS: Final = ("passfs.service", "docker.service")
 _FIELDS: Final = ("--output=json", "--output-fields=MESSAGE,_SYSTEMD_UNIT")
 
 # The line of a managed plugin, as dockerd logs it.
-_OF_DOCKERD: Final = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
+_OF_DOCKERD: Final = re.compile(
+    r'time="[^"]*" level=\w+ msg="((?:[^"\\]|\\.)*)" plugin=\S+', re.ASCII
+)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -31,7 +33,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """In UTC."""
     unit: str
     message: str
-    """A line in the JSON format has the message that it would have as text."""
+    """As the text format has it."""
     fields: Mapping[str, Any] = {}
     """Of a line in the JSON format."""
 
@@ -96,6 +98,7 @@ def _line_about(volume: str, about: re.Pattern[str], entry: Mapping[str, Any]) -
     message = entry.get("MESSAGE")
     if not isinstance(message, str):  # bytes that are no text are a list
         return None
+    message = _of_plugin(message)
     fields = _fields(message)
     if fields.get("volume") != escaped(volume) and not about.search(message):
         return None
@@ -110,20 +113,23 @@ def _line_about(volume: str, about: re.Pattern[str], entry: Mapping[str, Any]) -
 
 def _about(volume: str) -> re.Pattern[str]:
     """Return a pattern of the messages about *volume*, as log.py and server.py write them."""
-    name = printable(volume)
-    # dockerd quotes a message, and doubles its backslashes.
-    names = "|".join({re.escape(name), re.escape(name.replace("\\", "\\\\"))})
-    begins = r'(?:^|")(?:[A-Z]+ [\w.]+: )?(?:volume |/VolumeDriver\.\w+ )'
-    return re.compile(rf"{begins}(?:{names})(?::| id=)")
+    begins = r"^(?:[A-Z]+ [\w.]+: )?(?:volume |/VolumeDriver\.\w+ )"
+    return re.compile(rf"{begins}{re.escape(printable(volume))}(?::| id=)")
+
+
+def _of_plugin(message: str) -> str:
+    """Return the line of the plugin in *message*, which dockerd may have logged in its formats."""
+    if quoted := _OF_DOCKERD.fullmatch(message):
+        return re.sub(r"\\(.)", r"\1", quoted[1])
+    fields = _fields(message)
+    return str(fields["msg"]) if {"msg", "plugin"} <= fields.keys() else message
 
 
 def _fields(message: str) -> Mapping[str, Any]:
     """Return the fields of a line in the JSON format; empty for another line."""
-    quoted = _OF_DOCKERD.search(message)
-    text = message if quoted is None else re.sub(r"\\(.)", r"\1", quoted[1])
-    if text.startswith("{"):
+    if message.startswith("{"):
         with suppress(msgspec.DecodeError):
-            return msgspec.json.decode(text, type=dict[str, Any])
+            return msgspec.json.decode(message, type=dict[str, Any])
     return {}
 
 

@@ -20,7 +20,8 @@ MESSAGES = (
     "WARNING plugin.mounting.keeper: volume vol2: worker 7 was killed by SIGKILL",
     "volume: vol",
     r"INFO plugin.volumes.driver: volume evil\x1b[31m: created",
-    r'msg="INFO plugin.volumes.driver: volume evil\\x1b[31m: removed"',
+    r'time="t" level=info msg="INFO plugin.volumes.driver: volume evil\\x1b[31m: gone" plugin=abc',
+    json.dumps({"level": "info", "msg": "INFO plugin.a: volume json: gone", "plugin": "abc"}),
     "volume vol: forged \x1b[31m line",
 )
 # The same line in the JSON format, of the service and of dockerd.
@@ -82,15 +83,22 @@ def logs(path: Path, *arguments: str) -> Done:
 def test_the_lines_of_the_volume_alone_are_printed(path: Path) -> None:
     done = logs(path, "vol")
     assert (done.returncode, done.stderr) == (0, "")
-    lines = [MESSAGES[0], MESSAGES[1], MESSAGES[2], r"volume vol: forged \x1b[31m line"]
+    of_dockerd = "INFO plugin.volumes.driver: volume vol: created"
+    lines = [MESSAGES[0], of_dockerd, MESSAGES[2], r"volume vol: forged \x1b[31m line"]
     assert done.stdout.splitlines() == [f"1970-01-01T00:25:00Z {line}" for line in lines]
     assert (path / "calls").read_text() == (f"{COMMAND}\n")
 
 
 def test_a_name_is_found_as_the_log_writes_it(path: Path) -> None:
     lines = logs(path, EVIL, "--json").stdout.splitlines()
-    assert [json.loads(line)["message"] for line in lines] == [*MESSAGES[5:7]]
+    of_dockerd = r"INFO plugin.volumes.driver: volume evil\x1b[31m: gone"
+    assert [json.loads(line)["message"] for line in lines] == [MESSAGES[5], of_dockerd]
     assert {*json.loads(lines[0])} == {"time", "unit", "message"}
+
+
+def test_a_line_of_a_dockerd_that_logs_json_is_that_of_the_plugin(path: Path) -> None:
+    done = logs(path, "json")
+    assert done.stdout == "1970-01-01T00:25:00Z INFO plugin.a: volume json: gone\n"
 
 
 def test_a_line_in_the_json_format_is_printed_as_text(path: Path) -> None:
