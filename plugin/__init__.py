@@ -38,7 +38,7 @@ List and Path answer from memory and never touch a mount, because dockerd forget
 Get fails. Each volume has a lock of its own, so that a source that hangs delays its own volume
 only.
 
-From the package `passthrough` the plugin imports the contract with a worker (options, handover),
-the system calls around a mount (fuse_mount and linux/), the map of ids (idmap), and the features of
-INIT (negotiation). It imports nothing of the file system.
+From the package `passthrough` the plugin imports what it shares with a worker: options, hand-over,
+control page, counters, system calls, the map of ids, the features of INIT. It imports nothing of
+the way of a request.
 """

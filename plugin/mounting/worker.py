@@ -7,7 +7,7 @@ share one table of descriptors. So the end of the log tells that the last of the
 The processes end by themselves when their file system has no user, or when the other end of their
 standard input closes. If the service manager stores that end (fd_store.py), they go on after the
 plugin, and the next plugin supervises them. Between the two plugins their log lines wait in the
-pipe. A pipe holds 64 KiB, pipe(7); if it is full, the worker waits too.
+pipe. A pipe holds 64 KiB, pipe(7); if it is full, lines are lost (passthrough/worker/stderr.py).
 
 A next plugin of another program has processes of its own program take over from them, its
 *successor* (succession.py).
