@@ -2,8 +2,12 @@
 
 Both are measured in directories that the command makes in the source and removes again. The plugin
 keeps the volume mounted meanwhile, by a reference as a container has it.
+
+The command acts as root where containers may change everything. So it works below two copies of
+mounts, on which no link leads anywhere and no device opens, by descriptors of its directories.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -15,10 +19,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from passthrough.linux import mountinfo, privileges
 from plugin.commands import units
 from plugin.commands.asking import CommandError, Plugin, path_of
 from plugin.commands.document import Block, Pairs, Table
-from plugin.commands.processes import PROC
 from plugin.commands.views import status_of
 from plugin.commands.workloads import WORKLOADS, Site, Workload, clear, measured
 from plugin.protocol import BENCH_ID, DetailsReply, MountpointReply, Reply
@@ -27,6 +31,13 @@ MOUNT_S: Final = 60.0
 """The deadline of Mount in volume_locks.py is shorter."""
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals after which the command removes what it has made, and ends."""
+_INERT: Final = (
+    privileges.MOUNT_ATTR_NOSUID
+    | privileges.MOUNT_ATTR_NODEV
+    | privileges.MOUNT_ATTR_NOEXEC
+    | privileges.MOUNT_ATTR_NOSYMFOLLOW
+)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPARE: Final = 4  # times the bytes of a round, so that other programs do not run out of space
 _ROUND_BYTES: Final = 70 << 20
 
@@ -59,10 +70,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Subjects(NamedTuple):
-    """The two directories that are compared."""
+    """Descriptors of the two directories that are compared."""
 
-    source: str
-    volume: str
+    source: int
+    volume: int
 
 
 def bench(
@@ -75,12 +86,11 @@ def bench(
     """
     load = os.getloadavg()[0]
     left = plugin.ask(path_of(volume), DetailsReply)
-    with _alone(plugin), _held(plugin, volume, left) as mountpoint:
+    with _alone(plugin), _held(plugin, volume, left):
         details = plugin.ask(path_of(volume), DetailsReply)
         status = status_of(details.volume)
         source = str(status.get("source", status.get("data", "")))
-        mount = f"{PROC}/{plugin.pid}/root{mountpoint}" if plugin.pid else mountpoint
-        with _directory(source, mount, size) as subjects:
+        with _directories(source, details, size) as subjects:
             lines = []
             for workload in WORKLOADS:
                 progress(workload.name)
@@ -116,57 +126,103 @@ def _alone(plugin: Plugin) -> Iterator[None]:
 
 
 @contextmanager
-def _held(plugin: Plugin, volume: str, found: DetailsReply) -> Iterator[str]:
-    """Keep *volume* mounted, and yield its mount point as the plugin sees it."""
+def _held(plugin: Plugin, volume: str, found: DetailsReply) -> Iterator[None]:
+    """Keep *volume* mounted."""
     path = path_of(volume, "bench")
     left = found.users.get(BENCH_ID, 0) + found.dead.get(BENCH_ID, 0)
     for _ in range(left):  # by a command that was killed
         plugin.ask(path, Reply, method="DELETE", limit_s=MOUNT_S)
     try:
-        yield plugin.ask(path, MountpointReply, method="POST", limit_s=MOUNT_S).mountpoint
+        plugin.ask(path, MountpointReply, method="POST", limit_s=MOUNT_S)
+        yield
     finally:  # also after an answer that has not come: the plugin may mount nevertheless
         with _undisturbed():
             plugin.ask(path, Reply, method="DELETE", limit_s=MOUNT_S)
 
 
 @contextmanager
-def _directory(source: str, mount: str, size: float) -> Iterator[_Subjects]:
-    """Make a directory through the volume, and yield its two paths; remove it at the end.
+def _directories(source: str, found: DetailsReply, size: float) -> Iterator[_Subjects]:
+    """Make a directory through the volume, and yield it by both ways; remove it at the end.
 
     Raises:
         CommandError: it cannot be made, or there is too little space.
     """
-    name = f".passfs-bench-{secrets.token_hex(8)}"
-    subjects = _Subjects(os.path.join(source, name), os.path.join(mount, name))
-    try:
-        space = os.statvfs(source)
-        if space.f_bavail * space.f_frsize < size * _SPARE * _ROUND_BYTES:
-            raise CommandError(
-                f"{source} has too little free space to be measured; --size 0.1 takes a tenth."
-            )
-        os.mkdir(subjects.volume, 0o700)
-    except OSError as error:
+    if not os.path.isabs(source):
         raise CommandError(
-            f"the volume takes no files of this user, so it cannot be measured: {error.strerror}."
-        ) from error
-    try:
-        if not os.path.isdir(subjects.source):
+            "the plugin does not know the path of the volume's directory on this host, so the"
+            " directory cannot be measured."
+        )
+    name = f".passfs-bench-{secrets.token_hex(8)}"
+    with ExitStack() as stack:
+        mount = _mount_point(found)
+        try:
+            roots = _Subjects(*(_inert(stack, path) for path in (source, mount)))
+            space = os.fstatvfs(roots.source)
+            if space.f_bavail * space.f_frsize < size * _SPARE * _ROUND_BYTES:
+                raise CommandError(
+                    f"{source} has too little free space to be measured; --size 0.1 takes a tenth."
+                )
+            os.mkdir(name, 0o700, dir_fd=roots.volume)
+        except OSError as error:
+            raise CommandError(
+                "the volume takes no files of this user, so it cannot be measured:"
+                f" {error.strerror}."
+            ) from error
+        stack.callback(_remove, roots, name)
+        try:
+            directories = [_new_directory(stack, root, name) for root in roots]
+        except OSError as error:
             raise CommandError(
                 f"{source} is not the directory on this host that the volume serves."
-            )
-        yield subjects
-    finally:
-        with _undisturbed():
-            _remove(subjects)
+            ) from error
+        yield _Subjects(*directories)
 
 
-def _remove(at: _Subjects) -> None:
-    """Remove an empty directory; a file in it is of another program, and stays."""
+def _mount_point(found: DetailsReply) -> str:
+    """Return the mount point of a mounted volume in the mount namespace of this process."""
+    device = "" if found.mount is None else found.mount.device
+    for mount in mountinfo.read():
+        if f"{os.major(mount.device)}:{os.minor(mount.device)}" == device and mount.root == b"/":
+            return os.fsdecode(mount.target)
+    raise CommandError(
+        "the volume's mount is not visible on this host, so it cannot be measured. `passfs doctor`"
+        " may know why."
+    )
+
+
+def _inert(stack: ExitStack, path: str) -> int:
+    """Return a copy of the mount at *path*: no link is followed on it, and no device opens."""
+    found = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.rmdir(at.volume)
-    except OSError:
-        with suppress(OSError):
-            os.rmdir(at.source)
+        copy = privileges.clone_tree(found, b"", recursive=False)
+    finally:
+        os.close(found)
+    stack.callback(os.close, copy)
+    privileges.change_tree(copy, _INERT, privileges.MS_PRIVATE)
+    return copy
+
+
+def _new_directory(stack: ExitStack, parent: int, name: str) -> int:
+    """Open a new directory, which is empty unless another program has replaced it.
+
+    Raises:
+        OSError: it is not there, or no empty directory.
+    """
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    stack.callback(os.close, fd)
+    if os.listdir(fd):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    return fd
+
+
+def _remove(parents: _Subjects, name: str) -> None:
+    """Remove an empty directory; a file in it is of another program, and stays."""
+    with _undisturbed():
+        try:
+            os.rmdir(name, dir_fd=parents.volume)
+        except OSError:
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=parents.source)
 
 
 def _line(workload: Workload, subjects: _Subjects, rounds: int, size: float) -> Line:
@@ -197,17 +253,21 @@ def _line(workload: Workload, subjects: _Subjects, rounds: int, size: float) -> 
     )
 
 
-def _time(workload: Workload, parent: str, bare: str, size: float) -> float:
+def _time(workload: Workload, parent: int, bare: int, size: float) -> float:
     """Measure *workload* in a new directory, whose names no cache knows."""
     name = secrets.token_hex(8)
-    at = Site(os.path.join(parent, name), os.path.join(bare, name), size)
-    try:
-        os.mkdir(at.directory, 0o700)
+    with ExitStack() as stack:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        stack.callback(_remove, _Subjects(bare, parent), name)
+        directory, same = (_new_directory(stack, each, name) for each in (parent, bare))
+        at = Site(directory, same, size, {})
+        stack.callback(_clear, at)
         return measured(workload, at)
-    finally:
-        with _undisturbed():
-            clear(at)
-            _remove(_Subjects(at.bare, at.directory))
+
+
+def _clear(at: Site) -> None:
+    with _undisturbed():
+        clear(at)
 
 
 @contextmanager

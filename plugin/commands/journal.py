@@ -17,8 +17,9 @@ from plugin.commands.asking import CommandError
 from plugin.errors import escaped, printable
 
 UNITS: Final = ("passfs.service", "docker.service")
-# Those that a line is made of; journalctl adds times and cursor.
-_FIELDS: Final = ("--output=json", "--output-fields=MESSAGE,_SYSTEMD_UNIT")
+# Those that a line is made of; journalctl adds times and cursor. With its log driver `journald`,
+# dockerd logs the output of containers, which have a CONTAINER_ID.
+_FIELDS: Final = ("--output=json", "--output-fields=MESSAGE,_SYSTEMD_UNIT,CONTAINER_ID")
 
 # The line of a managed plugin, as dockerd logs it.
 _OF_DOCKERD: Final = re.compile(
@@ -96,7 +97,8 @@ def _newest(
 def _line_about(volume: str, about: re.Pattern[str], entry: Mapping[str, Any]) -> Line | None:
     """Return the line of *entry* if it is about *volume*."""
     message = entry.get("MESSAGE")
-    if not isinstance(message, str):  # bytes that are no text are a list
+    # Bytes that are no text are a list.
+    if not isinstance(message, str) or "CONTAINER_ID" in entry:
         return None
     message = _of_plugin(message)
     fields = _fields(message)
@@ -128,7 +130,7 @@ def _of_plugin(message: str) -> str:
 def _fields(message: str) -> Mapping[str, Any]:
     """Return the fields of a line in the JSON format; empty for another line."""
     if message.startswith("{"):
-        with suppress(msgspec.DecodeError):
+        with suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(message, type=dict[str, Any])
     return {}
 

@@ -2,6 +2,10 @@
 
 Each workload makes the files that it needs, outside of the measured time, and removes its own files
 by name. So nothing is deleted that another program has put into the directory.
+
+Containers may change the directory meanwhile, and replace its files. So all calls are relative to
+a descriptor of the directory, follow no link and wait for no FIFO. The mount of the descriptor has
+no devices (bench.py). A file that is opened again to be changed has to be the one made before.
 """
 
 import errno
@@ -24,12 +28,14 @@ _LARGE: Final = "large"
 class Site(NamedTuple):
     """Where a workload runs."""
 
-    directory: str
-    """The directory, by the way that is measured."""
-    bare: str
-    """The same directory of the host, not through the volume."""
+    directory: int
+    """A descriptor of the directory, by the way that is measured."""
+    bare: int
+    """One of the same directory of the host, not through the volume."""
     size: float
     """The factor for the numbers of files and bytes."""
+    made: dict[str, int]
+    """The inode number of each file that is opened again to be changed."""
 
     def files(self, prefix: str = "f") -> list[str]:
         """Return the names of the small files."""
@@ -75,17 +81,17 @@ def clear(at: Site) -> None:
     """
     for name in (*at.files(), *at.files("g"), _LARGE):
         try:
-            os.unlink(os.path.join(at.directory, name))
+            os.unlink(name, dir_fd=at.directory)
         except OSError:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(at.bare, name))
+                os.unlink(name, dir_fd=at.bare)
 
 
 def _nothing(_: Site) -> None:
     """Make nothing: the workload begins with an empty directory."""
 
 
-def _files(directory: str, names: Sequence[str]) -> None:
+def _files(directory: int, names: Sequence[str]) -> None:
     for name in names:
         with _opened(directory, name, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
             os.write(fd, _CONTENT)
@@ -102,6 +108,7 @@ def _known(at: Site) -> None:
 
 def _large(at: Site) -> None:
     with _opened(at.directory, _LARGE, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
+        at.made[_LARGE] = os.fstat(fd).st_ino
         block = os.urandom(_MIB)
         for _ in range(at.mib):
             os.write(fd, block)
@@ -114,7 +121,7 @@ def _create(at: Site) -> int:
 
 def _stat(at: Site) -> int:
     for name in at.files():
-        os.stat(os.path.join(at.directory, name))
+        os.stat(name, dir_fd=at.directory, follow_symlinks=False)
     return len(at.files())
 
 
@@ -126,19 +133,22 @@ def _read_files(at: Site) -> int:
 
 
 def _list(at: Site) -> int:
-    with os.scandir(at.directory) as entries:
+    with (
+        _opened(at.directory, ".", os.O_RDONLY | os.O_DIRECTORY) as fd,
+        os.scandir(fd) as entries,
+    ):
         return len([entry.stat(follow_symlinks=False) for entry in entries])
 
 
 def _rename(at: Site) -> int:
     for old, new in zip(at.files(), at.files("g"), strict=True):
-        os.rename(os.path.join(at.directory, old), os.path.join(at.directory, new))
+        os.rename(old, new, src_dir_fd=at.directory, dst_dir_fd=at.directory)
     return len(at.files())
 
 
 def _unlink(at: Site) -> int:
     for name in at.files():
-        os.unlink(os.path.join(at.directory, name))
+        os.unlink(name, dir_fd=at.directory)
     return len(at.files())
 
 
@@ -165,13 +175,17 @@ def _random_read(at: Site) -> int:
 
 def _random_write(at: Site) -> int:
     with _opened(at.directory, _LARGE, os.O_WRONLY) as fd:
+        if os.fstat(fd).st_ino != at.made[_LARGE]:
+            raise FileExistsError(errno.EEXIST, "another program has replaced the file")
         for offset in _offsets(at):
             os.pwrite(fd, bytes(_PAGE), offset)
     return len(_offsets(at))
 
 
 def _append(at: Site) -> int:
-    with _opened(at.directory, at.files()[0], os.O_CREAT | os.O_WRONLY | os.O_APPEND) as fd:
+    with _opened(
+        at.directory, at.files()[0], os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+    ) as fd:
         for _ in range(8 * len(at.files())):
             os.write(fd, _PIECE)
     return 8 * len(at.files())
@@ -185,8 +199,9 @@ def _offsets(at: Site) -> list[int]:
 
 
 @contextmanager
-def _opened(directory: str, name: str, flags: int) -> Iterator[int]:
-    fd = os.open(os.path.join(directory, name), flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _opened(directory: int, name: str, flags: int) -> Iterator[int]:
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=directory)
     try:
         yield fd
     finally:

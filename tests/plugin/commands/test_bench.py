@@ -4,14 +4,18 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from plugin.commands.workloads import WORKLOADS
+from passthrough.linux import mountinfo
+from plugin.commands import bench
+from plugin.commands.asking import CommandError, Plugin
+from plugin.commands.workloads import WORKLOADS, Site, Workload
 from plugin.protocol import BENCH_ID
 from tests.support.tools.commands import passfs, printed, run
 from tests.support.tools.processes import wait_until
@@ -181,3 +185,83 @@ def test_no_plugin_to_ask_is_a_clear_error(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stdout) == (1, "")
     assert "no plugin listens" in done.stderr
+
+
+def own(source: Path) -> Path:
+    """Return the directory in *source* in which a command is measuring."""
+    (path,) = (each for each in source.glob(".passfs-bench-*/*") if not each.is_symlink())
+    return path
+
+
+def devices(source: Path, _: Path) -> None:
+    for file in own(source).iterdir():
+        os.mknod(own(source) / "new", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        (own(source) / "new").rename(file)
+
+
+def fifos(source: Path, _: Path) -> None:
+    for file in own(source).iterdir():
+        os.mkfifo(own(source) / "new", 0o666)
+        (own(source) / "new").rename(file)
+
+
+def links(source: Path, victim: Path) -> None:
+    for file in own(source).iterdir():
+        (own(source) / "new").symlink_to(victim / file.name)
+        (own(source) / "new").rename(file)
+
+
+def hard_links(source: Path, victim: Path) -> None:
+    for file in own(source).iterdir():
+        (own(source) / "new").hardlink_to(victim / file.name)
+        (own(source) / "new").rename(file)
+
+
+def another_directory(source: Path, victim: Path) -> None:
+    path = own(source)
+    path.rename(source / path.name)
+    path.symlink_to(victim)
+
+
+Attack = Callable[[Path, Path], None]
+
+
+@pytest.mark.parametrize("attack", [devices, fifos, links, hard_links, another_directory])
+@pytest.mark.parametrize("dev", ["false", "true"])
+def test_a_container_that_replaces_files_gains_nothing(
+    service: Service, monkeypatch: pytest.MonkeyPatch, attack: Attack, dev: str
+) -> None:
+    """Its root replaces each file that the command has made, before the command goes on."""
+
+    def attacked(workload: Workload) -> Workload:
+        def prepare(at: Site) -> None:
+            workload.prepare(at)
+            attack(source, victim)
+
+        return workload._replace(prepare=prepare)
+
+    source = made(service, f"{attack.__name__}-{dev}", dev=dev)
+    victim = service.directory / f"victim-{source.name}"
+    victim.mkdir()
+    names = ("f0000", "g0000", "large")
+    for name in names:
+        (victim / name).write_text(name)
+    monkeypatch.setattr(bench, "WORKLOADS", [attacked(each) for each in WORKLOADS])
+    result = bench.bench(Plugin(str(service.directory / "data")), source.name, 2, 0.002, print)
+
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {n: n for n in names}
+    refusals = {line.workload: line.refusal for line in result.lines}
+    refused = {"another_directory": "", "devices": "Permission denied", "fifos": "No such device"}
+    expected = {"links": "Too many levels", "hard_links": "another program"} | refused
+    assert refusals["write 4 KiB at random"].startswith(expected[attack.__name__])
+    assert references(service, source.name) == {}
+
+
+def test_a_volume_whose_mount_is_not_visible_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = made(service, "unseen")
+    monkeypatch.setattr(mountinfo, "read", list)
+    with pytest.raises(CommandError, match="the volume's mount is not visible on this host"):
+        bench.bench(Plugin(str(service.directory / "data")), "unseen", 1, 0.002, print)
+    assert_untouched(service, source)

@@ -38,9 +38,10 @@ OBJECTS = (
     f'time="t" level=error msg={json.dumps(json.dumps(OBJECT))} plugin=abc',
     json.dumps(OBJECT | {"volume": "other"}).replace("new:", "other:"),
     '{"volume": "new"',
+    '{"volume":' + 5_000 * "[",
 )
 COMMAND = (
-    "--no-pager --output=json --output-fields=MESSAGE,_SYSTEMD_UNIT"
+    "--no-pager --output=json --output-fields=MESSAGE,_SYSTEMD_UNIT,CONTAINER_ID"
     " --unit=passfs.service --unit=docker.service"
 )
 # The end of the fake's output is that of journalctl, or with --follow a wait. Read backwards, it
@@ -119,6 +120,15 @@ def test_a_name_in_a_text_of_another_volume_is_not_found(path: Path) -> None:
         journal.write(json.dumps({"MESSAGE": text}) + "\n")
     assert logs(path, "vol3").returncode == 1
     assert text in logs(path, "a").stdout
+
+
+def test_a_container_forges_no_line(path: Path) -> None:
+    """With the log driver `journald`, dockerd logs what containers print."""
+    with (path / "journal").open("a") as journal:
+        for text in (MESSAGES[0], json.dumps(OBJECT)):
+            journal.write(json.dumps({"MESSAGE": text, "CONTAINER_ID": "abc"} | COMMON) + "\n")
+    assert len(logs(path, "vol").stdout.splitlines()) == 4
+    assert len(logs(path, "new").stdout.splitlines()) == 2
 
 
 def test_follow_prints_at_once_and_ends_by_a_signal(path: Path) -> None:
