@@ -11,6 +11,7 @@ the mount has its new timeouts, the next plugin takes them from the report.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -21,10 +22,10 @@ from passthrough.options.table import OptionError, Requested
 from passthrough.options.timeouts import Timeouts
 from passthrough.options.vocabulary import option_of
 from passthrough.worker.handover import Report
-from plugin import events, volume_options
+from plugin import events, threads, volume_options
 from plugin.admin.policy import Policy
 from plugin.admin.source import HostView
-from plugin.errors import InvalidOption, MountFailed
+from plugin.errors import InvalidOption, MountFailed, StorageFailed
 from plugin.mounting.keeper import Keeper
 from plugin.mounting.mount import Mount
 from plugin.protocol import OptionChange, Reply, SetReply, SetRequest
@@ -34,7 +35,7 @@ from plugin.volumes import creating
 from plugin.volumes.differences import differences
 from plugin.volumes.driver import Driver
 from plugin.volumes.registry import Registry
-from plugin.volumes.volume_locks import VolumeLock
+from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock
 
 NOW: Final = "now"
 NEXT: Final = "next mount"
@@ -174,8 +175,20 @@ class Changing:
             in_force = plan.next._replace(effective=plan.new)
             async with creating.checked_source(in_force, self._host, lock):
                 pass
+        if plan.next.source is None:
+            return await self._check_own(plan.record, lock)
         async with creating.checked_source(plan.next, self._host, lock) as note:
             return note
+
+    async def _check_own(self, record: Record, lock: VolumeLock) -> str:
+        """Refuse options that do not fit the volume's own directory."""
+        check = partial(self._driver.check_source, record)
+        with trio.move_on_at(lock.deadline):
+            return await threads.call(check, lock.limiter, lambda _: None)
+        raise StorageFailed(
+            f"the directory of volume {record.name!r} has not answered within"
+            f" {SOURCE_DEADLINE_S:g} s"
+        )
 
     async def _apply(self, volume: Volume, plan: Plan) -> None:
         """Write the change, and then let it be in force."""

@@ -5,6 +5,7 @@ behind, because a path may lead to a dead file server.
 """
 
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -12,15 +13,19 @@ from typing import Final, NamedTuple
 
 import trio
 
-from passthrough.linux import kernel_features
+from passthrough.linux import filehandles, kernel_features
+from passthrough.options.effective import require_file_handles
+from passthrough.options.owner import with_source
+from passthrough.options.table import OptionError
 from plugin import events, threads, volume_options
 from plugin.admin import users
 from plugin.admin.policy import Policy
 from plugin.admin.source import HostView
 from plugin.admin.users import HostUsers
 from plugin.errors import InvalidOption, VolumeExists
-from plugin.volume import Volume, VolumeName
+from plugin.volume import Record, Volume, VolumeName
 from plugin.volume_options import VolumeOptions
+from plugin.volumes.storage import Storage
 from plugin.volumes.volume_locks import SOURCE_DEADLINE_S, VolumeLock
 
 log = logging.getLogger(__name__)
@@ -122,6 +127,32 @@ async def checked_source(
             await threads.call(checked.undo, lock.limiter, lambda _: None)
         raise
     checked.keep()
+
+
+def check_source(record: Record, policy: Policy, storage: Storage, host: HostView) -> str:
+    """Refuse the options of a volume that exists, if its directory cannot be mounted with them.
+
+    It may block.
+
+    Returns:
+        The note on a source; empty for a directory of the volume's own.
+
+    Raises:
+        InvalidOption, StorageFailed: has the reason.
+    """
+    wanted = policy.parse(record.options)
+    if wanted.source is not None:
+        return host.check(wanted.source, wanted.effective)
+    fd = storage.open(record)
+    try:
+        found = os.fstat(fd)
+        with_source(wanted.effective.requested, found.st_uid, found.st_gid)
+        require_file_handles(wanted.effective, filehandles.obstacle(fd))
+    except OptionError as error:
+        raise InvalidOption(str(error)) from error
+    finally:
+        os.close(fd)
+    return ""
 
 
 class _Checked(NamedTuple):

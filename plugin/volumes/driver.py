@@ -11,7 +11,6 @@ worker serves on, and the next Mount makes a second mount.
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -372,15 +371,15 @@ class Driver:
             )
         await self._set_counts(volume, ReferenceCounts(Counter(), Counter()), lock)
 
+    def check_source(self, record: Record) -> str:
+        """Check the source of *record* as `creating.check_source` does."""
+        return creating.check_source(record, self._policy, self._storage, self._host)
+
     def source_check(self, volume: Volume) -> SourceCheck:
         """Return the check of the source of *volume*, or of its own directory."""
 
         def check() -> None:
-            resolved = self._policy.parse(volume.record.options)
-            if resolved.source is None:
-                os.close(self._storage.open(volume.record))
-            else:
-                volume.source_note = self._host.check(resolved.source, resolved.effective)
+            volume.source_note = self.check_source(volume.record)
 
         def report(error: str) -> None:
             # A volume that has been mounted meanwhile has its source.

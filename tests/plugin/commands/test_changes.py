@@ -285,3 +285,20 @@ def test_a_source_that_is_missing_is_refused(service: Service, tmp_path: Path) -
     assert "does not exist" in refusal(service, "other", "readonly")
     assert not source.exists()
     service.call("VolumeDriver.Remove", Name="other")
+
+
+def test_an_owner_has_to_fit_the_volumes_own_directory(service: Service) -> None:
+    """Otherwise the next Mount would fail."""
+    directory = service.directory / "data" / "volumes" / "vol"
+    with volume(service):
+        assert "would let any user of a container act as root" in refusal(
+            service, "vol", "owner=33"
+        )
+        os.chown(directory, 33, 33)
+        assert ("owner", "none", "33:33", "next mount") in change(service, "owner=33")
+        mount(service)
+        unmount(service)
+        os.chown(directory, 0, 0)
+        done = passfs(service, "check", "vol")
+        assert done.returncode == 1
+        assert "would let any user of a container act as root" in done.stdout
