@@ -60,5 +60,5 @@ def _mount(arguments: argparse.Namespace) -> int:
     if not arguments.fake:
         background.serve(wanted)
     if arguments.verbose:
-        sys.stdout.write(f"{PROGRAM}: {arguments.source} mounted on {arguments.directory}.\n")
+        statuses.tell(PROGRAM, f"{arguments.source} mounted on {arguments.directory}.")
     return 0

@@ -2,23 +2,35 @@
 
 import errno
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from passthrough.linux import kernel_features, mountinfo
 from passthrough.linux.mountinfo import FSTYPE, MountEntry
 from passthrough.options.effective import Effective, require_io_uring, resolve
-from passthrough.options.parsing import OF_A_SOURCE, parse_options
-from passthrough.options.table import OptionError, text_of
+from passthrough.options.parsing import parse_options
+from passthrough.options.table import OptionError
 from passthrough.options.vocabulary import canonical
 from passthrough.standalone import records
 from passthrough.worker import fuse_mount
 from passthrough.worker.handover import Handover
+
+_OWNER: Final = "owner, which shows every file as one user's, or chown(1) on the source"
+_OF_VOLUMES: Final = {
+    "subpath": "the directory itself as the source",
+    "create": "mkdir(1) before the mount",
+    "mode": "chmod(1) on the source",
+    "uid": _OWNER,
+    "gid": _OWNER,
+}
+"""Options that a mount without Docker cannot have, with what to give in their place."""
+
+
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Wanted(NamedTuple):
@@ -78,12 +90,11 @@ def wanted(source: str, mountpoint: str, given: Mapping[str, str]) -> Wanted:
     for name, text in (("source", source), ("mountpoint", mountpoint)):
         if not text:  # Path takes it for the working directory
             raise OptionError(name, text, "a directory; '.' is the working directory")
+    for written, text in given.items():
+        if accepted := _OF_VOLUMES.get(canonical(written)):
+            raise OptionError(written, text, accepted, "is for volumes of the plugin")
     release = kernel_features.linux_release()
     requested = parse_options(given, release, has_source=True)
-    for name in OF_A_SOURCE:
-        if value := getattr(requested, name):
-            accepted, reason = "the directory itself as the source", "is for volumes of the plugin"
-            raise OptionError(name, text_of(name, value), accepted, reason)
     options = resolve(requested, release)
     require_io_uring(options, kernel_features.io_uring_obstacle())
     return Wanted(source, mountpoint, options, "fsname" in map(canonical, given))
@@ -97,14 +108,11 @@ def make(wanted: Wanted) -> Made:
         OSError: a directory cannot be opened, or mount(2) has failed.
     """
     with ExitStack() as undo:
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        source_fd = os.open(wanted.source, flags)
+        source_fd = os.open(wanted.source, _DIRECTORY | os.O_NOFOLLOW)
         undo.callback(os.close, source_fd)
         # libmount compares the names in /etc/fstab, without symbolic links, with those of mounts.
         path = os.readlink(f"/proc/self/fd/{source_fd}")
-        target = Path(wanted.mountpoint).resolve()
-        _check_free(target, path)
-        _check_apart(source_fd, target)
+        target = _check_target(wanted.mountpoint, path, source_fd)
         fsname = wanted.options.fsname if wanted.named else path
         options = msgspec.structs.replace(wanted.options, fsname=fsname)
         fuse_fd = fuse_mount.mount(target, options)
@@ -116,24 +124,25 @@ def make(wanted: Wanted) -> Made:
         return Made(wanted._replace(source=path), entry, fuse_fd, source_fd, lock_fd)
 
 
-def _check_free(target: Path, source: str) -> None:
-    """Refuse to mount a directory once more where it is mounted; ask no file system."""
-    uppermost = mountinfo.at(os.fsencode(target))[-1:]
-    if any((m.fstype, m.source) == (FSTYPE, os.fsencode(source)) for m in uppermost):
-        raise OSError(errno.EBUSY, f"{source} is mounted there already", str(target))
+def _check_target(mountpoint: str, source: str, source_fd: int) -> Path:
+    """Return the mount point without symbolic links; ask no file system about it.
 
-
-def _check_apart(source_fd: int, target: Path) -> None:
-    """Refuse a mount point inside its source: a lookup there by the worker would wait for it."""
-    target_fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    Raises:
+        OSError: it cannot be opened, or the source is mounted there already.
+        OptionError: it lies inside its source: a lookup there by the worker would wait for it.
+    """
+    fd = os.open(mountpoint, _DIRECTORY)
     try:
-        if not stat.S_ISDIR(os.fstat(target_fd).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
-        if mountinfo.contains(mountinfo.read(), source_fd, target_fd):
-            raise OptionError("mountpoint", str(target), "a directory outside of the source")
+        target = os.readlink(f"/proc/self/fd/{fd}")
+        uppermost = mountinfo.at(os.fsencode(target))[-1:]
+        if any((m.fstype, m.source) == (FSTYPE, os.fsencode(source)) for m in uppermost):
+            raise OSError(errno.EBUSY, f"{source} is mounted there already", target)
+        if mountinfo.contains(mountinfo.read(), source_fd, fd):
+            raise OptionError("mountpoint", target, "a directory outside of the source")
     except LookupError:
         raise OptionError(
-            "source", str(target), "directories on mounted file systems", "one is being unmounted"
+            "source", source, "directories on mounted file systems", "one is being unmounted"
         ) from None
     finally:
-        os.close(target_fd)
+        os.close(fd)
+    return Path(target)

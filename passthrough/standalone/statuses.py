@@ -39,6 +39,11 @@ def warn(program: str, text: object) -> None:
     _say(program, f"warning: {text}", 0)
 
 
+def tell(program: str, text: str) -> None:
+    """Show what is done."""
+    sys.stdout.write(_line(program, text))
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -46,6 +51,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _say(program: str, text: str, status: int) -> int:
-    line = f"{program}: {text}\n"
-    sys.stderr.write(line.encode(errors="backslashreplace").decode())
+    sys.stderr.write(_line(program, text))
     return status
+
+
+def _line(program: str, text: str) -> str:
+    """Return a line that any stream takes: bytes that are no UTF-8 are escaped."""
+    return f"{program}: {text}\n".encode(errors="backslashreplace").decode()

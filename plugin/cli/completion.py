@@ -70,10 +70,10 @@ def volumes(context: typer.Context, incomplete: str) -> list[str]:
 
 def mount_options(incomplete: str) -> list[str]:
     """Return what may stand in `-o` in place of *incomplete*; the last word is not complete."""
-    from passthrough.options.parsing import OF_A_SOURCE  # noqa: PLC0415
+    from passthrough.options.parsing import FOR_A_NEW_DIRECTORY, OF_A_SOURCE  # noqa: PLC0415
 
     before, comma, word = incomplete.rpartition(",")
-    found = _assignments(word, _options(without=OF_A_SOURCE))
+    found = _assignments(word, _options(without=(*OF_A_SOURCE, *FOR_A_NEW_DIRECTORY)))
     return [f"{before}{comma}{each}" for each in found]
 
 

@@ -46,7 +46,11 @@ class Plugin:
         """
         socket = str(Path(self.directory, CONTROL_SOCKET))
         try:
-            status, answer = self._exchange(method, path, limit_s, body)
+            content = None if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise CommandError("a word of the command is not UTF-8.") from error
+        try:
+            status, answer = self._exchange(method, path, limit_s, content)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             raise CommandError(
                 f"no plugin listens at {socket}. Is passfs running? --data-dir names the data"
@@ -76,13 +80,13 @@ class Plugin:
         raise CommandError(f"{reason}.")
 
     def _exchange(
-        self, method: str, path: str, limit_s: float, body: Mapping[str, object] | None
+        self, method: str, path: str, limit_s: float, body: bytes | None
     ) -> tuple[int, bytes]:
         with (
             _reachable(self.directory) as socket,
             closing(Connection(socket, limit_s)) as connection,
         ):
-            connection.request(method, path, None if body is None else msgspec.json.encode(body))
+            connection.request(method, path, body)
             self.pid = connection.peer_pid
             response = connection.getresponse()
             return response.status, response.read()

@@ -109,7 +109,7 @@ def hidden(facts: Facts) -> Found:
 def propagation(facts: Facts) -> Found:
     """Find private mounts below sources: disks that are mounted later do not appear in volumes."""
     mounts = mountinfo.read(str(facts.machine.proc / "self/mountinfo"))
-    paths = ["/", facts.machine.data_dir, *(path for _, path in _paths(facts))]
+    paths = ["/", os.path.realpath(facts.machine.data_dir), *(path for _, path in _paths(facts))]
     above = {mountinfo.covering(mounts, os.fsencode(path)) for path in paths}
     private = sorted(os.fsdecode(mount.target) for mount in above if not mount.follows)
     if private:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 from passthrough.linux import filehandles, mountinfo
@@ -27,7 +28,7 @@ def data_directory(facts: Facts) -> Found:
         return Found(
             State.ERROR, f"{path} is no directory", "no plugin starts", f"move {path} away"
         )
-    fstype = mountinfo.covering(mountinfo.read(), os.fsencode(path)).fstype
+    fstype = mountinfo.covering(mountinfo.read(), os.fsencode(os.path.realpath(path))).fstype
     free_mib = space.f_bavail * space.f_frsize // _MIB
     told = f"{path} on {fstype}, {free_mib} MiB and {space.f_favail} inodes free"
     if not space.f_files:  # btrfs counts no inodes
@@ -39,6 +40,13 @@ def data_directory(facts: Facts) -> Found:
             "no volume can be made or mounted",
             f"mount -o remount,rw {path}; dmesg may say why it is read-only",
         )
+    if found.st_uid not in _owners(facts):
+        return Found(
+            State.WARNING,
+            f"{told}, of user {found.st_uid}",
+            "this user may replace the registry and the files of all volumes",
+            f"chown 0:0 {path}",
+        )
     mode = stat.S_IMODE(found.st_mode)
     if mode & _OTHERS:
         return Found(
@@ -48,6 +56,13 @@ def data_directory(facts: Facts) -> Found:
             f"chmod 0700 {path}",
         )
     return _of_space(told, path, space)
+
+
+def _owners(facts: Facts) -> set[int]:
+    """Return root, and the user that is root to the plugin of an engine that remaps users."""
+    with suppress(FileNotFoundError):
+        return {0, facts.process.stat().st_uid}
+    return {0}
 
 
 def file_handles(facts: Facts) -> Found:

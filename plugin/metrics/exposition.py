@@ -24,6 +24,7 @@ from plugin.metrics.pages import Exposition
 from plugin.metrics.snapshot import Served, Snapshot, VolumeFacts
 from plugin.volumes.health import Word
 
+_OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
 # The worker counts in finer buckets. Each bound is a series of each operation of each volume.
 _FIRST_NS: Final = 1 << 10
 _LAST_NS: Final = 1 << 33
@@ -144,8 +145,15 @@ _ROWS: Final = (
 
 def render(snapshot: Snapshot, accept: str) -> Exposition:
     """Return the text of *snapshot*, in OpenMetrics if the Accept header *accept* asks for it."""
-    encode, form = choose_encoder(accept)
+    encode, form = choose_encoder(_OPENMETRICS if _takes_openmetrics(accept) else "")
     return Exposition(text=encode(_Families(snapshot)), form=form)
+
+
+def _takes_openmetrics(accept: str) -> bool:
+    """Return whether *accept*, which is any text, has the form of `_OPENMETRICS`."""
+    forms = [{word.strip() for word in form.split(";")} for form in accept.split(",")]
+    wanted = {word.strip() for word in _OPENMETRICS.split(";")}
+    return any(wanted <= form for form in forms)
 
 
 class _Families(Collector):

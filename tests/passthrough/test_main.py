@@ -148,9 +148,10 @@ def test_a_mountpoint_may_be_named_through_a_symlink(
         (["attr_timeout"], "option 'attr_timeout': '' is not accepted; expected seconds,"),
         (["ro,rw"], "option 'rw': is given twice, here as ''; expected one of the two: ro"),
         (["cache=auto", "cache=never"], "option 'cache': 'never' is not accepted; expected one"),
-        (["mode=0700"], "option 'mode': '0700' is for a new directory, and the source exists"),
-        (["Subpath=a"], "option 'subpath': is for volumes of the plugin; expected the directory"),
-        (["create"], "option 'create': is for volumes of the plugin; expected the directory"),
+        (["mode=0700"], "option 'mode': is for volumes of the plugin; expected chmod(1) on the"),
+        (["UID=1000"], "option 'UID': is for volumes of the plugin; expected owner, which shows"),
+        (["Subpath=a"], "option 'Subpath': is for volumes of the plugin; expected the directory"),
+        (["create"], "option 'create': is for volumes of the plugin; expected mkdir(1) before"),
         (["source=/"], "option 'source': is not known, given here as '/'; expected one of"),
     ],
 )

@@ -123,6 +123,10 @@ def test_flags_of_mount_are_understood(source: Path, mountpoint: Path) -> None:
 
     assert fake.status == 0
     assert f"mount.fuse.passfs: {source} mounted on {mountpoint}." in fake.out
+    odd = Path(f"{source}-\udcff")  # a byte that is no UTF-8
+    odd.mkdir()
+    fake = run("mount", "-fv", "-t", "fuse.passfs", odd, mountpoint)
+    assert (fake.status, f"{source}-\\udcff mounted on" in fake.out) == (0, True)
     assert mounts_at(mountpoint) == []
     assert run("mount", "-s", *words) == (0, "", "")
     unmounted(mountpoint)

@@ -201,6 +201,7 @@ def test_the_same_mount_is_not_made_twice(source: Path, mountpoint: Path) -> Non
         (["{source}/file", "{target}"], 32, "{source}/file: Not a directory"),
         (["{source}", "{base}/missing"], 32, "{base}/missing: No such file or directory"),
         (["{source}", "{source}/file"], 32, "{source}/file: Not a directory"),
+        (["{source}", "{base}/loop"], 32, "{base}/loop: Too many levels of symbolic links"),
         (
             ["{source}", "{source}"],
             1,
@@ -216,6 +217,7 @@ def test_a_mount_is_refused(
     source: Path, mountpoint: Path, words: list[str], status: int, message: str
 ) -> None:
     places = {"base": source.parent, "source": source, "target": mountpoint}
+    (source.parent / "loop").symlink_to("loop")
 
     done = passfs("mount", *(word.format(**places) for word in words))
 

@@ -276,6 +276,11 @@ def test_a_refusal_changes_nothing(
         assert refusal(service, *arguments).startswith(reason)
 
 
+def test_a_word_that_is_no_utf8_is_refused(service: Service) -> None:
+    with volume(service):
+        assert refusal(service, "vol", "fsname=\udcff") == "a word of the command is not UTF-8."
+
+
 def test_a_source_that_is_missing_is_refused(service: Service, tmp_path: Path) -> None:
     """Also with `create`: only a new volume makes its source."""
     source = tmp_path / "source"

@@ -29,10 +29,20 @@ def test_a_data_directory_has_a_file_system_and_space(tmp_path: Path, data: Path
     )
 
 
+def test_a_data_directory_may_be_a_symbolic_link(tmp_path: Path, data: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    data.rmdir()
+    data.symlink_to(disk)
+    with mounted_on(disk, "tmpfs", "mode=700,size=1g,nr_inodes=5000"):
+        assert f"{data} on tmpfs, 1024 MiB" in storage.data_directory(facts(tmp_path)).found
+
+
 @pytest.mark.parametrize(
     ("options", "state", "meaning"),
     [
         ("mode=755,size=1g", State.WARNING, "users of the host may reach the files"),
+        ("mode=700,uid=7,size=1g", State.WARNING, "this user may replace the registry"),
         ("mode=700,size=1g,nr_inodes=10", State.WARNING, "the disk is almost full"),
         ("mode=700,size=1g,nr_inodes=1", State.ERROR, "containers get ENOSPC"),
     ],

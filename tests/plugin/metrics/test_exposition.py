@@ -87,7 +87,13 @@ def test_openmetrics_has_the_same_samples(name: str) -> None:
     assert own.items() <= read.items()
 
 
-@pytest.mark.parametrize("accept", ["", "*/*", "text/html", "text/plain;version=0.0.4"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("", "*/*", "text/html", "text/plain;version=0.0.4", "text/plain;version=1.0.0"),
+        *(f"application/openmetrics-text;version={text}" for text in ("x", "1.0.0.\xff", "2", "")),
+    ],
+)
 def test_other_clients_get_the_text_format(accept: str) -> None:
     assert render(snapshot(), accept).form == "text/plain; version=0.0.4; charset=utf-8"
 
