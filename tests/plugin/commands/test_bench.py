@@ -257,7 +257,7 @@ def test_a_container_that_replaces_files_gains_nothing(
     assert references(service, source.name) == {}
 
 
-def test_a_volume_whose_mount_is_not_visible_is_refused(
+def test_a_mount_that_the_host_does_not_see_is_refused(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = made(service, "unseen")
