@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind
+from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Standby
 from passthrough.options.table import Requested
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover, encode
@@ -188,7 +188,8 @@ def test_serve_leaves_no_descriptor_and_no_umask(source: Path, mountpoint: Path)
     def serve() -> tuple[set[int], list[str], int]:
         source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
         fuse_fd = fuse_mount.mount(mountpoint, effective())
-        config = Requested(sandbox=Sandbox.NONE)  # which would leave no /proc to look at
+        # A sandbox would leave no /proc to look at, and guards end with their descriptors.
+        config = Requested(sandbox=Sandbox.NONE, standby=Standby.OFF)
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
         process.serve(handover, lambda _: fuse_mount.unmount(mountpoint))
         opened = list(descriptors().values())
