@@ -86,7 +86,7 @@ class Served:
         return self.core.take_over(kept)
 
     def close(self) -> None:
-        """Close all descriptors, unless the host holds a thread up."""
+        """Close all descriptors, unless a thread is left: then the end of the process does so."""
         self.core.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from passthrough.options.choices import InodeFileHandles, Sandbox, SessionKind, Standby
 from passthrough.options.table import Requested
+from passthrough.session.kernel import Served
 from passthrough.worker import fuse_mount, process
 from passthrough.worker.handover import Handover, encode
 from tests.support.fakes.keeper import LIMIT_S, Keeper, ended, on_mount, report_of
@@ -16,7 +17,7 @@ from tests.support.tools.callers import ROOT as ROOT_USER
 from tests.support.tools.checks import descriptors_below
 from tests.support.tools.mounts import mounted_on, mounts_at
 from tests.support.tools.options import effective
-from tests.support.tools.processes import descriptors
+from tests.support.tools.processes import descriptors, wait_until
 
 
 @pytest.fixture(params=[SessionKind.KERNEL, SessionKind.LIBFUSE])
@@ -191,6 +192,8 @@ def test_serve_leaves_no_descriptor_and_no_umask(source: Path, mountpoint: Path)
         # A sandbox would leave no /proc to look at, and guards end with their descriptors.
         config = Requested(sandbox=Sandbox.NONE, standby=Standby.OFF)
         handover = Handover(volume="v", config=config, fuse_fd=fuse_fd, source_fd=source_fd)
+        # A thread may need a moment to leave.
+        setattr(Served, "close", lambda served: wait_until(served.core.close))  # noqa: B010
         process.serve(handover, lambda _: fuse_mount.unmount(mountpoint))
         opened = list(descriptors().values())
         return descriptors_below(source), opened, os.umask(0)
