@@ -15,6 +15,8 @@ from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
+from plugin.errors import printable
+
 T = TypeVar("T")
 
 _AFTER_KILL_S: Final = 0.5
@@ -132,9 +134,9 @@ def _outcome(function: Callable[[], object]) -> _Outcome:
         return _Outcome(msgspec.Raw(msgspec.json.encode(function())))
     except OSError as error:
         what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return _Outcome(nothing, f"{what}{error.strerror or error}")
+        return _Outcome(nothing, printable(f"{what}{error.strerror or error}"))
     except Exception as error:  # noqa: BLE001 - the parent reports it
-        return _Outcome(nothing, f"please report this error: {error!r}")
+        return _Outcome(nothing, printable(f"please report this error: {error!r}"))
 
 
 def _let_go_of_standard_files() -> None:

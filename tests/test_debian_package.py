@@ -89,6 +89,7 @@ def test_the_script_installs_all_that_the_package_is_built_with() -> None:
     installed = re.search("(?m)^install_packages (.*)$", script)
     assert needed is not None
     assert installed is not None
+    assert "python3" not in script[: installed.start()]
     names = {re.sub(r"-compat \(.*\)", "", name) for name in needed[1].split(", ")}
     assert {"build-essential", *names} - {"gcc"} == set(installed[1].split())
 
@@ -112,7 +113,15 @@ def test_containers_notice_no_upgrade_and_data_outlives_a_purge(
 ) -> None:
     shutil.copy(package, machine.inside("/passfs.deb"))
     machine.run("apt-get", "update")
-    machine.run("apt-get", "install", "--yes", "--no-install-recommends", "/passfs.deb")
+    docker = machine.inside("/usr/bin/docker")  # of an engine with the managed plugin
+    docker.write_text("#!/bin/sh\necho true\n")
+    docker.chmod(0o755)
+    output = machine.run("apt-get", "install", "--yes", "--no-install-recommends", "/passfs.deb")
+    assert "the managed plugin passfs is enabled, so the service was not started." in output
+    assert machine.run("systemctl", "is-enabled", *UNITS, status=1).split() == ["disabled"] * 2
+    assert not machine.inside(SOCKET).exists()
+    docker.write_text("#!/bin/sh\necho false\n")
+    machine.run("systemctl", "enable", "--now", "passfs.socket", "passfs")
     is_installed(machine)
     mounts_without_docker(machine)
 

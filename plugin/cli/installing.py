@@ -100,8 +100,7 @@ def install(
         force=force,
     )
     with _steps("install", json=json) as display:
-        if tree == "":
-            raise InstallationError("--tree takes the directory of a checkout, not ''.")
+        _check_tree(tree)
         with engine.connect() as client:
             installed = installer.install(client, wanted, display)
     if json:
@@ -149,6 +148,7 @@ def upgrade(
 
     wanted = steps.Upgrade(tree=None if tree is None else Path(tree), socket=socket)
     with _steps("upgrade", json=json) as display:
+        _check_tree(tree)
         upgraded = steps.upgrade(wanted, display)
     if json:
         terminal.show_json(upgraded)
@@ -157,6 +157,11 @@ def upgrade(
         raise typer.Exit(3)
     if not json:
         typer.echo("this program serves all mounted volumes")
+
+
+def _check_tree(tree: str | None) -> None:
+    if tree == "":  # Path takes it for the working directory
+        raise InstallationError("--tree takes the directory of a checkout, not ''.")
 
 
 @contextmanager

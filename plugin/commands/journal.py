@@ -17,9 +17,9 @@ from plugin.commands.asking import CommandError
 from plugin.errors import escaped, printable
 
 UNITS: Final = ("passfs.service", "docker.service")
-# Those that a line is made of; journalctl adds times and cursor. With its log driver `journald`,
-# dockerd logs the output of containers, which have a CONTAINER_ID.
-_FIELDS: Final = ("--output=json", "--output-fields=MESSAGE,_SYSTEMD_UNIT,CONTAINER_ID")
+# Those that a line is made of, of any length (--all); journalctl adds times and cursor. With the
+# log driver `journald`, dockerd logs the output of containers, which have a CONTAINER_ID.
+_FIELDS: Final = ("--all", "--output=json", "--output-fields=MESSAGE,_SYSTEMD_UNIT,CONTAINER_ID")
 
 # The line of a managed plugin, as dockerd logs it.
 _OF_DOCKERD: Final = re.compile(
@@ -156,7 +156,9 @@ def _entries(command: Sequence[str]) -> Generator[dict[str, Any], None, None]:
                 yield msgspec.json.decode(line, type=dict[str, Any])
         _, errors = process.communicate()
         if process.returncode:
-            raise CommandError(f"`{' '.join(command)}` failed: {errors.decode().strip()}")
+            raise CommandError(
+                f"`{' '.join(command)}` failed: {errors.decode(errors='backslashreplace').strip()}"
+            )
     finally:
         process.kill()
         process.communicate()

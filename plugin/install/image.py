@@ -5,7 +5,7 @@ import tempfile
 import textwrap
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from plugin.install import engine
@@ -88,17 +88,19 @@ def export(client: engine.Client, image: str, directory: Path, progress: Progres
 
 def base_ids(client: engine.Client, tree: Path) -> str:
     """Return the ids of the base images of *tree* that the engine has; a pull changes them."""
-    found = [image["Id"] for name in base_images(tree) for image in client.images(name=name)]
+    with engine.request("list its images"):
+        found = [image["Id"] for name in base_images(tree) for image in client.images(name=name)]
     return ",".join(identity.removeprefix("sha256:")[:12] for identity in found)
 
 
 def _build_failure(client: engine.Client, tree: Path, reason: str, last: deque[str]) -> str:
-    for base in base_images(tree):
-        if not client.images(name=base):
-            return (
-                f"the engine has no base image {base} and could not pull it: {reason}. "
-                "If no registry can be reached, `make up` makes the image with debootstrap."
-            )
+    with suppress(*engine.FAILURES):  # the engine may be gone
+        for base in base_images(tree):
+            if not client.images(name=base):
+                return (
+                    f"the engine has no base image {base} and could not pull it: {reason}. "
+                    "If no registry can be reached, `make up` makes the image with debootstrap."
+                )
     return "\n".join(["the image could not be built:", *last, reason])
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from plugin.install.source_tree import digest, read_manifest
 
 BUILD = "PASSFS_BUILD_ID"
 """The variable in the plugin's environment that identifies the build; not a setting."""
+_TRIAL = "passfs-trial-"
+"""The beginning of the name of a data directory in which a new plugin is tried."""
 
 
 def install(client: Client, wanted: Installation, progress: Progress) -> Installed:
@@ -97,6 +100,9 @@ def uninstall(client: Client, wanted: Installation, progress: Progress) -> Unins
     _refuse_while_in_use(client, wanted)
     progress.step(f"Removing the plugin {wanted.name}")
     engine.remove(client, wanted.name)
+    with suppress(InstallationError):  # no source tree, and so nothing that it has kept
+        manifest = read_manifest(wanted.tree)
+        kept_files.remove(_settings_file(engine.info(client), manifest, wanted.name))
     data = mount_sources(former)["data.source"]
     progress.line(
         f"volumes and data stay in {data}: `passfs install --data-dir {data}` finds them again"
@@ -124,13 +130,22 @@ def _choose_settings(
     info = engine.info(client)
     engine_facts.check(info, os.geteuid())
     suggested = engine_facts.suggested(info)
-    defaults = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
-    file = kept_files.settings_file((defaults | suggested)["data.source"], wanted.name)
-    settings = choose_settings(manifest, former, wanted, suggested, kept_files.read(file))
+    file = _settings_file(info, manifest, wanted.name)
+    kept = kept_files.read(file)
+    if former is not None and former["Enabled"]:  # since then, and perhaps configured anew
+        kept = {}
+    settings = choose_settings(manifest, former, wanted, suggested, kept)
     prepare_directories(settings)
     engine_facts.check_data_dir(info, os.geteuid(), settings["data.source"])
     check_unused(settings["data.source"], former)
     return settings, file
+
+
+def _settings_file(info: Mapping[str, Any], manifest: Mapping[str, Any], name: str) -> Path:
+    """Return the file that keeps the settings of the plugin *name* while it is replaced."""
+    defaults = {f"{mount['name']}.source": mount["source"] for mount in manifest["mounts"]}
+    directory = (defaults | engine_facts.suggested(info))["data.source"]
+    return kept_files.settings_file(directory, name)
 
 
 def build_stamp(plugin: Mapping[str, Any]) -> str:
@@ -206,10 +221,10 @@ def _restore(
 
 def _try_upgrade(client: Client, name: str, directory: Path, settings: Mapping[str, str]) -> None:
     """Create, enable and remove the new plugin beside the old one, on a copy of the registry."""
-    trial = f"{name.partition(':')[0]}-trial"
-    with tempfile.TemporaryDirectory(prefix="passfs-trial-", dir=image.SCRATCH) as data:
-        if engine.inspect(client, trial) is not None:  # left by an install that was killed
-            engine.remove(client, trial)
+    above, slash, last = name.rpartition("/")
+    trial = f"{above}{slash}{last.partition(':')[0]}-trial"
+    with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=image.SCRATCH) as data:
+        _clear_trial(client, trial)
         try:
             copy_registry(settings["data.source"], data)
             engine.create(client, trial, directory, {**settings, "data.source": data})
@@ -221,6 +236,19 @@ def _try_upgrade(client: Client, name: str, directory: Path, settings: Mapping[s
         finally:
             if engine.inspect(client, trial) is not None:
                 engine.remove(client, trial)
+
+
+def _clear_trial(client: Client, trial: str) -> None:
+    """Remove the plugin that an install has left which was killed; refuse to remove another one."""
+    left = engine.inspect(client, trial)
+    if left is None:
+        return
+    if not mount_sources(left).get("data.source", "").startswith(f"{image.SCRATCH}/{_TRIAL}"):
+        raise InstallationError(
+            f"the new plugin is tried under the name {trial}, and there is a plugin of that name;"
+            " remove it first."
+        )
+    engine.remove(client, trial)
 
 
 def _report(settings: Mapping[str, str], progress: Progress) -> None:

@@ -141,6 +141,7 @@ def check_source(record: Record, policy: Policy, storage: Storage, host: HostVie
         InvalidOption, StorageFailed: has the reason.
     """
     wanted = policy.parse(record.options)
+    volume_options.require_io_uring(wanted.effective, kernel_features.io_uring_obstacle())
     if wanted.source is not None:
         return host.check(wanted.source, wanted.effective)
     fd = storage.open(record)

@@ -41,7 +41,7 @@ OBJECTS = (
     '{"volume":' + 5_000 * "[",
 )
 COMMAND = (
-    "--no-pager --output=json --output-fields=MESSAGE,_SYSTEMD_UNIT,CONTAINER_ID"
+    "--no-pager --all --output=json --output-fields=MESSAGE,_SYSTEMD_UNIT,CONTAINER_ID"
     " --unit=passfs.service --unit=docker.service"
 )
 # The end of the fake's output is that of journalctl, or with --follow a wait. Read backwards, it

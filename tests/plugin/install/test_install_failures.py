@@ -154,6 +154,29 @@ def test_settings_survive_an_upgrade_that_is_cut_off(
     assert list((install.tree.parent / "default").iterdir()) == []
 
 
+def test_settings_of_an_install_that_was_cut_off_give_way(
+    docker: FakeEngine, install: Install
+) -> None:
+    """To those of the plugin, once the plugin is enabled; and they go with the plugin."""
+    install(allowed_sources="/usr/lib")
+    kept = install.tree.parent / "default" / "install-passfs.json"
+    for _ in range(2):
+        install.change_sources()
+        docker.broken_once = {"enable passfs": "no such file"}
+        with pytest.raises(InstallationError, match="settings are kept"):
+            install(allowed_sources="/usr/lib")
+        assert kept.exists()
+        docker.configure_plugin("passfs", {"PASSFS_ALLOWED_SOURCES": "/usr/bin"})
+        docker.enable_plugin("passfs", timeout=0)
+        installer.install(docker, Installation(tree=install.tree), install.transcript)
+        assert docker.settings()["PASSFS_ALLOWED_SOURCES"] == "/usr/bin"
+        assert not kept.exists()
+
+    kept.write_text('{"PASSFS_ALLOWED_SOURCES": "/usr/lib"}')
+    installer.uninstall(docker, Installation(tree=install.tree), install.transcript)
+    assert not kept.exists()
+
+
 def test_an_install_does_not_need_the_default_data_directory(
     docker: FakeEngine, install: Install
 ) -> None:

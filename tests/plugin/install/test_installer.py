@@ -1,6 +1,7 @@
 """The steps of `passfs install` and `passfs uninstall`, with a fake engine."""
 
 import contextlib
+import copy
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -251,14 +252,31 @@ def test_a_trial_plugin_of_a_killed_install_is_removed(
     docker: FakeEngine, install: Install
 ) -> None:
     install()
-    docker.plugins["passfs-trial"] = docker.inspect_plugin("passfs") | {
-        "Name": "passfs-trial:latest"
-    }
+    docker.plugins["passfs-trial"] = trial(docker, "/var/tmp/passfs-trial-x")
     install.change_sources()
     install()
 
     assert list(docker.plugins) == ["passfs"]
     assert docker.plugins["passfs"]["Enabled"]
+
+
+def test_a_plugin_with_the_name_of_the_trial_stays(docker: FakeEngine, install: Install) -> None:
+    install()
+    docker.plugins["passfs-trial"] = trial(docker, "/srv/trial")
+    install.change_sources()
+    with pytest.raises(InstallationError, match=r"there is a plugin of that name; remove it first"):
+        install()
+
+    assert sorted(docker.plugins) == ["passfs", "passfs-trial"]
+
+
+def trial(docker: FakeEngine, data_dir: str) -> dict[str, Any]:
+    """Return an installed plugin `passfs-trial` with another data directory."""
+    plugin: dict[str, Any] = copy.deepcopy(docker.inspect_plugin("passfs"))
+    for mount in plugin["Config"]["Mounts"]:
+        if mount["Name"] == "data":
+            mount["Source"] = data_dir
+    return plugin | {"Name": "passfs-trial:latest"}
 
 
 @pytest.mark.parametrize("change", [{}, {"log_level": "error"}], ids=str)

@@ -11,6 +11,8 @@ import trio
 from passthrough.linux import kernel_features
 from passthrough.options.sessions import automatic
 from plugin.app import composed
+from plugin.commands import changes
+from plugin.commands.asking import CommandError, Plugin
 from plugin.errors import PluginError, RegistryFailed
 from plugin.protocol import VolumeRequest
 from plugin.volumes.driver import Driver
@@ -456,3 +458,22 @@ async def test_io_uring_is_refused_without_the_kernel_s_support_and_status_shows
         await dockerd.do("Create", Name="vol2", Opts=opts)
         monkeypatch.setattr(kernel_features, "io_uring_obstacle", lambda: "they are switched off")
         assert (await dockerd.volume("vol2"))["Status"]["transport"] == "io_uring: as asked for"
+
+
+async def test_a_change_to_io_uring_is_refused_without_the_kernel_s_support(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a volume with a directory of its own."""
+    monkeypatch.setattr(kernel_features, "io_uring_obstacle", lambda: "they are switched off")
+    async with plugin(tmp_path, SERVE) as dockerd:
+        (tmp_path / "source").mkdir()
+        for name, opts in (("vol", {}), ("other", {"source": str(tmp_path / "source")})):
+            await dockerd.do("Create", Name=name, Opts={"session": "kernel"} | opts)
+            with pytest.raises(CommandError, match="they are switched off"):
+                await trio.to_thread.run_sync(change, tmp_path, name)
+
+
+def change(directory: Path, name: str) -> None:
+    """Let a volume have io_uring."""
+    plugin_there = Plugin(str(directory / "data"))
+    changes.change(plugin_there, name, ["transport=io_uring"], [], dry_run=False)
