@@ -25,6 +25,7 @@ VERSION: Final = 1
 _LONGEST: Final = 64 * 1024
 _LONGEST_REASON: Final = 500
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_F_SEAL_EXEC: Final = 0x20  # of Linux 6.3
 _ALL_SEALS: Final = _SIZE_SEALS | fcntl.F_SEAL_WRITE
 
 
@@ -99,8 +100,11 @@ def check_memory(fd: int) -> None:
 
 
 def _seals(fd: int) -> int:
-    """Return the seals of a memfd, or -1 if *fd* is something else."""
+    """Return the seals of a memfd but F_SEAL_EXEC, or -1 if *fd* is something else.
+
+    The kernel sets that one by itself if the sysctl vm.memfd_noexec says so.
+    """
     try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & ~_F_SEAL_EXEC
     except OSError:
         return -1

@@ -70,6 +70,9 @@ class Detacher:
         try:
             least = trio.current_time() + UNMOUNT_MIN_S
             await _detach(mount, trio.CancelScope(deadline=max(deadline, least)))
+        except MountFailed:  # so the loss of its worker will be one of its users'
+            mount.detached = False
+            raise
         finally:
             self._threads.release()
 

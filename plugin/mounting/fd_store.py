@@ -56,13 +56,18 @@ ANSWER_TIMEOUT_S = 3.0
 class FdStore:
     """The descriptors that the service manager stores for the next plugin, by number of a mount."""
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(
+        self, address: str = "", room: int | None = None, stored: Iterable[str] = ()
+    ) -> None:
         """Take the address of the service manager's socket, $NOTIFY_SOCKET; empty if there is none.
 
-        Without a service manager nothing is stored.
+        Without a service manager nothing is stored. *room* is for how many descriptors it has room,
+        None if it does not tell; *stored* are the names of those that it has stored.
         """
         # An abstract socket's name begins with a NUL, which no environment can hold, unix(7).
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._room = room
+        self._names = set(stored)
 
     @property
     def exists(self) -> bool:
@@ -78,8 +83,13 @@ class FdStore:
         messages of a process that has ended, so this waits until it has read them.
 
         Raises:
-            OSError: some of the descriptors may be stored, or none.
+            OSError: some of the descriptors may be stored, or none. ENOSPC: none, for lack of room.
         """
+        names = {name_of(key, number) for key in descriptors}
+        # systemd drops what it has no room for, and does not say so.
+        if self._room is not None and len(self._names | names) > self._room:
+            raise OSError(errno.ENOSPC, "the service manager stores no more descriptors")
+        self._names |= names
         with self._connected() as manager:
             # sendmsg(2) waits only if the queue is full, because the service manager reads nothing.
             manager.settimeout(ANSWER_TIMEOUT_S / 2 / len(descriptors))
@@ -90,24 +100,24 @@ class FdStore:
                 socket.send_fds(manager, [message.encode()], [fd])
             _wait_until_read(manager)
 
-    def remove(self, keys: Mapping[int, Iterable[str]]) -> None:
+    def remove(self, keys: Mapping[int, Iterable[str]]) -> bool:
         """Drop the descriptors with *keys*, by number of the mount; blocks while systemd is busy.
 
-        If a message fails, the descriptors stay stored, and the next plugin removes them.
+        If a message fails, which the result says, descriptors may stay stored, and the next plugin
+        removes them.
         """
-        self._send(
-            f"FDSTOREREMOVE=1\nFDNAME={name_of(key, number)}"
-            for number in keys
-            for key in keys[number]
-        )
+        names = [name_of(key, number) for number in keys for key in keys[number]]
+        self._names.difference_update(names)
+        return self._send(f"FDSTOREREMOVE=1\nFDNAME={name}" for name in names)
 
     def notify(self, state: str) -> None:
         """Report *state*, such as "READY=1", to the service manager; blocks as `remove` does."""
         self._send([state])
 
-    def _send(self, messages: Iterable[str]) -> None:
+    def _send(self, messages: Iterable[str]) -> bool:
+        """Send *messages*; log a failure, and return whether there was none."""
         if not self.exists:
-            return
+            return True
         try:
             with self._connected() as manager:
                 manager.settimeout(ANSWER_TIMEOUT_S)
@@ -115,6 +125,8 @@ class FdStore:
                     manager.send(message.encode())
         except OSError as error:
             log.warning("cannot send a message to the service manager: %s", error)
+            return False
+        return True
 
     def _connected(self) -> socket.socket:
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -151,11 +163,12 @@ def inherited(environment: MutableMapping[str, str]) -> Inherited:
     """
     given = {name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS")}
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
-    store = FdStore(environment.pop("NOTIFY_SOCKET", ""))
+    address, room = environment.pop("NOTIFY_SOCKET", ""), environment.pop("FDSTORE", "")
+    limit = int(room) if room.isdecimal() else None  # since systemd 254
     if given["LISTEN_PID"] != str(
         os.getpid()
     ):  # meant for the parent process, which passed them on
-        return Inherited(store)
+        return Inherited(FdStore(address, limit))
     stored: dict[int, dict[str, int]] = {}
     others: list[int] = []
     for position in range(int(given["LISTEN_FDS"] or 0)):
@@ -167,7 +180,8 @@ def inherited(environment: MutableMapping[str, str]) -> Inherited:
         else:
             number, key = parsed
             stored.setdefault(number, {})[key] = fd
-    return Inherited(store, _listener(others), stored)
+    known = {name_of(key, number) for number in stored for key in stored[number]}
+    return Inherited(FdStore(address, limit, known), _listener(others), stored)
 
 
 def key_of(kind: str, turn: int) -> str:

@@ -278,11 +278,11 @@ class Keeper:
             borrowed.callback(os.close, source_fd)
             async with AsyncExitStack() as undo:
                 with step(spec, f"mounting at {target}"):
+                    worker = Worker(name, control.make(self.program))
+                    undo.callback(worker.standby.close)
                     await detach_target(target, self._threads)
                     attach = partial(mountpoints.attach, target, spec.options, self._reserve)
                     connection = await trio.to_thread.run_sync(attach)
-                worker = Worker(name, control.make(self.program))
-                undo.callback(worker.standby.close)
                 made = Mount(target, connection, worker, next(self._numbers), spec.on_loss)
                 undo.push_async_callback(self._undo, made)
                 handover = Handover(
@@ -303,7 +303,7 @@ class Keeper:
 
     async def _store_descriptors(self, mount: Mount) -> None:
         """Have the service manager store the descriptors of *mount*, if there is one."""
-        if not self._store.exists or mount.loss:
+        if not self._store.exists or bool(mount.loss):
             return
         try:
             with mount.duplicated_descriptors() as descriptors:
@@ -312,7 +312,9 @@ class Keeper:
             volume = mount.worker.volume
             log.warning("volume %s: its mount will end with the plugin: %s", volume, error)
         else:
-            mount.worker.stored = True
+            mount.worker.stored = not mount.loss
+            if mount.loss:  # meanwhile
+                await trio.to_thread.run_sync(self._store.remove, {mount.number: mount.keys})
 
     async def _supervise(
         self,
@@ -345,7 +347,9 @@ class Keeper:
             events.tell(events.LOST, worker.volume, worker=worker.pid, cause=ended)
             mount.on_loss(f"its worker {ended}")
         if self._store.exists:
-            await trio.to_thread.run_sync(self._store.remove, {mount.number: keys})
+            removed = await trio.to_thread.run_sync(self._store.remove, {mount.number: keys})
+            if mount.loss and not removed:  # a stored descriptor keeps users waiting
+                mount.abort()
 
     async def _undo(self, made: Mount) -> None:
         await self._detacher.detach(made, trio.current_time() + UNDO_DEADLINE_S)

@@ -134,8 +134,11 @@ class Mount:
     def end_connection(self) -> None:
         """Close the descriptor of /dev/fuse; abort the connection if a process keeps it open."""
         self.close_fuse_fd()
-        if not self.worker.is_outlived:
-            return
+        if self.worker.is_outlived:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection, so that no user waits for an answer; log a failure."""
         # A mount that is gone does not keep the number of its device.
         if self.device in [entry.device for entry in mountpoints.mounts_at(self.target)]:
             try:

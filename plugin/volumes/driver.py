@@ -193,15 +193,14 @@ class Driver:
                 await self._write_counts(volume, counts)
             except PluginError as error:
                 self._set_error(volume, str(error))
-                if volume.state in {State.IDLE, State.LEFT}:
+                if volume.state is not State.MOUNTED:
                     await self._keeper.unmount(volume.name)
                 raise
             volume.apply(Event.MOUNT)
             volume.counts = counts
             place = {} if mount is before else mount.place | {"session": spec.options.session}
             event = events.REFERENCED if mount is before else events.MOUNTED
-            count = volume.reference_count
-            events.tell(event, volume.name, request.id, references=count, **place)
+            events.tell(event, volume.name, request.id, references=volume.reference_count, **place)
             if mount.loss:  # the worker died while the counts were written
                 volume.apply(Event.LOSE)
                 volume.mark_dead()
@@ -335,6 +334,9 @@ class Driver:
         if counts != volume.counts:
             await self._write_counts(volume, counts)
             volume.counts = counts
+            mount = self._keeper.mounted(volume.name)
+            if mount is not None and mount.loss:  # perhaps meanwhile
+                volume.mark_dead()
         # Also if the counts are as before: an earlier unmount may have failed.
         if volume.state is State.IDLE or volume.references:
             return False
@@ -378,14 +380,13 @@ class Driver:
     def source_check(self, volume: Volume) -> SourceCheck:
         """Return the check of the source of *volume*, or of its own directory."""
 
-        def check() -> None:
-            volume.source_note = self.check_source(volume.record)
-
         def report(error: str) -> None:
             # A volume that has been mounted meanwhile has its source.
             volume.source_error = "" if volume.state is State.MOUNTED else error
 
-        return SourceCheck(volume.name, check, report)
+        return SourceCheck(
+            volume.name, lambda: volume.note_source(self.check_source(volume.record)), report
+        )
 
     async def _purge(self) -> None:
         """Delete the files in the trash.

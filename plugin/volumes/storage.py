@@ -24,6 +24,7 @@ import errno
 import logging
 import os
 import secrets
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -245,8 +246,7 @@ class Storage:
                 for entry in entries:
                     attempts[entry] += 1
                     try:
-                        _empty(trash, entry)
-                        os.rmdir(entry, dir_fd=trash)
+                        _delete(trash, entry)
                     except OSError as error:
                         if error.errno in RETRIED and attempts[entry] < PURGE_ATTEMPTS:
                             continue
@@ -308,8 +308,14 @@ def _opened_below(parent: int, name: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _empty(trash: int, entry: str) -> None:
-    """Unlink the files in *entry*, and move its subdirectories up into *trash*."""
+def _delete(trash: int, entry: str) -> None:
+    """Delete *entry* with its files, and move its subdirectories up into *trash*.
+
+    A process that has it open may have replaced a subdirectory by a file, before that was moved.
+    """
+    if not stat.S_ISDIR(os.stat(entry, dir_fd=trash, follow_symlinks=False).st_mode):
+        os.unlink(entry, dir_fd=trash)
+        return
     with _opened_below(trash, entry) as directory, os.scandir(directory) as children:
         for child in children:
             with suppress(FileNotFoundError):  # a process that has it open may delete files too
@@ -318,3 +324,4 @@ def _empty(trash: int, entry: str) -> None:
                     os.rename(child.name, token, src_dir_fd=directory, dst_dir_fd=trash)
                 else:
                     os.unlink(child.name, dir_fd=directory)
+    os.rmdir(entry, dir_fd=trash)

@@ -51,6 +51,7 @@ BEGUN = Begun(
     without_passthrough="a reason",
     memory=(3, 4, 5, 6),
 )
+MFD_NOEXEC_SEAL, F_SEAL_EXEC = 8, 0x20  # of Linux 6.3
 
 
 def declarations() -> str:
@@ -91,6 +92,19 @@ def test_a_record_is_read_as_it_was_stored() -> None:
     assert (found.begun, found.without_handles) == (BEGUN, "no handles")
     with pytest.raises(PermissionError):
         os.pwrite(fd, b"x", 0)
+    os.close(fd)
+
+
+def test_a_record_in_memory_that_no_program_may_execute_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With vm.memfd_noexec=1 the kernel seals all memory so."""
+    real = os.memfd_create
+    monkeypatch.setattr(os, "memfd_create", lambda name, flags: real(name, flags | MFD_NOEXEC_SEAL))
+    fd = record.store(BEGUN, "")
+
+    assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & F_SEAL_EXEC
+    assert record.load(fd).begun == BEGUN
     os.close(fd)
 
 

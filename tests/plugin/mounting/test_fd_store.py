@@ -117,7 +117,7 @@ def test_stored_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyP
         fds = at_high_numbers(*os.pipe(), os.dup(listener.fileno()), *os.pipe())
     with passed(monkeypatch, *fds) as environment:
         environment["LISTEN_FDNAMES"] = "log7:fuse12:passfs.socket:life7:process12"
-        environment["NOTIFY_SOCKET"] = "@name"
+        environment |= {"NOTIFY_SOCKET": "@name", "FDSTORE": "4"}
         given = inherited(environment)
     assert environment == {"HOME": "/root"}
     assert given.stored == {
@@ -127,6 +127,8 @@ def test_stored_descriptors_come_back_by_their_names(monkeypatch: pytest.MonkeyP
     assert given.listener is not None
     assert given.listener.fileno() == fds[2]
     assert given.store.exists
+    with pytest.raises(OSError, match="stores no more descriptors"):  # it has four
+        given.store.add(13, {"fuse": fds[0]})
     assert [os.get_inheritable(fd) for fd in fds] == [False] * 5
     given.listener.close()
     for fd in {*fds} - {fds[2]}:

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from trio.testing import MockClock
 
 from passthrough.linux import mountinfo
 from passthrough.options.effective import Effective
+from passthrough.worker import control
 from passthrough.worker.fuse_mount import mount, unmount
 from plugin.errors import MountFailed
 from plugin.mounting import detaching, mountpoints
-from plugin.mounting.fd_store import Inherited
+from plugin.mounting.fd_store import FdStore, Inherited
 from plugin.mounting.keeper import Keeper, keeping
 from plugin.mounting.mount_spec import MOUNT_DEADLINE_S, MountSpec
 from plugin.reserve import HiddenReserve
@@ -28,7 +30,7 @@ from tests.support.fakes.dockerd import mounted
 from tests.support.fakes.worker import command
 from tests.support.tools.mount_specs import DIRECTORY, NAME, SERVE, in_thread, mount_spec
 from tests.support.tools.options import effective
-from tests.support.tools.processes import workers
+from tests.support.tools.processes import kill_all, workers
 
 
 async def test_a_worker_that_does_not_serve_leaves_nothing(mounts: Path, source: Path) -> None:
@@ -141,6 +143,63 @@ async def test_a_failure_to_read_the_mount_table_leaves_nothing(
                 await keeper.mount(mount_spec(source))
         assert mounted(mounts) == []
         assert list(mounts.iterdir()) == []
+
+
+async def test_a_failure_to_make_a_control_page_leaves_nothing(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with keeping(mounts, SERVE) as keeper:
+        with monkeypatch.context() as patch:
+            patch.setattr(control, "make", no_memory)
+            with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
+                await keeper.mount(mount_spec(source))
+        assert mounted(mounts) == []
+        assert list(mounts.iterdir()) == []
+
+
+@pytest.mark.logs("volume data: mount lost: worker [0-9]+ was killed by SIGKILL")
+async def test_users_of_a_lost_mount_do_not_wait_for_descriptors_that_stay_stored(
+    mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service manager that is busy does not drop them."""
+    stored: list[int] = []
+
+    def add(_: FdStore, __: int, descriptors: Mapping[str, int]) -> None:
+        stored.extend(os.dup(fd) for fd in descriptors.values())
+
+    monkeypatch.setattr(FdStore, "add", add)
+    monkeypatch.setattr(FdStore, "remove", lambda *_: False)
+    async with keeping(mounts, SERVE, Inherited(FdStore("busy"))) as keeper:
+        await keeper.mount(mount_spec(source))
+        kill_all(keeper.worker_pid(NAME))
+        with pytest.raises(OSError, match=r"not connected|aborted"):
+            await in_thread(os.stat, keeper.target(DIRECTORY) / "file")
+        for fd in stored:
+            os.close(fd)
+        await keeper.unmount(NAME)
+
+
+@pytest.mark.logs("volume data: mount lost: worker [0-9]+ was killed by SIGKILL")
+async def test_a_mount_that_another_one_covers_goes_on_and_is_watched(
+    mounts: Path, source: Path
+) -> None:
+    """It cannot be unmounted, and its loss is one of its users'."""
+    send, receive = trio.open_memory_channel[str](1)
+    async with keeping(mounts, SERVE) as keeper:
+        await keeper.mount(mount_spec(source, on_loss=send.send_nowait))
+        pid = keeper.worker_pid(NAME)
+        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(DIRECTORY)], check=True)
+        try:
+            with pytest.raises(MountFailed):
+                await keeper.unmount(NAME)
+            kill_all(pid)
+            with trio.fail_after(10):
+                assert await receive.receive() == "its worker was killed by SIGKILL"
+        finally:
+            subprocess.run(["umount", keeper.target(DIRECTORY)], check=True)
 
 
 async def test_a_foreign_mount_at_the_mount_point_stays(mounts: Path, source: Path) -> None:

@@ -159,6 +159,61 @@ async def test_a_worker_s_death_while_the_registry_is_written_is_noticed(
         assert await state(dockerd) == (False, 1, "its worker was killed by SIGKILL")
 
 
+@pytest.mark.logs("volume vol: mount lost: worker [0-9]+ was killed by SIGKILL")
+@pytest.mark.logs("volume vol: its mount is not whole, making a new one")
+async def test_a_worker_s_death_while_an_unmount_is_written_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other users have lost their mount."""
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        for user in ("a", "b"):
+            await dockerd.do("Mount", Name="vol", ID=user)
+        began, died = threading.Event(), threading.Event()
+
+        def record_when_it_is_dead(registry: Registry, *given: Any) -> None:
+            began.set()
+            died.wait()
+            record(registry, *given)
+
+        record = Registry.write_references
+        async with trio.open_nursery() as nursery:
+            pid = (await dockerd.volume("vol"))["Status"]["worker_pid"]
+            with monkeypatch.context() as patch:
+                patch.setattr(Registry, "write_references", record_when_it_is_dead)
+                nursery.start_soon(partial(dockerd.do, "Unmount", Name="vol", ID="a"))
+                await trio.to_thread.run_sync(began.wait)
+                os.kill(pid, signal.SIGKILL)
+                while (await dockerd.volume("vol"))["Status"]["worker_pid"]:
+                    await trio.lowlevel.checkpoint()
+                died.set()
+        await dockerd.do("Mount", Name="vol", ID="c")
+        status = (await dockerd.volume("vol"))["Status"]
+        assert status["references"] == 2
+        assert status["dead_references"].startswith("1: the worker of their mount has ended")
+        for user in ("b", "c"):
+            await dockerd.do("Unmount", Name="vol", ID=user)
+
+
+@pytest.mark.logs("volume vol: mount lost: worker [0-9]+ was killed by SIGKILL")
+@pytest.mark.logs("volume vol: its mount is not whole, making a new one")
+@pytest.mark.logs("volume vol: cannot be mounted: the disk is full")
+async def test_a_mount_in_place_of_a_lost_one_that_cannot_be_recorded_is_unmounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plugin(tmp_path, SERVE) as dockerd:
+        await dockerd.do("Create", Name="vol")
+        await dockerd.do("Mount", Name="vol", ID="a")
+        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
+        while (await dockerd.volume("vol"))["Status"]["worker_pid"]:
+            await trio.lowlevel.checkpoint()
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "write_references", _fail)
+            assert (await dockerd.call("Mount", Name="vol", ID="b")).status == 500
+        assert await state(dockerd) == (False, 1, "the disk is full")
+        assert mounted(tmp_path) == []
+
+
 async def test_an_unmount_that_cannot_be_recorded_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -347,6 +347,16 @@ def small(directory: Path) -> Iterator[None]:
         syscalls.umount2(os.fsencode(directory), syscalls.MNT_DETACH)
 
 
+def test_purge_deletes_a_file_that_took_the_place_of_a_directory(
+    storage: Storage, trash: Path
+) -> None:
+    """A process of the host that has the directory open can replace it."""
+    (trash / "file").touch()
+    (trash / "link").symlink_to("/")
+    storage.purge()
+    assert list(trash.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_purge_ignores_files_that_another_process_deletes(
     storage: Storage, trash: Path, kind: str, monkeypatch: pytest.MonkeyPatch
