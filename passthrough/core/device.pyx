@@ -8,10 +8,10 @@ killed, its successor finds there what was in hand, and answers it by the same d
 
 **Pages.** A thread that is killed inside of read(2) still copies the request, but the kernel gives
 it no new page for that: if one is missing, the caller gets EIO (fuse_copy_fill(), fs/fuse/dev.c).
-So the pages of a place are there before a request is read: 64 KiB, and more once a longer one has
-come. A BATCH_FORGET may be longer. It has no answer: if its thread is killed just then, the kernel
-has forgotten inodes that the tables keep. The pages are locked in memory as far as the limits
-allow.
+So the pages of a place are there before a request is read: for the longest WRITE, or only 64 KiB if
+the kernel reads and writes by itself, and more once a longer request has come. A BATCH_FORGET may
+be longer. It has no answer: if its thread is killed just then, the kernel has forgotten inodes that
+the tables keep. The pages are locked in memory as far as the limits allow.
 
 If the copy fails all the same, the request's number may be there already. So a successor asks the
 kernel whether the caller still waits (`is_awaited`), unless the journal tells of the request.

@@ -23,7 +23,7 @@ from passthrough.core.backing cimport try_backing
 from passthrough.core.identity cimport identity_thread
 from passthrough.core.inodes cimport inodes_close, inodes_open
 from passthrough.core.journal cimport end_request
-from passthrough.core.layout cimport DIRECTORIES, FILES, OpenFile, open_get
+from passthrough.core.layout cimport DIRECTORIES, FILES, OpenFile, RELAXED, open_get, store32
 from passthrough.core.libc cimport close
 from passthrough.core.listing cimport streams_close, streams_open
 from passthrough.core.locks cimport locks_close, locks_open, waiting
@@ -120,9 +120,10 @@ cdef class Core:
         return -result
 
     def pass_nothing_through(self):
-        """Have the core read and write all files."""
+        """Have the core read and write all files, with pages ready for the longest WRITE."""
         self._require()
         self._volume.options.passthrough = False
+        store32(&self._crew.head.present, REQUEST_ROOM, RELAXED)
 
     def answer(self, bytes request not None):
         """Serve the bytes of one request; return those of the reply, or None if it has none."""
@@ -237,9 +238,8 @@ cdef class Core:
             OSError: memory has run out, or (EPROTO) is damaged; EBUSY, this process serves already.
         """
         cdef list known = [*still_open(self._kept), *kept]
-        cdef int count = len(known)
+        cdef int count = len(known), result
         cdef int *numbers
-        cdef int result
         self._require()
         numbers = array_of(known)
         with nogil:

@@ -20,16 +20,9 @@ from passthrough.worker import fuse_mount
 from passthrough.worker.handover import Handover
 
 _OWNER: Final = "owner, which shows every file as one user's, or chown(1) on the source"
-_OF_VOLUMES: Final = {
-    "subpath": "the directory itself as the source",
-    "create": "mkdir(1) before the mount",
-    "mode": "chmod(1) on the source",
-    "uid": _OWNER,
-    "gid": _OWNER,
-}
-"""Options that a mount without Docker cannot have, with what to give in their place."""
-
-
+_IN_PLACE: Final = {"mode": "chmod(1) on the source", "uid": _OWNER, "gid": _OWNER}
+"""What to give in place of options for a new directory."""
+_WHY: Final = "is for volumes of the plugin"
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -91,10 +84,15 @@ def wanted(source: str, mountpoint: str, given: Mapping[str, str]) -> Wanted:
         if not text:  # Path takes it for the working directory
             raise OptionError(name, text, "a directory; '.' is the working directory")
     for written, text in given.items():
-        if accepted := _OF_VOLUMES.get(canonical(written)):
-            raise OptionError(written, text, accepted, "is for volumes of the plugin")
+        if accepted := _IN_PLACE.get(canonical(written)):
+            raise OptionError(written, text, accepted, _WHY)
     release = kernel_features.linux_release()
     requested = parse_options(given, release, has_source=True)
+    if requested.subpath is not None:
+        accepted = "the directory itself as the source"
+        raise OptionError("subpath", requested.subpath, accepted, _WHY)
+    if requested.create:
+        raise OptionError("create", "true", "mkdir(1) before the mount", _WHY)
     options = resolve(requested, release)
     require_io_uring(options, kernel_features.io_uring_obstacle())
     return Wanted(source, mountpoint, options, "fsname" in map(canonical, given))

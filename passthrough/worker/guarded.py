@@ -16,6 +16,7 @@ from passthrough.core.timeouts import live_in
 from passthrough.options.choices import InodeFileHandles, Sandbox
 from passthrough.options.effective import Effective
 from passthrough.session import kernel
+from passthrough.session.abi import Init
 from passthrough.session.negotiation import Began
 from passthrough.worker import control, counters, live, record, sandbox, standby
 from passthrough.worker.control import ControlError, Page
@@ -63,6 +64,8 @@ def serve(volume: Volume, source_fd: int, procfs_fd: int | None) -> int:
         served.close()
         os.close(fuse_fd)
         raise
+    if not served.rare.uses(Init.PASSTHROUGH):
+        served.core.pass_nothing_through()
     if procfs_fd is not None:
         sandbox.work_as_guard(procfs_fd)
     begun = kernel.begun(served, without_passthrough)

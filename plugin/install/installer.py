@@ -243,7 +243,9 @@ def _clear_trial(client: Client, trial: str) -> None:
     left = engine.inspect(client, trial)
     if left is None:
         return
-    if not mount_sources(left).get("data.source", "").startswith(f"{image.SCRATCH}/{_TRIAL}"):
+    is_tried = mount_sources(left).get("data.source", "").startswith(f"{image.SCRATCH}/{_TRIAL}")
+    is_unfinished = not left["Enabled"] and build_stamp(left)
+    if not is_tried and not is_unfinished:
         raise InstallationError(
             f"the new plugin is tried under the name {trial}, and there is a plugin of that name;"
             " remove it first."

@@ -30,10 +30,10 @@ UNMOUNT_MIN_S = 0.5
 UNDO_DEADLINE_S = 1.0
 # At shutdown all mounts are detached in parallel, in the first second. Each mount that is detached
 # moves the deadline of the others, up to SHUTDOWN_LIMIT_S after the signal: the engine gives the
-# plugin 10 s, of which requests in flight take up to 3.5 before, and the ends of the workers and of
-# the fork server 3 after it.
+# plugin 10 s, of which requests in flight take up to 3.5 before, and AFTER_KILL_S and the ends of
+# the workers and of the fork server 3.5 after it.
 SHUTDOWN_DEADLINE_S = 1.0
-SHUTDOWN_LIMIT_S = 6.5
+SHUTDOWN_LIMIT_S = 6.0
 # The minimum for a mount that gets its thread late. A worker that answers needs milliseconds.
 SHUTDOWN_MIN_S = 0.25
 # The kernel detaches the mount of a killed worker within milliseconds.
@@ -70,9 +70,6 @@ class Detacher:
         try:
             least = trio.current_time() + UNMOUNT_MIN_S
             await _detach(mount, trio.CancelScope(deadline=max(deadline, least)))
-        except MountFailed:  # so the loss of its worker will be one of its users'
-            mount.detached = False
-            raise
         finally:
             self._threads.release()
 

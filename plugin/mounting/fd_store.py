@@ -35,6 +35,7 @@ import os
 import re
 import select
 import socket
+import threading
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -68,6 +69,7 @@ class FdStore:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._room = room
         self._names = set(stored)
+        self._lock = threading.Lock()  # of `_names`: the functions run in threads
 
     @property
     def exists(self) -> bool:
@@ -87,9 +89,10 @@ class FdStore:
         """
         names = {name_of(key, number) for key in descriptors}
         # systemd drops what it has no room for, and does not say so.
-        if self._room is not None and len(self._names | names) > self._room:
-            raise OSError(errno.ENOSPC, "the service manager stores no more descriptors")
-        self._names |= names
+        with self._lock:
+            if self._room is not None and len(self._names | names) > self._room:
+                raise OSError(errno.ENOSPC, "the service manager stores no more descriptors")
+            self._names |= names
         with self._connected() as manager:
             # sendmsg(2) waits only if the queue is full, because the service manager reads nothing.
             manager.settimeout(ANSWER_TIMEOUT_S / 2 / len(descriptors))
@@ -107,8 +110,11 @@ class FdStore:
         removes them.
         """
         names = [name_of(key, number) for number in keys for key in keys[number]]
-        self._names.difference_update(names)
-        return self._send(f"FDSTOREREMOVE=1\nFDNAME={name}" for name in names)
+        removed = self._send(f"FDSTOREREMOVE=1\nFDNAME={name}" for name in names)
+        if removed:
+            with self._lock:
+                self._names.difference_update(names)
+        return removed
 
     def notify(self, state: str) -> None:
         """Report *state*, such as "READY=1", to the service manager; blocks as `remove` does."""

@@ -348,7 +348,7 @@ class Keeper:
             mount.on_loss(f"its worker {ended}")
         if self._store.exists:
             removed = await trio.to_thread.run_sync(self._store.remove, {mount.number: keys})
-            if mount.loss and not removed:  # a stored descriptor keeps users waiting
+            if mount.loss and not (removed or mount.detached):  # a stored descriptor: users wait
                 mount.abort()
 
     async def _undo(self, made: Mount) -> None:

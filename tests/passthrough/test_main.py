@@ -150,7 +150,7 @@ def test_a_mountpoint_may_be_named_through_a_symlink(
         (["cache=auto", "cache=never"], "option 'cache': 'never' is not accepted; expected one"),
         (["mode=0700"], "option 'mode': is for volumes of the plugin; expected chmod(1) on the"),
         (["UID=1000"], "option 'UID': is for volumes of the plugin; expected owner, which shows"),
-        (["Subpath=a"], "option 'Subpath': is for volumes of the plugin; expected the directory"),
+        (["Subpath=a"], "option 'subpath': is for volumes of the plugin; expected the directory"),
         (["create"], "option 'create': is for volumes of the plugin; expected mkdir(1) before"),
         (["source=/"], "option 'source': is not known, given here as '/'; expected one of"),
     ],

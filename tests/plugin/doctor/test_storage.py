@@ -8,7 +8,7 @@ from passthrough.linux import syscalls
 from plugin.doctor import storage
 from plugin.doctor.facts import EngineFacts, ServiceFacts
 from plugin.doctor.finding import State
-from tests.support.tools.doctor import facts
+from tests.support.tools.doctor import facts, plugin
 from tests.support.tools.mounts import mounted_on
 
 
@@ -42,7 +42,6 @@ def test_a_data_directory_may_be_a_symbolic_link(tmp_path: Path, data: Path) -> 
     ("options", "state", "meaning"),
     [
         ("mode=755,size=1g", State.WARNING, "users of the host may reach the files"),
-        ("mode=700,uid=7,size=1g", State.WARNING, "this user may replace the registry"),
         ("mode=700,size=1g,nr_inodes=10", State.WARNING, "the disk is almost full"),
         ("mode=700,size=1g,nr_inodes=1", State.ERROR, "containers get ENOSPC"),
     ],
@@ -53,6 +52,13 @@ def test_a_data_directory_with_a_fault(
     with mounted_on(data, "tmpfs", options):
         found = storage.data_directory(facts(tmp_path))
     assert (found.state, meaning in found.meaning) == (state, True)
+
+
+def test_a_data_directory_of_another_user(tmp_path: Path, data: Path) -> None:
+    with mounted_on(data, "tmpfs", "mode=700,uid=7,size=1g"):
+        found = storage.data_directory(facts(tmp_path, plugin=plugin()))
+        assert storage.data_directory(facts(tmp_path)).state is State.OK  # it may be a rootless one
+    assert (found.state, found.remedy) == (State.WARNING, f"chown 0:0 {data}")
 
 
 def test_a_full_disk(tmp_path: Path, data: Path) -> None:

@@ -175,31 +175,13 @@ async def test_users_of_a_lost_mount_do_not_wait_for_descriptors_that_stay_store
     async with keeping(mounts, SERVE, Inherited(FdStore("busy"))) as keeper:
         await keeper.mount(mount_spec(source))
         kill_all(keeper.worker_pid(NAME))
-        with pytest.raises(OSError, match=r"not connected|aborted"):
-            await in_thread(os.stat, keeper.target(DIRECTORY) / "file")
-        for fd in stored:
-            os.close(fd)
-        await keeper.unmount(NAME)
-
-
-@pytest.mark.logs("volume data: mount lost: worker [0-9]+ was killed by SIGKILL")
-async def test_a_mount_that_another_one_covers_goes_on_and_is_watched(
-    mounts: Path, source: Path
-) -> None:
-    """It cannot be unmounted, and its loss is one of its users'."""
-    send, receive = trio.open_memory_channel[str](1)
-    async with keeping(mounts, SERVE) as keeper:
-        await keeper.mount(mount_spec(source, on_loss=send.send_nowait))
-        pid = keeper.worker_pid(NAME)
-        subprocess.run(["mount", "-t", "tmpfs", "none", keeper.target(DIRECTORY)], check=True)
         try:
-            with pytest.raises(MountFailed):
-                await keeper.unmount(NAME)
-            kill_all(pid)
-            with trio.fail_after(10):
-                assert await receive.receive() == "its worker was killed by SIGKILL"
+            with pytest.raises(OSError, match=r"not connected|connection abort"):
+                await in_thread(os.stat, keeper.target(DIRECTORY) / "file")
         finally:
-            subprocess.run(["umount", keeper.target(DIRECTORY)], check=True)
+            for fd in stored:
+                os.close(fd)
+        await keeper.unmount(NAME)
 
 
 async def test_a_foreign_mount_at_the_mount_point_stays(mounts: Path, source: Path) -> None:

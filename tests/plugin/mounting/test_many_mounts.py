@@ -122,8 +122,10 @@ async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
 KILLED = "volume slow: its worker does not answer and is killed"
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "used_s", [pytest.param(0.0), pytest.param(1.5, marks=pytest.mark.logs(KILLED))]
+    "used_s", [pytest.param(0.0), pytest.param(3.0, marks=pytest.mark.logs(KILLED))]
 )
 async def test_workers_have_the_time_that_requests_in_flight_have_not_used(
     mounts: Path, monkeypatch: pytest.MonkeyPatch, used_s: float
@@ -134,8 +136,9 @@ async def test_workers_have_the_time_that_requests_in_flight_have_not_used(
         time.sleep(late_s.pop(target.name, 0.0))
         unmount(target)
 
-    late_s = {"quick": 0.5, "slow": 1.25}
-    monkeypatch.setattr(detaching, "SHUTDOWN_LIMIT_S", 2.0)
+    late_s = {"quick": 1.0, "slow": 2.5}
+    monkeypatch.setattr(detaching, "SHUTDOWN_DEADLINE_S", 2.0)
+    monkeypatch.setattr(detaching, "SHUTDOWN_LIMIT_S", 4.0)
     monkeypatch.setattr(mountpoints, "unmount", unmount_late)
     async with keeping(mounts, SERVE) as keeper:
         await mount_all(keeper, mounts.parent, ["quick", "slow"])
