@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,10 +72,14 @@ class Machine:
         )
         self._pid = 0
         limit = time.monotonic() + LIMIT_S
-        while not self._runs():
-            assert self._process.poll() is None
-            assert time.monotonic() < limit
-            time.sleep(0.05)
+        try:
+            while not self._runs():
+                assert self._process.poll() is None
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+        except BaseException:
+            self.close()
+            raise
 
     def inside(self, path: str | Path) -> Path:
         """Return the path at which this process sees *path* of the machine, with its mounts."""
@@ -111,7 +115,8 @@ class Machine:
     def _runs(self) -> bool:
         """Return whether the machine has booted."""
         if not self._pid:
-            (self._pid,) = children(self._process.pid) or {0}
+            # Before that, the shell starts other processes.
+            self._pid = next(filter(_is_first, children(self._process.pid)), 0)
             return False
         command = self._entered("systemctl", "is-system-running")
         done = subprocess.run(command, capture_output=True, timeout=LIMIT_S, check=False)
@@ -121,6 +126,15 @@ class Machine:
         spaces = ("--mount", "--pid", "--cgroup", "--uts", "--ipc", "--root", "--wd")
         clean = ("env", "-i", f"PATH={PATH}", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
         return ["nsenter", f"--target={self._pid}", *spaces, *clean, *command]
+
+
+def _is_first(pid: int) -> bool:
+    """Return whether *pid* is process 1 of a pid namespace of its own."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        numbers = next(line for line in lines if line.startswith("NSpid:")).split()[1:]
+        return len(numbers) > 1 and numbers[-1] == "1"
+    return False
 
 
 def _unshared(script: str) -> list[str]:
