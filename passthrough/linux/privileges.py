@@ -38,6 +38,8 @@ MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR_STRICTATIME: Final = 0x20
 MOUNT_ATTR_NODIRATIME: Final = 0x80
 MOUNT_ATTR_NOSYMFOLLOW: Final = 0x0020_0000
+# No file on the mount gives rights, no program of it runs, no device opens, no link is followed.
+INERT: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSYMFOLLOW
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 

@@ -21,7 +21,7 @@ from passthrough.worker.handover import Handover
 
 _OWNER: Final = "owner, which shows every file as one user's, or chown(1) on the source"
 _IN_PLACE: Final = {"mode": "chmod(1) on the source", "uid": _OWNER, "gid": _OWNER}
-"""What to give in place of options for a new directory."""
+"""Option for a new directory -> the words of a refusal that name another way."""
 _WHY: Final = "is for volumes of the plugin"
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 

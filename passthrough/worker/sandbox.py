@@ -85,12 +85,6 @@ NAMESPACES: Final = (
     | privileges.CLONE_NEWIPC
     | privileges.CLONE_NEWUTS
 )
-_INERT: Final = (
-    privileges.MOUNT_ATTR_NOSUID
-    | privileges.MOUNT_ATTR_NODEV
-    | privileges.MOUNT_ATTR_NOEXEC
-    | privileges.MOUNT_ATTR_NOSYMFOLLOW
-)
 # Without a row, each mount keeps its own: an administrator may have chosen noatime for a disk.
 _ATIME: Final = {
     Atime.NOATIME: privileges.MOUNT_ATTR_NOATIME,
@@ -287,7 +281,7 @@ def _enter_namespaces(
     times = _ATIME.get(atime)
     privileges.change_tree(
         root_fd,
-        _INERT | (times or 0) | (0 if diratime else privileges.MOUNT_ATTR_NODIRATIME),
+        privileges.INERT | (times or 0) | (0 if diratime else privileges.MOUNT_ATTR_NODIRATIME),
         privileges.MS_SLAVE,
         cleared=0 if times is None else privileges.MOUNT_ATTR__ATIME,
     )

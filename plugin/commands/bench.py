@@ -31,12 +31,6 @@ MOUNT_S: Final = 60.0
 """The deadline of Mount in volume_locks.py is shorter."""
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals after which the command removes what it has made, and ends."""
-_INERT: Final = (
-    privileges.MOUNT_ATTR_NOSUID
-    | privileges.MOUNT_ATTR_NODEV
-    | privileges.MOUNT_ATTR_NOEXEC
-    | privileges.MOUNT_ATTR_NOSYMFOLLOW
-)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPARE: Final = 4  # times the bytes of a round, so that other programs do not run out of space
 _ROUND_BYTES: Final = 70 << 20
@@ -198,7 +192,7 @@ def _inert(stack: ExitStack, path: str) -> int:
     finally:
         os.close(found)
     stack.callback(os.close, copy)
-    privileges.change_tree(copy, _INERT, privileges.MS_PRIVATE)
+    privileges.change_tree(copy, privileges.INERT, privileges.MS_PRIVATE)
     return copy
 
 

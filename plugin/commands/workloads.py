@@ -76,7 +76,7 @@ def measured(workload: Workload, at: Site) -> float:
 def clear(at: Site) -> None:
     """Remove the files of all workloads, through the volume if it lets them go.
 
-    What is no file any more, because another program has replaced it, stays.
+    If another program has put a directory in place of a file, that directory stays.
     """
     for name in (*at.files(), *at.files("g"), _LARGE):
         try:

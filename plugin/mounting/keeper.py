@@ -303,7 +303,7 @@ class Keeper:
 
     async def _store_descriptors(self, mount: Mount) -> None:
         """Have the service manager store the descriptors of *mount*, if there is one."""
-        if not self._store.exists or bool(mount.loss):
+        if not self._store.exists or bool(mount.loss):  # mypy: it may change below
             return
         try:
             with mount.duplicated_descriptors() as descriptors:

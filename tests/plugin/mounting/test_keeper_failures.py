@@ -124,6 +124,11 @@ async def test_a_cancelled_mount_leaves_nothing(mounts: Path, source: Path) -> N
         assert workers() == set()
 
 
+async def fails_to_mount(keeper: Keeper, source: Path) -> None:
+    with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
+        await keeper.mount(mount_spec(source))
+
+
 async def test_a_failure_to_read_the_mount_table_leaves_nothing(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,8 +144,7 @@ async def test_a_failure_to_read_the_mount_table_leaves_nothing(
     async with keeping(mounts, SERVE) as keeper:
         with monkeypatch.context() as patch:
             patch.setattr(mountpoints, "mount", mount_and_fail)
-            with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
-                await keeper.mount(mount_spec(source))
+            await fails_to_mount(keeper, source)
         assert mounted(mounts) == []
         assert list(mounts.iterdir()) == []
 
@@ -154,8 +158,7 @@ async def test_a_failure_to_make_a_control_page_leaves_nothing(
     async with keeping(mounts, SERVE) as keeper:
         with monkeypatch.context() as patch:
             patch.setattr(control, "make", no_memory)
-            with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
-                await keeper.mount(mount_spec(source))
+            await fails_to_mount(keeper, source)
         assert mounted(mounts) == []
         assert list(mounts.iterdir()) == []
 

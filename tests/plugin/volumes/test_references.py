@@ -134,6 +134,13 @@ async def test_a_mount_that_cannot_be_recorded_is_unmounted(
         assert mounted(tmp_path) == []
 
 
+async def kill(dockerd: Dockerd, worker: int) -> None:
+    """Kill the worker of `vol`, and wait until the plugin has noticed."""
+    os.kill(worker, signal.SIGKILL)
+    while (await dockerd.volume("vol"))["Status"]["worker_pid"]:
+        await trio.lowlevel.checkpoint()
+
+
 @pytest.mark.logs("volume vol: mount lost: worker [0-9]+ was killed by SIGKILL")
 async def test_a_worker_s_death_while_the_registry_is_written_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,9 +159,7 @@ async def test_a_worker_s_death_while_the_registry_is_written_is_noticed(
             nursery.start_soon(partial(dockerd.do, "Mount", Name="vol", ID="a"))
             while not (pid := (await dockerd.volume("vol"))["Status"]["worker_pid"]):
                 await trio.lowlevel.checkpoint()
-            os.kill(pid, signal.SIGKILL)
-            while (await dockerd.volume("vol"))["Status"]["worker_pid"]:
-                await trio.lowlevel.checkpoint()
+            await kill(dockerd, pid)
             died.set()
         assert await state(dockerd) == (False, 1, "its worker was killed by SIGKILL")
 
@@ -183,9 +188,7 @@ async def test_a_worker_s_death_while_an_unmount_is_written_is_noticed(
                 patch.setattr(Registry, "write_references", record_when_it_is_dead)
                 nursery.start_soon(partial(dockerd.do, "Unmount", Name="vol", ID="a"))
                 await trio.to_thread.run_sync(began.wait)
-                os.kill(pid, signal.SIGKILL)
-                while (await dockerd.volume("vol"))["Status"]["worker_pid"]:
-                    await trio.lowlevel.checkpoint()
+                await kill(dockerd, pid)
                 died.set()
         await dockerd.do("Mount", Name="vol", ID="c")
         status = (await dockerd.volume("vol"))["Status"]
@@ -204,9 +207,7 @@ async def test_a_mount_in_place_of_a_lost_one_that_cannot_be_recorded_is_unmount
     async with plugin(tmp_path, SERVE) as dockerd:
         await dockerd.do("Create", Name="vol")
         await dockerd.do("Mount", Name="vol", ID="a")
-        os.kill((await dockerd.volume("vol"))["Status"]["worker_pid"], signal.SIGKILL)
-        while (await dockerd.volume("vol"))["Status"]["worker_pid"]:
-            await trio.lowlevel.checkpoint()
+        await kill(dockerd, (await dockerd.volume("vol"))["Status"]["worker_pid"])
         with monkeypatch.context() as patch:
             patch.setattr(Registry, "write_references", _fail)
             assert (await dockerd.call("Mount", Name="vol", ID="b")).status == 500
