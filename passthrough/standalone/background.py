@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from passthrough.standalone import making
+from passthrough.standalone import interrupts, making
 from passthrough.standalone.making import Made, Wanted
 from passthrough.worker import forkserver, process, stderr
 from passthrough.worker.handover import Handover, Report, decode_report
@@ -41,13 +41,15 @@ def serve(wanted: Wanted) -> Made:
     Raises:
         OptionError, OSError, ServiceError: there is no mount.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # undoes the mount, as Ctrl-C
+    interrupts.treat_alike()
     made = making.make(wanted)
     child = 0
     try:
+        interrupts.release()
         os.chdir("/")  # the processes keep no file system in use by a working directory
         child, reader = _start(made)
         report = _report(reader)
+        interrupts.hold()  # too late: the mount is there, or is undone already
     except BaseException:
         _give_up(made, child)
         raise
@@ -100,8 +102,7 @@ def _open_log() -> int:
 
 def _work(handover: Handover, about: str) -> int:
     """Serve in the first process; return its exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    interrupts.handle(signal.SIG_DFL)
     process.log_to_stderr(handover.config.log_level, stderr.Prefixed(about))
     return process.serve_and_report(handover, keeper_fd=None)
 
@@ -117,8 +118,7 @@ def _report(reader: int) -> Report:
 
 def _give_up(made: Made, child: int) -> None:
     """End the processes, and unmount; a process that hangs in the kernel is left behind."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # another one would leave the mount
-        signal.signal(number, signal.SIG_IGN)
+    interrupts.handle(signal.SIG_IGN)  # another one would leave the mount
     if child:
         for kill in (os.killpg, os.kill):  # right after the fork it leads no group
             with suppress(ProcessLookupError):

@@ -15,7 +15,7 @@ import msgspec
 
 from passthrough.linux import privileges
 from passthrough.options.table import OptionError
-from passthrough.standalone import making
+from passthrough.standalone import interrupts, making
 from passthrough.standalone.making import Made, Wanted
 from passthrough.worker import control, process
 from passthrough.worker.handover import Handover, Report
@@ -33,8 +33,7 @@ def serve(wanted: Wanted, serving: Callable[[], object], refuse: Callable[[Excep
     Raises:
         OptionError, OSError: there is no mount.
     """
-    # Until _serve sets its handler, SIGTERM raises KeyboardInterrupt: `finally` unmounts.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.treat_alike()  # until _serve sets its handler
     control_fd = control.make()
     try:
         made = making.make(wanted)
@@ -42,8 +41,10 @@ def serve(wanted: Wanted, serving: Callable[[], object], refuse: Callable[[Excep
         os.close(control_fd)
         raise
     try:
+        interrupts.release()
         return _serve(made, control_fd, serving, refuse)
     finally:
+        interrupts.handle(signal.SIG_IGN)  # another one would leave the mount
         os.close(made.lock_fd)
         made.undo()
 
@@ -65,7 +66,7 @@ def _serve(
         while to_close:
             os.close(to_close.pop())
 
-    _on_signal(stop)
+    interrupts.handle(stop)
     privileges.adopt_orphans()
     handover = msgspec.structs.replace(made.handover, control_fd=control_fd)
     child = os.fork()
@@ -74,7 +75,7 @@ def _serve(
         try:
             # Ctrl-C signals the child too. Until the session handles signals (shutdown.py), the
             # child ignores them and ends with the pipe.
-            _on_signal(signal.SIG_IGN)
+            interrupts.handle(signal.SIG_IGN)
             stop()
             status = _child(handover, lambda _: serving(), childs_end, refuse)
         finally:
@@ -98,11 +99,6 @@ def _wait_for_others(control_fd: int) -> int | None:
                 os.wait()
     state = control.read(control_fd)
     return state.end_status if state.ended else None
-
-
-def _on_signal(handler: signal.Handlers | Callable[..., object]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
 
 
 def _child(

@@ -15,7 +15,7 @@ from passthrough.options.effective import Effective, require_io_uring, resolve
 from passthrough.options.parsing import parse_options
 from passthrough.options.table import OptionError
 from passthrough.options.vocabulary import canonical
-from passthrough.standalone import records
+from passthrough.standalone import interrupts, records
 from passthrough.worker import fuse_mount
 from passthrough.worker.handover import Handover
 
@@ -101,6 +101,9 @@ def wanted(source: str, mountpoint: str, given: Mapping[str, str]) -> Wanted:
 def make(wanted: Wanted) -> Made:
     """Make the mount; requests wait until a process serves it.
 
+    SIGINT and SIGTERM are held from mount(2) on, so that none comes before the caller's block that
+    undoes the mount. The caller releases them there.
+
     Raises:
         OptionError: the directories do not fit together.
         OSError: a directory cannot be opened, or mount(2) has failed.
@@ -113,6 +116,8 @@ def make(wanted: Wanted) -> Made:
         target = _check_target(wanted.mountpoint, path, source_fd)
         fsname = wanted.options.fsname if wanted.named else path
         options = msgspec.structs.replace(wanted.options, fsname=fsname)
+        undo.callback(interrupts.release)
+        interrupts.hold()
         fuse_fd = fuse_mount.mount(target, options)
         undo.callback(fuse_mount.unmount, target)
         undo.callback(os.close, fuse_fd)

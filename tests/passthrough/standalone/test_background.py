@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ SESSIONS = {
     "io_uring": {"transport": "io_uring"},
     "libfuse": {"session": "libfuse"},
 }
+# `passfs` that gets a signal when a step of it has just been done.
+SIGNALLED = """
+import signal
+from passthrough.standalone import background, making
+from passthrough.worker import fuse_mount
+from plugin.start import main
+
+step = {step}
+
+def signalled(*given):
+    done = step(*given)
+    signal.raise_signal({number})
+    return done
+
+{step} = signalled
+main()
+"""
 
 
 def read(path: Path, caller: Caller = USER) -> str:
@@ -266,6 +284,37 @@ def test_a_signal_undoes_a_mount_that_is_not_served_yet(source: Path, mountpoint
 
     assert (process.returncode, errors) == (32, "passfs mount: interrupted\n")
     assert mounts_at(mountpoint) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+@pytest.mark.parametrize("options", [[], ["--foreground"]], ids=["background", "foreground"])
+@pytest.mark.parametrize("step", ["fuse_mount.mount", "making.make"])
+def test_a_signal_right_after_a_step_undoes_the_mount(
+    step: str,
+    options: list[str],
+    number: signal.Signals,
+    source: Path,
+    mountpoint: Path,
+) -> None:
+    """The signal comes once mount(2) has returned, or once its undo has another owner."""
+    script = SIGNALLED.format(step=step, number=number.value)
+    words = ["mount", *options, str(source), str(mountpoint)]
+
+    done = run(sys.executable, "-c", script, *words)
+
+    assert done == (32, "", "passfs mount: interrupted\n")
+    assert mounts_at(mountpoint) == []
+
+
+def test_a_signal_after_the_start_of_the_service_comes_too_late(
+    source: Path, mountpoint: Path
+) -> None:
+    script = SIGNALLED.format(step="background.serve", number=signal.SIGTERM.value)
+
+    assert run(sys.executable, "-c", script, "mount", source, mountpoint) == (0, "", "")
+
+    assert read(mountpoint / "file") == "below"
+    assert passfs("unmount", mountpoint) == (0, "", "")
 
 
 def test_a_mount_may_be_served_in_the_foreground(source: Path, mountpoint: Path) -> None:
