@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from plugin import process_stat
 from plugin.commands.asking import Plugin
 from plugin.commands.sampling import Sampler, rankings
 from tests.support.tools.commands import passfs, printed, processes_of
@@ -54,6 +55,13 @@ def has_guards(service: Service, volume: str) -> bool:
     return len(processes_of(service, volume)) == 3
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor time of the process *pid*."""
+    found = process_stat.read(pid)
+    assert found is not None
+    return found.cpu_s
+
+
 def ask(service: Service, volume: str, times: int) -> None:
     """Have *times* requests fail: the kernel keeps no names of attributes."""
     for _ in range(times):
@@ -81,9 +89,16 @@ def test_rates_are_those_of_a_known_number_of_requests(service: Service) -> None
 
 
 def test_the_worker_is_that_of_status_with_its_processor_time(service: Service) -> None:
-    samples = rankings(sampler(service), 1, pause=lambda _: ask(service, "busy", 2000))
-    busy = next(samples).volumes[0]
-    assert busy.worker == processes_of(service, "busy")[0]["pid"]
+    pid = processes_of(service, "busy")[0]["pid"]
+
+    def keep_busy(_: float) -> None:
+        """Ask until the kernel, which counts whole ticks, has counted some."""
+        until = cpu_s(pid) + 0.05
+        while cpu_s(pid) < until:
+            ask(service, "busy", 200)
+
+    busy = next(rankings(sampler(service), 1, pause=keep_busy)).volumes[0]
+    assert busy.worker == pid
     assert busy.cpu is not None
     assert 0 < busy.cpu <= 2
     assert busy.memory_bytes is not None
