@@ -27,4 +27,9 @@ def is_well(findings: Sequence[Finding], *, strict: bool) -> bool:
 def _summary(findings: Sequence[Finding]) -> str:
     """Return the count of findings by their state, the worst first."""
     count = Counter(finding.state for finding in findings)
-    return ", ".join(f"{count[state]} {state}" for state in reversed(State) if count[state])
+    return ", ".join(_counted(count[state], state) for state in reversed(State) if count[state])
+
+
+def _counted(number: int, state: State) -> str:
+    plural = number > 1 and state is not State.OK
+    return f"{number} {state}{'s' if plural else ''}"

@@ -31,6 +31,12 @@ def test_the_document_has_each_check_and_a_block_for_what_is_not_ok() -> None:
     ]
 
 
+def test_the_result_counts_the_findings_by_their_state() -> None:
+    states = [State.NOTE, *[State.OK] * 3, *[State.WARNING] * 2]
+    found = [finding(str(number), state) for number, state in enumerate(states)]
+    assert list(plain(report.document(found)))[-1] == "result  2 warnings, 1 note, 3 ok"
+
+
 @pytest.mark.parametrize(
     ("state", "well", "strictly_well"),
     [
