@@ -21,11 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from plugin import process_stat
 from plugin.commands.asking import Plugin
 from plugin.commands.sampling import Sampler, rankings
 from tests.support.tools.commands import passfs, printed, processes_of
-from tests.support.tools.processes import wait_until
+from tests.support.tools.processes import cpu_s, wait_until
 from tests.support.tools.service import Service, started
 
 pytestmark = pytest.mark.full
@@ -53,13 +52,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def has_guards(service: Service, volume: str) -> bool:
     return len(processes_of(service, volume)) == 3
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time of the process *pid*."""
-    found = process_stat.read(pid)
-    assert found is not None
-    return found.cpu_s
 
 
 def ask(service: Service, volume: str, times: int) -> None:

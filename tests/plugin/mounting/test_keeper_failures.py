@@ -10,7 +10,7 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -124,9 +124,16 @@ async def test_a_cancelled_mount_leaves_nothing(mounts: Path, source: Path) -> N
         assert workers() == set()
 
 
-async def fails_to_mount(keeper: Keeper, source: Path) -> None:
+def no_descriptors(*_: object) -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def fails_without_a_trace(keeper: Keeper, mounts: Path, source: Path) -> None:
+    """Mount without descriptors; nothing is left of it."""
     with pytest.raises(MountFailed, match=r"mounting at .*/data failed: Too many open"):
         await keeper.mount(mount_spec(source))
+    assert mounted(mounts) == []
+    assert list(mounts.iterdir()) == []
 
 
 async def test_a_failure_to_read_the_mount_table_leaves_nothing(
@@ -134,33 +141,25 @@ async def test_a_failure_to_read_the_mount_table_leaves_nothing(
 ) -> None:
     def mount_and_fail(target: Path, config: Effective) -> int:
         fd = mount(target, config)
-        patch.setattr(mountinfo, "at", no_descriptors)
+        patch.setattr(mountinfo, "at", fail_once)
         return fd
 
-    def no_descriptors(_: bytes) -> list[mountinfo.MountEntry]:
+    def fail_once(_: bytes) -> list[mountinfo.MountEntry]:
         patch.undo()  # the undo of the mount may read the table again
-        raise OSError(errno.EMFILE, "Too many open files")
+        no_descriptors()
 
     async with keeping(mounts, SERVE) as keeper:
         with monkeypatch.context() as patch:
             patch.setattr(mountpoints, "mount", mount_and_fail)
-            await fails_to_mount(keeper, source)
-        assert mounted(mounts) == []
-        assert list(mounts.iterdir()) == []
+            await fails_without_a_trace(keeper, mounts, source)
 
 
 async def test_a_failure_to_make_a_control_page_leaves_nothing(
     mounts: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(_: str) -> int:
-        raise OSError(errno.EMFILE, "Too many open files")
-
+    monkeypatch.setattr(control, "make", no_descriptors)
     async with keeping(mounts, SERVE) as keeper:
-        with monkeypatch.context() as patch:
-            patch.setattr(control, "make", no_memory)
-            await fails_to_mount(keeper, source)
-        assert mounted(mounts) == []
-        assert list(mounts.iterdir()) == []
+        await fails_without_a_trace(keeper, mounts, source)
 
 
 @pytest.mark.logs("volume data: mount lost: worker [0-9]+ was killed by SIGKILL")

@@ -1,7 +1,6 @@
 """10,000 volumes: List takes little processor time, and the plugin answers other requests."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from plugin.volumes.registry import Registry
 from tests.support.fakes.dockerd import plugin, settings
 from tests.support.fakes.worker import command
+from tests.support.tools.processes import cpu_s
 from tests.support.tools.service import Service, request, started
 
 pytestmark = pytest.mark.full
@@ -86,11 +86,9 @@ def read_list(service: Service) -> dict[str, list[dict[str, object]]]:
 
 
 def processor_s(service: Service) -> float:
-    """Return the processor time of the plugin so far, proc_pid_stat(5)."""
+    """Return the processor time of the plugin so far."""
     assert service.process is not None
-    text = Path(f"/proc/{service.process.pid}/stat").read_text()
-    user, system = text.rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return cpu_s(service.process.pid)
 
 
 def wait_until_idle(service: Service) -> None:
