@@ -49,7 +49,7 @@ def serve(wanted: Wanted) -> Made:
         os.chdir("/")  # the processes keep no file system in use by a working directory
         child, reader = _start(made)
         report = _report(reader)
-        interrupts.hold()  # too late: the mount is there, or is undone already
+        interrupts.hold()  # too late: the mount is served, or is undone below
     except BaseException:
         _give_up(made, child)
         raise

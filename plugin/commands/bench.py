@@ -248,7 +248,7 @@ def _line(workload: Workload, subjects: _Subjects, rounds: int, size: float) -> 
 
 
 def _time(workload: Workload, parent: int, bare: int, size: float) -> float:
-    """Measure *workload* in a new directory, whose names no cache knows."""
+    """Measure *workload* in a new directory: no cache knows its names."""
     name = secrets.token_hex(8)
     with ExitStack() as stack:
         os.mkdir(name, 0o700, dir_fd=parent)

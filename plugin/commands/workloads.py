@@ -26,7 +26,7 @@ _LARGE: Final = "large"
 
 
 class Site(NamedTuple):
-    """Where a workload runs."""
+    """The directory in which a workload runs."""
 
     directory: int
     """A descriptor of the directory, by the way that is measured."""
@@ -52,7 +52,7 @@ class Workload(NamedTuple):
 
     name: str
     unit: str
-    """What the result counts, such as file or MiB."""
+    """The unit of the result, such as file or MiB."""
     prepare: Callable[[Site], None]
     run: Callable[[Site], int]
     """Make the calls, and return how many units they did."""
