@@ -207,12 +207,17 @@ class Standby:
         )
 
     def close(self) -> None:
-        """End the processes."""
-        self._kernel.close()
+        """End the processes.
+
+        Close the socket after them: a close with a message unread, as a reply that came twice,
+        would break the connection of the process that serves (ECONNRESET).
+        """
+        self._kernel.shutdown(socket.SHUT_WR)
         try:
             out, _ = self._process.communicate(timeout=LIMIT_S)
         finally:
             self._process.kill()
+            self._kernel.close()
         self.left, self.requests = json.loads(out).values()
 
 
