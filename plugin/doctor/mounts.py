@@ -4,7 +4,7 @@ No check asks a mount of passfs, which may hang: the mount tables in /proc have 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -85,8 +85,10 @@ def hidden(facts: Facts) -> Found:
         served = list(_served(facts))
     except PermissionError:
         return unchecked("this user may not see the mounts of a worker")
+    left_out = _left_out(facts, {name for name, _, _ in served})
     if not served:
-        return Found(State.OK, "no volume is mounted")
+        return Found(State.OK, left_out or "no volume is mounted")
+    more = f"; {left_out}" if left_out else ""
     mounts = mountinfo.read(str(facts.machine.proc / "self/mountinfo"))
     other = [
         f"{name} ({path})"
@@ -98,12 +100,12 @@ def hidden(facts: Facts) -> Found:
         return Found(
             State.WARNING,
             f"the path of {len(other)} volumes leads to another directory than the served one:"
-            f" {listed(other)}",
+            f" {listed(other)}{more}",
             "containers go on with the directory of the time when the volume was mounted; the"
             " host sees another one, such as that of a later mount",
             "unmount what covers it, or restart the containers that have the volume",
         )
-    return Found(State.OK, f"{len(served)} mounted volumes serve the directory at their path")
+    return Found(State.OK, f"{len(served)} mounted volumes serve the directory at their path{more}")
 
 
 def propagation(facts: Facts) -> Found:
@@ -214,6 +216,16 @@ def _served(facts: Facts) -> Iterator[tuple[str, str, Place]]:
             # With sandbox=none the worker's root is the plugin's own.
             if statuses[name].get("options", {}).get("sandbox") == "namespace":
                 yield name, path, root
+
+
+def _left_out(facts: Facts, served: Collection[str]) -> str:
+    """Return which mounted volumes are not among *served*; empty if all are."""
+    names = [
+        name
+        for name, status in facts.statuses().items()
+        if status.get("mounted") and name not in served
+    ]
+    return f"not checked: {listed(names)}" if names else ""
 
 
 def _workers(facts: Facts, statuses: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

@@ -107,19 +107,30 @@ def test_the_directory_at_the_path_of_a_source(
 @pytest.mark.parametrize(
     "status",
     [
-        {},
         STATUS | {"worker_pid": 12},
         STATUS | {"options": {"sandbox": "none"}},
         STATUS | {"source": "own directory"},
     ],
 )
-def test_a_volume_without_a_known_directory_is_left_out(
+def test_a_volume_without_a_known_directory_is_named_as_not_checked(
     tmp_path: Path, status: dict[str, object]
 ) -> None:
     process(tmp_path, "self", HOST)
     process(tmp_path, WORKER_PID, WORKER)
+    apart = volume("apart", **status)
+
+    alone = mounts.hidden(facts(tmp_path, plugin=plugin(apart)))
+    assert (alone.state, alone.found) == (State.OK, "not checked: apart")
+    beside = mounts.hidden(facts(tmp_path, plugin=plugin(volume("db", **STATUS), apart)))
+    assert beside.state is State.OK
+    assert beside.found.endswith("serve the directory at their path; not checked: apart")
+
+
+@pytest.mark.parametrize("status", [{}, STATUS | {"mounted": False, "worker_pid": 0}])
+def test_no_volume_is_mounted(tmp_path: Path, status: dict[str, object]) -> None:
+    process(tmp_path, "self", HOST)
     found = mounts.hidden(facts(tmp_path, plugin=plugin(volume("db", **status))))
-    assert found.found == "no volume is mounted"
+    assert (found.state, found.found) == (State.OK, "no volume is mounted")
 
 
 @pytest.mark.parametrize(("source", "state"), [("/srv/db", State.OK), ("/srv/disk", State.WARNING)])
