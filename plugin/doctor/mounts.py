@@ -52,7 +52,7 @@ def dead(facts: Facts) -> Found:
     if not held.known:
         return Found(
             State.NOTE,
-            f"{len(seen)} mounts of passfs; this kernel does not tell which connections are held",
+            f"mounts: {len(seen)}; this kernel does not tell which connections are held",
             "dead mounts of the plugin are `lost` in passfs ls, others are not found",
             "none is needed",
         )
@@ -63,7 +63,7 @@ def dead(facts: Facts) -> Found:
         if os.minor(each.device) not in held.numbers and each in _passfs_mounts(proc, pid)
     ]
     if not unserved:
-        return Found(State.OK, f"{len(seen)}, all of them served")
+        return Found(State.OK, f"mounts: {len(seen)}, all served")
     names = [
         os.fsdecode(each.target) + ("" if pid == 0 else f" (in the namespace of process {pid})")
         for pid, each in unserved
@@ -72,7 +72,7 @@ def dead(facts: Facts) -> Found:
     number = os.minor(unserved[0][1].device)
     return Found(
         State.WARNING,
-        f"{len(unserved)} without a worker: {listed(names)}",
+        f"without a worker: {listed(names)}",
         "programs that use them get ENOTCONN",
         f"restart their containers; on the host, umount -l {here}. If programs hang there,"
         f" echo 1 > /sys/fs/fuse/connections/{number}/abort",
@@ -99,13 +99,12 @@ def hidden(facts: Facts) -> Found:
     if other:
         return Found(
             State.WARNING,
-            f"the path of {len(other)} volumes leads to another directory than the served one:"
-            f" {listed(other)}{more}",
+            f"the path leads to another directory than the served one: {listed(other)}{more}",
             "containers go on with the directory of the time when the volume was mounted; the"
             " host sees another one, such as that of a later mount",
             "unmount what covers it, or restart the containers that have the volume",
         )
-    return Found(State.OK, f"{len(served)} mounted volumes serve the directory at their path{more}")
+    return Found(State.OK, f"mounted: {len(served)}, each with the directory at its path{more}")
 
 
 def propagation(facts: Facts) -> Found:
@@ -137,12 +136,12 @@ def visible(facts: Facts) -> Found:
     if lacking := inside - outside:
         return Found(
             State.ERROR,
-            f"{len(lacking)} of {len(inside)} mounts of the plugin are not visible on the host",
+            f"not visible on the host: {len(lacking)} of {len(inside)} mounts",
             "new containers get an empty directory in place of the volume",
             "give the unit no mount namespace of its own (PrivateTmp=, ProtectSystem= and the"
             " like); for the managed plugin, mount --make-rshared on the engine's root directory",
         )
-    return Found(State.OK, f"{len(inside)} mounts of the plugin are visible on the host")
+    return Found(State.OK, f"mounts: {len(inside)}, all visible on the host")
 
 
 def _one_of_each_namespace(proc: Path) -> list[int]:

@@ -21,15 +21,15 @@ def health(facts: Facts) -> Found:
     if bad := [row for row in rows if row.health in _BAD]:
         return Found(
             State.ERROR,
-            f"{len(bad)} of {len(rows)} do not work: {_named(bad)}",
+            f"{len(bad)} of {len(rows)} with an error: {_named(bad)}",
             "their containers get errors, or do not start",
             "passfs ls has the reasons; docs/operations.md what to do about each",
         )
     if poor := [row for row in rows if row.health == "degraded" or row.dead_users]:
         return Found(
             State.WARNING,
-            f"{len(poor)} of {len(rows)} need attention: {_named(poor)}",
-            "they are served, with a caution",
+            f"{len(poor)} of {len(rows)} with a caution: {_named(poor)}",
+            "they are served all the same",
             "passfs ls has the reasons",
         )
     busy = [row for row in rows if row.health == "busy"]

@@ -44,7 +44,7 @@ def test_a_mount_with_a_worker_is_alive(tmp_path: Path) -> None:
     process(tmp_path, "self", HOST)
     process(tmp_path, PLUGIN_PID, HOST, 52)
     found = mounts.dead(facts(tmp_path))
-    assert (found.state, found.found) == (State.OK, "1, all of them served")
+    assert (found.state, found.found) == (State.OK, "mounts: 1, all served")
 
 
 @pytest.mark.parametrize("others", [(), (53,)])
@@ -52,7 +52,7 @@ def test_a_mount_without_a_worker_is_dead(tmp_path: Path, others: tuple[int, ...
     process(tmp_path, "self", HOST)
     process(tmp_path, PLUGIN_PID, HOST, *others)
     found = mounts.dead(facts(tmp_path))
-    assert (found.state, found.found) == (State.WARNING, "1 without a worker: /run/m/db")
+    assert (found.state, found.found) == (State.WARNING, "without a worker: /run/m/db")
     assert "umount -l /run/m/db" in found.remedy
     assert "/sys/fs/fuse/connections/52/abort" in found.remedy
 
@@ -62,7 +62,7 @@ def test_a_dead_mount_in_a_container_is_named_by_a_process(tmp_path: Path) -> No
     process(tmp_path, 8, "50 40 0:52 / /data rw - fuse.passfs passfs rw\n")
     process(tmp_path, 11, "50 40 0:52 / /data rw - fuse.passfs passfs rw\n")
     found = mounts.dead(facts(tmp_path))
-    assert found.found == "1 without a worker: /data (in the namespace of process 8)"
+    assert found.found == "without a worker: /data (in the namespace of process 8)"
 
 
 def test_a_kernel_that_tells_no_connections(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_volume_without_a_known_directory_is_named_as_not_checked(
     assert (alone.state, alone.found) == (State.OK, "not checked: apart")
     beside = mounts.hidden(facts(tmp_path, plugin=plugin(volume("db", **STATUS), apart)))
     assert beside.state is State.OK
-    assert beside.found.endswith("serve the directory at their path; not checked: apart")
+    assert beside.found.endswith("each with the directory at its path; not checked: apart")
 
 
 @pytest.mark.parametrize("status", [{}, STATUS | {"mounted": False, "worker_pid": 0}])

@@ -68,8 +68,8 @@ def test_a_plugin_that_works_has_no_error(service: Service) -> None:
     assert service.process is not None
     text = f"passfs serve, process {service.process.pid}: 2 volumes, 2 mounted"
     assert found(result, "plugin") == (State.OK, text)
-    assert found(result, "hidden sources")[1].startswith("2 mounted volumes serve the directory")
-    assert found(result, "mounts on the host")[1].startswith("2 mounts of the plugin are visible")
+    assert found(result, "hidden sources")[1].startswith("mounted: 2, each with the directory")
+    assert found(result, "mounts on the host")[1].startswith("mounts: 2, all visible")
     assert found(result, "version")[0] is State.OK
     for each in result.findings.values():
         assert (each.state is State.OK) == (not each.meaning and not each.remedy), each
@@ -265,7 +265,7 @@ def test_a_lost_volume_is_an_error(tmp_path: Path) -> None:
         result = examined(data(service))
         service.call("VolumeDriver.Unmount", Name="vol", ID="i")
     assert result.status == 1
-    assert found(result, "volumes")[1] == "1 of 1 do not work: vol (lost)"
+    assert found(result, "volumes")[1] == "1 of 1 with an error: vol (lost)"
     assert found(result, "passfs check")[0] is State.WARNING
 
 
@@ -331,7 +331,7 @@ def test_a_plugin_in_a_pid_namespace_of_its_own(tmp_path: Path) -> None:
     assert found(result, "capabilities")[1].startswith("the plugin has all")
     assert found(result, "hidden sources") == (
         State.OK,
-        "1 mounted volumes serve the directory at their path",
+        "mounted: 1, each with the directory at its path",
     )
 
 
@@ -348,6 +348,5 @@ def test_mounts_in_a_mount_namespace_of_the_plugin_are_an_error(tmp_path: Path) 
         service.end(signal.SIGTERM)
     assert result.status == 1
     state, text = found(result, "mounts on the host")
-    # Its namespace has copies of the other plugin's mounts.
-    assert (state, text[:5]) == (State.ERROR, "1 of ")
-    assert text.endswith("not visible on the host")
+    # Its namespace has copies of the other plugins' mounts.
+    assert (state, text[:30]) == (State.ERROR, "not visible on the host: 1 of ")

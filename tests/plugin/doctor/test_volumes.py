@@ -18,9 +18,9 @@ MOUNTED: dict[str, Any] = {"mounted": True, "references": 1}
         (MOUNTED, State.OK, "1, none with an error"),
         ({"mounted": False}, State.OK, "1, none with an error"),
         (MOUNTED | {"waiting": "Mount"}, State.OK, "1 with a request in hand: db (busy)"),
-        (MOUNTED | {"standby": "missing"}, State.WARNING, "1 of 1 need attention: db (degraded)"),
-        ({"mounted": False, "references": 2}, State.ERROR, "1 of 1 do not work: db (lost)"),
-        ({"mounted": False, "error": "gone"}, State.ERROR, "1 of 1 do not work: db (error)"),
+        (MOUNTED | {"standby": "missing"}, State.WARNING, "1 of 1 with a caution: db (degraded)"),
+        ({"mounted": False, "references": 2}, State.ERROR, "1 of 1 with an error: db (lost)"),
+        ({"mounted": False, "error": "gone"}, State.ERROR, "1 of 1 with an error: db (error)"),
     ],
 )
 def test_the_health_of_a_volume(
@@ -34,7 +34,7 @@ def test_the_worst_volumes_are_named_and_the_rest_counted(tmp_path: Path) -> Non
     lost = [volume(f"v{number}", mounted=False, references=1) for number in range(7)]
     fine = volume("fine", **MOUNTED)
     found = volumes.health(facts(tmp_path, plugin=plugin(fine, *lost)))
-    assert found.found.startswith("7 of 8 do not work: v0 (lost), ")
+    assert found.found.startswith("7 of 8 with an error: v0 (lost), ")
     assert found.found.endswith("v4 (lost) and 2 more")
 
 
