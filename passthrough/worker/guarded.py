@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, NoReturn
 
@@ -147,7 +148,8 @@ def _work(
         nonlocal reports
         if reports:
             reports = False
-            volume.serving(began)
+            with suppress(BrokenPipeError):  # the worker before has died right after its report
+                volume.serving(began)
         fresh.serves()
         if fresh.gone is not None or trial is not None:
             log.debug("%d requests of the worker before go on", in_hand)
@@ -175,7 +177,8 @@ def _work(
         fresh.ends(_FAILED)
         log.exception("volume %s", volume.handover.volume)
         if reports:
-            volume.answer(Report(serving=False, error=str(error)))
+            with suppress(BrokenPipeError):
+                volume.answer(Report(serving=False, error=str(error)))
         return _FAILED
     finally:
         served.close()
