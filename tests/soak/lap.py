@@ -10,10 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from passthrough.linux import syscalls
 from tests.fuzz import tree
 from tests.soak import fio, shared
 from tests.soak.actor import Actor
@@ -21,13 +19,13 @@ from tests.soak.model import Shown
 from tests.soak.shared import Racer
 from tests.support.tools.callers import MEMBER, OTHER, ROOT, USER, Call, Caller
 from tests.support.tools.mounted import Mounted
+from tests.support.tools.mounts import forget
 
 T = TypeVar("T")
 
 ACTORS = (ROOT, USER, OTHER, MEMBER)
 VISITOR = Caller("visitor", 41_007, 41_008)
 SLACK_S = 60.0
-MS_REMOUNT = 32  # mount(2)
 
 # The name is gone, its type has changed, or the visitor has no permission.
 _MISSED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EISDIR})
@@ -214,15 +212,6 @@ def below(whole: tree.Tree, directory: bytes) -> dict[bytes, Shown]:
             users = tuple((key, value) for key, value in xattrs if key.startswith("user."))
             found[name] = mode, links, uid, gid, size, node.content, users
     return found
-
-
-def forget(mountpoint: Path) -> None:
-    """Make the kernel forget the unused names, attributes and pages of this mount alone.
-
-    A remount does that, reconfigure_super() in the kernel's fs/super.c.
-    """
-    flags = MS_REMOUNT | syscalls.MS_NOSUID | syscalls.MS_NODEV
-    syscalls.mount(b"none", os.fsencode(mountpoint), b"", flags, b"")
 
 
 def _walk(top: str) -> Iterator[str]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tests.soak.lap import forget
 from tests.support.tools.mounted import Mounted, device_of
+from tests.support.tools.mounts import forget
 from tests.support.tools.processes import children, descriptors, parent
 from tests.support.tools.rings import rings
 

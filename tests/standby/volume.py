@@ -16,8 +16,8 @@ from typing import NamedTuple, Self
 from passthrough.worker import control
 from passthrough.worker.control import State
 from tests.passthrough.core.probe_outside import held
-from tests.soak.lap import forget
 from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.mounts import forget
 from tests.support.tools.processes import children, descriptors
 
 CONTROL, TABLES = "/memfd:passfs-control (deleted)", "/memfd:passfs-tables (deleted)"

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tools.mounted import Mounted, mounted
+from tests.support.tools.mounts import forget
 
 FILES = int(os.environ.get("PASSFS_MANY_FILES", "100000"))
 # As many as one BATCH_FORGET may name, so that every buffer has had its full size before.
@@ -108,7 +109,7 @@ def settled(served: Mounted) -> int:
     deadline = time.monotonic() + LIMIT_S
     spent = -1
     while time.monotonic() < deadline and spent != (spent := cpu_ticks(served)):
-        forget_all()
+        forget(served.mountpoint)
         time.sleep(POLL_S)
     return memory(served)
 
@@ -117,9 +118,3 @@ def cpu_ticks(served: Mounted) -> int:
     """Return the processor time of the worker in ticks."""
     fields = Path(f"/proc/{served.worker_pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
-
-
-def forget_all() -> None:
-    """Make the kernel drop every unused dentry and inode, and send FORGET for each."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("2\n")

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from passthrough.linux import mountinfo, syscalls
+from passthrough.linux.mountinfo import FSTYPE
 
 # mount(2)
+MS_REMOUNT = 1 << 5
 MS_BIND = 1 << 12
 MS_REC = 1 << 14
 MS_PRIVATE = 1 << 18
@@ -25,6 +27,18 @@ def options_at(path: Path) -> set[str]:
     (line,) = (line for line in lines if line.split()[4] == str(path))
     before, _, after = line.partition(" - ")
     return {*before.split()[5].split(","), *after.split()[2].split(",")}
+
+
+def forget(mountpoint: Path) -> None:
+    """Make the kernel forget the unused names, attributes and pages of this mount alone.
+
+    A remount does that, reconfigure_super() in the kernel's fs/super.c. The volume's submounts
+    count as well.
+    """
+    flags = MS_REMOUNT | syscalls.MS_NOSUID | syscalls.MS_NODEV
+    for mount in mountinfo.read():
+        if mount.fstype == FSTYPE and Path(os.fsdecode(mount.target)).is_relative_to(mountpoint):
+            syscalls.mount(b"none", mount.target, b"", flags, b"")
 
 
 @contextlib.contextmanager
