@@ -295,7 +295,7 @@ async def test_real_guards_do_as_these_do(mounts: Path, source: Path) -> None:
 def inherited_from(manager: ServiceManager, directory: Path) -> Inherited:
     """Return the descriptors that *manager* has, as it passes them to the next plugin."""
     stored: dict[int, dict[str, int]] = {}
-    for name, fd in manager.stored.items():
+    for name, fd in manager.settled().items():
         if (parsed := parsed_name(name)) is not None:
             stored.setdefault(parsed[0], {})[parsed[1]] = os.dup(fd)
     return Inherited(FdStore(str(directory / "notify.sock")), stored=stored)

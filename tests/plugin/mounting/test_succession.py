@@ -49,7 +49,7 @@ class Plugins:
 
     def _inherited(self) -> Inherited:
         stored: dict[int, dict[str, int]] = {}
-        for name, fd in self.manager.stored.items():
+        for name, fd in self.manager.settled().items():
             parsed = parsed_name(name)
             assert parsed is not None
             stored.setdefault(parsed[0], {})[parsed[1]] = os.dup(fd)
@@ -135,7 +135,7 @@ async def test_the_new_processes_outlive_their_plugin_and_are_replaced_in_turn(
     async with plugins.plugin("new") as keeper:
         await keeper.replace(NAME)
         worker = keeper.worker_pid(NAME)
-    assert plugins.names == SECOND
+    await until(lambda: plugins.names == SECOND)
     async with plugins.plugin("new") as keeper:
         assert keeper.worker_pid(NAME) == worker
         assert keeper.program_note(NAME) == ""
@@ -271,7 +271,7 @@ async def test_a_successor_that_serves_at_the_last_moment_is_not_killed(
 
     monkeypatch.setattr(Worker, "kill_leader", note_and_kill)
     monkeypatch.setattr(succession, "COMMIT_S", 0.1)
-    monkeypatch.setattr(succession, "LEAVE_S", 0.1)
+    monkeypatch.setattr(succession, "LEAVE_S", 1.0)
     async with plugins.plugin("new", command("stand by", "hang at the note")) as keeper:
         await keeper.replace(NAME)
         assert keeper.program_note(NAME) == ""

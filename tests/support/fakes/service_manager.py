@@ -20,6 +20,8 @@ from typing import Any, Self
 FIRST_OWN_FD = 6000
 MESSAGE_BYTES = 4096
 READY_S = 20.0
+END, SETTLED = b"END", b"SETTLED"
+"""Messages of the test: to end, and to close the descriptor that comes with the message."""
 
 # Runs in the service's process, before its program.
 LAUNCH = """
@@ -63,7 +65,7 @@ class ServiceManager:
     ) -> subprocess.Popen[bytes]:
         """Start the service, and pass it the stored descriptors and the listening socket."""
         self.states = []
-        passed = dict(self.stored)
+        passed = self.settled()
         if self._listener is not None:
             passed["passfs.socket"] = fcntl.fcntl(
                 self._listener, fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_FD
@@ -95,6 +97,16 @@ class ServiceManager:
         with self._changed:
             return self._changed.wait_for(lambda: len(self.stored) == count, READY_S)
 
+    def settled(self) -> dict[str, int]:
+        """Return the stored descriptors, once all messages that have been sent are handled."""
+        read_end, write_end = os.pipe()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own, open(read_end, "rb") as read:
+            own.connect(str(self._address))
+            socket.send_fds(own, [SETTLED], [write_end])
+            os.close(write_end)
+            read.read()
+        return dict(self.stored)
+
     def store(self, name: str, fd: int) -> None:
         """Store a duplicate of *fd* as *name*."""
         assert name not in self.stored
@@ -109,7 +121,7 @@ class ServiceManager:
     def close(self) -> None:
         """Close all descriptors and sockets."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
-            own.sendto(b"END", str(self._address))
+            own.sendto(END, str(self._address))
         self._thread.join()
         self._notify.close()
         self._address.unlink()
@@ -129,8 +141,11 @@ class ServiceManager:
     def _serve(self) -> None:
         while True:
             message, fds, _, _ = socket.recv_fds(self._notify, MESSAGE_BYTES, 8)
-            if message == b"END":
+            if message == END:
                 return
+            if message == SETTLED:
+                os.close(*fds)
+                continue
             fields = dict(line.split("=", 1) for line in message.decode().splitlines())
             with self._changed:
                 self._handle(fields, fds)

@@ -220,7 +220,7 @@ class CrashingPlugin(Service):
         """Start the process without waiting for it."""
         self.reap()
         own = settings(self.directory)
-        stored = {} if self.manager is None else self._stored(self.manager)
+        stored = {} if self.manager is None else self.manager.settled()
         script_fd = FIRST_FD + len(stored)
         environment = {
             "PASSFS_SOCKET": str(own.socket),
@@ -242,16 +242,6 @@ class CrashingPlugin(Service):
             self._status_socket, self._pid_fd = self._parent.fork(
                 [*fds, *stored.values(), self._script[0], self._report[1]]
             )
-
-    def _stored(self, manager: ServiceManager) -> dict[str, int]:
-        """Return the descriptors in *manager*, once it has read the dead plugin's messages."""
-        read_end, write_end = os.pipe()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own, open(read_end, "rb") as read:
-            own.connect(str(self.directory / "notify.sock"))
-            socket.send_fds(own, [b"BARRIER=1"], [write_end])
-            os.close(write_end)
-            read.read()
-        return dict(manager.stored)
 
     def start(self) -> float:
         """Start the process, wait until it answers or is dead, and return the seconds."""
