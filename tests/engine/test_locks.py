@@ -44,9 +44,8 @@ def hold(container: Container, kind: str) -> None:
 
 
 def python(container: Container, program: str, kind: str) -> str:
-    code, output = container.exec_run(["python3", "-c", program], environment={"KIND": kind})
-    assert code == 0, output
-    return bytes(output).decode().strip()
+    environment = {"PROGRAM": program, "KIND": kind}
+    return execute(container, 'python3 -c "$PROGRAM"', environment=environment).strip()
 
 
 def lock_on_the_host(path: Path, kind: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from docker.models.containers import Container
 
-from tests.support.tools.driver import OWN_HOST_NAME, Driver, on_host
+from tests.support.tools.driver import OWN_HOST_NAME, Driver, execute, on_host
 from tests.support.tools.own_engine import OwnEngine
 
 # It writes a line each 50 ms, and ends at the first error.
@@ -109,8 +109,7 @@ def _check_container(container: Container, ending: Ending, source: Path) -> None
     else:
         assert container.status == "exited"
         container.start()
-        code, output = container.exec_run(["cat", "/data/file"])
-        assert (code, output) == (0, b"kept\n")
+        assert execute(container, "cat /data/file") == "kept\n"
 
 
 def _wait_for_lines(source: Path) -> None:

@@ -5,13 +5,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support.tools.driver import OWN_NAME, TOOLS_IMAGE, created
 from tests.support.tools.own_engine import OwnEngine, own_engine, within
+from tests.support.tools.processes import wait_until
 
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
 TASKS_S = 90
@@ -33,11 +34,18 @@ def nodes(plugin_tree: Path) -> Iterator[tuple[OwnEngine, OwnEngine]]:
         manager.docker("swarm", "init", "--advertise-addr", ADDRESSES[0])
         token = manager.docker("swarm", "join-token", "--quiet", "worker").strip()
         stack.callback(manager.docker, "swarm", "leave", "--force")
-        join = ("swarm", "join", "--token", token, "--advertise-addr", ADDRESSES[1])
-        worker.docker(*join, f"{ADDRESSES[0]}:2377")
         stack.callback(worker.docker, "swarm", "leave", "--force")
+        _join(worker, token)
         yield manager, worker
     shutil.rmtree(scratch)
+
+
+def _join(worker: OwnEngine, token: str) -> None:
+    """Join a node; the command gives up after 20 s, and the engine goes on."""
+    join = ("swarm", "join", "--token", token, "--advertise-addr", ADDRESSES[1])
+    with suppress(AssertionError):
+        worker.docker(*join, f"{ADDRESSES[0]}:2377")
+    wait_until(lambda: worker.client.info()["Swarm"]["LocalNodeState"] == "active")
 
 
 def _connect(one: OwnEngine, other: OwnEngine) -> None:

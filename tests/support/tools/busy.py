@@ -38,7 +38,4 @@ class Busy:
         assert execute(self._container, "cat /tmp/failures") == ""
 
     def _rounds(self) -> int:
-        # Under load, an engine may lose the output of a command that ends at once.
-        while not (text := execute(self._container, "cat /tmp/round 2>/dev/null || echo 0")):
-            pass
-        return int(text)
+        return int(execute(self._container, "cat /tmp/round 2>/dev/null || echo 0"))
