@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from passthrough.linux import mountinfo
@@ -18,6 +19,12 @@ from passthrough.linux.mountinfo import FSTYPE
 from tests.support.tools.files import public_directory
 from tests.support.tools.namespaces import MACHINE, leave_machine
 from tests.support.tools.processes import children, descriptors, reap
+
+# A busy machine may stall an example for longer than the default deadline of 0.2 s.
+hypothesis.settings.register_profile(
+    "passfs", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("passfs")
 
 PR_SET_CHILD_SUBREAPER = 36
 SLOW_S = 5.0

@@ -31,7 +31,6 @@ STEPS = 60
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_mount_is_like_a_bare_directory(variant: str, tmp_path: Path) -> None:
     settings = hypothesis.settings(
-        deadline=None,
         max_examples=PROGRAMS_AT_A_TIME,
         stateful_step_count=STEPS,
         phases=[hypothesis.Phase.generate],  # `shortest` replaces hypothesis's own shrinking

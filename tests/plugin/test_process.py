@@ -181,9 +181,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@hypothesis_settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=st.lists(FRAGMENTS | st.binary(max_size=20), max_size=12))
 def test_no_input_ends_the_plugin(service: Service, pieces: list[bytes]) -> None:
     with closing(service.connect()) as client:

@@ -216,7 +216,7 @@ def test_listings_of_a_shared_stream_add_up_to_nothing(many_fd: int) -> None:
     assert stream.memory[1] == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     rooms=st.lists(st.integers(1, 3000), min_size=1, max_size=50),
     seeks=st.lists(st.integers(0, 49), max_size=5),
@@ -247,7 +247,7 @@ def test_many_names_are_listed_once_each_wherever_replies_end(
     assert len(set(listed)) == MANY + 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rooms=st.lists(st.integers(1, 700), min_size=1, max_size=20))
 def test_names_that_stay_are_listed_once_while_others_come_and_go(
     many: Path, rooms: list[int]
@@ -561,7 +561,7 @@ def test_what_is_no_entry_is_eio_and_read_again_later(data: bytes) -> None:
     assert names_of(stream, 0) == [b"0", b"1", b"2", b"3"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     groups=st.lists(
         st.tuples(st.sampled_from([1, 2, 3, 4, BEYOND, BEYOND + 1, LAST]), st.integers(1, 5)),

@@ -194,6 +194,6 @@ def test_random_work_is_as_in_the_model() -> None:
     run_state_machine_as_test(
         Work,
         settings=settings(
-            max_examples=100, stateful_step_count=60, deadline=None, derandomize=True, database=None
+            max_examples=100, stateful_step_count=60, derandomize=True, database=None
         ),
     )

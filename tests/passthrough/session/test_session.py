@@ -111,7 +111,7 @@ def fuzzed(connect: Connect) -> Iterator[tuple[Kernel, _Quiet]]:
 
 
 # One session takes all the nonsense of a test, as in service.
-SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 numbers = st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(
     0, 2**64 - 1
 )
