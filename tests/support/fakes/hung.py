@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from passthrough.linux import syscalls
+from tests.support.tools.processes import threads
 
 OPENAT2 = 437  # the same number on all architectures
 
@@ -46,5 +47,4 @@ class HungSource:
 
 def is_opening(pid: int) -> bool:
     """Return whether a thread of process *pid* is in openat2(2), proc_pid_syscall(5)."""
-    calls = [(task / "syscall").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return any(call.startswith(f"{OPENAT2} ") for call in calls)
+    return any(call.startswith(f"{OPENAT2} ") for call in threads(pid, "syscall").values())

@@ -30,7 +30,7 @@ from tests.support.tools import wire
 from tests.support.tools.bodies import WITHOUT_ANSWER
 from tests.support.tools.counting import numbers
 from tests.support.tools.options import effective
-from tests.support.tools.processes import descriptors
+from tests.support.tools.processes import children, descriptors, lives
 
 PLAIN = effective(session=SessionKind.KERNEL, posix_acl=False)
 SQUASHED = effective(
@@ -191,9 +191,7 @@ class Standby:
 
     def serves(self) -> bool:
         """Return whether a process serves that has not ended."""
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return any("State:\tZ" not in Path(f"/proc/{it}/status").read_text() for it in children)
+        return any(map(lives, children(self._process.pid)))
 
     def descriptors(self) -> int:
         """Return the number of descriptors that the processes have."""

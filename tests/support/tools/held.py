@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.tools.processes import threads
+
 # ptrace(2) and waitpid(2)
 _DETACH, _SYSCALL, _SEIZE, _INTERRUPT = 17, 24, 0x4206, 0x4207
 _WAIT_ALL = 0x4000_0000
@@ -15,8 +17,8 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 
 def threads_in(pid: int, kernel_function: str) -> list[int]:
     """Return the threads of process *pid* that sleep in such a function of the kernel."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(t.name) for t in tasks if (t / "wchan").read_text().startswith(kernel_function)]
+    places = threads(pid, "wchan").items()
+    return [thread for thread, place in places if place.startswith(kernel_function)]
 
 
 @contextmanager

@@ -69,11 +69,13 @@ class Mounted:
 
 
 def _leaves(pid: int) -> Iterator[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    if not children:
+    below: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            below += (task / "children").read_text().split()
+    if not below:
         yield pid
-    for child in children:
+    for child in map(int, below):
         yield from _leaves(child)
 
 

@@ -7,16 +7,24 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ORPHANS_END_S = 5.0
+ORPHANS_END_S = 20.0
 
 
 def children(pid: int | str = "self") -> set[int]:
     """Return the children of process *pid*, of all its threads."""
-    found: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a task may end meanwhile
+    return {int(child) for text in threads(pid, "children").values() for child in text.split()}
+
+
+def threads(pid: int | str, name: str) -> dict[int, str]:
+    """Return the content of the file *name* in /proc of each thread of process *pid*.
+
+    Threads that end meanwhile may be missing.
+    """
+    found: dict[int, str] = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                found |= {int(child) for child in (task / "children").read_text().split()}
+                found[int(task.name)] = (task / name).read_text()
     return found
 
 
@@ -86,14 +94,15 @@ def _group(pid: int) -> int:
 
 
 def reap(before: set[int]) -> None:
-    """Reap the children that are not in *before*; wait ORPHANS_END_S for the end of each.
+    """Reap the children that are not in *before*; wait ORPHANS_END_S for the end of all.
 
     Orphans become children of this process, which is a subreaper.
     """
     limit = time.monotonic() + ORPHANS_END_S
-    for pid in children() - before:
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < limit:
-            time.sleep(0.01)
+    while (left := children() - before) and time.monotonic() < limit:
+        for pid in left:
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.001)
 
 
 def end(before: set[int]) -> None:
