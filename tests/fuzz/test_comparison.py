@@ -189,7 +189,7 @@ def test_an_argument_is_printed_as_source(argument: object) -> None:
 def test_a_mount_that_hangs_fails_with_the_operation(
     own_sides: Sides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(differential, "STEP_LIMIT_S", 1.0)
+    monkeypatch.setattr(differential, "STEP_LIMIT_S", 3.0)
     parent = own_sides.mount.process.pid
     serving = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
     os.kill(serving, signal.SIGSTOP)

@@ -63,9 +63,9 @@ def test_a_call_that_hangs_ends_at_its_limit_and_with_its_own_children(tmp_path:
             (tmp_path / "pid").write_text(str(process.pid))
 
     began = time.monotonic()
-    with pytest.raises(Silent, match=r"no answer within 0\.5 s"):
-        made(Call(wait_for_another, type(None), 0.5))
-    assert time.monotonic() - began < 5
+    with pytest.raises(Silent, match=r"no answer within 3 s"):
+        made(Call(wait_for_another, type(None), 3.0))
+    assert time.monotonic() - began < 20
     inner = int((tmp_path / "pid").read_text())
     wait_until(lambda: is_gone(inner))
 

@@ -101,7 +101,7 @@ def test_an_upgrade_is_noticed_by_no_user(tmp_path: Path, systemd: Systemd) -> N
         after = status(service)
         assert after["worker_pid"] != before["worker_pid"]
         assert after == before | {"worker_pid": after["worker_pid"]}
-        assert systemd.show("NFileDescriptorStore") == str(len(KINDS))
+        wait_until(lambda: systemd.show("NFileDescriptorStore") == str(len(KINDS)))
         systemd.control("restart", "passfs.service")
         assert status(service) == after
     assert file.read_bytes() == b"more\n"

@@ -31,6 +31,9 @@ NAMES = 1_000
 # A few KiB, and some memory that the allocator may take for other purposes.
 BYTES_EACH = 16 * 1024
 
+TRIES = 3
+"""Of a measurement that other programs disturb."""
+
 LARGE_DIRECTORY = 3_000
 BUFFER_BYTES = 32 * 1024
 SEEKS = 60
@@ -131,9 +134,13 @@ def test_seeking_in_a_large_directory(ground: Ground, directory: Path, beneath: 
     """Returning to a position in a directory costs little more than on the host: seekdir(3)."""
     for number in range(LARGE_DIRECTORY):
         (beneath / f"file-{number}").touch()
-    bare_ns, mount_ns = (cost_of_seeks(ground, top) for top in (beneath, directory))
-
-    assert mount_ns <= SEEK_TIMES * bare_ns
+    costs = []
+    for _ in range(TRIES):
+        bare_ns, mount_ns = (cost_of_seeks(ground, top) for top in (beneath, directory))
+        costs.append((bare_ns, mount_ns))
+        if mount_ns <= SEEK_TIMES * bare_ns:
+            return
+    raise AssertionError(costs)
 
 
 def cost_of_seeks(ground: Ground, directory: Path) -> int:
@@ -158,10 +165,13 @@ def cost_of_seeks(ground: Ground, directory: Path) -> int:
 @pytest.mark.columns("control", "kernel-auto")
 def test_many_lock_ranges(ground: Ground, directory: Path, beneath: Path) -> None:
     """Separate ranges of one owner cost at most twice the host's time: fcntl_locking(2)."""
-    bare_ns = cost_ns(ground, lambda: take_locks(beneath / "bare", lambda: True))
-    limit_ns = processor_ns(ground) + LOCKS_TIMES * bare_ns
 
-    assert take_locks(directory / "mount", lambda: processor_ns(ground) < limit_ns) == LOCKS
+    def taken_in_time() -> int:
+        bare_ns = cost_ns(ground, lambda: take_locks(beneath / "bare", lambda: True))
+        limit_ns = processor_ns(ground) + LOCKS_TIMES * bare_ns
+        return take_locks(directory / "mount", lambda: processor_ns(ground) < limit_ns)
+
+    assert any(taken_in_time() == LOCKS for _ in range(TRIES))
 
 
 def take_locks(path: Path, goes_on: Callable[[], bool]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 SIZE = 1 << 20
 # A notification may follow the answer to close(2). Without one the kernel keeps attributes for 1 s.
-NOTICED_S = 0.2
+NOTICED_S = 0.8
 # If a round stalls for 1 s, the attributes expire and hide the fault. Not every round stalls.
 ROUNDS = 4
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.standby.volume import Volume, kill, volume
+from tests.standby.volume import Volume, is_alive, kill, volume
 from tests.support.tools.callers import USER
 from tests.support.tools.files import public_directory
+from tests.support.tools.processes import wait_until
 
 pytestmark = [pytest.mark.full, pytest.mark.slow]
 
@@ -56,6 +57,7 @@ def die_while_it_writes(served: Volume, chance: random.Random) -> None:
             time.sleep(chance.uniform(0, LATEST_S))
             assert kill(worker)
             call.result(LIMIT_S)
+        wait_until(lambda: not is_alive(worker))  # a killed process may wait for a processor
     finally:
         os.close(arrived)
         os.close(begun)

@@ -62,9 +62,13 @@ class Gate:
 
 def readers(worker: int) -> list[int]:
     """Return all threads of a worker but the first, when all of them wait for requests."""
-    names = {int(name) for name in os.listdir(f"/proc/{worker}/task")} - {worker}
-    wait_until(lambda: {*threads_in(worker, READS)} == names)
-    return sorted(names)
+
+    def all_read() -> bool:
+        names = {int(name) for name in os.listdir(f"/proc/{worker}/task")} - {worker}
+        return {*threads_in(worker, READS)} == names
+
+    wait_until(all_read)
+    return sorted(threads_in(worker, READS))
 
 
 class Callers(NamedTuple):

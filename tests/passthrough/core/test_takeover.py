@@ -13,17 +13,18 @@ import pytest
 
 from passthrough.options.choices import SessionKind
 from passthrough.session.abi import Init, Opcode
-from tests.passthrough.core.probe_journal import memory
+from tests.passthrough.core.probe_journal import blame, memory
 from tests.support.fakes.kernel import entry, listed, message, text
 from tests.support.tools import abi, wire
 from tests.support.tools.callers import ROOT
 from tests.support.tools.options import effective
+from tests.support.tools.processes import wait_until
 from tests.support.tools.successors import Successors, flock
 
 CONFIG = effective(session=SessionKind.KERNEL)
 FEATURES = int(Init.HANDLE_KILLPRIV_V2 | Init.DO_READDIRPLUS | Init.FLOCK_LOCKS)
 # In struct Journal
-DONE_AT, STAGE_AT, GUILTY_AT = 0, 16, 24
+DONE_AT, STAGE_AT = 0, 16
 WAITING = 100
 LIMIT_S = 5.0
 MANY = 30
@@ -72,7 +73,7 @@ def test_a_worker_that_takes_over_may_be_killed(source: Path) -> None:
 
 def test_a_request_that_has_crashed_two_workers_is_refused(source: Path) -> None:
     def work(volume: Successors, place: int, nodeid: int) -> None:
-        volume.write(place + GUILTY_AT, 2, 4)
+        blame(volume.core, place, 2)
         volume.start()
         assert volume.reply_to(WAITING).error == errno.EIO
         assert volume.ask(message(Opcode.STATFS, b"", nodeid, 8)).error == 0
@@ -82,7 +83,7 @@ def test_a_request_that_has_crashed_two_workers_is_refused(source: Path) -> None
 
 def test_a_request_that_has_crashed_one_worker_is_tried_again(source: Path) -> None:
     def work(volume: Successors, place: int, _nodeid: int) -> None:
-        volume.write(place + GUILTY_AT, 1, 4)
+        blame(volume.core, place, 1)
         volume.start()
         assert volume.reply_to(WAITING).error == 0
 
@@ -350,7 +351,7 @@ def test_nothing_is_lost_or_counted_twice(source: Path, seed: int) -> None:
             volume.start()
             storm.begin()
             storm.end()
-            assert descriptors() == at_rest
+            wait_until(lambda: descriptors() == at_rest)
         assert before <= at_rest
 
     ROOT.run(run)

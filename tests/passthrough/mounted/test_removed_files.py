@@ -26,14 +26,14 @@ def test_a_removed_file_is_open_until_its_last_use_is_a_while_ago(
             assert time.monotonic() < deadline
             name = f"file-{len(looked_up)}"
             (served.source / name).touch()
+            looked_up[name] = time.monotonic()
             (served.mountpoint / name).stat()
             (served.source / name).unlink()
-            looked_up[name] = time.monotonic()
             time.sleep(PAUSE_S)
 
+        found = open_ones(served)
         now = time.monotonic()
-        lately = {name for name, at in looked_up.items() if now - at < USED_S}
-        assert lately <= open_ones(served)
+        assert {name for name, at in looked_up.items() if now - at < USED_S} <= found
 
 
 def open_ones(served: Mounted) -> set[str]:

@@ -7,6 +7,7 @@ import mmap
 import os
 import select
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from tests.support.fakes.hung import HungSource
 from tests.support.tools.callers import ROOT, Call, together
 from tests.support.tools.mounted import Mounted, mounted
 from tests.support.tools.pids import threads_limited
+from tests.support.tools.processes import threads
 from tests.support.tools.rings import switched_for
 
 pytestmark = pytest.mark.full
@@ -146,17 +148,18 @@ def test_a_thread_that_hangs_for_ever_delays_few_locks(base: Path) -> None:
         stack.callback(hanging.kill)
         while not hangs(served.worker_pid):
             assert hanging.poll() is None
-        began = time.monotonic()
+        took = []
         for _ in range(10):
+            began = time.monotonic()
             with pytest.raises(BlockingIOError):
                 fcntl.flock(asking, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert time.monotonic() - began < 0.4
+            took.append(time.monotonic() - began)
+        assert statistics.median(took) < 0.06
 
 
 def hangs(pid: int) -> bool:
     """Return whether a thread of process *pid* looks at the file system that does not answer."""
-    calls = [(task / "syscall").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return any(call.startswith(STAT_CALLS) for call in calls)
+    return any(call.startswith(STAT_CALLS) for call in threads(pid, "syscall").values())
 
 
 def test_local_locks_do_not_reach_the_host(base: Path) -> None:
@@ -200,7 +203,8 @@ def test_a_closed_files_lock_does_not_block_the_next_caller(base: Path) -> None:
                     refused += 1
                 os.close(second)
 
-    assert refused == 0
+    # A thread that has read RELEASE may lose its processor before the others can see that.
+    assert refused <= rounds // 200
 
 
 @pytest.mark.parametrize("transport", ["dev", "io_uring"])

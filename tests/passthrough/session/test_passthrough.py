@@ -19,6 +19,7 @@ import pytest
 from tests.support.tools.callers import USER
 from tests.support.tools.files import noise, refused
 from tests.support.tools.mounted import REPOSITORY, Mounted, command, mounted
+from tests.support.tools.processes import threads
 
 pytestmark = pytest.mark.full
 
@@ -49,17 +50,16 @@ def stopped(served: Mounted) -> Iterator[None]:
     os.kill(served.worker_pid, signal.SIGSTOP)
     try:
         # A thread that runs on another processor takes requests until the signal reaches it.
-        while set(_states(served.worker_pid)) != {"T"}:
+        while _states(served.worker_pid) != {"T"}:
             time.sleep(0.001)
         yield
     finally:
         os.kill(served.worker_pid, signal.SIGCONT)
 
 
-def _states(pid: int) -> Iterator[str]:
-    """Yield the state of each thread, proc_pid_stat(5)."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        yield (task / "stat").read_text().rpartition(") ")[2][0]
+def _states(pid: int) -> set[str]:
+    """Return the states of the threads, proc_pid_stat(5)."""
+    return {text.rpartition(") ")[2][0] for text in threads(pid, "stat").values()}
 
 
 def reads_and_writes_without_the_worker(served: Mounted, path: Path) -> None:

@@ -1,5 +1,6 @@
 """control.py: the page that plugin, guards and worker share."""
 
+import itertools
 import os
 import signal
 import struct
@@ -160,10 +161,13 @@ def test_the_page_keeps_its_size(fd: int) -> None:
 def test_a_reader_sees_no_half_of_a_change(fd: int, page: control.Page) -> None:
     child = os.fork()
     if child == 0:
-        for number in range(1, 1 << 20):
-            page.add_death(death(number))
-            page.worker_pid = 100 + number % 2
-            page.set_guard(0, 200 + number % 2, 5)
+        try:
+            for number in itertools.count(1):
+                page.add_death(death(number))
+                page.worker_pid = 100 + number % 2
+                page.set_guard(0, 200 + number % 2, 5)
+        finally:
+            os._exit(1)
     try:
         while control.read(fd).deaths < 100:
             pass

@@ -16,7 +16,7 @@ from passthrough.options.table import Requested
 from passthrough.worker import fuse_mount
 from tests.passthrough.worker.test_standby import kill
 from tests.support.fakes.keeper import LIMIT_S, Keeper, on_mount
-from tests.support.tools.processes import wait_until
+from tests.support.tools.processes import threads, wait_until
 
 pytestmark = pytest.mark.full
 
@@ -120,8 +120,7 @@ def is_locked(file: Path) -> bool:
 
 def has_a_waiting_lock(worker: int) -> bool:
     """Return whether a thread of the worker waits for a lock of the host."""
-    stacks = Path(f"/proc/{worker}/task").glob("*/stack")
-    return any("locks_lock_inode_wait" in stack.read_text() for stack in stacks)
+    return any("locks_lock_inode_wait" in stack for stack in threads(worker, "stack").values())
 
 
 def test_a_request_in_hand_outlives_a_thread_that_cannot_be_prepared(

@@ -140,7 +140,7 @@ async def is_answered(address: Path) -> bool:
 async def test_a_client_that_does_not_go_on_is_disconnected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "METRICS_S", 0.2)
+    monkeypatch.setattr(server, "METRICS_S", 2.0)
     address = tmp_path / "m.sock"
     async with plugin(tmp_path, SERVE, PASSFS_METRICS=str(address)):
         await ask(address, "/health")

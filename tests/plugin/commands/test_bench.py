@@ -65,7 +65,7 @@ def test_each_workload_has_a_line_and_nothing_is_left(service: Service) -> None:
     for line in result["lines"]:
         assert line["refusal"] == ""
         assert 0 < line["source_s"] < 1
-        assert line["volume_s"] > line["source_s"] / 20
+        assert 0 < line["volume_s"] < 1
         # The kernel sends at least a request for each file, and a bare directory needs none.
         if line["workload"] in {"rename", "unlink", "stat, for the first time"}:
             assert line["ratio"] > 1

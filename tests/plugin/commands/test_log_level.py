@@ -110,7 +110,8 @@ def test_a_worker_that_follows_a_killed_one_has_the_level(service: Service) -> N
         kill_worker(service)
         change(service, "log_level=info")
         kill_worker(service)
-        wait_until(lambda: len(lines(service, "took over")) == 2)
+        # The plugin reads the line of the second one under the level of that time, or later.
+        wait_until(lambda: len(lines(service, "took over")) >= 2)
         assert len(lines(service, "go on")) == 1
 
 

@@ -70,14 +70,17 @@ def test_rates_are_those_of_a_known_number_of_requests(service: Service) -> None
     assert found.measured_s is not None
     busy, calm = found.volumes
     assert (busy.name, calm.name, busy.health) == ("busy", "calm", "ok")
-    for rate in (busy.requests_per_s, busy.errors_per_s):
-        assert rate is not None
-        assert rate * found.measured_s == pytest.approx(200, abs=2)  # beside e.g. a FORGET
+    assert busy.errors_per_s is not None
+    assert busy.requests_per_s is not None
+    assert busy.errors_per_s * found.measured_s == pytest.approx(200)
+    # Beside e.g. a FORGET, and the attributes of the root, which the kernel asks for every second.
+    requests = busy.requests_per_s * found.measured_s
+    assert 200 <= round(requests) <= 202 + found.measured_s
     assert (calm.requests_per_s, calm.errors_per_s, calm.busy) == (0, 0, 0)
     assert busy.busy is not None
     assert 0 < busy.busy < 4
     assert busy.mean_us is not None
-    assert busy.mean_us * 200 == pytest.approx(busy.busy * found.measured_s * 1e6, rel=0.05)
+    assert busy.mean_us * requests == pytest.approx(busy.busy * found.measured_s * 1e6, rel=0.05)
 
 
 def test_the_worker_is_that_of_status_with_its_processor_time(service: Service) -> None:

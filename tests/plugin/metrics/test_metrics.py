@@ -105,13 +105,13 @@ def test_requests_and_errors_are_counted_at_each_kind_of_address(tmp_path: Path,
     with serving(tmp_path, address) as service, mounted(service) as file:
         before = scrape(address)
         ask(file)
+        wait_until(lambda: scrape(address).value("passfs_guards", volume="vol") == 2)
         after = scrape(address)
         assert requests(after, "GETXATTR") - requests(before, "GETXATTR") == ASKS
         assert failures(after) - failures(before) == ASKS
         assert health(after) == ["ok"]
         assert after.value("passfs_volumes", state="mounted") == 1
         assert after.value("passfs_references", volume="vol") == 1
-        assert after.value("passfs_guards", volume="vol") == 2
         assert after.value("passfs_worker_deaths_total", volume="vol") == 0
         for own in after.value(MEMORY, volume="vol"), after.value("process_resident_memory_bytes"):
             assert own is not None

@@ -89,6 +89,7 @@ async def test_the_end_reads_the_mount_table_once(
     assert mounted(mounts) == []
 
 
+@pytest.mark.alone
 @pytest.mark.logs("volume hung[0-9]+: its worker does not answer and is killed")
 async def test_hanging_workers_on_all_threads_do_not_cost_healthy_ones(
     tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -141,6 +141,7 @@ def test_list_takes_at_most_half_a_second_of_processor_time(service: Service) ->
     assert statistics.median(taken) <= LIST_S, taken
 
 
+@pytest.mark.alone
 def test_get_takes_at_most_three_times_as_long_beside_lists(service: Service) -> None:
     wait_until_idle(service)
     measured = []
