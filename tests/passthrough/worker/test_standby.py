@@ -50,7 +50,7 @@ def keeper(
     keeper.close()
 
 
-def test_a_worker_serves_although_nobody_waits_for_a_report(
+def test_a_worker_serves_without_a_reader_of_the_report(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
     """As the successor of a worker that has died right after its report."""
