@@ -156,13 +156,13 @@ def _directories(source: str, found: DetailsReply, size: float) -> Iterator[_Sub
                 raise CommandError(
                     f"{source} has too little free space to be measured; --size 0.1 takes a tenth."
                 )
+            stack.callback(_remove, roots, name)  # before: a signal may come right after mkdir(2)
             os.mkdir(name, 0o700, dir_fd=roots.volume)
         except OSError as error:
             raise CommandError(
                 "the volume takes no files of this user, so it cannot be measured:"
                 f" {error.strerror}."
             ) from error
-        stack.callback(_remove, roots, name)
         try:
             directories = [_new_directory(stack, root, name) for root in roots]
         except OSError as error:
@@ -251,8 +251,8 @@ def _time(workload: Workload, parent: int, bare: int, size: float) -> float:
     """Measure *workload* in a new directory: no cache knows its names."""
     name = secrets.token_hex(8)
     with ExitStack() as stack:
-        os.mkdir(name, 0o700, dir_fd=parent)
         stack.callback(_remove, _Subjects(bare, parent), name)
+        os.mkdir(name, 0o700, dir_fd=parent)
         directory, same = (_new_directory(stack, each, name) for each in (parent, bare))
         at = Site(directory, same, size, {})
         stack.callback(_clear, at)

@@ -1,6 +1,7 @@
 """`passfs bench`, beside a plugin that runs as a process."""
 
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -143,6 +144,24 @@ def test_a_command_that_is_ended_cleans_up(service: Service, number: int) -> Non
     process = running(service, source)
     process.send_signal(number)
     assert process.wait(60) != 0
+    assert_untouched(service, source)
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["outer", "inner"])
+def test_a_signal_right_after_a_directory_is_made_leaves_none(
+    service: Service, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source = made(service, f"after-{number}")
+    make, made_ones = os.mkdir, itertools.count(1)
+
+    def make_and_end(name: str, mode: int, *, dir_fd: int) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        if next(made_ones) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "mkdir", make_and_end)
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench(Plugin(str(service.directory / "data")), source.name, 1, 0.02, lambda _: None)
     assert_untouched(service, source)
 
 
