@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.tools.processes import threads
@@ -27,10 +27,10 @@ def one_held(threads: Sequence[int], cause: Callable[[], object]) -> Iterator[No
 
     The first thread stays in hand until the block ends. Its process must have been killed by then.
     """
-    first = _stopped(threads, cause)
+    first, *others = _stopped(threads, cause)
     for _ in ("begin", "end"):
         _step(first)
-    _release(threads[1:])
+    _release(others)
     try:
         yield
     finally:
@@ -45,24 +45,28 @@ def one_held_before(
 
     The others go on, and the first one at the end of the block.
     """
-    first = _stopped(threads, cause)
+    first, *others = _stopped(threads, cause)
     while int(Path(f"/proc/{first}/syscall").read_text().split()[0]) != call:
         _step(first)
-    _release(threads[1:])
+    _release(others)
     try:
         yield
     finally:
         _release([first])
 
 
-def _stopped(threads: Sequence[int], cause: Callable[[], object]) -> int:
-    """Stop *threads*, call *cause*, and return the first one."""
+def _stopped(threads: Sequence[int], cause: Callable[[], object]) -> list[int]:
+    """Stop *threads*, call *cause*, and return those that have not ended before."""
+    found = []
     for thread in threads:
-        _call(_SEIZE, thread)
-        _call(_INTERRUPT, thread)
-        os.waitpid(thread, _WAIT_ALL)
+        with suppress(ProcessLookupError):
+            _call(_SEIZE, thread)
+            _call(_INTERRUPT, thread)
+            os.waitpid(thread, _WAIT_ALL)
+            found.append(thread)
+    assert found[0] == threads[0]
     cause()
-    return threads[0]
+    return found
 
 
 def _step(thread: int) -> None:
