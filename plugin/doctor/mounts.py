@@ -86,9 +86,8 @@ def hidden(facts: Facts) -> Found:
     except PermissionError:
         return unchecked("this user may not see the mounts of a worker")
     left_out = _left_out(facts, {name for name, _, _ in served})
-    if not served:
-        return Found(State.OK, left_out or "no volume is mounted")
-    more = f"; {left_out}" if left_out else ""
+    if not served and not left_out:
+        return Found(State.OK, "no volume is mounted")
     mounts = mountinfo.read(str(facts.machine.proc / "self/mountinfo"))
     other = [
         f"{name} ({path})"
@@ -99,12 +98,21 @@ def hidden(facts: Facts) -> Found:
     if other:
         return Found(
             State.WARNING,
-            f"the path leads to another directory than the served one: {listed(other)}{more}",
+            f"the path leads to another directory than the served one: {listed(other)}",
             "containers go on with the directory of the time when the volume was mounted; the"
             " host sees another one, such as that of a later mount",
             "unmount what covers it, or restart the containers that have the volume",
         )
-    return Found(State.OK, f"mounted: {len(served)}, each with the directory at its path{more}")
+    found = f"checked: {len(served)}, each with the directory at its path" if served else ""
+    if left_out:
+        return Found(
+            State.NOTE,
+            f"{found}{'; ' * bool(found)}not checked: {listed(left_out)}",
+            "a worker without a sandbox does not tell which directory it serves, nor does a plugin"
+            " that sees no path of the host",
+            "none is needed",
+        )
+    return Found(State.OK, found)
 
 
 def propagation(facts: Facts) -> Found:
@@ -217,14 +225,13 @@ def _served(facts: Facts) -> Iterator[tuple[str, str, Place]]:
                 yield name, path, root
 
 
-def _left_out(facts: Facts, served: Collection[str]) -> str:
-    """Return which mounted volumes are not among *served*; empty if all are."""
-    names = [
+def _left_out(facts: Facts, served: Collection[str]) -> list[str]:
+    """Return the mounted volumes that are not among *served*."""
+    return [
         name
         for name, status in facts.statuses().items()
         if status.get("mounted") and name not in served
     ]
-    return f"not checked: {listed(names)}" if names else ""
 
 
 def _workers(facts: Facts, statuses: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

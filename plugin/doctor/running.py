@@ -35,8 +35,8 @@ def plugin(facts: Facts) -> Found:
     known = facts.plugin
     if known.health is not None:
         where = f"process {known.pid}" if known.pid else "in a pid namespace out of sight"
-        count = f"{known.health.volumes} volumes, {known.health.mounted} mounted"
-        return Found(State.OK, f"{_kind(facts)}, {where}: {count}")
+        count = f"volumes: {known.health.volumes}, mounted: {known.health.mounted}"
+        return Found(State.OK, f"{_kind(facts)}, {where}; {count}")
     if known.absent:
         return _absent(facts)
     if not facts.is_root:

@@ -115,10 +115,10 @@ def test_a_kernel_without_the_module_is_not_asked(tmp_path: Path) -> None:
 def test_a_source_of_facts_that_hangs_delays_no_other_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "ANSWER_S", 3.0)
+    monkeypatch.setattr(facts, "ANSWER_S", 2.0)
     monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
     with HungSource(tmp_path):
         found = facts.gathered(Machine.own(str(tmp_path / "data")))
-    assert found.plugin.refusal == "no answer within 6 s"
+    assert found.plugin.refusal == "no answer within 4 s"
     assert found.init.minor >= 40
     assert not found.plugin.absent

@@ -66,9 +66,9 @@ def test_a_plugin_that_works_has_no_error(service: Service) -> None:
         if each.state in bad and name not in left_out
     } == {}
     assert service.process is not None
-    text = f"passfs serve, process {service.process.pid}: 2 volumes, 2 mounted"
+    text = f"passfs serve, process {service.process.pid}; volumes: 2, mounted: 2"
     assert found(result, "plugin") == (State.OK, text)
-    assert found(result, "hidden sources")[1].startswith("mounted: 2, each with the directory")
+    assert found(result, "hidden sources")[1].startswith("checked: 2, each with the directory")
     assert found(result, "mounts on the host")[1].startswith("mounts: 2, all visible")
     assert found(result, "version")[0] is State.OK
     for each in result.findings.values():
@@ -331,7 +331,7 @@ def test_a_plugin_in_a_pid_namespace_of_its_own(tmp_path: Path) -> None:
     assert found(result, "capabilities")[1].startswith("the plugin has all")
     assert found(result, "hidden sources") == (
         State.OK,
-        "mounted: 1, each with the directory at its path",
+        "checked: 1, each with the directory at its path",
     )
 
 

@@ -44,7 +44,7 @@ def test_the_engine(tmp_path: Path, engine: EngineFacts, state: State, text: str
 )
 def test_a_plugin_that_answers(tmp_path: Path, known: dict[str, object], text: str) -> None:
     found = running.plugin(facts(tmp_path, **{"plugin": plugin()} | known))
-    assert (found.state, found.found) == (State.OK, f"{text}: 0 volumes, 0 mounted")
+    assert (found.state, found.found) == (State.OK, f"{text}; volumes: 0, mounted: 0")
 
 
 @pytest.mark.parametrize(
