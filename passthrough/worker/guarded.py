@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, NoReturn
 
@@ -148,8 +147,7 @@ def _work(
         nonlocal reports
         if reports:
             reports = False
-            with suppress(BrokenPipeError):  # the worker before has died right after its report
-                volume.serving(began)
+            _tell(fresh, lambda: volume.serving(began))
         fresh.serves()
         if fresh.gone is not None or trial is not None:
             log.debug("%d requests of the worker before go on", in_hand)
@@ -177,12 +175,24 @@ def _work(
         fresh.ends(_FAILED)
         log.exception("volume %s", volume.handover.volume)
         if reports:
-            with suppress(BrokenPipeError):
-                volume.answer(Report(serving=False, error=str(error)))
+            report = Report(serving=False, error=str(error))
+            _tell(fresh, lambda: volume.answer(report))
         return _FAILED
     finally:
         served.close()
     return 0
+
+
+def _tell(fresh: Fresh, tell: Callable[[], object]) -> None:
+    """Write a report; the worker before may have died right after its own.
+
+    The keeper reads one report, and then closes the pipe.
+    """
+    try:
+        tell()
+    except BrokenPipeError:
+        if fresh.gone is None:
+            raise
 
 
 def _take_over(served: kernel.Served, fresh: Fresh) -> int:

@@ -17,7 +17,6 @@ from passthrough.options.table import Requested
 from passthrough.session.abi import Opcode
 from passthrough.worker import control, fuse_mount, standby
 from passthrough.worker.control import End
-from passthrough.worker.handover import encode
 from tests.passthrough.core.probe_journal import FIRST_AT, PLACE, SIZES
 from tests.support.fakes.keeper import LIMIT_S, Keeper, ended, on_mount
 from tests.support.fakes.kernel import message, text
@@ -30,6 +29,7 @@ from tests.support.tools.processes import descriptors, lives, wait_until
 pytestmark = pytest.mark.full
 
 INSIDE = "tests.support.tools.inside"
+UNSETTLED = "tests.support.tools.unsettled"
 
 
 @pytest.fixture(params=[Sandbox.NAMESPACE, Sandbox.NONE])
@@ -50,20 +50,20 @@ def keeper(
     keeper.close()
 
 
-def test_a_worker_serves_without_a_reader_of_the_report(
+def test_a_worker_follows_one_that_dies_right_after_its_report(
     source: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    """As the successor of a worker that has died right after its report."""
+    """The keeper has read a report, and closed the pipe."""
     (source / "file").write_text("below")
     config = Requested(session=SessionKind.KERNEL, standby=Standby.ON)
-    keeper = Keeper(source, mountpoint, tmp_path / "stderr", config)
-    process = keeper.start(encode(keeper.handover), keeper.passed_fds)
+    keeper = Keeper(source, mountpoint, tmp_path / "stderr", config, UNSETTLED)
     try:
+        process = keeper.serve()
         assert process.stdout is not None
         process.stdout.close()
         wait_until(lambda: keeper.state.settled > 0 or keeper.state.ended > 0)
         assert on_mount("cat", f"{mountpoint}/file") == "below"
-        assert keeper.told == []
+        assert [death.status for death in keeper.state.recent] == [signal.SIGKILL]
     finally:
         keeper.close()
 
