@@ -73,7 +73,7 @@ def test_large_numbers_are_the_same_in_a_listing(ground: Ground) -> None:
     assert listed(ground.top / LISTED) == numbers(ground.top / LISTED)
 
 
-@large_numbers
+@pytest.mark.columns("kernel-auto-overlay", "libfuse-auto-overlay")
 def test_large_numbers_stay(ground: Ground) -> None:
     """A file keeps its number after the kernel has forgotten it."""
     before = numbers(ground.top / LOWER)
@@ -108,7 +108,7 @@ def test_large_numbers_of_a_submount_are_the_same_in_a_listing(ground: Ground) -
     assert listed(directory) == numbers(directory)
 
 
-@two_disks
+@pytest.mark.columns("kernel-auto-submounts", "libfuse-auto-submounts")
 @pytest.mark.parametrize(
     "names",
     [

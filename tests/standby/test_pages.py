@@ -62,13 +62,14 @@ class Gate:
 
 def readers(worker: int) -> list[int]:
     """Return all threads of a worker but the first, when all of them wait for requests."""
+    found: list[int] = []
 
     def all_read() -> bool:
-        names = {int(name) for name in os.listdir(f"/proc/{worker}/task")} - {worker}
-        return {*threads_in(worker, READS)} == names
+        found[:] = sorted({int(name) for name in os.listdir(f"/proc/{worker}/task")} - {worker})
+        return sorted(threads_in(worker, READS)) == found
 
     wait_until(all_read)
-    return sorted(threads_in(worker, READS))
+    return found
 
 
 class Callers(NamedTuple):

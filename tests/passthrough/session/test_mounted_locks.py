@@ -154,7 +154,8 @@ def test_a_thread_that_hangs_for_ever_delays_few_locks(base: Path) -> None:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(asking, fcntl.LOCK_EX | fcntl.LOCK_NB)
             took.append(time.monotonic() - began)
-        assert statistics.median(took) < 0.06
+        assert statistics.median(took) < 0.03  # 3 ms on an idle machine
+        assert sorted(took)[7] < 0.06
 
 
 def hangs(pid: int) -> bool:
@@ -186,25 +187,32 @@ def test_the_immutable_flag_is_refused(base: Path) -> None:
 
 @pytest.mark.slow
 def test_a_closed_files_lock_does_not_block_the_next_caller(base: Path) -> None:
-    """The kernel does not wait for the answer to RELEASE, and another thread may serve SETLK."""
-    rounds = 2_000
+    """The kernel does not wait for the answer to RELEASE, and another thread may serve SETLK.
+
+    Without a wait for that thread, one lock of some hundred is refused. But on a busy machine a
+    thread that has read RELEASE may lose its processor before others can see that. So one of three
+    series has to be without a refusal.
+    """
     with volume(base) as served:
         path = served.mountpoint / "file"
         path.touch()
-        refused = 0
         with syncing(served.mountpoint / "other"):  # it makes the worker use several threads
-            for _ in range(rounds):
-                first, second = (os.open(path, os.O_RDWR) for _ in range(2))
-                fcntl.flock(first, fcntl.LOCK_EX)
-                os.close(first)
-                try:
-                    fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    refused += 1
-                os.close(second)
+            assert any(refusals(path) == 0 for _ in range(3))
 
-    # A thread that has read RELEASE may lose its processor before the others can see that.
-    assert refused <= rounds // 200
+
+def refusals(path: Path) -> int:
+    """Return how many of 2,000 locks are refused, each right after another file was closed."""
+    refused = 0
+    for _ in range(2_000):
+        first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+        fcntl.flock(first, fcntl.LOCK_EX)
+        os.close(first)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refused += 1
+        os.close(second)
+    return refused
 
 
 @pytest.mark.parametrize("transport", ["dev", "io_uring"])

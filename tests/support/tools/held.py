@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.support.tools.processes import threads
+from tests.support.tools import processes
 
 # ptrace(2) and waitpid(2)
 _DETACH, _SYSCALL, _SEIZE, _INTERRUPT = 17, 24, 0x4206, 0x4207
@@ -17,7 +17,7 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 
 def threads_in(pid: int, kernel_function: str) -> list[int]:
     """Return the threads of process *pid* that sleep in such a function of the kernel."""
-    places = threads(pid, "wchan").items()
+    places = processes.threads(pid, "wchan").items()
     return [thread for thread, place in places if place.startswith(kernel_function)]
 
 
@@ -57,16 +57,22 @@ def one_held_before(
 
 def _stopped(threads: Sequence[int], cause: Callable[[], object]) -> list[int]:
     """Stop *threads*, call *cause*, and return those that have not ended before."""
-    found = []
-    for thread in threads:
-        with suppress(ProcessLookupError):
-            _call(_SEIZE, thread)
-            _call(_INTERRUPT, thread)
-            os.waitpid(thread, _WAIT_ALL)
-            found.append(thread)
-    assert found[0] == threads[0]
+    found = [thread for thread in threads if _stops(thread)]
+    assert found[:1] == [*threads[:1]]
     cause()
     return found
+
+
+def _stops(thread: int) -> bool:
+    """Stop a thread; return false if it has ended, or ends instead."""
+    try:
+        _call(_SEIZE, thread)
+    except (ProcessLookupError, PermissionError):
+        return False
+    with suppress(ProcessLookupError):
+        _call(_INTERRUPT, thread)
+    _, status = os.waitpid(thread, _WAIT_ALL)
+    return os.WIFSTOPPED(status)
 
 
 def _step(thread: int) -> None:

@@ -36,9 +36,14 @@ def forget(mountpoint: Path) -> None:
     count as well.
     """
     flags = MS_REMOUNT | syscalls.MS_NOSUID | syscalls.MS_NODEV
-    for mount in mountinfo.read():
-        if mount.fstype == FSTYPE and Path(os.fsdecode(mount.target)).is_relative_to(mountpoint):
-            syscalls.mount(b"none", mount.target, b"", flags, b"")
+    targets = [
+        mount.target
+        for mount in mountinfo.read()
+        if mount.fstype == FSTYPE and Path(os.fsdecode(mount.target)).is_relative_to(mountpoint)
+    ]
+    assert targets, mountpoint
+    for target in targets:
+        syscalls.mount(b"none", target, b"", flags, b"")
 
 
 @contextlib.contextmanager

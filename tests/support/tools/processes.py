@@ -11,8 +11,12 @@ ORPHANS_END_S = 20.0
 
 
 def children(pid: int | str = "self") -> set[int]:
-    """Return the children of process *pid*, of all its threads."""
-    return {int(child) for text in threads(pid, "children").values() for child in text.split()}
+    """Return the children of process *pid*, of all its threads; none if it has ended."""
+    found: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for text in threads(pid, "children").values():
+            found |= {int(child) for child in text.split()}
+    return found
 
 
 def threads(pid: int | str, name: str) -> dict[int, str]:
@@ -21,10 +25,9 @@ def threads(pid: int | str, name: str) -> dict[int, str]:
     Threads that end meanwhile may be missing.
     """
     found: dict[int, str] = {}
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                found[int(task.name)] = (task / name).read_text()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[int(task.name)] = (task / name).read_text()
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.tools.processes import wait_until
 from tests.support.tools.scraping import free_port
 
 _HOST: Final = "127.0.0.1"
@@ -25,8 +25,9 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the series that an expression selects now, each with `metric` and `value`."""
-        found = self._data("query", query=expression)["result"]
-        return found if isinstance(found, list) else [found]
+        found = self._data("query", query=expression)
+        assert found["resultType"] == "vector", expression
+        return list(found["result"])
 
     def values(self, label: str, selector: str) -> set[str]:
         """Return the values of a label of the series that a selector selects."""
@@ -67,9 +68,16 @@ def prometheus(directory: Path, configuration: str) -> Iterator[Prometheus]:
     server = Prometheus(port)
     with (directory / "log").open("wb") as log, subprocess.Popen(words, stderr=log) as process:
         try:
-            wait_until(lambda: process.poll() is not None or server.is_up(), _START_S)
-            assert process.poll() is None, (directory / "log").read_text()
+            until = time.monotonic() + _START_S
+            while not server.is_up():
+                text = (directory / "log").read_text()
+                assert process.poll() is None, text
+                assert time.monotonic() < until, text
+                time.sleep(0.05)
             yield server
         finally:
             process.terminate()
-            process.wait(_STOP_S)
+            try:
+                process.wait(_STOP_S)
+            finally:
+                process.kill()
