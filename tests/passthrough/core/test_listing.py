@@ -1,4 +1,4 @@
-"""listing.pyx: a stream gives each entry once, whatever offsets the host's directory has.
+"""listing.pyx gives each entry of a stream once, with any offsets of the host's directory.
 
 The streams read directories of ext4 and tmpfs, and a fake host with repeated and huge offsets.
 """
@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 from tests.passthrough.core.probe_listing import CALLS, Listing
 
 MANY = 10_000
-FILE_SYSTEMS = ["/var/tmp", "/dev/shm"]  # the disk's, and tmpfs, whose offsets are positions
+FILE_SYSTEMS = ["/var/tmp", "/dev/shm"]  # on a disk, and tmpfs, which takes positions for offsets
 AT_ONCE = 32 * 1024
 
 

@@ -49,7 +49,7 @@ MAY_BE_USED = {
 
 
 class OfSuccessor(Keeper):
-    """A keeper whose first worker has died, so that the second worker serves."""
+    """A keeper that kills its first worker, so that the second one serves."""
 
     def serve(self, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         process = super().serve(within)

@@ -1,4 +1,4 @@
-"""A successor whose thread cannot be prepared: the request that it resumes is not lost.
+"""A successor fails to prepare a thread, and loses no request that the thread was to resume.
 
 A library before the C library has unshare(2) fail, once, in one thread of a process. The library
 also holds writes.

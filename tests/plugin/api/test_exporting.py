@@ -1,4 +1,4 @@
-"""The address of the metrics: who may connect, how often, and what happens if it is taken."""
+"""The address of the metrics: its permissions, its limits for clients, and its failures."""
 
 import http.client
 import os

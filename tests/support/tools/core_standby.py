@@ -1,4 +1,4 @@
-"""A core whose process dies at a step, and another process that goes on, with requests as bytes.
+"""Processes that serve one core: one dies at a step, and the next goes on. Requests are bytes.
 
 The first process makes the core, and clones one process after the other, each when the one before
 has been killed. A socket stands for /dev/fuse. The build of the core must be of the kind `steps`.
@@ -158,7 +158,7 @@ class Standby:
         )
         device.close()
         self.left: dict[str, int] = {}
-        """What the core had at its end."""
+        """The inodes, files and directories of the core at its end, and the deaths."""
         self.requests: dict[str, int] = {}
         """The requests that it had counted, by operation."""
 

@@ -38,7 +38,7 @@ UNIT = Path(__file__).parents[3] / "packaging" / "passfs.service"
 SOCKET = UNIT.with_suffix(".socket")
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 CONNECTION_ENDED = ("not connected", "connection abort")
-"""What programs print after the end of a connection; the second one if a call was waiting."""
+"""Programs print one of these after the end of a connection: the second if a call was waiting."""
 # Builds on this machine may use its trust store.
 TRUST = ["--ca-bundle", str(CA_BUNDLE)] if CA_BUNDLE.exists() else []
 
@@ -279,7 +279,7 @@ class Service:
         self.restart()
 
     def crash(self, pid: int) -> None:
-        """Kill the service, whose process id is *pid*; start it again, as its manager does."""
+        """Kill the service, which is process *pid*, and start it again as its manager does."""
         assert self._manager is not None
         assert self._process is not None
         assert self._process.pid == pid

@@ -1,4 +1,4 @@
-"""A worker process whose first worker dies after its report, before it notes that it serves."""
+"""A program whose first worker reports, and dies before it notes that it serves."""
 
 import signal
 import sys
