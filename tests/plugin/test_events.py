@@ -16,7 +16,7 @@ from plugin import events
 from plugin.volume_options import SOURCE_ACCEPTED
 from tests.support.fakes.service_manager import ServiceManager
 from tests.support.tools.commands import passfs
-from tests.support.tools.processes import wait_until
+from tests.support.tools.processes import members, wait_until
 from tests.support.tools.service import Service
 
 pytestmark = pytest.mark.full
@@ -191,29 +191,14 @@ def test_a_guard_that_dies_is_one_event(service: Service) -> None:
     service.call("VolumeDriver.Create", Name="vol")
     service.call("VolumeDriver.Mount", Name="vol", ID="a")
     worker = int(status(service)["worker_pid"])
-    group = os.getpgid(worker)
-    wait_until(lambda: len(members(group)) == 3)
-    guards = [pid for pid in members(group) if pid != worker]
-    os.kill(guards[-1], signal.SIGKILL)
+    wait_until(lambda: len(members(worker)) == 3)
+    os.kill(max(members(worker) - {worker}), signal.SIGKILL)
     wait_for(service, "guard N has ended")
     service.call("VolumeDriver.Unmount", Name="vol", ID="a")
 
     assert [text for text in told(service) if "guard" in text] == [
         "volume vol: guard N has ended; another one follows"
     ]
-
-
-def members(group: int) -> list[int]:
-    """Return the processes of a process group, the oldest first."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getpgid(int(entry.name)) == group:
-                    found.append(int(entry.name))
-            except ProcessLookupError:
-                continue
-    return sorted(found)
 
 
 @pytest.mark.slow

@@ -132,7 +132,8 @@ def test_another_program_goes_on(keeper: Keeper) -> None:
     assert [death.pid for death in after.state.recent] == [killed]
     assert (after.state.waits, keeper.state.ended) == (False, control.End.REPLACED)
     wait_until(lambda: after.told != [])
-    assert "serves in place of another program, after " in after.told[-1]
+    (line,) = after.told
+    assert "serves in place of another program, after " in line
     os.kill(after.state.worker_pid, signal.SIGKILL)
     wait_until(lambda: after.state.deaths == 2 and after.state.settled == 2)
     assert_serves(after)

@@ -57,6 +57,7 @@ def assert_untouched(service: Service, source: Path) -> None:
     assert not os.path.ismount(service.directory / "mounts" / source.name)
 
 
+@pytest.mark.alone
 def test_each_workload_has_a_line_and_nothing_is_left(service: Service) -> None:
     source = made(service, "vol")
     result = json.loads(printed(service, "bench", "vol", *QUICK, "--json"))
@@ -66,7 +67,7 @@ def test_each_workload_has_a_line_and_nothing_is_left(service: Service) -> None:
     for line in result["lines"]:
         assert line["refusal"] == ""
         assert 0 < line["source_s"] < 1
-        assert 0 < line["volume_s"] < 1
+        assert line["volume_s"] > line["source_s"] / 20
         # The kernel sends at least a request for each file, and a bare directory needs none.
         if line["workload"] in {"rename", "unlink", "stat, for the first time"}:
             assert line["ratio"] > 1

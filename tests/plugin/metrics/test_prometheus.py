@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from plugin.admin.address import TcpAddress
-from tests.plugin.metrics.test_dashboard import DASHBOARD, DOCUMENT, shown
+from tests.plugin.metrics.test_dashboard import DASHBOARD, DOCUMENT, shown, substituted
 from tests.support.tools.processes import kill_all, wait_until
 from tests.support.tools.prometheus import Prometheus, prometheus
 from tests.support.tools.scraping import free_port, page
@@ -106,23 +106,16 @@ def scrapes(server: Prometheus) -> int:
     return sum(int(each["value"][1]) for each in server.query("count_over_time(up[10m])"))
 
 
-def in_place(query: str) -> str:
-    """Return a query of the dashboard as Grafana sends it, if all is chosen."""
-    for variable, value in {"$__rate_interval": "1m", "$instance": ".+", "$volume": ".+"}.items():
-        query = query.replace(variable, value)
-    return query
-
-
 @pytest.mark.parametrize("query", shown())
 def test_each_panel_has_a_number(query: str, watched: Watched) -> None:
-    found = watched.server.query(in_place(query))
+    found = watched.server.query(substituted(query))
     assert any(float(each["value"][1]) >= 0 for each in found), found
 
 
 @pytest.mark.parametrize("query", in_table())
 def test_no_cell_of_the_table_is_nan(query: str, watched: Watched) -> None:
     """A volume without a request in the interval has no mean time."""
-    found = watched.server.query(in_place(query))
+    found = watched.server.query(substituted(query))
     assert {each["metric"]["volume"] for each in found} >= {"vol"}
     assert [each for each in found if math.isnan(float(each["value"][1]))] == []
 
@@ -130,7 +123,7 @@ def test_no_cell_of_the_table_is_nan(query: str, watched: Watched) -> None:
 def test_the_variables_of_the_dashboard_have_machines_and_volumes(watched: Watched) -> None:
     variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     for name, values in {"instance": {watched.target}, "volume": {*VOLUMES}}.items():
-        query = in_place(variables[name]["query"]["query"])
+        query = substituted(variables[name]["query"]["query"])
         (selector, label), *_ = re.findall(r"^label_values\((.+), (\w+)\)$", query)
         assert watched.server.values(label, selector) == values
 
@@ -144,12 +137,13 @@ def test_the_linter_of_prometheus_finds_no_fault(watched: Watched) -> None:
 
 
 def test_the_alerts_tell_of_the_death_of_a_worker_and_of_a_lost_volume(watched: Watched) -> None:
-    alerts = watched.server.alerts()
-    assert {name for name, state in alerts.items() if state in HOLDS} == {"PassfsWorkerDied"}
+    assert raised(watched.server) == {"PassfsWorkerDied"}
 
     kill_all(worker_of(watched.service))
 
-    lost = {"PassfsWorkerDied", "PassfsVolumeLost"}
-    wait_until(
-        lambda: {n for n, state in watched.server.alerts().items() if state in HOLDS} == lost
-    )
+    wait_until(lambda: raised(watched.server) == {"PassfsWorkerDied", "PassfsVolumeLost"})
+
+
+def raised(server: Prometheus) -> set[str]:
+    """Return the alerts whose condition holds."""
+    return {name for name, state in server.alerts().items() if state in HOLDS}

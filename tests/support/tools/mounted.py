@@ -69,7 +69,7 @@ class Mounted:
 
 
 def _leaves(pid: int) -> Iterator[int]:
-    below: list[str] = []
+    below: list[str] = []  # processes.py has the same; the guard's program finds no other module
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
             below += (task / "children").read_text().split()
